@@ -1,0 +1,1 @@
+"""Backends: each knows one trainer."""

@@ -1,0 +1,82 @@
+"""What a backend has to know about its trainer."""
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Closed(BaseModel):
+    """A frozen model in which a misspelt key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Branch(Closed):
+    """A cooldown as the trainer has to run it."""
+
+    iteration: int
+    """Branch point: the iteration of the parent's checkpoint."""
+    decay_iterations: int
+    """Length of the decay; the branch ends at `iteration + decay_iterations`."""
+    shape: str
+    min_lr: float
+    """Learning rate at the end of the decay."""
+
+    @property
+    def target(self) -> int:
+        return self.iteration + self.decay_iterations
+
+
+class Progress(NamedTuple):
+    """What one log line says; None where it says nothing."""
+
+    iteration: int
+    target: int | None
+    loss: float | None
+    """Nats per token; None when the trainer left it out, as Megatron does with a NaN."""
+    learning_rate: float | None
+    seconds_per_iteration: float | None
+
+
+class FoundCheckpoint(NamedTuple):
+    """A complete checkpoint on the filesystem."""
+
+    iteration: int
+    path: Path
+
+
+class Backend(Protocol):
+    """One trainer: command lines, checkpoints, progress, cooldowns."""
+
+    @property
+    def train_iters(self) -> int:
+        """The trunk's target iteration."""
+
+    @property
+    def save_interval(self) -> int:
+        """Iterations between checkpoints: branch points are multiples of it."""
+
+    def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
+        """The trunk's argument list; it resumes by itself from `save_dir`."""
+
+    def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
+        """A branch's argument list; `save_dir` has been seeded, and it resumes from there."""
+
+    def environment(self) -> dict[str, str]:
+        """Variables that the trainer needs."""
+
+    def refusals(self, branch: Branch) -> list[str]:
+        """Why this trainer could not run `branch`, in words; empty when it can."""
+
+    def watched(self, save_dir: Path) -> tuple[Path, ...]:
+        """Paths whose stat changes when a checkpoint may have become complete."""
+
+    def checkpoints(self, save_dir: Path) -> list[FoundCheckpoint]:
+        """The complete checkpoints in `save_dir`, by iteration."""
+
+    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> None:
+        """Pin `checkpoint` as the start of a branch that saves in `save_dir`; repeatable."""
+
+    def progress(self, line: bytes) -> Progress | None:
+        """What a log line says about the training, if anything."""

@@ -1,0 +1,94 @@
+"""The demo backend: the small NumPy language model that ships with the project."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from autoexp.backends import megatron_layout
+from autoexp.backends.base import Branch, Closed, FoundCheckpoint, Progress
+
+
+class DemoArgs(Closed):
+    """Arguments of the demo trainer, named as Megatron names them."""
+
+    train_iters: int = Field(2000, gt=0, description="iterations of the trunk")
+    save_interval: int = Field(200, gt=0, description="iterations between checkpoints")
+    log_interval: int = Field(10, gt=0, description="iterations between log lines")
+    lr: float = Field(1e-2, gt=0, description="peak learning rate, constant after the warm-up")
+    lr_warmup_iters: int = Field(50, ge=0, description="iterations of linear warm-up")
+    global_batch_size: int = Field(256, gt=0, description="samples per iteration")
+    hidden_size: int = Field(256, gt=0, description="units of the hidden layer")
+    embedding_size: int = Field(24, gt=0, description="units of a character's embedding")
+    seq_length: int = Field(12, gt=0, description="characters of context")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
+    seed: int = Field(1234, ge=0, description="seed of the language, the weights and the batches")
+    sleep_per_iteration_ms: float = Field(
+        0.0, ge=0, description="milliseconds to sleep in each iteration, to look like a big model"
+    )
+    slow_save_s: float = Field(0.0, ge=0, description="seconds that a save takes longer, for tests")
+    fail_at_iteration: int | None = Field(
+        None, gt=0, description="iteration at which the training crashes, for tests"
+    )
+
+
+class DemoBackend(Closed):
+    """Trains `autoexp.demo_trainer` on one CPU core."""
+
+    kind: Literal["demo"] = "demo"
+    args: DemoArgs = DemoArgs()
+
+    @property
+    def train_iters(self) -> int:
+        return self.args.train_iters
+
+    @property
+    def save_interval(self) -> int:
+        return self.args.save_interval
+
+    def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
+        return self._command(save_dir, self.args.train_iters)
+
+    def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
+        return (
+            *self._command(save_dir, branch.target),
+            "--exit-on-missing-checkpoint",
+            "--override-opt_param-scheduler",
+            *("--lr-decay-style", "WSD"),
+            *("--lr-decay-iters", str(branch.target)),
+            *("--lr-wsd-decay-iters", str(branch.decay_iterations)),
+            *("--lr-wsd-decay-style", branch.shape),
+            *("--min-lr", repr(branch.min_lr)),
+        )
+
+    def _command(self, save_dir: Path, train_iters: int) -> tuple[str, ...]:
+        arguments = self.args.model_dump(exclude={"train_iters"}, exclude_none=True)
+        flags = [
+            part
+            for name, value in arguments.items()
+            for part in (f"--{name.replace('_', '-')}", str(value))
+        ]
+        directories = ("--save", str(save_dir), "--load", str(save_dir))
+        trainer = (sys.executable, "-m", "autoexp.demo_trainer")
+        return (*trainer, *directories, "--train-iters", str(train_iters), *flags)
+
+    def environment(self) -> dict[str, str]:
+        return {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+    def refusals(self, branch: Branch) -> list[str]:
+        if branch.iteration < self.args.lr_warmup_iters:
+            return [f"it branches inside the warm-up of {self.args.lr_warmup_iters} iterations"]
+        return []
+
+    def watched(self, save_dir: Path) -> tuple[Path, ...]:
+        return (save_dir / megatron_layout.TRACKER,)
+
+    def checkpoints(self, save_dir: Path) -> list[FoundCheckpoint]:
+        return megatron_layout.complete_checkpoints(save_dir)
+
+    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> None:
+        megatron_layout.seed(checkpoint, save_dir)
+
+    def progress(self, line: bytes) -> Progress | None:
+        return megatron_layout.progress(line)

@@ -1,0 +1,218 @@
+"""From YAML and overrides to a validated experiment: Hydra composes, pydantic judges."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from autoexp.errors import BadInput
+from autoexp.experiment import Experiment
+
+SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT_CONFIG = "default"
+
+
+class Composed(NamedTuple):
+    """An experiment and what it was made from, enough to make it again."""
+
+    experiment: Experiment
+    config: str
+    overrides: tuple[str, ...]
+    resolved: str
+    """YAML with every interpolation resolved."""
+    unresolved: str
+    """YAML as composed, interpolations kept."""
+
+
+def compose(config: str | None = None, overrides: Sequence[str] = ()) -> Composed:
+    """Compose and validate an experiment.
+
+    `config` is the name of a file in the configuration directories (`$AUTOEXP_CONFIGS`, else
+    `configs/` in the working directory, then those that ship with autoexp), or the path of a YAML
+    file. `overrides` are dotted, as in Hydra: `backend=megatron backend.args.train_iters=200`.
+
+    Raises BadInput with one message that names the key, where it came from and the nearest name.
+    """
+    directories, name = _locate(config)
+    groups = _groups(directories)
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        spelled = [_force(override, groups) for override in parsed]
+        search = ",".join(f"'file://{directory}'" for directory in directories[1:])
+        with initialize_config_dir(str(directories[0]), version_base="1.3"):
+            tree = hydra_compose(name, [*spelled, f"hydra.searchpath=[{search}]"], True)
+        choices = dict(tree.hydra.runtime.choices)
+        tree = _without_hydra(tree)
+        values = OmegaConf.to_container(tree, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BadInput(_hydra_message(error, directories, name)) from error
+    try:
+        experiment = Experiment.model_validate(values)
+    except ValidationError as error:
+        origin = _Origins(directories, name, choices, parsed)
+        raise BadInput(_validation_message(error, origin)) from error
+    return Composed(
+        experiment=experiment,
+        config=name,
+        overrides=tuple(overrides),
+        resolved=OmegaConf.to_yaml(tree, resolve=True),
+        unresolved=OmegaConf.to_yaml(tree),
+    )
+
+
+def available() -> dict[str, Path]:
+    """The runnable experiments by name, the user's own before the shipped ones."""
+    found: dict[str, Path] = {}
+    for directory in _directories():
+        for path in sorted(directory.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def _directories() -> list[Path]:
+    own = os.environ.get("AUTOEXP_CONFIGS")
+    candidates = [Path(own) if own else Path("configs"), SHIPPED]
+    if own and not candidates[0].is_dir():
+        raise BadInput(f"AUTOEXP_CONFIGS names {own}, which is not a directory")
+    found = [path.resolve() for path in candidates if path.is_dir()]
+    return list(dict.fromkeys(found))
+
+
+def _locate(config: str | None) -> tuple[list[Path], str]:
+    """The search path, best first, and the name of the primary file in it."""
+    directories = _directories()
+    if config is None:
+        config = DEFAULT_CONFIG
+    if config.endswith((".yaml", ".yml")) or "/" in config:
+        path = Path(config).resolve()
+        if not path.is_file():
+            raise BadInput(f"{config}: no such file; `autoexp plan` without a name lists configs")
+        return list(dict.fromkeys([path.parent, *directories])), path.stem
+    if config not in available():
+        names = ", ".join(sorted(available()))
+        raise BadInput(
+            f"{config}: no such configuration{_nearest(config, available())}; there are: {names}"
+        )
+    return directories, config
+
+
+def _groups(directories: Sequence[Path]) -> frozenset[str]:
+    return frozenset(
+        path.name for directory in directories for path in directory.iterdir() if path.is_dir()
+    )
+
+
+def _force(override: Override, groups: frozenset[str]) -> str:
+    """Let a plain `a.b=c` also set a key that no YAML file mentions.
+
+    Hydra would ask for a `+` there. Whether the key exists is for the model to say, which knows
+    the nearest name.
+    """
+    line = str(override.input_line)
+    if override.type is OverrideType.CHANGE and override.key_or_group not in groups:
+        return f"++{line}"
+    return line
+
+
+def _without_hydra(tree: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(tree, [str(key) for key in tree if key != "hydra"])
+
+
+class _Origins:
+    """Says where the value of a key came from."""
+
+    def __init__(
+        self,
+        directories: Sequence[Path],
+        name: str,
+        choices: dict[str, str],
+        overrides: Sequence[Override],
+    ) -> None:
+        self._directories = directories
+        self._name = name
+        self._choices = choices
+        self._overrides = overrides
+
+    def of(self, location: Sequence[str]) -> str:
+        key = ".".join(location)
+        for override in reversed(self._overrides):
+            if key == override.key_or_group or key.startswith(f"{override.key_or_group}."):
+                return f"override `{override.input_line}`"
+        primary = self._file(f"{self._name}.yaml")
+        choice = self._choices.get(location[0]) if location else None
+        if choice is None or (primary is not None and _mentions(primary, location)):
+            return str(primary or self._name)
+        return str(self._file(f"{location[0]}/{choice}.yaml") or f"{location[0]}={choice}")
+
+    def _file(self, name: str) -> Path | None:
+        return next((d / name for d in self._directories if (d / name).is_file()), None)
+
+
+def _mentions(path: Path, location: Sequence[str]) -> bool:
+    node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    for part in location:
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _validation_message(error: ValidationError, origins: _Origins) -> str:
+    """One line per problem: path, what is wrong, the nearest valid name, where it came from."""
+    lines = [_problem(details, origins) for details in error.errors()]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _problem(details: ErrorDetails, origins: _Origins) -> str:
+    location = [str(part) for part in details["loc"]]
+    path = ".".join(location) or "experiment"
+    origin = origins.of(location)
+    if details["type"] == "extra_forbidden":
+        names = _fields_at(Experiment, location[:-1])
+        return f"{path}: no such key{_nearest(location[-1], names)} ({origin})"
+    if details["type"] == "missing":
+        return f"{path}: missing ({origin})"
+    message = details["msg"].removeprefix("Value error, ")
+    shown = details["input"]
+    given = f", got {shown!r}" if isinstance(shown, str | int | float) else ""
+    return f"{path}: {message}{given} ({origin})"
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Names that are valid at `location`, found by walking the models' annotations."""
+    models: list[type[BaseModel]] = [model]
+    for part in location:
+        annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        if annotations:
+            models = [found for annotation in annotations for found in _models_in(annotation)]
+    return sorted({name for found in models for name in found.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _models_in(inner)]
+
+
+def _nearest(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _hydra_message(error: Exception, directories: Sequence[Path], name: str) -> str:
+    """Hydra's own words without its traceback, and where it looked."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(line for line in lines if not line.startswith(("full_key", "object_type")))
+    where = next((d / f"{name}.yaml" for d in directories if (d / f"{name}.yaml").is_file()), name)
+    return f"{text} (composing {where})"

@@ -1,0 +1,78 @@
+"""Loss curves of a session and what each cooldown gained over its trunk."""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+from autoexp.session import Session
+
+# Logged points that are averaged at a curve's end, so that one noisy batch decides nothing.
+_TAIL = 3
+_AROUND = 5
+
+
+class Curve(NamedTuple):
+    """One job's metrics by iteration, ascending; points with no loss (NaN) are left out."""
+
+    iterations: list[int]
+    losses: list[float]
+    """Nats per token."""
+    learning_rates: list[float]
+
+
+class Gain(NamedTuple):
+    """A cooldown's end against the trunk at the same iteration; losses in nats per token."""
+
+    job: str
+    iteration: int
+    loss: float
+    trunk_loss: float
+
+    @property
+    def gain(self) -> float:
+        """How far below the trunk the cooldown ended."""
+        return self.trunk_loss - self.loss
+
+
+def read_curve(session: Path, job: str) -> Curve:
+    """Read a job's metrics; where an iteration stands twice (a restart), the last one counts."""
+    rows: dict[int, tuple[float, float]] = {}
+    try:
+        with (session / "metrics" / f"{job}.csv").open(newline="") as file:
+            for row in csv.reader(file):
+                # A row that is being written, or was torn by a kill, has too few cells.
+                if len(row) == 4 and row[1]:
+                    rows[int(row[0])] = (float(row[1]), float(row[2] or "nan"))
+    except FileNotFoundError:
+        pass
+    iterations = sorted(rows)
+    return Curve(
+        iterations,
+        [rows[iteration][0] for iteration in iterations],
+        [rows[iteration][1] for iteration in iterations],
+    )
+
+
+def gains(session: Session) -> list[Gain]:
+    """What each cooldown gained, as far as both curves have come."""
+    found = []
+    for job in session.jobs.values():
+        if job.spec.parent is None or job.iteration != job.spec.target_iteration:
+            continue
+        branch = read_curve(session.path, job.spec.name)
+        trunk = _mean_around(read_curve(session.path, job.spec.parent), job.iteration or 0)
+        if branch.losses and trunk is not None:
+            tail = branch.losses[-_TAIL:]
+            found.append(Gain(job.spec.name, branch.iterations[-1], sum(tail) / len(tail), trunk))
+    return found
+
+
+def _mean_around(curve: Curve, iteration: int) -> float | None:
+    """Mean of the points nearest to `iteration`; None while the curve has not come that far."""
+    if not curve.iterations or curve.iterations[-1] < iteration:
+        return None
+    nearest = sorted(
+        zip(curve.iterations, curve.losses, strict=True), key=lambda p: abs(p[0] - iteration)
+    )
+    losses = [loss for _, loss in nearest[:_AROUND]]
+    return sum(losses) / len(losses)

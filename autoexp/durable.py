@@ -1,0 +1,89 @@
+"""Writes that survive a kill at any moment: a reader sees the old file or the new one, whole.
+
+Every durable step passes through `step()`, where a test can have the process killed: with
+AUTOEXP_TEST_KILL_AT=n in the environment the n-th step is the last thing that happens.
+"""
+
+import itertools
+import json
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+_steps = itertools.count(1)
+_kill_at = int(os.environ.get("AUTOEXP_TEST_KILL_AT", "0"))
+
+
+def step() -> None:
+    """Mark a point between two durable effects; a test may choose to die here."""
+    if _kill_at and next(_steps) == _kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names created, renamed or removed in `directory` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` atomically: temporary file beside it, fsync, rename, fsync of the directory.
+
+    Raises OSError when the disk is full or read-only; the old file then stands as it was.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    step()
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+    step()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` atomically by `value` as indented JSON."""
+    write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def create(path: Path, data: str | bytes) -> bool:
+    """Create `path` with all of its content at once; False when somebody was first."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write(temporary, data)
+    try:
+        # link(2) is atomic and refuses an existing name, on NFS too; O_EXCL shows empty files.
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    step()
+    return True
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append `data` in one write and sync it; a kill leaves at most one torn last line."""
+    step()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    step()

@@ -1,0 +1,103 @@
+"""What can happen in a session, as values; the key of an event has no clock in it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from autoexp.backends.base import Closed
+from autoexp.jobs import Verdict
+
+
+class CheckpointComplete(Closed):
+    """A checkpoint lies whole on the filesystem."""
+
+    kind: Literal["checkpoint_complete"] = "checkpoint_complete"
+    job: str
+    iteration: int
+    path: str
+
+    @property
+    def key(self) -> str:
+        return f"checkpoint/{self.job}/{self.iteration}"
+
+
+class StateChanged(Closed):
+    """An attempt went from one scheduler state to another, perhaps while nobody watched."""
+
+    kind: Literal["state_changed"] = "state_changed"
+    job: str
+    attempt: int
+    position: int
+    """Place in the attempt's history, so that RUNNING after SUSPENDED is a new event."""
+    old: str
+    new: str
+    reason: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"state/{self.job}/a{self.attempt}/{self.position}/{self.new}"
+
+
+class AttemptJudged(Closed):
+    """An attempt ended, and what that means for its job."""
+
+    kind: Literal["attempt_judged"] = "attempt_judged"
+    job: str
+    attempt: int
+    verdict: Verdict
+    state: str
+    iteration: int | None
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"verdict/{self.job}/a{self.attempt}"
+
+
+class JobGivenUp(Closed):
+    """A job ended without an attempt that could be judged."""
+
+    kind: Literal["job_given_up"] = "job_given_up"
+    job: str
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"given-up/{self.job}"
+
+
+class LogLost(Closed):
+    """Bytes of a job's log were lost before they were read."""
+
+    kind: Literal["log_lost"] = "log_lost"
+    job: str
+    attempt: int
+    generation: int
+    message: str
+
+    @property
+    def key(self) -> str:
+        return f"log-lost/{self.job}/a{self.attempt}/{self.generation}"
+
+
+Event = Annotated[
+    CheckpointComplete | StateChanged | AttemptJudged | JobGivenUp | LogLost,
+    Field(discriminator="kind"),
+]
+adapter: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def describe(event: Event) -> str:
+    """One line for people."""
+    match event:
+        case CheckpointComplete():
+            return f"checkpoint {event.iteration} of {event.job} is complete"
+        case StateChanged():
+            because = f" ({event.reason})" if event.reason else ""
+            return f"{event.job} attempt {event.attempt}: {event.old} -> {event.new}{because}"
+        case AttemptJudged():
+            return f"{event.job} attempt {event.attempt}: {event.verdict} ({event.reason})"
+        case JobGivenUp():
+            return f"{event.job}: failed ({event.reason})"
+        case LogLost():
+            return f"{event.job} attempt {event.attempt}: {event.message}"

@@ -1,0 +1,114 @@
+"""The experiment as validated: closed, frozen and described, so that a typo is an error."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from autoexp.backends.base import Backend, Closed
+from autoexp.backends.demo import DemoBackend
+
+JobName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$",
+        description="letters, digits, `.`, `_`, `-`; 60 characters at most: it is part of file "
+        "names and of the scheduler's job name",
+    ),
+]
+Shape = Literal["minus_sqrt", "linear", "cosine"]
+
+
+class Project(Closed):
+    """What the experiment is called and where its output goes."""
+
+    name: JobName = Field(description="names the session and the trunk's job")
+    description: str = Field("", description="one line for people")
+    output_root: str | None = Field(
+        None, description="where jobs write; by default `output/` inside the session"
+    )
+
+
+class Decay(Closed):
+    """How a cooldown's learning rate goes from the trunk's peak to `min_lr`."""
+
+    iterations: int | None = Field(None, gt=0, description="length in iterations")
+    fraction: float | None = Field(
+        None, gt=0, lt=1, description="length as a share of the branch's total iterations"
+    )
+    shape: Shape = Field("minus_sqrt", description="1 - sqrt(x), linear, or half a cosine")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
+
+
+class Budgets(Closed):
+    """Cooldowns by the total length of the model that each one yields."""
+
+    totals: tuple[int, ...] = Field(min_length=1, description="iterations of trunk plus decay")
+    fraction: float = Field(0.2, gt=0, lt=1, description="share of the total that decays")
+
+
+class Cooldown(Closed):
+    """Where to branch from the trunk, and how to decay."""
+
+    at: tuple[int, ...] | None = Field(None, min_length=1, description="branch points, iterations")
+    every: int | None = Field(None, gt=0, description="a branch point every so many iterations")
+    budgets: Budgets | None = Field(None, description="branch points from total budgets")
+    decay: Decay = Field(default_factory=Decay, description="how the learning rate decays")
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]{1,40}$",
+        description="tells two cooldowns from one checkpoint apart; part of the job's name",
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Self:
+        if sum(way is not None for way in (self.at, self.every, self.budgets)) != 1:
+            raise ValueError("give exactly one of `at`, `every` and `budgets`")
+        lengths = sum(x is not None for x in (self.decay.iterations, self.decay.fraction))
+        if self.budgets is not None and lengths:
+            raise ValueError("`budgets` gives the decay's length: leave it out of `decay`")
+        if self.budgets is None and lengths != 1:
+            raise ValueError("give exactly one of `decay.iterations` and `decay.fraction`")
+        return self
+
+
+class LocalMachine(Closed):
+    """Jobs run as processes on this machine, through submitit's local executor."""
+
+    kind: Literal["local"] = "local"
+    scheduler_tick_s: float = Field(1.0, gt=0, description="seconds between two looks at the jobs")
+    max_jobs: int | None = Field(None, gt=0, description="jobs of a session at the same time")
+    time_limit_min: float | None = Field(None, gt=0, description="minutes an attempt may run")
+    warn_before_limit_s: int = Field(
+        30, ge=0, description="seconds before the limit at which the trainer is told to save"
+    )
+    gpus_per_node: int = Field(0, ge=0, description="GPUs a job may see")
+
+
+class Monitoring(Closed):
+    """How often to look, what to publish, when to give up."""
+
+    file_tick_s: float = Field(2.0, gt=0, description="seconds between looks at logs and folders")
+    save_progress_every_s: float = Field(
+        10.0, ge=0, description="seconds between writes of a job's record when only numbers moved"
+    )
+    publish_every_s: float = Field(
+        30.0, gt=0, description="least seconds between updates in Prefect without a change of state"
+    )
+    max_attempts_without_progress: int = Field(
+        3, gt=0, description="attempts in a row without a new iteration before a job fails"
+    )
+
+
+class Experiment(Closed):
+    """One session: a trunk, where it runs, and the cooldowns that branch from it."""
+
+    project: Project
+    backend: DemoBackend = Field(description="which trainer, and its arguments")
+    slurm: LocalMachine = Field(description="where jobs run")
+    monitoring: Monitoring = Field(default_factory=Monitoring)
+    cooldowns: tuple[Cooldown, ...] = ()
+
+    @property
+    def trainer(self) -> Backend:
+        """The backend, seen as the protocol that all backends keep."""
+        return self.backend

@@ -1,0 +1,283 @@
+"""Reads the new complete lines of a growing log file, each of them once.
+
+Nothing is held between two calls: the cursor says where reading stands, the caller stores it, and
+another process carries on from it. A byte is read at most twice, however slowly a line grows.
+"""
+
+import os
+from io import FileIO
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_LINE = 1 << 20  # bytes of a line that are kept; the rest of a longer one is skipped
+MAX_LINES = 100_000  # lines of one call, about: eight MiB of empty ones would take a gigabyte
+LIMIT = 8 << 20  # bytes of one call
+BLOCK = 1 << 18  # bytes of one read
+SEAM = 64  # bytes before the cursor that are looked at again before reading goes on
+
+
+class LogCursor(BaseModel):
+    """Where reading stands in a log and in the files it was rotated into; new: nothing read yet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    generation: int = Field(0, ge=0, description="files and truncations before this one")
+    inode: int | None = Field(None, description="the file being read, whatever its name is now")
+    offset: int = Field(
+        0,
+        ge=0,
+        description="bytes consumed: up to behind a newline, inside a line that is being skipped, "
+        "or up to the end the file had when its unterminated rest was taken as a line",
+    )
+    scanned: int = Field(0, ge=0, description="bytes looked at: from offset on without a newline")
+    skipping: bool = Field(False, description="offset lies in a line longer than MAX_LINE")
+    seam: int = Field(0, ge=0, description="CRC-32 of up to 64 bytes before scanned")
+    size: int = Field(0, ge=0, description="bytes the file had at the last look")
+    mtime_ns: int = Field(0, description="when the file had last been written at the last look")
+    waiting: tuple[int, ...] = Field(
+        (), description="inodes of the files that came to the path after this one, oldest first"
+    )
+
+    def stands_at_end_of(self, status: os.stat_result, *, final: bool) -> bool:
+        """Whether a file with this status holds nothing that is still to be read."""
+        unchanged = (self.inode, self.scanned, self.mtime_ns) == (
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+        )
+        return unchanged and not (final and self.offset < self.scanned)
+
+    def next_file(self) -> "LogCursor":
+        """The start of the first waiting file."""
+        return LogCursor(
+            generation=self.generation + 1,
+            inode=self.waiting[0],
+            waiting=self.waiting[1:],
+        )
+
+    def newest_file(self) -> "LogCursor":
+        """The start of the last waiting file, or this place when none waits."""
+        return self.next_file().newest_file() if self.waiting else self
+
+
+class LogLine(NamedTuple):
+    """A line without its newline; (generation, offset) is its identity within a log."""
+
+    generation: int
+    offset: int  # of the line's first byte in its file
+    text: bytes  # as written: decoding is the caller's
+
+
+class Reading(NamedTuple):
+    """What a call found: the lines in order, and the cursor to store with what they led to."""
+
+    lines: list[LogLine]
+    cursor: LogCursor
+    lost: str | None  # what could not be read, or perhaps not, and why
+    more: bool  # a bound was hit: call again
+
+
+def read_new(path: Path, cursor: LogCursor, *, final: bool = False, limit: int = LIMIT) -> Reading:
+    """Reads the lines that were completed since the cursor, in about `limit` bytes.
+
+    `final` says that nobody writes any more: an unterminated rest counts as a line. A missing file
+    is a log that has not appeared yet. Raises OSError for whatever else the file system refuses.
+    """
+    if limit < 1:
+        raise ValueError(f"limit is {limit} bytes: nothing would ever be read")
+    file: FileIO | None
+    try:
+        if cursor.stands_at_end_of(path.stat(), final=final):
+            return Reading([], cursor, None, False)
+        file = FileIO(path)
+    except FileNotFoundError:
+        # Renamed, and nothing new at the path: a running job's log comes back, an ended one's not.
+        file = _find(path, cursor.newest_file()) if final else None
+    if file is None:
+        return Reading([], cursor, None, False)
+    with file:
+        work = _Pass(path, cursor, limit)
+        complete = work.reach(file) and work.read(file, final=final)
+    return Reading(work.lines, work.cursor, "; ".join(work.lost) or None, not complete)
+
+
+class _Pass:
+    """One call of `read_new`: what it has read so far, and how much more it may read."""
+
+    def __init__(self, path: Path, cursor: LogCursor, limit: int) -> None:
+        self.path = path
+        self.cursor = cursor
+        self.budget = limit
+        self.lines: list[LogLine] = []
+        self.lost: list[str] = []
+
+    def reach(self, file: FileIO) -> bool:
+        """Puts the cursor into the log's present file; False when a bound came first.
+
+        Files that were rotated away are read to their end. A truncated file is an old one that is
+        gone and a new one with the same inode: nothing but the bytes can tell the two apart.
+        """
+        inode = os.fstat(file.fileno()).st_ino
+        if self.cursor.inode is None:
+            self._move(inode=inode)
+        if _continues(file, self.cursor):
+            return True
+        if inode not in (self.cursor.inode, *self.cursor.waiting):
+            self._say_what_came_between(inode)
+        self._move(waiting=(*(i for i in self.cursor.waiting if i != inode), inode))
+        while self.cursor.waiting:
+            if not self._finish_old_file(truncated=self.cursor.inode == inode):
+                return False
+            self.cursor = self.cursor.next_file()
+        return True
+
+    def read(self, file: FileIO, *, final: bool) -> bool:
+        """Reads up to the end the file has now; False when a bound came first."""
+        status = os.fstat(file.fileno())
+        self._move(size=status.st_size, mtime_ns=status.st_mtime_ns)
+        tail = _before(file, self.cursor.scanned)
+        while (ahead := status.st_size - self.cursor.scanned) > 0:
+            if self.budget <= 0 or len(self.lines) >= MAX_LINES:
+                return False
+            block = _read(file, min(BLOCK, self.budget, ahead), self.cursor.scanned)
+            if not block:
+                return self._say_it_shrank()
+            tail = (tail + block)[-SEAM:]
+            if not self._take(file, block, seam=crc32(tail)):
+                return self._say_it_shrank()
+            self.budget -= len(block)
+        return not final or self._take_rest(file)
+
+    def _take(self, file: FileIO, block: bytes, *, seam: int) -> bool:
+        """Consumes the lines a block completes; False when what came before it has vanished."""
+        at, end = self.cursor.offset, self.cursor.scanned + len(block)
+        skipping = self.cursor.skipping
+        if skipping or b"\n" in block or end - at > MAX_LINE:
+            # Only now the start of a line that came in pieces is read again, once.
+            head = _read(file, self.cursor.scanned - at, at)
+            if at + len(head) < self.cursor.scanned:
+                return False
+            lines, at, skipping = _split(head + block, at, skipping)
+            self.lines += [LogLine(self.cursor.generation, *line) for line in lines]
+        self._move(offset=at, scanned=end, skipping=skipping, seam=seam)
+        return True
+
+    def _take_rest(self, file: FileIO) -> bool:
+        at, end = self.cursor.offset, self.cursor.scanned
+        if at < end:
+            rest = _read(file, end - at, at)
+            if at + len(rest) < end:
+                return self._say_it_shrank()
+            self.lines.append(LogLine(self.cursor.generation, at, _text(rest)))
+            self._move(offset=end)
+        return True
+
+    def _finish_old_file(self, *, truncated: bool) -> bool:
+        file = _find(self.path, self.cursor)
+        if file is not None:
+            with file:
+                return self.read(file, final=True)
+        what = "truncated or replaced" if truncated else "rotated away, and the old file is gone"
+        unread = self.cursor.size - self.cursor.offset
+        known = f" (at least {unread} bytes)" if unread else ""
+        self.lost.append(
+            f"{self.path} was {what}: what was behind byte {self.cursor.offset} is lost{known}"
+        )
+        return True
+
+    def _say_what_came_between(self, inode: int) -> None:
+        """Names the files that may have come and gone at the path between two looks."""
+        known = {self.cursor.inode, *self.cursor.waiting, inode}
+        names = _written_since(self.cursor.mtime_ns, self.path, known)
+        if names:
+            self.lost.append(
+                f"{self.path} was rotated, perhaps more than once: not read, though written since "
+                f"the last look: {', '.join(names)}"
+            )
+
+    def _say_it_shrank(self) -> bool:
+        self.lost.append(f"{self.path} shrank while it was being read")
+        return True
+
+    def _move(self, **changes: Any) -> None:
+        self.cursor = self.cursor.model_copy(update=changes)
+
+
+def _split(data: bytes, offset: int, skipping: bool) -> tuple[list[tuple[int, bytes]], int, bool]:
+    """The lines in data, which starts at offset; behind which byte they end; whether in a skip."""
+    lines: list[tuple[int, bytes]] = []
+    *complete, rest = data.split(b"\n")
+    for line in complete:
+        if not skipping:
+            lines.append((offset, _text(line)))
+        skipping = False
+        offset += len(line) + 1
+    if not skipping and len(rest) > MAX_LINE:
+        lines.append((offset, _text(rest)))
+        skipping = True
+    return lines, offset + len(rest) if skipping else offset, skipping
+
+
+def _text(line: bytes) -> bytes:
+    return line[:MAX_LINE] if len(line) > MAX_LINE else line.removesuffix(b"\r")
+
+
+def _find(path: Path, cursor: LogCursor) -> FileIO | None:
+    """Opens the cursor's file under the name it has now, in the directory of the log."""
+    try:
+        with os.scandir(path.parent) as entries:
+            for entry in entries:
+                if entry.inode() == cursor.inode and entry.is_file(follow_symlinks=False):
+                    file = FileIO(entry.path)
+                    if _continues(file, cursor):
+                        return file
+                    file.close()
+    except FileNotFoundError:
+        pass  # removed while it was being looked for
+    return None
+
+
+def _written_since(mtime_ns: int, path: Path, known: set[int | None]) -> list[str]:
+    """Files beside the log whose names begin with the log's, as rotation names them."""
+    names = []
+    with os.scandir(path.parent) as entries:
+        for entry in entries:
+            if entry.name.startswith(path.name) and entry.inode() not in known:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # the oldest one is removed as the log rotates
+                written = S_ISREG(status.st_mode) and status.st_size > 0
+                if written and status.st_mtime_ns >= mtime_ns:
+                    names.append(entry.name)
+    return sorted(names)
+
+
+def _continues(file: FileIO, cursor: LogCursor) -> bool:
+    """Whether this is the cursor's file, grown or unchanged: an inode alone may be reused."""
+    status = os.fstat(file.fileno())
+    return (
+        status.st_ino == cursor.inode
+        and status.st_size >= cursor.size
+        and crc32(_before(file, cursor.scanned)) == cursor.seam
+    )
+
+
+def _before(file: FileIO, offset: int) -> bytes:
+    start = max(0, offset - SEAM)
+    return _read(file, offset - start, start)
+
+
+def _read(file: FileIO, count: int, offset: int) -> bytes:
+    """Up to count bytes from offset on, fewer only at the end of the file."""
+    data = b""
+    while count > len(data):
+        part = os.pread(file.fileno(), count - len(data), offset + len(data))
+        if not part:
+            break
+        data += part
+    return data

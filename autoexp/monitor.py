@@ -1,0 +1,300 @@
+"""The one monitor of a session: looks at logs, checkpoint folders and the scheduler's answers.
+
+`look` changes records in memory and says what happened; `commit` writes it down in an order in
+which a kill loses nothing: actions, then events, then the records with their log cursors. What
+was not written is seen again at the next look, under the same keys.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from autoexp import states
+from autoexp.backends.base import Progress
+from autoexp.events import (
+    AttemptJudged,
+    CheckpointComplete,
+    Event,
+    JobGivenUp,
+    LogLost,
+    StateChanged,
+)
+from autoexp.jobs import Attempt, JobRecord, Verdict
+from autoexp.logtail import LogLine, read_new
+from autoexp.rules import ActionRecord, ActionStatus, Rule, decide
+from autoexp.schedulers.base import Sighting, Ticket
+from autoexp.session import Session
+from autoexp.verdicts import judge, made_progress
+
+# A folder changed this recently may change again within the clock's grain: look once more.
+_RACY_NS = 2_000_000_000
+
+Stamp = tuple[int, int, int] | None
+
+
+class Look(NamedTuple):
+    """What one look found."""
+
+    events: list[Event]
+    actions: list[ActionRecord]
+    changed: set[str]
+    """Names of jobs of which anything moved, the loss included."""
+
+
+@dataclass
+class _Eye:
+    """What the monitor remembers of a job between two looks; nothing that must survive."""
+
+    stamps: list[Stamp] = field(default_factory=list)
+    racy: bool = True
+    rows: list[str] = field(default_factory=list)
+    dirty: bool = False
+    saved_at: float = 0.0
+
+
+class Monitor:
+    """Sees all jobs of a session; the caller brings the scheduler's answers and the clock."""
+
+    def __init__(self, session: Session, rules: Iterable[Rule]) -> None:
+        self._session = session
+        self._rules = tuple(rules)
+        self._backend = session.experiment.trainer
+        self._eyes: dict[str, _Eye] = {name: _Eye() for name in session.jobs}
+        # Seen and not yet on disk: kept when a write fails, as on a full disk.
+        self._unwritten: list[Event] = []
+
+    def tickets(self) -> list[Ticket]:
+        """The attempts to ask the scheduler about, all in one query."""
+        return [
+            self._session.ticket(job.attempt)
+            for job in self._session.jobs.values()
+            if job.attempt is not None and job.attempt.is_open and job.attempt.job_id is not None
+        ]
+
+    def look(self, sightings: Mapping[str, Sighting]) -> Look:
+        """Look at every job once and write down what changed.
+
+        Raises OSError when the session cannot be written; what was seen is kept for the next look.
+        """
+        changed: set[str] = set()
+        for name, job in self._session.jobs.items():
+            if job.is_over or not job.attempts:
+                continue
+            found = self._look_at(job, sightings)
+            self._unwritten += found
+            if found or self._eyes[name].dirty:
+                changed.add(name)
+        events, actions = self._commit()
+        given_up = self._give_up()
+        return Look(events + given_up, actions, changed | {event.job for event in given_up})
+
+    def flush(self) -> None:
+        """Write down what moved since the last look that was worth a write."""
+        for name, eye in self._eyes.items():
+            if eye.dirty:
+                self._save(self._session.jobs[name])
+
+    # Looking
+
+    def _look_at(self, job: JobRecord, sightings: Mapping[str, Sighting]) -> list[Event]:
+        attempt = job.attempts[-1]
+        events: list[Event] = []
+        sighting = sightings.get(attempt.key)
+        # State first, log second: the last lines of a finished job are still read.
+        if sighting is not None and attempt.is_open:
+            events += _apply(job, attempt, sighting)
+        ended = not attempt.is_open and attempt.verdict is None
+        events += self._read_log(job, attempt, final=ended)
+        events += self._find_checkpoints(job, ended)
+        if ended:
+            warned = sighting.warned if sighting is not None else False
+            events.append(self._judge(job, attempt, warned))
+        return events
+
+    def _read_log(self, job: JobRecord, attempt: Attempt, *, final: bool) -> list[Event]:
+        events: list[Event] = []
+        more = True
+        while more:
+            reading = read_new(Path(attempt.log), job.cursor, final=final)
+            if reading.cursor != job.cursor:
+                job.cursor = reading.cursor
+                self._eyes[job.spec.name].dirty = True
+            for line in reading.lines:
+                self._take_in(job, line)
+            if reading.lost:
+                events.append(
+                    LogLost(
+                        job=job.spec.name,
+                        attempt=attempt.number,
+                        generation=job.cursor.generation,
+                        message=reading.lost,
+                    )
+                )
+            more = reading.more
+        return events
+
+    def _take_in(self, job: JobRecord, line: LogLine) -> None:
+        progress = self._backend.progress(line.text)
+        if progress is None:
+            return
+        job.iteration = progress.iteration
+        job.loss = progress.loss
+        job.learning_rate = progress.learning_rate
+        job.seconds_per_iteration = progress.seconds_per_iteration
+        self._eyes[job.spec.name].rows.append(_row(progress))
+
+    def _find_checkpoints(self, job: JobRecord, ended: bool) -> list[Event]:
+        save_dir = Path(job.spec.save_dir)
+        eye = self._eyes[job.spec.name]
+        stamps = [_stamp(path) for path in self._backend.watched(save_dir)]
+        if stamps == eye.stamps and not eye.racy and not ended:
+            return []
+        eye.stamps = stamps
+        now = time.time_ns()
+        eye.racy = any(stamp is not None and now - stamp[2] < _RACY_NS for stamp in stamps)
+        start = job.spec.branch.iteration if job.spec.branch else 0
+        known = set(job.checkpoints)
+        new = [
+            found
+            for found in self._backend.checkpoints(save_dir)
+            # A branch's own start was seeded; it is the parent's checkpoint, not the branch's.
+            if found.iteration > start and found.iteration not in known
+        ]
+        job.checkpoints += [found.iteration for found in new]
+        return [
+            CheckpointComplete(job=job.spec.name, iteration=found.iteration, path=str(found.path))
+            for found in new
+        ]
+
+    def _judge(self, job: JobRecord, attempt: Attempt, warned: bool) -> AttemptJudged:
+        most = self._session.experiment.monitoring.max_attempts_without_progress
+        judgement = judge(job, attempt, warned=warned, most_without_progress=most)
+        attempt.verdict = judgement.verdict
+        job.attempts_without_progress = (
+            0 if made_progress(job, attempt) else job.attempts_without_progress + 1
+        )
+        if judgement.verdict is not Verdict.CONTINUE:
+            job.verdict, job.reason = judgement.verdict, judgement.reason
+        return AttemptJudged(
+            job=job.spec.name,
+            attempt=attempt.number,
+            verdict=judgement.verdict,
+            state=attempt.state,
+            iteration=job.iteration,
+            reason=judgement.reason,
+        )
+
+    # Deciding and writing down
+
+    def _commit(self) -> tuple[list[Event], list[ActionRecord]]:
+        events = self._unwritten
+        actions = [
+            action
+            for event in events
+            for action in decide(event, self._rules, self._session.actions)
+        ]
+        for action in actions:
+            self._session.save_action(action)
+        self._session.record(events)
+        urgent = {event.job for event in events}
+        every = self._session.experiment.monitoring.save_progress_every_s
+        for name, eye in self._eyes.items():
+            if name in urgent or (eye.dirty and time.monotonic() - eye.saved_at >= every):
+                self._save(self._session.jobs[name])
+        self._unwritten = []
+        return events, actions
+
+    def _save(self, job: JobRecord) -> None:
+        eye = self._eyes[job.spec.name]
+        # Rows before the cursor: a kill in between repeats rows, and readers let the last count.
+        self._session.log_progress(job, eye.rows)
+        self._session.save_job(job)
+        eye.rows, eye.dirty, eye.saved_at = [], False, time.monotonic()
+
+    def _give_up(self) -> list[Event]:
+        """End jobs that nothing will submit: cancelled ones, cooldowns without a checkpoint."""
+        events: list[Event] = []
+        for name, job in self._session.jobs.items():
+            if job.is_over or (job.attempt is not None and job.attempt.is_open):
+                continue
+            reason = self._hopeless(job)
+            if reason is None:
+                continue
+            event = JobGivenUp(job=name, reason=reason)
+            self._session.record([event])
+            self._session.settle(job, Verdict.FAILED, reason)
+            events.append(event)
+        return events
+
+    def _hopeless(self, job: JobRecord) -> str | None:
+        if job.cancel_requested:
+            return f"cancelled: {job.cancel_requested}"
+        if job.launched:
+            return None
+        launches = [a for a in self._session.actions.values() if a.action.job == job.spec.name]
+        if any(a.status in (ActionStatus.PENDING, ActionStatus.RUNNING) for a in launches):
+            return None
+        if launches:
+            return f"could not be launched: {launches[-1].reason}"
+        parent = self._session.jobs.get(job.spec.parent or "")
+        if parent is None or not parent.is_over or job.spec.branch is None:
+            return None
+        return (
+            f"never started: {parent.spec.name} ended ({parent.reason}) "
+            f"without a complete checkpoint at iteration {job.spec.branch.iteration}"
+        )
+
+
+def _apply(job: JobRecord, attempt: Attempt, sighting: Sighting) -> list[Event]:
+    """Take a sighting over into the attempt."""
+    attempt.exit_code, attempt.signal = sighting.exit_code, sighting.signal
+    attempt.nodes = sighting.nodes or attempt.nodes
+    attempt.started_at = sighting.started_at or attempt.started_at
+    attempt.ended_at = sighting.ended_at or attempt.ended_at
+    old, attempt.reason = attempt.state, sighting.reason
+    if sighting.state == old:
+        return []
+    attempt.state = sighting.state
+    attempt.transitions += 1
+    return [
+        StateChanged(
+            job=job.spec.name,
+            attempt=attempt.number,
+            position=attempt.transitions,
+            old=old,
+            new=sighting.state,
+            reason=sighting.reason,
+        )
+    ]
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _row(progress: Progress) -> str:
+    """A line of the metrics file: iteration, loss, learning rate, seconds per iteration."""
+    cells = (
+        progress.iteration,
+        progress.loss,
+        progress.learning_rate,
+        progress.seconds_per_iteration,
+    )
+    return ",".join("" if cell is None else repr(cell) for cell in cells) + "\n"
+
+
+def waits(job: JobRecord) -> str | None:
+    """What a job that is not over waits for, in words; None when it runs."""
+    if job.is_over or states.is_running(job.state):
+        return None
+    if not job.launched and job.spec.branch is not None:
+        return f"waits for checkpoint {job.spec.branch.iteration} of {job.spec.parent}"
+    if job.wants_attempt:
+        return "waits for room in the queue (slurm.max_jobs)"
+    return job.attempt.reason if job.attempt else None

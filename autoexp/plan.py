@@ -1,0 +1,149 @@
+"""From an experiment to the jobs that it means: branch points, decay lengths, command lines."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from autoexp.backends.base import Branch, Closed
+from autoexp.errors import BadInput
+from autoexp.experiment import Cooldown, Experiment
+from autoexp.jobs import JobSpec, Kind
+
+
+class Plan(Closed):
+    """Every job of a session before anything is submitted, the trunk first."""
+
+    jobs: tuple[JobSpec, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader should know, such as branch points that were moved to a checkpoint."""
+
+    @property
+    def trunk(self) -> JobSpec:
+        return self.jobs[0]
+
+    @property
+    def cooldowns(self) -> tuple[JobSpec, ...]:
+        return tuple(job for job in self.jobs if job.kind is Kind.COOLDOWN)
+
+
+def make_plan(experiment: Experiment, output_root: Path) -> Plan:
+    """Work out all jobs of a session that writes below `output_root`.
+
+    Raises BadInput with every cooldown that cannot happen, and why.
+    """
+    trunk_name = experiment.project.name
+    jobs = [_trunk(experiment, output_root)]
+    notes: list[str] = []
+    refused: list[str] = []
+    names = {trunk_name}
+    for index, cooldown in enumerate(experiment.cooldowns):
+        for wanted, branch in _branches(cooldown, experiment):
+            where = f"cooldowns.{index}: {wanted}"
+            snapped = _snapped_from(cooldown, wanted)
+            if snapped is not None and snapped != branch.iteration:
+                notes.append(
+                    f"{where}: branches at {branch.iteration}, the checkpoint before "
+                    f"{snapped} (save_interval {experiment.trainer.save_interval})"
+                )
+            reasons = _impossible(branch, experiment)
+            name = _cooldown_name(trunk_name, cooldown, branch)
+            if not reasons and name in names:
+                reasons = [f"a second job named {name}; give this cooldown a `name`"]
+            if reasons:
+                refused.append(f"{where}: {'; '.join(reasons)}")
+                continue
+            names.add(name)
+            jobs.append(_cooldown(name, branch, experiment, output_root))
+    if refused:
+        raise BadInput("\n".join(refused))
+    return Plan(jobs=tuple(jobs), notes=tuple(notes))
+
+
+def _branches(cooldown: Cooldown, experiment: Experiment) -> Iterator[tuple[int, Branch]]:
+    """What was asked for (a branch point, or a total budget) and the branch it becomes."""
+    trainer = experiment.trainer
+    shape, min_lr = cooldown.decay.shape, cooldown.decay.min_lr
+
+    def branch(iteration: int, decay_iterations: int) -> Branch:
+        return Branch(
+            iteration=iteration, decay_iterations=decay_iterations, shape=shape, min_lr=min_lr
+        )
+
+    if cooldown.budgets is not None:
+        for total in cooldown.budgets.totals:
+            # N0 = (1 - f) T, down to a saved checkpoint; the decay takes what is left of the
+            # budget (Hägele et al., arXiv 2405.18392).
+            start = _snap(round((1 - cooldown.budgets.fraction) * total), trainer.save_interval)
+            yield total, branch(start, total - start)
+        return
+    points = cooldown.at
+    if points is None:
+        assert cooldown.every is not None
+        points = tuple(range(cooldown.every, trainer.train_iters + 1, cooldown.every))
+    for point in points:
+        start = _snap(point, trainer.save_interval)
+        yield point, branch(start, _decay_length(cooldown, start))
+
+
+def _decay_length(cooldown: Cooldown, start: int) -> int:
+    if cooldown.decay.iterations is not None:
+        return cooldown.decay.iterations
+    fraction = cooldown.decay.fraction
+    assert fraction is not None
+    # A share of the branch's total: C = f (N0 + C).
+    return max(1, round(start * fraction / (1 - fraction)))
+
+
+def _snap(iteration: int, interval: int) -> int:
+    return iteration // interval * interval
+
+
+def _snapped_from(cooldown: Cooldown, wanted: int) -> int | None:
+    """The branch point before snapping."""
+    if cooldown.budgets is None:
+        return wanted
+    return round((1 - cooldown.budgets.fraction) * wanted)
+
+
+def _impossible(branch: Branch, experiment: Experiment) -> list[str]:
+    trainer = experiment.trainer
+    if branch.iteration < trainer.save_interval:
+        return [f"before the first checkpoint, which is at {trainer.save_interval}"]
+    if branch.iteration > trainer.train_iters:
+        return [f"beyond the trunk's target of {trainer.train_iters} iterations"]
+    return trainer.refusals(branch)
+
+
+def _cooldown_name(trunk: str, cooldown: Cooldown, branch: Branch) -> str:
+    suffix = f"-{cooldown.name}" if cooldown.name else ""
+    return f"{trunk}-cd{branch.iteration}{suffix}"
+
+
+def _trunk(experiment: Experiment, output_root: Path) -> JobSpec:
+    name = experiment.project.name
+    output_dir = output_root / name
+    save_dir = output_dir / "checkpoints"
+    return JobSpec(
+        name=name,
+        kind=Kind.TRAIN,
+        command=experiment.trainer.trunk_command(save_dir),
+        environment=experiment.trainer.environment(),
+        output_dir=str(output_dir),
+        save_dir=str(save_dir),
+        target_iteration=experiment.trainer.train_iters,
+    )
+
+
+def _cooldown(name: str, branch: Branch, experiment: Experiment, output_root: Path) -> JobSpec:
+    output_dir = output_root / name
+    save_dir = output_dir / "checkpoints"
+    return JobSpec(
+        name=name,
+        kind=Kind.COOLDOWN,
+        parent=experiment.project.name,
+        branch=branch,
+        command=experiment.trainer.cooldown_command(branch, save_dir),
+        environment=experiment.trainer.environment(),
+        output_dir=str(output_dir),
+        save_dir=str(save_dir),
+        target_iteration=branch.target,
+    )

@@ -1,0 +1,81 @@
+"""The loss curve with its branches, and the learning rate below, as a picture."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from autoexp import durable
+from autoexp.curves import Curve, read_curve
+from autoexp.session import Session
+
+_TRUNK = "#4a5568"
+
+
+def draw(session: Session, path: Path | None = None) -> Path:
+    """Draw the session's curves into a PNG, `plot.png` in the session unless `path` is given."""
+    figure = Figure(figsize=(10, 6.5), dpi=110, layout="constrained")
+    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    colours = matplotlib.colormaps["plasma"]
+    branches = [job for job in session.jobs.values() if job.spec.parent is not None]
+    shown: list[float] = []
+    for job in session.jobs.values():
+        curve = read_curve(session.path, job.spec.name)
+        if not curve.iterations:
+            continue
+        if job.spec.parent is None:
+            _line(loss, rate, curve, _TRUNK, job.spec.title)
+        else:
+            place = branches.index(job) / max(1, len(branches) - 1)
+            curve = _joined(session, job.spec.parent, curve)
+            _line(loss, rate, curve, colours(0.1 + 0.7 * place), job.spec.title, width=2.0)
+            loss.plot(curve.iterations[0], curve.losses[0], "o", color=_TRUNK, ms=5, zorder=5)
+        shown += curve.losses
+    _dress(loss, rate, session, shown)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    target = path or session.path / "plot.png"
+    durable.write(target, picture.getvalue())
+    return target
+
+
+def _line(
+    loss: Axes, rate: Axes, curve: Curve, colour: object, label: str, width: float = 1.2
+) -> None:
+    loss.plot(curve.iterations, curve.losses, color=colour, lw=width, label=label)
+    rate.plot(curve.iterations, curve.learning_rates, color=colour, lw=width)
+
+
+def _joined(session: Session, parent: str, curve: Curve) -> Curve:
+    """The branch with the parent's last point before it in front, so that the lines meet."""
+    trunk = read_curve(session.path, parent)
+    before = [i for i, at in enumerate(trunk.iterations) if at < curve.iterations[0]]
+    if not before:
+        return curve
+    last = before[-1]
+    return Curve(
+        [trunk.iterations[last], *curve.iterations],
+        [trunk.losses[last], *curve.losses],
+        [trunk.learning_rates[last], *curve.learning_rates],
+    )
+
+
+def _dress(loss: Axes, rate: Axes, session: Session, shown: list[float]) -> None:
+    loss.set_title(f"{session.id}: {len(session.jobs) - 1} cooldowns", loc="left")
+    loss.set_ylabel("loss (nats per token)")
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("iteration")
+    rate.set_ylim(bottom=0)
+    for axes in (loss, rate):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    if not shown:
+        loss.text(0.5, 0.5, "no loss logged yet", ha="center", transform=loss.transAxes)
+        return
+    # The first iterations would squeeze everything that matters into the lowest tenth.
+    settled = sorted(shown)[int(0.97 * (len(shown) - 1))]
+    margin = 0.08 * (settled - min(shown)) or 0.1
+    loss.set_ylim(min(shown) - margin, settled + margin)
+    loss.legend(frameon=False)

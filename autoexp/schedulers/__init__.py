@@ -1,0 +1,1 @@
+"""Schedulers: where attempts are submitted, looked up and cancelled."""

@@ -1,0 +1,142 @@
+"""What a scheduler has to do for a session."""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from autoexp import durable, payload
+from autoexp.errors import SubmissionUncertain
+from autoexp.jobs import Attempt, JobSpec
+
+LOCK = "submit.lock"
+PATIENCE_S = 180.0
+
+
+class Ticket(NamedTuple):
+    """An attempt as a scheduler sees it: its key (the job's name), its directory, perhaps its id.
+
+    Identity is the pair of id and key, since ids are reused after a controller's loss.
+    """
+
+    key: str
+    directory: Path
+    job_id: str | None = None
+
+
+class Sighting(NamedTuple):
+    """What a scheduler says of one attempt."""
+
+    state: str
+    reason: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    nodes: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    warned: bool = False
+    """Whether it was told to save because its time limit was near."""
+
+
+class Scheduler(Protocol):
+    """Submits, finds, looks at and cancels attempts. Every call may block: keep it off the loop."""
+
+    def submit(self, ticket: Ticket, spec: JobSpec, lock: int) -> str:
+        """Submit and return the job id. `lock` is inherited by the process that submits.
+
+        Raises SubmissionRefused, SubmissionPostponed or SubmissionUncertain.
+        """
+
+    def find(self, ticket: Ticket) -> str | None:
+        """The job id of an attempt whose submission may have happened; None: it did not.
+
+        Raises SchedulerUnavailable when nobody can tell.
+        """
+
+    def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
+        """What is known of the attempts, by key, in one query; an absent key is no information.
+
+        Raises SchedulerUnavailable: an outage says nothing about any job.
+        """
+
+    def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
+        """Cancel, pending or running; returns what the scheduler answered, by key."""
+
+
+def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, *, grace_s: float) -> None:
+    """Lay out all that the job needs in the directory of its key, before anything is submitted."""
+    directory = ticket.directory
+    if (directory / "spec.json").exists():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    Path(spec.output_dir).mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(payload.__file__, directory / "payload.py")
+    content = {
+        "key": ticket.key,
+        "command": list(spec.command),
+        "environment": spec.environment,
+        "cwd": spec.output_dir,
+        "log": attempt.log,
+        "grace_s": grace_s,
+        "warning_signal": "SIGTERM",
+    }
+    durable.write(directory / "spec.json", json.dumps(content, indent=1) + "\n")
+
+
+def submit_once(ticket: Ticket, spec: JobSpec, scheduler: Scheduler, *, fresh: bool) -> str:
+    """Submit an attempt unless that has happened already; returns its job id.
+
+    `fresh` says that this very process has just written the intent, so that nobody can have
+    submitted it. Otherwise the attempt is first looked up by its key. The lock is inherited by
+    the process that submits, so one that outlived a killed monitor is waited for.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    with _lock(ticket.directory) as lock:
+        while not _try(lock):
+            found = scheduler.find(ticket)
+            if found is not None:
+                return found
+            if time.monotonic() > deadline:
+                raise SubmissionUncertain(
+                    f"{ticket.key}: another process has been submitting it for {PATIENCE_S:.0f} s; "
+                    f"see who holds {ticket.directory / LOCK} (`fuser`), then resume the session"
+                )
+            time.sleep(0.1)
+        if not fresh:
+            found = scheduler.find(ticket)
+            if found is not None:
+                return found
+        durable.step()
+        job_id = scheduler.submit(ticket, spec, lock)
+        durable.step()
+        return job_id
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield descriptor
+    finally:
+        # Closed, never unlocked: the lock lives on in whoever inherited the descriptor.
+        os.close(descriptor)
+
+
+def _try(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether somebody is submitting the attempt or, on the local machine, running it."""
+    with _lock(directory) as descriptor:
+        return not _try(descriptor)

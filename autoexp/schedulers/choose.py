@@ -1,0 +1,12 @@
+"""From the configuration to the scheduler it names."""
+
+from autoexp.experiment import Experiment
+from autoexp.schedulers.base import Scheduler
+
+
+def scheduler_for(experiment: Experiment) -> Scheduler:
+    """What submits, finds, looks at and cancels the experiment's jobs."""
+    # Imported here: submitit takes a moment, and most commands submit nothing.
+    from autoexp.schedulers.local import LocalScheduler
+
+    return LocalScheduler(experiment.slurm)

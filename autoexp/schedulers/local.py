@@ -1,0 +1,226 @@
+"""Jobs as processes on this machine, through submitit's local executor.
+
+submitit starts a controller for each job, which applies the time limit. What its LocalJob cannot
+do stands here: a job is found again, judged and cancelled by a process that did not start it.
+Facts about a job come from the files that the payload leaves in the attempt's directory.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.local import local as submitit_local
+
+from autoexp import durable, payload, processes
+from autoexp.errors import SchedulerUnavailable
+from autoexp.experiment import LocalMachine
+from autoexp.jobs import JobSpec
+from autoexp.schedulers.base import Sighting, Ticket, is_locked
+
+_START_PATIENCE_S = 30.0
+
+
+class DetachedExecutor(submitit.LocalExecutor):
+    """submitit's local executor, with controllers that outlive this process."""
+
+    def __init__(self, directory: Path, lock: int) -> None:
+        super().__init__(directory)
+        self._lock = lock
+
+    def _submit_command(self, command: str) -> submitit.LocalJob[Any]:
+        """Start submitit's controller in a session of its own, holding the attempt's lock.
+
+        submitit's own start leaves the controller in the terminal's process group, where Ctrl-C
+        kills it, and sends its output to the monitor's terminal.
+        """
+        gpus = ",".join(str(gpu) for gpu in range(self.parameters.get("gpus_per_node", 0)))
+        environment = {
+            **os.environ,
+            "SUBMITIT_LOCAL_NTASKS": "1",
+            "SUBMITIT_LOCAL_COMMAND": command,
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(int(60 * self.parameters["timeout_min"])),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(self.parameters["signal_delay_s"]),
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+            "SUBMITIT_STDERR_TO_STDOUT": "1",
+            "SUBMITIT_EXECUTOR": "local",
+        }
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus
+        with (self.folder / "controller.log").open("ab") as log:
+            controller = subprocess.Popen(
+                [sys.executable, "-m", "submitit.local._local", str(self.folder)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[self._lock],
+            )
+        return submitit_local.LocalJob(self.folder, str(controller.pid), process=controller)
+
+
+class LocalScheduler:
+    """Attempts on this machine; a job id is the pid of submitit's controller."""
+
+    def __init__(self, machine: LocalMachine) -> None:
+        self._machine = machine
+        self._children: list[submitit.LocalJob[Any]] = []
+
+    def submit(self, ticket: Ticket, spec: JobSpec, lock: int) -> str:
+        del spec  # all that the job needs lies in its directory
+        executor = DetachedExecutor(ticket.directory, lock)
+        minutes = self._machine.time_limit_min
+        executor.update_parameters(
+            # submitit counts the limit in polls; a year stands for none.
+            timeout_min=minutes if minutes is not None else 60 * 24 * 366,
+            signal_delay_s=self._machine.warn_before_limit_s,
+            gpus_per_node=self._machine.gpus_per_node,
+        )
+        script = ticket.directory / "payload.py"
+        job = executor._submit_command(shlex.join([sys.executable, str(script)]))
+        self._children.append(job)
+        return str(job.job_id)
+
+    def find(self, ticket: Ticket) -> str | None:
+        """The id in the claim; a controller that has just started is given time to claim."""
+        deadline = time.monotonic() + _START_PATIENCE_S
+        while True:
+            started = is_locked(ticket.directory)
+            holder = _read_text(ticket.directory / "claim")
+            if holder is not None:
+                return holder
+            if not started:
+                return None
+            if time.monotonic() > deadline:
+                raise SchedulerUnavailable(
+                    f"{ticket.key}: its controller runs, but has not started the job for "
+                    f"{_START_PATIENCE_S:.0f} s; read {ticket.directory / 'controller.log'}"
+                )
+            time.sleep(0.05)
+
+    def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
+        self._reap()
+        return {ticket.key: _sight(ticket) for ticket in tickets}
+
+    def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
+        """Ask each job to end; its payload kills what has not ended after the grace time."""
+        return {ticket.key: _cancel(ticket) for ticket in tickets}
+
+    def _reap(self) -> None:
+        # Controllers that this process started stay zombies until somebody asks for them.
+        self._children = [job for job in self._children if job.get_info()["jobState"] == "RUNNING"]
+
+
+def _sight(ticket: Ticket) -> Sighting:
+    """The state of one attempt, from its files and its process."""
+    directory = ticket.directory
+    # Looked at before the exit file: a job that ends in between has left it by then.
+    alive = _payload_lives(directory)
+    ended = _read_json(directory / "exit.json")
+    if ended is not None:
+        return _ended(directory, ended)
+    started = _read_json(directory / "started.json")
+    if started is None:
+        if is_locked(directory):
+            return Sighting("PENDING")
+        if (directory / "cancelled").exists():
+            return Sighting("CANCELLED", ended_at=_now())
+        log = directory / "controller.log"
+        return Sighting("FAILED", reason=f"never started; read {log}", ended_at=_now())
+    since = _time(started["started_at"])
+    if alive is not False:
+        return Sighting("RUNNING", nodes=started["host"], started_at=since)
+    if (directory / "cancelled").exists():
+        return Sighting("CANCELLED", nodes=started["host"], started_at=since, ended_at=_now())
+    state, reason = "FAILED", "its process was killed and left no exit code"
+    if processes.rebooted_since(started):
+        state, reason = "NODE_FAIL", f"{started['host']} was rebooted"
+    return Sighting(state, reason, nodes=started["host"], started_at=since, ended_at=_now())
+
+
+def _payload_lives(directory: Path) -> bool | None:
+    started = _read_json(directory / "started.json")
+    return None if started is None else processes.is_alive(started)
+
+
+def _ended(directory: Path, ended: dict[str, Any]) -> Sighting:
+    if (directory / "cancelled").exists():
+        state = "CANCELLED"
+    elif ended["limit"]:
+        state = "TIMEOUT"
+    else:
+        state = "COMPLETED" if ended["exit_code"] == 0 else "FAILED"
+    started = _read_json(directory / "started.json") or {}
+    return Sighting(
+        state=state,
+        reason=ended["reason"],
+        exit_code=ended["exit_code"],
+        signal=ended["signal"],
+        nodes=started.get("host"),
+        started_at=_time(ended["started_at"]),
+        ended_at=_time(ended["ended_at"]),
+        warned=ended["warned"],
+    )
+
+
+def _cancel(ticket: Ticket) -> str:
+    directory = ticket.directory
+    if (directory / "exit.json").exists():
+        return "had ended already"
+    durable.write(directory / "cancelled", "")
+    started = _read_json(directory / "started.json")
+    if started is None:
+        # Not started yet: taking the claim ourselves keeps it from ever starting.
+        payload.claim(directory, "cancelled")
+        return "cancelled before it started"
+    alive = processes.is_alive(started)
+    if alive is None:
+        return f"runs on {started['host']}: cancel it from there"
+    if alive:
+        # The payload passes it on, and kills what has not ended after its grace time.
+        _kill(started["pid"], signal.SIGTERM)
+        return "told to end (SIGTERM)"
+    for pid in payload.processes_with_cookie(ticket.key):
+        _kill(pid, signal.SIGKILL)
+    return "killed what was left of it"
+
+
+def _kill(pid: int, signum: int) -> None:
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        pass
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    text = _read_text(path)
+    if text is None:
+        return None
+    value: dict[str, Any] = json.loads(text)
+    return value
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

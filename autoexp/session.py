@@ -1,0 +1,298 @@
+"""The session on disk: the truth about an experiment, whoever opens it can carry on."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autoexp import durable, lease, states
+from autoexp.compose import Composed
+from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
+from autoexp.events import Event
+from autoexp.experiment import Experiment
+from autoexp.jobs import Attempt, JobRecord, Kind, Verdict, now
+from autoexp.journal import Journal
+from autoexp.lease import Lease
+from autoexp.plan import Plan, make_plan
+from autoexp.rules import ActionRecord, ActionStatus
+from autoexp.schedulers.base import Ticket
+from autoexp.verdicts import saved_iteration
+
+SCHEMA = 1
+Record = TypeVar("Record", bound=BaseModel)
+
+
+class SessionMeta(BaseModel):
+    """`session.json`: what the session is about."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA
+    session: str
+    created: datetime
+    config: str
+    overrides: tuple[str, ...] = ()
+    experiment: Experiment
+    flow_run_ids: list[str] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
+    git: dict[str, str] = Field(default_factory=dict)
+
+
+class Session:
+    """One session directory. Reading is free for all; writing needs the lease (see `hold`)."""
+
+    def __init__(self, path: Path, meta: SessionMeta) -> None:
+        self.path = path
+        self.meta = meta
+        self.jobs: dict[str, JobRecord] = {}
+        self.actions: dict[str, ActionRecord] = {}
+        self.journal = Journal(path / "events.jsonl")
+
+    @property
+    def id(self) -> str:
+        return self.meta.session
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.meta.experiment
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every job has its final verdict."""
+        return all(job.is_over for job in self.jobs.values())
+
+    @property
+    def plan(self) -> Plan:
+        """The plan as it was made when the session was created."""
+        return Plan(jobs=tuple(job.spec for job in self.jobs.values()))
+
+    # Reading
+
+    @classmethod
+    def load(cls, path: Path) -> "Session":
+        """Read a session; raises SessionNotFound, or SessionDamaged with the file's path."""
+        _must_exist(path)
+        session = cls(path, _parse(path / "session.json", SessionMeta))
+        for file in sorted((path / "jobs").glob("*.json")):
+            record = _parse(file, JobRecord)
+            session.jobs[record.spec.name] = record
+        # The trunk first, then by branch point: the order in which people think of them.
+        ordered = sorted(session.jobs.values(), key=_job_order)
+        session.jobs = {job.spec.name: job for job in ordered}
+        for file in sorted((path / "actions").glob("*.json")):
+            action = _parse(file, ActionRecord)
+            session.actions[action.key] = action
+        session.journal.load()
+        return session
+
+    @classmethod
+    @contextmanager
+    def hold(cls, path: Path) -> Iterator[tuple["Session", Lease]]:
+        """Take the lease and read the session; raises SessionHeld when a monitor is alive."""
+        _must_exist(path)
+        held = lease.take(path)
+        try:
+            session = cls.load(path)
+            session.journal.repair()
+            yield session, held
+        finally:
+            held.release()
+
+    # Writing: each file at once and whole, and only by the holder of the lease
+
+    def save_meta(self) -> None:
+        durable.write(self.path / "session.json", self.meta.model_dump_json(indent=1) + "\n")
+
+    def save_job(self, job: JobRecord) -> None:
+        path = self.path / "jobs" / f"{job.spec.name}.json"
+        durable.write(path, job.model_dump_json(indent=1) + "\n")
+
+    def save_action(self, action: ActionRecord) -> None:
+        action.updated_at = now()
+        path = self.path / "actions" / f"{action.key}.json"
+        durable.write(path, action.model_dump_json(indent=1) + "\n")
+        self.actions[action.key] = action
+
+    def record(self, events: Iterable[Event]) -> list[Event]:
+        """Append the events that are new to the journal and return them."""
+        return self.journal.append(events)
+
+    def log_progress(self, job: JobRecord, rows: Iterable[str]) -> None:
+        """Append metrics rows; a kill may repeat some, so readers let the last one count."""
+        text = "".join(rows)
+        if text:
+            with (self.path / "metrics" / f"{job.spec.name}.csv").open("a") as file:
+                file.write(text)
+
+    # Attempts
+
+    def begin_attempt(self, job: JobRecord) -> Attempt | None:
+        """Write down the intent of a new attempt; None while the queue has no room for it."""
+        most = self.experiment.slurm.max_jobs
+        if most is not None and self.open_attempts() >= most:
+            return None
+        number = len(job.attempts) + 1
+        key = f"{self.id}-{job.spec.name}-a{number}"
+        attempt = Attempt(
+            number=number,
+            key=key,
+            log=str(self.path / "attempts" / key / "job.log"),
+            intended_at=now(),
+            first_iteration=saved_iteration(job),
+        )
+        job.attempts.append(attempt)
+        job.cursor = type(job.cursor)()
+        self.save_job(job)
+        return attempt
+
+    def record_submission(self, job: JobRecord, attempt: Attempt, job_id: str) -> None:
+        """Write down that the scheduler took the attempt."""
+        attempt.job_id = job_id
+        attempt.submitted_at = now()
+        if attempt.state == states.SUBMITTING:
+            attempt.state = "PENDING"
+        self.save_job(job)
+
+    def refuse(self, job: JobRecord, attempt: Attempt, reason: str) -> None:
+        """Write down that the scheduler would not take the attempt, in its own words."""
+        attempt.state, attempt.reason, attempt.ended_at = "FAILED", reason, now()
+        attempt.verdict = Verdict.FAILED
+        self.settle(job, Verdict.FAILED, f"not submitted: {reason}")
+
+    def open_attempts(self) -> int:
+        """Attempts that the scheduler has or is about to get."""
+        return sum(
+            1
+            for job in self.jobs.values()
+            if job.attempt is not None and job.attempt.is_open and not job.is_over
+        )
+
+    def ticket(self, attempt: Attempt) -> Ticket:
+        return Ticket(attempt.key, self.path / "attempts" / attempt.key, attempt.job_id)
+
+    def settle(self, job: JobRecord, verdict: Verdict, reason: str) -> None:
+        """Give a job its final verdict."""
+        job.verdict, job.reason = verdict, reason
+        self.save_job(job)
+
+    def pending_actions(self) -> list[ActionRecord]:
+        """Actions to do, those that were under way when a monitor died included."""
+        return [
+            action
+            for action in self.actions.values()
+            if action.status in (ActionStatus.PENDING, ActionStatus.RUNNING)
+        ]
+
+
+def _must_exist(path: Path) -> None:
+    if not (path / "session.json").exists():
+        raise SessionNotFound(
+            f"{path.name}: no such session in {path.parent}; `autoexp sessions list` shows all"
+        )
+
+
+def sessions_root() -> Path:
+    """`$AUTOEXP_SESSIONS`, else `sessions/` in the working directory."""
+    return Path(os.environ.get("AUTOEXP_SESSIONS", "sessions")).absolute()
+
+
+def create(
+    composed: Composed,
+    root: Path,
+    *,
+    session_id: str | None = None,
+    provenance: dict[str, dict[str, str]] | None = None,
+) -> Path:
+    """Create a session directory, whole or not at all, and return its path.
+
+    Raises BadInput when the id is taken or the plan is impossible; nothing is left behind then.
+    """
+    name = session_id or new_id(composed.experiment.project.name)
+    path = root / name
+    output = composed.experiment.project.output_root
+    # An output root of the user's own is shared by sessions: each writes below its own name.
+    output_root = path / "output" if output is None else Path(output).absolute() / name
+    plan = make_plan(composed.experiment, output_root)
+    if path.exists():
+        raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
+    root.mkdir(parents=True, exist_ok=True)
+    draft = root / f".new-{name}-{os.getpid()}"
+    try:
+        _fill(draft, name, composed, plan, provenance or {})
+        draft.rename(path)
+    except BaseException as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if isinstance(error, OSError) and path.exists():
+            raise BadInput(f"{name}: this session exists already") from error
+        raise
+    durable.sync_directory(root)
+    return path
+
+
+def new_id(project: str) -> str:
+    """A short, readable id: project, month and day, four random characters."""
+    alphabet = "abcdefghjkmnpqrstuvwxyz23456789"
+    tail = "".join(secrets.choice(alphabet) for _ in range(4))
+    return f"{project}-{now().astimezone():%m%d}-{tail}"
+
+
+def _fill(
+    draft: Path, name: str, composed: Composed, plan: Plan, provenance: dict[str, dict[str, str]]
+) -> None:
+    for folder in ("config", "jobs", "actions", "attempts", "inbox", "metrics"):
+        (draft / folder).mkdir(parents=True)
+    (draft / "config" / "resolved.yaml").write_text(composed.resolved)
+    (draft / "config" / "unresolved.yaml").write_text(composed.unresolved)
+    overrides = "".join(f"{line}\n" for line in composed.overrides)
+    (draft / "config" / "overrides.txt").write_text(overrides)
+    meta = SessionMeta(
+        session=name,
+        created=now(),
+        config=composed.config,
+        overrides=composed.overrides,
+        experiment=composed.experiment,
+        versions=provenance.get("versions", {}),
+        git=provenance.get("git", {}),
+    )
+    session = Session(draft, meta)
+    for spec in plan.jobs:
+        session.save_job(JobRecord(spec=spec, launched=spec.kind is Kind.TRAIN))
+    session.save_meta()
+
+
+def _parse(path: Path, model: type[Record]) -> Record:
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SessionDamaged(_damage(path, str(error))) from error
+    version = content.get("schema_version", SCHEMA) if isinstance(content, dict) else SCHEMA
+    if version != SCHEMA:
+        raise SessionDamaged(
+            f"{path} has schema version {version}; this autoexp reads {SCHEMA}. "
+            "Resume it with the version that wrote it."
+        )
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise SessionDamaged(_damage(path, f"{where}: {problem['msg']}")) from error
+
+
+def _damage(path: Path, problem: str) -> str:
+    return (
+        f"{path} does not parse ({problem}). Nothing was changed and no job was touched: "
+        "put the file back from a backup, or mend it, then resume the session"
+    )
+
+
+def _job_order(job: JobRecord) -> tuple[bool, int, str]:
+    branch = job.spec.branch
+    return (job.spec.parent is not None, branch.iteration if branch else 0, job.spec.name)

@@ -1,0 +1,155 @@
+"""What a session looks like from outside: the contract of `autoexp status --json`."""
+
+from datetime import datetime
+
+from pydantic import BaseModel
+
+from autoexp import lease
+from autoexp.jobs import Attempt, JobRecord, Kind, Verdict, now
+from autoexp.monitor import waits
+from autoexp.session import Session
+
+
+class MonitorStatus(BaseModel):
+    """Who watches the session."""
+
+    host: str
+    pid: int
+    alive: bool
+
+
+class AttemptStatus(BaseModel):
+    """One submission."""
+
+    number: int
+    job_id: str | None
+    state: str
+    submitted_at: datetime | None
+    ended_at: datetime | None
+    exit_code: int | None
+
+
+class JobStatus(BaseModel):
+    """One job. Loss in nats per token, GPU hours over all attempts."""
+
+    name: str
+    kind: Kind
+    parent: str | None
+    branch_iteration: int | None
+    state: str
+    verdict: Verdict | None
+    reason: str | None
+    iteration: int | None
+    target_iteration: int | None
+    loss: float | None
+    learning_rate: float | None
+    seconds_left: float | None
+    gpu_hours: float
+    output_dir: str
+    log: str | None
+    attempts: list[AttemptStatus]
+
+
+class ActionCounts(BaseModel):
+    """Actions by status."""
+
+    pending: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+
+
+class CheckpointStatus(BaseModel):
+    """A complete checkpoint that was seen."""
+
+    job: str
+    iteration: int
+    path: str
+
+
+class Status(BaseModel):
+    """A session at one moment."""
+
+    session: str
+    state: str
+    """running, stopped (jobs may run, nobody watches), finished, or failed."""
+    flow_run_id: str | None
+    monitor: MonitorStatus | None
+    jobs: list[JobStatus]
+    actions: ActionCounts
+    events: int
+    checkpoints: list[CheckpointStatus]
+
+
+def status_of(session: Session) -> Status:
+    """Describe a session as read from disk, or as a monitor holds it in memory."""
+    holder = lease.look(session.path)
+    counts = ActionCounts()
+    for action in session.actions.values():
+        setattr(counts, action.status, getattr(counts, action.status) + 1)
+    alive = holder is not None and holder.alive
+    flow_run_ids = session.meta.flow_run_ids
+    return Status(
+        session=session.id,
+        state=state_of(session, watched=alive),
+        flow_run_id=flow_run_ids[-1] if flow_run_ids else None,
+        monitor=MonitorStatus(**holder._asdict()) if holder is not None else None,
+        jobs=[_job_status(session, job) for job in session.jobs.values()],
+        actions=counts,
+        events=len(session.journal),
+        checkpoints=[
+            CheckpointStatus(job=event.job, iteration=event.iteration, path=event.path)
+            for event in session.journal.checkpoints()
+        ],
+    )
+
+
+def state_of(session: Session, *, watched: bool) -> str:
+    """The session's state in one word."""
+    if session.is_over:
+        failed = any(job.verdict is Verdict.FAILED for job in session.jobs.values())
+        return "failed" if failed else "finished"
+    return "running" if watched else "stopped"
+
+
+def _job_status(session: Session, job: JobRecord) -> JobStatus:
+    spec = job.spec
+    return JobStatus(
+        name=spec.name,
+        kind=spec.kind,
+        parent=spec.parent,
+        branch_iteration=spec.branch.iteration if spec.branch else None,
+        state=job.state,
+        verdict=job.verdict,
+        reason=job.reason or waits(job),
+        iteration=job.iteration,
+        target_iteration=spec.target_iteration,
+        loss=job.loss,
+        learning_rate=job.learning_rate,
+        seconds_left=_seconds_left(job),
+        gpu_hours=sum(_gpu_hours(session, attempt) for attempt in job.attempts),
+        output_dir=spec.output_dir,
+        log=job.attempt.log if job.attempt else None,
+        attempts=[_attempt_status(attempt) for attempt in job.attempts],
+    )
+
+
+def _attempt_status(attempt: Attempt) -> AttemptStatus:
+    return AttemptStatus(**attempt.model_dump(include=set(AttemptStatus.model_fields)))
+
+
+def _seconds_left(job: JobRecord) -> float | None:
+    """Iterations to go times the last measured seconds per iteration."""
+    if job.is_over or not job.iteration or not job.seconds_per_iteration:
+        return None
+    if job.spec.target_iteration is None:
+        return None
+    return max(0, job.spec.target_iteration - job.iteration) * job.seconds_per_iteration
+
+
+def _gpu_hours(session: Session, attempt: Attempt) -> float:
+    """GPUs times hours from start to end, or to now."""
+    if attempt.started_at is None:
+        return 0.0
+    hours = ((attempt.ended_at or now()) - attempt.started_at).total_seconds() / 3600
+    return max(0.0, hours) * session.experiment.slurm.gpus_per_node

@@ -1,0 +1,73 @@
+"""What an ended attempt means. COMPLETED is not finished: the target says what finished is."""
+
+from typing import NamedTuple
+
+from autoexp import states
+from autoexp.jobs import Attempt, JobRecord, Verdict
+from autoexp.states import Reaction
+
+
+class Judgement(NamedTuple):
+    """A verdict and the sentence that explains it."""
+
+    verdict: Verdict
+    reason: str
+
+
+def judge(
+    job: JobRecord, attempt: Attempt, *, warned: bool, most_without_progress: int
+) -> Judgement:
+    """Judge an attempt in a terminal state, after its log and its checkpoints have been read.
+
+    `warned` says that the attempt had been told to save because its time limit was near: an
+    ending with progress is then an interruption, whatever its exit code (torchrun exits 1 there).
+    """
+    if job.cancel_requested:
+        return Judgement(Verdict.FAILED, f"cancelled: {job.cancel_requested}")
+    how = _how_it_ended(attempt)
+    target = job.spec.target_iteration
+    if target is None:
+        if attempt.state == "COMPLETED":
+            return Judgement(Verdict.FINISHED, "exit code 0")
+    elif target in job.checkpoints or (attempt.state == "COMPLETED" and _reached(job) >= target):
+        return Judgement(Verdict.FINISHED, f"reached iteration {target}")
+    reaction = states.facts(attempt.state).reaction
+    progressed = made_progress(job, attempt)
+    interrupted = reaction is Reaction.RESUBMIT or (warned and progressed)
+    if not interrupted and not (reaction is Reaction.JUDGE and target is not None):
+        return Judgement(Verdict.FAILED, how)
+    if not progressed and job.attempts_without_progress + 1 >= most_without_progress:
+        return Judgement(
+            Verdict.FAILED,
+            f"{how}; {most_without_progress} attempts in a row without a new iteration",
+        )
+    return Judgement(Verdict.CONTINUE, f"{how} at iteration {_reached(job)} of {target}")
+
+
+def made_progress(job: JobRecord, attempt: Attempt) -> bool:
+    """Whether the attempt saved a new checkpoint: what is only logged is lost with the attempt."""
+    return saved_iteration(job) > (attempt.first_iteration or 0)
+
+
+def saved_iteration(job: JobRecord) -> int:
+    """Where the job would go on from: its newest checkpoint, or its branch point."""
+    start = job.spec.branch.iteration if job.spec.branch else 0
+    return max([start, *job.checkpoints])
+
+
+def _reached(job: JobRecord) -> int:
+    return max(job.iteration or 0, saved_iteration(job))
+
+
+def _how_it_ended(attempt: Attempt) -> str:
+    """The end in words: `FAILED (exit code 1)`, `CANCELLED by someone else`."""
+    details = []
+    if attempt.exit_code is not None:
+        details.append(f"exit code {attempt.exit_code}")
+    if attempt.signal:
+        details.append(f"signal {attempt.signal}")
+    if attempt.reason:
+        details.append(attempt.reason)
+    if attempt.state == "CANCELLED":
+        details.append("by someone else")
+    return f"{attempt.state} ({', '.join(details)})" if details else attempt.state

@@ -1,0 +1,1 @@
+"""Where jobs run and how: Prefect blocks over the core's schedulers."""

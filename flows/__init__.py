@@ -1,0 +1,1 @@
+"""The session flow, its subflows, and the command line."""

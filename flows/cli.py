@@ -1,0 +1,128 @@
+"""The command line: what to type, and which function answers. Heavy imports wait until needed."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from autoexp import __version__
+from autoexp.errors import AutoexpError
+
+_EPILOG = """exit codes: 0 all jobs finished; 1 a job failed for good; 2 bad input, nothing submitted; 3 the
+session is held by another monitor; 130 interrupted (jobs keep running).
+Sessions lie in $AUTOEXP_SESSIONS, else in sessions/ of the working directory."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    # Prefect and Hydra take seconds to import: `--help` and bad options answer before that.
+    from flows import commands
+
+    try:
+        code: int = getattr(commands, options.function)(options)
+    except AutoexpError as error:
+        print(f"autoexp: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left, as `head` does.
+        sys.stderr.close()
+        return 0
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="autoexp",
+        description="LLM training experiments on SLURM as Prefect flows.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"autoexp {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    _add_starting(commands)
+    _add_looking(commands)
+    _add_changing(commands)
+    return top
+
+
+def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    run = commands.add_parser("run", help="start a session: submit the training and watch it")
+    _add_experiment(run)
+    run.add_argument("--session", metavar="ID", help="the new session's id; made up by default")
+    run.add_argument("--dry-run", action="store_true", help="only show what would be submitted")
+    run.set_defaults(function="run")
+
+    plan = commands.add_parser("plan", help="show what would be submitted, and submit nothing")
+    _add_experiment(plan)
+    plan.add_argument("--json", action="store_true", help="for tools")
+    plan.set_defaults(function="plan")
+
+    resume = commands.add_parser("resume", help="take a session up again where it stands")
+    _add_session(resume)
+    resume.set_defaults(function="resume")
+
+
+def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    status = commands.add_parser("status", help="jobs, iterations, losses of a session")
+    _add_session(status)
+    status.add_argument("--json", action="store_true", help="the contract in docs/commands.md")
+    status.add_argument("--watch", action="store_true", help="keep showing it until it is over")
+    status.set_defaults(function="status")
+
+    events = commands.add_parser("events", help="what happened, in order")
+    _add_session(events)
+    events.add_argument("--json", action="store_true", help="one JSON object per line")
+    events.add_argument("--follow", "-f", action="store_true", help="go on as it happens")
+    events.set_defaults(function="events_")
+
+    tail = commands.add_parser("tail", help="the last lines of a job's log")
+    _add_session(tail)
+    tail.add_argument("job", nargs="?", help="the training by default")
+    tail.add_argument("--lines", "-n", type=int, default=20, help="how many (20)")
+    tail.add_argument("--follow", "-f", action="store_true", help="go on as it is written")
+    tail.set_defaults(function="tail")
+
+    plot = commands.add_parser("plot", help="draw the loss curve with its branches")
+    _add_session(plot)
+    plot.add_argument("--output", "-o", metavar="PNG", help="plot.png in the session by default")
+    plot.set_defaults(function="plot")
+
+
+def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    cancel = commands.add_parser("cancel", help="cancel jobs, pending or running")
+    cancel.add_argument("session", metavar="SESSION")
+    cancel.add_argument("jobs", metavar="JOB", nargs="*", help="all of the session's by default")
+    cancel.set_defaults(function="cancel")
+
+    sessions = commands.add_parser("sessions", help="list, show or remove sessions")
+    verbs = sessions.add_subparsers(metavar="VERB", required=True)
+    listing = verbs.add_parser("list", help="all sessions, the newest last")
+    listing.add_argument("--json", action="store_true", help="for tools")
+    listing.set_defaults(function="sessions_list")
+    show = verbs.add_parser("show", help="what a session is about and where its files are")
+    _add_session(show)
+    show.set_defaults(function="sessions_show")
+    remove = verbs.add_parser("remove", help="delete a session's directory, output included")
+    remove.add_argument("session", metavar="SESSION")
+    remove.add_argument("--cancel", action="store_true", help="cancel its jobs first")
+    remove.set_defaults(function="sessions_remove")
+
+
+def _add_experiment(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "experiment",
+        nargs="*",
+        metavar="CONFIG|OVERRIDE",
+        help="a configuration's name or YAML file, and overrides such as backend.args.lr=1e-3",
+    )
+
+
+def _add_session(command: argparse.ArgumentParser) -> None:
+    command.add_argument("session", metavar="SESSION", nargs="?", help="the newest by default")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,41 @@
+"""The subflow of one job, a cooldown or the training: it tells the story, and never polls."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from prefect import Flow, State, flow
+from prefect.states import Completed, Crashed, Failed
+
+from autoexp.jobs import JobRecord, JobSpec, Verdict
+
+if TYPE_CHECKING:
+    from flows.engine import SessionRun
+
+
+def job_flow(run: "SessionRun", spec: JobSpec, begin: Callable[[], None]) -> Flow[..., Any]:
+    """A subflow for one job of the session that `run` watches; `begin` says that it has started.
+
+    Each job gets a flow object of its own. Prefect matches the subflows of a flow run that is run
+    again by their name and the order of the calls, so with one shared function a call would
+    return the result of another job (Prefect issue 18601).
+    """
+
+    async def story(checkpoint: str | None = None) -> State[Any]:
+        del checkpoint  # draws the arrow from the checkpoint that started this job
+        begin()
+        return _final_state(await run.outcome(spec.name))
+
+    story.__qualname__ = f"{spec.kind}.{spec.name}"
+    decorate = flow(name=str(spec.kind), flow_run_name=spec.title, validate_parameters=False)
+    return decorate(story)
+
+
+def _final_state(job: JobRecord) -> State[Any]:
+    match job.verdict:
+        case Verdict.FINISHED:
+            return Completed(message=job.reason)
+        case Verdict.FAILED:
+            log = f". Read {job.attempt.log}" if job.attempt else ""
+            return Failed(message=f"{job.reason}{log}")
+        case _:
+            return Crashed(message="the monitor was stopped; the job keeps running")

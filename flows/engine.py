@@ -1,0 +1,283 @@
+"""One session inside one flow run: look, decide, act, publish, sleep.
+
+The loop awaits nothing that can take long: actions and job stories run beside it as task runs and
+subflows of the same flow run, and tell it nothing. Stories learn from the loop what happened.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import State
+
+from autoexp import acting, events, inbox
+from autoexp.errors import (
+    AutoexpError,
+    SchedulerUnavailable,
+    SessionHeld,
+    SubmissionPostponed,
+    SubmissionRefused,
+    SubmissionUncertain,
+)
+from autoexp.jobs import Attempt, JobRecord, Verdict
+from autoexp.lease import Lease
+from autoexp.monitor import Look, Monitor
+from autoexp.rules import ActionRecord, rules_of
+from autoexp.schedulers.base import Scheduler, Sighting
+from autoexp.session import Session
+from flows.cooldown import job_flow
+from flows.face import Face
+from tasks import jobs as effects
+
+_LONGEST_BACK_OFF_S = 300.0
+_RETRY_SUBMISSION_S = 30.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SessionRun:
+    """A session being watched. All records are changed on one thread, so writes never race."""
+
+    def __init__(
+        self, session: Session, lease: Lease, scheduler: Scheduler, log: "logging.Logger | Any"
+    ) -> None:
+        self.session = session
+        self.log = log
+        self.gaps: list[float] = []
+        self._lease = lease
+        self._scheduler = scheduler
+        self._monitor = Monitor(session, rules_of(session.plan))
+        self._face = Face(session, log)
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="session")
+        self._news = asyncio.Condition()
+        self._starting = asyncio.Lock()
+        self._cancelling: set[str] = set()
+        self._driven: set[str] = set()
+        self._marks: dict[str, State[Any]] = {}
+        self._answers: dict[str, Sighting] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._ask_at = 0.0
+        self._misses = 0
+        self._write_failures = 0
+        self._last_news = False
+        self._interruption = asyncio.Event()
+        self.interrupted: str | None = None
+
+    async def run(self) -> None:
+        """Watch the session until every job has its verdict, or until it is interrupted."""
+        try:
+            async with asyncio.TaskGroup() as children:
+                self._begin(children)
+                while not self._is_over():
+                    look = await self._look(children)
+                    self._act(children, look)
+                    self._face.offer(children, look)
+                    await self._tell_stories()
+                    await self._sleep()
+                await self._tell_stories(last=True)
+            await self._on_disk(self._monitor.flush)
+            await self._face.close()
+        finally:
+            self._disk.shutdown()
+
+    def interrupt(self, by: str) -> None:
+        """Stop watching; jobs keep running."""
+        self.interrupted = by
+        self._interruption.set()
+
+    def _is_over(self) -> bool:
+        return self.interrupted is not None or self.session.is_over
+
+    def _begin(self, children: asyncio.TaskGroup) -> None:
+        for action in self.session.pending_actions():
+            children.create_task(self._perform(action))
+
+    # Look
+
+    async def _look(self, children: asyncio.TaskGroup) -> Look:
+        """Read what is new; the scheduler's answer is taken when it comes, and not waited for."""
+        if self._asking is None and time.monotonic() >= self._ask_at:
+            self._asking = children.create_task(self._ask())
+        answers, self._answers = self._answers, {}
+        self.gaps.append(time.monotonic())
+        try:
+            self._lease.beat()
+            for note in await self._on_disk(inbox.take_on, self.session):
+                self.log.info(note)
+            look = await self._on_disk(self._monitor.look, answers)
+        except SessionHeld as error:
+            self.interrupt(str(error))
+            return Look([], [], set())
+        except OSError as error:
+            self._write_failures += 1
+            if self._write_failures == 1:
+                self.log.warning("%s: cannot be written (%s); trying on", self.session.path, error)
+            return Look([], [], set())
+        if self._write_failures:
+            self.log.warning("written again after %d failures", self._write_failures)
+            self._write_failures = 0
+        for event in look.events:
+            self.log.info(events.describe(event))
+        return look
+
+    async def _ask(self) -> None:
+        tickets = self._monitor.tickets()
+        tick = self.session.experiment.slurm.scheduler_tick_s
+        try:
+            if tickets:
+                self._answers |= await asyncio.to_thread(self._scheduler.query, tickets)
+        except SchedulerUnavailable as error:
+            self._misses += 1
+            if self._misses == 1:
+                self.log.warning("no answer from the scheduler (%s); no job is touched", error)
+            tick = min(_LONGEST_BACK_OFF_S, tick * 2**self._misses) * random.uniform(0.8, 1.2)
+        else:
+            if self._misses:
+                self.log.warning("the scheduler answers again after %d misses", self._misses)
+            self._misses = 0
+        finally:
+            self._ask_at = time.monotonic() + tick
+            self._asking = None
+
+    # Act
+
+    def _act(self, children: asyncio.TaskGroup, look: Look) -> None:
+        for action in look.actions:
+            children.create_task(self._perform(action))
+        for job in self.session.jobs.values():
+            if job.launched and not job.is_over and job.spec.name not in self._driven:
+                self._driven.add(job.spec.name)
+                children.create_task(self._drive(job))
+                children.create_task(self._draw(job))
+            if self._wants_cancel(job):
+                children.create_task(self._cancel(job))
+
+    async def _perform(self, action: ActionRecord) -> None:
+        """Do one action; whatever it raises becomes its recorded reason."""
+        try:
+            job = await self._on_disk(acting.begin, self.session, action)
+            event, trainer = action.event, self.session.experiment.trainer
+            mark: Any = effects.checkpoint(event.job, event.iteration, return_state=True)
+            self._marks[job.spec.name] = await mark
+            await effects.pin(trainer, event, job.spec)
+            await self._on_disk(acting.complete, self.session, action, job)
+        except Exception as error:
+            self.log.error("action %s failed: %s", action.key, error)
+            await self._on_disk(acting.fail, self.session, action, str(error))
+
+    def _wants_cancel(self, job: JobRecord) -> bool:
+        attempt = job.attempt
+        if job.cancel_requested is None or attempt is None or attempt.job_id is None:
+            return False
+        return attempt.is_open and attempt.key not in self._cancelling
+
+    async def _cancel(self, job: JobRecord) -> None:
+        assert job.attempt is not None
+        ticket = self.session.ticket(job.attempt)
+        self._cancelling.add(ticket.key)
+        try:
+            answers = await effects.cancel(self._scheduler, [ticket])
+        except Exception as error:
+            self._cancelling.discard(ticket.key)
+            self.log.warning("%s: not cancelled yet: %s", job.spec.title, error)
+        else:
+            self.log.info("%s: cancel: %s", job.spec.title, answers[ticket.key])
+
+    async def _drive(self, job: JobRecord) -> None:
+        """Submit a job as often as it takes; the monitor says when."""
+        while not job.is_over and self.interrupted is None:
+            if job.needs_submission and job.attempt is not None:
+                await self._submit(job, job.attempt, fresh=False)
+            elif job.wants_attempt:
+                attempt = await self._on_disk(self.session.begin_attempt, job)
+                if attempt is not None:
+                    await self._submit(job, attempt, fresh=True)
+                    continue
+            await self._next_news()
+
+    async def _draw(self, job: JobRecord) -> None:
+        """Show the job as a subflow. Nothing waits for it: a start takes Prefect up to seconds."""
+        begun = False
+
+        def begin() -> None:
+            nonlocal begun
+            begun = True
+            self._starting.release()
+            self._face.start(job.spec.name)
+
+        # One start at a time: many at once end in "database is locked" on a SQLite server.
+        await self._starting.acquire()
+        try:
+            subflow = job_flow(self, job.spec, begin)
+            shown: Any = subflow(checkpoint=self._marks.get(job.spec.name), return_state=True)
+            await shown
+        except Exception as error:
+            self.log.warning("%s: Prefect could not show it: %s", job.spec.title, error)
+        finally:
+            if not begun:
+                begin()
+
+    async def outcome(self, name: str) -> JobRecord:
+        """Wait until a job has its verdict, or nobody watches any more."""
+        job = self.session.jobs[name]
+        while not job.is_over and self.interrupted is None:
+            await self._next_news()
+        return job
+
+    async def _submit(self, job: JobRecord, attempt: Attempt, *, fresh: bool) -> None:
+        ticket = self.session.ticket(attempt)
+        try:
+            job_id = await effects.submit(self._scheduler, ticket, job.spec, attempt, fresh=fresh)
+        except (SubmissionPostponed, SubmissionUncertain, SchedulerUnavailable) as error:
+            self.log.warning("%s: not submitted yet: %s", job.spec.title, error)
+            job.warning = str(error)
+            await self._pause(_RETRY_SUBMISSION_S)
+        except (SubmissionRefused, AutoexpError, OSError) as error:
+            self.log.error("%s: refused: %s", job.spec.title, error)
+            await self._on_disk(self.session.refuse, job, attempt, str(error))
+        else:
+            await self._on_disk(self.session.record_submission, job, attempt, job_id)
+            self.log.info("%s: submitted as job %s", job.spec.title, job_id)
+
+    # Telling and waiting
+
+    async def _tell_stories(self, *, last: bool = False) -> None:
+        async with self._news:
+            self._last_news |= last
+            self._news.notify_all()
+
+    async def _next_news(self) -> None:
+        """Wait until the loop has looked again; after the last look, do not wait."""
+        async with self._news:
+            if not self._last_news:
+                await self._news.wait()
+
+    async def _sleep(self) -> None:
+        if not self._is_over():
+            await self._pause(self.session.experiment.monitoring.file_tick_s)
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, but wake up at once when the session is interrupted."""
+        try:
+            await asyncio.wait_for(self._interruption.wait(), seconds)
+        except TimeoutError:
+            pass
+
+    async def _on_disk(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run on the session's thread: one writer, and a slow filesystem stops no coroutine."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._disk, lambda: function(*args, **kwargs))
+
+
+def failed_jobs(session: Session) -> list[str]:
+    """One line for each job that failed: which, why, and where its log is."""
+    return [
+        f"{job.spec.name}: {job.reason}" + (f". Read {job.attempt.log}" if job.attempt else "")
+        for job in session.jobs.values()
+        if job.verdict is Verdict.FAILED
+    ]

@@ -1,0 +1,72 @@
+"""The view of a running session: a live table on a terminal, a line per event elsewhere."""
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+
+from autoexp import events
+from autoexp.errors import AutoexpError
+from autoexp.session import Session
+from autoexp.status import status_of
+from flows.show import status_view
+
+_REFRESH_S = 0.5
+
+
+class LiveView:
+    """Shows a session from its directory, as any other process would, in a thread of its own."""
+
+    def __init__(self, path: Path, out: Console) -> None:
+        self._path = path
+        self._out = out
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="live view")
+        self._shown = len(Session.load(path).journal)
+        self.note = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if self._out.is_terminal:
+            self._run_table()
+        else:
+            self._run_lines()
+
+    def _run_table(self) -> None:
+        with Live(console=self._out, auto_refresh=False, transient=True) as live:
+            while not self._done.wait(_REFRESH_S):
+                try:
+                    session = Session.load(self._path)
+                except AutoexpError:
+                    continue  # the monitor itself says what is wrong
+                live.update(status_view(status_of(session)), refresh=True)
+
+    def _run_lines(self) -> None:
+        while not self._done.wait(_REFRESH_S):
+            self._print_new()
+        self._print_new()
+
+    def _print_new(self) -> None:
+        try:
+            entries = Session.load(self._path).journal.entries
+        except AutoexpError:
+            return
+        for entry in entries[self._shown :]:
+            when = entry.time.astimezone().strftime("%H:%M:%S")
+            self._out.print(f"{when}  {events.describe(entry.event)}", markup=False)
+        self._shown = len(entries)

@@ -1,0 +1,105 @@
+"""How plans and sessions look in a terminal."""
+
+import shlex
+from collections.abc import Iterable
+
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from autoexp.curves import Gain
+from autoexp.jobs import Verdict
+from autoexp.plan import Plan
+from autoexp.status import JobStatus, Status
+
+_COLOURS = {"finished": "green", "failed": "red", "running": "cyan", "stopped": "yellow"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that colours only on a terminal, and cuts no path in a file or a pipe."""
+    out = Console(stderr=stderr, highlight=False)
+    return out if out.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+
+
+def status_table(status: Status) -> Table:
+    """The session's jobs: state, progress, loss, learning rate, time left."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("job", "state", "iteration", "", "loss", "lr", "left"):
+        right = name in ("iteration", "loss", "lr", "left")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for job in status.jobs:
+        table.add_row(*_cells(job))
+    return table
+
+
+def status_view(status: Status) -> RenderableType:
+    """Headline and table."""
+    return Group(_headline(status), Text(), status_table(status))
+
+
+def _headline(status: Status) -> Text:
+    line = Text.assemble(("session ", "bold"), (status.session, "bold"), "  ")
+    line.append(status.state, _COLOURS.get(status.state, ""))
+    if status.state == "stopped":
+        line.append(f"  nobody watches it: autoexp resume {status.session}", "yellow")
+    return line
+
+
+def _cells(job: JobStatus) -> list[RenderableType]:
+    target = job.target_iteration or 1
+    done = job.iteration or 0
+    word = job.verdict if job.verdict in (Verdict.FINISHED, Verdict.FAILED) else job.state
+    colour = {"finished": "green", "failed": "red", "RUNNING": "cyan"}.get(word, "yellow")
+    return [
+        job.name,
+        Text(str(word), colour),
+        f"{done}/{job.target_iteration or '?'}",
+        ProgressBar(total=target, completed=min(done, target), width=20),
+        "" if job.loss is None else f"{job.loss:.4f}",
+        "" if job.learning_rate is None else f"{job.learning_rate:.1e}",
+        _duration(job.seconds_left),
+        Text(job.reason or "", "dim"),
+    ]
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def gains_lines(found: Iterable[Gain]) -> list[str]:
+    """What each cooldown gained over the trunk."""
+    return [
+        f"{gain.job}: {gain.loss:.3f} at iteration {gain.iteration}, trunk {gain.trunk_loss:.3f}: "
+        f"gained {gain.gain:.3f} nats"
+        for gain in found
+    ]
+
+
+def print_plan(plan: Plan, out: Console) -> None:
+    """Jobs, branch points, decay lengths and command lines."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("job", "kind", "branches at", "decays over", "shape", "to lr", "ends at"):
+        table.add_column(name, no_wrap=True)
+    for job in plan.jobs:
+        branch = job.branch
+        table.add_row(
+            job.name,
+            job.kind,
+            str(branch.iteration) if branch else "",
+            str(branch.decay_iterations) if branch else "",
+            branch.shape if branch else "constant",
+            f"{branch.min_lr:g}" if branch else "",
+            str(job.target_iteration or ""),
+        )
+    out.print(table)
+    for note in plan.notes:
+        out.print(f"note: {note}", markup=False)
+    for job in plan.jobs:
+        out.print(f"\n{job.name}:", style="bold")
+        out.print(f"  {shlex.join(job.command)}", markup=False, soft_wrap=True)

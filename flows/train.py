@@ -1,0 +1,58 @@
+"""The session flow: one flow run that watches a training and all its cooldowns.
+
+Entry point `flows/train.py:train`. Prefect loads this file as a module named `train`, so it
+defines nothing but flows.
+"""
+
+import asyncio
+import signal
+from typing import Any
+
+from prefect import State, flow, get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Completed, Crashed, Failed
+
+from autoexp.compose import compose
+from autoexp.provenance import provenance
+from autoexp.schedulers.choose import scheduler_for
+from autoexp.session import Session, create, sessions_root
+from flows.context import in_foreground
+from flows.engine import SessionRun, failed_jobs
+
+
+@flow(name="autoexp", flow_run_name="session", validate_parameters=False)
+async def train(
+    config: str = "demo", overrides: list[str] | None = None, session: str | None = None
+) -> State[Any]:
+    """Train and branch cooldowns; with `session`, take an existing session up again."""
+    root = sessions_root()
+    if session is None:
+        composed = compose(config, overrides or [])
+        path = create(composed, root, provenance=provenance())
+    else:
+        path = root / session
+    log = get_run_logger()
+    with Session.hold(path) as (held, lease):
+        held.meta.flow_run_ids.append(str(flow_run.id))
+        held.save_meta()
+        log.info("session %s in %s", held.id, path)
+        run = SessionRun(held, lease, scheduler_for(held.experiment), log)
+        if in_foreground():
+            _stop_on_signals(run)
+        await run.run()
+        return _final_state(run)
+
+
+def _stop_on_signals(run: SessionRun) -> None:
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signum, run.interrupt, signum.name)
+
+
+def _final_state(run: SessionRun) -> State[Any]:
+    if not run.session.is_over:
+        return Crashed(message=f"stopped watching ({run.interrupted}); jobs keep running")
+    failed = failed_jobs(run.session)
+    if failed:
+        return Failed(message="; ".join(failed))
+    return Completed(message=f"all {len(run.session.jobs)} jobs finished")

@@ -1,0 +1,1 @@
+"""One Prefect task per side effect: submit, launch, cancel, publish. Never one per poll."""

@@ -1,0 +1,46 @@
+"""Effects on jobs: launch a planned one, submit an attempt, cancel."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from autoexp.backends.base import Backend, FoundCheckpoint
+from autoexp.events import CheckpointComplete
+from autoexp.jobs import Attempt, JobSpec
+from autoexp.schedulers.base import Scheduler, Ticket, prepare, submit_once
+
+
+@task(name="checkpoint", task_run_name="checkpoint {iteration}", cache_policy=NO_CACHE)
+async def checkpoint(job: str, iteration: int) -> str:
+    """Stands for a checkpoint in the run graph, with an arrow to what it launched."""
+    return f"{job}@{iteration}"
+
+
+@task(name="pin", task_run_name="pin {spec.name}", cache_policy=NO_CACHE)
+async def pin(backend: Backend, event: CheckpointComplete, spec: JobSpec) -> str:
+    """Give a branch its own start, which the parent's retention cannot delete."""
+    found = FoundCheckpoint(event.iteration, Path(event.path))
+    await asyncio.to_thread(backend.seed, found, Path(spec.save_dir))
+    return spec.save_dir
+
+
+@task(name="submit", task_run_name="submit {ticket.key}", cache_policy=NO_CACHE)
+async def submit(
+    scheduler: Scheduler, ticket: Ticket, spec: JobSpec, attempt: Attempt, *, fresh: bool
+) -> str:
+    """Submit an attempt once, whatever died in between; returns the scheduler's job id."""
+
+    def in_order() -> str:
+        prepare(ticket, spec, attempt, grace_s=10.0)
+        return submit_once(ticket, spec, scheduler, fresh=fresh)
+
+    return await asyncio.to_thread(in_order)
+
+
+@task(name="cancel", cache_policy=NO_CACHE)
+async def cancel(scheduler: Scheduler, tickets: Sequence[Ticket]) -> dict[str, str]:
+    """Cancel attempts; returns what the scheduler answered, by key."""
+    return await asyncio.to_thread(scheduler.cancel, tickets)

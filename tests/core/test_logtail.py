@@ -1,0 +1,712 @@
+"""Every complete line once and in order, however it was written, rotated or truncated."""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from autoexp import logtail
+from autoexp.logtail import BLOCK, LIMIT, MAX_LINE, SEAM, LogCursor, LogLine, Reading, read_new
+
+
+class Monitor:
+    """A reader that is killed after every look: only the cursor's JSON outlives it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stored = LogCursor().model_dump_json()
+        self.lines: list[LogLine] = []
+        self.lost: list[str] = []
+
+    @property
+    def cursor(self) -> LogCursor:
+        return LogCursor.model_validate_json(self.stored)
+
+    @property
+    def texts(self) -> list[bytes]:
+        return [line.text for line in self.lines]
+
+    def look(self, *, final: bool = False, limit: int = LIMIT) -> Reading:
+        reading = read_new(self.path, self.cursor, final=final, limit=limit)
+        self.stored = reading.cursor.model_dump_json()
+        self.lines += reading.lines
+        self.lost += [reading.lost] if reading.lost else []
+        return reading
+
+    def look_until_done(self, *, final: bool = False, limit: int = LIMIT) -> None:
+        while self.look(final=final, limit=limit).more:
+            pass
+
+
+class Writer:
+    """A job that writes a log, with a clock of its own: every write has another time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "train.log"
+        self.clock = 0
+        self.old: list[Path] = []
+
+    def write(self, data: bytes) -> None:
+        with self.path.open("ab") as file:
+            file.write(data)
+        self._touch()
+
+    def truncate(self, data: bytes = b"") -> None:
+        with self.path.open("r+b") as file:
+            file.truncate(0)
+            file.write(data)
+        self._touch()
+
+    def rotate(self) -> Path:
+        self.old.append(self.path.with_name(f"train.log.{len(self.old) + 1}"))
+        return self.path.rename(self.old[-1])
+
+    def _touch(self) -> None:
+        self.clock += 1
+        os.utime(self.path, ns=(self.clock, self.clock))
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Writer:
+    return Writer(tmp_path)
+
+
+@pytest.fixture
+def monitor(writer: Writer) -> Monitor:
+    return Monitor(writer.path)
+
+
+@contextmanager
+def counted_calls() -> Iterator[dict[str, int]]:
+    """Counts the bytes read, and how often the file system is asked."""
+    counts = {"bytes": 0, "stat": 0, "fstat": 0, "scandir": 0, "FileIO": 0}
+
+    def counting(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            counts[name] += 1
+            return real(*args, **kwargs)
+
+        return call
+
+    def pread(fd: int, count: int, offset: int, real: Callable[..., bytes] = os.pread) -> bytes:
+        data = real(fd, count, offset)
+        counts["bytes"] += len(data)
+        return data
+
+    with (
+        mock.patch.object(os, "pread", pread),
+        mock.patch.object(os, "stat", counting("stat", os.stat)),
+        mock.patch.object(os, "fstat", counting("fstat", os.fstat)),
+        mock.patch.object(os, "scandir", counting("scandir", os.scandir)),
+        mock.patch.object(logtail, "FileIO", counting("FileIO", FileIO)),
+    ):
+        yield counts
+
+
+@contextmanager
+def small_bounds() -> Iterator[int]:
+    """Bounds so small that a few bytes meet all of them."""
+    with (
+        mock.patch.object(logtail, "MAX_LINE", 12),
+        mock.patch.object(logtail, "MAX_LINES", 3),
+        mock.patch.object(logtail, "BLOCK", 5),
+    ):
+        yield 12
+
+
+def lines_in(content: bytes, generation: int = 0, longest: int = MAX_LINE) -> list[LogLine]:
+    """What a reader with the whole file in its hands calls its lines."""
+    lines, offset = [], 0
+    for raw in content.split(b"\n"):
+        text = raw[:longest] if len(raw) > longest else raw.removesuffix(b"\r")
+        lines.append(LogLine(generation, offset, text))
+        offset += len(raw) + 1
+    return lines if not content.endswith(b"\n") and content else lines[:-1]
+
+
+# --- growing
+
+
+def test_lines_are_read_once_and_know_where_they_start(writer: Writer, monitor: Monitor) -> None:
+    writer.write(b"one\ntwo\n")
+    assert monitor.look().lines == [(0, 0, b"one"), (0, 4, b"two")]
+    writer.write(b"three\n")
+    assert monitor.look().lines == [(0, 8, b"three")]
+    assert monitor.lost == []
+
+
+def test_a_line_cut_at_any_byte_is_read_whole(tmp_path: Path) -> None:
+    content = "größe\r\n\u2713\n".encode()
+    for cut in range(len(content) + 1):
+        path = tmp_path / f"{cut}.log"
+        monitor = Monitor(path)
+        path.write_bytes(content[:cut])
+        monitor.look()
+        path.write_bytes(content)
+        monitor.look()
+        assert monitor.texts == ["größe".encode(), "\u2713".encode()]
+
+
+def test_one_carriage_return_before_the_newline_is_dropped(
+    writer: Writer, monitor: Monitor
+) -> None:
+    writer.write(b"a\r\nb\r\r\n\r\n\n")
+    monitor.look()
+    assert monitor.texts == [b"a", b"b\r", b"", b""]
+
+
+def test_a_progress_bar_is_one_line(writer: Writer, monitor: Monitor) -> None:
+    for percent in range(0, 101, 10):
+        writer.write(b"\r%d%%" % percent)
+        assert monitor.look().lines == []
+    writer.write(b"\n")
+    assert len(monitor.look().lines) == 1
+    assert monitor.texts[0].startswith(b"\r0%\r10%") and monitor.texts[0].endswith(b"\r100%")
+
+
+def test_bytes_that_are_no_text_are_handed_on_as_they_are(writer: Writer, monitor: Monitor) -> None:
+    writer.write(b"\xff\xfe\x00\n\x00\n\xc3\n")
+    monitor.look()
+    assert monitor.texts == [b"\xff\xfe\x00", b"\x00", b"\xc3"]
+
+
+def test_a_missing_log_changes_nothing_and_may_appear_later(
+    writer: Writer, monitor: Monitor
+) -> None:
+    for final in (False, True):
+        assert monitor.look(final=final) == ([], LogCursor(), None, False)
+    writer.write(b"here\n")
+    monitor.look()
+    assert monitor.texts == [b"here"]
+    writer.path.unlink()
+    before = monitor.cursor
+    for final in (False, True):
+        assert monitor.look(final=final) == ([], before, None, False)
+
+
+def test_a_missing_folder_is_a_missing_log(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path / "nowhere" / "train.log")
+    known = LogCursor(inode=12, generation=3)
+    assert monitor.look(final=True) == ([], LogCursor(), None, False)
+    assert read_new(monitor.path, known, final=True) == ([], known, None, False)
+
+
+def test_what_the_file_system_refuses_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        read_new(tmp_path, LogCursor())
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        read_new(tmp_path / "file" / "train.log", LogCursor())
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        read_new(tmp_path / "loop", LogCursor())
+
+
+def test_an_error_while_reading_is_raised(writer: Writer, monitor: Monitor) -> None:
+    writer.write(b"a\n")
+    with (
+        mock.patch.object(os, "pread", side_effect=OSError(5, "Input/output error")),
+        pytest.raises(OSError, match="Input/output"),
+    ):
+        monitor.look()
+    assert monitor.look().lines == [(0, 0, b"a")]
+
+
+def test_a_misspelt_or_changed_cursor_is_refused() -> None:
+    with pytest.raises(ValidationError, match="ofset"):
+        LogCursor.model_validate({"ofset": 3})
+    with pytest.raises(ValidationError, match="frozen"):
+        LogCursor().offset = 3  # type: ignore[misc]
+
+
+# --- the end of the job
+
+
+def test_when_the_job_has_ended_the_unterminated_rest_is_a_line(
+    writer: Writer, monitor: Monitor
+) -> None:
+    writer.write(b"done\nKilled")
+    assert monitor.look().lines == [(0, 0, b"done")]
+    assert monitor.look(final=True).lines == [(0, 5, b"Killed")]
+    assert monitor.cursor.offset == len(b"done\nKilled")
+    for final in (True, False):
+        assert monitor.look(final=final).lines == []
+
+
+def test_the_last_look_may_be_the_only_one(writer: Writer, monitor: Monitor) -> None:
+    writer.write(b"a\nb")
+    assert monitor.look(final=True).lines == [(0, 0, b"a"), (0, 2, b"b")]
+
+
+def test_what_is_written_after_the_last_look_is_still_read(
+    writer: Writer, monitor: Monitor
+) -> None:
+    writer.write(b"a\nb")
+    monitor.look(final=True)
+    writer.write(b"c\nd\n")
+    assert monitor.look(final=True).lines == [(0, 3, b"c"), (0, 5, b"d")]
+
+
+def test_the_log_of_an_ended_job_is_read_under_the_name_it_was_given(
+    writer: Writer, monitor: Monitor
+) -> None:
+    writer.write(b"a\n")
+    monitor.look()
+    writer.write(b"b\nrest")
+    writer.rotate()
+    assert monitor.look().lines == []
+    assert monitor.look(final=True).lines == [(0, 2, b"b"), (0, 4, b"rest")]
+    assert monitor.look(final=True).lines == []
+    assert monitor.lost == []
+
+
+# --- what it costs
+
+
+def test_nothing_new_costs_one_stat(writer: Writer, monitor: Monitor) -> None:
+    writer.write(b"a\nhalf a line")
+    monitor.look()
+    before = monitor.cursor
+    with counted_calls() as counts:
+        assert monitor.look() == ([], before, None, False)
+    assert counts == {"bytes": 0, "stat": 1, "fstat": 0, "scandir": 0, "FileIO": 0}
+
+
+def test_new_lines_cost_their_own_bytes(writer: Writer, monitor: Monitor) -> None:
+    writer.write(b"x" * 99 + b"\n")
+    writer.write((b"x" * 99 + b"\n") * 10_000)
+    monitor.look()
+    writer.write(b"new\n")
+    with counted_calls() as counts:
+        monitor.look()
+    assert counts["bytes"] <= len(b"new\n") + 2 * SEAM
+    assert counts["scandir"] == 0
+
+
+def test_a_line_that_grows_slowly_is_read_at_most_twice(writer: Writer, monitor: Monitor) -> None:
+    looks, piece = 200, b"\r" + b"=" * 999
+    with counted_calls() as counts:
+        for _ in range(looks):
+            writer.write(piece)
+            monitor.look()
+        writer.write(b"\n")
+        monitor.look()
+    assert monitor.texts == [piece * looks]
+    assert counts["bytes"] <= 2 * looks * len(piece) + (looks + 1) * 2 * SEAM + 1
+
+
+@pytest.mark.parametrize("step", [1 << 16, 1 << 20, 10 << 20])
+def test_a_huge_line_is_cut_and_its_rest_is_passed_over_once(
+    writer: Writer, monitor: Monitor, step: int
+) -> None:
+    size = 10 << 20
+    with counted_calls() as counts:
+        for _ in range(size // step):
+            writer.write(b"x" * step)
+            monitor.look_until_done()
+            assert monitor.cursor.offset <= monitor.cursor.scanned <= monitor.cursor.size
+        assert monitor.cursor.skipping
+        assert counts["bytes"] <= size + MAX_LINE + 2 * BLOCK + (size // step + 2) * 2 * SEAM
+    writer.write(b"end of it\nnext\n")
+    monitor.look()
+    assert monitor.texts == [b"x" * MAX_LINE, b"next"]
+    assert monitor.lines[1].offset == size + len(b"end of it\n")
+
+
+def test_a_huge_line_that_never_ends_is_no_second_line_at_the_end_of_the_job(
+    writer: Writer, monitor: Monitor
+) -> None:
+    writer.write(b"x" * (MAX_LINE + 1))
+    monitor.look()
+    writer.write(b"x")
+    assert monitor.look(final=True).lines == []
+    assert monitor.texts == [b"x" * MAX_LINE]
+
+
+@pytest.mark.parametrize("end", [b"", b"\r"])
+def test_a_line_of_just_the_greatest_length_is_whole(
+    writer: Writer, monitor: Monitor, end: bytes
+) -> None:
+    writer.write(b"x" * MAX_LINE + end + b"\ny\n")
+    monitor.look()
+    assert monitor.texts == [b"x" * MAX_LINE, b"y"]
+
+
+def test_a_call_stops_at_its_bound_and_says_that_there_is_more(
+    writer: Writer, monitor: Monitor
+) -> None:
+    writer.write(b"0123456789\n" * 20)
+    with counted_calls() as counts:
+        reading = monitor.look(limit=25)
+    assert (len(reading.lines), reading.more) == (2, True)
+    assert counts["bytes"] <= 25 + SEAM
+    monitor.look_until_done(limit=3)
+    assert monitor.lines == lines_in(b"0123456789\n" * 20)
+
+
+def test_half_a_million_empty_lines_come_in_several_calls(writer: Writer, monitor: Monitor) -> None:
+    writer.write(b"\n" * (2 * BLOCK))
+    reading = monitor.look()
+    assert reading.more and len(reading.lines) <= logtail.MAX_LINES + BLOCK
+    monitor.look_until_done()
+    assert len(monitor.lines) == 2 * BLOCK
+
+
+def test_a_bound_without_a_byte_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="limit is 0"):
+        read_new(tmp_path / "train.log", LogCursor(), limit=0)
+
+
+# --- rotation
+
+
+def test_a_rotated_file_is_read_to_its_end_before_the_new_one(
+    writer: Writer, monitor: Monitor
+) -> None:
+    writer.write(b"a\n")
+    monitor.look()
+    writer.write(b"b\nrest")
+    writer.path.rename(writer.path.with_name("kept"))
+    writer.write(b"c\n")
+    reading = monitor.look()
+    assert reading.lines == [(0, 2, b"b"), (0, 4, b"rest"), (1, 0, b"c")]
+    assert reading.lost is None
+
+
+def test_a_rotated_file_is_read_over_several_calls(writer: Writer, monitor: Monitor) -> None:
+    old, new = b"old line\n" * 10, b"new line\n" * 10
+    writer.write(old)
+    monitor.look(limit=10)
+    writer.rotate()
+    writer.write(new)
+    monitor.look_until_done(limit=20)
+    assert monitor.lines == lines_in(old) + lines_in(new, 1)
+    assert monitor.lost == []
+
+
+def test_a_file_seen_at_the_path_is_read_though_it_was_rotated_before_its_turn(
+    writer: Writer, monitor: Monitor
+) -> None:
+    contents = [b"%d line\n" % number * 10 for number in range(3)]
+    for content in contents:
+        writer.write(content)
+        monitor.look(limit=5)
+        if content != contents[-1]:
+            writer.rotate()
+    monitor.look_until_done(limit=50)
+    assert monitor.lines == [
+        line for number, content in enumerate(contents) for line in lines_in(content, number)
+    ]
+    assert monitor.lost == []
+
+
+def test_a_file_that_came_and_went_between_two_looks_is_named(
+    writer: Writer, monitor: Monitor
+) -> None:
+    writer.write(b"before\n")
+    writer.rotate()
+    writer.write(b"a\n")
+    monitor.look()
+    writer.write(b"b\n")
+    for _ in range(2):
+        writer.rotate()
+        writer.write(b"unseen\n")
+    writer.rotate()
+    writer.write(b"c\n")
+    lost = monitor.look().lost
+    assert monitor.texts == [b"a", b"b", b"c"]
+    assert lost is not None and lost.endswith("train.log.3, train.log.4")
+
+
+def test_a_file_that_came_and_went_is_named_once_over_several_calls(
+    writer: Writer, monitor: Monitor
+) -> None:
+    for content in (b"a\n" * 20, b"unseen\n", b"c\n" * 20):
+        writer.write(content)
+        if not writer.old:
+            monitor.look(limit=2)
+        writer.rotate()
+    writer.write(b"d\n")
+    monitor.look_until_done(limit=10)
+    assert monitor.texts == [b"a"] * 20 + [b"d"]
+    assert len(monitor.lost) == 1
+    assert monitor.lost[0].endswith(": train.log.2, train.log.3")
+
+
+def test_files_waiting_for_their_turn_are_read_though_none_is_at_the_path_any_more(
+    writer: Writer, monitor: Monitor
+) -> None:
+    for content in (b"a\n" * 20, b"b\n" * 20):
+        writer.write(content)
+        monitor.look(limit=2)
+        writer.rotate()
+    monitor.look_until_done(final=True, limit=10)
+    assert monitor.texts == [b"a"] * 20 + [b"b"] * 20
+    assert monitor.lost == []
+
+
+def test_a_deleted_file_is_reported_with_the_bytes_it_still_had(
+    writer: Writer, monitor: Monitor
+) -> None:
+    writer.write(b"a\n" * 50)
+    monitor.look(limit=10)
+    writer.rotate()
+    writer.write(b"b\n")
+    writer.old[0].unlink()
+    reading = monitor.look()
+    assert reading.lines == [(1, 0, b"b")]
+    assert reading.lost is not None
+    assert "the old file is gone" in reading.lost and "at least 90 bytes" in reading.lost
+    assert monitor.look().lost is None
+
+
+def test_a_new_file_with_the_inode_of_the_deleted_one_is_read_from_its_start(
+    writer: Writer, monitor: Monitor
+) -> None:
+    writer.write(b"first file\n")
+    monitor.look()
+    writer.path.unlink()
+    writer.write(b"second file, longer\n")
+    # ext4 gives the inode out again at once; elsewhere the cursor is told so.
+    reused = monitor.cursor.model_copy(update={"inode": writer.path.stat().st_ino})
+    reading = read_new(writer.path, reused)
+    assert reading.lines == [(1, 0, b"second file, longer")]
+    assert reading.lost is not None and "truncated or replaced" in reading.lost
+
+
+def test_another_file_with_the_inode_of_the_deleted_one_is_left_alone(
+    writer: Writer, monitor: Monitor
+) -> None:
+    writer.write(b"first file\n")
+    monitor.look()
+    checkpoint = writer.path.with_name("model.pt")
+    checkpoint.write_bytes(b"\x80" * 1000)
+    writer.path.rename(writer.path.with_name("gone")).unlink()
+    writer.write(b"second file\n")
+    reused = monitor.cursor.model_copy(update={"inode": checkpoint.stat().st_ino})
+    reading = read_new(writer.path, reused)
+    assert reading.lines == [(1, 0, b"second file")]
+    assert reading.lost is not None and "the old file is gone" in reading.lost
+
+
+# --- truncation
+
+
+@pytest.mark.parametrize(
+    "new", [b"x\n", b"new, as long\n", b"new, and longer than before\n"], ids=len
+)
+def test_a_truncated_log_is_read_from_its_start(
+    writer: Writer, monitor: Monitor, new: bytes
+) -> None:
+    writer.write(b"old contents\n")
+    monitor.look()
+    writer.truncate(new)
+    reading = monitor.look()
+    assert reading.lines == [(1, 0, new.rstrip())]
+    assert reading.lost is not None and "behind byte 13 is lost" in reading.lost
+    assert monitor.look() == ([], reading.cursor, None, False)
+
+
+def test_bytes_cut_off_before_they_were_read_are_said(writer: Writer, monitor: Monitor) -> None:
+    writer.write(b"a\n" * 50)
+    monitor.look(limit=10)
+    writer.truncate(b"a\n" * 20)
+    reading = monitor.look()
+    assert reading.lines == lines_in(b"a\n" * 20, 1)
+    assert reading.lost is not None and "at least 90 bytes" in reading.lost
+
+
+def test_a_log_whose_time_alone_has_changed_is_not_read_again(
+    writer: Writer, monitor: Monitor
+) -> None:
+    writer.write(b"a\nhalf")
+    monitor.look()
+    writer.write(b"")
+    assert monitor.look()[::2] == ([], None)
+    writer.write(b" and half\n")
+    assert monitor.look().lines == [(0, 2, b"half and half")]
+
+
+def test_an_emptied_log_is_said_once(writer: Writer, monitor: Monitor) -> None:
+    writer.write(b"old\nhalf")
+    monitor.look()
+    writer.truncate()
+    reading = monitor.look()
+    assert reading.lines == []
+    assert reading.lost is not None and "at least 4 bytes" in reading.lost
+    assert monitor.look().lost is None
+
+
+def test_a_log_that_is_truncated_while_it_is_read_is_said(writer: Writer, monitor: Monitor) -> None:
+    writer.write(b"half a line")
+    monitor.look()
+    writer.write(b", and its end\n")
+
+    def truncated(fd: int, count: int, offset: int, real: Callable[..., bytes] = os.pread) -> bytes:
+        data = real(fd, count, offset)
+        if offset:
+            writer.truncate()
+        return data
+
+    with mock.patch.object(os, "pread", truncated):
+        reading = monitor.look()
+    assert (reading.lines, reading.more) == ([], False)
+    assert reading.lost is not None and "shrank" in reading.lost
+    writer.write(b"new\n")
+    assert monitor.look().lines == [(1, 0, b"new")]
+
+
+# --- any history
+
+
+LINES = st.lists(
+    st.one_of(
+        st.binary(max_size=30),
+        st.sampled_from([b"", b"\r", b"a\r", b"10%\r20%", "é✓".encode(), b"\x00", b"\xff"]),
+    ).map(lambda line: line.replace(b"\n", b"")),
+    max_size=25,
+)
+PIECES = st.tuples(st.just("write"), st.integers(0, 40))
+LOOKS = st.tuples(st.just("look"), st.integers(1, 60))
+STEPS = {
+    name: st.tuples(st.just(name), st.just(0)) for name in ("look", "rotate", "truncate", "drop")
+}
+
+
+@settings(max_examples=250, deadline=None)
+@given(lines=LINES, ended=st.booleans(), steps=st.lists(PIECES | LOOKS | STEPS["rotate"]))
+def test_any_cutting_bounding_and_rotating_yields_each_line_once_and_in_order(
+    lines: list[bytes], ended: bool, steps: list[tuple[str, int]]
+) -> None:
+    stream = b"\n".join(lines) + (b"\n" if ended else b"")
+    contents = [b""]  # of every file, in order
+    seen: list[int] = []  # the files that were at the path when somebody looked
+    with tempfile.TemporaryDirectory() as folder, small_bounds() as longest:
+        writer = Writer(Path(folder))
+        monitor = Monitor(writer.path)
+        writer.write(b"")
+        for step, number in [*steps, ("write", len(stream))]:
+            if step == "write":
+                writer.write(stream[:number])
+                contents[-1] += stream[:number]
+                stream = stream[number:]
+            elif step == "rotate":
+                writer.rotate()
+                writer.write(b"")
+                contents.append(b"")
+            else:
+                seen.append(len(contents) - 1)
+                monitor.look(limit=number)
+        seen.append(len(contents) - 1)
+        monitor.look_until_done(final=True, limit=7)
+        assert monitor.look(final=True).lines == []
+    assert monitor.lines == [
+        line
+        for generation, index in enumerate(sorted(set(seen)))
+        for line in lines_in(contents[index], generation, longest)
+    ]
+    came_and_went = {
+        f"train.log.{index + 1}"
+        for index, content in enumerate(contents)
+        if index > seen[0] and index not in seen and content
+    }
+    assert set(re.findall(r"train\.log\.\d+", "".join(monitor.lost))) == came_and_went
+
+
+class Omniscient:
+    """The reader as specified, with every byte of every file in its hands: compares, never guesses.
+
+    Like the reader it has nothing but the inode to tell an empty file from the one after it.
+    """
+
+    def __init__(self) -> None:
+        self.inode: int | None = None
+        self.content = b""  # of that file at the last look
+        self.generation = 0
+        self.lines: list[LogLine] = []
+
+    def look(self, files: dict[int, bytes], inode: int, *, final: bool) -> bool:
+        """Whether something was lost, given what each inode holds and which one is the log."""
+        self.inode = self.inode or inode
+        known = files.get(self.inode)
+        lost = known is None or not self._continues(known)
+        if lost or self.inode != inode:
+            if known is not None and not lost:
+                self._extend(known, final=True)
+            self.inode, self.content = inode, b""
+            self.generation += 1
+        self._extend(files[inode], final=final)
+        return lost
+
+    def _continues(self, content: bytes) -> bool:
+        if content.startswith(self.content):
+            return True
+        end = len(self.content)
+        seam = slice(max(0, end - SEAM), end)
+        assume(len(content) < end or content[seam] != self.content[seam])
+        return False
+
+    def _extend(self, content: bytes, *, final: bool) -> None:
+        def complete(part: bytes, rest: bool) -> list[LogLine]:
+            return lines_in(part if rest else part[: part.rfind(b"\n") + 1], self.generation)
+
+        before = complete(self.content, rest=False)
+        self.lines += complete(content, rest=final)[len(before) :]
+        self.content = content
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    lines=LINES,
+    steps=st.lists(
+        PIECES | STEPS["look"] | STEPS["rotate"] | STEPS["truncate"] | STEPS["drop"], max_size=40
+    ),
+)
+def test_any_history_with_truncations_and_deletions_says_when_bytes_were_lost(
+    lines: list[bytes], steps: list[tuple[str, int]]
+) -> None:
+    stream = b"".join(b"%s %d\n" % (line, number) for number, line in enumerate(lines))
+    reference = Omniscient()
+    with tempfile.TemporaryDirectory() as folder:
+        writer = Writer(Path(folder))
+        monitor = Monitor(writer.path)
+        writer.write(b"")
+        looked_at = 0
+        for step, number in [*steps, ("write", len(stream)), ("end", 0)]:
+            if step == "write":
+                writer.write(stream[:number])
+                stream = stream[number:]
+            elif step == "truncate":
+                writer.truncate()
+            elif step == "rotate":
+                writer.rotate()
+                writer.write(b"")
+            elif step == "drop":
+                for path in writer.old[-1:]:
+                    path.unlink(missing_ok=True)
+            else:
+                files = {p.stat().st_ino: p.read_bytes() for p in Path(folder).iterdir()}
+                inode = writer.path.stat().st_ino
+                came_and_went = [
+                    path.name
+                    for path in writer.old[looked_at + 1 :]
+                    if path.exists()
+                    and path.stat().st_size
+                    and monitor.cursor.inode not in (None, inode, path.stat().st_ino)
+                ]
+                lost = reference.look(files, inode, final=step == "end")
+                reading = monitor.look(final=step == "end")
+                looked_at = len(writer.old)
+                assert not reading.more
+                assert (reading.lost is not None) == (lost or bool(came_and_went))
+                assert all(name in (reading.lost or "") for name in came_and_went)
+        assert monitor.lines == reference.lines
