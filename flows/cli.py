@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from autoexp import __version__
 from autoexp.errors import AutoexpError
 
-_EPILOG = """exit codes: 0 all jobs finished; 1 a job failed for good; 2 bad input, nothing submitted; 3 the
-session is held by another monitor; 130 interrupted (jobs keep running).
+_EPILOG = """exit codes:
+  0  all jobs finished          2    bad input, nothing submitted
+  1  a job failed for good      3    the session is held by another monitor
+                                130  interrupted (jobs keep running)
 Sessions lie in $AUTOEXP_SESSIONS, else in sessions/ of the working directory."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     # Prefect and Hydra take seconds to import: `--help` and bad options answer before that.
     from flows import commands
 
@@ -30,6 +32,19 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.close()
         return 0
     return code
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the words; overrides may stand before and behind options."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    # argparse takes the first run of positional words only, and calls the others unknown.
+    unknown = [word for word in rest if word.startswith("-") or "experiment" not in options]
+    if unknown:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}; see `autoexp --help`")
+    if rest:
+        options.experiment += rest
+    return options
 
 
 def parser() -> argparse.ArgumentParser:

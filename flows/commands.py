@@ -61,26 +61,25 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
-    """Show a session; exit code 1 when a job has failed."""
+    """Show a session."""
     path = _session_path(options.session)
     session = Session.load(path)
     if options.json:
         print(status_of(session).model_dump_json(indent=1))
     elif options.watch:
-        session = _watch(path)
+        _watch(path)
     else:
         console().print(status_view(status_of(session)))
-    return 1 if state_of(session, watched=False) == "failed" else 0
+    return 0
 
 
-def _watch(path: Path) -> Session:
+def _watch(path: Path) -> None:
     session = Session.load(path)
     with Live(status_view(status_of(session)), console=console(), auto_refresh=False) as live:
         while not session.is_over:
             time.sleep(1.0)
             session = Session.load(path)
             live.update(status_view(status_of(session)), refresh=True)
-    return session
 
 
 def events_(options: argparse.Namespace) -> int:

@@ -48,7 +48,8 @@ class SessionRun:
     ) -> None:
         self.session = session
         self.log = log
-        self.gaps: list[float] = []
+        self.longest_gap = 0.0
+        self._looked_at: float | None = None
         self._lease = lease
         self._scheduler = scheduler
         self._monitor = Monitor(session, rules_of(session.plan))
@@ -104,7 +105,7 @@ class SessionRun:
         if self._asking is None and time.monotonic() >= self._ask_at:
             self._asking = children.create_task(self._ask())
         answers, self._answers = self._answers, {}
-        self.gaps.append(time.monotonic())
+        self._note_gap()
         try:
             self._lease.beat()
             for note in await self._on_disk(inbox.take_on, self.session):
@@ -124,6 +125,13 @@ class SessionRun:
         for event in look.events:
             self.log.info(events.describe(event))
         return look
+
+    def _note_gap(self) -> None:
+        """Remember the longest time between two looks: nothing may ever block them."""
+        now = time.monotonic()
+        if self._looked_at is not None:
+            self.longest_gap = max(self.longest_gap, now - self._looked_at)
+        self._looked_at = now
 
     async def _ask(self) -> None:
         tickets = self._monitor.tickets()

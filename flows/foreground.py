@@ -65,6 +65,8 @@ def _quieten() -> None:
         handler.setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.WARNING)
+        # "Still processing items", said at every start and end of a run, is no news to anyone.
+        handler.addFilter(lambda record: "EventsWorker" not in record.name)
 
 
 def _say_how_to_go_on(session: Session, out: Console) -> None:

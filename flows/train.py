@@ -7,8 +7,9 @@ defines nothing but flows.
 import asyncio
 import signal
 from typing import Any
+from uuid import UUID
 
-from prefect import State, flow, get_run_logger
+from prefect import State, flow, get_client, get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, Failed
 
@@ -20,7 +21,12 @@ from flows.context import in_foreground
 from flows.engine import SessionRun, failed_jobs
 
 
-@flow(name="autoexp", flow_run_name="session", validate_parameters=False)
+def _run_name() -> str:
+    """`session demo-1124-k3fq`; a session that is yet to be made is named when it is."""
+    return f"session {flow_run.parameters.get('session') or 'new'}"
+
+
+@flow(name="autoexp", flow_run_name=_run_name, validate_parameters=False)
 async def train(
     config: str = "demo", overrides: list[str] | None = None, session: str | None = None
 ) -> State[Any]:
@@ -29,6 +35,8 @@ async def train(
     if session is None:
         composed = compose(config, overrides or [])
         path = create(composed, root, provenance=provenance())
+        async with get_client() as client:
+            await client.update_flow_run(UUID(flow_run.id), name=f"session {path.name}")
     else:
         path = root / session
     log = get_run_logger()

@@ -61,18 +61,14 @@ spawn() { # NAME COMMAND...: each goes into the background by itself and writes 
         </dev/null >>"$log" 2>&1 9>&- || { tail -n 20 "$log" >&2; die 1 "$1 did not start, see $log"; }
 }
 
-kill_hard() { # NAME: what a crash does
+halt() { # NAME [SIGNAL]: a clean stop, then a kill for what does not take that
     local pid
     pid=$(pid_of "$1") || return 0
-    kill -KILL "$pid" || true
-    wait_for 10 "$1" dead "$pid"
-}
-
-halt() { # NAME: a clean stop; a kill for what does not take that
-    local pid
-    pid=$(pid_of "$1") || return 0
-    kill -TERM "$pid" || true
-    (wait_for 20 "$1" dead "$pid") &>/dev/null || kill -KILL "$pid"
+    for signal in "${2:-TERM}" KILL; do
+        kill -s "$signal" "$pid" || true
+        (wait_for 20 "$1" dead "$pid") &>/dev/null && return
+    done
+    die 1 "$1 (pid $pid) does not die"
 }
 
 munge_answers() { munge -n </dev/null | timeout 5 unmunge; }
@@ -80,8 +76,9 @@ sql() { timeout 10 mariadb --no-defaults --socket "$dir/db/socket" --user root "
 accounting_answers() { timeout 5 sacctmgr -n show cluster; }
 registered() { timeout 5 sacctmgr -nP show assoc account=autoexp format=user | grep -qx root; }
 controller_answers() { timeout 5 scontrol ping; }
-node_answers() { # a star behind the state says that the controller has lost sight of it
-    timeout 5 sinfo -h -N -p main -n "$1" -o %T | grep -qxE 'idle|mixed|allocated|completing|planned'
+node_answers() { # for its first ten seconds a dead node is idle; later there is a star behind its state
+    pid_of "$1" && timeout 5 sinfo -h -N -p main -n "$1" -o %T |
+        grep -qxE 'idle|mixed|allocated|completing|planned'
 }
 node_listens() { (: <>"/dev/tcp/127.0.0.1/1700${1#n}"); }
 node_resumes() { # resume is refused for a node that is well: only the answer counts
@@ -89,7 +86,7 @@ node_resumes() { # resume is refused for a node that is well: only the answer co
 }
 all_answer() {
     munge_answers && sql -e 'select 1' && registered && controller_answers || return 1
-    for node in "${nodes[@]}"; do pid_of "$node" && node_answers "$node" || return 1; done
+    for node in "${nodes[@]}"; do node_answers "$node" || return 1; done
 } &>/dev/null
 
 start_munge() {
@@ -128,11 +125,11 @@ start_database() {
 start_accounting() {
     accounting_answers &>/dev/null || { halt slurmdbd; spawn slurmdbd slurmdbd; }
     wait_for 30 slurmdbd accounting_answers
-    # Each of these fails if it was done already; `registered` has the last word.
-    registered || sacctmgr -i add cluster autoexp || true
-    registered || sacctmgr -i add account autoexp cluster=autoexp || true
-    registered || sacctmgr -i add user root account=autoexp cluster=autoexp || true
-    wait_for 10 slurmdbd registered
+    registered || { # each of these fails if it was done already; the last line has the last word
+        sacctmgr -i add cluster autoexp
+        sacctmgr -i add account autoexp cluster=autoexp
+        sacctmgr -i add user root account=autoexp cluster=autoexp
+    } &>/dev/null || wait_for 10 slurmdbd registered
 }
 
 start_controller() {
@@ -141,7 +138,7 @@ start_controller() {
 }
 
 start_node() {
-    pid_of "$1" >/dev/null && node_answers "$1" && return
+    node_answers "$1" >/dev/null && return
     halt "$1"
     spawn "$1" slurmd -N "$1"
     wait_for 30 "$1" node_listens "$1"
@@ -172,11 +169,11 @@ restore_policy() { # also at the start of every `up`, for an install that was ki
 refuse_what_is_not_ours() {
     for file in "${configs[@]/#//etc/slurm/}"; do
         [[ ! -e $file ]] || grep -qsF "$mark" "$file" ||
-            die 1 "$file is not of this cluster and stays as it is. It begins: $(head -n 1 "$file")"
+            die 1 "$file is another cluster's and stays. Take that down, or move it: $(head -n 1 "$file")"
     done
-    # `down` removes the directory, so it must be ours from the start.
-    [[ -e $dir/.autoexp-slurm || -z $(ls -A "$dir" 2>/dev/null) ]] ||
-        die 1 "$dir has other things in it. Set AUTOEXP_SLURM_DIR to a new or empty directory."
+    # `down` removes the directory, so it must be ours from the start; MariaDB trips over a space.
+    [[ $dir != *\ * && (-e $dir/.autoexp-slurm || -z $(ls -A "$dir" 2>/dev/null)) ]] ||
+        die 1 "AUTOEXP_SLURM_DIR must be a new or empty directory without spaces: $dir"
 }
 
 make_directories() {
@@ -279,7 +276,7 @@ status() {
     done
     controller_answers &>/dev/null || die 1 "the controller does not answer. Run: cluster.sh up"
     timeout 10 sinfo -N -p main -o '%6N %10T %14C %8G %E'
-    for node in "${nodes[@]}"; do ! node_answers "$node" || ready=$((ready + 1)); done
+    for node in "${nodes[@]}"; do ! node_answers "$node" >/dev/null || ready=$((ready + 1)); done
     ((ready == 3)) || die 1 "$ready of 3 nodes answer. Run: cluster.sh up"
 }
 
@@ -292,10 +289,10 @@ flock -w 300 9 || die 1 "another cluster.sh has been at work for five minutes"
 case "$*" in
     up) up ;;
     down | "down --keep") down "${2:-}" ;;
-    "kill-node "[123]) kill_hard "n$2" ;;
+    "kill-node "[123]) halt "n$2" KILL ;;
     "start-node "[123]) start_node "n$2" ;;
     stop-controller) halt slurmctld ;;
-    kill-controller) kill_hard slurmctld ;;
+    kill-controller) halt slurmctld KILL ;;
     start-controller) start_controller ;;
     stop-accounting) halt slurmdbd ;;
     start-accounting) start_accounting ;;

@@ -1,0 +1,37 @@
+# `make demo` and `make test` do all the set-up by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test check format clean
+.DEFAULT_GOAL := help
+
+help:  ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.installed  ## a virtual environment with the pinned dependencies
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "autoexp needs Python 3.11 or later: make PYTHON=/path/to/python3.12 setup"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: setup  ## train a small language model and branch two cooldowns, in under a minute
+	$(BIN)/autoexp run demo
+
+test: setup  ## every test that can run here
+	$(BIN)/python -m pytest
+
+check: setup  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup  ## mend what `make check` says about format and imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the virtual environment and the caches; sessions stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

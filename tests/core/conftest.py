@@ -1,0 +1,142 @@
+"""What the core tests share: a tiny experiment, a session of it, and ways to die."""
+
+import importlib
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from autoexp import durable
+from autoexp.compose import Composed, compose
+from autoexp.session import create
+
+_OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
+_MARK = "AUTOEXP_TEST_MARK"
+
+# A trunk of 300 iterations with checkpoints at 100, 200 and 300, and two cooldowns of 50.
+TINY = (
+    "project.name=tiny",
+    "backend.args.train_iters=300",
+    "backend.args.save_interval=100",
+    "monitoring.save_progress_every_s=0",
+    "cooldowns=[{at: [100, 200], decay: {iterations: 50}}]",
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the developer's shell says must not decide what a test finds."""
+    for name in _OURS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def composed() -> Composed:
+    """A tiny experiment with the demo backend on the local machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _OURS:
+            patch.delenv(name, raising=False)
+        return compose("demo", TINY)
+
+
+@pytest.fixture
+def session_path(tmp_path: Path, composed: Composed) -> Path:
+    """A new session of the tiny experiment: nothing has been submitted yet."""
+    return create(composed, tmp_path / "sessions", session_id="s1")
+
+
+KilledAt = Callable[[int, Callable[[], object]], bool]
+
+
+@pytest.fixture
+def killed_at() -> KilledAt:
+    """`killed_at(n, act)` runs `act` in a process that is killed at its n-th durable step.
+
+    Returns False when `act` came to its end before that.
+    """
+
+    def run(n: int, act: Callable[[], object]) -> bool:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.environ["AUTOEXP_TEST_KILL_AT"] = str(n)
+                importlib.reload(durable)
+                act()
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc(file=sys.__stderr__)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        assert code in (0, -signal.SIGKILL), f"the process ended with {code}"
+        return code != 0
+
+    return run
+
+
+FullDisk = Callable[[int], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def full_disk() -> FullDisk:
+    """`with full_disk(n):` no file can grow beyond n bytes; a write that would ends short."""
+
+    @contextmanager
+    def limited(most: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+WaitFor = Callable[..., None]
+
+
+@pytest.fixture
+def wait_for() -> WaitFor:
+    """`wait_for(condition, what)` waits for other processes; fails after 20 s, naming `what`."""
+
+    def wait(condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline, f"waited in vain for: {what}"
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def no_survivors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test has started ends with it: every process carries the test's mark."""
+    monkeypatch.setenv(_MARK, str(tmp_path))
+    yield
+    for pid in _marked(f"{_MARK}={tmp_path}".encode()):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def _marked(mark: bytes) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if mark in environment.split(b"\0"):
+                found.append(int(entry.name))
+    return found

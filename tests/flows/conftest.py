@@ -1,0 +1,69 @@
+"""A Prefect server for all flow tests, and small sessions that run in seconds."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from autoexp.compose import compose
+from autoexp.session import Session, create
+
+SMALL = (
+    "backend.args.train_iters=300",
+    "backend.args.save_interval=50",
+    "backend.args.sleep_per_iteration_ms=4",
+    "backend.args.lr_warmup_iters=20",
+    "monitoring.file_tick_s=0.25",
+    "slurm.scheduler_tick_s=0.25",
+)
+BRANCHES = "cooldowns=[{at: [100, 200], decay: {iterations: 50}}]"
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One server for the whole run: it takes many seconds to start."""
+    os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture
+def make_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Creates small sessions below a root of their own; their jobs end with the test."""
+    root = tmp_path / "sessions"
+    monkeypatch.setenv("AUTOEXP_SESSIONS", str(root))
+
+    def make(*overrides: str) -> Path:
+        return create(compose("demo", [*SMALL, BRANCHES, *overrides]), root)
+
+    yield make
+    for path in root.glob("*/session.json"):
+        autoexp("cancel", path.parent.name, root=root)
+
+
+def autoexp(
+    *arguments: str, root: Path, timeout: float = 120
+) -> "subprocess.CompletedProcess[str]":
+    """Run the command line as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", "autoexp", *arguments],
+        env={**os.environ, "AUTOEXP_SESSIONS": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def edit_job(path: Path, name: str, edit: Callable[[list[str]], list[str]]) -> None:
+    """Change a planned job's command before the session runs."""
+    with Session.hold(path) as (session, _):
+        job = session.jobs[name]
+        command = tuple(edit(list(job.spec.command)))
+        job.spec = job.spec.model_copy(update={"command": command})
+        session.save_job(job)

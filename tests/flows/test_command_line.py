@@ -1,0 +1,168 @@
+"""The command line as a user meets it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autoexp.session import Session
+from tests.flows.conftest import BRANCHES, SMALL, Make, autoexp
+
+pytestmark = pytest.mark.prefect
+
+
+def start_monitor(path: Path) -> "subprocess.Popen[str]":
+    """`autoexp resume` in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "autoexp", "resume", path.name],
+        env={**os.environ, "AUTOEXP_SESSIONS": str(path.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+    )
+
+
+def wait_until_running(path: Path, job: str = "demo") -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if Session.load(path).jobs[job].state == "RUNNING":
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{job} does not run")
+
+
+def interrupt(monitor: "subprocess.Popen[str]") -> str:
+    """Ctrl-C: the whole process group gets SIGINT."""
+    os.killpg(monitor.pid, signal.SIGINT)
+    output, _ = monitor.communicate(timeout=60)
+    return output
+
+
+def test_help_answers_without_the_heavy_imports() -> None:
+    code = (
+        "import sys\n"
+        "from flows.cli import parser\n"
+        "parser().format_help()\n"
+        "heavy = {'prefect', 'hydra', 'pydantic', 'numpy', 'matplotlib', 'rich', 'submitit'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout.strip() == "[]", answer.stderr
+
+
+def test_bad_input_says_what_and_where_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    root = tmp_path / "sessions"
+    answer = autoexp("run", "demo", "backend.args.train_itres=3", root=root)
+
+    assert answer.returncode == 2
+    assert "backend.args.train_itres" in answer.stderr
+    assert "did you mean `train_iters`?" in answer.stderr
+    assert "override `backend.args.train_itres=3`" in answer.stderr
+    assert not root.exists() or not list(root.iterdir())
+
+
+def test_a_plan_shows_jobs_branch_points_and_commands_and_submits_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "sessions"
+    answer = autoexp("plan", "demo", "cooldowns.0.at=[1050]", root=root)
+
+    assert answer.returncode == 0
+    assert "demo-cd1000" in answer.stdout
+    assert "branches at 1000, the checkpoint before 1050" in answer.stdout
+    assert "--lr-wsd-decay-iters 200" in answer.stdout
+    assert not root.exists()
+
+
+def test_a_session_runs_from_the_command_line_and_is_listed_shown_and_removed(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "sessions"
+    answer = autoexp("run", "demo", "--session", "first", *SMALL, BRANCHES, root=root)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "gained" in answer.stdout
+    assert str(root / "first" / "plot.png") in answer.stdout
+
+    status = json.loads(autoexp("status", "first", "--json", root=root).stdout)
+    assert status["state"] == "finished"
+    assert {job["name"]: job["iteration"] for job in status["jobs"]} == {
+        "demo": 300,
+        "demo-cd100": 150,
+        "demo-cd200": 250,
+    }
+    assert status["actions"] == {"pending": 0, "running": 0, "done": 2, "failed": 0}
+    assert {(c["job"], c["iteration"]) for c in status["checkpoints"]} >= {("demo", 100)}
+
+    listed = json.loads(autoexp("sessions", "list", "--json", root=root).stdout)
+    assert [(s["session"], s["state"], s["jobs"]) for s in listed] == [("first", "finished", 3)]
+
+    events = autoexp("events", "first", root=root).stdout
+    assert events.count("checkpoint 100 of demo is complete") == 1
+    assert "iteration" in autoexp("tail", "first", "demo-cd100", root=root).stdout
+    assert autoexp("run", "demo", "--session", "first", root=root).returncode == 2
+
+    assert autoexp("sessions", "remove", "first", root=root).returncode == 0
+    assert not (root / "first").exists()
+
+
+def test_ctrl_c_leaves_jobs_running_and_resume_brings_the_session_to_its_end(
+    make_session: Make,
+) -> None:
+    path = make_session("backend.args.sleep_per_iteration_ms=20")
+    monitor = start_monitor(path)
+    wait_until_running(path)
+
+    output = interrupt(monitor)
+
+    assert monitor.returncode == 130, output
+    assert f"autoexp resume {path.name}" in output
+    status = json.loads(autoexp("status", path.name, "--json", root=path.parent).stdout)
+    assert status["state"] == "stopped"
+    assert status["monitor"] is None
+    before = status["jobs"][0]["attempts"]
+    assert before[0]["state"] == "RUNNING"
+
+    answer = autoexp("resume", path.name, root=path.parent)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    session = Session.load(path)
+    # The same job went on; nothing was submitted twice.
+    assert [len(job.attempts) for job in session.jobs.values()] == [1, 1, 1]
+    assert session.jobs["demo"].attempts[0].job_id == before[0]["job_id"]
+
+
+def test_cancel_ends_the_jobs_of_a_session_that_nobody_watches(make_session: Make) -> None:
+    path = make_session("backend.args.sleep_per_iteration_ms=100")
+    monitor = start_monitor(path)
+    wait_until_running(path)
+    interrupt(monitor)
+
+    answer = autoexp("cancel", path.name, root=path.parent)
+
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    session = Session.load(path)
+    assert session.jobs["demo"].state == "CANCELLED"
+    assert all("cancelled" in (job.reason or "") for job in session.jobs.values())
+
+
+def test_cancel_goes_through_the_monitor_where_one_is_alive(make_session: Make) -> None:
+    path = make_session("backend.args.sleep_per_iteration_ms=100")
+    monitor = start_monitor(path)
+    wait_until_running(path)
+
+    refused = autoexp("resume", path.name, root=path.parent)
+    assert refused.returncode == 3
+    assert f"pid {monitor.pid}" in refused.stderr
+
+    answer = autoexp("cancel", path.name, "demo", root=path.parent)
+
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert f"pid {monitor.pid}" in answer.stdout
+    output, _ = monitor.communicate(timeout=60)
+    assert monitor.returncode == 1, output
+    session = Session.load(path)
+    assert session.jobs["demo"].state == "CANCELLED"
+    assert "never started" in (session.jobs["demo-cd100"].reason or "")

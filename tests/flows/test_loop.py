@@ -1,0 +1,48 @@
+"""The loop: nothing that runs beside it ever blocks it."""
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from prefect import flow
+
+from autoexp.backends.base import FoundCheckpoint
+from autoexp.backends.demo import DemoBackend
+from autoexp.schedulers.choose import scheduler_for
+from autoexp.session import Session
+from flows.engine import SessionRun
+from tests.flows.conftest import Make
+
+pytestmark = pytest.mark.prefect
+
+
+@flow
+async def watched(path: Path) -> float:
+    with Session.hold(path) as (session, lease):
+        run = SessionRun(session, lease, scheduler_for(session.experiment), logging.getLogger())
+        await run.run()
+    return run.longest_gap
+
+
+async def test_the_parent_keeps_looking_while_cooldowns_run_and_an_action_sleeps(
+    make_session: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = DemoBackend.seed
+
+    def slow_seed(self: DemoBackend, checkpoint: FoundCheckpoint, save_dir: Path) -> None:
+        if checkpoint.iteration == 50:
+            time.sleep(5)
+        seed(self, checkpoint, save_dir)
+
+    monkeypatch.setattr(DemoBackend, "seed", slow_seed)
+    path = make_session(
+        "cooldowns=[{at: [50, 100, 150, 200], decay: {iterations: 100}}]",
+        "monitoring.file_tick_s=0.5",
+    )
+
+    longest_gap = await watched(path)
+
+    session = Session.load(path)
+    assert [job.verdict for job in session.jobs.values()] == ["finished"] * 5
+    assert longest_gap < 3 * 0.5

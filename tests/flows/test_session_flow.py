@@ -1,0 +1,166 @@
+"""The session flow, end to end: real jobs, a real Prefect server."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+)
+from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
+
+from autoexp.curves import gains
+from autoexp.events import AttemptJudged, CheckpointComplete
+from autoexp.jobs import Verdict
+from autoexp.session import Session
+from flows.train import train
+from tests.flows.conftest import Make, edit_job
+
+pytestmark = pytest.mark.prefect
+
+
+async def subflows(session: Session) -> list[FlowRun]:
+    parent = session.meta.flow_run_ids[-1]
+    async with get_client() as client:
+        return await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent])
+            )
+        )
+
+
+async def task_runs(session: Session) -> list[TaskRun]:
+    parent = session.meta.flow_run_ids[-1]
+    async with get_client() as client:
+        return await client.read_task_runs(
+            task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[parent]))
+        )
+
+
+async def artifacts(session: Session) -> list[Artifact]:
+    parent = session.meta.flow_run_ids[-1]
+    async with get_client() as client:
+        return await client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[parent]))
+        )
+
+
+async def run_to_the_end(path: Path) -> tuple[Session, str, str]:
+    state = await train(session=path.name, return_state=True)
+    return Session.load(path), state.type.value, state.message or ""
+
+
+async def test_a_training_and_its_cooldowns_are_one_flow_run_with_all_it_shows(
+    make_session: Make,
+) -> None:
+    session, state, _ = await run_to_the_end(make_session())
+
+    assert state == "COMPLETED"
+    assert {n: j.verdict for n, j in session.jobs.items()} == {
+        "demo": "finished",
+        "demo-cd100": "finished",
+        "demo-cd200": "finished",
+    }
+    # The branches end below the trunk at the same iteration.
+    found = gains(session)
+    assert [gain.iteration for gain in found] == [150, 250]
+    assert all(gain.gain > 0.05 for gain in found), found
+
+    drawn = await subflows(session)
+    assert {run.name for run in drawn} == {"train demo", "cooldown demo @100", "cooldown demo @200"}
+    assert {run.state_type.value for run in drawn if run.state_type} == {"COMPLETED"}
+
+    # A task run per effect and none per poll: one submission per job, two for each launch.
+    names = Counter(run.name.split()[0] for run in await task_runs(session))
+    effects = {k: v for k, v in names.items() if k in ("submit", "checkpoint", "pin", "cancel")}
+    assert effects == {"submit": 3, "checkpoint": 2, "pin": 2}
+
+    shown = {a.key: a for a in await artifacts(session)}
+    prefix = session.id.lower()
+    assert f"{prefix}-jobs" in shown
+    assert {f"{prefix}-{job}-progress" for job in session.jobs} <= set(shown)
+    assert all(shown[f"{prefix}-{job}-progress"].data == 100.0 for job in session.jobs)
+    assert str(shown[f"{prefix}-plot"].data).startswith("data:image/png;base64,")
+    assert (session.path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+async def test_a_cooldown_starts_while_the_training_goes_on(make_session: Make) -> None:
+    session, _, _ = await run_to_the_end(make_session())
+
+    trunk, branch = session.jobs["demo"].attempts[0], session.jobs["demo-cd100"].attempts[0]
+    assert branch.started_at is not None
+    assert trunk.ended_at is not None
+    assert branch.started_at < trunk.ended_at
+
+
+async def test_a_failed_cooldown_leaves_its_siblings_running(make_session: Make) -> None:
+    path = make_session()
+    edit_job(path, "demo-cd100", lambda command: [*command, "--no-such-argument"])
+
+    session, state, message = await run_to_the_end(path)
+
+    failed = session.jobs["demo-cd100"]
+    assert failed.verdict is Verdict.FAILED
+    assert session.jobs["demo"].verdict is Verdict.FINISHED
+    assert session.jobs["demo-cd200"].verdict is Verdict.FINISHED
+    assert state == "FAILED"
+    assert failed.attempt is not None
+    assert "demo-cd100" in message
+    assert "exit code 2" in message
+    assert failed.attempt.log in message
+    assert "--no-such-argument" in Path(failed.attempt.log).read_text()
+
+
+async def test_a_killed_cooldown_leaves_its_siblings_running(make_session: Make) -> None:
+    path = make_session()
+    # A trainer that dies of SIGKILL at once, as under an out-of-memory killer.
+    edit_job(path, "demo-cd200", lambda _: ["/bin/sh", "-c", "kill -9 $$"])
+
+    session, state, _ = await run_to_the_end(path)
+
+    assert state == "FAILED"
+    assert session.jobs["demo-cd200"].attempts[0].signal == 9
+    assert session.jobs["demo-cd200"].reason == "FAILED (signal 9)"
+    assert session.jobs["demo-cd100"].verdict is Verdict.FINISHED
+
+
+async def test_a_checkpoint_written_slowly_launches_nothing_before_it_is_complete(
+    make_session: Make,
+) -> None:
+    session, state, _ = await run_to_the_end(make_session("backend.args.slow_save_s=1.0"))
+
+    assert state == "COMPLETED"
+    tracker_moved = {}
+    for entry in session.journal.entries:
+        if isinstance(entry.event, CheckpointComplete) and entry.event.job == "demo":
+            tracker_moved[entry.event.iteration] = Path(entry.event.path).stat().st_ctime
+    for name, iteration in (("demo-cd100", 100), ("demo-cd200", 200)):
+        intended = session.jobs[name].attempts[0].intended_at.timestamp()
+        # The folder got its name (its ctime) only after the slow save.
+        assert intended >= tracker_moved[iteration]
+
+
+async def test_a_run_that_ends_early_goes_on_until_its_target(make_session: Make) -> None:
+    # Twelve seconds are not enough for 300 iterations of 60 ms: the limit warns, the trainer
+    # saves and exits 0, and that is not the end.
+    path = make_session(
+        "cooldowns=[]",
+        "backend.args.sleep_per_iteration_ms=25",
+        "slurm.time_limit_min=0.1",
+        "slurm.warn_before_limit_s=2",
+    )
+
+    session, state, _ = await run_to_the_end(path)
+
+    assert state == "COMPLETED"
+    attempts = session.jobs["demo"].attempts
+    assert len(attempts) >= 2
+    assert [a.verdict for a in attempts[:-1]] == [Verdict.CONTINUE] * (len(attempts) - 1)
+    judged = [e.event for e in session.journal.entries if isinstance(e.event, AttemptJudged)]
+    assert judged[-1].verdict is Verdict.FINISHED
