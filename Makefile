@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo slurm-demo test check format clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -35,3 +35,7 @@ format: setup  ## mend what `make check` says about format and imports
 
 clean:  ## remove the virtual environment and the caches; sessions stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+slurm-demo: setup  ## the same on a real SLURM cluster of three nodes, brought up on this machine
+	tests/slurm/cluster.sh up
+	$(BIN)/autoexp run demo slurm=local_cluster

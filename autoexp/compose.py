@@ -175,7 +175,7 @@ def _validation_message(error: ValidationError, origins: _Origins) -> str:
 
 
 def _problem(details: ErrorDetails, origins: _Origins) -> str:
-    location = [str(part) for part in details["loc"]]
+    location = _without_tags(details)
     path = ".".join(location) or "experiment"
     origin = origins.of(location)
     if details["type"] == "extra_forbidden":
@@ -187,6 +187,18 @@ def _problem(details: ErrorDetails, origins: _Origins) -> str:
     shown = details["input"]
     given = f", got {shown!r}" if isinstance(shown, str | int | float) else ""
     return f"{path}: {message}{given} ({origin})"
+
+
+def _without_tags(details: ErrorDetails) -> list[str]:
+    """The path of the key as it is written: pydantic inserts the name of a union's member."""
+    parts = [str(part) for part in details["loc"]]
+    unknown_last = details["type"] == "extra_forbidden"
+    kept: list[str] = []
+    for position, part in enumerate(parts):
+        is_key = part.isdigit() or part in _fields_at(Experiment, kept)
+        if is_key or (unknown_last and position == len(parts) - 1):
+            kept.append(part)
+    return kept
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from autoexp.backends.base import Backend, Closed
 from autoexp.backends.demo import DemoBackend
+from autoexp.machines import Machine
 
 JobName = Annotated[
     str,
@@ -71,19 +72,6 @@ class Cooldown(Closed):
         return self
 
 
-class LocalMachine(Closed):
-    """Jobs run as processes on this machine, through submitit's local executor."""
-
-    kind: Literal["local"] = "local"
-    scheduler_tick_s: float = Field(1.0, gt=0, description="seconds between two looks at the jobs")
-    max_jobs: int | None = Field(None, gt=0, description="jobs of a session at the same time")
-    time_limit_min: float | None = Field(None, gt=0, description="minutes an attempt may run")
-    warn_before_limit_s: int = Field(
-        30, ge=0, description="seconds before the limit at which the trainer is told to save"
-    )
-    gpus_per_node: int = Field(0, ge=0, description="GPUs a job may see")
-
-
 class Monitoring(Closed):
     """How often to look, what to publish, when to give up."""
 
@@ -104,7 +92,7 @@ class Experiment(Closed):
 
     project: Project
     backend: DemoBackend = Field(description="which trainer, and its arguments")
-    slurm: LocalMachine = Field(description="where jobs run")
+    slurm: Machine = Field(description="where jobs run")
     monitoring: Monitoring = Field(default_factory=Monitoring)
     cooldowns: tuple[Cooldown, ...] = ()
 

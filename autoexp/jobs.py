@@ -68,7 +68,17 @@ class Attempt(BaseModel):
     ended_at: datetime | None = None
     exit_code: int | None = None
     signal: int | None = None
+    warned: bool = False
+    """Whether it was told to save because its time limit was near."""
     nodes: str | None = None
+    gpus: int = 0
+    """GPUs that it holds while it runs."""
+    earlier_gpu_hours: float = 0.0
+    """GPU hours of runs before a requeue under the same job id."""
+    time_limit_min: float | None = None
+    """Minutes asked for; None leaves it to the partition."""
+    after: str | None = None
+    """Job id of the attempt that has to end before this one starts (a chain)."""
     first_iteration: int | None = None
     """Iteration the job had reached when the attempt was made: progress is measured from here."""
     verdict: Verdict | None = None
@@ -93,6 +103,8 @@ class JobRecord(BaseModel):
     loss: float | None = None
     learning_rate: float | None = None
     seconds_per_iteration: float | None = None
+    mean_seconds_per_iteration: float | None = None
+    """Exponentially weighted, so that a slow first step is forgotten."""
     checkpoints: list[int] = Field(default_factory=list)
     attempts_without_progress: int = 0
     cancel_requested: str | None = None
@@ -104,8 +116,25 @@ class JobRecord(BaseModel):
 
     @property
     def attempt(self) -> Attempt | None:
-        """The newest attempt."""
-        return self.attempts[-1] if self.attempts else None
+        """The attempt that matters: the one that decided, else the first without a verdict.
+
+        Attempts behind it are queued ahead, as a chain.
+        """
+        if not self.attempts:
+            return None
+        open_ones = (a for a in self.attempts if a.verdict is None)
+        deciding = (a for a in self.attempts if a.verdict in (Verdict.FINISHED, Verdict.FAILED))
+        return next(deciding if self.is_over else open_ones, self.attempts[-1])
+
+    @property
+    def open_attempts(self) -> list[Attempt]:
+        """Attempts that the scheduler has, or is about to get."""
+        return [attempt for attempt in self.attempts if attempt.is_open]
+
+    @property
+    def unsubmitted(self) -> Attempt | None:
+        """The attempt that is intended and has no job id yet."""
+        return next((a for a in self.open_attempts if a.job_id is None), None)
 
     @property
     def is_over(self) -> bool:
@@ -113,21 +142,25 @@ class JobRecord(BaseModel):
 
     @property
     def state(self) -> str:
-        """The newest attempt's state, or WAITING before the first."""
+        """The state of the attempt that matters, or WAITING before the first."""
         return self.attempt.state if self.attempt else states.WAITING
 
-    @property
-    def wants_attempt(self) -> bool:
-        """Whether it should be submitted now, as far as the job itself is concerned."""
+    def wants_attempt(self, chain: int = 1) -> bool:
+        """Whether another attempt should be submitted now, as far as the job is concerned.
+
+        `chain` is how many may be in the queue at once.
+        """
         if self.is_over or not self.launched or self.cancel_requested:
             return False
-        return self.attempt is None or self.attempt.verdict is Verdict.CONTINUE
+        if any(a.verdict is None and not a.is_open for a in self.attempts):
+            return False  # it has ended, and has not been judged yet
+        waiting = self.open_attempts
+        return len(waiting) < chain and all(a.job_id is not None for a in waiting)
 
-    @property
-    def needs_submission(self) -> bool:
-        """Whether its newest attempt is intended and has not got a job id."""
-        attempt = self.attempt
-        return attempt is not None and attempt.is_open and attempt.job_id is None
+
+def gpu_hours(attempt: Attempt, start: datetime, end: datetime) -> float:
+    """GPUs that the attempt holds times the hours from `start` to `end`."""
+    return max(0.0, (end - start).total_seconds() / 3600) * attempt.gpus
 
 
 def now() -> datetime:

@@ -21,12 +21,12 @@ from autoexp.events import (
     LogLost,
     StateChanged,
 )
-from autoexp.jobs import Attempt, JobRecord, Verdict
-from autoexp.logtail import LogLine, read_new
+from autoexp.jobs import Attempt, JobRecord, Verdict, gpu_hours, now
+from autoexp.logtail import LogCursor, LogLine, read_new
 from autoexp.rules import ActionRecord, ActionStatus, Rule, decide
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.session import Session
-from autoexp.verdicts import judge, made_progress
+from autoexp.verdicts import judge, made_progress, saved_iteration
 
 # A folder changed this recently may change again within the clock's grain: look once more.
 _RACY_NS = 2_000_000_000
@@ -68,9 +68,10 @@ class Monitor:
     def tickets(self) -> list[Ticket]:
         """The attempts to ask the scheduler about, all in one query."""
         return [
-            self._session.ticket(job.attempt)
+            self._session.ticket(attempt)
             for job in self._session.jobs.values()
-            if job.attempt is not None and job.attempt.is_open and job.attempt.job_id is not None
+            for attempt in job.open_attempts
+            if attempt.job_id is not None
         ]
 
     def look(self, sightings: Mapping[str, Sighting]) -> Look:
@@ -80,7 +81,7 @@ class Monitor:
         """
         changed: set[str] = set()
         for name, job in self._session.jobs.items():
-            if job.is_over or not job.attempts:
+            if job.is_over and not job.open_attempts:
                 continue
             found = self._look_at(job, sightings)
             self._unwritten += found
@@ -99,18 +100,20 @@ class Monitor:
     # Looking
 
     def _look_at(self, job: JobRecord, sightings: Mapping[str, Sighting]) -> list[Event]:
-        attempt = job.attempts[-1]
-        events: list[Event] = []
-        sighting = sightings.get(attempt.key)
         # State first, log second: the last lines of a finished job are still read.
-        if sighting is not None and attempt.is_open:
-            events += _apply(job, attempt, sighting)
-        ended = not attempt.is_open and attempt.verdict is None
-        events += self._read_log(job, attempt, final=ended)
+        events: list[Event] = []
+        for attempt in job.open_attempts:
+            sighting = sightings.get(attempt.key)
+            if sighting is not None:
+                events += _apply(job, attempt, sighting)
+        current = job.attempt
+        if current is None or job.is_over:
+            return events
+        ended = not current.is_open and current.verdict is None
+        events += self._read_log(job, current, final=ended)
         events += self._find_checkpoints(job, ended)
         if ended:
-            warned = sighting.warned if sighting is not None else False
-            events.append(self._judge(job, attempt, warned))
+            events.append(self._judge(job, current))
         return events
 
     def _read_log(self, job: JobRecord, attempt: Attempt, *, final: bool) -> list[Event]:
@@ -143,6 +146,9 @@ class Monitor:
         job.loss = progress.loss
         job.learning_rate = progress.learning_rate
         job.seconds_per_iteration = progress.seconds_per_iteration
+        job.mean_seconds_per_iteration = _mean(
+            job.mean_seconds_per_iteration, progress.seconds_per_iteration
+        )
         self._eyes[job.spec.name].rows.append(_row(progress))
 
     def _find_checkpoints(self, job: JobRecord, ended: bool) -> list[Event]:
@@ -168,14 +174,20 @@ class Monitor:
             for found in new
         ]
 
-    def _judge(self, job: JobRecord, attempt: Attempt, warned: bool) -> AttemptJudged:
+    def _judge(self, job: JobRecord, attempt: Attempt) -> AttemptJudged:
         most = self._session.experiment.monitoring.max_attempts_without_progress
-        judgement = judge(job, attempt, warned=warned, most_without_progress=most)
+        judgement = judge(job, attempt, most_without_progress=most)
         attempt.verdict = judgement.verdict
-        job.attempts_without_progress = (
-            0 if made_progress(job, attempt) else job.attempts_without_progress + 1
-        )
-        if judgement.verdict is not Verdict.CONTINUE:
+        if made_progress(job, attempt):
+            job.attempts_without_progress = 0
+        else:
+            job.attempts_without_progress += 1
+        if judgement.verdict is Verdict.CONTINUE:
+            # What comes next, queued ahead or not, starts from here and has a log of its own.
+            job.cursor = LogCursor()
+            for later in job.open_attempts:
+                later.first_iteration = saved_iteration(job)
+        else:
             job.verdict, job.reason = judgement.verdict, judgement.reason
         return AttemptJudged(
             job=job.spec.name,
@@ -217,7 +229,7 @@ class Monitor:
         """End jobs that nothing will submit: cancelled ones, cooldowns without a checkpoint."""
         events: list[Event] = []
         for name, job in self._session.jobs.items():
-            if job.is_over or (job.attempt is not None and job.attempt.is_open):
+            if job.is_over or job.open_attempts:
                 continue
             reason = self._hopeless(job)
             if reason is None:
@@ -249,10 +261,15 @@ class Monitor:
 
 def _apply(job: JobRecord, attempt: Attempt, sighting: Sighting) -> list[Event]:
     """Take a sighting over into the attempt."""
+    requeued = states.is_running(attempt.state) and not states.is_running(sighting.state)
+    if requeued and not states.is_terminal(sighting.state) and attempt.started_at is not None:
+        attempt.earlier_gpu_hours += gpu_hours(attempt, attempt.started_at, now())
+        attempt.started_at = None
     attempt.exit_code, attempt.signal = sighting.exit_code, sighting.signal
     attempt.nodes = sighting.nodes or attempt.nodes
     attempt.started_at = sighting.started_at or attempt.started_at
     attempt.ended_at = sighting.ended_at or attempt.ended_at
+    attempt.warned |= sighting.warned
     old, attempt.reason = attempt.state, sighting.reason
     if sighting.state == old:
         return []
@@ -268,6 +285,12 @@ def _apply(job: JobRecord, attempt: Attempt, sighting: Sighting) -> list[Event]:
             reason=sighting.reason,
         )
     ]
+
+
+def _mean(mean: float | None, seconds: float | None) -> float | None:
+    if mean is None or seconds is None:
+        return mean if seconds is None else seconds
+    return 0.9 * mean + 0.1 * seconds
 
 
 def _stamp(path: Path) -> Stamp:
@@ -287,14 +310,3 @@ def _row(progress: Progress) -> str:
         progress.seconds_per_iteration,
     )
     return ",".join("" if cell is None else repr(cell) for cell in cells) + "\n"
-
-
-def waits(job: JobRecord) -> str | None:
-    """What a job that is not over waits for, in words; None when it runs."""
-    if job.is_over or states.is_running(job.state):
-        return None
-    if not job.launched and job.spec.branch is not None:
-        return f"waits for checkpoint {job.spec.branch.iteration} of {job.spec.parent}"
-    if job.wants_attempt:
-        return "waits for room in the queue (slurm.max_jobs)"
-    return job.attempt.reason if job.attempt else None

@@ -8,6 +8,10 @@ nothing of Prefect: compute nodes reach no server.
     claim          who runs it: created exclusively; a second copy that finds it exits 0
     started.json   the running process: host, pid, start ticks, boot id
     exit.json      how it ended, written atomically
+
+In the job's output directory the file `.owner` names the attempt that may write there. A payload
+that finds another name in it ends its command: SLURM gives up on a node that it cannot reach, and
+a job whose processes live on there must not write beside its successor.
 """
 
 from __future__ import annotations
@@ -20,11 +24,14 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 COOKIE = "AUTOEXP_KEY"
+OWNER = ".owner"
+_OWNER_CHECK_S = 5.0
 _PR_SET_PDEATHSIG = 1
 _SCRUBBED = ("PREFECT_", "SUBMITIT_")
 
@@ -98,13 +105,47 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
+def owner(spec: dict[str, Any]) -> str:
+    """The key of the attempt that may write in the output directory."""
+    try:
+        return (Path(spec["cwd"]) / OWNER).read_text()
+    except OSError:  # a filesystem that is away for a moment changes no owner
+        return str(spec["key"])
+
+
+def take_over(spec: dict[str, Any], directory: Path) -> None:
+    """Become the owner of the output directory; wait until an earlier one must have noticed."""
+    before = owner(spec)
+    path = Path(spec["cwd"]) / OWNER
+    temporary = path.with_name(f"{OWNER}.{os.getpid()}")
+    temporary.write_text(spec["key"])
+    temporary.replace(path)
+    ended = (directory.parent / before / "exit.json").exists()
+    if before != spec["key"] and not ended and (directory.parent / before).exists():
+        time.sleep(2 * _OWNER_CHECK_S)
+
+
+def rendezvous(key: str) -> dict[str, str]:
+    """Where the processes of a distributed job meet: this host, which is the job's first node."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return {}
+    port = str(20000 + zlib.crc32(key.encode()) % 20000)
+    host = socket.gethostname()
+    return {"MASTER_ADDR": host, "MASTER_PORT": port, "PET_RDZV_ENDPOINT": f"{host}:{port}"}
+
+
 class Supervisor:
     """Runs one command in its own session and passes signals on to it."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self._spec = spec
         self._child: subprocess.Popen[bytes] | None = None
-        self.notes: dict[str, bool] = {"warned": False, "terminated": False, "limit": False}
+        self.notes: dict[str, bool] = {
+            "warned": False,
+            "terminated": False,
+            "limit": False,
+            "superseded": False,
+        }
 
     def run(self) -> int:
         """Run the command to its end; returns its exit code, negative for a signal."""
@@ -122,13 +163,28 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
-        code = self._child.wait()
+        code = self._wait()
         self._kill_leftovers()
         return code
 
+    def _wait(self) -> int:
+        assert self._child is not None
+        while True:
+            try:
+                return self._child.wait(timeout=_OWNER_CHECK_S)
+            except subprocess.TimeoutExpired:
+                if owner(self._spec) != self._spec["key"]:
+                    self.notes["superseded"] = True
+                    self._send(signal.SIGKILL)
+
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
-        return {**kept, **self._spec["environment"], COOKIE: self._spec["key"]}
+        return {
+            **kept,
+            **rendezvous(self._spec["key"]),
+            **self._spec["environment"],
+            COOKIE: self._spec["key"],
+        }
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
@@ -182,6 +238,7 @@ def main(directory: Path) -> int:
         directory / "started.json",
         {**(process_identity(os.getpid()) or {}), "job_id": job_id, "started_at": started},
     )
+    take_over(spec, directory)
     supervisor = Supervisor(spec)
     reason = None
     try:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -13,14 +11,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoexp import durable, lease, states
-from autoexp.compose import Composed
-from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
+from autoexp.errors import SessionDamaged, SessionNotFound
 from autoexp.events import Event
 from autoexp.experiment import Experiment
-from autoexp.jobs import Attempt, JobRecord, Kind, Verdict, now
+from autoexp.jobs import Attempt, JobRecord, Verdict, now
 from autoexp.journal import Journal
 from autoexp.lease import Lease
-from autoexp.plan import Plan, make_plan
+from autoexp.limits import chain_length, time_limit
+from autoexp.plan import Plan
 from autoexp.rules import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Ticket
 from autoexp.verdicts import saved_iteration
@@ -65,8 +63,8 @@ class Session:
 
     @property
     def is_over(self) -> bool:
-        """Whether every job has its final verdict."""
-        return all(job.is_over for job in self.jobs.values())
+        """Whether every job has its final verdict, and nothing of it is left in the queue."""
+        return all(job.is_over and not job.open_attempts for job in self.jobs.values())
 
     @property
     def plan(self) -> Plan:
@@ -134,10 +132,14 @@ class Session:
     # Attempts
 
     def begin_attempt(self, job: JobRecord) -> Attempt | None:
-        """Write down the intent of a new attempt; None while the queue has no room for it."""
-        most = self.experiment.slurm.max_jobs
-        if most is not None and self.open_attempts() >= most:
+        """Write down the intent of a new attempt; None while it is not wanted, or has no room."""
+        machine = self.experiment.slurm
+        chain = chain_length(machine, job)
+        if not job.wants_attempt(chain):
             return None
+        if machine.max_jobs is not None and self.count_open() >= machine.max_jobs:
+            return None
+        ahead = job.open_attempts
         number = len(job.attempts) + 1
         key = f"{self.id}-{job.spec.name}-a{number}"
         attempt = Attempt(
@@ -146,9 +148,11 @@ class Session:
             log=str(self.path / "attempts" / key / "job.log"),
             intended_at=now(),
             first_iteration=saved_iteration(job),
+            gpus=machine.gpus,
+            time_limit_min=time_limit(machine, job, self.jobs.get(job.spec.parent or "")),
+            after=ahead[-1].job_id if ahead else None,
         )
         job.attempts.append(attempt)
-        job.cursor = type(job.cursor)()
         self.save_job(job)
         return attempt
 
@@ -166,13 +170,9 @@ class Session:
         attempt.verdict = Verdict.FAILED
         self.settle(job, Verdict.FAILED, f"not submitted: {reason}")
 
-    def open_attempts(self) -> int:
-        """Attempts that the scheduler has or is about to get."""
-        return sum(
-            1
-            for job in self.jobs.values()
-            if job.attempt is not None and job.attempt.is_open and not job.is_over
-        )
+    def count_open(self) -> int:
+        """Attempts that the scheduler has, or is about to get."""
+        return sum(len(job.open_attempts) for job in self.jobs.values())
 
     def ticket(self, attempt: Attempt) -> Ticket:
         return Ticket(attempt.key, self.path / "attempts" / attempt.key, attempt.job_id)
@@ -201,70 +201,6 @@ def _must_exist(path: Path) -> None:
 def sessions_root() -> Path:
     """`$AUTOEXP_SESSIONS`, else `sessions/` in the working directory."""
     return Path(os.environ.get("AUTOEXP_SESSIONS", "sessions")).absolute()
-
-
-def create(
-    composed: Composed,
-    root: Path,
-    *,
-    session_id: str | None = None,
-    provenance: dict[str, dict[str, str]] | None = None,
-) -> Path:
-    """Create a session directory, whole or not at all, and return its path.
-
-    Raises BadInput when the id is taken or the plan is impossible; nothing is left behind then.
-    """
-    name = session_id or new_id(composed.experiment.project.name)
-    path = root / name
-    output = composed.experiment.project.output_root
-    # An output root of the user's own is shared by sessions: each writes below its own name.
-    output_root = path / "output" if output is None else Path(output).absolute() / name
-    plan = make_plan(composed.experiment, output_root)
-    if path.exists():
-        raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
-    root.mkdir(parents=True, exist_ok=True)
-    draft = root / f".new-{name}-{os.getpid()}"
-    try:
-        _fill(draft, name, composed, plan, provenance or {})
-        draft.rename(path)
-    except BaseException as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        if isinstance(error, OSError) and path.exists():
-            raise BadInput(f"{name}: this session exists already") from error
-        raise
-    durable.sync_directory(root)
-    return path
-
-
-def new_id(project: str) -> str:
-    """A short, readable id: project, month and day, four random characters."""
-    alphabet = "abcdefghjkmnpqrstuvwxyz23456789"
-    tail = "".join(secrets.choice(alphabet) for _ in range(4))
-    return f"{project}-{now().astimezone():%m%d}-{tail}"
-
-
-def _fill(
-    draft: Path, name: str, composed: Composed, plan: Plan, provenance: dict[str, dict[str, str]]
-) -> None:
-    for folder in ("config", "jobs", "actions", "attempts", "inbox", "metrics"):
-        (draft / folder).mkdir(parents=True)
-    (draft / "config" / "resolved.yaml").write_text(composed.resolved)
-    (draft / "config" / "unresolved.yaml").write_text(composed.unresolved)
-    overrides = "".join(f"{line}\n" for line in composed.overrides)
-    (draft / "config" / "overrides.txt").write_text(overrides)
-    meta = SessionMeta(
-        session=name,
-        created=now(),
-        config=composed.config,
-        overrides=composed.overrides,
-        experiment=composed.experiment,
-        versions=provenance.get("versions", {}),
-        git=provenance.get("git", {}),
-    )
-    session = Session(draft, meta)
-    for spec in plan.jobs:
-        session.save_job(JobRecord(spec=spec, launched=spec.kind is Kind.TRAIN))
-    session.save_meta()
 
 
 def _parse(path: Path, model: type[Record]) -> Record:

@@ -57,6 +57,18 @@ _TERMINAL = {
 WAITING = "WAITING"  # no attempt yet: waits for its checkpoint or for room in the queue
 SUBMITTING = "SUBMITTING"  # the intent is on disk, the scheduler's answer is not
 
+# Reasons for which a pending job waits for ever unless somebody does something.
+_STUCK = {
+    "DependencyNeverSatisfied": "the job it depends on failed; cancel it",
+    "PartitionTimeLimit": "more time than the partition allows; lower slurm.time_limit_min",
+    "PartitionNodeLimit": "more nodes than the partition allows; lower slurm.nodes",
+    "JobHeldUser": "held; `scontrol release` lets it go",
+    "JobHeldAdmin": "held by an admin; ask them",
+    "BadConstraints": "no node has what it asks for; see slurm.options.constraint",
+    "InvalidAccount": "the account is not valid any more; see slurm.account",
+    "InvalidQOS": "the QOS is not valid any more; see slurm.qos",
+}
+
 _RUNS = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"})
 
 
@@ -74,6 +86,13 @@ def is_terminal(state: str) -> bool:
 def is_running(state: str) -> bool:
     """Whether processes of the job may be alive on a node."""
     return state in _RUNS
+
+
+def stuck(reason: str) -> str | None:
+    """What to do about a pending job with this reason; None when waiting is all it takes."""
+    if reason in _STUCK:
+        return _STUCK[reason]
+    return "more time than a limit allows; see slurm.qos" if "MaxWall" in reason else None
 
 
 def facts(state: str) -> StateFacts:

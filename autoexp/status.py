@@ -4,9 +4,8 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from autoexp import lease
-from autoexp.jobs import Attempt, JobRecord, Kind, Verdict, now
-from autoexp.monitor import waits
+from autoexp import lease, states
+from autoexp.jobs import Attempt, JobRecord, Kind, Verdict, gpu_hours, now
 from autoexp.session import Session
 
 
@@ -94,7 +93,7 @@ def status_of(session: Session) -> Status:
         state=state_of(session, watched=alive),
         flow_run_id=flow_run_ids[-1] if flow_run_ids else None,
         monitor=MonitorStatus(**holder._asdict()) if holder is not None else None,
-        jobs=[_job_status(session, job) for job in session.jobs.values()],
+        jobs=[_job_status(job) for job in session.jobs.values()],
         actions=counts,
         events=len(session.journal),
         checkpoints=[
@@ -112,7 +111,7 @@ def state_of(session: Session, *, watched: bool) -> str:
     return "running" if watched else "stopped"
 
 
-def _job_status(session: Session, job: JobRecord) -> JobStatus:
+def _job_status(job: JobRecord) -> JobStatus:
     spec = job.spec
     return JobStatus(
         name=spec.name,
@@ -127,7 +126,7 @@ def _job_status(session: Session, job: JobRecord) -> JobStatus:
         loss=job.loss,
         learning_rate=job.learning_rate,
         seconds_left=_seconds_left(job),
-        gpu_hours=sum(_gpu_hours(session, attempt) for attempt in job.attempts),
+        gpu_hours=sum(_gpu_hours(attempt) for attempt in job.attempts),
         output_dir=spec.output_dir,
         log=job.attempt.log if job.attempt else None,
         attempts=[_attempt_status(attempt) for attempt in job.attempts],
@@ -147,9 +146,24 @@ def _seconds_left(job: JobRecord) -> float | None:
     return max(0, job.spec.target_iteration - job.iteration) * job.seconds_per_iteration
 
 
-def _gpu_hours(session: Session, attempt: Attempt) -> float:
-    """GPUs times hours from start to end, or to now."""
-    if attempt.started_at is None:
-        return 0.0
-    hours = ((attempt.ended_at or now()) - attempt.started_at).total_seconds() / 3600
-    return max(0.0, hours) * session.experiment.slurm.gpus_per_node
+def _gpu_hours(attempt: Attempt) -> float:
+    """From start to end, or to now, and what was spent before a requeue."""
+    spent = attempt.earlier_gpu_hours
+    if attempt.started_at is not None:
+        spent += gpu_hours(attempt, attempt.started_at, attempt.ended_at or now())
+    return spent
+
+
+def waits(job: JobRecord) -> str | None:
+    """What a job that is not over waits for, in words; None when it runs."""
+    if job.is_over or states.is_running(job.state):
+        return None
+    if not job.launched and job.spec.branch is not None:
+        return f"waits for checkpoint {job.spec.branch.iteration} of {job.spec.parent}"
+    if job.wants_attempt():
+        return "waits for room in the queue (slurm.max_jobs)"
+    attempt = job.attempt
+    if attempt is None or attempt.reason is None:
+        return job.warning
+    hint = states.stuck(attempt.reason)
+    return f"{attempt.reason}: {hint}" if hint else attempt.reason

@@ -14,13 +14,11 @@ class Judgement(NamedTuple):
     reason: str
 
 
-def judge(
-    job: JobRecord, attempt: Attempt, *, warned: bool, most_without_progress: int
-) -> Judgement:
+def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Judgement:
     """Judge an attempt in a terminal state, after its log and its checkpoints have been read.
 
-    `warned` says that the attempt had been told to save because its time limit was near: an
-    ending with progress is then an interruption, whatever its exit code (torchrun exits 1 there).
+    After a warning that the time limit is near, an ending with progress is an interruption,
+    whatever its exit code (torchrun exits 1 there).
     """
     if job.cancel_requested:
         return Judgement(Verdict.FAILED, f"cancelled: {job.cancel_requested}")
@@ -33,7 +31,7 @@ def judge(
         return Judgement(Verdict.FINISHED, f"reached iteration {target}")
     reaction = states.facts(attempt.state).reaction
     progressed = made_progress(job, attempt)
-    interrupted = reaction is Reaction.RESUBMIT or (warned and progressed)
+    interrupted = reaction is Reaction.RESUBMIT or (attempt.warned and progressed)
     if not interrupted and not (reaction is Reaction.JUDGE and target is not None):
         return Judgement(Verdict.FAILED, how)
     if not progressed and job.attempts_without_progress + 1 >= most_without_progress:

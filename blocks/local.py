@@ -3,7 +3,7 @@
 from prefect.blocks.core import Block
 from pydantic import Field
 
-from autoexp.experiment import LocalMachine as LocalSettings
+from autoexp.machines import LocalMachine as LocalSettings
 from autoexp.schedulers.local import LocalScheduler
 
 

@@ -1,6 +1,7 @@
 """The command line: what to type, and which function answers. Heavy imports wait until needed."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -18,10 +19,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     options = parse(arguments)
     # Prefect and Hydra take seconds to import: `--help` and bad options answer before that.
-    from flows import commands
-
+    module = importlib.import_module(f"flows.{options.module}")
     try:
-        code: int = getattr(commands, options.function)(options)
+        code: int = getattr(module, options.function)(options)
     except AutoexpError as error:
         print(f"autoexp: {error}", file=sys.stderr)
         return error.exit_code
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.set_defaults(module="commands")
     top.add_argument("--version", action="version", version=f"autoexp {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_starting(commands)
@@ -110,20 +111,20 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     cancel = commands.add_parser("cancel", help="cancel jobs, pending or running")
     cancel.add_argument("session", metavar="SESSION")
     cancel.add_argument("jobs", metavar="JOB", nargs="*", help="all of the session's by default")
-    cancel.set_defaults(function="cancel")
+    cancel.set_defaults(module="session_commands", function="cancel")
 
     sessions = commands.add_parser("sessions", help="list, show or remove sessions")
     verbs = sessions.add_subparsers(metavar="VERB", required=True)
     listing = verbs.add_parser("list", help="all sessions, the newest last")
     listing.add_argument("--json", action="store_true", help="for tools")
-    listing.set_defaults(function="sessions_list")
+    listing.set_defaults(module="session_commands", function="sessions_list")
     show = verbs.add_parser("show", help="what a session is about and where its files are")
     _add_session(show)
-    show.set_defaults(function="sessions_show")
+    show.set_defaults(module="session_commands", function="sessions_show")
     remove = verbs.add_parser("remove", help="delete a session's directory, output included")
     remove.add_argument("session", metavar="SESSION")
     remove.add_argument("--cancel", action="store_true", help="cancel its jobs first")
-    remove.set_defaults(function="sessions_remove")
+    remove.set_defaults(module="session_commands", function="sessions_remove")
 
 
 def _add_experiment(command: argparse.ArgumentParser) -> None:

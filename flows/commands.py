@@ -1,30 +1,24 @@
 """The commands that need no Prefect: they read sessions, or change them when nobody watches."""
 
 import argparse
-import getpass
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.live import Live
 
-from autoexp import curves, events, inbox, lease
+from autoexp import curves, events
 from autoexp.compose import Composed, compose
-from autoexp.errors import BadInput, SessionHeld, SessionNotFound
+from autoexp.creation import create
+from autoexp.errors import BadInput
 from autoexp.journal import Entry
-from autoexp.lease import Holder
-from autoexp.monitor import Monitor
 from autoexp.plan import make_plan
-from autoexp.schedulers.choose import scheduler_for
-from autoexp.session import Session, create, sessions_root
-from autoexp.status import state_of, status_of
+from autoexp.session import Session, sessions_root
+from autoexp.status import status_of
+from flows.finding import refuse_if_held, session_path
 from flows.show import console, gains_lines, print_plan, status_view
-
-_PATIENCE_S = 20.0
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,9 +38,9 @@ def resume(options: argparse.Namespace) -> int:
     """Take a session up again."""
     from flows.foreground import watch
 
-    path = _session_path(options.session)
+    path = session_path(options.session)
     session = Session.load(path)
-    _refuse_if_held(session)
+    refuse_if_held(session)
     return watch(path)
 
 
@@ -62,7 +56,7 @@ def plan(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Show a session."""
-    path = _session_path(options.session)
+    path = session_path(options.session)
     session = Session.load(path)
     if options.json:
         print(status_of(session).model_dump_json(indent=1))
@@ -84,7 +78,7 @@ def _watch(path: Path) -> None:
 
 def events_(options: argparse.Namespace) -> int:
     """Print the journal."""
-    path = _session_path(options.session)
+    path = session_path(options.session)
     for entry in _entries(path, follow=options.follow):
         if options.json:
             content = {"time": entry.time.isoformat(), "key": entry.event.key}
@@ -108,7 +102,7 @@ def _entries(path: Path, *, follow: bool) -> Iterator[Entry]:
 
 def tail(options: argparse.Namespace) -> int:
     """Print the end of a job's log, and follow it across attempts."""
-    path = _session_path(options.session)
+    path = session_path(options.session)
     session = Session.load(path)
     name = options.job or next(iter(session.jobs))
     if name not in session.jobs:
@@ -155,128 +149,11 @@ def plot(options: argparse.Namespace) -> int:
     """Draw the curves and print the picture's path."""
     from autoexp.plot import draw
 
-    session = Session.load(_session_path(options.session))
+    session = Session.load(session_path(options.session))
     output = Path(options.output).absolute() if options.output else None
     print(draw(session, output))
     for line in gains_lines(curves.gains(session)):
         print(line)
-    return 0
-
-
-def cancel(options: argparse.Namespace) -> int:
-    """Cancel jobs: through the monitor when one is alive, else directly."""
-    path = _session_path(options.session)
-    session = Session.load(path)
-    unknown = [name for name in options.jobs if name not in session.jobs]
-    if unknown:
-        raise BadInput(
-            f"{', '.join(unknown)}: no such job; {session.id} has: {', '.join(session.jobs)}"
-        )
-    by = f"autoexp cancel by {getpass.getuser()}"
-    names = options.jobs or [name for name, job in session.jobs.items() if not job.is_over]
-    holder = _holder(session)
-    if holder is not None:
-        inbox.put(path, inbox.CancelRequest(jobs=tuple(options.jobs), by=by))
-        print(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
-        over = _wait_until_over(path, names)
-    else:
-        over = _cancel_directly(path, tuple(options.jobs), by, names)
-    _report_cancelled(path, names)
-    return 0 if over else 1
-
-
-def _wait_until_over(path: Path, names: list[str]) -> bool:
-    deadline = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline:
-        session = Session.load(path)
-        if all(session.jobs[name].is_over for name in names):
-            return True
-        time.sleep(0.25)
-    return False
-
-
-def _cancel_directly(path: Path, jobs: tuple[str, ...], by: str, names: list[str]) -> bool:
-    """Nobody watches: hold the session for as long as the cancelling takes."""
-    with Session.hold(path) as (session, _):
-        inbox.request_cancel(session, jobs, by)
-        scheduler = scheduler_for(session.experiment)
-        monitor = Monitor(session, ())
-        wanted = {name: session.jobs[name] for name in names}
-        tickets = [
-            session.ticket(job.attempt)
-            for job in wanted.values()
-            if job.attempt is not None and job.attempt.is_open and job.attempt.job_id is not None
-        ]
-        for key, answer in scheduler.cancel(tickets).items():
-            print(f"{key}: {answer}")
-        deadline = time.monotonic() + _PATIENCE_S
-        while not all(job.is_over for job in wanted.values()):
-            monitor.look(scheduler.query(monitor.tickets()))
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.25)
-    return True
-
-
-def _report_cancelled(path: Path, names: list[str]) -> None:
-    session = Session.load(path)
-    for name in names:
-        job = session.jobs[name]
-        print(f"{name}: {job.reason if job.is_over else f'{job.state}, not ended yet'}")
-
-
-def sessions_list(options: argparse.Namespace) -> int:
-    """List the sessions below the root."""
-    rows: list[dict[str, Any]] = []
-    for path in _session_paths():
-        session = Session.load(path)
-        holder = _holder(session)
-        rows.append(
-            {
-                "session": session.id,
-                "created": session.meta.created.isoformat(),
-                "state": state_of(session, watched=holder is not None),
-                "jobs": len(session.jobs),
-            }
-        )
-    if options.json:
-        print(json.dumps(rows, indent=1))
-    elif not rows:
-        print(f"no sessions in {sessions_root()}")
-    for row in [] if options.json else rows:
-        print(f"{row['session']:<28} {row['created'][:16]}  {row['state']:<9} {row['jobs']} jobs")
-    return 0
-
-
-def sessions_show(options: argparse.Namespace) -> int:
-    """Show a session's jobs, experiment and files."""
-    session = Session.load(_session_path(options.session))
-    out = console()
-    out.print(status_view(status_of(session)))
-    out.print(
-        f"\nmade from  {session.meta.config} {' '.join(session.meta.overrides)}", markup=False
-    )
-    out.print(f"directory  {session.path}", soft_wrap=True, markup=False)
-    for job in session.jobs.values():
-        out.print(f"{job.spec.name}: output {job.spec.output_dir}", soft_wrap=True, markup=False)
-    return 0
-
-
-def sessions_remove(options: argparse.Namespace) -> int:
-    """Delete a session, unless jobs of it are alive."""
-    path = _session_path(options.session)
-    session = Session.load(path)
-    _refuse_if_held(session)
-    alive = [n for n, job in session.jobs.items() if job.attempt and job.attempt.is_open]
-    if alive and not options.cancel:
-        raise BadInput(
-            f"{session.id}: {', '.join(alive)} may be alive; `autoexp sessions remove "
-            f"{session.id} --cancel` cancels first"
-        )
-    if alive and not _cancel_directly(path, (), "autoexp sessions remove", list(session.jobs)):
-        raise BadInput(f"{session.id}: jobs have not ended yet; nothing was removed, try again")
-    shutil.rmtree(path)
-    print(f"removed {path}")
     return 0
 
 
@@ -300,37 +177,3 @@ def _output_root(composed: Composed) -> Path:
     return (
         (Path(own).absolute() if own else sessions_root()) / "SESSION" / ("" if own else "output")
     )
-
-
-def _session_paths() -> list[Path]:
-    """All sessions, by creation."""
-    root = sessions_root()
-    found = [path.parent for path in root.glob("*/session.json") if path.parent.name[0] != "."]
-    return sorted(
-        found, key=lambda path: json.loads((path / "session.json").read_bytes())["created"]
-    )
-
-
-def _session_path(name: str | None) -> Path:
-    if name is None:
-        paths = _session_paths()
-        if not paths:
-            raise SessionNotFound(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
-        return paths[-1]
-    path = Path(name)
-    # A path works as well as an id, so that any session on disk can be opened.
-    return path.absolute() if (path / "session.json").exists() else sessions_root() / name
-
-
-def _holder(session: Session) -> Holder | None:
-    holder = lease.look(session.path)
-    return holder if holder is not None and holder.alive else None
-
-
-def _refuse_if_held(session: Session) -> None:
-    holder = _holder(session)
-    if holder is not None:
-        raise SessionHeld(
-            f"{session.id}: held by the monitor with pid {holder.pid} on {holder.host}; "
-            f"look at it with `autoexp status {session.id} --watch`"
-        )

@@ -27,7 +27,7 @@ from autoexp.jobs import Attempt, JobRecord, Verdict
 from autoexp.lease import Lease
 from autoexp.monitor import Look, Monitor
 from autoexp.rules import ActionRecord, rules_of
-from autoexp.schedulers.base import Scheduler, Sighting
+from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 from autoexp.session import Session
 from flows.cooldown import job_flow
 from flows.face import Face
@@ -162,8 +162,9 @@ class SessionRun:
                 self._driven.add(job.spec.name)
                 children.create_task(self._drive(job))
                 children.create_task(self._draw(job))
-            if self._wants_cancel(job):
-                children.create_task(self._cancel(job))
+        tickets = self._to_cancel()
+        if tickets:
+            children.create_task(self._cancel(tickets))
 
     async def _perform(self, action: ActionRecord) -> None:
         """Do one action; whatever it raises becomes its recorded reason."""
@@ -178,34 +179,35 @@ class SessionRun:
             self.log.error("action %s failed: %s", action.key, error)
             await self._on_disk(acting.fail, self.session, action, str(error))
 
-    def _wants_cancel(self, job: JobRecord) -> bool:
-        attempt = job.attempt
-        if job.cancel_requested is None or attempt is None or attempt.job_id is None:
-            return False
-        return attempt.is_open and attempt.key not in self._cancelling
+    def _to_cancel(self) -> list[Ticket]:
+        """Attempts of cancelled jobs, and those queued ahead of jobs that are over."""
+        return [
+            self.session.ticket(attempt)
+            for job in self.session.jobs.values()
+            if job.cancel_requested is not None or job.is_over
+            for attempt in job.open_attempts
+            if attempt.job_id is not None and attempt.key not in self._cancelling
+        ]
 
-    async def _cancel(self, job: JobRecord) -> None:
-        assert job.attempt is not None
-        ticket = self.session.ticket(job.attempt)
-        self._cancelling.add(ticket.key)
+    async def _cancel(self, tickets: list[Ticket]) -> None:
+        self._cancelling |= {ticket.key for ticket in tickets}
         try:
-            answers = await effects.cancel(self._scheduler, [ticket])
+            answers = await effects.cancel(self._scheduler, tickets)
         except Exception as error:
-            self._cancelling.discard(ticket.key)
-            self.log.warning("%s: not cancelled yet: %s", job.spec.title, error)
-        else:
-            self.log.info("%s: cancel: %s", job.spec.title, answers[ticket.key])
+            self._cancelling -= {ticket.key for ticket in tickets}
+            self.log.warning("%d jobs not cancelled yet: %s", len(tickets), error)
+            return
+        for key, answer in answers.items():
+            self.log.info("cancel %s: %s", key, answer)
 
     async def _drive(self, job: JobRecord) -> None:
         """Submit a job as often as it takes; the monitor says when."""
-        while not job.is_over and self.interrupted is None:
-            if job.needs_submission and job.attempt is not None:
-                await self._submit(job, job.attempt, fresh=False)
-            elif job.wants_attempt:
-                attempt = await self._on_disk(self.session.begin_attempt, job)
-                if attempt is not None:
-                    await self._submit(job, attempt, fresh=True)
-                    continue
+        while self.interrupted is None and not (job.is_over and job.unsubmitted is None):
+            if job.unsubmitted is not None:
+                await self._submit(job, job.unsubmitted, fresh=False)
+            elif attempt := await self._on_disk(self.session.begin_attempt, job):
+                await self._submit(job, attempt, fresh=True)
+                continue
             await self._next_news()
 
     async def _draw(self, job: JobRecord) -> None:

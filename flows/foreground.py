@@ -70,7 +70,7 @@ def _quieten() -> None:
 
 
 def _say_how_to_go_on(session: Session, out: Console) -> None:
-    alive = [n for n, job in session.jobs.items() if job.attempt and job.attempt.is_open]
+    alive = [name for name, job in session.jobs.items() if job.open_attempts]
     out.print(status_view(status_of(session)))
     out.print(
         f"\nStopped watching; {len(alive)} jobs keep running.\n"

@@ -14,9 +14,10 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, Failed
 
 from autoexp.compose import compose
+from autoexp.creation import create
 from autoexp.provenance import provenance
 from autoexp.schedulers.choose import scheduler_for
-from autoexp.session import Session, create, sessions_root
+from autoexp.session import Session, sessions_root
 from flows.context import in_foreground
 from flows.engine import SessionRun, failed_jobs
 

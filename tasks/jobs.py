@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from autoexp.backends.base import Backend, FoundCheckpoint
 from autoexp.events import CheckpointComplete
 from autoexp.jobs import Attempt, JobSpec
-from autoexp.schedulers.base import Scheduler, Ticket, prepare, submit_once
+from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
 
 
 @task(name="checkpoint", task_run_name="checkpoint {iteration}", cache_policy=NO_CACHE)
@@ -34,8 +34,9 @@ async def submit(
     """Submit an attempt once, whatever died in between; returns the scheduler's job id."""
 
     def in_order() -> str:
-        prepare(ticket, spec, attempt, grace_s=10.0)
-        return submit_once(ticket, spec, scheduler, fresh=fresh)
+        prepare(ticket, spec, attempt, scheduler.orders(spec, attempt))
+        request = Request(attempt.key, attempt.log, attempt.time_limit_min, attempt.after)
+        return submit_once(ticket, request, scheduler, fresh=fresh)
 
     return await asyncio.to_thread(in_order)
 

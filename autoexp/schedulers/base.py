@@ -1,15 +1,14 @@
 """What a scheduler has to do for a session."""
 
 import fcntl
-import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from autoexp import durable, payload
 from autoexp.errors import SubmissionUncertain
@@ -43,11 +42,47 @@ class Sighting(NamedTuple):
     warned: bool = False
     """Whether it was told to save because its time limit was near."""
 
+    @classmethod
+    def from_exit_file(cls, ended: dict[str, Any], nodes: str | None = None) -> Self:
+        """How a job ended as its payload wrote it down: COMPLETED, FAILED, or TIMEOUT."""
+        state = "COMPLETED" if ended["exit_code"] == 0 else "FAILED"
+        return cls(
+            state="TIMEOUT" if ended["limit"] else state,
+            reason=ended["reason"],
+            exit_code=ended["exit_code"],
+            signal=ended["signal"],
+            nodes=nodes,
+            started_at=datetime.fromtimestamp(ended["started_at"], UTC),
+            ended_at=datetime.fromtimestamp(ended["ended_at"], UTC),
+            warned=ended["warned"],
+        )
+
+
+class Orders(NamedTuple):
+    """What a payload runs, and how it ends it."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    grace_s: float
+
+
+class Request(NamedTuple):
+    """What is asked of the scheduler for one attempt."""
+
+    key: str
+    log: str
+    time_limit_min: float | None = None
+    after: str | None = None
+    """Job id that has to end first."""
+
 
 class Scheduler(Protocol):
     """Submits, finds, looks at and cancels attempts. Every call may block: keep it off the loop."""
 
-    def submit(self, ticket: Ticket, spec: JobSpec, lock: int) -> str:
+    def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
+        """What the payload is to run."""
+
+    def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
         """Submit and return the job id. `lock` is inherited by the process that submits.
 
         Raises SubmissionRefused, SubmissionPostponed or SubmissionUncertain.
@@ -69,7 +104,7 @@ class Scheduler(Protocol):
         """Cancel, pending or running; returns what the scheduler answered, by key."""
 
 
-def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, *, grace_s: float) -> None:
+def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, orders: Orders) -> None:
     """Lay out all that the job needs in the directory of its key, before anything is submitted."""
     directory = ticket.directory
     if (directory / "spec.json").exists():
@@ -79,17 +114,17 @@ def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, *, grace_s: float) 
     shutil.copyfile(payload.__file__, directory / "payload.py")
     content = {
         "key": ticket.key,
-        "command": list(spec.command),
-        "environment": spec.environment,
+        "command": list(orders.command),
+        "environment": orders.environment,
         "cwd": spec.output_dir,
         "log": attempt.log,
-        "grace_s": grace_s,
+        "grace_s": orders.grace_s,
         "warning_signal": "SIGTERM",
     }
-    durable.write(directory / "spec.json", json.dumps(content, indent=1) + "\n")
+    durable.write_json(directory / "spec.json", content)
 
 
-def submit_once(ticket: Ticket, spec: JobSpec, scheduler: Scheduler, *, fresh: bool) -> str:
+def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh: bool) -> str:
     """Submit an attempt unless that has happened already; returns its job id.
 
     `fresh` says that this very process has just written the intent, so that nobody can have
@@ -113,7 +148,7 @@ def submit_once(ticket: Ticket, spec: JobSpec, scheduler: Scheduler, *, fresh: b
             if found is not None:
                 return found
         durable.step()
-        job_id = scheduler.submit(ticket, spec, lock)
+        job_id = scheduler.submit(ticket, request, lock)
         durable.step()
         return job_id
 

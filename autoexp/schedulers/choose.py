@@ -1,12 +1,18 @@
 """From the configuration to the scheduler it names."""
 
 from autoexp.experiment import Experiment
+from autoexp.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
 
 
 def scheduler_for(experiment: Experiment) -> Scheduler:
     """What submits, finds, looks at and cancels the experiment's jobs."""
     # Imported here: submitit takes a moment, and most commands submit nothing.
+    machine = experiment.slurm
+    if isinstance(machine, SlurmCluster):
+        from autoexp.schedulers.slurm import SlurmScheduler
+
+        return SlurmScheduler(machine)
     from autoexp.schedulers.local import LocalScheduler
 
-    return LocalScheduler(experiment.slurm)
+    return LocalScheduler(machine)

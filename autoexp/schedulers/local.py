@@ -22,11 +22,12 @@ from submitit.local import local as submitit_local
 
 from autoexp import durable, payload, processes
 from autoexp.errors import SchedulerUnavailable
-from autoexp.experiment import LocalMachine
-from autoexp.jobs import JobSpec
-from autoexp.schedulers.base import Sighting, Ticket, is_locked
+from autoexp.jobs import Attempt, JobSpec
+from autoexp.machines import LocalMachine
+from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, is_locked
 
 _START_PATIENCE_S = 30.0
+_GRACE_S = 10.0
 
 
 class DetachedExecutor(submitit.LocalExecutor):
@@ -77,10 +78,13 @@ class LocalScheduler:
         self._machine = machine
         self._children: list[submitit.LocalJob[Any]] = []
 
-    def submit(self, ticket: Ticket, spec: JobSpec, lock: int) -> str:
-        del spec  # all that the job needs lies in its directory
+    def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
+        del attempt
+        return Orders(spec.command, spec.environment, _GRACE_S)
+
+    def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
         executor = DetachedExecutor(ticket.directory, lock)
-        minutes = self._machine.time_limit_min
+        minutes = request.time_limit_min
         executor.update_parameters(
             # submitit counts the limit in polls; a year stands for none.
             timeout_min=minutes if minutes is not None else 60 * 24 * 366,
@@ -155,23 +159,11 @@ def _payload_lives(directory: Path) -> bool | None:
 
 
 def _ended(directory: Path, ended: dict[str, Any]) -> Sighting:
-    if (directory / "cancelled").exists():
-        state = "CANCELLED"
-    elif ended["limit"]:
-        state = "TIMEOUT"
-    else:
-        state = "COMPLETED" if ended["exit_code"] == 0 else "FAILED"
     started = _read_json(directory / "started.json") or {}
-    return Sighting(
-        state=state,
-        reason=ended["reason"],
-        exit_code=ended["exit_code"],
-        signal=ended["signal"],
-        nodes=started.get("host"),
-        started_at=_time(ended["started_at"]),
-        ended_at=_time(ended["ended_at"]),
-        warned=ended["warned"],
-    )
+    sighting = Sighting.from_exit_file(ended, nodes=started.get("host"))
+    if (directory / "cancelled").exists():
+        return sighting._replace(state="CANCELLED")
+    return sighting
 
 
 def _cancel(ticket: Ticket) -> str:

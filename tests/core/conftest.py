@@ -1,6 +1,7 @@
 """What the core tests share: a tiny experiment, a session of it, and ways to die."""
 
 import importlib
+import json
 import os
 import resource
 import signal
@@ -10,11 +11,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from autoexp import durable
 from autoexp.compose import Composed, compose
+from autoexp.jobs import Attempt, JobSpec, Kind, now
+from autoexp.payload import process_identity
+from autoexp.schedulers.base import Ticket, prepare
 from autoexp.session import create
 
 _OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
@@ -101,7 +106,7 @@ def full_disk() -> FullDisk:
     return limited
 
 
-WaitFor = Callable[..., None]
+WaitFor = Callable[[Callable[[], object], str], None]
 
 
 @pytest.fixture
@@ -127,6 +132,64 @@ def no_survivors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+
+class Job(NamedTuple):
+    """An attempt at a command, in a directory of its key."""
+
+    ticket: Ticket
+    spec: JobSpec
+    attempt: Attempt
+
+    def prepare(self, *, grace_s: float = 10.0) -> None:
+        prepare(self.ticket, self.spec, self.attempt, grace_s=grace_s)
+
+    @property
+    def directory(self) -> Path:
+        return self.ticket.directory
+
+    @property
+    def output(self) -> Path:
+        return Path(self.spec.output_dir)
+
+    @property
+    def log(self) -> bytes:
+        path = Path(self.attempt.log)
+        return path.read_bytes() if path.exists() else b""
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A file that the payload left in the attempt's directory."""
+        content: dict[str, Any] = json.loads((self.directory / name).read_text())
+        return content
+
+
+JobOf = Callable[..., Job]
+
+
+@pytest.fixture
+def job_of(tmp_path: Path, no_survivors: None) -> JobOf:
+    """`job_of(*command)` is an attempt at the command; it writes into `output` as it likes."""
+
+    def make(*command: str, **environment: str) -> Job:
+        key = f"s1-{tmp_path.name}-a1"
+        directory = tmp_path / "attempts" / key
+        spec = JobSpec(
+            name="j",
+            kind=Kind.COMMAND,
+            command=command,
+            environment=environment,
+            output_dir=str(tmp_path / "output"),
+            save_dir=str(tmp_path / "output"),
+        )
+        attempt = Attempt(number=1, key=key, log=str(directory / "job.log"), intended_at=now())
+        return Job(Ticket(key, directory), spec, attempt)
+
+    return make
+
+
+def is_alive(pid: int | str) -> bool:
+    """Whether a process runs; a zombie does not."""
+    return process_identity(int(pid)) is not None
 
 
 def _marked(mark: bytes) -> list[int]:

@@ -10,7 +10,8 @@ import pytest
 from prefect.testing.utilities import prefect_test_harness
 
 from autoexp.compose import compose
-from autoexp.session import Session, create
+from autoexp.creation import create
+from autoexp.session import Session
 
 SMALL = (
     "backend.args.train_iters=300",

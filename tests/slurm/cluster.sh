@@ -3,8 +3,7 @@
 # 8 CPUs and 4 fake GPUs each, as root, without systemd. The tests marked `slurm` run on it.
 set -euo pipefail
 
-readonly usage="usage: up | down [--keep] | status
-       kill-node N | start-node N         (N is 1, 2 or 3)
+readonly usage="usage: up | down [--keep] | status | kill-node N | start-node N      (N is 1, 2 or 3)
        {stop|kill|start}-controller | {stop|start}-accounting
 All it writes is in AUTOEXP_SLURM_DIR (default /var/lib/autoexp-slurm), but for /etc/slurm and a
 block in /etc/hosts. 'down' removes it; 'down --keep' leaves jobs and accounting for the next 'up'."

@@ -1,0 +1,32 @@
+"""How much time and how many places in the queue a job asks for."""
+
+from autoexp.jobs import JobRecord, Kind
+from autoexp.machines import LocalMachine, SlurmCluster
+
+
+def time_limit(
+    machine: LocalMachine | SlurmCluster, job: JobRecord, parent: JobRecord | None
+) -> float | None:
+    """Minutes to ask for; None leaves it to the partition.
+
+    A cooldown's time is derived from its parent's measured seconds per iteration: what is short
+    starts sooner, by SLURM's backfill.
+    """
+    if isinstance(machine, LocalMachine) or job.spec.kind is not Kind.COOLDOWN:
+        return machine.time_limit_min
+    if machine.cooldown_time_limit_min is not None:
+        return machine.cooldown_time_limit_min
+    branch = job.spec.branch
+    if branch is None or parent is None or parent.mean_seconds_per_iteration is None:
+        return machine.time_limit_min
+    done = max([branch.iteration, *job.checkpoints]) - branch.iteration
+    training_s = (branch.decay_iterations - done) * parent.mean_seconds_per_iteration
+    derived = machine.startup_min + training_s / 60 * machine.time_margin
+    return derived if machine.time_limit_min is None else min(derived, machine.time_limit_min)
+
+
+def chain_length(machine: LocalMachine | SlurmCluster, job: JobRecord) -> int:
+    """Attempts of a job that may be in the queue at once: only trunks are queued ahead."""
+    if isinstance(machine, SlurmCluster) and job.spec.kind is Kind.TRAIN:
+        return machine.chain
+    return 1

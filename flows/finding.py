@@ -1,0 +1,43 @@
+"""From what a user types to a session on disk."""
+
+import json
+from pathlib import Path
+
+from autoexp import lease
+from autoexp.errors import SessionHeld, SessionNotFound
+from autoexp.lease import Holder
+from autoexp.session import Session, sessions_root
+
+
+def session_paths() -> list[Path]:
+    """All sessions, by creation."""
+    root = sessions_root()
+    found = [path.parent for path in root.glob("*/session.json") if path.parent.name[0] != "."]
+    return sorted(
+        found, key=lambda path: json.loads((path / "session.json").read_bytes())["created"]
+    )
+
+
+def session_path(name: str | None) -> Path:
+    if name is None:
+        paths = session_paths()
+        if not paths:
+            raise SessionNotFound(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
+        return paths[-1]
+    path = Path(name)
+    # A path works as well as an id, so that any session on disk can be opened.
+    return path.absolute() if (path / "session.json").exists() else sessions_root() / name
+
+
+def live_holder(session: Session) -> Holder | None:
+    holder = lease.look(session.path)
+    return holder if holder is not None and holder.alive else None
+
+
+def refuse_if_held(session: Session) -> None:
+    holder = live_holder(session)
+    if holder is not None:
+        raise SessionHeld(
+            f"{session.id}: held by the monitor with pid {holder.pid} on {holder.host}; "
+            f"look at it with `autoexp status {session.id} --watch`"
+        )

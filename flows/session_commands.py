@@ -1,0 +1,138 @@
+"""The commands that change sessions from outside: cancel, list, show, remove."""
+
+import argparse
+import getpass
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from autoexp import inbox
+from autoexp.errors import BadInput
+from autoexp.monitor import Monitor
+from autoexp.schedulers.choose import scheduler_for
+from autoexp.session import Session, sessions_root
+from autoexp.status import state_of, status_of
+from flows.finding import live_holder, refuse_if_held, session_path, session_paths
+from flows.show import console, status_view
+
+_PATIENCE_S = 20.0
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """Cancel jobs: through the monitor when one is alive, else directly."""
+    path = session_path(options.session)
+    session = Session.load(path)
+    unknown = [name for name in options.jobs if name not in session.jobs]
+    if unknown:
+        raise BadInput(
+            f"{', '.join(unknown)}: no such job; {session.id} has: {', '.join(session.jobs)}"
+        )
+    by = f"autoexp cancel by {getpass.getuser()}"
+    names = options.jobs or [name for name, job in session.jobs.items() if not job.is_over]
+    holder = live_holder(session)
+    if holder is not None:
+        inbox.put(path, inbox.CancelRequest(jobs=tuple(options.jobs), by=by))
+        print(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
+        over = _wait_until_over(path, names)
+    else:
+        over = _cancel_directly(path, tuple(options.jobs), by, names)
+    _report_cancelled(path, names)
+    return 0 if over else 1
+
+
+def _wait_until_over(path: Path, names: list[str]) -> bool:
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        session = Session.load(path)
+        if all(session.jobs[name].is_over for name in names):
+            return True
+        time.sleep(0.25)
+    return False
+
+
+def _cancel_directly(path: Path, jobs: tuple[str, ...], by: str, names: list[str]) -> bool:
+    """Nobody watches: hold the session for as long as the cancelling takes."""
+    with Session.hold(path) as (session, _):
+        inbox.request_cancel(session, jobs, by)
+        scheduler = scheduler_for(session.experiment)
+        monitor = Monitor(session, ())
+        wanted = {name: session.jobs[name] for name in names}
+        tickets = [
+            session.ticket(attempt)
+            for job in wanted.values()
+            for attempt in job.open_attempts
+            if attempt.job_id is not None
+        ]
+        for key, answer in scheduler.cancel(tickets).items():
+            print(f"{key}: {answer}")
+        deadline = time.monotonic() + _PATIENCE_S
+        while not all(job.is_over for job in wanted.values()):
+            monitor.look(scheduler.query(monitor.tickets()))
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.25)
+    return True
+
+
+def _report_cancelled(path: Path, names: list[str]) -> None:
+    session = Session.load(path)
+    for name in names:
+        job = session.jobs[name]
+        print(f"{name}: {job.reason if job.is_over else f'{job.state}, not ended yet'}")
+
+
+def sessions_list(options: argparse.Namespace) -> int:
+    """List the sessions below the root."""
+    rows: list[dict[str, Any]] = []
+    for path in session_paths():
+        session = Session.load(path)
+        holder = live_holder(session)
+        rows.append(
+            {
+                "session": session.id,
+                "created": session.meta.created.isoformat(),
+                "state": state_of(session, watched=holder is not None),
+                "jobs": len(session.jobs),
+            }
+        )
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    elif not rows:
+        print(f"no sessions in {sessions_root()}")
+    for row in [] if options.json else rows:
+        print(f"{row['session']:<28} {row['created'][:16]}  {row['state']:<9} {row['jobs']} jobs")
+    return 0
+
+
+def sessions_show(options: argparse.Namespace) -> int:
+    """Show a session's jobs, experiment and files."""
+    session = Session.load(session_path(options.session))
+    out = console()
+    out.print(status_view(status_of(session)))
+    out.print(
+        f"\nmade from  {session.meta.config} {' '.join(session.meta.overrides)}", markup=False
+    )
+    out.print(f"directory  {session.path}", soft_wrap=True, markup=False)
+    for job in session.jobs.values():
+        out.print(f"{job.spec.name}: output {job.spec.output_dir}", soft_wrap=True, markup=False)
+    return 0
+
+
+def sessions_remove(options: argparse.Namespace) -> int:
+    """Delete a session, unless jobs of it are alive."""
+    path = session_path(options.session)
+    session = Session.load(path)
+    refuse_if_held(session)
+    alive = [name for name, job in session.jobs.items() if job.open_attempts]
+    if alive and not options.cancel:
+        raise BadInput(
+            f"{session.id}: {', '.join(alive)} may be alive; `autoexp sessions remove "
+            f"{session.id} --cancel` cancels first"
+        )
+    if alive and not _cancel_directly(path, (), "autoexp sessions remove", list(session.jobs)):
+        raise BadInput(f"{session.id}: jobs have not ended yet; nothing was removed, try again")
+    shutil.rmtree(path)
+    print(f"removed {path}")
+    return 0

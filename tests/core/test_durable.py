@@ -1,0 +1,214 @@
+"""Writes that survive: after a failure or a kill the file is the old one or the new one, whole."""
+
+import itertools
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autoexp import durable
+from tests.core.conftest import FullDisk, KilledAt
+
+OLD, NEW = b"old " * 1000, b"new " * 2000
+NOBODY = 65534
+
+
+def in_a_process(act: Callable[[], object]) -> int:
+    """Start `act` in a process of its own; its exit code is what `act` returns."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = int(act() or 0)  # type: ignore[call-overload]
+        finally:
+            os._exit(code)
+    return child
+
+
+def exit_code(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# write
+
+
+def test_a_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(OLD)
+    durable.write(path, NEW)
+    assert path.read_bytes() == NEW
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert names_in(tmp_path) == ["file.json"]
+
+
+def test_a_written_text_is_utf_8_and_json_reads_back(tmp_path: Path) -> None:
+    durable.write(tmp_path / "text", "Hägele\n")
+    assert (tmp_path / "text").read_bytes() == "Hägele\n".encode()
+    durable.write_json(tmp_path / "json", {"a": ["ö", 1.5, None]})
+    assert json.loads((tmp_path / "json").read_bytes()) == {"a": ["ö", 1.5, None]}
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, full_disk: FullDisk
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+    with full_disk(len(OLD)), pytest.raises(OSError):
+        durable.write(path, NEW)
+    assert path.read_bytes() == OLD
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_a_name_that_is_taken_by_a_directory_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OSError):
+        durable.write(tmp_path / "file", NEW)
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_a_read_only_directory_leaves_the_old_file() -> None:
+    # Not tmp_path: whoever is not root could not even enter it.
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "file"
+        path.write_bytes(OLD)
+        path.parent.chmod(0o555)
+
+        def write() -> int:
+            if os.geteuid() == 0:
+                os.setuid(NOBODY)
+            try:
+                durable.write(path, NEW)
+            except PermissionError:
+                return 13
+            return 0
+
+        assert exit_code(in_a_process(write)) == 13
+        assert path.read_bytes() == OLD
+        assert names_in(path.parent) == ["file"]
+
+
+def test_a_kill_at_any_step_of_a_write_leaves_the_old_file_or_the_new_one(
+    tmp_path: Path, killed_at: KilledAt
+) -> None:
+    path = tmp_path / "file"
+    seen = []
+    for n in itertools.count(1):
+        path.write_bytes(OLD)
+        killed = killed_at(n, lambda: durable.write(path, NEW))
+        seen.append(path.read_bytes())
+        if not killed:
+            break
+    assert len(seen) > 2
+    assert seen[0] == OLD
+    assert seen[-1] == NEW
+    assert set(seen) == {OLD, NEW}
+
+
+def test_the_environment_chooses_the_step_at_which_a_fresh_process_dies(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from autoexp import durable\n"
+    code += "for n in '123': durable.write(Path(sys.argv[1], n), n)"
+    environment = {**os.environ, "AUTOEXP_TEST_KILL_AT": "3"}
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    assert process.returncode == -signal.SIGKILL
+    assert names_in(tmp_path) == ["1"]
+
+
+# create
+
+
+def test_a_file_is_created_once_and_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert durable.create(path, "first")
+    assert not durable.create(path, "second")
+    assert path.read_text() == "first"
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_of_many_processes_that_create_a_file_exactly_one_does(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    start, go = os.pipe()
+    contents = [f"{name} " * 1000 for name in "abcdefgh"]
+
+    def creator(content: str) -> Callable[[], int]:
+        def create() -> int:
+            os.close(go)
+            os.read(start, 1)  # returns when the test lets all of them go at once
+            return 7 if durable.create(path, content) else 8
+
+        return create
+
+    children = [in_a_process(creator(content)) for content in contents]
+    os.close(go)
+    codes = [exit_code(child) for child in children]
+    os.close(start)
+    assert sorted(codes) == [7] + [8] * 7
+    assert path.read_text() == contents[codes.index(7)]
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_a_file_that_is_being_created_is_never_seen_in_part(
+    tmp_path: Path, killed_at: KilledAt
+) -> None:
+    for n in itertools.count(1):
+        path = tmp_path / f"{n}.json"
+        killed = killed_at(n, lambda path=path: durable.create(path, NEW))  # type: ignore[misc]
+        # Nobody who lists *.json sees what a kill may leave behind.
+        assert not [p for p in tmp_path.glob("*.json") if p.read_bytes() != NEW]
+        if not killed:
+            break
+    assert n > 2
+    assert path.read_bytes() == NEW
+
+
+# append
+
+
+def test_an_append_adds_to_what_is_there(tmp_path: Path) -> None:
+    durable.append(tmp_path / "file", b"one\n")
+    durable.append(tmp_path / "file", b"two\n")
+    assert (tmp_path / "file").read_bytes() == b"one\ntwo\n"
+
+
+def test_appends_of_many_processes_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    lines = [name.encode() * 5000 + b"\n" for name in "abcdef"]
+    children = [in_a_process(lambda line=line: durable.append(path, line)) for line in lines]  # type: ignore[misc]
+    assert [exit_code(child) for child in children] == [0] * 6
+    assert sorted(path.read_bytes().splitlines(keepends=True)) == lines
+
+
+def test_an_append_to_a_full_disk_leaves_the_file_as_it_was(
+    tmp_path: Path, full_disk: FullDisk
+) -> None:
+    path = tmp_path / "file"
+    durable.append(path, b"one\n")
+    with full_disk(7), pytest.raises(OSError):
+        durable.append(path, b"two\n")
+    assert path.read_bytes() == b"one\n"
+
+
+def test_a_kill_at_any_step_of_an_append_leaves_whole_lines(
+    tmp_path: Path, killed_at: KilledAt
+) -> None:
+    path = tmp_path / "file"
+    seen = []
+    for n in itertools.count(1):
+        path.write_bytes(b"one\n")
+        killed = killed_at(n, lambda: durable.append(path, b"two\n"))
+        seen.append(path.read_bytes())
+        if not killed:
+            break
+    assert len(seen) > 2
+    assert seen[0] == b"one\n"
+    assert set(seen) == {b"one\n", b"one\ntwo\n"}

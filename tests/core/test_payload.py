@@ -1,0 +1,262 @@
+"""What runs inside a job, as real processes: one run per key, signals passed on, nothing left."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from autoexp import payload
+from autoexp.payload import process_identity
+from tests.core.conftest import Job, JobOf, WaitFor, is_alive
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+# Says that it is there, then waits for whatever the test sends.
+PATIENT = "echo ready; while :; do sleep 0.02; done"
+
+
+@pytest.fixture
+def start(no_survivors: None) -> Start:
+    """Start the payload as a scheduler does: the copy in the attempt's directory, under an id."""
+
+    def run(job: Job, job_id: str = "41", **environment: str) -> "subprocess.Popen[bytes]":
+        if not job.directory.exists():
+            job.prepare()
+        return subprocess.Popen(
+            [sys.executable, str(job.directory / "payload.py")],
+            env={**os.environ, "SUBMITIT_LOCAL_JOB_ID": job_id, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    return run
+
+
+@pytest.fixture
+def run(start: Start) -> Callable[..., int]:
+    """Run the payload to its end; returns its exit code."""
+
+    def to_the_end(job: Job, job_id: str = "41", **environment: str) -> int:
+        with start(job, job_id, **environment) as process:
+            return process.wait(20)
+
+    return to_the_end
+
+
+Run = Callable[..., int]
+
+
+# Endings
+
+
+def test_the_commands_exit_code_is_written_and_returned(job_of: JobOf, run: Run) -> None:
+    job = job_of("sh", "-c", "exit 3")
+    assert run(job) == 3
+    ended = job.read("exit.json")
+    assert (ended["exit_code"], ended["signal"], ended["reason"]) == (3, None, None)
+    assert (ended["warned"], ended["terminated"], ended["limit"]) == (False, False, False)
+    assert ended["job_id"] == job.read("started.json")["job_id"] == "41"
+    assert ended["ended_at"] >= ended["started_at"] > 0
+
+
+def test_a_command_that_does_not_exist_is_127_with_its_name(job_of: JobOf, run: Run) -> None:
+    job = job_of("/no/such/trainer", "--lr", "1")
+    assert run(job) == 127
+    ended = job.read("exit.json")
+    assert ended["exit_code"] == 127
+    assert ended["reason"].startswith("could not start: ")
+    assert "/no/such/trainer" in ended["reason"]
+
+
+def test_a_directory_that_vanished_is_named_as_the_reason(job_of: JobOf, run: Run) -> None:
+    job = job_of("true")
+    job.prepare()
+    job.output.rmdir()
+    assert run(job) == 127
+    assert str(job.output) in job.read("exit.json")["reason"]
+
+
+def test_a_death_by_signal_is_recorded_as_that_signal(job_of: JobOf, run: Run) -> None:
+    job = job_of("sh", "-c", "kill -SEGV $$")
+    assert run(job) == 128 + signal.SIGSEGV
+    ended = job.read("exit.json")
+    assert (ended["exit_code"], ended["signal"]) == (None, signal.SIGSEGV)
+
+
+# Once
+
+
+def test_a_second_copy_under_another_id_ends_well_and_runs_nothing(job_of: JobOf, run: Run) -> None:
+    job = job_of("sh", "-c", "echo run >> runs; exit 5")
+    assert run(job, "41") == 5
+    before = {path.name: path.read_bytes() for path in job.directory.iterdir()}
+    assert run(job, "42") == 0
+    assert (job.output / "runs").read_text() == "run\n"
+    assert {path.name: path.read_bytes() for path in job.directory.iterdir()} == before
+    assert (job.directory / "claim").read_text() == "41"
+
+
+def test_a_second_copy_while_the_first_one_runs_leaves_it_alone(
+    job_of: JobOf, start: Start, run: Run, wait_for: WaitFor
+) -> None:
+    job = job_of("sh", "-c", PATIENT)
+    with start(job, "41") as first:
+        wait_for(lambda: b"ready" in job.log, "the command")
+        assert run(job, "42") == 0
+        assert first.poll() is None
+        first.terminate()
+    assert job.log.count(b"ready") == 1
+
+
+def test_a_requeued_job_comes_under_its_own_id_and_runs_again(job_of: JobOf, run: Run) -> None:
+    job = job_of("sh", "-c", "echo run >> runs")
+    assert run(job) == run(job) == 0
+    assert (job.output / "runs").read_text() == "run\nrun\n"
+
+
+def test_a_requeued_job_is_not_told_by_its_first_runs_exit_file(
+    job_of: JobOf, start: Start, run: Run, wait_for: WaitFor
+) -> None:
+    job = job_of("sh", "-c", f"test -e again || {{ touch again; exit 7; }}; {PATIENT}")
+    assert run(job) == 7
+    with start(job) as second:
+        wait_for(lambda: b"ready" in job.log, "the second run")
+        assert not (job.directory / "exit.json").exists()
+        second.terminate()
+
+
+def test_an_array_task_claims_under_its_own_id(job_of: JobOf, run: Run) -> None:
+    job = job_of("true")
+    array = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "15"}
+    assert run(job, **array) == 0
+    assert (job.directory / "claim").read_text() == "12_3"
+
+
+# Signals
+
+
+def test_a_termination_is_passed_on(job_of: JobOf, start: Start, wait_for: WaitFor) -> None:
+    job = job_of("sh", "-c", f"trap 'echo saved; exit 0' TERM; {PATIENT}")
+    with start(job) as process:
+        wait_for(lambda: b"ready" in job.log, "the command")
+        process.terminate()
+    assert process.returncode == 0
+    assert b"saved" in job.log
+    assert job.read("exit.json")["terminated"] is True
+
+
+def test_a_command_that_ignores_it_is_killed_after_the_grace_time(
+    job_of: JobOf, start: Start, wait_for: WaitFor
+) -> None:
+    job = job_of("sh", "-c", f"trap '' TERM; {PATIENT}")
+    job.prepare(grace_s=0.2)
+    with start(job) as process:
+        wait_for(lambda: b"ready" in job.log, "the command")
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGKILL
+    ended = job.read("exit.json")
+    assert (ended["signal"], ended["terminated"]) == (signal.SIGKILL, True)
+
+
+@pytest.mark.parametrize("warning", [signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("understood", ["TERM", "USR1"])
+def test_a_warning_reaches_the_command_as_the_signal_it_understands(
+    job_of: JobOf, start: Start, wait_for: WaitFor, warning: int, understood: str
+) -> None:
+    # Saving takes longer than the grace time here: a warning is no order to end.
+    save = "sleep 0.4; echo saved; exit 0"
+    job = job_of("sh", "-c", f"trap '{save}' {understood}; {PATIENT}")
+    job.prepare(grace_s=0.1)
+    spec = job.directory / "spec.json"
+    spec.write_text(spec.read_text().replace('"SIGTERM"', f'"SIG{understood}"'))
+    with start(job) as process:
+        wait_for(lambda: b"ready" in job.log, "the command")
+        process.send_signal(warning)
+    assert process.returncode == 0
+    assert b"saved" in job.log
+    ended = job.read("exit.json")
+    assert (ended["warned"], ended["terminated"], ended["exit_code"]) == (True, False, 0)
+
+
+def test_the_end_of_the_time_limit_is_noted(
+    job_of: JobOf, start: Start, wait_for: WaitFor
+) -> None:
+    job = job_of("sh", "-c", f"trap '' INT TERM; {PATIENT}")
+    with start(job) as process:
+        wait_for(lambda: b"ready" in job.log, "the command")
+        process.send_signal(signal.SIGINT)
+    assert job.read("exit.json")["limit"] is True
+
+
+# Nothing stays behind
+
+
+def test_a_killed_payload_takes_the_command_with_it(
+    job_of: JobOf, start: Start, wait_for: WaitFor
+) -> None:
+    job = job_of("sh", "-c", "echo $$; exec sleep 60")
+    with start(job) as process:
+        wait_for(lambda: b"\n" in job.log, "the command's pid")
+        process.kill()
+    wait_for(lambda: not is_alive(job.log.decode()), "the command's end")
+    assert not (job.directory / "exit.json").exists()
+
+
+def test_what_the_command_leaves_behind_is_killed(job_of: JobOf, run: Run) -> None:
+    job = job_of("sh", "-c", "setsid sleep 60 & echo $!; exit 0")
+    assert run(job) == 0
+    assert not is_alive(job.log.decode())
+
+
+def test_a_process_is_known_by_more_than_its_pid(wait_for: WaitFor) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        known = process_identity(process.pid)
+        assert known is not None
+        assert known == process_identity(process.pid)
+        assert known["start_ticks"] != (process_identity(os.getpid()) or {})["start_ticks"]
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert process_identity(process.pid) is None, "a zombie"
+    assert process_identity(process.pid) is None
+
+
+# What reaches the command
+
+
+def test_prefect_and_submitit_stay_outside(job_of: JobOf, run: Run) -> None:
+    job = job_of("sh", "-c", "env -0 > environment", KEPT="1", LR="a b\n'c'")
+    assert run(job, PREFECT_API_URL="http://x", SUBMITIT_EXECUTOR="local", OUTER="2") == 0
+    raw = (job.output / "environment").read_text().split("\0")
+    seen = dict(line.split("=", 1) for line in raw if line)
+    assert not [name for name in seen if name.startswith(("PREFECT_", "SUBMITIT_"))]
+    assert (seen["KEPT"], seen["LR"], seen["OUTER"]) == ("1", "a b\n'c'", "2")
+    assert seen[payload.COOKIE] == job.ticket.key
+
+
+def test_hostile_arguments_arrive_byte_for_byte(job_of: JobOf, run: Run) -> None:
+    texts = ["", " ", "a b", "'", '"', "$(touch x)", "`id`", "${oc.env:HOME}", "{0}", "%s", "a\nb"]
+    texts += ["a|touch x", "; exit 9", "\\", "*", "~", "--", "-rf", "ö", "\t", "#", "\udcff", "\r\n"]
+    job = job_of("sh", "-c", 'printf "%s\\0" "$@" > arguments', "sh", *texts)
+    assert run(job) == 0
+    arrived = (job.output / "arguments").read_bytes().split(b"\0")
+    assert arrived == [os.fsencode(text) for text in texts] + [b""]
+    assert [path.name for path in job.output.iterdir()] == ["arguments"]
+
+
+def test_the_log_grows_as_it_happens_behind_what_was_there(
+    job_of: JobOf, start: Start, wait_for: WaitFor
+) -> None:
+    job = job_of("sh", "-c", "echo out; echo err >&2; read line < go; echo $line")
+    job.prepare()
+    os.mkfifo(job.output / "go")
+    (job.directory / "job.log").write_text("before\n")
+    with start(job) as process:
+        wait_for(lambda: b"err" in job.log, "the log's first lines")
+        assert process.poll() is None
+        assert job.log == b"before\nout\nerr\n"
+        (job.output / "go").write_text("on\n")
+    assert job.log == b"before\nout\nerr\non\n"
+    assert process.returncode == 0

@@ -1,0 +1,108 @@
+"""Rules: which event leads to which action, once, and under which name on disk."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoexp.compose import Composed
+from autoexp.events import AttemptJudged, CheckpointComplete, Event, JobGivenUp, StateChanged
+from autoexp.experiment import Cooldown, Decay, Experiment, Project
+from autoexp.jobs import Verdict
+from autoexp.plan import make_plan
+from autoexp.rules import ActionRecord, Launch, OnCheckpoint, Rule, action_key, decide, rules_of
+from autoexp.creation import create
+from autoexp.session import Session
+
+CHECKPOINT = CheckpointComplete(job="t", iteration=100, path="/t/iter_0000100")
+BOTH = Rule(
+    name="both",
+    on=OnCheckpoint(job="t", iteration=100),
+    then=(Launch(job="a"), Launch(job="b")),
+)
+LATER = Rule(name="later", on=OnCheckpoint(job="t", iteration=200), then=(Launch(job="c"),))
+KEYS = ["both--checkpoint_t_100--0", "both--checkpoint_t_100--1"]
+
+
+@pytest.mark.parametrize(
+    ("event", "history", "launched"),
+    [
+        (CHECKPOINT, [], ["a", "b"]),
+        (CHECKPOINT, KEYS[:1], ["b"]),
+        (CHECKPOINT, KEYS, []),
+        (CHECKPOINT.model_copy(update={"path": "/moved"}), KEYS, []),
+        (CHECKPOINT.model_copy(update={"iteration": 200}), KEYS, ["c"]),
+        (CHECKPOINT.model_copy(update={"iteration": 150}), [], []),
+        (CHECKPOINT.model_copy(update={"job": "a"}), [], []),
+        (StateChanged(job="t", attempt=1, position=1, old="PENDING", new="RUNNING"), [], []),
+        (JobGivenUp(job="t", reason="r"), [], []),
+        (
+            AttemptJudged(
+                job="t", attempt=1, verdict=Verdict.FINISHED, state="X", iteration=100, reason="r"
+            ),
+            [],
+            [],
+        ),
+    ],
+)
+def test_an_event_leads_to_the_actions_of_its_rules_that_are_new(
+    event: Event, history: list[str], launched: list[str]
+) -> None:
+    decided = decide(event, [BOTH, LATER], history)
+    assert [record.action.job for record in decided] == launched
+    assert all(record.status == "pending" and record.event == event for record in decided)
+
+
+def test_deciding_twice_gives_the_same_keys() -> None:
+    first, second = decide(CHECKPOINT, [BOTH]), decide(CHECKPOINT, [BOTH])
+    assert [record.key for record in first] == [record.key for record in second] == KEYS
+
+
+def test_a_cooldown_starts_at_its_parents_checkpoint_and_at_no_other(composed: Composed) -> None:
+    rules = rules_of(make_plan(composed.experiment, Path("/out")))
+    seen = [
+        [record.action.job for record in decide(event, rules)]
+        for iteration in (100, 200, 300)
+        for event in [CheckpointComplete(job="tiny", iteration=iteration, path="/x")]
+    ]
+    assert seen == [["tiny-cd100"], ["tiny-cd200"], []]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(), st.text(), st.integers(0, 9))
+def test_an_actions_key_is_safe_as_a_file_name(rule: str, event: str, position: int) -> None:
+    key = action_key(rule, event, position)
+    assert key.isascii()
+    assert not set(key) & set("/\\\0\n \"'*?$&;|<>~:")
+    assert key not in (".", "..")
+
+
+def test_an_actions_key_tells_rule_event_and_position_apart() -> None:
+    keys = [
+        action_key(rule, event, position)
+        for rule in ("start-a", "start-b")
+        for event in ("checkpoint/a/1", "checkpoint/a/11", "checkpoint/b/1")
+        for position in (0, 1)
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_longest_names_still_make_file_names(tmp_path: Path, composed: Composed) -> None:
+    long = Experiment(
+        project=Project(name="p" * 60),
+        backend=composed.experiment.backend,
+        slurm=composed.experiment.slurm,
+        cooldowns=(Cooldown(at=(100,), decay=Decay(iterations=50), name="c" * 40),),
+    )
+    path = create(composed._replace(experiment=long), tmp_path)
+    session = Session.load(path)
+    event = CheckpointComplete(job="p" * 60, iteration=100, path="/x")
+    (action,) = decide(event, rules_of(session.plan))
+    session.save_action(action)
+    assert list(Session.load(path).actions) == [action.key]
+
+
+def test_a_record_reads_back_as_it_was_written() -> None:
+    (first, _) = decide(CHECKPOINT, [BOTH])
+    assert ActionRecord.model_validate_json(first.model_dump_json()) == first

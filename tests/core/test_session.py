@@ -1,0 +1,271 @@
+"""The session on disk: created whole or not at all, read back as written, damage never skipped."""
+
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autoexp import lease
+from autoexp.compose import Composed, compose
+from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
+from autoexp.events import CheckpointComplete, JobGivenUp
+from autoexp.jobs import Verdict
+from autoexp.rules import decide, rules_of
+from autoexp.session import Session, create, new_id, sessions_root
+from tests.core.conftest import FullDisk, KilledAt
+
+SEEN = CheckpointComplete(job="tiny", iteration=100, path="/c/iter_0000100")
+NEXT = SEEN.model_copy(update={"iteration": 200})
+
+
+def everything(path: Path) -> dict[str, bytes]:
+    """All files below `path` and what is in them."""
+    found = {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    found.pop(lease.LOCK, None)
+    return found
+
+
+# Creating
+
+
+def test_a_session_holds_its_experiment_and_a_file_for_each_job(
+    session_path: Path, composed: Composed
+) -> None:
+    assert sorted(p.name for p in session_path.iterdir()) == sorted(
+        ["session.json", "config", "jobs", "actions", "attempts", "inbox", "metrics"]
+    )
+    names = {p.name for p in (session_path / "jobs").iterdir()}
+    assert names == {"tiny.json", "tiny-cd100.json", "tiny-cd200.json"}
+    session = Session.load(session_path)
+    assert session.id == "s1"
+    assert session.experiment == composed.experiment
+    assert list(session.jobs) == ["tiny", "tiny-cd100", "tiny-cd200"]
+    assert [job.launched for job in session.jobs.values()] == [True, False, False]
+    assert (session_path / "config" / "resolved.yaml").read_text() == composed.resolved
+    overrides = (session_path / "config" / "overrides.txt").read_text()
+    assert overrides.splitlines() == list(composed.overrides)
+
+
+def test_an_impossible_plan_leaves_nothing_behind(tmp_path: Path) -> None:
+    cooldowns = "cooldowns=[{at: [1], decay: {iterations: 5}}]"
+    with pytest.raises(BadInput, match="before the first checkpoint"):
+        create(compose("demo", [cooldowns]), tmp_path / "root")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, composed: Composed, full_disk: FullDisk
+) -> None:
+    with full_disk(1000), pytest.raises(OSError):
+        create(composed, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_at_any_step_leaves_a_whole_session_or_none(
+    tmp_path: Path, composed: Composed, killed_at: KilledAt
+) -> None:
+    for n in itertools.count(1):
+        root = tmp_path / str(n)
+        killed = killed_at(n, lambda root=root: create(composed, root, session_id="s"))  # type: ignore[misc]
+        if (root / "s").exists():
+            assert len(Session.load(root / "s").jobs) == 3
+        if not killed:
+            break
+        # What a kill leaves is in nobody's way.
+        assert len(Session.load(create(composed, root, session_id="t")).jobs) == 3
+    assert n > 4
+
+
+def test_an_id_that_is_taken_is_bad_input_and_changes_nothing(
+    session_path: Path, composed: Composed
+) -> None:
+    before = everything(session_path.parent)
+    with pytest.raises(BadInput, match="s1: this session exists; `autoexp resume s1`"):
+        create(composed, session_path.parent, session_id="s1")
+    assert everything(session_path.parent) == before
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "{tmp}/abs", ".", ".hidden", "a\nb", "x" * 300])
+def test_an_id_that_is_no_plain_name_is_bad_input(
+    tmp_path: Path, composed: Composed, name: str
+) -> None:
+    root = tmp_path / "deep" / "root"
+    with pytest.raises(BadInput):
+        create(composed, root, session_id=name.format(tmp=tmp_path))
+    assert not list(tmp_path.rglob("session.json"))
+
+
+def test_sessions_of_the_same_moment_get_different_ids() -> None:
+    ids = {new_id("demo") for _ in range(100)}
+    assert len(ids) == 100
+    assert all(name.startswith("demo-") and len(name) == len("demo-1124-abcd") for name in ids)
+
+
+def test_of_many_processes_that_create_one_id_exactly_one_does(
+    tmp_path: Path, composed: Composed
+) -> None:
+    children = []
+    for _ in range(6):
+        child = os.fork()
+        if child == 0:
+            code = 9
+            try:
+                create(composed, tmp_path, session_id="s")
+                code = 0
+            except BadInput:
+                code = BadInput.exit_code
+            finally:
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(codes) == [0, 2, 2, 2, 2, 2]
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+    assert len(Session.load(tmp_path / "s").jobs) == 3
+
+
+def test_the_sessions_root_comes_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sessions_root() == tmp_path / "sessions"
+    monkeypatch.setenv("AUTOEXP_SESSIONS", "/elsewhere")
+    assert sessions_root() == Path("/elsewhere")
+
+
+# Reading back
+
+
+def test_what_was_written_is_what_is_read(session_path: Path) -> None:
+    with Session.hold(session_path) as (session, _):
+        trunk = session.jobs["tiny"]
+        attempt = session.begin_attempt(trunk)
+        assert attempt is not None
+        session.record_submission(trunk, attempt, "4711")
+        session.record([SEEN])
+        (action,) = decide(SEEN, rules_of(session.plan))
+        session.save_action(action)
+        session.settle(session.jobs["tiny-cd200"], Verdict.FAILED, "ünüsual\n'reason'")
+        session.meta.flow_run_ids.append("f")
+        session.save_meta()
+    again = Session.load(session_path)
+    assert again.meta == session.meta
+    assert again.jobs == session.jobs
+    assert again.actions == session.actions
+    assert again.journal.entries == session.journal.entries
+    assert again.jobs["tiny"].attempts[0].key == "s1-tiny-a1"
+    assert [a.key for a in again.pending_actions()] == [action.key]
+
+
+def test_the_queue_has_room_for_no_more_than_max_jobs(tmp_path: Path, composed: Composed) -> None:
+    slurm = composed.experiment.slurm.model_copy(update={"max_jobs": 1})
+    experiment = composed.experiment.model_copy(update={"slurm": slurm})
+    session = Session.load(create(composed._replace(experiment=experiment), tmp_path))
+    assert session.begin_attempt(session.jobs["tiny"]) is not None
+    assert session.begin_attempt(session.jobs["tiny-cd100"]) is None
+    assert session.jobs["tiny-cd100"].attempts == []
+
+
+def test_no_such_session_is_said_with_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(SessionNotFound, match=r"nope: no such session in .*autoexp sessions list"):
+        Session.load(tmp_path / "nope")
+
+
+def test_an_event_appended_twice_is_there_once(session_path: Path) -> None:
+    session = Session.load(session_path)
+    assert session.record([SEEN, SEEN]) == [SEEN]
+    assert session.record([SEEN.model_copy(update={"path": "/moved"}), NEXT]) == [NEXT]
+    again = Session.load(session_path)
+    assert again.record([SEEN, NEXT]) == []
+    assert again.journal.checkpoints() == [SEEN, NEXT]
+
+
+# Damage
+
+
+def damaged(path: Path, mend: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(mend(path.read_bytes()))
+
+
+@pytest.mark.parametrize("file", ["session.json", "jobs/tiny-cd100.json", "actions/a.json"])
+@pytest.mark.parametrize(
+    "mend",
+    [
+        lambda raw: b"",
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: b"null",
+        lambda raw: b"[1]",
+        lambda raw: raw.replace(b"{", b'{"added": 1,', 1),
+        lambda raw: b"\0" * len(raw),
+        lambda raw: b"\xff" + raw,
+    ],
+    ids=["empty", "torn", "null", "list", "unknown key", "zeros", "encoding"],
+)
+def test_a_damaged_file_stops_the_session_with_its_path_and_changes_nothing(
+    session_path: Path, file: str, mend: Callable[[bytes], bytes]
+) -> None:
+    (action,) = decide(SEEN, rules_of(Session.load(session_path).plan))
+    (session_path / "actions" / "a.json").write_text(action.model_dump_json())
+    damaged(session_path / file, mend)
+    before = everything(session_path)
+    with pytest.raises(SessionDamaged) as found:
+        Session.load(session_path)
+    assert str(session_path / file) in str(found.value)
+    assert "resume the session" in str(found.value)
+    with pytest.raises(SessionDamaged), Session.hold(session_path):
+        pass
+    assert everything(session_path) == before
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"null", b'{"time": "x"}', b"\xff\xfe", b"{}"])
+def test_a_damaged_line_of_the_journal_stops_the_session_with_its_number(
+    session_path: Path, line: bytes
+) -> None:
+    journal = session_path / "events.jsonl"
+    Session.load(session_path).record([SEEN, NEXT])
+    first, second = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([first, line, second, b""]))
+    before = everything(session_path)
+    with pytest.raises(SessionDamaged) as found:
+        Session.load(session_path)
+    assert str(found.value).startswith(f"{journal}, line 2 does not parse")
+    with pytest.raises(SessionDamaged), Session.hold(session_path):
+        pass
+    assert everything(session_path) == before
+
+
+def test_a_torn_last_line_is_ignored_by_readers_and_cut_by_the_holder(session_path: Path) -> None:
+    journal = session_path / "events.jsonl"
+    Session.load(session_path).record([SEEN])
+    whole = journal.read_bytes()
+    Session.load(session_path).record([NEXT])
+    for torn in (journal.read_bytes()[:-1], journal.read_bytes()[:-40], whole + b"{"):
+        journal.write_bytes(torn)
+        assert Session.load(session_path).journal.checkpoints() == [SEEN]
+        assert journal.read_bytes() == torn
+        with Session.hold(session_path) as (session, _):
+            assert journal.read_bytes() == whole
+            assert session.record([NEXT]) == [NEXT]
+        assert Session.load(session_path).journal.checkpoints() == [SEEN, NEXT]
+
+
+def test_an_append_that_failed_does_not_spoil_the_next_one(
+    session_path: Path, full_disk: FullDisk
+) -> None:
+    session = Session.load(session_path)
+    session.record([SEEN])
+    size = (session_path / "events.jsonl").stat().st_size
+    with full_disk(size + 20), pytest.raises(OSError):
+        session.record([NEXT])
+    assert session.record([NEXT, JobGivenUp(job="tiny", reason="r")])
+    assert Session.load(session_path).journal.checkpoints() == [SEEN, NEXT]
+
+
+def test_a_session_of_another_version_is_left_to_that_version(session_path: Path) -> None:
+    file = session_path / "session.json"
+    content = json.loads(file.read_bytes()) | {"schema_version": 2, "from_the_future": True}
+    file.write_text(json.dumps(content))
+    with pytest.raises(SessionDamaged, match="has schema version 2; this autoexp reads 1"):
+        Session.load(session_path)
