@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from autoexp.backends.base import Backend, Closed
-from autoexp.backends.demo import DemoBackend
+from autoexp.backends.kinds import AnyBackend
 from autoexp.machines import Machine
 
 JobName = Annotated[
@@ -91,7 +91,7 @@ class Experiment(Closed):
     """One session: a trunk, where it runs, and the cooldowns that branch from it."""
 
     project: Project
-    backend: DemoBackend = Field(description="which trainer, and its arguments")
+    backend: AnyBackend = Field(description="which trainer, and its arguments")
     slurm: Machine = Field(description="where jobs run")
     monitoring: Monitoring = Field(default_factory=Monitoring)
     cooldowns: tuple[Cooldown, ...] = ()

@@ -6,8 +6,10 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 from autoexp import states
-from autoexp.backends.base import Branch, Closed
+from autoexp.backends.base import Backend, Branch, Closed
+from autoexp.backends.kinds import AnyBackend
 from autoexp.logtail import LogCursor
+from autoexp.machines import Machine
 
 
 class Kind(StrEnum):
@@ -34,11 +36,20 @@ class JobSpec(Closed):
     kind: Kind
     parent: str | None = None
     branch: Branch | None = None
+    backend: AnyBackend
+    """Which trainer it runs: how to read its log and where its checkpoints land."""
+    machine: Machine
+    """What it asks of the scheduler."""
     command: tuple[str, ...]
     environment: dict[str, str] = Field(default_factory=dict)
     output_dir: str
     save_dir: str
     target_iteration: int | None = None
+
+    @property
+    def trainer(self) -> Backend:
+        """The backend, seen as the protocol that all backends keep."""
+        return self.backend
 
     @property
     def title(self) -> str:

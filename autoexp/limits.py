@@ -1,18 +1,17 @@
 """How much time and how many places in the queue a job asks for."""
 
 from autoexp.jobs import JobRecord, Kind
-from autoexp.machines import LocalMachine, SlurmCluster
+from autoexp.machines import SlurmCluster
 
 
-def time_limit(
-    machine: LocalMachine | SlurmCluster, job: JobRecord, parent: JobRecord | None
-) -> float | None:
+def time_limit(job: JobRecord, parent: JobRecord | None) -> float | None:
     """Minutes to ask for; None leaves it to the partition.
 
     A cooldown's time is derived from its parent's measured seconds per iteration: what is short
     starts sooner, by SLURM's backfill.
     """
-    if isinstance(machine, LocalMachine) or job.spec.kind is not Kind.COOLDOWN:
+    machine = job.spec.machine
+    if not isinstance(machine, SlurmCluster) or job.spec.kind is not Kind.COOLDOWN:
         return machine.time_limit_min
     if machine.cooldown_time_limit_min is not None:
         return machine.cooldown_time_limit_min
@@ -25,8 +24,9 @@ def time_limit(
     return derived if machine.time_limit_min is None else min(derived, machine.time_limit_min)
 
 
-def chain_length(machine: LocalMachine | SlurmCluster, job: JobRecord) -> int:
+def chain_length(job: JobRecord) -> int:
     """Attempts of a job that may be in the queue at once: only trunks are queued ahead."""
+    machine = job.spec.machine
     if isinstance(machine, SlurmCluster) and job.spec.kind is Kind.TRAIN:
         return machine.chain
     return 1

@@ -60,7 +60,6 @@ class Monitor:
     def __init__(self, session: Session, rules: Iterable[Rule]) -> None:
         self._session = session
         self._rules = tuple(rules)
-        self._backend = session.experiment.trainer
         self._eyes: dict[str, _Eye] = {name: _Eye() for name in session.jobs}
         # Seen and not yet on disk: kept when a write fails, as on a full disk.
         self._unwritten: list[Event] = []
@@ -139,7 +138,7 @@ class Monitor:
         return events
 
     def _take_in(self, job: JobRecord, line: LogLine) -> None:
-        progress = self._backend.progress(line.text)
+        progress = job.spec.trainer.progress(line.text)
         if progress is None:
             return
         job.iteration = progress.iteration
@@ -154,7 +153,7 @@ class Monitor:
     def _find_checkpoints(self, job: JobRecord, ended: bool) -> list[Event]:
         save_dir = Path(job.spec.save_dir)
         eye = self._eyes[job.spec.name]
-        stamps = [_stamp(path) for path in self._backend.watched(save_dir)]
+        stamps = [_stamp(path) for path in job.spec.trainer.watched(save_dir)]
         if stamps == eye.stamps and not eye.racy and not ended:
             return []
         eye.stamps = stamps
@@ -164,7 +163,7 @@ class Monitor:
         known = set(job.checkpoints)
         new = [
             found
-            for found in self._backend.checkpoints(save_dir)
+            for found in job.spec.trainer.checkpoints(save_dir)
             # A branch's own start was seeded; it is the parent's checkpoint, not the branch's.
             if found.iteration > start and found.iteration not in known
         ]

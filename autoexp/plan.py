@@ -119,31 +119,31 @@ def _cooldown_name(trunk: str, cooldown: Cooldown, branch: Branch) -> str:
 
 
 def _trunk(experiment: Experiment, output_root: Path) -> JobSpec:
-    name = experiment.project.name
-    output_dir = output_root / name
-    save_dir = output_dir / "checkpoints"
-    return JobSpec(
-        name=name,
-        kind=Kind.TRAIN,
-        command=experiment.trainer.trunk_command(save_dir),
-        environment=experiment.trainer.environment(),
-        output_dir=str(output_dir),
-        save_dir=str(save_dir),
-        target_iteration=experiment.trainer.train_iters,
-    )
+    return _job(experiment, output_root / experiment.project.name, Kind.TRAIN, None)
 
 
 def _cooldown(name: str, branch: Branch, experiment: Experiment, output_root: Path) -> JobSpec:
-    output_dir = output_root / name
+    return _job(experiment, output_root / name, Kind.COOLDOWN, branch)
+
+
+def _job(experiment: Experiment, output_dir: Path, kind: Kind, branch: Branch | None) -> JobSpec:
+    """A job that writes in `output_dir`, whose last part is its name."""
+    trainer = experiment.trainer
     save_dir = output_dir / "checkpoints"
     return JobSpec(
-        name=name,
-        kind=Kind.COOLDOWN,
-        parent=experiment.project.name,
+        name=output_dir.name,
+        kind=kind,
+        parent=experiment.project.name if branch else None,
         branch=branch,
-        command=experiment.trainer.cooldown_command(branch, save_dir),
-        environment=experiment.trainer.environment(),
+        backend=experiment.backend,
+        machine=experiment.slurm,
+        command=(
+            trainer.cooldown_command(branch, save_dir)
+            if branch
+            else trainer.trunk_command(save_dir)
+        ),
+        environment=trainer.environment(),
         output_dir=str(output_dir),
         save_dir=str(save_dir),
-        target_iteration=branch.target,
+        target_iteration=branch.target if branch else trainer.train_iters,
     )

@@ -133,11 +133,10 @@ class Session:
 
     def begin_attempt(self, job: JobRecord) -> Attempt | None:
         """Write down the intent of a new attempt; None while it is not wanted, or has no room."""
-        machine = self.experiment.slurm
-        chain = chain_length(machine, job)
-        if not job.wants_attempt(chain):
+        if not job.wants_attempt(chain_length(job)):
             return None
-        if machine.max_jobs is not None and self.count_open() >= machine.max_jobs:
+        most = self.experiment.slurm.max_jobs
+        if most is not None and self.count_open() >= most:
             return None
         ahead = job.open_attempts
         number = len(job.attempts) + 1
@@ -148,8 +147,8 @@ class Session:
             log=str(self.path / "attempts" / key / "job.log"),
             intended_at=now(),
             first_iteration=saved_iteration(job),
-            gpus=machine.gpus,
-            time_limit_min=time_limit(machine, job, self.jobs.get(job.spec.parent or "")),
+            gpus=job.spec.machine.gpus,
+            time_limit_min=time_limit(job, self.jobs.get(job.spec.parent or "")),
             after=ahead[-1].job_id if ahead else None,
         )
         job.attempts.append(attempt)

@@ -19,4 +19,4 @@ class LocalMachine(Block):
 
     def scheduler(self) -> LocalScheduler:
         """What submits, finds, looks at and cancels this machine's jobs."""
-        return LocalScheduler(self.settings)
+        return LocalScheduler()

@@ -170,10 +170,10 @@ class SessionRun:
         """Do one action; whatever it raises becomes its recorded reason."""
         try:
             job = await self._on_disk(acting.begin, self.session, action)
-            event, trainer = action.event, self.session.experiment.trainer
+            event = action.event
             mark: Any = effects.checkpoint(event.job, event.iteration, return_state=True)
             self._marks[job.spec.name] = await mark
-            await effects.pin(trainer, event, job.spec)
+            await effects.pin(event, job.spec)
             await self._on_disk(acting.complete, self.session, action, job)
         except Exception as error:
             self.log.error("action %s failed: %s", action.key, error)

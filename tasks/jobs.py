@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from autoexp.backends.base import Backend, FoundCheckpoint
+from autoexp.backends.base import FoundCheckpoint
 from autoexp.events import CheckpointComplete
 from autoexp.jobs import Attempt, JobSpec
 from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
@@ -20,10 +20,10 @@ async def checkpoint(job: str, iteration: int) -> str:
 
 
 @task(name="pin", task_run_name="pin {spec.name}", cache_policy=NO_CACHE)
-async def pin(backend: Backend, event: CheckpointComplete, spec: JobSpec) -> str:
+async def pin(event: CheckpointComplete, spec: JobSpec) -> str:
     """Give a branch its own start, which the parent's retention cannot delete."""
     found = FoundCheckpoint(event.iteration, Path(event.path))
-    await asyncio.to_thread(backend.seed, found, Path(spec.save_dir))
+    await asyncio.to_thread(spec.trainer.seed, found, Path(spec.save_dir))
     return spec.save_dir
 
 
@@ -35,7 +35,9 @@ async def submit(
 
     def in_order() -> str:
         prepare(ticket, spec, attempt, scheduler.orders(spec, attempt))
-        request = Request(attempt.key, attempt.log, attempt.time_limit_min, attempt.after)
+        request = Request(
+            attempt.key, attempt.log, spec.machine, attempt.time_limit_min, attempt.after
+        )
         return submit_once(ticket, request, scheduler, fresh=fresh)
 
     return await asyncio.to_thread(in_order)

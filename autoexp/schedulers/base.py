@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from autoexp import durable, payload
 from autoexp.errors import SubmissionUncertain
 from autoexp.jobs import Attempt, JobSpec
+from autoexp.machines import LocalMachine, SlurmCluster
 
 LOCK = "submit.lock"
 PATIENCE_S = 180.0
@@ -71,6 +72,7 @@ class Request(NamedTuple):
 
     key: str
     log: str
+    machine: LocalMachine | SlurmCluster
     time_limit_min: float | None = None
     after: str | None = None
     """Job id that has to end first."""

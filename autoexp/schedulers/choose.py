@@ -15,4 +15,4 @@ def scheduler_for(experiment: Experiment) -> Scheduler:
         return SlurmScheduler(machine)
     from autoexp.schedulers.local import LocalScheduler
 
-    return LocalScheduler(machine)
+    return LocalScheduler()

@@ -23,7 +23,6 @@ from submitit.local import local as submitit_local
 from autoexp import durable, payload, processes
 from autoexp.errors import SchedulerUnavailable
 from autoexp.jobs import Attempt, JobSpec
-from autoexp.machines import LocalMachine
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, is_locked
 
 _START_PATIENCE_S = 30.0
@@ -74,8 +73,7 @@ class DetachedExecutor(submitit.LocalExecutor):
 class LocalScheduler:
     """Attempts on this machine; a job id is the pid of submitit's controller."""
 
-    def __init__(self, machine: LocalMachine) -> None:
-        self._machine = machine
+    def __init__(self) -> None:
         self._children: list[submitit.LocalJob[Any]] = []
 
     def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
@@ -88,8 +86,8 @@ class LocalScheduler:
         executor.update_parameters(
             # submitit counts the limit in polls; a year stands for none.
             timeout_min=minutes if minutes is not None else 60 * 24 * 366,
-            signal_delay_s=self._machine.warn_before_limit_s,
-            gpus_per_node=self._machine.gpus_per_node,
+            signal_delay_s=request.machine.warn_before_limit_s,
+            gpus_per_node=request.machine.gpus_per_node,
         )
         script = ticket.directory / "payload.py"
         job = executor._submit_command(shlex.join([sys.executable, str(script)]))

@@ -12,9 +12,9 @@ from datetime import timedelta
 from typing import Any
 
 from autoexp import states
-from autoexp.errors import SchedulerUnavailable
+from autoexp.errors import SchedulerUnavailable, SubmissionRefused
 from autoexp.jobs import Attempt, JobSpec, now
-from autoexp.machines import SlurmCluster
+from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket
 from autoexp.schedulers.slurm_answers import (
     SACCT_FORMAT,
@@ -40,29 +40,30 @@ class SlurmScheduler:
     def __init__(self, cluster: SlurmCluster) -> None:
         self._cluster = cluster
         self._missing_since: dict[str, float] = {}
-        self._longest_min: float | None = None
+        self._longest_min: dict[str | None, float] = {}
 
     def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
-        command = launched(self._cluster, spec, attempt.key)
-        variables = {**spec.environment, **self._cluster.environment}
-        return Orders(command, variables, self._cluster.grace_s)
+        cluster = _asked(spec.machine)
+        command = launched(cluster, spec, attempt.key)
+        return Orders(command, {**spec.environment, **cluster.environment}, cluster.grace_s)
 
     def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
-        request = request._replace(time_limit_min=self._capped(request.time_limit_min))
-        executor = executor_for(self._cluster, ticket.directory, request, lock)
-        return str(executor._submit_command(body(self._cluster, ticket.directory)).job_id)
+        cluster = _asked(request.machine)
+        limit = self._capped(request.time_limit_min, cluster.partition)
+        request = request._replace(time_limit_min=limit)
+        executor = executor_for(cluster, ticket.directory, request, lock)
+        return str(executor._submit_command(body(cluster, ticket.directory)).job_id)
 
-    def _capped(self, wanted: float | None) -> float | None:
+    def _capped(self, wanted: float | None, partition: str | None) -> float | None:
         """The time limit, but no more than the partition allows: such a job pends for ever."""
         if wanted is None:
             return None
-        if self._longest_min is None:
-            self._longest_min = self._ask_longest()
-        return min(wanted, self._longest_min)
+        if partition not in self._longest_min:
+            self._longest_min[partition] = self._ask_longest(partition)
+        return min(wanted, self._longest_min[partition])
 
-    def _ask_longest(self) -> float:
+    def _ask_longest(self, partition: str | None) -> float:
         """The partition's time limit in minutes; infinite where there is none."""
-        partition = self._cluster.partition
         which = ["-p", partition] if partition else []
         try:
             answer = self._ask(["sinfo", "-h", "-o", "%P %l", *which])
@@ -168,6 +169,12 @@ class SlurmScheduler:
             return run(command, self._cluster.query_timeout_s)
         except CommandFailed as error:
             raise SchedulerUnavailable(str(error)) from error
+
+
+def _asked(machine: LocalMachine | SlurmCluster) -> SlurmCluster:
+    if not isinstance(machine, SlurmCluster):
+        raise SubmissionRefused("a job for the local machine cannot join a session on SLURM")
+    return machine
 
 
 def _claimed_by(ticket: Ticket) -> str | None:

@@ -20,7 +20,7 @@ from autoexp.compose import Composed, compose
 from autoexp.jobs import Attempt, JobSpec, Kind, now
 from autoexp.payload import process_identity
 from autoexp.schedulers.base import Ticket, prepare
-from autoexp.session import create
+from autoexp.creation import create
 
 _OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
 _MARK = "AUTOEXP_TEST_MARK"

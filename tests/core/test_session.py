@@ -14,7 +14,8 @@ from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.events import CheckpointComplete, JobGivenUp
 from autoexp.jobs import Verdict
 from autoexp.rules import decide, rules_of
-from autoexp.session import Session, create, new_id, sessions_root
+from autoexp.creation import create, new_id
+from autoexp.session import Session, sessions_root
 from tests.core.conftest import FullDisk, KilledAt
 
 SEEN = CheckpointComplete(job="tiny", iteration=100, path="/c/iter_0000100")

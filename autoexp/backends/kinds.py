@@ -1,0 +1,5 @@
+"""The backends that a configuration can name."""
+
+from autoexp.backends.demo import DemoBackend
+
+AnyBackend = DemoBackend
