@@ -8,6 +8,7 @@ from pathlib import Path
 from autoexp import durable
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
+from autoexp.experiment import Experiment
 from autoexp.jobs import JobRecord, Kind, now
 from autoexp.plan import Plan, make_plan
 from autoexp.session import Session, SessionMeta
@@ -19,6 +20,7 @@ def create(
     *,
     session_id: str | None = None,
     provenance: dict[str, dict[str, str]] | None = None,
+    flow_run_id: str | None = None,
 ) -> Path:
     """Create a session directory, whole or not at all, and return its path.
 
@@ -26,16 +28,13 @@ def create(
     """
     name = session_id or new_id(composed.experiment.project.name)
     path = root / name
-    output = composed.experiment.project.output_root
-    # An output root of the user's own is shared by sessions: each writes below its own name.
-    output_root = path / "output" if output is None else Path(output).absolute() / name
-    plan = make_plan(composed.experiment, output_root)
+    plan = make_plan(composed.experiment, output_root(composed.experiment, path))
     if path.exists():
         raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
     root.mkdir(parents=True, exist_ok=True)
     draft = root / f".new-{name}-{os.getpid()}"
     try:
-        _fill(draft, name, composed, plan, provenance or {})
+        _fill(draft, name, composed, plan, provenance or {}, flow_run_id)
         draft.rename(path)
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -46,6 +45,12 @@ def create(
     return path
 
 
+def output_root(experiment: Experiment, session: Path) -> Path:
+    """Where a session's jobs write; a root of the user's own is shared by sessions."""
+    own = experiment.project.output_root
+    return session / "output" if own is None else Path(own).absolute() / session.name
+
+
 def new_id(project: str) -> str:
     """A short, readable id: project, month and day, four random characters."""
     alphabet = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -54,7 +59,12 @@ def new_id(project: str) -> str:
 
 
 def _fill(
-    draft: Path, name: str, composed: Composed, plan: Plan, provenance: dict[str, dict[str, str]]
+    draft: Path,
+    name: str,
+    composed: Composed,
+    plan: Plan,
+    provenance: dict[str, dict[str, str]],
+    flow_run_id: str | None,
 ) -> None:
     for folder in ("config", "jobs", "actions", "attempts", "inbox", "metrics"):
         (draft / folder).mkdir(parents=True)
@@ -70,6 +80,8 @@ def _fill(
         experiment=composed.experiment,
         versions=provenance.get("versions", {}),
         git=provenance.get("git", {}),
+        # From the start, so that the same flow run, run again, finds its session.
+        flow_run_ids=[flow_run_id] if flow_run_id else [],
     )
     session = Session(draft, meta)
     for spec in plan.jobs:

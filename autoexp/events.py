@@ -66,6 +66,32 @@ class JobGivenUp(Closed):
         return f"given-up/{self.job}"
 
 
+class JobAdded(Closed):
+    """Another process brought a job into the session."""
+
+    kind: Literal["job_added"] = "job_added"
+    job: str
+    by: str
+
+    @property
+    def key(self) -> str:
+        return f"added/{self.job}"
+
+
+class RequestRefused(Closed):
+    """A request in the inbox could not be taken on."""
+
+    kind: Literal["request_refused"] = "request_refused"
+    job: str
+    request: str
+    """Name of the request's file."""
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"refused/{self.request}"
+
+
 class LogLost(Closed):
     """Bytes of a job's log were lost before they were read."""
 
@@ -81,7 +107,13 @@ class LogLost(Closed):
 
 
 Event = Annotated[
-    CheckpointComplete | StateChanged | AttemptJudged | JobGivenUp | LogLost,
+    CheckpointComplete
+    | StateChanged
+    | AttemptJudged
+    | JobGivenUp
+    | JobAdded
+    | RequestRefused
+    | LogLost,
     Field(discriminator="kind"),
 ]
 adapter: TypeAdapter[Event] = TypeAdapter(Event)
@@ -99,5 +131,9 @@ def describe(event: Event) -> str:
             return f"{event.job} attempt {event.attempt}: {event.verdict} ({event.reason})"
         case JobGivenUp():
             return f"{event.job}: failed ({event.reason})"
+        case JobAdded():
+            return f"{event.job}: joined the session ({event.by})"
+        case RequestRefused():
+            return f"request refused: {event.reason}"
         case LogLost():
             return f"{event.job} attempt {event.attempt}: {event.message}"

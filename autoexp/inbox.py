@@ -4,15 +4,22 @@ Other processes never write into a running session. The monitor takes a request 
 ticks; taking on is repeatable, so a kill between the effect and the removal does no harm.
 """
 
+import time
 import uuid
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from autoexp import durable
 from autoexp.backends.base import Closed
+from autoexp.errors import BadInput
+from autoexp.events import JobAdded, RequestRefused
+from autoexp.jobs import Attempt, JobSpec
+from autoexp.rules import ActionStatus
 from autoexp.session import Session
+
+By = Annotated[str, Field(description="who asked, and how")]
 
 
 class CancelRequest(Closed):
@@ -20,46 +27,81 @@ class CancelRequest(Closed):
 
     kind: Literal["cancel"] = "cancel"
     jobs: tuple[str, ...] = ()
-    by: str = Field(description="who asked, and how")
+    by: By
 
 
-Request = CancelRequest
+class SubmitRequest(Closed):
+    """Take jobs into the session; the first may run already, under a job id of its own."""
+
+    kind: Literal["submit"] = "submit"
+    jobs: tuple[JobSpec, ...] = Field(min_length=1)
+    attempt: Attempt | None = None
+    by: By
+
+
+class ActionRequest(Closed):
+    """Retry a failed action, or drop one that has not been done."""
+
+    kind: Literal["action"] = "action"
+    key: str
+    verb: Literal["retry", "drop"]
+    by: By
+
+
+Request = Annotated[CancelRequest | SubmitRequest | ActionRequest, Field(discriminator="kind")]
 _adapter: TypeAdapter[Request] = TypeAdapter(Request)
+
+
+class Taken(NamedTuple):
+    """What came of the requests."""
+
+    notes: list[str]
+    added: list[str]
+    """Names of jobs that joined."""
 
 
 def put(session: Path, request: Request) -> Path:
     """Leave a request for the session's monitor; safe from any number of processes."""
-    path = session / "inbox" / f"{request.kind}-{uuid.uuid4().hex}.json"
+    # Names sort by time, so that requests of one process are taken on in their order.
+    name = f"{time.time_ns():020}-{request.kind}-{uuid.uuid4().hex}.json"
+    path = session / "inbox" / name
     durable.write(path, request.model_dump_json())
     return path
 
 
-def take_on(session: Session) -> list[str]:
-    """Carry all waiting requests into the records; returns a line for each. For the monitor."""
-    notes = []
+def take_on(session: Session) -> Taken:
+    """Carry all waiting requests into the records. For the monitor alone."""
+    taken = Taken([], [])
     for path in sorted((session.path / "inbox").glob("*.json")):
         try:
             request = _adapter.validate_json(path.read_bytes())
-        except ValidationError as error:
+            taken.notes.append(_apply(session, request, taken.added))
+        except (ValidationError, BadInput) as error:
+            reason = str(error.errors()[0]["msg"] if isinstance(error, ValidationError) else error)
+            session.record([RequestRefused(job="", request=path.name, reason=reason)])
+            taken.notes.append(f"request refused: {reason}")
             # Kept for whoever wrote it, out of the way of the next look.
-            path.rename(path.with_suffix(".rejected"))
-            notes.append(f"inbox: {path.name} is no request: {error.errors()[0]['msg']}")
+            path.rename(path.with_suffix(".refused"))
             continue
-        notes.append(_apply(session, request))
         path.unlink()
-    return notes
+    return taken
 
 
-def _apply(session: Session, request: Request) -> str:
-    names = request_cancel(session, request.jobs, request.by)
-    return f"{request.by}: cancels {', '.join(names) or 'nothing: all jobs have ended'}"
+def _apply(session: Session, request: Request, added: list[str]) -> str:
+    match request:
+        case CancelRequest():
+            names = request_cancel(session, request.jobs, request.by)
+            return f"{request.by}: cancels {', '.join(names) or 'nothing: all jobs have ended'}"
+        case SubmitRequest():
+            return _add_jobs(session, request, added)
+        case ActionRequest():
+            return _change_action(session, request)
 
 
 def request_cancel(session: Session, jobs: tuple[str, ...], by: str) -> list[str]:
     """Write down that jobs are to be cancelled; returns those that were not over yet."""
-    names = jobs or tuple(session.jobs)
     found = []
-    for name in names:
+    for name in jobs or tuple(session.jobs):
         job = session.jobs.get(name)
         if job is None or job.is_over:
             continue
@@ -68,3 +110,34 @@ def request_cancel(session: Session, jobs: tuple[str, ...], by: str) -> list[str
             job.cancel_requested = by
             session.save_job(job)
     return found
+
+
+def _add_jobs(session: Session, request: SubmitRequest, added: list[str]) -> str:
+    for position, spec in enumerate(request.jobs):
+        attempt = request.attempt if position == 0 else None
+        if session.add_job(spec, attempt):
+            added.append(spec.name)
+        # Repeated after a kill in between, the event has the same key and stands once.
+        session.record([JobAdded(job=spec.name, by=request.by)])
+    return f"{request.by}: adds {', '.join(spec.name for spec in request.jobs)}"
+
+
+def _change_action(session: Session, request: ActionRequest) -> str:
+    action = session.actions.get(request.key)
+    if action is None:
+        raise BadInput(f"{request.key}: no such action; `autoexp queue {session.id}` lists them")
+    if request.verb == "drop":
+        if action.status is ActionStatus.DONE:
+            raise BadInput(f"{action.key}: is done, so there is nothing to drop")
+        action.status, action.reason = ActionStatus.FAILED, f"dropped: {request.by}"
+        session.save_action(action)
+        return f"{request.by}: drops {action.key}"
+    if action.status is not ActionStatus.FAILED:
+        raise BadInput(f"{action.key}: is {action.status}; only a failed action can be retried")
+    job = session.jobs[action.action.job]
+    if job.is_over and not job.launched:
+        job.verdict, job.reason = None, None
+        session.save_job(job)
+    action.status, action.reason = ActionStatus.PENDING, None
+    session.save_action(action)
+    return f"{request.by}: retries {action.key}"

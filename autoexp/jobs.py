@@ -66,7 +66,9 @@ class Attempt(BaseModel):
 
     number: int
     key: str
-    """Known before the submission; the scheduler's name for the job."""
+    """Known before the submission; names the attempt's directory."""
+    name: str
+    """The scheduler's name for the job: the key, but for jobs that came in another way."""
     log: str
     job_id: str | None = None
     state: str = states.SUBMITTING

@@ -6,32 +6,24 @@ was not written is seen again at the next look, under the same keys.
 """
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from autoexp import states
-from autoexp.backends.base import Progress
 from autoexp.events import (
     AttemptJudged,
-    CheckpointComplete,
     Event,
     JobGivenUp,
-    LogLost,
     StateChanged,
 )
 from autoexp.jobs import Attempt, JobRecord, Verdict, gpu_hours, now
-from autoexp.logtail import LogCursor, LogLine, read_new
-from autoexp.rules import ActionRecord, ActionStatus, Rule, decide
+from autoexp.logtail import LogCursor
+from autoexp.rules import ActionRecord, ActionStatus, decide, rules_of
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.session import Session
 from autoexp.verdicts import judge, made_progress, saved_iteration
-
-# A folder changed this recently may change again within the clock's grain: look once more.
-_RACY_NS = 2_000_000_000
-
-Stamp = tuple[int, int, int] | None
+from autoexp.watch import JobWatch
 
 
 class Look(NamedTuple):
@@ -43,26 +35,19 @@ class Look(NamedTuple):
     """Names of jobs of which anything moved, the loss included."""
 
 
-@dataclass
-class _Eye:
-    """What the monitor remembers of a job between two looks; nothing that must survive."""
-
-    stamps: list[Stamp] = field(default_factory=list)
-    racy: bool = True
-    rows: list[str] = field(default_factory=list)
-    dirty: bool = False
-    saved_at: float = 0.0
-
-
 class Monitor:
     """Sees all jobs of a session; the caller brings the scheduler's answers and the clock."""
 
-    def __init__(self, session: Session, rules: Iterable[Rule]) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self._rules = tuple(rules)
-        self._eyes: dict[str, _Eye] = {name: _Eye() for name in session.jobs}
+        self._rules = rules_of(session.plan)
+        self._watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
         # Seen and not yet on disk: kept when a write fails, as on a full disk.
         self._unwritten: list[Event] = []
+
+    def heed_new_jobs(self) -> None:
+        """Learn the rules of jobs that joined the session."""
+        self._rules = rules_of(self._session.plan)
 
     def tickets(self) -> list[Ticket]:
         """The attempts to ask the scheduler about, all in one query."""
@@ -84,7 +69,7 @@ class Monitor:
                 continue
             found = self._look_at(job, sightings)
             self._unwritten += found
-            if found or self._eyes[name].dirty:
+            if found or self._watches[name].dirty:
                 changed.add(name)
         events, actions = self._commit()
         given_up = self._give_up()
@@ -92,8 +77,8 @@ class Monitor:
 
     def flush(self) -> None:
         """Write down what moved since the last look that was worth a write."""
-        for name, eye in self._eyes.items():
-            if eye.dirty:
+        for name, watch in self._watches.items():
+            if watch.dirty:
                 self._save(self._session.jobs[name])
 
     # Looking
@@ -109,69 +94,12 @@ class Monitor:
         if current is None or job.is_over:
             return events
         ended = not current.is_open and current.verdict is None
-        events += self._read_log(job, current, final=ended)
-        events += self._find_checkpoints(job, ended)
+        watch = self._watches[job.spec.name]
+        events += watch.read_log(job, current, final=ended)
+        events += watch.find_checkpoints(job, ended=ended)
         if ended:
             events.append(self._judge(job, current))
         return events
-
-    def _read_log(self, job: JobRecord, attempt: Attempt, *, final: bool) -> list[Event]:
-        events: list[Event] = []
-        more = True
-        while more:
-            reading = read_new(Path(attempt.log), job.cursor, final=final)
-            if reading.cursor != job.cursor:
-                job.cursor = reading.cursor
-                self._eyes[job.spec.name].dirty = True
-            for line in reading.lines:
-                self._take_in(job, line)
-            if reading.lost:
-                events.append(
-                    LogLost(
-                        job=job.spec.name,
-                        attempt=attempt.number,
-                        generation=job.cursor.generation,
-                        message=reading.lost,
-                    )
-                )
-            more = reading.more
-        return events
-
-    def _take_in(self, job: JobRecord, line: LogLine) -> None:
-        progress = job.spec.trainer.progress(line.text)
-        if progress is None:
-            return
-        job.iteration = progress.iteration
-        job.loss = progress.loss
-        job.learning_rate = progress.learning_rate
-        job.seconds_per_iteration = progress.seconds_per_iteration
-        job.mean_seconds_per_iteration = _mean(
-            job.mean_seconds_per_iteration, progress.seconds_per_iteration
-        )
-        self._eyes[job.spec.name].rows.append(_row(progress))
-
-    def _find_checkpoints(self, job: JobRecord, ended: bool) -> list[Event]:
-        save_dir = Path(job.spec.save_dir)
-        eye = self._eyes[job.spec.name]
-        stamps = [_stamp(path) for path in job.spec.trainer.watched(save_dir)]
-        if stamps == eye.stamps and not eye.racy and not ended:
-            return []
-        eye.stamps = stamps
-        now = time.time_ns()
-        eye.racy = any(stamp is not None and now - stamp[2] < _RACY_NS for stamp in stamps)
-        start = job.spec.branch.iteration if job.spec.branch else 0
-        known = set(job.checkpoints)
-        new = [
-            found
-            for found in job.spec.trainer.checkpoints(save_dir)
-            # A branch's own start was seeded; it is the parent's checkpoint, not the branch's.
-            if found.iteration > start and found.iteration not in known
-        ]
-        job.checkpoints += [found.iteration for found in new]
-        return [
-            CheckpointComplete(job=job.spec.name, iteration=found.iteration, path=str(found.path))
-            for found in new
-        ]
 
     def _judge(self, job: JobRecord, attempt: Attempt) -> AttemptJudged:
         most = self._session.experiment.monitoring.max_attempts_without_progress
@@ -211,18 +139,19 @@ class Monitor:
         self._session.record(events)
         urgent = {event.job for event in events}
         every = self._session.experiment.monitoring.save_progress_every_s
-        for name, eye in self._eyes.items():
-            if name in urgent or (eye.dirty and time.monotonic() - eye.saved_at >= every):
-                self._save(self._session.jobs[name])
+        for name, job in self._session.jobs.items():
+            watch = self._watches[name]
+            if name in urgent or (watch.dirty and time.monotonic() - watch.saved_at >= every):
+                self._save(job)
         self._unwritten = []
         return events, actions
 
     def _save(self, job: JobRecord) -> None:
-        eye = self._eyes[job.spec.name]
+        watch = self._watches[job.spec.name]
         # Rows before the cursor: a kill in between repeats rows, and readers let the last count.
-        self._session.log_progress(job, eye.rows)
+        self._session.log_progress(job, watch.rows)
         self._session.save_job(job)
-        eye.rows, eye.dirty, eye.saved_at = [], False, time.monotonic()
+        watch.saved()
 
     def _give_up(self) -> list[Event]:
         """End jobs that nothing will submit: cancelled ones, cooldowns without a checkpoint."""
@@ -284,28 +213,3 @@ def _apply(job: JobRecord, attempt: Attempt, sighting: Sighting) -> list[Event]:
             reason=sighting.reason,
         )
     ]
-
-
-def _mean(mean: float | None, seconds: float | None) -> float | None:
-    if mean is None or seconds is None:
-        return mean if seconds is None else seconds
-    return 0.9 * mean + 0.1 * seconds
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-
-
-def _row(progress: Progress) -> str:
-    """A line of the metrics file: iteration, loss, learning rate, seconds per iteration."""
-    cells = (
-        progress.iteration,
-        progress.loss,
-        progress.learning_rate,
-        progress.seconds_per_iteration,
-    )
-    return ",".join("" if cell is None else repr(cell) for cell in cells) + "\n"

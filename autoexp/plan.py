@@ -25,13 +25,15 @@ class Plan(Closed):
         return tuple(job for job in self.jobs if job.kind is Kind.COOLDOWN)
 
 
-def make_plan(experiment: Experiment, output_root: Path) -> Plan:
+def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None = None) -> Plan:
     """Work out all jobs of a session that writes below `output_root`.
+
+    `save_dir` is where the trunk saves, if it is to go on from somewhere else.
 
     Raises BadInput with every cooldown that cannot happen, and why.
     """
     trunk_name = experiment.project.name
-    jobs = [_trunk(experiment, output_root)]
+    jobs = [_trunk(experiment, output_root, save_dir)]
     notes: list[str] = []
     refused: list[str] = []
     names = {trunk_name}
@@ -118,18 +120,25 @@ def _cooldown_name(trunk: str, cooldown: Cooldown, branch: Branch) -> str:
     return f"{trunk}-cd{branch.iteration}{suffix}"
 
 
-def _trunk(experiment: Experiment, output_root: Path) -> JobSpec:
-    return _job(experiment, output_root / experiment.project.name, Kind.TRAIN, None)
+def _trunk(experiment: Experiment, output_root: Path, save_dir: Path | None) -> JobSpec:
+    output_dir = output_root / experiment.project.name
+    return _job(experiment, output_dir, Kind.TRAIN, None, save_dir)
 
 
 def _cooldown(name: str, branch: Branch, experiment: Experiment, output_root: Path) -> JobSpec:
     return _job(experiment, output_root / name, Kind.COOLDOWN, branch)
 
 
-def _job(experiment: Experiment, output_dir: Path, kind: Kind, branch: Branch | None) -> JobSpec:
+def _job(
+    experiment: Experiment,
+    output_dir: Path,
+    kind: Kind,
+    branch: Branch | None,
+    save_dir: Path | None = None,
+) -> JobSpec:
     """A job that writes in `output_dir`, whose last part is its name."""
     trainer = experiment.trainer
-    save_dir = output_dir / "checkpoints"
+    save_dir = save_dir or output_dir / "checkpoints"
     return JobSpec(
         name=output_dir.name,
         kind=kind,

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoexp import durable, lease, states
-from autoexp.errors import SessionDamaged, SessionNotFound
+from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.events import Event
 from autoexp.experiment import Experiment
-from autoexp.jobs import Attempt, JobRecord, Verdict, now
+from autoexp.jobs import Attempt, JobRecord, JobSpec, Verdict, now
 from autoexp.journal import Journal
 from autoexp.lease import Lease
 from autoexp.limits import chain_length, time_limit
@@ -129,7 +129,27 @@ class Session:
             with (self.path / "metrics" / f"{job.spec.name}.csv").open("a") as file:
                 file.write(text)
 
-    # Attempts
+    # Jobs and attempts
+
+    def add_job(self, spec: JobSpec, attempt: Attempt | None = None) -> bool:
+        """Take a job into the session; False when it is in it already.
+
+        `attempt` is given for a job that runs already. Raises BadInput when another job has the
+        name.
+        """
+        known = self.jobs.get(spec.name)
+        if known is not None:
+            if known.spec == spec:
+                return False
+            raise BadInput(
+                f"{spec.name}: {self.id} has another job of this name; "
+                "give the new one its own with project.name=NAME"
+            )
+        attempts = [] if attempt is None else [attempt]
+        job = JobRecord(spec=spec, launched=spec.parent is None, attempts=attempts)
+        self.save_job(job)
+        self.jobs[spec.name] = job
+        return True
 
     def begin_attempt(self, job: JobRecord) -> Attempt | None:
         """Write down the intent of a new attempt; None while it is not wanted, or has no room."""
@@ -144,6 +164,7 @@ class Session:
         attempt = Attempt(
             number=number,
             key=key,
+            name=key,
             log=str(self.path / "attempts" / key / "job.log"),
             intended_at=now(),
             first_iteration=saved_iteration(job),
@@ -174,7 +195,8 @@ class Session:
         return sum(len(job.open_attempts) for job in self.jobs.values())
 
     def ticket(self, attempt: Attempt) -> Ticket:
-        return Ticket(attempt.key, self.path / "attempts" / attempt.key, attempt.job_id)
+        directory = self.path / "attempts" / attempt.key
+        return Ticket(attempt.key, directory, attempt.name, attempt.job_id)
 
     def settle(self, job: JobRecord, verdict: Verdict, reason: str) -> None:
         """Give a job its final verdict."""

@@ -68,6 +68,7 @@ def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     run = commands.add_parser("run", help="start a session: submit the training and watch it")
     _add_experiment(run)
     run.add_argument("--session", metavar="ID", help="the new session's id; made up by default")
+    run.add_argument("--no-monitor", action="store_true", help="only register it, as `submit` does")
     run.add_argument("--dry-run", action="store_true", help="only show what would be submitted")
     run.set_defaults(function="run")
 
@@ -75,6 +76,20 @@ def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     _add_experiment(plan)
     plan.add_argument("--json", action="store_true", help="for tools")
     plan.set_defaults(function="plan")
+
+    submit = commands.add_parser("submit", help="register a job in a session, and return at once")
+    _add_experiment(submit)
+    submit.add_argument("--session", metavar="ID", required=True, help="which session")
+    submit.set_defaults(module="joining", function="submit")
+
+    adopt = commands.add_parser("adopt", help="take a job that was started by hand into a session")
+    adopt.add_argument("session", metavar="SESSION")
+    _add_experiment(adopt)
+    adopt.add_argument("--job-id", required=True, help="its SLURM job id")
+    adopt.add_argument("--backend", required=True, help="which trainer it runs")
+    adopt.add_argument("--save-dir", required=True, help="where its checkpoints land")
+    adopt.add_argument("--log", help="its log; SLURM's StdOut by default")
+    adopt.set_defaults(module="joining", function="adopt")
 
     resume = commands.add_parser("resume", help="take a session up again where it stands")
     _add_session(resume)
@@ -112,6 +127,13 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     cancel.add_argument("session", metavar="SESSION")
     cancel.add_argument("jobs", metavar="JOB", nargs="*", help="all of the session's by default")
     cancel.set_defaults(module="session_commands", function="cancel")
+
+    queue = commands.add_parser("queue", help="actions: list, show, retry, drop")
+    queue.add_argument("session", metavar="SESSION")
+    queue.add_argument("verb", nargs="?", choices=("list", "show", "retry", "drop"), default="list")
+    queue.add_argument("key", nargs="?", metavar="KEY", help="the action, as `list` shows it")
+    queue.add_argument("--json", action="store_true", help="for tools")
+    queue.set_defaults(module="joining", function="queue")
 
     sessions = commands.add_parser("sessions", help="list, show or remove sessions")
     verbs = sessions.add_subparsers(metavar="VERB", required=True)

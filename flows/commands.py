@@ -10,22 +10,26 @@ from pathlib import Path
 from rich.live import Live
 
 from autoexp import curves, events
-from autoexp.compose import Composed, compose
-from autoexp.creation import create
+from autoexp.compose import Composed
+from autoexp.creation import create, output_root
 from autoexp.errors import BadInput
 from autoexp.journal import Entry
 from autoexp.plan import make_plan
 from autoexp.session import Session, sessions_root
 from autoexp.status import status_of
-from flows.finding import refuse_if_held, session_path
+from flows.finding import compose_words, refuse_if_held, session_path
 from flows.show import console, gains_lines, print_plan, status_view
 
 
 def run(options: argparse.Namespace) -> int:
     """Create a session and watch it to its end."""
-    composed = _compose(options.experiment)
+    composed = compose_words(options.experiment)
     if options.dry_run:
         return _print_plan(composed)
+    if options.no_monitor:
+        from flows.joining import add_jobs
+
+        return add_jobs(composed, options.session)
     from autoexp.provenance import provenance
     from flows.foreground import watch
 
@@ -46,10 +50,12 @@ def resume(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Show what would be submitted."""
-    composed = _compose(options.experiment)
+    composed = compose_words(options.experiment)
     if not options.json:
         return _print_plan(composed)
-    made = make_plan(composed.experiment, _output_root(composed))
+    made = make_plan(
+        composed.experiment, output_root(composed.experiment, sessions_root() / "SESSION")
+    )
     print(made.model_dump_json(indent=1))
     return 0
 
@@ -157,23 +163,9 @@ def plot(options: argparse.Namespace) -> int:
     return 0
 
 
-def _compose(words: list[str]) -> Composed:
-    """Split the words into a configuration's name and overrides, and compose."""
-    names = [word for word in words if "=" not in word and not word.startswith("~")]
-    if len(names) > 1:
-        raise BadInput(f"one configuration at a time, not {', '.join(names)}")
-    overrides = [word for word in words if word not in names]
-    return compose(names[0] if names else None, overrides)
-
-
 def _print_plan(composed: Composed) -> int:
-    made = make_plan(composed.experiment, _output_root(composed))
+    made = make_plan(
+        composed.experiment, output_root(composed.experiment, sessions_root() / "SESSION")
+    )
     print_plan(made, console())
     return 0
-
-
-def _output_root(composed: Composed) -> Path:
-    own = composed.experiment.project.output_root
-    return (
-        (Path(own).absolute() if own else sessions_root()) / "SESSION" / ("" if own else "output")
-    )

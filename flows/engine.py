@@ -15,26 +15,20 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import State
 
 from autoexp import acting, events, inbox
-from autoexp.errors import (
-    AutoexpError,
-    SchedulerUnavailable,
-    SessionHeld,
-    SubmissionPostponed,
-    SubmissionRefused,
-    SubmissionUncertain,
-)
+from autoexp.errors import SessionHeld, SubmissionRefused
 from autoexp.jobs import Attempt, JobRecord, Verdict
 from autoexp.lease import Lease
 from autoexp.monitor import Look, Monitor
-from autoexp.rules import ActionRecord, rules_of
-from autoexp.schedulers.base import Scheduler, Sighting, Ticket
+from autoexp.rules import ActionRecord
+from autoexp.schedulers.base import Scheduler, Ticket
 from autoexp.session import Session
 from flows.cooldown import job_flow
 from flows.face import Face
+from flows.questions import Questions
 from tasks import jobs as effects
 
-_LONGEST_BACK_OFF_S = 300.0
-_RETRY_SUBMISSION_S = 30.0
+_LONGEST_RETRY_S = 300.0
+_RETRY_WRITE_S = 5.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,18 +46,18 @@ class SessionRun:
         self._looked_at: float | None = None
         self._lease = lease
         self._scheduler = scheduler
-        self._monitor = Monitor(session, rules_of(session.plan))
+        self._monitor = Monitor(session)
         self._face = Face(session, log)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="session")
         self._news = asyncio.Condition()
         self._starting = asyncio.Lock()
         self._cancelling: set[str] = set()
+        self._tries: dict[str, int] = {}
+        self._performing: set[str] = set()
+        self._drawn: set[str] = set()
         self._driven: set[str] = set()
         self._marks: dict[str, State[Any]] = {}
-        self._answers: dict[str, Sighting] = {}
-        self._asking: asyncio.Task[None] | None = None
-        self._ask_at = 0.0
-        self._misses = 0
+        self._questions = Questions(scheduler, session.experiment.slurm.scheduler_tick_s, log)
         self._write_failures = 0
         self._last_news = False
         self._interruption = asyncio.Event()
@@ -73,10 +67,9 @@ class SessionRun:
         """Watch the session until every job has its verdict, or until it is interrupted."""
         try:
             async with asyncio.TaskGroup() as children:
-                self._begin(children)
                 while not self._is_over():
                     look = await self._look(children)
-                    self._act(children, look)
+                    self._act(children)
                     self._face.offer(children, look)
                     await self._tell_stories()
                     await self._sleep()
@@ -94,22 +87,16 @@ class SessionRun:
     def _is_over(self) -> bool:
         return self.interrupted is not None or self.session.is_over
 
-    def _begin(self, children: asyncio.TaskGroup) -> None:
-        for action in self.session.pending_actions():
-            children.create_task(self._perform(action))
-
     # Look
 
     async def _look(self, children: asyncio.TaskGroup) -> Look:
         """Read what is new; the scheduler's answer is taken when it comes, and not waited for."""
-        if self._asking is None and time.monotonic() >= self._ask_at:
-            self._asking = children.create_task(self._ask())
-        answers, self._answers = self._answers, {}
+        answers = self._questions.collect()
+        self._questions.ask_if_due(children, self._monitor.tickets)
         self._note_gap()
         try:
             self._lease.beat()
-            for note in await self._on_disk(inbox.take_on, self.session):
-                self.log.info(note)
+            await self._take_on_requests()
             look = await self._on_disk(self._monitor.look, answers)
         except SessionHeld as error:
             self.interrupt(str(error))
@@ -126,6 +113,13 @@ class SessionRun:
             self.log.info(events.describe(event))
         return look
 
+    async def _take_on_requests(self) -> None:
+        taken = await self._on_disk(inbox.take_on, self.session)
+        for note in taken.notes:
+            self.log.info(note)
+        if taken.added:
+            self._monitor.heed_new_jobs()
+
     def _note_gap(self) -> None:
         """Remember the longest time between two looks: nothing may ever block them."""
         now = time.monotonic()
@@ -133,34 +127,21 @@ class SessionRun:
             self.longest_gap = max(self.longest_gap, now - self._looked_at)
         self._looked_at = now
 
-    async def _ask(self) -> None:
-        tickets = self._monitor.tickets()
-        tick = self.session.experiment.slurm.scheduler_tick_s
-        try:
-            if tickets:
-                self._answers |= await asyncio.to_thread(self._scheduler.query, tickets)
-        except SchedulerUnavailable as error:
-            self._misses += 1
-            if self._misses == 1:
-                self.log.warning("no answer from the scheduler (%s); no job is touched", error)
-            tick = min(_LONGEST_BACK_OFF_S, tick * 2**self._misses) * random.uniform(0.8, 1.2)
-        else:
-            if self._misses:
-                self.log.warning("the scheduler answers again after %d misses", self._misses)
-            self._misses = 0
-        finally:
-            self._ask_at = time.monotonic() + tick
-            self._asking = None
-
     # Act
 
-    def _act(self, children: asyncio.TaskGroup, look: Look) -> None:
-        for action in look.actions:
-            children.create_task(self._perform(action))
+    def _act(self, children: asyncio.TaskGroup) -> None:
+        for action in self.session.pending_actions():
+            if action.key not in self._performing:
+                self._performing.add(action.key)
+                children.create_task(self._perform(action))
         for job in self.session.jobs.values():
-            if job.launched and not job.is_over and job.spec.name not in self._driven:
+            if not job.launched:
+                continue
+            if not job.is_over and job.spec.name not in self._driven:
                 self._driven.add(job.spec.name)
                 children.create_task(self._drive(job))
+            if job.spec.name not in self._drawn:
+                self._drawn.add(job.spec.name)
                 children.create_task(self._draw(job))
         tickets = self._to_cancel()
         if tickets:
@@ -169,15 +150,20 @@ class SessionRun:
     async def _perform(self, action: ActionRecord) -> None:
         """Do one action; whatever it raises becomes its recorded reason."""
         try:
-            job = await self._on_disk(acting.begin, self.session, action)
-            event = action.event
-            mark: Any = effects.checkpoint(event.job, event.iteration, return_state=True)
-            self._marks[job.spec.name] = await mark
-            await effects.pin(event, job.spec)
-            await self._on_disk(acting.complete, self.session, action, job)
+            await self._launch(action)
         except Exception as error:
             self.log.error("action %s failed: %s", action.key, error)
-            await self._on_disk(acting.fail, self.session, action, str(error))
+            await self._persist(acting.fail, self.session, action, str(error))
+        finally:
+            self._performing.discard(action.key)
+
+    async def _launch(self, action: ActionRecord) -> None:
+        job = await self._on_disk(acting.begin, self.session, action)
+        event = action.event
+        mark: Any = effects.checkpoint(event.job, event.iteration, return_state=True)
+        self._marks[job.spec.name] = await mark
+        await effects.pin(event, job.spec)
+        await self._on_disk(acting.complete, self.session, action, job)
 
     def _to_cancel(self) -> list[Ticket]:
         """Attempts of cancelled jobs, and those queued ahead of jobs that are over."""
@@ -205,7 +191,7 @@ class SessionRun:
         while self.interrupted is None and not (job.is_over and job.unsubmitted is None):
             if job.unsubmitted is not None:
                 await self._submit(job, job.unsubmitted, fresh=False)
-            elif attempt := await self._on_disk(self.session.begin_attempt, job):
+            elif attempt := await self._persist(self.session.begin_attempt, job):
                 await self._submit(job, attempt, fresh=True)
                 continue
             await self._next_news()
@@ -243,16 +229,25 @@ class SessionRun:
         ticket = self.session.ticket(attempt)
         try:
             job_id = await effects.submit(self._scheduler, ticket, job.spec, attempt, fresh=fresh)
-        except (SubmissionPostponed, SubmissionUncertain, SchedulerUnavailable) as error:
-            self.log.warning("%s: not submitted yet: %s", job.spec.title, error)
-            job.warning = str(error)
-            await self._pause(_RETRY_SUBMISSION_S)
-        except (SubmissionRefused, AutoexpError, OSError) as error:
+        except SubmissionRefused as error:
             self.log.error("%s: refused: %s", job.spec.title, error)
-            await self._on_disk(self.session.refuse, job, attempt, str(error))
+            await self._persist(self.session.refuse, job, attempt, str(error))
+        except Exception as error:
+            # Whatever it was, the next try looks the attempt up by its key before it submits.
+            self.log.warning("%s: not submitted yet: %s", job.spec.title, error)
+            job.warning = f"not submitted yet: {error}"
+            await self._pause(self._retry_after(attempt))
         else:
-            await self._on_disk(self.session.record_submission, job, attempt, job_id)
+            job.warning = None
+            await self._persist(self.session.record_submission, job, attempt, job_id)
             self.log.info("%s: submitted as job %s", job.spec.title, job_id)
+
+    def _retry_after(self, attempt: Attempt) -> float:
+        """Seconds to the next try: doubling from the scheduler's tick, with jitter."""
+        tries = self._tries[attempt.key] = self._tries.get(attempt.key, 0) + 1
+        tick = self.session.experiment.slurm.scheduler_tick_s
+        seconds: float = min(_LONGEST_RETRY_S, tick * 2**tries) * random.uniform(0.8, 1.2)
+        return seconds
 
     # Telling and waiting
 
@@ -277,6 +272,15 @@ class SessionRun:
             await asyncio.wait_for(self._interruption.wait(), seconds)
         except TimeoutError:
             pass
+
+    async def _persist(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Write, and try on for as long as the disk is full, read-only or away."""
+        while True:
+            try:
+                return await self._on_disk(function, *args, **kwargs)
+            except OSError as error:
+                self.log.warning("%s: cannot be written (%s); trying on", self.session.path, error)
+                await asyncio.sleep(_RETRY_WRITE_S)
 
     async def _on_disk(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run on the session's thread: one writer, and a slow filesystem stops no coroutine."""

@@ -1,12 +1,22 @@
-"""From what a user types to a session on disk."""
+"""From what a user types to an experiment, or to a session on disk."""
 
 import json
 from pathlib import Path
 
 from autoexp import lease
-from autoexp.errors import SessionHeld, SessionNotFound
+from autoexp.compose import Composed, compose
+from autoexp.errors import BadInput, SessionHeld, SessionNotFound
 from autoexp.lease import Holder
 from autoexp.session import Session, sessions_root
+
+
+def compose_words(words: list[str]) -> Composed:
+    """Split the words into a configuration's name and overrides, and compose."""
+    names = [word for word in words if "=" not in word and not word.startswith("~")]
+    if len(names) > 1:
+        raise BadInput(f"one configuration at a time, not {', '.join(names)}")
+    overrides = [word for word in words if word not in names]
+    return compose(names[0] if names else None, overrides)
 
 
 def session_paths() -> list[Path]:

@@ -57,7 +57,7 @@ def _cancel_directly(path: Path, jobs: tuple[str, ...], by: str, names: list[str
     with Session.hold(path) as (session, _):
         inbox.request_cancel(session, jobs, by)
         scheduler = scheduler_for(session.experiment)
-        monitor = Monitor(session, ())
+        monitor = Monitor(session)
         wanted = {name: session.jobs[name] for name in names}
         tickets = [
             session.ticket(attempt)

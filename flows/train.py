@@ -6,6 +6,7 @@ defines nothing but flows.
 
 import asyncio
 import signal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -33,23 +34,31 @@ async def train(
 ) -> State[Any]:
     """Train and branch cooldowns; with `session`, take an existing session up again."""
     root = sessions_root()
-    if session is None:
+    path = root / session if session else _session_of_this_run(root)
+    if path is None:
         composed = compose(config, overrides or [])
-        path = create(composed, root, provenance=provenance())
+        path = create(composed, root, provenance=provenance(), flow_run_id=flow_run.id)
         async with get_client() as client:
             await client.update_flow_run(UUID(flow_run.id), name=f"session {path.name}")
-    else:
-        path = root / session
     log = get_run_logger()
     with Session.hold(path) as (held, lease):
-        held.meta.flow_run_ids.append(str(flow_run.id))
-        held.save_meta()
+        if flow_run.id not in held.meta.flow_run_ids:
+            held.meta.flow_run_ids.append(flow_run.id)
+            held.save_meta()
         log.info("session %s in %s", held.id, path)
         run = SessionRun(held, lease, scheduler_for(held.experiment), log)
         if in_foreground():
             _stop_on_signals(run)
         await run.run()
         return _final_state(run)
+
+
+def _session_of_this_run(root: Path) -> Path | None:
+    """The session that this flow run made before it died, if Prefect runs it again."""
+    for path in root.glob("*/session.json"):
+        if flow_run.id in path.read_text():
+            return path.parent
+    return None
 
 
 def _stop_on_signals(run: SessionRun) -> None:

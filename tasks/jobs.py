@@ -36,7 +36,7 @@ async def submit(
     def in_order() -> str:
         prepare(ticket, spec, attempt, scheduler.orders(spec, attempt))
         request = Request(
-            attempt.key, attempt.log, spec.machine, attempt.time_limit_min, attempt.after
+            attempt.name, attempt.log, spec.machine, attempt.time_limit_min, attempt.after
         )
         return submit_once(ticket, request, scheduler, fresh=fresh)
 

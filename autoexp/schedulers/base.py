@@ -20,13 +20,14 @@ PATIENCE_S = 180.0
 
 
 class Ticket(NamedTuple):
-    """An attempt as a scheduler sees it: its key (the job's name), its directory, perhaps its id.
+    """An attempt as a scheduler sees it: its name there, its directory, perhaps its job id.
 
-    Identity is the pair of id and key, since ids are reused after a controller's loss.
+    Identity is the pair of id and name, since ids are reused after a controller's loss.
     """
 
     key: str
     directory: Path
+    name: str
     job_id: str | None = None
 
 
@@ -70,7 +71,7 @@ class Orders(NamedTuple):
 class Request(NamedTuple):
     """What is asked of the scheduler for one attempt."""
 
-    key: str
+    name: str
     log: str
     machine: LocalMachine | SlurmCluster
     time_limit_min: float | None = None

@@ -77,8 +77,8 @@ class SlurmScheduler:
         """Look an attempt up by its name, until SLURM has answered healthily for seconds."""
         healthy_since: float | None = None
         while True:
-            rows = self._squeue(["--name", ticket.key])
-            found = [row.job_id for row in rows if row.name == ticket.key]
+            rows = self._squeue(["--name", ticket.name])
+            found = [row.job_id for row in rows if row.name == ticket.name]
             if found:
                 return found[0]
             healthy_since = healthy_since or time.monotonic()
@@ -89,21 +89,21 @@ class SlurmScheduler:
 
     def _find_in_accounting(self, ticket: Ticket) -> str | None:
         try:
-            rows = self._sacct(["--name", ticket.key])
+            rows = self._sacct(["--name", ticket.name])
         except SchedulerUnavailable:
             # Without accounting the queue and the claim have to do: a job that started has left
             # its claim, and one that has not is in the queue.
             return None
-        return next((row.job_id for row in rows if row.name == ticket.key), None)
+        return next((row.job_id for row in rows if row.name == ticket.name), None)
 
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
         """One squeue for all; one sacct for those that are missing there; then the exit files."""
         rows = {(row.job_id, row.name): row for row in self._squeue([])}
         # Identity is id and name: after a controller's loss ids are used again.
         seen = {
-            ticket.key: rows[str(ticket.job_id), ticket.key]
+            ticket.key: rows[str(ticket.job_id), ticket.name]
             for ticket in tickets
-            if (str(ticket.job_id), ticket.key) in rows
+            if (str(ticket.job_id), ticket.name) in rows
         }
         gone = [ticket for ticket in tickets if ticket.key not in seen]
         found = {key: row.sighting for key, row in seen.items()}
@@ -122,7 +122,7 @@ class SlurmScheduler:
         listed = {(row.job_id, row.name): row.sighting for row in rows}
         found: dict[str, Sighting] = {}
         for ticket in gone:
-            sighting = listed.get((str(ticket.job_id), ticket.key))
+            sighting = listed.get((str(ticket.job_id), ticket.name))
             # Accounting lags: for seconds it still says PENDING or RUNNING.
             if sighting is None or not states.is_terminal(sighting.state):
                 sighting = _from_exit_file(ticket) or self._lost(ticket)

@@ -84,7 +84,7 @@ def executor_for(
         use_srun=False,
         stderr_to_stdout=True,
         setup=list(cluster.setup) or None,
-        job_name=request.key,
+        job_name=request.name,
         time=None if request.time_limit_min is None else as_time(request.time_limit_min),
         # Sites with strict wckeys refuse submitit's own default.
         wckey=None,

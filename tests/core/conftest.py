@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from autoexp import durable
+from autoexp.backends.demo import DemoBackend
 from autoexp.compose import Composed, compose
-from autoexp.jobs import Attempt, JobSpec, Kind, now
-from autoexp.payload import process_identity
-from autoexp.schedulers.base import Ticket, prepare
 from autoexp.creation import create
+from autoexp.jobs import Attempt, JobSpec, Kind, now
+from autoexp.machines import LocalMachine
+from autoexp.payload import process_identity
+from autoexp.schedulers.base import Orders, Ticket, prepare
 
 _OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
 _MARK = "AUTOEXP_TEST_MARK"
@@ -134,6 +136,26 @@ def no_survivors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
             pass
 
 
+def spec_of(*command: str, directory: Path = Path("/out"), **changes: Any) -> JobSpec:
+    """A job of the demo backend on this machine that writes in `directory`."""
+    fields: dict[str, Any] = {
+        "name": "j",
+        "kind": Kind.TRAIN,
+        "backend": DemoBackend(),
+        "machine": LocalMachine(),
+        "command": command,
+        "output_dir": str(directory),
+        "save_dir": str(directory / "checkpoints"),
+    }
+    return JobSpec(**fields | changes)
+
+
+def attempt_of(key: str = "s1-j-a1", log: str = "/log", **changes: Any) -> Attempt:
+    """The first attempt of a job."""
+    fields: dict[str, Any] = {"number": 1, "key": key, "name": key, "log": log}
+    return Attempt(**fields | {"intended_at": now()} | changes)
+
+
 class Job(NamedTuple):
     """An attempt at a command, in a directory of its key."""
 
@@ -142,7 +164,8 @@ class Job(NamedTuple):
     attempt: Attempt
 
     def prepare(self, *, grace_s: float = 10.0) -> None:
-        prepare(self.ticket, self.spec, self.attempt, grace_s=grace_s)
+        orders = Orders(self.spec.command, self.spec.environment, grace_s)
+        prepare(self.ticket, self.spec, self.attempt, orders)
 
     @property
     def directory(self) -> Path:
@@ -168,21 +191,14 @@ JobOf = Callable[..., Job]
 
 @pytest.fixture
 def job_of(tmp_path: Path, no_survivors: None) -> JobOf:
-    """`job_of(*command)` is an attempt at the command; it writes into `output` as it likes."""
+    """`job_of(*command)` is an attempt at the command, which runs in the directory `output`."""
 
-    def make(*command: str, **environment: str) -> Job:
-        key = f"s1-{tmp_path.name}-a1"
+    def make(*command: str, number: int = 1, **environment: str) -> Job:
+        key = f"s1-{tmp_path.name}-a{number}"
         directory = tmp_path / "attempts" / key
-        spec = JobSpec(
-            name="j",
-            kind=Kind.COMMAND,
-            command=command,
-            environment=environment,
-            output_dir=str(tmp_path / "output"),
-            save_dir=str(tmp_path / "output"),
-        )
-        attempt = Attempt(number=1, key=key, log=str(directory / "job.log"), intended_at=now())
-        return Job(Ticket(key, directory), spec, attempt)
+        spec = spec_of(*command, directory=tmp_path / "output", environment=environment)
+        attempt = attempt_of(key, str(directory / "job.log"), number=number)
+        return Job(Ticket(key, directory, key), spec, attempt)
 
     return make
 

@@ -170,7 +170,7 @@ def test_a_value_that_was_left_to_be_filled_in_is_refused(tmp_path: Path) -> Non
         ("backend.args.train_iters=2.5", "backend.args.train_iters: Input should be a valid int"),
         ("backend.args.train_iters=0", "greater than 0, got 0 (override"),
         ("backend.args=3", "backend.args: Input should be a valid dictionary"),
-        ("slurm.kind=slrm", "slurm.kind: Input should be 'local', got 'slrm'"),
+        ("slurm.kind=slrm", "slurm: Input tag 'slrm' found using 'kind'"),
         ("project.name=a/b", "project.name: String should match pattern"),
         ('project.name="a\\nb"', "project.name: String should match pattern"),
     ],

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoexp.compose import Composed
+from autoexp.creation import create
 from autoexp.events import AttemptJudged, CheckpointComplete, Event, JobGivenUp, StateChanged
 from autoexp.experiment import Cooldown, Decay, Experiment, Project
 from autoexp.jobs import Verdict
 from autoexp.plan import make_plan
 from autoexp.rules import ActionRecord, Launch, OnCheckpoint, Rule, action_key, decide, rules_of
-from autoexp.creation import create
 from autoexp.session import Session
 
 CHECKPOINT = CheckpointComplete(job="t", iteration=100, path="/t/iter_0000100")

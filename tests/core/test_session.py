@@ -10,11 +10,11 @@ import pytest
 
 from autoexp import lease
 from autoexp.compose import Composed, compose
+from autoexp.creation import create, new_id
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.events import CheckpointComplete, JobGivenUp
 from autoexp.jobs import Verdict
 from autoexp.rules import decide, rules_of
-from autoexp.creation import create, new_id
 from autoexp.session import Session, sessions_root
 from tests.core.conftest import FullDisk, KilledAt
 

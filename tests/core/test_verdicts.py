@@ -6,8 +6,9 @@ import pytest
 
 from autoexp import states
 from autoexp.backends.base import Branch
-from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind, Verdict, now
+from autoexp.jobs import JobRecord, Verdict
 from autoexp.verdicts import Judgement, judge, made_progress, saved_iteration
+from tests.core.conftest import attempt_of, spec_of
 
 FINISHED, CONTINUE, FAILED = Verdict.FINISHED, Verdict.CONTINUE, Verdict.FAILED
 RESUBMITTED = ("TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "LOST")
@@ -29,34 +30,18 @@ def judged(
     branch: Branch | None = None,
 ) -> Judgement:
     """Judge the only attempt of a job; three attempts without progress are the most."""
-    attempt = Attempt(
-        number=1,
-        key="k",
-        log="l",
-        intended_at=now(),
-        state=state,
-        first_iteration=first,
-        exit_code=exit_code,
-        signal=signal,
-    )
-    spec = JobSpec(
-        name="j",
-        kind=Kind.TRAIN,
-        command=("true",),
-        output_dir="/o",
-        save_dir="/s",
-        target_iteration=target,
-        branch=branch,
+    attempt = attempt_of(
+        state=state, first_iteration=first, warned=warned, exit_code=exit_code, signal=signal
     )
     job = JobRecord(
-        spec=spec,
+        spec=spec_of("true", target_iteration=target, branch=branch),
         attempts=[attempt],
         iteration=logged,
         checkpoints=list(saved),
         attempts_without_progress=idle_before,
         cancel_requested=cancelled,
     )
-    return judge(job, attempt, warned=warned, most_without_progress=3)
+    return judge(job, attempt, most_without_progress=3)
 
 
 @pytest.mark.parametrize("state", states.terminal_states())
@@ -176,9 +161,8 @@ def test_every_ending_has_a_verdict_and_a_reason(
 
 
 def test_a_record_tells_where_its_job_would_go_on() -> None:
-    spec = JobSpec(name="j", kind=Kind.TRAIN, command=("x",), output_dir="/o", save_dir="/s")
-    attempt = Attempt(number=1, key="k", log="l", intended_at=now(), first_iteration=100)
-    job = JobRecord(spec=spec, attempts=[attempt])
+    attempt = attempt_of(first_iteration=100)
+    job = JobRecord(spec=spec_of("true"), attempts=[attempt])
     assert saved_iteration(job) == 0
     job.checkpoints = [100, 200]
     assert saved_iteration(job) == 200

@@ -1,0 +1,130 @@
+"""Bringing jobs into a session from another process: submit, adopt, and the queue of actions."""
+
+import argparse
+import getpass
+import json
+from pathlib import Path
+
+from autoexp import inbox
+from autoexp.compose import Composed
+from autoexp.creation import create, output_root
+from autoexp.errors import BadInput
+from autoexp.jobs import Attempt, JobSpec, now
+from autoexp.machines import SlurmCluster
+from autoexp.plan import Plan, make_plan
+from autoexp.provenance import provenance
+from autoexp.rules import ActionRecord
+from autoexp.schedulers.slurm_commands import CommandFailed, run
+from autoexp.session import Session, sessions_root
+from flows.finding import compose_words, live_holder, session_path
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Register a job in a session."""
+    return add_jobs(compose_words(options.experiment), options.session)
+
+
+def add_jobs(composed: Composed, session_id: str | None) -> int:
+    """Add an experiment's jobs to a session, which is made if there is none of that id."""
+    path = sessions_root() / session_id if session_id else None
+    if path is None or not (path / "session.json").exists():
+        path = create(composed, sessions_root(), session_id=session_id, provenance=provenance())
+        print(f"session {path.name} in {path}\nnobody watches it yet: autoexp resume {path.name}")
+        return 0
+    session = Session.load(path)
+    plan = make_plan(composed.experiment, output_root(session.experiment, path))
+    _refuse_clashes(session, plan)
+    return _put(session, plan, None, f"autoexp submit by {getpass.getuser()}")
+
+
+def adopt(options: argparse.Namespace) -> int:
+    """Take a job that was started by hand into a session, with checkpoints, cooldowns and all."""
+    composed = compose_words([*options.experiment, f"backend={options.backend}"])
+    if not isinstance(composed.experiment.slurm, SlurmCluster):
+        raise BadInput("adopt takes SLURM jobs: add slurm=NAME of your cluster")
+    session = Session.load(session_path(options.session))
+    save_dir = Path(options.save_dir).absolute()
+    plan = make_plan(composed.experiment, output_root(session.experiment, session.path), save_dir)
+    _refuse_clashes(session, plan)
+    described = _described_by_slurm(options.job_id, composed.experiment.slurm)
+    key = f"{session.id}-{plan.trunk.name}-a1"
+    attempt = Attempt(
+        number=1,
+        key=key,
+        name=described["JobName"],
+        log=options.log or described["StdOut"],
+        job_id=options.job_id,
+        state="PENDING",
+        intended_at=now(),
+        submitted_at=now(),
+        gpus=composed.experiment.slurm.gpus,
+        first_iteration=0,
+    )
+    return _put(session, plan, attempt, f"autoexp adopt by {getpass.getuser()}")
+
+
+def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:
+    """What `scontrol show job` says; raises BadInput when SLURM does not know the job."""
+    try:
+        answer = run(["scontrol", "show", "job", "-o", job_id], cluster.query_timeout_s)
+    except CommandFailed as error:
+        raise BadInput(f"job {job_id}: {error.stderr}; `squeue --me` lists yours") from error
+    pairs = (word.partition("=") for word in answer.split())
+    described = {key: value for key, _, value in pairs}
+    return {"JobName": described["JobName"], "StdOut": described.get("StdOut", "/dev/null")}
+
+
+def _refuse_clashes(session: Session, plan: Plan) -> None:
+    """Say at once what the monitor would refuse later."""
+    for spec in plan.jobs:
+        known = session.jobs.get(spec.name)
+        if known is not None and known.spec != spec:
+            raise BadInput(
+                f"{spec.name}: {session.id} has another job of this name; "
+                "give the new one its own with project.name=NAME"
+            )
+
+
+def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:
+    jobs: tuple[JobSpec, ...] = plan.jobs
+    inbox.put(session.path, inbox.SubmitRequest(jobs=jobs, attempt=attempt, by=by))
+    names = ", ".join(spec.name for spec in jobs)
+    holder = live_holder(session)
+    if holder is not None:
+        print(f"{session.id}: asked the monitor (pid {holder.pid} on {holder.host}) for {names}")
+    else:
+        print(f"{session.id}: asked for {names}; nobody watches: autoexp resume {session.id}")
+    return 0
+
+
+def queue(options: argparse.Namespace) -> int:
+    """List or show actions, retry a failed one, drop one that is not done."""
+    session = Session.load(session_path(options.session))
+    if options.verb == "list":
+        return _list_actions(session, as_json=options.json)
+    action = session.actions.get(options.key or "")
+    if action is None:
+        known = "\n  ".join(session.actions) or "none"
+        raise BadInput(f"{options.key}: no such action; {session.id} has:\n  {known}")
+    if options.verb == "show":
+        print(action.model_dump_json(indent=1))
+        return 0
+    by = f"autoexp queue {options.verb} by {getpass.getuser()}"
+    request = inbox.ActionRequest(key=action.key, verb=options.verb, by=by)
+    inbox.put(session.path, request)
+    asked = "asked the monitor" if live_holder(session) else "nobody watches: autoexp resume"
+    print(f"{action.key}: {options.verb} ({asked} {session.id})")
+    return 0
+
+
+def _list_actions(session: Session, *, as_json: bool) -> int:
+    actions: list[ActionRecord] = list(session.actions.values())
+    if as_json:
+        print(json.dumps([action.model_dump(mode="json") for action in actions], indent=1))
+        return 0
+    for action in actions:
+        reason = f"  {action.reason}" if action.reason else ""
+        print(f"{action.status:<8} {action.attempts} tries  {action.key}{reason}")
+    if not actions:
+        print(f"{session.id}: no actions yet")
+    return 0

@@ -1,0 +1,57 @@
+"""The scheduler's clock: one query for all jobs per tick, which the loop never waits for."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from autoexp.errors import SchedulerUnavailable
+from autoexp.schedulers.base import Scheduler, Sighting, Ticket
+
+_LONGEST_BACK_OFF_S = 300.0
+
+
+class Questions:
+    """Asks the scheduler in the background; an outage is said once, and backed off from."""
+
+    def __init__(self, scheduler: Scheduler, tick_s: float, log: "logging.Logger | Any") -> None:
+        self._scheduler = scheduler
+        self._tick_s = tick_s
+        self._log = log
+        self._answers: dict[str, Sighting] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._next_at = 0.0
+        self._misses = 0
+
+    def collect(self) -> dict[str, Sighting]:
+        """What was answered since the last call, by key."""
+        answers, self._answers = self._answers, {}
+        return answers
+
+    def ask_if_due(self, children: asyncio.TaskGroup, tickets: Callable[[], list[Ticket]]) -> None:
+        """Start a query when it is time and none is under way."""
+        if self._asking is None and time.monotonic() >= self._next_at:
+            self._asking = children.create_task(self._ask(tickets()))
+
+    async def _ask(self, tickets: list[Ticket]) -> None:
+        started = time.monotonic()
+        wait = self._tick_s
+        try:
+            if tickets:
+                self._answers |= await asyncio.to_thread(self._scheduler.query, tickets)
+        except Exception as error:
+            self._misses += 1
+            if self._misses == 1:
+                known = isinstance(error, SchedulerUnavailable)
+                what = error if known else f"{type(error).__name__}: {error}"
+                self._log.warning("no answer from the scheduler (%s); no job is touched", what)
+            wait = min(_LONGEST_BACK_OFF_S, wait * 2**self._misses) * random.uniform(0.8, 1.2)
+        else:
+            if self._misses:
+                self._log.warning("the scheduler answers again after %d misses", self._misses)
+            self._misses = 0
+        finally:
+            self._next_at = started + wait
+            self._asking = None

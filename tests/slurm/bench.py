@@ -1,0 +1,173 @@
+"""A session of single commands on the real cluster, submitted and watched as flows do it."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoexp.compose import compose
+from autoexp.creation import create
+from autoexp.events import StateChanged
+from autoexp.jobs import Attempt, JobRecord, Kind
+from autoexp.machines import SlurmCluster
+from autoexp.monitor import Monitor
+from autoexp.payload import processes_with_cookie
+from autoexp.schedulers.base import Request, Sighting, Ticket, prepare, submit_once
+from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.session import Session
+
+# One CPU and little memory each, and no GPU: two dozen at once.
+SMALL_JOB: dict[str, Any] = {
+    "partition": "main",
+    "cpus_per_task": 1,
+    "time_limit_min": 10,
+    "warn_before_limit_s": 0,
+    "query_timeout_s": 20,
+}
+FOR_EVER = ("sleep", "600")
+
+
+def until(condition: Callable[[], Any], what: str, *, seconds: float = 60) -> Any:
+    """Ask until the answer is yes, and return it; fail after `seconds`, naming `what`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for: {what}"
+        time.sleep(0.1)
+    return answer
+
+
+def slurm(*arguments: str) -> str:
+    """Ask SLURM ourselves, behind the back of what is tested."""
+    real = os.environ["PATH"].split(":")
+    path = ":".join(folder for folder in real if "autoexp-commands" not in folder)
+    answer = subprocess.run(
+        arguments, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60
+    )
+    assert answer.returncode == 0, f"{arguments}: {answer.stderr}"
+    return answer.stdout
+
+
+def cluster(**settings: Any) -> SlurmCluster:
+    """Settings of a small job on the test cluster; `options` are added to the usual ones."""
+    options = {"mem": "100M", **settings.pop("options", {})}
+    return SlurmCluster(**{**SMALL_JOB, **settings, "options": options})
+
+
+class Bench:
+    """Jobs of one session, one command each."""
+
+    def __init__(self, root: Path) -> None:
+        path = create(compose("demo", ["slurm=local_cluster", "cooldowns=[]"]), root)
+        self.session = Session.load(path)
+        self._trunk = self.session.jobs.pop("demo").spec
+        self.scheduler = SlurmScheduler(cluster())
+        self._monitor: Monitor | None = None
+
+    @property
+    def jobs(self) -> dict[str, JobRecord]:
+        return self.session.jobs
+
+    def attempt(self, name: str) -> Attempt:
+        return self.jobs[name].attempts[-1]
+
+    def ticket(self, name: str) -> Ticket:
+        return self.session.ticket(self.attempt(name))
+
+    def tickets(self, names: Sequence[str] = ()) -> list[Ticket]:
+        return [self.ticket(name) for name in names or self.jobs]
+
+    def intend(self, name: str, command: Sequence[str] = ("true",), **settings: Any) -> Attempt:
+        """Write a job and the intent of its first attempt down, as a session does."""
+        output = self.session.path / "output" / name
+        mine = {
+            "name": name,
+            "kind": Kind.COMMAND,
+            "machine": cluster(**settings),
+            "command": tuple(command),
+            "output_dir": str(output),
+            "save_dir": str(output),
+            "target_iteration": None,
+        }
+        job = JobRecord(spec=self._trunk.model_copy(update=mine), launched=True)
+        self.session.jobs[name] = job
+        self._monitor = None
+        attempt = self.session.begin_attempt(job)
+        assert attempt is not None
+        return attempt
+
+    def send(self, name: str, *, fresh: bool) -> str:
+        """Submit what is intended, in the order of the flows' submit task; returns the job id."""
+        spec, attempt = self.jobs[name].spec, self.attempt(name)
+        scheduler, ticket = SlurmScheduler(cluster()), self.session.ticket(attempt)
+        prepare(ticket, spec, attempt, scheduler.orders(spec, attempt))
+        request = Request(
+            attempt.name, attempt.log, spec.machine, attempt.time_limit_min, attempt.after
+        )
+        job_id = submit_once(ticket, request, scheduler, fresh=fresh)
+        self.session.record_submission(self.jobs[name], attempt, job_id)
+        return job_id
+
+    def submit(self, name: str, command: Sequence[str] = ("true",), **settings: Any) -> str:
+        """Submit a command as a job of its own; returns the job id."""
+        self.intend(name, command, **settings)
+        return self.send(name, fresh=True)
+
+    def look(self) -> dict[str, Sighting]:
+        """One look of the monitor at all jobs."""
+        if self._monitor is None:
+            self._monitor = Monitor(self.session)
+        sightings = self.scheduler.query(self._monitor.tickets())
+        self._monitor.look(sightings)
+        return sightings
+
+    def watch(self, condition: Callable[[], Any], what: str, *, seconds: float = 60) -> None:
+        """Look, until the condition holds."""
+
+        def looked() -> Any:
+            self.look()
+            return condition()
+
+        until(looked, what, seconds=seconds)
+
+    def wait(self, state: str, *names: str, seconds: float = 60) -> None:
+        """Watch until all the named jobs are in a state, by which they may well go on."""
+
+        def reached() -> bool:
+            return all(state in (*self.history(name), self.attempt(name).state) for name in names)
+
+        self.watch(reached, f"{state} of {', '.join(names)}", seconds=seconds)
+
+    def history(self, name: str) -> list[str]:
+        """States the job has been seen in, in order."""
+        seen = [entry.event for entry in self.session.journal.entries]
+        return [e.new for e in seen if isinstance(e, StateChanged) and e.job == name]
+
+    def real_jobs(self, name: str) -> set[str]:
+        """Ids of all jobs that SLURM ever had under the attempt's key."""
+        key = self.attempt(name).key
+        queued = slurm("squeue", "-h", "-t", "all", "--name", key, "-o", "%i").split()
+        past = slurm("sacct", "-X", "-n", "-P", "-S", "now-1hour", "--name", key, "-o", "JobID")
+        return {*queued, *past.split()}
+
+    def close(self) -> None:
+        """Cancel what is left, whoever submitted it, and end the processes of dead nodes."""
+        clear_queue(self.session.id)
+        for job in self.jobs.values():
+            for attempt in job.attempts:
+                for pid in processes_with_cookie(attempt.key):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def clear_queue(session_id: str) -> None:
+    """Cancel the session's jobs and wait until they are gone: the next test needs their room."""
+
+    def left() -> list[str]:
+        rows = [row.split(" ", 1) for row in slurm("squeue", "-h", "-o", "%i %j").splitlines()]
+        return [job_id for job_id, name in rows if name.startswith(f"{session_id}-")]
+
+    if ids := left():
+        slurm("scancel", *ids)
+        until(lambda: not left(), f"the end of the jobs of {session_id}")

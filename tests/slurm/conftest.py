@@ -1,0 +1,134 @@
+"""Tests on a real SLURM cluster; all are skipped where none answers."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+from prefect.settings import get_current_settings
+
+from tests.flows import conftest as flows
+from tests.slurm.bench import Bench, clear_queue, slurm, until
+from tests.slurm.commands import Commands
+
+CLUSTER = Path(__file__).with_name("cluster.sh")
+_OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
+
+
+@cache
+def answers() -> bool:
+    """Whether a cluster answers here."""
+    try:
+        return subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("slurm") and not answers():
+        pytest.skip("no SLURM cluster answers: tests/slurm/cluster.sh up")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment() -> Iterator[None]:
+    """What the developer's shell says must not decide what a test finds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith(("SLURM_", "SBATCH_")) and name != "SLURM_CONF":
+                patch.delenv(name)
+        for name in _OURS:
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A Prefect server, unless one of the flow tests' own is there already."""
+    if get_current_settings().api.url:
+        yield
+        return
+    with flows.prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+class Cluster:
+    """The daemons of tests/slurm/cluster.sh."""
+
+    def __call__(self, *arguments: str) -> None:
+        """Run cluster.sh."""
+        answer = subprocess.run(
+            [CLUSTER, *arguments],
+            env={k: v for k, v in os.environ.items() if k != "PATH"}
+            | {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+
+    def mend(self) -> None:
+        """Bring back what is down and wait until every node is idle."""
+        self("up")
+        until(self._is_idle, "three idle nodes", seconds=90)
+
+    @staticmethod
+    def _is_idle() -> bool:
+        states = slurm("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split()
+        return states == ["idle"] * 3
+
+
+@contextmanager
+def undisturbed() -> Iterator[Cluster]:
+    """A cluster that is whole and idle, before and after."""
+    cluster = Cluster()
+    cluster.mend()
+    try:
+        yield cluster
+    finally:
+        cluster.mend()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """The cluster, for a test that disturbs it."""
+    with undisturbed() as whole:
+        yield whole
+
+
+@contextmanager
+def wrapped(folder: Path) -> Iterator[Commands]:
+    """SLURM's commands behind the wrapper, for this process and what it starts."""
+    commands = Commands(folder / "autoexp-commands")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", commands.path)
+        yield commands
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    """The wrapped commands, first on PATH."""
+    with wrapped(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def bench(commands: Commands, tmp_path: Path) -> Iterator[Bench]:
+    """A session of single commands, behind the wrapper; its jobs end with the test."""
+    made = Bench(tmp_path / "sessions")
+    yield made
+    commands.behaves()
+    made.close()
+
+
+@pytest.fixture
+def make_session(commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    """Creates small sessions of the demo on the cluster; their jobs end with the test."""
+    del commands
+    root = tmp_path / "sessions"
+    monkeypatch.setenv("AUTOEXP_SESSIONS", str(root))
+    yield root
+    for path in root.glob("*/session.json"):
+        clear_queue(path.parent.name)
