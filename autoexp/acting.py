@@ -23,8 +23,7 @@ def complete(session: Session, action: ActionRecord, job: JobRecord) -> None:
     A kill in between repeats the action, which finds the job launched and changes nothing.
     """
     if not job.launched:
-        job.launched = True
-        session.save_job(job)
+        session.change_job(job, launched=True)
     action.status, action.reason = ActionStatus.DONE, None
     session.save_action(action)
 

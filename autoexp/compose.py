@@ -2,10 +2,13 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from yaml import YAMLError
 
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
@@ -49,33 +53,61 @@ def compose(config: str | None = None, overrides: Sequence[str] = ()) -> Compose
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         spelled = [_force(override, groups) for override in parsed]
-        search = ",".join(f"'file://{directory}'" for directory in directories[1:])
-        with initialize_config_dir(str(directories[0]), version_base="1.3"):
-            tree = hydra_compose(name, [*spelled, f"hydra.searchpath=[{search}]"], True)
-        choices = dict(tree.hydra.runtime.choices)
-        tree = _without_hydra(tree)
-        values = OmegaConf.to_container(tree, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise BadInput(_hydra_message(error, directories, name)) from error
+        with _merged(directories) as merged, initialize_config_dir(str(merged), version_base="1.3"):
+            tree = hydra_compose(name, spelled, return_hydra_config=True)
+            choices = dict(tree.hydra.runtime.choices)
+            tree = _without_hydra(tree)
+            values = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+            unresolved = OmegaConf.to_yaml(tree)
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(_hydra_message(error, directories, name, overrides)) from error
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
-        origin = _Origins(directories, name, choices, parsed)
+        chosen = [override for override in parsed if override.key_or_group not in groups]
+        origin = _Origins(directories, name, choices, chosen)
         raise BadInput(_validation_message(error, origin)) from error
     return Composed(
         experiment=experiment,
         config=name,
         overrides=tuple(overrides),
-        resolved=OmegaConf.to_yaml(tree, resolve=True),
-        unresolved=OmegaConf.to_yaml(tree),
+        resolved=yaml.safe_dump(_escaped(values), sort_keys=False, allow_unicode=True),
+        unresolved=unresolved,
     )
+
+
+@contextmanager
+def _merged(directories: Sequence[Path]) -> Iterator[Path]:
+    """One directory that shows all of them, the first one's files before the others'.
+
+    Hydra looks for the primary file in its first directory only, and lets that one's groups win;
+    here a shipped experiment may use a group file of the user's own, and any path will do.
+    """
+    with tempfile.TemporaryDirectory(prefix="autoexp-configs-") as name:
+        merged = Path(name)
+        for directory in directories:
+            for file in sorted(directory.rglob("*.y*ml")):
+                link = (merged / file.relative_to(directory)).with_suffix(".yaml")
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.exists():
+                    link.symlink_to(file)
+        yield merged
+
+
+def _escaped(value: Any) -> Any:
+    """Text that looks like an interpolation stays text when the file is composed again."""
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def available() -> dict[str, Path]:
     """The runnable experiments by name, the user's own before the shipped ones."""
     found: dict[str, Path] = {}
     for directory in _directories():
-        for path in sorted(directory.glob("*.yaml")):
+        for path in sorted(directory.glob("*.y*ml")):
             found.setdefault(path.stem, path)
     return found
 
@@ -149,14 +181,11 @@ class _Origins:
         for override in reversed(self._overrides):
             if key == override.key_or_group or key.startswith(f"{override.key_or_group}."):
                 return f"override `{override.input_line}`"
-        primary = self._file(f"{self._name}.yaml")
+        primary = _find(self._directories, self._name)
         choice = self._choices.get(location[0]) if location else None
         if choice is None or (primary is not None and _mentions(primary, location)):
             return str(primary or self._name)
-        return str(self._file(f"{location[0]}/{choice}.yaml") or f"{location[0]}={choice}")
-
-    def _file(self, name: str) -> Path | None:
-        return next((d / name for d in self._directories if (d / name).is_file()), None)
+        return str(_find(self._directories, f"{location[0]}/{choice}") or location[0])
 
 
 def _mentions(path: Path, location: Sequence[str]) -> bool:
@@ -222,9 +251,22 @@ def _nearest(name: str, names: Any) -> str:
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
-def _hydra_message(error: Exception, directories: Sequence[Path], name: str) -> str:
-    """Hydra's own words without its traceback, and where it looked."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(line for line in lines if not line.startswith(("full_key", "object_type")))
-    where = next((d / f"{name}.yaml" for d in directories if (d / f"{name}.yaml").is_file()), name)
-    return f"{text} (composing {where})"
+def _hydra_message(
+    error: Exception, directories: Sequence[Path], name: str, overrides: Sequence[str]
+) -> str:
+    """The composer's own words without its traceback, and where it looked."""
+    text = str(error).partition("Config search path:")[0].partition("See https://")[0]
+    text = text.partition("3. To sweep over it")[0]
+    lines = [line.strip() for line in text.splitlines()]
+    said = " ".join(x for x in lines if x and not x.startswith(("full_key", "object_type")))
+    key = getattr(error, "full_key", None)
+    said = f"{key}: {said}" if key else said
+    file = _find(directories, name)
+    with_overrides = f" with {' '.join(overrides)}" if overrides else ""
+    return f"{said} (composing {file or name}{with_overrides})"
+
+
+def _find(directories: Sequence[Path], name: str) -> Path | None:
+    """The file that a name means: `demo`, or `backend/demo`."""
+    files = (d / f"{name}{suffix}" for d in directories for suffix in (".yaml", ".yml"))
+    return next((file for file in files if file.is_file()), None)

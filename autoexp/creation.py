@@ -1,6 +1,7 @@
 """Creating a session directory: whole, or not at all."""
 
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ from autoexp.experiment import Experiment
 from autoexp.jobs import JobRecord, Kind, now
 from autoexp.plan import Plan, make_plan
 from autoexp.session import Session, SessionMeta
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 def create(
@@ -27,6 +30,13 @@ def create(
     Raises BadInput when the id is taken or the plan is impossible; nothing is left behind then.
     """
     name = session_id or new_id(composed.experiment.project.name)
+    if not _ID.fullmatch(name):
+        raise BadInput(
+            f"{name!r} cannot be a session's id: letters, digits, `.`, `_` and `-`, "
+            "starting with a letter or digit, 80 at most; it becomes a part of job names"
+        )
+    if not str(root).isprintable():
+        raise BadInput(f"{str(root)!r}: the sessions root has characters that cannot be written")
     path = root / name
     plan = make_plan(composed.experiment, output_root(composed.experiment, path))
     if path.exists():

@@ -80,10 +80,16 @@ def append(path: Path, data: bytes) -> None:
     step()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
+        size = os.fstat(descriptor).st_size
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        except OSError:
+            # A full disk took a part of it: what follows must not be glued to that.
+            os.ftruncate(descriptor, size)
+            raise
     finally:
         os.close(descriptor)
     step()

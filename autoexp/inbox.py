@@ -107,8 +107,7 @@ def request_cancel(session: Session, jobs: tuple[str, ...], by: str) -> list[str
             continue
         found.append(name)
         if job.cancel_requested is None:
-            job.cancel_requested = by
-            session.save_job(job)
+            session.change_job(job, cancel_requested=by)
     return found
 
 
@@ -136,8 +135,7 @@ def _change_action(session: Session, request: ActionRequest) -> str:
         raise BadInput(f"{action.key}: is {action.status}; only a failed action can be retried")
     job = session.jobs[action.action.job]
     if job.is_over and not job.launched:
-        job.verdict, job.reason = None, None
-        session.save_job(job)
+        session.change_job(job, verdict=None, reason=None)
     action.status, action.reason = ActionStatus.PENDING, None
     session.save_action(action)
     return f"{request.by}: retries {action.key}"

@@ -73,15 +73,15 @@ def look(directory: Path) -> Holder | None:
     """Who holds the session, and whether that monitor is alive; None when nobody does."""
     path = directory / FILE
     try:
-        text = path.read_text()
+        raw = path.read_bytes()
         silence = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return None
     try:
-        known: dict[str, Any] = json.loads(text)
+        known: dict[str, Any] = json.loads(raw)
         alive = processes.is_alive(known)
         host, pid = str(known["host"]), int(known["pid"])
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise SessionDamaged(
             f"{path} does not parse ({error}); make sure that no monitor runs, then remove it"
         ) from error

@@ -32,6 +32,7 @@ from typing import Any
 COOKIE = "AUTOEXP_KEY"
 OWNER = ".owner"
 _OWNER_CHECK_S = 5.0
+_REQUEUE = 144
 _PR_SET_PDEATHSIG = 1
 _SCRUBBED = ("PREFECT_", "SUBMITIT_")
 
@@ -238,10 +239,11 @@ def main(directory: Path) -> int:
         directory / "started.json",
         {**(process_identity(os.getpid()) or {}), "job_id": job_id, "started_at": started},
     )
-    take_over(spec, directory)
+    (directory / "exit.json").unlink(missing_ok=True)
     supervisor = Supervisor(spec)
     reason = None
     try:
+        take_over(spec, directory)
         code = supervisor.run()
     except OSError as error:
         code, reason = 127, f"could not start: {error}"
@@ -258,7 +260,8 @@ def main(directory: Path) -> int:
             **supervisor.notes,
         },
     )
-    return code if code >= 0 else 128 - code
+    # submitit's local controller starts a command again that exits with its code for a requeue.
+    return 1 if code == _REQUEUE else code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from autoexp.backends.base import Branch, Closed
 from autoexp.errors import BadInput
-from autoexp.experiment import Cooldown, Experiment
+from autoexp.experiment import Cooldown, Decay, Experiment
 from autoexp.jobs import JobSpec, Kind
 
 
@@ -38,18 +38,21 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     refused: list[str] = []
     names = {trunk_name}
     for index, cooldown in enumerate(experiment.cooldowns):
-        for wanted, branch in _branches(cooldown, experiment):
+        here: set[int] = set()
+        for wanted, point, branch in _branches(cooldown, experiment):
             where = f"cooldowns.{index}: {wanted}"
-            snapped = _snapped_from(cooldown, wanted)
-            if snapped is not None and snapped != branch.iteration:
+            if point != branch.iteration:
                 notes.append(
                     f"{where}: branches at {branch.iteration}, the checkpoint before "
-                    f"{snapped} (save_interval {experiment.trainer.save_interval})"
+                    f"{point} (save_interval {experiment.trainer.save_interval})"
                 )
-            reasons = _impossible(branch, experiment)
             name = _cooldown_name(trunk_name, cooldown, branch)
-            if not reasons and name in names:
+            reasons = _impossible(point, branch, experiment)
+            if not reasons and branch.iteration in here:
+                reasons = [f"branches at {branch.iteration}, as another one here does"]
+            elif not reasons and name in names:
                 reasons = [f"a second job named {name}; give this cooldown a `name`"]
+            here.add(branch.iteration)
             if reasons:
                 refused.append(f"{where}: {'; '.join(reasons)}")
                 continue
@@ -60,30 +63,31 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     return Plan(jobs=tuple(jobs), notes=tuple(notes))
 
 
-def _branches(cooldown: Cooldown, experiment: Experiment) -> Iterator[tuple[int, Branch]]:
-    """What was asked for (a branch point, or a total budget) and the branch it becomes."""
-    trainer = experiment.trainer
-    shape, min_lr = cooldown.decay.shape, cooldown.decay.min_lr
-
-    def branch(iteration: int, decay_iterations: int) -> Branch:
-        return Branch(
-            iteration=iteration, decay_iterations=decay_iterations, shape=shape, min_lr=min_lr
-        )
-
+def _branches(cooldown: Cooldown, experiment: Experiment) -> Iterator[tuple[int, int, Branch]]:
+    """What was asked for (a branch point, or a total), the point it means, and the branch."""
+    interval = experiment.trainer.save_interval
+    decay = cooldown.decay
     if cooldown.budgets is not None:
         for total in cooldown.budgets.totals:
             # N0 = (1 - f) T, down to a saved checkpoint; the decay takes what is left of the
             # budget (Hägele et al., arXiv 2405.18392).
-            start = _snap(round((1 - cooldown.budgets.fraction) * total), trainer.save_interval)
-            yield total, branch(start, total - start)
+            point = round((1 - cooldown.budgets.fraction) * total)
+            start = point // interval * interval
+            yield total, point, _branch(decay, start, total - start)
         return
     points = cooldown.at
     if points is None:
         assert cooldown.every is not None
-        points = tuple(range(cooldown.every, trainer.train_iters + 1, cooldown.every))
+        points = tuple(range(cooldown.every, experiment.trainer.train_iters + 1, cooldown.every))
     for point in points:
-        start = _snap(point, trainer.save_interval)
-        yield point, branch(start, _decay_length(cooldown, start))
+        start = point // interval * interval
+        yield point, point, _branch(decay, start, _decay_length(cooldown, start))
+
+
+def _branch(decay: Decay, iteration: int, length: int) -> Branch:
+    return Branch(
+        iteration=iteration, decay_iterations=length, shape=decay.shape, min_lr=decay.min_lr
+    )
 
 
 def _decay_length(cooldown: Cooldown, start: int) -> int:
@@ -95,22 +99,11 @@ def _decay_length(cooldown: Cooldown, start: int) -> int:
     return max(1, round(start * fraction / (1 - fraction)))
 
 
-def _snap(iteration: int, interval: int) -> int:
-    return iteration // interval * interval
-
-
-def _snapped_from(cooldown: Cooldown, wanted: int) -> int | None:
-    """The branch point before snapping."""
-    if cooldown.budgets is None:
-        return wanted
-    return round((1 - cooldown.budgets.fraction) * wanted)
-
-
-def _impossible(branch: Branch, experiment: Experiment) -> list[str]:
+def _impossible(point: int, branch: Branch, experiment: Experiment) -> list[str]:
     trainer = experiment.trainer
     if branch.iteration < trainer.save_interval:
         return [f"before the first checkpoint, which is at {trainer.save_interval}"]
-    if branch.iteration > trainer.train_iters:
+    if point > trainer.train_iters:
         return [f"beyond the trunk's target of {trainer.train_iters} iterations"]
     return trainer.refusals(branch)
 

@@ -112,6 +112,12 @@ class Session:
         path = self.path / "jobs" / f"{job.spec.name}.json"
         durable.write(path, job.model_dump_json(indent=1) + "\n")
 
+    def change_job(self, job: JobRecord, **changes: Any) -> None:
+        """Write a job with changes, and only then let them be seen: a failed write changes none."""
+        self.save_job(job.model_copy(update=changes))
+        for name, value in changes.items():
+            setattr(job, name, value)
+
     def save_action(self, action: ActionRecord) -> None:
         action.updated_at = now()
         path = self.path / "actions" / f"{action.key}.json"
@@ -172,8 +178,7 @@ class Session:
             time_limit_min=time_limit(job, self.jobs.get(job.spec.parent or "")),
             after=ahead[-1].job_id if ahead else None,
         )
-        job.attempts.append(attempt)
-        self.save_job(job)
+        self.change_job(job, attempts=[*job.attempts, attempt])
         return attempt
 
     def record_submission(self, job: JobRecord, attempt: Attempt, job_id: str) -> None:
@@ -200,8 +205,7 @@ class Session:
 
     def settle(self, job: JobRecord, verdict: Verdict, reason: str) -> None:
         """Give a job its final verdict."""
-        job.verdict, job.reason = verdict, reason
-        self.save_job(job)
+        self.change_job(job, verdict=verdict, reason=reason)
 
     def pending_actions(self) -> list[ActionRecord]:
         """Actions to do, those that were under way when a monitor died included."""

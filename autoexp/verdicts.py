@@ -39,7 +39,8 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
             Verdict.FAILED,
             f"{how}; {most_without_progress} attempts in a row without a new iteration",
         )
-    return Judgement(Verdict.CONTINUE, f"{how} at iteration {_reached(job)} of {target}")
+    where = "" if target is None else f" at iteration {_reached(job)} of {target}"
+    return Judgement(Verdict.CONTINUE, f"{how}{where}")
 
 
 def made_progress(job: JobRecord, attempt: Attempt) -> bool:

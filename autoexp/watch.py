@@ -74,12 +74,14 @@ class JobWatch:
             return []
         now = time.time_ns()
         self._stamps = stamps
-        self._racy = any(stamp is not None and now - stamp[2] < _RACY_NS for stamp in stamps)
+        scan = trainer.checkpoints(save_dir)
+        fresh = any(stamp is not None and now - stamp[2] < _RACY_NS for stamp in stamps)
+        self._racy = fresh or scan.unfinished
         start = job.spec.branch.iteration if job.spec.branch else 0
         known = set(job.checkpoints)
         new = [
             found
-            for found in trainer.checkpoints(save_dir)
+            for found in scan.complete
             # A branch's own start was seeded; it is the parent's checkpoint, not the branch's.
             if found.iteration > start and found.iteration not in known
         ]

@@ -46,6 +46,15 @@ class FoundCheckpoint(NamedTuple):
     path: Path
 
 
+class CheckpointScan(NamedTuple):
+    """What a look into a checkpoint folder found."""
+
+    complete: list[FoundCheckpoint]
+    """By iteration."""
+    unfinished: bool = False
+    """Whether something there may become complete without a change to the watched paths."""
+
+
 class Backend(Protocol):
     """One trainer: command lines, checkpoints, progress, cooldowns."""
 
@@ -72,8 +81,8 @@ class Backend(Protocol):
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         """Paths whose stat changes when a checkpoint may have become complete."""
 
-    def checkpoints(self, save_dir: Path) -> list[FoundCheckpoint]:
-        """The complete checkpoints in `save_dir`, by iteration."""
+    def checkpoints(self, save_dir: Path) -> CheckpointScan:
+        """The checkpoints in `save_dir`."""
 
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> None:
         """Pin `checkpoint` as the start of a branch that saves in `save_dir`; repeatable."""

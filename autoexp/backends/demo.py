@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from autoexp.backends import megatron_layout
-from autoexp.backends.base import Branch, Closed, FoundCheckpoint, Progress
+from autoexp.backends.base import Branch, CheckpointScan, Closed, FoundCheckpoint, Progress
 
 
 class DemoArgs(Closed):
@@ -84,8 +84,8 @@ class DemoBackend(Closed):
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         return (save_dir / megatron_layout.TRACKER,)
 
-    def checkpoints(self, save_dir: Path) -> list[FoundCheckpoint]:
-        return megatron_layout.complete_checkpoints(save_dir)
+    def checkpoints(self, save_dir: Path) -> CheckpointScan:
+        return megatron_layout.scan(save_dir)
 
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> None:
         megatron_layout.seed(checkpoint, save_dir)

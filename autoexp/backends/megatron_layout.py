@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from autoexp import durable
-from autoexp.backends.base import FoundCheckpoint, Progress
+from autoexp.backends.base import CheckpointScan, FoundCheckpoint, Progress
 
 TRACKER = "latest_checkpointed_iteration.txt"
 _FOLDER = re.compile(r"iter_(\d{7,})\Z")
@@ -35,15 +35,15 @@ def tracked_iteration(save_dir: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def complete_checkpoints(save_dir: Path) -> list[FoundCheckpoint]:
-    """Complete checkpoints by iteration: metadata parses and the tracker has come this far.
+def scan(save_dir: Path) -> CheckpointScan:
+    """Complete checkpoints: metadata parses, and the tracker has come this far.
 
     The tracker is written last, so a folder above it is still being written, or is torn.
     """
     newest = tracked_iteration(save_dir)
     if newest is None:
-        return []
-    found = []
+        return CheckpointScan([])
+    found, unfinished = [], False
     with os.scandir(save_dir) as entries:
         for entry in entries:
             match = _FOLDER.match(entry.name)
@@ -52,7 +52,10 @@ def complete_checkpoints(save_dir: Path) -> list[FoundCheckpoint]:
             folder = Path(entry.path)
             if _metadata_parses(folder):
                 found.append(FoundCheckpoint(int(match[1]), folder))
-    return sorted(found)
+            else:
+                # Nobody writes in this order; if a filesystem shows it so, the rest will follow.
+                unfinished = unfinished or int(match[1]) == newest
+    return CheckpointScan(sorted(found), unfinished)
 
 
 def _metadata_parses(folder: Path) -> bool:

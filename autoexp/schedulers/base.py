@@ -91,10 +91,11 @@ class Scheduler(Protocol):
         Raises SubmissionRefused, SubmissionPostponed or SubmissionUncertain.
         """
 
-    def find(self, ticket: Ticket) -> str | None:
+    def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
         """The job id of an attempt whose submission may have happened; None: it did not.
 
-        Raises SchedulerUnavailable when nobody can tell.
+        `in_flight` says that another process is submitting it at this moment, so that None means
+        no more than: not yet. Raises SchedulerUnavailable when nobody can tell.
         """
 
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
@@ -137,7 +138,7 @@ def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh
     deadline = time.monotonic() + PATIENCE_S
     with _lock(ticket.directory) as lock:
         while not _try(lock):
-            found = scheduler.find(ticket)
+            found = scheduler.find(ticket, in_flight=True)
             if found is not None:
                 return found
             if time.monotonic() > deadline:
@@ -147,7 +148,7 @@ def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh
                 )
             time.sleep(0.1)
         if not fresh:
-            found = scheduler.find(ticket)
+            found = scheduler.find(ticket, in_flight=False)
             if found is not None:
                 return found
         durable.step()

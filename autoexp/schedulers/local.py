@@ -21,12 +21,11 @@ import submitit
 from submitit.local import local as submitit_local
 
 from autoexp import durable, payload, processes
-from autoexp.errors import SchedulerUnavailable
 from autoexp.jobs import Attempt, JobSpec
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, is_locked
 
-_START_PATIENCE_S = 30.0
 _GRACE_S = 10.0
+_START_PATIENCE_S = 2.0
 
 
 class DetachedExecutor(submitit.LocalExecutor):
@@ -94,22 +93,10 @@ class LocalScheduler:
         self._children.append(job)
         return str(job.job_id)
 
-    def find(self, ticket: Ticket) -> str | None:
-        """The id in the claim; a controller that has just started is given time to claim."""
-        deadline = time.monotonic() + _START_PATIENCE_S
-        while True:
-            started = is_locked(ticket.directory)
-            holder = _read_text(ticket.directory / "claim")
-            if holder is not None:
-                return holder
-            if not started:
-                return None
-            if time.monotonic() > deadline:
-                raise SchedulerUnavailable(
-                    f"{ticket.key}: its controller runs, but has not started the job for "
-                    f"{_START_PATIENCE_S:.0f} s; read {ticket.directory / 'controller.log'}"
-                )
-            time.sleep(0.05)
+    def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
+        """The id in the claim: a controller holds the lock for as long as it lives."""
+        del in_flight
+        return _read_text(ticket.directory / "claim")
 
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
         self._reap()
@@ -127,14 +114,16 @@ class LocalScheduler:
 def _sight(ticket: Ticket) -> Sighting:
     """The state of one attempt, from its files and its process."""
     directory = ticket.directory
-    # Looked at before the exit file: a job that ends in between has left it by then.
+    # Each is asked before what it leaves behind: a job that starts or ends in between two
+    # questions is then seen one look later, and never as failed.
+    starting = is_locked(directory)
     alive = _payload_lives(directory)
     ended = _read_json(directory / "exit.json")
     if ended is not None:
         return _ended(directory, ended)
     started = _read_json(directory / "started.json")
     if started is None:
-        if is_locked(directory):
+        if starting:
             return Sighting("PENDING")
         if (directory / "cancelled").exists():
             return Sighting("CANCELLED", ended_at=_now())
@@ -142,6 +131,8 @@ def _sight(ticket: Ticket) -> Sighting:
         return Sighting("FAILED", reason=f"never started; read {log}", ended_at=_now())
     since = _time(started["started_at"])
     if alive is not False:
+        return Sighting("RUNNING", nodes=started["host"], started_at=since)
+    if _end_leftovers(ticket.key):
         return Sighting("RUNNING", nodes=started["host"], started_at=since)
     if (directory / "cancelled").exists():
         return Sighting("CANCELLED", nodes=started["host"], started_at=since, ended_at=_now())
@@ -169,11 +160,12 @@ def _cancel(ticket: Ticket) -> str:
     if (directory / "exit.json").exists():
         return "had ended already"
     durable.write(directory / "cancelled", "")
-    started = _read_json(directory / "started.json")
-    if started is None:
-        # Not started yet: taking the claim ourselves keeps it from ever starting.
-        payload.claim(directory, "cancelled")
+    # Taking the claim ourselves keeps a job that has not started from ever starting.
+    if payload.claim(directory, "cancelled"):
         return "cancelled before it started"
+    started = _await_start(directory)
+    if started is None:
+        return "is starting at this very moment: cancel it again"
     alive = processes.is_alive(started)
     if alive is None:
         return f"runs on {started['host']}: cancel it from there"
@@ -181,9 +173,26 @@ def _cancel(ticket: Ticket) -> str:
         # The payload passes it on, and kills what has not ended after its grace time.
         _kill(started["pid"], signal.SIGTERM)
         return "told to end (SIGTERM)"
-    for pid in payload.processes_with_cookie(ticket.key):
-        _kill(pid, signal.SIGKILL)
+    _end_leftovers(ticket.key)
     return "killed what was left of it"
+
+
+def _end_leftovers(key: str) -> bool:
+    """Kill what a killed payload left running; whether there was anything."""
+    left = payload.processes_with_cookie(key)
+    for pid in left:
+        _kill(pid, signal.SIGKILL)
+    return bool(left)
+
+
+def _await_start(directory: Path) -> dict[str, Any] | None:
+    """The start file of a job that has claimed its key, which follows within moments."""
+    deadline = time.monotonic() + _START_PATIENCE_S
+    while True:
+        started = _read_json(directory / "started.json")
+        if started is not None or time.monotonic() > deadline:
+            return started
+        time.sleep(0.02)
 
 
 def _kill(pid: int, signum: int) -> None:

@@ -73,7 +73,7 @@ class SlurmScheduler:
         limits = [x[1] for x in lines if len(x) == 2 and (partition or x[0].endswith("*"))]
         return min((read_limit(limit) for limit in limits), default=math.inf)
 
-    def find(self, ticket: Ticket) -> str | None:
+    def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
         """Look an attempt up by its name, until SLURM has answered healthily for seconds."""
         healthy_since: float | None = None
         while True:
@@ -81,6 +81,8 @@ class SlurmScheduler:
             found = [row.job_id for row in rows if row.name == ticket.name]
             if found:
                 return found[0]
+            if in_flight:
+                return None
             healthy_since = healthy_since or time.monotonic()
             if time.monotonic() - healthy_since >= _HEALTHY_S:
                 break

@@ -156,9 +156,7 @@ def test_all_refusals_are_listed_at_once() -> None:
 def test_a_second_branch_of_one_name_is_refused_with_advice_that_helps() -> None:
     linear = {"at": [300], "decay": {"iterations": 50, "shape": "linear"}}
     lines = refusals({"at": [300], "decay": FIFTY}, linear)
-    assert lines == [
-        "cooldowns.1: 300: a second job named p-cd300; give this cooldown a `name`"
-    ]
+    assert lines == ["cooldowns.1: 300: a second job named p-cd300; give this cooldown a `name`"]
     plan = planned({"at": [300], "decay": FIFTY}, linear | {"name": "linear"})
     assert [job.name for job in plan.cooldowns] == ["p-cd300", "p-cd300-linear"]
 
@@ -175,7 +173,7 @@ def test_two_points_that_snap_to_one_checkpoint_are_refused_without_advice_that_
 # Paths are data
 
 HOSTILE = (
-    *("a b", "it's \"quoted\"", "${oc.env:HOME}", "{project.name}", "${project.name}", "a\nb"),
+    *("a b", 'it\'s "quoted"', "${oc.env:HOME}", "{project.name}", "${project.name}", "a\nb"),
     *("a,b", "a|touch x", "$(touch x)", "`id`", "-rf", "ö", "%s{0}\\n", "*", "~", "#", "a;b&c"),
 )
 

@@ -169,6 +169,17 @@ def test_the_queue_has_room_for_no_more_than_max_jobs(tmp_path: Path, composed: 
     assert session.jobs["tiny-cd100"].attempts == []
 
 
+def test_an_attempt_whose_intent_could_not_be_written_is_begun_again(session_path: Path) -> None:
+    session = Session.load(session_path)
+    (session_path / "jobs").rename(session_path / "away")
+    with pytest.raises(OSError):
+        session.begin_attempt(session.jobs["tiny"])
+    (session_path / "away").rename(session_path / "jobs")
+    assert session.begin_attempt(session.jobs["tiny"]) is not None
+    (attempt,) = Session.load(session_path).jobs["tiny"].attempts
+    assert (attempt.number, attempt.key) == (1, "s1-tiny-a1")
+
+
 def test_no_such_session_is_said_with_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(SessionNotFound, match=r"nope: no such session in .*autoexp sessions list"):
         Session.load(tmp_path / "nope")

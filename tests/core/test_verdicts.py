@@ -142,8 +142,10 @@ def test_the_reason_says_how_it_ended(ending: dict[str, object], words: str) -> 
     assert judged(**ending).reason == words  # type: ignore[arg-type]
 
 
-CASES = itertools.product(
-    states.terminal_states(), (None, 300), ((), (100,), (100, 300)), (False, True), (0, 2)
+CASES = list(
+    itertools.product(
+        states.terminal_states(), (None, 300), ((), (100,), (100, 300)), (False, True), (0, 2)
+    )
 )
 
 

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from autoexp.compose import compose
 from autoexp.creation import create
@@ -59,12 +59,16 @@ def cluster(**settings: Any) -> SlurmCluster:
 class Bench:
     """Jobs of one session, one command each."""
 
-    def __init__(self, root: Path) -> None:
-        path = create(compose("demo", ["slurm=local_cluster", "cooldowns=[]"]), root)
+    def __init__(self, path: Path) -> None:
         self.session = Session.load(path)
         self._trunk = self.session.jobs.pop("demo").spec
         self.scheduler = SlurmScheduler(cluster())
         self._monitor: Monitor | None = None
+
+    @classmethod
+    def create(cls, root: Path) -> Self:
+        """A new session without jobs."""
+        return cls(create(compose("demo", ["slurm=local_cluster", "cooldowns=[]"]), root))
 
     @property
     def jobs(self) -> dict[str, JobRecord]:
@@ -79,8 +83,8 @@ class Bench:
     def tickets(self, names: Sequence[str] = ()) -> list[Ticket]:
         return [self.ticket(name) for name in names or self.jobs]
 
-    def intend(self, name: str, command: Sequence[str] = ("true",), **settings: Any) -> Attempt:
-        """Write a job and the intent of its first attempt down, as a session does."""
+    def add(self, name: str, command: Sequence[str] = ("true",), **settings: Any) -> JobRecord:
+        """Write a job down that runs a command."""
         output = self.session.path / "output" / name
         mine = {
             "name": name,
@@ -93,8 +97,13 @@ class Bench:
         }
         job = JobRecord(spec=self._trunk.model_copy(update=mine), launched=True)
         self.session.jobs[name] = job
+        self.session.save_job(job)
         self._monitor = None
-        attempt = self.session.begin_attempt(job)
+        return job
+
+    def begin(self, name: str) -> Attempt:
+        """Write the intent of an attempt down."""
+        attempt = self.session.begin_attempt(self.jobs[name])
         assert attempt is not None
         return attempt
 
@@ -112,7 +121,8 @@ class Bench:
 
     def submit(self, name: str, command: Sequence[str] = ("true",), **settings: Any) -> str:
         """Submit a command as a job of its own; returns the job id."""
-        self.intend(name, command, **settings)
+        self.add(name, command, **settings)
+        self.begin(name)
         return self.send(name, fresh=True)
 
     def look(self) -> dict[str, Sighting]:

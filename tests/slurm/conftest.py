@@ -117,7 +117,7 @@ def commands(tmp_path: Path) -> Iterator[Commands]:
 @pytest.fixture
 def bench(commands: Commands, tmp_path: Path) -> Iterator[Bench]:
     """A session of single commands, behind the wrapper; its jobs end with the test."""
-    made = Bench(tmp_path / "sessions")
+    made = Bench.create(tmp_path / "sessions")
     yield made
     commands.behaves()
     made.close()

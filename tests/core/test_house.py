@@ -1,0 +1,97 @@
+"""The house keeps its shape: which room may import which, and how big a room may be."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("autoexp", "blocks", "tasks", "flows")
+MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+# What a room may not import; imports point one way.
+ABOVE = {
+    "autoexp": {"prefect", "prefect_shell", "blocks", "tasks", "flows"},
+    "blocks": {"tasks", "flows"},
+    "tasks": {"flows"},
+    "flows": set[str](),
+}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, in functions too, and by name as a constant."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom():
+                assert node.level == 0, f"{name_of(path)}: relative import"
+                yield str(node.module)
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            case ast.Call(
+                func=ast.Name("import_module" | "__import__") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(str(name)), *_],
+            ):
+                yield name
+
+
+def test_the_rooms_are_found() -> None:
+    assert len(MODULES) > 30
+    assert ROOT / "autoexp" / "session.py" in MODULES
+    assert "flows.cli" in set(imported(ROOT / "autoexp" / "__main__.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_one_way(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    found = {module for module in imported(path) if module.split(".")[0] in ABOVE[room]}
+    if name_of(path) == "autoexp/__main__.py":
+        # The one way up: the command line is looked up by name, when there is a checkout.
+        found -= {"flows.cli"}
+    assert found == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nobody_imports_what_prefect_keeps_to_itself(path: Path) -> None:
+    assert not [module for module in imported(path) if module.startswith("prefect._")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_is_one_room(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_modules_name_says_what_it_is_about(path: Path) -> None:
+    assert path.stem not in {"utils", "util", "helpers", "common", "misc"}
+    # flows/ is put first on sys.path: a module there would hide the standard library's.
+    assert path.parent.name != "flows" or path.stem not in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_begins_with_a_sentence(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text is not None and text.split("\n\n")[0].rstrip().endswith(".")
+
+
+def test_the_core_runs_without_prefect() -> None:
+    code = (
+        "import sys; sys.modules['prefect'] = None\n"
+        "import autoexp.session, autoexp.creation, autoexp.monitor, autoexp.status\n"
+        "import autoexp.payload, autoexp.schedulers.local\n"
+        "found = [n for n in sys.modules if n.split('.')[0].startswith('prefect')]\n"
+        "assert found == ['prefect'], found\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_payload_needs_the_standard_library_alone() -> None:
+    modules = {module.split(".")[0] for module in imported(ROOT / "autoexp" / "payload.py")}
+    assert modules <= set(sys.stdlib_module_names)

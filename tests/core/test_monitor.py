@@ -1,0 +1,301 @@
+"""The monitor: each checkpoint leads to its actions once, whatever is torn or killed."""
+
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoexp import acting
+from autoexp.backends import megatron_layout
+from autoexp.backends.base import FoundCheckpoint
+from autoexp.compose import Composed
+from autoexp.creation import create
+from autoexp.events import CheckpointComplete, JobGivenUp
+from autoexp.jobs import JobRecord, Verdict
+from autoexp.monitor import Look, Monitor
+from autoexp.schedulers.base import Sighting
+from autoexp.session import Session
+from tests.core.conftest import KilledAt
+
+TRACKER = megatron_layout.TRACKER
+
+
+class Story:
+    """A session whose trainer and scheduler are played by the test."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.open()
+
+    def open(self) -> "Story":
+        """Start a monitor that knows what is on disk, as after a kill."""
+        self.session = Session.load(self.path)
+        self.monitor = Monitor(self.session)
+        return self
+
+    def job(self, name: str = "tiny") -> JobRecord:
+        return self.session.jobs[name]
+
+    def submit(self, name: str = "tiny") -> None:
+        attempt = self.session.begin_attempt(self.job(name))
+        assert attempt is not None
+        Path(attempt.log).parent.mkdir(parents=True)
+        self.session.record_submission(self.job(name), attempt, f"id-{attempt.key}")
+
+    def look(self, *, name: str = "tiny", state: str | None = None, **facts: Any) -> Look:
+        """Look once, perhaps with an answer from the scheduler about one job."""
+        attempt = self.job(name).attempt
+        if state is None or attempt is None:
+            return self.monitor.look({})
+        return self.monitor.look({attempt.key: Sighting(state, **facts)})
+
+    def log(self, iteration: int, *, name: str = "tiny", end: str = "\n") -> None:
+        attempt = self.job(name).attempt
+        assert attempt is not None
+        with Path(attempt.log).open("a") as file:
+            file.write(
+                f" [2026-08-01 10:00:00.000] iteration {iteration:8d}/     300 |"
+                f" elapsed time per iteration (ms): 5.0 | learning rate: 1.0E-02 |"
+                f" lm loss: {3 - iteration / 1000:.6E} |{end}"
+            )
+
+    def save(self, iteration: int, *, name: str = "tiny") -> Path:
+        """A complete checkpoint, written in the trainer's order."""
+        folder = self.folder(iteration, name=name)
+        folder.mkdir(parents=True)
+        (folder / "metadata.json").write_text("{}")
+        self.track(str(iteration), name=name)
+        return folder
+
+    def folder(self, iteration: int, *, name: str = "tiny") -> Path:
+        return Path(self.job(name).spec.save_dir) / megatron_layout.folder_name(iteration)
+
+    def track(self, text: str, *, name: str = "tiny") -> None:
+        (Path(self.job(name).spec.save_dir) / TRACKER).write_text(text)
+
+    @property
+    def on_disk(self) -> tuple[list[int], list[str]]:
+        """The checkpoints in the journal, and the jobs that actions launch."""
+        session = Session.load(self.path)
+        launched = sorted(action.action.job for action in session.actions.values())
+        return [event.iteration for event in session.journal.checkpoints()], launched
+
+
+@pytest.fixture
+def story(session_path: Path) -> Story:
+    """The trunk runs, and nothing has been logged or saved yet."""
+    story = Story(session_path)
+    story.submit()
+    story.look(state="RUNNING")
+    return story
+
+
+def launches(look: Look) -> list[str]:
+    return [action.action.job for action in look.actions]
+
+
+def of(look: Look, kind: type) -> list[Any]:
+    return [event for event in look.events if isinstance(event, kind)]
+
+
+# Checkpoints
+
+
+def test_a_complete_checkpoint_launches_its_cooldown_once(story: Story) -> None:
+    path = story.save(100)
+    look = story.look()
+    assert look.events == [CheckpointComplete(job="tiny", iteration=100, path=str(path))]
+    assert launches(look) == ["tiny-cd100"]
+    assert story.look() == Look([], [], set())
+    assert story.on_disk == ([100], ["tiny-cd100"])
+
+
+def test_two_checkpoints_in_one_look_give_two_actions(story: Story) -> None:
+    story.save(100)
+    story.save(200)
+    assert launches(story.look()) == ["tiny-cd100", "tiny-cd200"]
+    assert launches(story.look()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "torn", "whole"),
+    [
+        ("iter_0000100/metadata.json", None, "{}"),
+        ("iter_0000100/metadata.json", '{"iterat', "{}"),
+        (TRACKER, None, "100"),
+        (TRACKER, "", "100"),
+        (TRACKER, "50", "100"),
+    ],
+)
+@pytest.mark.parametrize("long_ago", [False, True])
+def test_a_checkpoint_launches_nothing_until_it_is_complete(
+    story: Story, file: str, torn: str | None, whole: str, long_ago: bool
+) -> None:
+    folder = story.save(100).parent
+    (folder / file).unlink()
+    if torn is not None:
+        (folder / file).write_text(torn)
+    if long_ago and (folder / TRACKER).exists():
+        # An NFS client may see the files in another order, and the last one late.
+        os.utime(folder / TRACKER, (0, 0))
+    assert story.look().events == story.look().events == []
+    (folder / file).write_text(whole)
+    assert launches(story.look()) == ["tiny-cd100"]
+
+
+def test_what_a_restarted_trainer_logs_again_is_no_news(story: Story) -> None:
+    story.save(100)
+    story.log(120)
+    story.look()
+    story.look(state="NODE_FAIL")
+    story.submit()
+    story.look(state="RUNNING")
+    story.log(110)
+    story.track("100")
+    (story.folder(100) / "metadata.json").write_text('{"again": 1}')
+    assert [story.look().events, story.open().look().events] == [[], []]
+    assert story.job().iteration == 110
+    assert story.on_disk == ([100], ["tiny-cd100"])
+
+
+def test_a_restarted_monitor_sees_nothing_twice(story: Story) -> None:
+    story.save(100)
+    story.log(100)
+    story.look()
+    rows = (story.path / "metrics" / "tiny.csv").read_text()
+    again = story.open()
+    assert again.look() == Look([], [], set())
+    assert (story.path / "metrics" / "tiny.csv").read_text() == rows
+    assert again.job().loss == pytest.approx(2.9)
+
+
+# Ends
+
+
+def test_the_last_lines_of_a_job_that_has_ended_are_read(story: Story) -> None:
+    story.log(290)
+    story.look()
+    story.log(300, end="")
+    story.save(300)
+    look = story.look(state="COMPLETED", exit_code=0)
+    kinds = [event.kind for event in look.events[:3]]
+    assert kinds == ["state_changed", "checkpoint_complete", "attempt_judged"]
+    assert (story.job().iteration, story.job().verdict) == (300, Verdict.FINISHED)
+
+
+def test_a_last_checkpoint_is_launched_from_before_its_parent_counts_as_ended(
+    story: Story,
+) -> None:
+    story.save(100)
+    story.save(200)
+    look = story.look(state="FAILED", exit_code=1)
+    assert launches(look) == ["tiny-cd100", "tiny-cd200"]
+    assert of(look, JobGivenUp) == []
+
+
+def test_cooldowns_whose_checkpoint_never_came_are_given_up_with_the_reason(story: Story) -> None:
+    story.save(100)
+    look = story.look(state="FAILED", exit_code=1)
+    reason = (
+        "never started: tiny ended (FAILED (exit code 1)) "
+        "without a complete checkpoint at iteration 200"
+    )
+    assert of(look, JobGivenUp) == [JobGivenUp(job="tiny-cd200", reason=reason)]
+    record = Session.load(story.path).jobs["tiny-cd200"]
+    assert (record.verdict, record.reason) == (Verdict.FAILED, reason)
+    assert story.job("tiny-cd100").verdict is None
+
+
+def test_a_launch_that_failed_gives_its_cooldown_up_with_the_reason(story: Story) -> None:
+    story.save(100)
+    (action,) = story.look().actions
+    acting.begin(story.session, action)
+    acting.fail(story.session, action, "no space left")
+    assert of(story.look(), JobGivenUp) == [
+        JobGivenUp(job="tiny-cd100", reason="could not be launched: no space left")
+    ]
+
+
+def test_a_branchs_own_start_is_no_checkpoint_of_the_branch(story: Story) -> None:
+    parent = story.save(100)
+    (action,) = story.look().actions
+    job = acting.begin(story.session, action)
+    job.spec.trainer.seed(FoundCheckpoint(100, parent), Path(job.spec.save_dir))
+    acting.complete(story.session, action, job)
+    story.submit("tiny-cd100")
+    assert of(story.look(name="tiny-cd100", state="RUNNING"), CheckpointComplete) == []
+    story.save(150, name="tiny-cd100")
+    events = of(story.look(name="tiny-cd100", state="COMPLETED"), CheckpointComplete)
+    assert [(event.job, event.iteration) for event in events] == [("tiny-cd100", 150)]
+    assert story.job("tiny-cd100").verdict is Verdict.FINISHED
+
+
+def test_an_answer_that_leaves_a_job_out_changes_nothing(story: Story) -> None:
+    before = story.job().model_dump()
+    assert story.monitor.look({"another-key": Sighting("FAILED")}) == Look([], [], set())
+    assert story.job().model_dump() == before
+    assert [ticket.job_id for ticket in story.monitor.tickets()] == ["id-s1-tiny-a1"]
+
+
+# Kills and failing disks
+
+
+def test_a_kill_at_any_step_of_a_look_loses_and_doubles_nothing(
+    tmp_path: Path, composed: Composed, killed_at: KilledAt
+) -> None:
+    for n in itertools.count(1):
+        story = Story(create(composed, tmp_path / str(n), session_id="s1"))
+        story.submit()
+        story.save(100)
+        story.save(200)
+        story.log(210)
+        killed = killed_at(n, lambda story=story: story.look(state="FAILED", exit_code=1))  # type: ignore[misc]
+        story.open().look(state="FAILED", exit_code=1)
+        again = Session.load(story.path)
+        assert story.on_disk == ([100, 200], ["tiny-cd100", "tiny-cd200"])
+        assert len(again.pending_actions()) == 2
+        kinds = [entry.event.kind for entry in again.journal.entries]
+        assert kinds.count("attempt_judged") == kinds.count("state_changed") == 1
+        trunk = again.jobs["tiny"]
+        assert (trunk.iteration, trunk.checkpoints) == (210, [100, 200])
+        assert (trunk.verdict, trunk.attempts_without_progress) == (Verdict.FAILED, 0)
+        if not killed:
+            break
+    assert n > 8
+
+
+@pytest.mark.parametrize("blocked", ["actions", "events.jsonl", "jobs", "metrics"])
+def test_what_could_not_be_written_is_written_and_done_at_the_next_look(
+    story: Story, blocked: str
+) -> None:
+    path, away = story.path / blocked, story.path / "away"
+    path.rename(away)
+    if away.is_file():
+        path.mkdir()  # an append to it fails, as on a full disk
+    story.save(100)
+    story.log(100)
+    with pytest.raises(OSError):
+        story.look()
+    if away.is_file():
+        path.rmdir()
+    away.rename(path)
+    assert [event.iteration for event in of(story.look(), CheckpointComplete)] == [100]
+    assert [a.action.job for a in story.session.pending_actions()] == ["tiny-cd100"]
+    assert story.look() == Look([], [], set())
+    again = Session.load(story.path)
+    assert story.on_disk == ([100], ["tiny-cd100"])
+    assert (again.jobs["tiny"].iteration, again.jobs["tiny"].checkpoints) == (100, [100])
+
+
+def test_a_job_that_could_not_be_given_up_on_disk_is_given_up_at_the_next_look(
+    story: Story,
+) -> None:
+    story.job("tiny-cd200").cancel_requested = "ann"
+    (story.path / "jobs").rename(story.path / "away")
+    with pytest.raises(OSError):
+        story.look()
+    (story.path / "away").rename(story.path / "jobs")
+    story.look()
+    assert Session.load(story.path).jobs["tiny-cd200"].reason == "cancelled: ann"

@@ -1,0 +1,218 @@
+"""Whatever SLURM does not answer changes nothing; what it refuses is told in its own words."""
+
+import pytest
+
+from autoexp.errors import (
+    SchedulerUnavailable,
+    SubmissionPostponed,
+    SubmissionRefused,
+    SubmissionUncertain,
+)
+from autoexp.jobs import Attempt
+from autoexp.schedulers.slurm import SlurmScheduler
+from tests.slurm.bench import FOR_EVER, Bench, cluster, until
+from tests.slurm.commands import HIDE_ENDED, Commands
+from tests.slurm.conftest import Cluster
+
+pytestmark = pytest.mark.slurm
+
+GONE = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+DBD_GONE = (
+    "sacct: error: slurm_persist_conn_open_without_init: failed to open persistent connection "
+    "to host:localhost:6819: Connection refused\n"
+    "sacct: error: Problem talking to the database: Connection refused"
+)
+NO_DBD = "Slurm accounting storage is disabled"
+SOON = {"query_timeout_s": 1.0}
+
+
+def records(bench: Bench) -> dict[str, str]:
+    return {name: job.model_dump_json() for name, job in bench.jobs.items()}
+
+
+def break_squeue(commands: Commands, how: str) -> None:
+    match how:
+        case "fails":
+            commands.fails("squeue", GONE)
+        case "hangs":
+            commands.hangs("squeue")
+        case "is killed":
+            commands.tell("squeue", "kill -9 $$")
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs", "is killed"])
+def test_a_squeue_that_does_not_answer_is_an_outage_and_changes_no_job(
+    bench: Bench, commands: Commands, how: str
+) -> None:
+    bench.submit("runs", FOR_EVER)
+    bench.submit("ends")
+    bench.wait("RUNNING", "runs")
+    bench.scheduler = SlurmScheduler(cluster(**SOON))
+    before = records(bench)
+    break_squeue(commands, how)
+
+    for _ in range(2):
+        with pytest.raises(SchedulerUnavailable, match="squeue"):
+            bench.look()
+    assert records(bench) == before
+    assert commands.counts().get("sacct") is None
+
+    commands.behaves()
+    bench.wait("COMPLETED", "ends")
+    assert bench.attempt("runs").state == "RUNNING"
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+def test_without_sacct_nothing_is_known_of_jobs_that_left_the_queue_and_all_of_the_others(
+    bench: Bench, commands: Commands, how: str
+) -> None:
+    bench.submit("runs", FOR_EVER)
+    bench.submit("dies", FOR_EVER)
+    bench.wait("RUNNING", "runs", "dies")
+    # It leaves no exit file, so that only SLURM can tell.
+    (bench.ticket("dies").directory / "exit.json").mkdir()
+    bench.scheduler.cancel([bench.ticket("dies")])
+    bench.wait("CANCELLED", "dies")
+    (bench.ticket("dies").directory / "exit.json").rmdir()
+    commands.tell("squeue", HIDE_ENDED)
+    if how == "fails":
+        commands.fails("sacct", DBD_GONE)
+    else:
+        commands.hangs("sacct")
+
+    # However long it lasts: an outage is not minutes of healthy answers without the job.
+    scheduler = SlurmScheduler(cluster(lost_after_s=0.001, **SOON))
+    for _ in range(2):
+        told = scheduler.query(bench.tickets())
+        assert told[bench.attempt("runs").key].state == "RUNNING"
+        assert bench.attempt("dies").key not in told
+
+
+def test_a_job_that_nobody_knows_is_lost_only_after_healthy_answers(
+    bench: Bench, commands: Commands
+) -> None:
+    unknown = bench_ticket(bench)
+    scheduler = SlurmScheduler(cluster(lost_after_s=1.0))
+    assert scheduler.query([unknown]) == {}
+
+    # The time of an outage does not count.
+    commands.fails("squeue", GONE)
+    calls = 0
+
+    def over_a_second_of_outage() -> bool:
+        nonlocal calls
+        with pytest.raises(SchedulerUnavailable):
+            scheduler.query([unknown])
+        calls += 1
+        return calls > 12
+
+    until(over_a_second_of_outage, "an outage")
+    commands.behaves()
+    assert scheduler.query([unknown]) == {}
+
+    lost = until(lambda: scheduler.query([unknown]), "LOST")
+    assert lost[unknown.key].state == "LOST"
+
+
+def test_where_there_is_no_accounting_a_job_that_squeue_does_not_know_is_lost(
+    bench: Bench, commands: Commands
+) -> None:
+    commands.fails("sacct", NO_DBD)
+    scheduler = SlurmScheduler(cluster(lost_after_s=0.5))
+    ticket = bench_ticket(bench)
+    assert scheduler.query([ticket]) == {}
+    lost = until(lambda: scheduler.query([ticket]), "LOST")
+    assert lost[ticket.key].state == "LOST"
+
+
+def bench_ticket(bench: Bench):  # noqa: ANN201
+    """An attempt under an id that SLURM has never given."""
+    bench.add("unknown")
+    attempt = bench.begin("unknown")
+    attempt.job_id = "99999999"
+    return bench.session.ticket(attempt)
+
+
+def test_with_the_controller_down_nothing_changes_and_afterwards_all_is_learned(
+    bench: Bench, cluster: Cluster
+) -> None:
+    bench.submit("runs", FOR_EVER)
+    bench.submit("ends", ("sh", "-c", "until [ -e may_end ]; do sleep 0.1; done"))
+    bench.wait("RUNNING", "runs", "ends")
+    before = records(bench)
+    bench.add("new")
+    bench.begin("new")
+
+    cluster("stop-controller")
+    with pytest.raises(SchedulerUnavailable):
+        bench.look()
+    with pytest.raises(SchedulerUnavailable):
+        bench.scheduler.cancel([bench.ticket("runs")])
+    with pytest.raises(SubmissionUncertain, match="Unable to contact"):
+        bench.send("new", fresh=True)
+    assert {name: record for name, record in records(bench).items() if name != "new"} == before
+    (bench.session.path / "output" / "ends" / "may_end").touch()
+    until((bench.ticket("ends").directory / "exit.json").exists, "the end of the job")
+    cluster("start-controller")
+
+    bench.wait("COMPLETED", "ends")
+    assert bench.attempt("runs").state == "RUNNING"
+    bench.send("new", fresh=False)
+    bench.wait("COMPLETED", "new")
+    assert bench.real_jobs("new") == {bench.attempt("new").job_id}
+    bench.scheduler.cancel([bench.ticket("runs")])
+    bench.wait("CANCELLED", "runs")
+
+
+def intended(bench: Bench, **settings: object) -> Attempt:
+    bench.add("job", FOR_EVER, **settings)
+    return bench.begin("job")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"partition": "nowhere"}, "invalid partition specified: nowhere"),
+        ({"account": "nobody"}, "Invalid account or account/partition combination specified"),
+        ({"qos": "none"}, "Invalid qos specification"),
+        ({"gpus_per_node": 9}, "Requested node configuration is not available"),
+        ({"options": {"constraint": "cray"}}, "Invalid feature specification"),
+    ],
+)
+def test_a_lasting_refusal_is_told_in_slurms_words(
+    bench: Bench, settings: dict[str, object], words: str
+) -> None:
+    intended(bench, **settings)
+    with pytest.raises(SubmissionRefused, match=words):
+        bench.send("job", fresh=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("AssocMaxSubmitJobLimit", SubmissionPostponed),
+        ("AssocGrpSubmitJobsLimit", SubmissionPostponed),
+        ("QOSMaxSubmitJobPerUserLimit", SubmissionPostponed),
+        ("QOSGrpSubmitJobsLimit", SubmissionPostponed),
+        ("Batch job submission failed: Socket timed out on send/recv operation", None),
+        ("Batch job submission failed: Unable to contact slurm controller", None),
+        ("Batch job submission failed: Resource temporarily unavailable", SubmissionPostponed),
+    ],
+)
+def test_a_passing_refusal_leaves_the_attempt_to_be_tried_again(
+    bench: Bench, commands: Commands, words: str, error: type[Exception] | None
+) -> None:
+    attempt = intended(bench)
+    # The second line is the same for every limit.
+    policy = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    more = "" if "failed" in words else f"\nsbatch: error: Batch job submission failed: {policy}"
+    commands.fails("sbatch", f"sbatch: error: {words}{more}")
+    with pytest.raises(error or SubmissionUncertain, match=words):
+        bench.send("job", fresh=True)
+    assert attempt.is_open
+    assert attempt.job_id is None
+
+    commands.behaves()
+    # Nobody has accepted it, so nobody needs to be asked for seconds: that is tested elsewhere.
+    bench.send("job", fresh=True)
+    assert bench.real_jobs("job") == {attempt.job_id}
