@@ -70,6 +70,8 @@ class Attempt(BaseModel):
     name: str
     """The scheduler's name for the job: the key, but for jobs that came in another way."""
     log: str
+    array_index: int | None = None
+    """Its place, when it goes as a task of a SLURM array."""
     job_id: str | None = None
     state: str = states.SUBMITTING
     transitions: int = 0

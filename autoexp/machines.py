@@ -68,6 +68,12 @@ class SlurmCluster(Closed):
         30.0, gt=0, description="seconds from telling a trainer to end until it is killed"
     )
     requeue: bool = Field(False, description="let SLURM itself requeue; each requeue keeps the id")
+    arrays: bool = Field(
+        False, description="jobs of one kind that start together go as one SLURM array"
+    )
+    array_parallel: int | None = Field(
+        None, gt=0, description="tasks of an array that may run at once"
+    )
     chain: int = Field(
         1, ge=1, description="attempts of the training in the queue at once, each after the other"
     )

@@ -9,6 +9,8 @@ nothing of Prefect: compute nodes reach no server.
     started.json   the running process: host, pid, start ticks, boot id
     exit.json      how it ended, written atomically
 
+The directory of an array holds `tasks.json` instead: which attempt each task's index stands for.
+
 In the job's output directory the file `.owner` names the attempt that may write there. A payload
 that finds another name in it ends its command: SLURM gives up on a node that it cannot reach, and
 a job whose processes live on there must not write beside its successor.
@@ -31,6 +33,7 @@ from typing import Any
 
 COOKIE = "AUTOEXP_KEY"
 OWNER = ".owner"
+TASKS = "tasks.json"
 _OWNER_CHECK_S = 5.0
 _REQUEUE = 144
 _PR_SET_PDEATHSIG = 1
@@ -228,6 +231,9 @@ def _die_with_parent() -> None:
 
 def main(directory: Path) -> int:
     """Run the attempt that lies in `directory`; returns the exit code for the scheduler."""
+    if (directory / TASKS).exists():
+        tasks = json.loads((directory / TASKS).read_text())
+        directory = directory.parent / tasks[os.environ["SLURM_ARRAY_TASK_ID"]]
     spec = json.loads((directory / "spec.json").read_text())
     job_id = scheduler_job_id()
     if not claim(directory, job_id):

@@ -161,8 +161,7 @@ class Session:
         """Write down the intent of a new attempt; None while it is not wanted, or has no room."""
         if not job.wants_attempt(chain_length(job)):
             return None
-        most = self.experiment.slurm.max_jobs
-        if most is not None and self.count_open() >= most:
+        if self.room() == 0:
             return None
         ahead = job.open_attempts
         number = len(job.attempts) + 1
@@ -195,9 +194,12 @@ class Session:
         attempt.verdict = Verdict.FAILED
         self.settle(job, Verdict.FAILED, f"not submitted: {reason}")
 
-    def count_open(self) -> int:
-        """Attempts that the scheduler has, or is about to get."""
-        return sum(len(job.open_attempts) for job in self.jobs.values())
+    def room(self) -> int | None:
+        """How many more attempts may go into the queue; None: any number."""
+        most = self.experiment.slurm.max_jobs
+        if most is None:
+            return None
+        return max(0, most - sum(len(job.open_attempts) for job in self.jobs.values()))
 
     def ticket(self, attempt: Attempt) -> Ticket:
         directory = self.path / "attempts" / attempt.key

@@ -6,62 +6,52 @@ subflows of the same flow run, and tell it nothing. Stories learn from the loop 
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from prefect import State
 
 from autoexp import acting, events, inbox
-from autoexp.errors import SessionHeld, SubmissionRefused
-from autoexp.jobs import Attempt, JobRecord, Verdict
+from autoexp.errors import SessionHeld
+from autoexp.jobs import JobRecord, Verdict
 from autoexp.lease import Lease
 from autoexp.monitor import Look, Monitor
 from autoexp.rules import ActionRecord
 from autoexp.schedulers.base import Scheduler, Ticket
 from autoexp.session import Session
 from flows.cooldown import job_flow
+from flows.disk import Disk
 from flows.face import Face
+from flows.news import News
 from flows.questions import Questions
+from flows.submitting import Submitter
 from tasks import jobs as effects
-
-_LONGEST_RETRY_S = 300.0
-_RETRY_WRITE_S = 5.0
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class SessionRun:
-    """A session being watched. All records are changed on one thread, so writes never race."""
+    """A session being watched."""
 
     def __init__(
         self, session: Session, lease: Lease, scheduler: Scheduler, log: "logging.Logger | Any"
     ) -> None:
         self.session = session
         self.log = log
+        self.news = News()
         self.longest_gap = 0.0
         self._looked_at: float | None = None
         self._lease = lease
         self._scheduler = scheduler
+        self._disk = Disk(log)
         self._monitor = Monitor(session)
         self._face = Face(session, log)
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="session")
-        self._news = asyncio.Condition()
-        self._starting = asyncio.Lock()
-        self._cancelling: set[str] = set()
-        self._tries: dict[str, int] = {}
-        self._performing: set[str] = set()
-        self._drawn: set[str] = set()
-        self._driven: set[str] = set()
-        self._marks: dict[str, State[Any]] = {}
         self._questions = Questions(scheduler, session.experiment.slurm.scheduler_tick_s, log)
+        self._submitter = Submitter(session, scheduler, self._disk, self.news, log)
+        self._starting = asyncio.Lock()
+        self._performing: set[str] = set()
+        self._cancelling: set[str] = set()
+        self._drawn: set[str] = set()
+        self._marks: dict[str, State[Any]] = {}
         self._write_failures = 0
-        self._last_news = False
-        self._interruption = asyncio.Event()
-        self.interrupted: str | None = None
 
     async def run(self) -> None:
         """Watch the session until every job has its verdict, or until it is interrupted."""
@@ -71,21 +61,16 @@ class SessionRun:
                     look = await self._look(children)
                     self._act(children)
                     self._face.offer(children, look)
-                    await self._tell_stories()
+                    await self.news.publish()
                     await self._sleep()
-                await self._tell_stories(last=True)
-            await self._on_disk(self._monitor.flush)
+                await self.news.publish(last=True)
+            await self._disk.run(self._monitor.flush)
             await self._face.close()
         finally:
-            self._disk.shutdown()
-
-    def interrupt(self, by: str) -> None:
-        """Stop watching; jobs keep running."""
-        self.interrupted = by
-        self._interruption.set()
+            self._disk.close()
 
     def _is_over(self) -> bool:
-        return self.interrupted is not None or self.session.is_over
+        return self.news.interrupted is not None or self.session.is_over
 
     # Look
 
@@ -97,9 +82,9 @@ class SessionRun:
         try:
             self._lease.beat()
             await self._take_on_requests()
-            look = await self._on_disk(self._monitor.look, answers)
+            look = await self._disk.run(self._monitor.look, answers)
         except SessionHeld as error:
-            self.interrupt(str(error))
+            self.news.interrupt(str(error))
             return Look([], [], set())
         except OSError as error:
             self._write_failures += 1
@@ -114,7 +99,7 @@ class SessionRun:
         return look
 
     async def _take_on_requests(self) -> None:
-        taken = await self._on_disk(inbox.take_on, self.session)
+        taken = await self._disk.run(inbox.take_on, self.session)
         for note in taken.notes:
             self.log.info(note)
         if taken.added:
@@ -135,14 +120,10 @@ class SessionRun:
                 self._performing.add(action.key)
                 children.create_task(self._perform(action))
         for job in self.session.jobs.values():
-            if not job.launched:
-                continue
-            if not job.is_over and job.spec.name not in self._driven:
-                self._driven.add(job.spec.name)
-                children.create_task(self._drive(job))
-            if job.spec.name not in self._drawn:
+            if job.launched and job.spec.name not in self._drawn:
                 self._drawn.add(job.spec.name)
                 children.create_task(self._draw(job))
+        self._submitter.drive(children)
         tickets = self._to_cancel()
         if tickets:
             children.create_task(self._cancel(tickets))
@@ -153,17 +134,17 @@ class SessionRun:
             await self._launch(action)
         except Exception as error:
             self.log.error("action %s failed: %s", action.key, error)
-            await self._persist(acting.fail, self.session, action, str(error))
+            await self._disk.persist(acting.fail, self.session, action, str(error))
         finally:
             self._performing.discard(action.key)
 
     async def _launch(self, action: ActionRecord) -> None:
-        job = await self._on_disk(acting.begin, self.session, action)
+        job = await self._disk.run(acting.begin, self.session, action)
         event = action.event
         mark: Any = effects.checkpoint(event.job, event.iteration, return_state=True)
         self._marks[job.spec.name] = await mark
         await effects.pin(event, job.spec)
-        await self._on_disk(acting.complete, self.session, action, job)
+        await self._disk.run(acting.complete, self.session, action, job)
 
     def _to_cancel(self) -> list[Ticket]:
         """Attempts of cancelled jobs, and those queued ahead of jobs that are over."""
@@ -185,16 +166,6 @@ class SessionRun:
             return
         for key, answer in answers.items():
             self.log.info("cancel %s: %s", key, answer)
-
-    async def _drive(self, job: JobRecord) -> None:
-        """Submit a job as often as it takes; the monitor says when."""
-        while self.interrupted is None and not (job.is_over and job.unsubmitted is None):
-            if job.unsubmitted is not None:
-                await self._submit(job, job.unsubmitted, fresh=False)
-            elif attempt := await self._persist(self.session.begin_attempt, job):
-                await self._submit(job, attempt, fresh=True)
-                continue
-            await self._next_news()
 
     async def _draw(self, job: JobRecord) -> None:
         """Show the job as a subflow. Nothing waits for it: a start takes Prefect up to seconds."""
@@ -221,71 +192,13 @@ class SessionRun:
     async def outcome(self, name: str) -> JobRecord:
         """Wait until a job has its verdict, or nobody watches any more."""
         job = self.session.jobs[name]
-        while not job.is_over and self.interrupted is None:
-            await self._next_news()
+        while not job.is_over and self.news.interrupted is None:
+            await self.news.next()
         return job
-
-    async def _submit(self, job: JobRecord, attempt: Attempt, *, fresh: bool) -> None:
-        ticket = self.session.ticket(attempt)
-        try:
-            job_id = await effects.submit(self._scheduler, ticket, job.spec, attempt, fresh=fresh)
-        except SubmissionRefused as error:
-            self.log.error("%s: refused: %s", job.spec.title, error)
-            await self._persist(self.session.refuse, job, attempt, str(error))
-        except Exception as error:
-            # Whatever it was, the next try looks the attempt up by its key before it submits.
-            self.log.warning("%s: not submitted yet: %s", job.spec.title, error)
-            job.warning = f"not submitted yet: {error}"
-            await self._pause(self._retry_after(attempt))
-        else:
-            job.warning = None
-            await self._persist(self.session.record_submission, job, attempt, job_id)
-            self.log.info("%s: submitted as job %s", job.spec.title, job_id)
-
-    def _retry_after(self, attempt: Attempt) -> float:
-        """Seconds to the next try: doubling from the scheduler's tick, with jitter."""
-        tries = self._tries[attempt.key] = self._tries.get(attempt.key, 0) + 1
-        tick = self.session.experiment.slurm.scheduler_tick_s
-        seconds: float = min(_LONGEST_RETRY_S, tick * 2**tries) * random.uniform(0.8, 1.2)
-        return seconds
-
-    # Telling and waiting
-
-    async def _tell_stories(self, *, last: bool = False) -> None:
-        async with self._news:
-            self._last_news |= last
-            self._news.notify_all()
-
-    async def _next_news(self) -> None:
-        """Wait until the loop has looked again; after the last look, do not wait."""
-        async with self._news:
-            if not self._last_news:
-                await self._news.wait()
 
     async def _sleep(self) -> None:
         if not self._is_over():
-            await self._pause(self.session.experiment.monitoring.file_tick_s)
-
-    async def _pause(self, seconds: float) -> None:
-        """Sleep, but wake up at once when the session is interrupted."""
-        try:
-            await asyncio.wait_for(self._interruption.wait(), seconds)
-        except TimeoutError:
-            pass
-
-    async def _persist(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Write, and try on for as long as the disk is full, read-only or away."""
-        while True:
-            try:
-                return await self._on_disk(function, *args, **kwargs)
-            except OSError as error:
-                self.log.warning("%s: cannot be written (%s); trying on", self.session.path, error)
-                await asyncio.sleep(_RETRY_WRITE_S)
-
-    async def _on_disk(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run on the session's thread: one writer, and a slow filesystem stops no coroutine."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._disk, lambda: function(*args, **kwargs))
+            await self.news.pause(self.session.experiment.monitoring.file_tick_s)
 
 
 def failed_jobs(session: Session) -> list[str]:

@@ -64,12 +64,12 @@ def _session_of_this_run(root: Path) -> Path | None:
 def _stop_on_signals(run: SessionRun) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(signum, run.interrupt, signum.name)
+        loop.add_signal_handler(signum, run.news.interrupt, signum.name)
 
 
 def _final_state(run: SessionRun) -> State[Any]:
     if not run.session.is_over:
-        return Crashed(message=f"stopped watching ({run.interrupted}); jobs keep running")
+        return Crashed(message=f"stopped watching ({run.news.interrupted}); jobs keep running")
     failed = failed_jobs(run.session)
     if failed:
         return Failed(message="; ".join(failed))

@@ -7,10 +7,12 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from autoexp import arrays
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.events import CheckpointComplete
 from autoexp.jobs import Attempt, JobSpec
 from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
+from autoexp.session import Session
 
 
 @task(name="checkpoint", task_run_name="checkpoint {iteration}", cache_policy=NO_CACHE)
@@ -41,6 +43,15 @@ async def submit(
         return submit_once(ticket, request, scheduler, fresh=fresh)
 
     return await asyncio.to_thread(in_order)
+
+
+@task(name="submit array", task_run_name="submit {name}", cache_policy=NO_CACHE)
+async def submit_array(
+    session: Session, group: arrays.Group, scheduler: Scheduler, *, name: str, fresh: bool
+) -> list[str]:
+    """Submit several attempts as one array; returns the job ids of its tasks."""
+    del name  # shown in the run graph
+    return await asyncio.to_thread(arrays.submit, session, group, scheduler, fresh=fresh)
 
 
 @task(name="cancel", cache_policy=NO_CACHE)

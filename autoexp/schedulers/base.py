@@ -77,6 +77,8 @@ class Request(NamedTuple):
     time_limit_min: float | None = None
     after: str | None = None
     """Job id that has to end first."""
+    tasks: tuple[int, ...] = ()
+    """Indices of an array's tasks; empty for a job of its own."""
 
 
 class Scheduler(Protocol):
@@ -90,6 +92,9 @@ class Scheduler(Protocol):
 
         Raises SubmissionRefused, SubmissionPostponed or SubmissionUncertain.
         """
+
+    def longest_array(self) -> int:
+        """How many jobs may go as one array; 1 where there are no arrays."""
 
     def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
         """The job id of an attempt whose submission may have happened; None: it did not.

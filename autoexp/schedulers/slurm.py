@@ -6,15 +6,18 @@ hangs raises SchedulerUnavailable and says nothing about any job.
 
 import json
 import math
+import re
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from autoexp import states
 from autoexp.errors import SchedulerUnavailable, SubmissionRefused
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.machines import LocalMachine, SlurmCluster
+from autoexp.payload import TASKS
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket
 from autoexp.schedulers.slurm_answers import (
     SACCT_FORMAT,
@@ -40,6 +43,7 @@ class SlurmScheduler:
     def __init__(self, cluster: SlurmCluster) -> None:
         self._cluster = cluster
         self._missing_since: dict[str, float] = {}
+        self._longest_array: int | None = None
         self._longest_min: dict[str | None, float] = {}
 
     def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
@@ -73,6 +77,14 @@ class SlurmScheduler:
         limits = [x[1] for x in lines if len(x) == 2 and (partition or x[0].endswith("*"))]
         return min((read_limit(limit) for limit in limits), default=math.inf)
 
+    def longest_array(self) -> int:
+        """SLURM's MaxArraySize, 1001 unless the site has set it (slurm.conf(5))."""
+        if self._longest_array is None:
+            answer = self._ask(["scontrol", "show", "config"])
+            found = re.search(r"MaxArraySize\s*=\s*(\d+)", answer)
+            self._longest_array = int(found[1]) - 1 if found else 1000
+        return self._longest_array
+
     def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
         """Look an attempt up by its name, until SLURM has answered healthily for seconds."""
         healthy_since: float | None = None
@@ -80,7 +92,8 @@ class SlurmScheduler:
             rows = self._squeue(["--name", ticket.name])
             found = [row.job_id for row in rows if row.name == ticket.name]
             if found:
-                return found[0]
+                # Of an array the id of the whole is asked for, not of a task.
+                return found[0].partition("_")[0] if _is_array(ticket) else found[0]
             if in_flight:
                 return None
             healthy_since = healthy_since or time.monotonic()
@@ -96,7 +109,8 @@ class SlurmScheduler:
             # Without accounting the queue and the claim have to do: a job that started has left
             # its claim, and one that has not is in the queue.
             return None
-        return next((row.job_id for row in rows if row.name == ticket.name), None)
+        found = next((row.job_id for row in rows if row.name == ticket.name), None)
+        return found.partition("_")[0] if found and _is_array(ticket) else found
 
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
         """One squeue for all; one sacct for those that are missing there; then the exit files."""
@@ -179,9 +193,22 @@ def _asked(machine: LocalMachine | SlurmCluster) -> SlurmCluster:
     return machine
 
 
+def _is_array(ticket: Ticket) -> bool:
+    return (ticket.directory / TASKS).exists()
+
+
 def _claimed_by(ticket: Ticket) -> str | None:
+    """The id of the job that has claimed the attempt, or any task of the array."""
+    if not _is_array(ticket):
+        return _read_claim(ticket.directory)
+    tasks = json.loads((ticket.directory / TASKS).read_text())
+    claims = (_read_claim(ticket.directory.parent / key) for key in tasks.values())
+    return next((claim.partition("_")[0] for claim in claims if claim), None)
+
+
+def _read_claim(directory: Path) -> str | None:
     try:
-        return (ticket.directory / "claim").read_text()
+        return (directory / "claim").read_text()
     except FileNotFoundError:
         return None
 

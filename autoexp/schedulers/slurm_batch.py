@@ -96,19 +96,29 @@ def executor_for(
 def _additional(cluster: SlurmCluster, request: Request) -> dict[str, Any]:
     """Options that win over submitit's."""
     parameters: dict[str, Any] = {
-        # sbatch reads a `%` in a file name as a pattern.
-        "output": request.log.replace("%", "%%"),
+        "output": _pattern(request),
         "open-mode": "append",
         "requeue" if cluster.requeue else "no-requeue": True,
     }
     # To the batch process alone, which is our payload: sent to every process of every step, it
     # kills whatever does not handle it, and orphans torchrun's workers.
     parameters["signal"] = f"B:USR1@{cluster.warn_before_limit_s}"
+    if request.tasks:
+        parallel = f"%{cluster.array_parallel}" if cluster.array_parallel else ""
+        parameters["array"] = ",".join(str(task) for task in request.tasks) + parallel
     if request.after is not None:
         parameters["dependency"] = f"afterany:{request.after}"
     # A flag that is off is left out. Spelled as submitit spells them, so that they replace its own.
     own = {k.replace("-", "_"): v for k, v in cluster.options.items() if v is not False}
     return parameters | own
+
+
+def _pattern(request: Request) -> str:
+    """The log as sbatch reads it: a `%` is a pattern, and `%a` an array task's index."""
+    if not request.tasks:
+        return request.log.replace("%", "%%")
+    directory, _, name = request.log.rpartition("/")
+    return f"{directory.replace('%', '%%')}/{name}"
 
 
 def as_time(minutes: float) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from autoexp import acting
-from autoexp.backends import megatron_layout
 from autoexp.backends.base import FoundCheckpoint
+from autoexp.backends.megatron_layout import TRACKER, folder_name
 from autoexp.compose import Composed
 from autoexp.creation import create
 from autoexp.events import CheckpointComplete, JobGivenUp
@@ -18,8 +18,6 @@ from autoexp.monitor import Look, Monitor
 from autoexp.schedulers.base import Sighting
 from autoexp.session import Session
 from tests.core.conftest import KilledAt
-
-TRACKER = megatron_layout.TRACKER
 
 
 class Story:
@@ -70,7 +68,7 @@ class Story:
         return folder
 
     def folder(self, iteration: int, *, name: str = "tiny") -> Path:
-        return Path(self.job(name).spec.save_dir) / megatron_layout.folder_name(iteration)
+        return Path(self.job(name).spec.save_dir) / folder_name(iteration)
 
     def track(self, text: str, *, name: str = "tiny") -> None:
         (Path(self.job(name).spec.save_dir) / TRACKER).write_text(text)

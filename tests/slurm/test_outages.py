@@ -1,5 +1,7 @@
 """Whatever SLURM does not answer changes nothing; what it refuses is told in its own words."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from autoexp.errors import (
@@ -9,6 +11,7 @@ from autoexp.errors import (
     SubmissionUncertain,
 )
 from autoexp.jobs import Attempt
+from autoexp.schedulers.base import Ticket
 from autoexp.schedulers.slurm import SlurmScheduler
 from tests.slurm.bench import FOR_EVER, Bench, cluster, until
 from tests.slurm.commands import HIDE_ENDED, Commands
@@ -69,11 +72,10 @@ def test_without_sacct_nothing_is_known_of_jobs_that_left_the_queue_and_all_of_t
     bench.submit("runs", FOR_EVER)
     bench.submit("dies", FOR_EVER)
     bench.wait("RUNNING", "runs", "dies")
-    # It leaves no exit file, so that only SLURM can tell.
-    (bench.ticket("dies").directory / "exit.json").mkdir()
     bench.scheduler.cancel([bench.ticket("dies")])
     bench.wait("CANCELLED", "dies")
-    (bench.ticket("dies").directory / "exit.json").rmdir()
+    # As of a job whose node died: only SLURM can tell.
+    (bench.ticket("dies").directory / "exit.json").unlink()
     commands.tell("squeue", HIDE_ENDED)
     if how == "fails":
         commands.fails("sacct", DBD_GONE)
@@ -91,7 +93,7 @@ def test_without_sacct_nothing_is_known_of_jobs_that_left_the_queue_and_all_of_t
 def test_a_job_that_nobody_knows_is_lost_only_after_healthy_answers(
     bench: Bench, commands: Commands
 ) -> None:
-    unknown = bench_ticket(bench)
+    unknown = unknown_ticket(bench)
     scheduler = SlurmScheduler(cluster(lost_after_s=1.0))
     assert scheduler.query([unknown]) == {}
 
@@ -99,14 +101,14 @@ def test_a_job_that_nobody_knows_is_lost_only_after_healthy_answers(
     commands.fails("squeue", GONE)
     calls = 0
 
-    def over_a_second_of_outage() -> bool:
+    def refused_for_over_a_second() -> bool:
         nonlocal calls
         with pytest.raises(SchedulerUnavailable):
             scheduler.query([unknown])
         calls += 1
         return calls > 12
 
-    until(over_a_second_of_outage, "an outage")
+    until(refused_for_over_a_second, "an outage")
     commands.behaves()
     assert scheduler.query([unknown]) == {}
 
@@ -119,13 +121,13 @@ def test_where_there_is_no_accounting_a_job_that_squeue_does_not_know_is_lost(
 ) -> None:
     commands.fails("sacct", NO_DBD)
     scheduler = SlurmScheduler(cluster(lost_after_s=0.5))
-    ticket = bench_ticket(bench)
+    ticket = unknown_ticket(bench)
     assert scheduler.query([ticket]) == {}
     lost = until(lambda: scheduler.query([ticket]), "LOST")
     assert lost[ticket.key].state == "LOST"
 
 
-def bench_ticket(bench: Bench):  # noqa: ANN201
+def unknown_ticket(bench: Bench) -> Ticket:
     """An attempt under an id that SLURM has never given."""
     bench.add("unknown")
     attempt = bench.begin("unknown")
@@ -144,12 +146,15 @@ def test_with_the_controller_down_nothing_changes_and_afterwards_all_is_learned(
     bench.begin("new")
 
     cluster("stop-controller")
-    with pytest.raises(SchedulerUnavailable):
-        bench.look()
-    with pytest.raises(SchedulerUnavailable):
-        bench.scheduler.cancel([bench.ticket("runs")])
-    with pytest.raises(SubmissionUncertain, match="Unable to contact"):
-        bench.send("new", fresh=True)
+    # Each takes SLURM's commands seconds, so all at once.
+    with ThreadPoolExecutor() as pool:
+        looked = pool.submit(bench.look)
+        cancelled = pool.submit(bench.scheduler.cancel, [bench.ticket("runs")])
+        sent = pool.submit(bench.send, "new", fresh=True)
+    assert isinstance(looked.exception(), SchedulerUnavailable)
+    assert isinstance(cancelled.exception(), SchedulerUnavailable)
+    assert isinstance(sent.exception(), SubmissionUncertain)
+    assert "Unable to contact" in str(sent.exception())
     assert {name: record for name, record in records(bench).items() if name != "new"} == before
     (bench.session.path / "output" / "ends" / "may_end").touch()
     until((bench.ticket("ends").directory / "exit.json").exists, "the end of the job")

@@ -1,0 +1,136 @@
+"""Submitting a session's jobs as often as it takes: one by one, or together as an array."""
+
+import asyncio
+import logging
+import random
+from typing import Any
+
+from autoexp import arrays
+from autoexp.errors import SubmissionRefused
+from autoexp.jobs import Attempt, JobRecord
+from autoexp.schedulers.base import Scheduler
+from autoexp.session import Session
+from flows.disk import Disk
+from flows.news import News
+from tasks import jobs as effects
+
+_LONGEST_RETRY_S = 300.0
+
+
+class Submitter:
+    """Brings jobs to the scheduler; what went wrong is tried again, never doubled."""
+
+    def __init__(
+        self,
+        session: Session,
+        scheduler: Scheduler,
+        disk: Disk,
+        news: News,
+        log: "logging.Logger | Any",
+    ) -> None:
+        self._session = session
+        self._scheduler = scheduler
+        self._disk = disk
+        self._news = news
+        self._log = log
+        self._driven: set[str] = set()
+        self._tries: dict[str, int] = {}
+
+    def drive(self, children: asyncio.TaskGroup) -> None:
+        """See to it that every launched job is submitted, now and whenever the monitor wants."""
+        jobs = [
+            job
+            for job in self._session.jobs.values()
+            if job.launched and not job.is_over and job.spec.name not in self._driven
+        ]
+        if jobs:
+            self._driven |= {job.spec.name for job in jobs}
+            children.create_task(self._drive_all(children, jobs))
+
+    async def _drive_all(self, children: asyncio.TaskGroup, jobs: list[JobRecord]) -> None:
+        longest = 1
+        if len(jobs) > 1:
+            longest = await self._longest_array()
+        for group in arrays.groups(jobs, longest):
+            if len(group) > 1 or _begun_as_array(group[0]):
+                children.create_task(self._drive_array(group))
+            else:
+                children.create_task(self._drive(group[0]))
+
+    async def _longest_array(self) -> int:
+        try:
+            return await asyncio.to_thread(self._scheduler.longest_array)
+        except Exception as error:
+            self._log.warning("the longest array is not known (%s); jobs go one by one", error)
+            return 1
+
+    async def _drive_array(self, group: arrays.Group) -> None:
+        """Submit jobs together the first time; what comes later is each job's own."""
+        fresh = not _begun_as_array(group[0])
+        joining = group
+        if fresh:
+            joining = await self._disk.persist(arrays.begin, self._session, group)
+        while joining and self._news.interrupted is None:
+            if await self._submit_array(joining, fresh=fresh):
+                break
+            fresh = False
+        await asyncio.gather(*(self._drive(job) for job in group))
+
+    async def _submit_array(self, joining: arrays.Group, *, fresh: bool) -> bool:
+        """Whether the array is settled: in the queue, or refused for good."""
+        name = joining[0].attempts[-1].name
+        try:
+            job_ids = await effects.submit_array(
+                self._session, joining, self._scheduler, name=name, fresh=fresh
+            )
+        except SubmissionRefused as error:
+            self._log.error("%s: refused: %s", name, error)
+            for job in joining:
+                await self._disk.persist(self._session.refuse, job, job.attempts[-1], str(error))
+            return True
+        except Exception as error:
+            await self._wait_before_retry(name, error)
+            return False
+        for job, job_id in zip(joining, job_ids, strict=True):
+            attempt = job.attempts[-1]
+            await self._disk.persist(self._session.record_submission, job, attempt, job_id)
+        self._log.info("%s: submitted %d jobs as array %s", name, len(joining), job_ids[0])
+        return True
+
+    async def _drive(self, job: JobRecord) -> None:
+        """Submit a job whenever the monitor wants it, until it is over."""
+        while self._news.interrupted is None and not (job.is_over and job.unsubmitted is None):
+            if job.unsubmitted is not None:
+                await self._submit(job, job.unsubmitted, fresh=False)
+            elif attempt := await self._disk.persist(self._session.begin_attempt, job):
+                await self._submit(job, attempt, fresh=True)
+                continue
+            await self._news.next()
+
+    async def _submit(self, job: JobRecord, attempt: Attempt, *, fresh: bool) -> None:
+        ticket = self._session.ticket(attempt)
+        try:
+            job_id = await effects.submit(self._scheduler, ticket, job.spec, attempt, fresh=fresh)
+        except SubmissionRefused as error:
+            self._log.error("%s: refused: %s", job.spec.title, error)
+            await self._disk.persist(self._session.refuse, job, attempt, str(error))
+        except Exception as error:
+            job.warning = f"not submitted yet: {error}"
+            await self._wait_before_retry(attempt.key, error)
+        else:
+            job.warning = None
+            await self._disk.persist(self._session.record_submission, job, attempt, job_id)
+            self._log.info("%s: submitted as job %s", job.spec.title, job_id)
+
+    async def _wait_before_retry(self, key: str, error: Exception) -> None:
+        """Whatever it was, the next try looks the attempt up by name before it submits."""
+        self._log.warning("%s: not submitted yet: %s", key, error)
+        tries = self._tries[key] = self._tries.get(key, 0) + 1
+        tick = self._session.experiment.slurm.scheduler_tick_s
+        longest = min(_LONGEST_RETRY_S, tick * 2**tries)
+        await self._news.pause(longest * random.uniform(0.8, 1.2))
+
+
+def _begun_as_array(job: JobRecord) -> bool:
+    attempt = job.unsubmitted
+    return attempt is not None and attempt.array_index is not None
