@@ -120,7 +120,7 @@ class SessionRun:
                 self._performing.add(action.key)
                 children.create_task(self._perform(action))
         for job in self.session.jobs.values():
-            if job.launched and job.spec.name not in self._drawn:
+            if job.attempts and job.spec.name not in self._drawn:
                 self._drawn.add(job.spec.name)
                 children.create_task(self._draw(job))
         self._submitter.drive(children)
@@ -180,9 +180,10 @@ class SessionRun:
         # One start at a time: many at once end in "database is locked" on a SQLite server.
         await self._starting.acquire()
         try:
-            subflow = job_flow(self, job.spec, begin)
-            shown: Any = subflow(checkpoint=self._marks.get(job.spec.name), return_state=True)
-            await shown
+            if self.news.interrupted is None:
+                subflow = job_flow(self, job.spec, begin)
+                shown: Any = subflow(checkpoint=self._marks.get(job.spec.name), return_state=True)
+                await shown
         except Exception as error:
             self.log.warning("%s: Prefect could not show it: %s", job.spec.title, error)
         finally:

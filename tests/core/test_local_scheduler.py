@@ -15,7 +15,7 @@ import pytest
 from autoexp import payload
 from autoexp.machines import LocalMachine
 from autoexp.schedulers import local
-from autoexp.schedulers.base import Request, Sighting, submit_once
+from autoexp.schedulers.base import Request, Sighting, is_locked, submit_once
 from autoexp.schedulers.local import LocalScheduler
 from tests.core.conftest import Job, JobOf, KilledAt, WaitFor, is_alive
 
@@ -252,11 +252,11 @@ def test_a_job_that_has_claimed_and_not_yet_started_is_not_called_cancelled_and_
 # Exactly one submission
 
 
-def test_an_attempt_that_runs_or_has_ended_is_adopted(running: Running, ended: Ended) -> None:
-    job = running(f"{COUNT}; echo ready")
+def test_an_attempt_that_runs_or_has_ended_is_adopted(running: Running, wait_for: WaitFor) -> None:
+    job = running(f"{COUNT}; echo ready; sleep 0.2")
     for _ in range(2):
         assert submit(job, fresh=False) == (job.directory / "claim").read_text()
-        assert ended(job).state == "COMPLETED"
+        wait_for(lambda: not is_locked(job.directory), "the controller's end")
     assert (job.output / "runs").read_text() == "run\n"
 
 

@@ -83,12 +83,19 @@ class Bench:
     def tickets(self, names: Sequence[str] = ()) -> list[Ticket]:
         return [self.ticket(name) for name in names or self.jobs]
 
-    def add(self, name: str, command: Sequence[str] = ("true",), **settings: Any) -> JobRecord:
-        """Write a job down that runs a command."""
+    def add(
+        self,
+        name: str,
+        command: Sequence[str] = ("true",),
+        *,
+        kind: Kind = Kind.COMMAND,
+        **settings: Any,
+    ) -> JobRecord:
+        """Write a job down that runs a command; only trainings have a launcher."""
         output = self.session.path / "output" / name
         mine = {
             "name": name,
-            "kind": Kind.COMMAND,
+            "kind": kind,
             "machine": cluster(**settings),
             "command": tuple(command),
             "output_dir": str(output),
@@ -110,12 +117,12 @@ class Bench:
     def send(self, name: str, *, fresh: bool) -> str:
         """Submit what is intended, in the order of the flows' submit task; returns the job id."""
         spec, attempt = self.jobs[name].spec, self.attempt(name)
-        scheduler, ticket = SlurmScheduler(cluster()), self.session.ticket(attempt)
-        prepare(ticket, spec, attempt, scheduler.orders(spec, attempt))
+        ticket = self.session.ticket(attempt)
+        prepare(ticket, spec, attempt, self.scheduler.orders(spec, attempt))
         request = Request(
             attempt.name, attempt.log, spec.machine, attempt.time_limit_min, attempt.after
         )
-        job_id = submit_once(ticket, request, scheduler, fresh=fresh)
+        job_id = submit_once(ticket, request, self.scheduler, fresh=fresh)
         self.session.record_submission(self.jobs[name], attempt, job_id)
         return job_id
 
@@ -155,6 +162,11 @@ class Bench:
         seen = [entry.event for entry in self.session.journal.entries]
         return [e.new for e in seen if isinstance(e, StateChanged) and e.job == name]
 
+    def log(self, name: str) -> str:
+        """What the job has written so far."""
+        path = Path(self.attempt(name).log)
+        return path.read_text() if path.exists() else ""
+
     def real_jobs(self, name: str) -> set[str]:
         """Ids of all jobs that SLURM ever had under the attempt's key."""
         key = self.attempt(name).key
@@ -162,13 +174,16 @@ class Bench:
         past = slurm("sacct", "-X", "-n", "-P", "-S", "now-1hour", "--name", key, "-o", "JobID")
         return {*queued, *past.split()}
 
+    def processes(self) -> list[int]:
+        """Processes of the session's jobs, on whatever node."""
+        keys = [attempt.key for job in self.jobs.values() for attempt in job.attempts]
+        return [pid for key in keys for pid in processes_with_cookie(key)]
+
     def close(self) -> None:
         """Cancel what is left, whoever submitted it, and end the processes of dead nodes."""
         clear_queue(self.session.id)
-        for job in self.jobs.values():
-            for attempt in job.attempts:
-                for pid in processes_with_cookie(attempt.key):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
 
 
 def clear_queue(session_id: str) -> None:

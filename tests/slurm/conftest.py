@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from prefect.settings import get_current_settings
 
+from autoexp.compose import compose
+from autoexp.creation import create
 from tests.flows import conftest as flows
 from tests.slurm.bench import Bench, clear_queue, slurm, until
 from tests.slurm.commands import Commands
@@ -123,12 +125,30 @@ def bench(commands: Commands, tmp_path: Path) -> Iterator[Bench]:
     made.close()
 
 
+Make = Callable[..., Path]
+
+
+@contextmanager
+def sessions_below(root: Path) -> Iterator[Make]:
+    """`make(*overrides)` creates a small session of the demo on the cluster."""
+
+    def make(*overrides: str) -> Path:
+        asked = [*flows.SMALL, "slurm=local_cluster", flows.BRANCHES, *overrides]
+        return create(compose("demo", asked), root)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOEXP_SESSIONS", str(root))
+        try:
+            yield make
+        finally:
+            for path in root.glob("*/session.json"):
+                clear_queue(path.parent.name)
+
+
 @pytest.fixture
-def make_session(commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    """Creates small sessions of the demo on the cluster; their jobs end with the test."""
-    del commands
-    root = tmp_path / "sessions"
-    monkeypatch.setenv("AUTOEXP_SESSIONS", str(root))
-    yield root
-    for path in root.glob("*/session.json"):
-        clear_queue(path.parent.name)
+def make_session(prefect_server: None, commands: Commands, tmp_path: Path) -> Iterator[Make]:
+    """Creates small sessions of the demo; their jobs end with the test."""
+    del prefect_server
+    with sessions_below(tmp_path / "sessions") as make:
+        yield make
+        commands.behaves()

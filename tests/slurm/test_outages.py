@@ -1,6 +1,7 @@
 """Whatever SLURM does not answer changes nothing; what it refuses is told in its own words."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_without_sacct_nothing_is_known_of_jobs_that_left_the_queue_and_all_of_t
     bench.scheduler.cancel([bench.ticket("dies")])
     bench.wait("CANCELLED", "dies")
     # As of a job whose node died: only SLURM can tell.
-    (bench.ticket("dies").directory / "exit.json").unlink()
+    (bench.ticket("dies").directory / "exit.json").unlink(missing_ok=True)
     commands.tell("squeue", HIDE_ENDED)
     if how == "fails":
         commands.fails("sacct", DBD_GONE)
@@ -221,3 +222,19 @@ def test_a_passing_refusal_leaves_the_attempt_to_be_tried_again(
     # Nobody has accepted it, so nobody needs to be asked for seconds: that is tested elsewhere.
     bench.send("job", fresh=True)
     assert bench.real_jobs("job") == {attempt.job_id}
+
+
+def test_a_time_limit_is_capped_though_the_partition_could_not_be_asked_at_first(
+    bench: Bench, commands: Commands
+) -> None:
+    # More than the partition allows, which SLURM accepts and never starts.
+    bench.add("long", FOR_EVER, partition="short", time_limit_min=30)
+    bench.begin("long")
+    commands.fails("sinfo", GONE)
+    with suppress(SchedulerUnavailable, SubmissionPostponed):
+        bench.send("long", fresh=True)
+    commands.behaves()
+    if bench.attempt("long").job_id is None:
+        bench.send("long", fresh=True)
+
+    bench.wait("RUNNING", "long", seconds=20)

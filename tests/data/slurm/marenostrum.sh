@@ -1,0 +1,20 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=80
+#SBATCH --dependency=afterany:4711
+#SBATCH --gpus-per-node=4
+#SBATCH --job-name=s1-demo-a1
+#SBATCH --no-requeue
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/attempt/job.log
+#SBATCH --qos=acc_ehpc
+#SBATCH --signal=B:USR1@120
+#SBATCH --time=4320:00
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+exec PYTHON -u /attempt/payload.py
+# runs: srun --kill-on-bad-exit=1 --ntasks-per-node=1 PYTHON -m torch.distributed.run --nnodes=1 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-id=s1-demo-a1 pretrain.py --lr 1e-3

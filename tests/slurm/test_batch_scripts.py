@@ -1,0 +1,71 @@
+"""The batch script of every site, compared with a recorded one that was read by a person."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoexp.compose import SHIPPED, compose
+from autoexp.machines import SlurmCluster
+from autoexp.plan import make_plan
+from autoexp.schedulers.base import Request
+from autoexp.schedulers.slurm_batch import body, executor_for, launched
+
+RECORDED = Path(__file__).parents[1] / "data" / "slurm"
+SITES = sorted(path.stem for path in (SHIPPED / "slurm").glob("*.yaml"))
+CLUSTERS = [site for site in SITES if site not in ("base", "local")]
+
+
+def script_of(site: str, directory: Path, *overrides: str) -> str:
+    """The script of a training, with what it launches as a last comment."""
+    experiment = compose("demo", [f"slurm={site}", *overrides]).experiment
+    machine = experiment.slurm
+    assert isinstance(machine, SlurmCluster)
+    trunk = make_plan(experiment, directory / "output").trunk
+    spec = trunk.model_copy(update={"command": (sys.executable, "pretrain.py", "--lr", "1e-3")})
+    request = Request(
+        "s1-demo-a1", str(directory / "job.log"), machine, machine.time_limit_min, "4711"
+    )
+    text = executor_for(machine, directory, request).script(body(machine, directory))
+    command = shlex.join(launched(machine, spec, "s1-demo-a1"))
+    text += f"# runs: {command}\n"
+    return text.replace(sys.executable, "PYTHON").replace(str(directory), "/attempt")
+
+
+@pytest.mark.parametrize("site", CLUSTERS)
+def test_the_batch_script_of_a_site_is_the_recorded_one(site: str, tmp_path: Path) -> None:
+    if os.environ.get("AUTOEXP_TEST_RECORD"):
+        (RECORDED / f"{site}.sh").write_text(script_of(site, tmp_path))
+    assert script_of(site, tmp_path) == (RECORDED / f"{site}.sh").read_text()
+
+
+def test_account_partition_and_qos_come_from_the_users_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ACCOUNT", "PARTITION", "QOS"):
+        monkeypatch.setenv(f"SLURM_{name}", f"my-{name.lower()}")
+    lines = script_of("lumi", tmp_path).splitlines()
+    assert {"#SBATCH --account=my-account", "#SBATCH --qos=my-qos"} <= set(lines)
+    assert "#SBATCH --partition=my-partition" in lines
+
+
+def test_an_option_of_the_users_own_replaces_submitits_and_a_flag_that_is_off_is_left_out(
+    tmp_path: Path,
+) -> None:
+    options = "slurm.options={exclusive: true, contiguous: false, mem: 0, gpu-bind: closest}"
+    lines = script_of("lumi", tmp_path, options).splitlines()
+    assert {"#SBATCH --exclusive", "#SBATCH --mem=0", "#SBATCH --gpu-bind=closest"} <= set(lines)
+    assert not any("contiguous" in line for line in lines)
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_srun_is_told_the_cpus_of_a_task_which_it_does_not_inherit(
+    tmp_path: Path, launcher: str
+) -> None:
+    # srun(1), --cpus-per-task: since 22.05 it no longer reads SLURM_CPUS_PER_TASK, and binds the
+    # task, with all its threads, to one core.
+    text = script_of("lumi", tmp_path, f"slurm.launcher={launcher}")
+    launch = text.splitlines()[-1].partition("srun ")[2]
+    assert "--cpus-per-task=56" in launch or "SRUN_CPUS_PER_TASK" in text
