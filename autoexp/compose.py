@@ -129,7 +129,7 @@ def _locate(config: str | None) -> tuple[list[Path], str]:
     if config.endswith((".yaml", ".yml")) or "/" in config:
         path = Path(config).resolve()
         if not path.is_file():
-            raise BadInput(f"{config}: no such file; `autoexp plan` without a name lists configs")
+            raise BadInput(f"{config}: no such file, or no file; give a YAML file or a name")
         return list(dict.fromkeys([path.parent, *directories])), path.stem
     if config not in available():
         names = ", ".join(sorted(available()))

@@ -4,9 +4,10 @@ import os
 import re
 import secrets
 import shutil
+import socket
 from pathlib import Path
 
-from autoexp import durable
+from autoexp import durable, processes
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
@@ -42,7 +43,8 @@ def create(
     if path.exists():
         raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
     root.mkdir(parents=True, exist_ok=True)
-    draft = root / f".new-{name}-{os.getpid()}"
+    _remove_old_drafts(root)
+    draft = root / f".new-{socket.gethostname()}-{os.getpid()}-{name}"
     try:
         _fill(draft, name, composed, plan, provenance or {}, flow_run_id)
         draft.rename(path)
@@ -68,6 +70,15 @@ def new_id(project: str) -> str:
     return f"{project}-{now().astimezone():%m%d}-{tail}"
 
 
+def _remove_old_drafts(root: Path) -> None:
+    """Drafts of processes that were killed while they made a session."""
+    prefix = f".new-{socket.gethostname()}-"
+    for draft in root.glob(f"{prefix}*"):
+        pid = draft.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and processes.identity(int(pid)) is None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
 def _fill(
     draft: Path,
     name: str,
@@ -88,6 +99,7 @@ def _fill(
         config=composed.config,
         overrides=composed.overrides,
         experiment=composed.experiment,
+        jobs=[spec.name for spec in plan.jobs],
         versions=provenance.get("versions", {}),
         git=provenance.get("git", {}),
         # From the start, so that the same flow run, run again, finds its session.

@@ -59,22 +59,6 @@ def write_json(path: Path, value: Any) -> None:
     write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def create(path: Path, data: str | bytes) -> bool:
-    """Create `path` with all of its content at once; False when somebody was first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write(temporary, data)
-    try:
-        # link(2) is atomic and refuses an existing name, on NFS too; O_EXCL shows empty files.
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
-    step()
-    return True
-
-
 def append(path: Path, data: bytes) -> None:
     """Append `data` in one write and sync it; a kill leaves at most one torn last line."""
     step()

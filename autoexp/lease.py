@@ -43,8 +43,11 @@ class Lease:
         """
         if time.monotonic() - self._beaten < HEARTBEAT_S:
             return
-        if self._path.read_text() != self._text:
-            raise SessionHeld(f"{self._path.parent.name}: another monitor took the session over")
+        if not self._path.exists() or self._path.read_text() != self._text:
+            raise SessionHeld(
+                f"{self._path.parent.name}: the lease {self._path} is not this monitor's any more: "
+                "another one took the session over, or somebody removed the file"
+            )
         os.utime(self._path)
         self._beaten = time.monotonic()
 

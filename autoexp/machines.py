@@ -28,6 +28,16 @@ class LocalMachine(Closed):
         """GPUs that a job holds."""
         return self.gpus_per_node
 
+    @model_validator(mode="after")
+    def _warns_in_time(self) -> Self:
+        limit_s = None if self.time_limit_min is None else self.time_limit_min * 60
+        if limit_s is not None and self.warn_before_limit_s + 1 > limit_s:
+            raise ValueError(
+                f"a limit of {limit_s:.0f} s leaves no time before the warning, which comes "
+                f"{self.warn_before_limit_s} s earlier; lower warn_before_limit_s"
+            )
+        return self
+
 
 class SlurmCluster(Closed):
     """Jobs run on a SLURM cluster, one batch job per attempt."""

@@ -124,9 +124,19 @@ def take_over(spec: dict[str, Any], directory: Path) -> None:
     temporary = path.with_name(f"{OWNER}.{os.getpid()}")
     temporary.write_text(spec["key"])
     temporary.replace(path)
-    ended = (directory.parent / before / "exit.json").exists()
-    if before != spec["key"] and not ended and (directory.parent / before).exists():
+    if before != spec["key"] and _may_write(directory.parent / before):
         time.sleep(2 * _OWNER_CHECK_S)
+
+
+def _may_write(earlier: Path) -> bool:
+    """Whether an earlier attempt may still be running somewhere out of sight."""
+    if (earlier / "exit.json").exists() or not (earlier / "started.json").exists():
+        return False
+    started = json.loads((earlier / "started.json").read_text())
+    # On this host one can see that it is dead.
+    return (
+        started.get("host") != socket.gethostname() or process_identity(started["pid"]) is not None
+    )
 
 
 def rendezvous(key: str) -> dict[str, str]:
@@ -196,9 +206,10 @@ class Supervisor:
             self.notes["limit"] = True
             self._send(signal.SIGKILL)
         elif signum == signal.SIGTERM:
+            if not self.notes["terminated"]:
+                signal.setitimer(signal.ITIMER_REAL, self._spec["grace_s"])
             self.notes["terminated"] = True
             self._send(signal.SIGTERM)
-            signal.setitimer(signal.ITIMER_REAL, self._spec["grace_s"])
         else:
             # The warning before the time limit: told to the trainer in the way it understands.
             self.notes["warned"] = True

@@ -38,6 +38,8 @@ class SessionMeta(BaseModel):
     config: str
     overrides: tuple[str, ...] = ()
     experiment: Experiment
+    jobs: list[str] = Field(default_factory=list)
+    """Names of the jobs, so that a lost file is noticed."""
     flow_run_ids: list[str] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
     git: dict[str, str] = Field(default_factory=dict)
@@ -81,6 +83,12 @@ class Session:
         for file in sorted((path / "jobs").glob("*.json")):
             record = _parse(file, JobRecord)
             session.jobs[record.spec.name] = record
+        missing = set(session.meta.jobs) - set(session.jobs)
+        if missing:
+            raise SessionDamaged(
+                f"{path / 'jobs'}: no file for {', '.join(sorted(missing))}. Nothing was changed: "
+                "put it back from a backup, then resume the session"
+            )
         # The trunk first, then by branch point: the order in which people think of them.
         ordered = sorted(session.jobs.values(), key=_job_order)
         session.jobs = {job.spec.name: job for job in ordered}
@@ -154,6 +162,9 @@ class Session:
         attempts = [] if attempt is None else [attempt]
         job = JobRecord(spec=spec, launched=spec.parent is None, attempts=attempts)
         self.save_job(job)
+        if spec.name not in self.meta.jobs:
+            self.meta.jobs.append(spec.name)
+            self.save_meta()
         self.jobs[spec.name] = job
         return True
 

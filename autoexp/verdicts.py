@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from autoexp import states
 from autoexp.jobs import Attempt, JobRecord, Verdict
-from autoexp.states import Reaction
+from autoexp.states import Fault, Reaction, StateFacts
 
 
 class Judgement(NamedTuple):
@@ -20,19 +20,21 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
     After a warning that the time limit is near, an ending with progress is an interruption,
     whatever its exit code (torchrun exits 1 there).
     """
+    facts = states.facts(attempt.state)
+    ended_well = facts.reaction is Reaction.JUDGE
+    how = _how_it_ended(attempt, facts)
+    target = job.spec.target_iteration
+    if target is not None and (
+        target in job.checkpoints or (ended_well and _reached(job) >= target)
+    ):
+        return Judgement(Verdict.FINISHED, f"reached iteration {target}")
     if job.cancel_requested:
         return Judgement(Verdict.FAILED, f"cancelled: {job.cancel_requested}")
-    how = _how_it_ended(attempt)
-    target = job.spec.target_iteration
-    if target is None:
-        if attempt.state == "COMPLETED":
-            return Judgement(Verdict.FINISHED, "exit code 0")
-    elif target in job.checkpoints or (attempt.state == "COMPLETED" and _reached(job) >= target):
-        return Judgement(Verdict.FINISHED, f"reached iteration {target}")
-    reaction = states.facts(attempt.state).reaction
+    if target is None and ended_well:
+        return Judgement(Verdict.FINISHED, "exit code 0")
     progressed = made_progress(job, attempt)
-    interrupted = reaction is Reaction.RESUBMIT or (attempt.warned and progressed)
-    if not interrupted and not (reaction is Reaction.JUDGE and target is not None):
+    interrupted = facts.reaction is Reaction.RESUBMIT or (attempt.warned and progressed)
+    if not interrupted and not ended_well:
         return Judgement(Verdict.FAILED, how)
     if not progressed and job.attempts_without_progress + 1 >= most_without_progress:
         return Judgement(
@@ -58,7 +60,7 @@ def _reached(job: JobRecord) -> int:
     return max(job.iteration or 0, saved_iteration(job))
 
 
-def _how_it_ended(attempt: Attempt) -> str:
+def _how_it_ended(attempt: Attempt, facts: StateFacts) -> str:
     """The end in words: `FAILED (exit code 1)`, `CANCELLED by someone else`."""
     details = []
     if attempt.exit_code is not None:
@@ -67,6 +69,6 @@ def _how_it_ended(attempt: Attempt) -> str:
         details.append(f"signal {attempt.signal}")
     if attempt.reason:
         details.append(attempt.reason)
-    if attempt.state == "CANCELLED":
+    if facts.fault is Fault.CANCELLED:
         details.append("by someone else")
     return f"{attempt.state} ({', '.join(details)})" if details else attempt.state

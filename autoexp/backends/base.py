@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 class Closed(BaseModel):
     """A frozen model in which a misspelt key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Branch(Closed):

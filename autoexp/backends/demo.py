@@ -77,9 +77,12 @@ class DemoBackend(Closed):
         return {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
     def refusals(self, branch: Branch) -> list[str]:
+        reasons = []
         if branch.iteration < self.args.lr_warmup_iters:
-            return [f"it branches inside the warm-up of {self.args.lr_warmup_iters} iterations"]
-        return []
+            reasons.append(f"inside the warm-up of {self.args.lr_warmup_iters} iterations")
+        if branch.min_lr >= self.args.lr:
+            reasons.append(f"min_lr {branch.min_lr:g} is no decay from lr {self.args.lr:g}")
+        return reasons
 
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         return (save_dir / megatron_layout.TRACKER,)

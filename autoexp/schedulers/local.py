@@ -21,6 +21,7 @@ import submitit
 from submitit.local import local as submitit_local
 
 from autoexp import durable, payload, processes
+from autoexp.errors import SchedulerUnavailable
 from autoexp.jobs import Attempt, JobSpec
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, is_locked
 
@@ -168,7 +169,7 @@ def _cancel(ticket: Ticket) -> str:
         return "cancelled before it started"
     started = _await_start(directory)
     if started is None:
-        return "is starting at this very moment: cancel it again"
+        raise SchedulerUnavailable(f"{ticket.key} is starting at this very moment; try again")
     alive = processes.is_alive(started)
     if alive is None:
         return f"runs on {started['host']}: cancel it from there"

@@ -134,7 +134,7 @@ def test_a_branch_beyond_the_target_is_refused_though_it_would_snap_below() -> N
 
 def test_a_branch_inside_the_warm_up_is_refused() -> None:
     assert refusals({"at": [200], "decay": FIFTY}, lr_warmup_iters=201) == [
-        "cooldowns.0: 200: it branches inside the warm-up of 201 iterations"
+        "cooldowns.0: 200: inside the warm-up of 201 iterations"
     ]
 
 

@@ -155,7 +155,9 @@ def test_every_ending_has_a_verdict_and_a_reason(
 ) -> None:
     verdict, reason = judged(state, target=target, saved=saved, warned=warned, idle_before=idle)
     assert reason
-    assert judged(state, target=target, saved=saved, cancelled="x").verdict is FAILED
+    # A cancellation comes too late for a job whose target is saved.
+    asked_to_end = judged(state, target=target, saved=saved, cancelled="x").verdict
+    assert asked_to_end is (FINISHED if target in saved else FAILED)
     if verdict is CONTINUE:
         assert target not in saved
         assert saved or idle + 1 < 3

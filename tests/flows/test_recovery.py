@@ -19,6 +19,7 @@ from tests.flows.conftest import Make, edit_job
 pytestmark = pytest.mark.prefect
 
 KILLS = int(os.environ.get("AUTOEXP_TEST_KILLS", "12"))
+FAILS = "--fail-at-iteration"
 ONE_SHOT = (
     "import asyncio, sys; from flows.train import train; "
     "state = asyncio.run(train(session=sys.argv[1], return_state=True)); "
@@ -140,6 +141,7 @@ def test_what_happened_while_nobody_watched_gets_its_verdict_and_its_cooldowns(
 
 def test_a_training_that_failed_while_nobody_watched_has_failed(make_session: Make) -> None:
     path = make_session("backend.args.fail_at_iteration=150")
+    edit_job(path, "demo-cd100", lambda c: c[: c.index(FAILS)] + c[c.index(FAILS) + 2 :])
     kill_once_running(path)
     wait_for_end_of_attempt(path)
 
