@@ -127,50 +127,6 @@ def test_the_environment_chooses_the_step_at_which_a_fresh_process_dies(tmp_path
 # create
 
 
-def test_a_file_is_created_once_and_never_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    assert durable.create(path, "first")
-    assert not durable.create(path, "second")
-    assert path.read_text() == "first"
-    assert names_in(tmp_path) == ["file"]
-
-
-def test_of_many_processes_that_create_a_file_exactly_one_does(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    start, go = os.pipe()
-    contents = [f"{name} " * 1000 for name in "abcdefgh"]
-
-    def creator(content: str) -> Callable[[], int]:
-        def create() -> int:
-            os.close(go)
-            os.read(start, 1)  # returns when the test lets all of them go at once
-            return 7 if durable.create(path, content) else 8
-
-        return create
-
-    children = [in_a_process(creator(content)) for content in contents]
-    os.close(go)
-    codes = [exit_code(child) for child in children]
-    os.close(start)
-    assert sorted(codes) == [7] + [8] * 7
-    assert path.read_text() == contents[codes.index(7)]
-    assert names_in(tmp_path) == ["file"]
-
-
-def test_a_file_that_is_being_created_is_never_seen_in_part(
-    tmp_path: Path, killed_at: KilledAt
-) -> None:
-    for n in itertools.count(1):
-        path = tmp_path / f"{n}.json"
-        killed = killed_at(n, lambda path=path: durable.create(path, NEW))  # type: ignore[misc]
-        # Nobody who lists *.json sees what a kill may leave behind.
-        assert not [p for p in tmp_path.glob("*.json") if p.read_bytes() != NEW]
-        if not killed:
-            break
-    assert n > 2
-    assert path.read_bytes() == NEW
-
-
 # append
 
 
