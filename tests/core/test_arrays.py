@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ class Fate:
         patch.setattr(durable, "step", self._step)
         # A kill of a process loses nothing that was written.
         patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(time, "sleep", lambda seconds: None)
 
     def spares(self, act: Callable[[], object], *, until: int) -> bool:
         """Whether `act` comes to its end before the step with this number."""

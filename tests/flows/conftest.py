@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from autoexp.compose import compose
@@ -31,7 +32,11 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One server for the whole run: it takes many seconds to start."""
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
     with prefect_test_harness(server_startup_timeout=180):
-        yield
+        url = str(PREFECT_API_URL.value())
+        # For the processes that tests start, too.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PREFECT_API_URL", url)
+            yield
 
 
 @pytest.fixture
@@ -49,12 +54,16 @@ def make_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ma
 
 
 def autoexp(
-    *arguments: str, root: Path, timeout: float = 120
+    *arguments: str, root: Path, timeout: float = 120, embedded_server: bool = False
 ) -> "subprocess.CompletedProcess[str]":
     """Run the command line as a user would."""
+    environment = {**os.environ, "AUTOEXP_SESSIONS": str(root)}
+    if embedded_server:
+        environment.pop("PREFECT_API_URL")
+        environment["PREFECT_HOME"] = str(root.parent / "prefect")
     return subprocess.run(
         [sys.executable, "-m", "autoexp", *arguments],
-        env={**os.environ, "AUTOEXP_SESSIONS": str(root)},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=timeout,

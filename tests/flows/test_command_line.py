@@ -82,8 +82,10 @@ def test_a_session_runs_from_the_command_line_and_is_listed_shown_and_removed(
     tmp_path: Path,
 ) -> None:
     root = tmp_path / "sessions"
-    answer = autoexp("run", "demo", "--session", "first", *SMALL, BRANCHES, root=root)
+    words = ("run", "demo", "--session", "first", *SMALL, BRANCHES)
+    answer = autoexp(*words, root=root, embedded_server=True)
     assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "Prefect UI while it runs: http://127.0.0.1:" in answer.stdout
     assert "gained" in answer.stdout
     assert str(root / "first" / "plot.png") in answer.stdout
 

@@ -13,11 +13,9 @@ from tests.flows.conftest import autoexp
 from tests.slurm.bench import until
 from tests.slurm.commands import Commands
 from tests.slurm.conftest import Cluster, Make
-from tests.slurm.watching import accounts, outcome, run, run_to_the_end, seen
+from tests.slurm.watching import accounts, is_accounted, outcome, run, run_to_the_end, seen
 
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect, pytest.mark.slow]
-
-TERMINAL = ("COMPLETED", "CANCELLED", "TIMEOUT", "FAILED", "NODE_FAIL")
 
 
 async def test_the_demo_ends_on_the_cluster_as_it_ends_on_one_machine(make_session: Make) -> None:
@@ -30,10 +28,7 @@ async def test_the_demo_ends_on_the_cluster_as_it_ends_on_one_machine(make_sessi
     assert [gain.gain for gain in gains(session)] == [gain.gain for gain in gains(local)]
 
     # Each job is one SLURM job under the attempt's key, with the GPUs of a whole node.
-    until(
-        lambda: all(row.state in TERMINAL for rows in accounts(session).values() for row in rows),
-        "accounting",
-    )
+    until(lambda: is_accounted(session), "accounting, which lags by seconds")
     found = accounts(session)
     for job in session.jobs.values():
         (attempt,) = job.attempts
@@ -63,10 +58,12 @@ async def test_twenty_cooldowns_start_within_two_looks_and_cost_one_squeue_a_tic
     make_session: Make, commands: Commands
 ) -> None:
     file_tick_s, scheduler_tick_s = 1.0, 1.0
-    points = list(range(50, 1001, 50))
+    points = list(range(25, 501, 25))
     path = make_session(
-        "backend.args.train_iters=1000",
-        f"cooldowns=[{{at: {points}, decay: {{iterations: 20}}}}]",
+        "backend.args.train_iters=500",
+        "backend.args.save_interval=25",
+        "backend.args.sleep_per_iteration_ms=10",
+        f"cooldowns=[{{at: {points}, decay: {{iterations: 10}}}}]",
         f"monitoring.file_tick_s={file_tick_s}",
         f"slurm.scheduler_tick_s={scheduler_tick_s}",
         "slurm.gpus_per_node=1",
@@ -102,12 +99,12 @@ async def test_a_session_whose_controller_and_accounting_are_away_ends_like_any_
     assert state == "COMPLETED", message
 
     await asyncio.to_thread(cluster, "stop-accounting")
-    path = make_session("backend.args.sleep_per_iteration_ms=60")
+    path = make_session("backend.args.sleep_per_iteration_ms=100")
     running = asyncio.create_task(run_to_the_end(path))
     await seen(path, "checkpoint/demo/50")
     await asyncio.to_thread(cluster, "stop-controller")
-    # Both branch points pass while nothing can be submitted.
-    await seen(path, "checkpoint/demo/200")
+    # Both branch points pass, and the training ends, while nobody can be asked.
+    await seen(path, "checkpoint/demo/300")
     await asyncio.to_thread(cluster, "start-controller")
     ended = await running
 
@@ -152,9 +149,6 @@ async def test_cancel_ends_what_runs_and_what_waits(make_session: Make) -> None:
     }
     assert all("autoexp cancel by" in (job.reason or "") for job in jobs.values())
     submitted = [str(jobs[name].attempts[0].job_id) for name in ("demo", "demo-cd100")]
-    until(
-        lambda: (
-            {accounts(ended.session)[job_id][-1].state for job_id in submitted} == {"CANCELLED"}
-        ),
-        "accounting",
-    )
+    until(lambda: is_accounted(ended.session), "accounting, which lags by seconds")
+    found = accounts(ended.session)
+    assert {found[job_id][-1].state for job_id in submitted} == {"CANCELLED"}

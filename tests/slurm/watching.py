@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import NamedTuple
 
+from autoexp import states
 from autoexp.session import Session
 from autoexp.status import status_of
 from flows.train import train
@@ -85,6 +86,15 @@ def accounts(session: Session) -> dict[str, list[Account]]:
         account = Account(name, state.split()[0], int(seconds), nodes, resources)
         found.setdefault(job_id, []).append(account)
     return found
+
+
+def is_accounted(session: Session) -> bool:
+    """Whether accounting, which lags, knows the end of every attempt."""
+    found = accounts(session)
+    attempts = [a for job in session.jobs.values() for a in job.attempts if a.job_id]
+    return all(
+        states.is_terminal(row.state) for a in attempts for row in found.get(str(a.job_id), [])
+    ) and all(str(a.job_id) in found for a in attempts)
 
 
 def outcome(session: Session) -> dict[str, object]:
