@@ -47,16 +47,22 @@ def _can_join(spec: JobSpec) -> bool:
 
 
 def begin(session: Session, group: Group) -> Group:
-    """Write down the intent of an array's attempts; returns the jobs that have room in the queue.
+    """Write down the intent of an array's attempts; returns the jobs that are in it.
 
-    A kill in between leaves a shorter array; the others go as another one.
+    A kill in between leaves a shorter array; the others go as another one. After a failed write it
+    can be called again, and goes on where it was.
     """
+    begun = [job for job in group if job.unsubmitted is not None]
+    waiting = [job for job in group if job.wants_attempt()]
     room = session.room()
-    joining = group if room is None else group[:room]
-    name = f"{session.id}-{joining[0].spec.kind}-array{_next_number(session)}" if joining else ""
-    limits = [time_limit(job, session.jobs.get(job.spec.parent or "")) for job in joining]
+    joining = waiting if room is None else waiting[:room]
+    if begun:
+        name = begun[0].attempts[-1].name
+    elif joining:
+        name = f"{session.id}-{joining[0].spec.kind}-array{_next_number(session)}"
+    limits = [time_limit(job, session.jobs.get(job.spec.parent or "")) for job in group]
     longest = None if None in limits else max((x for x in limits if x is not None), default=None)
-    for index, job in enumerate(joining):
+    for index, job in enumerate(joining, start=len(begun)):
         attempt = Attempt(
             number=1,
             key=f"{session.id}-{job.spec.name}-a1",
@@ -69,7 +75,7 @@ def begin(session: Session, group: Group) -> Group:
             time_limit_min=longest,
         )
         session.change_job(job, attempts=[attempt])
-    return joining
+    return [*begun, *joining]
 
 
 def _next_number(session: Session) -> int:

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp import states
+from autoexp import schema, states
 from autoexp.backends.base import Backend, Branch, Closed
 from autoexp.backends.kinds import AnyBackend
 from autoexp.logtail import LogCursor
@@ -109,6 +109,7 @@ class JobRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    schema_version: int = schema.VERSION
     spec: JobSpec
     attempts: list[Attempt] = Field(default_factory=list)
     launched: bool = False

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from autoexp import schema
 from autoexp.backends.base import Closed
 from autoexp.events import CheckpointComplete, Event
 from autoexp.jobs import now
@@ -59,6 +60,7 @@ class ActionRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    schema_version: int = schema.VERSION
     key: str
     rule: str
     event: CheckpointComplete

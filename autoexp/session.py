@@ -1,16 +1,15 @@
 """The session on disk: the truth about an experiment, whoever opens it can carry on."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp import durable, lease, states
+from autoexp import durable, lease, schema, states
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.events import Event
 from autoexp.experiment import Experiment
@@ -23,16 +22,13 @@ from autoexp.rules import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Ticket
 from autoexp.verdicts import saved_iteration
 
-SCHEMA = 1
-Record = TypeVar("Record", bound=BaseModel)
-
 
 class SessionMeta(BaseModel):
     """`session.json`: what the session is about."""
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: int = SCHEMA
+    schema_version: int = schema.VERSION
     session: str
     created: datetime
     config: str
@@ -79,9 +75,9 @@ class Session:
     def load(cls, path: Path) -> "Session":
         """Read a session; raises SessionNotFound, or SessionDamaged with the file's path."""
         _must_exist(path)
-        session = cls(path, _parse(path / "session.json", SessionMeta))
+        session = cls(path, schema.read(path / "session.json", SessionMeta))
         for file in sorted((path / "jobs").glob("*.json")):
-            record = _parse(file, JobRecord)
+            record = schema.read(file, JobRecord)
             session.jobs[record.spec.name] = record
         missing = set(session.meta.jobs) - set(session.jobs)
         if missing:
@@ -93,7 +89,7 @@ class Session:
         ordered = sorted(session.jobs.values(), key=_job_order)
         session.jobs = {job.spec.name: job for job in ordered}
         for file in sorted((path / "actions").glob("*.json")):
-            action = _parse(file, ActionRecord)
+            action = schema.read(file, ActionRecord)
             session.actions[action.key] = action
         session.journal.load()
         return session
@@ -105,6 +101,7 @@ class Session:
         _must_exist(path)
         held = lease.take(path)
         try:
+            schema.upgrade_files(path)
             session = cls.load(path)
             session.journal.repair()
             yield session, held
@@ -239,32 +236,6 @@ def _must_exist(path: Path) -> None:
 def sessions_root() -> Path:
     """`$AUTOEXP_SESSIONS`, else `sessions/` in the working directory."""
     return Path(os.environ.get("AUTOEXP_SESSIONS", "sessions")).absolute()
-
-
-def _parse(path: Path, model: type[Record]) -> Record:
-    try:
-        content: Any = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise SessionDamaged(_damage(path, str(error))) from error
-    version = content.get("schema_version", SCHEMA) if isinstance(content, dict) else SCHEMA
-    if version != SCHEMA:
-        raise SessionDamaged(
-            f"{path} has schema version {version}; this autoexp reads {SCHEMA}. "
-            "Resume it with the version that wrote it."
-        )
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise SessionDamaged(_damage(path, f"{where}: {problem['msg']}")) from error
-
-
-def _damage(path: Path, problem: str) -> str:
-    return (
-        f"{path} does not parse ({problem}). Nothing was changed and no job was touched: "
-        "put the file back from a backup, or mend it, then resume the session"
-    )
 
 
 def _job_order(job: JobRecord) -> tuple[bool, int, str]:

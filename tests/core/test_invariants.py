@@ -231,8 +231,6 @@ class Trainer:
         if how == "whole":
             return self._finish()
         (folder / "metadata.json").write_text('{"who' if how == "torn" else '{"whole": true}')
-        if how == "torn":
-            (self._save_dir / TRACKER).write_text(str(self.iteration))
         return None
 
     def _finish(self) -> int:
@@ -345,7 +343,8 @@ class Play(RuleBasedStateMachine):
     @rule(
         which=st.integers(0, 5),
         state=st.sampled_from(
-            ["COMPLETED"] * 4 + ["PENDING", "SUSPENDED", "NEW_IN_SLURM_99", *states.terminal_states()]
+            ["COMPLETED"] * 4
+            + ["PENDING", "SUSPENDED", "NEW_IN_SLURM_99", *states.terminal_states()]
         ),
     )
     def change(self, which: int, state: str) -> None:
@@ -359,8 +358,13 @@ class Play(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(["extra", "other"]), command=st.sampled_from(["true", "false"]))
     def request_submit(self, name: str, command: str) -> None:
-        spec = spec_of(command, directory=self.path / name, name=name, kind=Kind.COMMAND,
-                       machine=SlurmCluster(arrays=True))
+        spec = spec_of(
+            command,
+            directory=self.path / name,
+            name=name,
+            kind=Kind.COMMAND,
+            machine=SlurmCluster(arrays=True),
+        )
         inbox.put(self.path, inbox.SubmitRequest(jobs=(spec,), by="ann"))
 
     @rule(point=st.sampled_from([100, 200]), verb=st.sampled_from(["retry", "drop"]))
@@ -383,7 +387,9 @@ class Play(RuleBasedStateMachine):
     @invariant()
     def the_directory_is_whole(self) -> None:
         session = Session.load(self.path)
-        raw = (self.path / "events.jsonl").read_text().splitlines() if session.journal.entries else []
+        raw = (
+            (self.path / "events.jsonl").read_text().splitlines() if session.journal.entries else []
+        )
         keys = [json.loads(line)["key"] for line in raw]
         assert len(keys) == len(set(keys))
         submitted = set(self.scheduler.submissions)
@@ -440,9 +446,22 @@ class Play(RuleBasedStateMachine):
         assert not self.alive()
         self.the_directory_is_whole()
         for name, job in session.jobs.items():
-            kinds = Counter(e.event.kind for e in session.journal.entries if e.event.job == name and (e.event.kind=="job_given_up" or e.event.kind == "attempt_judged" and e.event.verdict != "continue"))
+            kinds = Counter(
+                e.event.kind
+                for e in session.journal.entries
+                if e.event.job == name
+                and (
+                    e.event.kind == "job_given_up"
+                    or e.event.kind == "attempt_judged"
+                    and e.event.verdict != "continue"
+                )
+            )
             if job.spec.branch and ("tiny", job.spec.branch.iteration) in self.complete:
-                if not job.cancel_requested and name not in self.dropped and not (job.reason or "").startswith("could not be launched"):
+                if (
+                    not job.cancel_requested
+                    and name not in self.dropped
+                    and not (job.reason or "").startswith("could not be launched")
+                ):
                     assert job.attempts, job.reason
 
 

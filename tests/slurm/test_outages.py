@@ -137,7 +137,7 @@ def unknown_ticket(bench: Bench) -> Ticket:
 
 
 def test_with_the_controller_down_nothing_changes_and_afterwards_all_is_learned(
-    bench: Bench, cluster: Cluster
+    bench: Bench, cluster: Cluster, commands: Commands
 ) -> None:
     bench.submit("runs", FOR_EVER)
     bench.submit("ends", ("sh", "-c", "until [ -e may_end ]; do sleep 0.1; done"))
@@ -147,15 +147,17 @@ def test_with_the_controller_down_nothing_changes_and_afterwards_all_is_learned(
     bench.begin("new")
 
     cluster("stop-controller")
-    # Each takes SLURM's commands seconds, so all at once.
+    # Each takes SLURM's commands nine seconds, so all at once.
+    commands.fails("sinfo", GONE)
     with ThreadPoolExecutor() as pool:
         looked = pool.submit(bench.look)
         cancelled = pool.submit(bench.scheduler.cancel, [bench.ticket("runs")])
         sent = pool.submit(bench.send, "new", fresh=True)
     assert isinstance(looked.exception(), SchedulerUnavailable)
     assert isinstance(cancelled.exception(), SchedulerUnavailable)
-    assert isinstance(sent.exception(), SubmissionUncertain)
+    assert isinstance(sent.exception(), SubmissionUncertain | SchedulerUnavailable)
     assert "Unable to contact" in str(sent.exception())
+    commands.behaves()
     assert {name: record for name, record in records(bench).items() if name != "new"} == before
     (bench.session.path / "output" / "ends" / "may_end").touch()
     until((bench.ticket("ends").directory / "exit.json").exists, "the end of the job")

@@ -1,0 +1,81 @@
+"""The version of session files, and how older ones become today's.
+
+Every JSON file of a session carries `schema_version`. A reader upgrades an older file in memory;
+the holder of the lease upgrades it on disk and keeps the original beside it as `<name>.v<version>`.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from autoexp import durable
+from autoexp.errors import SessionDamaged
+
+VERSION = 1
+
+Content = dict[str, Any]
+Record = TypeVar("Record", bound=BaseModel)
+
+MIGRATIONS: dict[int, Callable[[Path, Content], Content]] = {}
+"""From each older version to the next: given the file's path and content, the new content."""
+
+
+def read(path: Path, model: type[Record]) -> Record:
+    """Read a record; raises SessionDamaged with the file's path and what to do."""
+    content = _upgraded(path, _parse(path))
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise SessionDamaged(_damage(path, f"{where}: {problem['msg']}")) from error
+
+
+def upgrade_files(session: Path) -> None:
+    """Bring older files of a session up to date on disk. For the holder of the lease."""
+    for path in (
+        session / "session.json",
+        *session.glob("jobs/*.json"),
+        *session.glob("actions/*.json"),
+    ):
+        content = _parse(path)
+        version = content.get("schema_version", VERSION)
+        if version < VERSION:
+            upgraded = _upgraded(path, content)
+            shutil.copy2(path, path.with_name(f"{path.name}.v{version}"))
+            durable.write_json(path, upgraded)
+
+
+def _parse(path: Path) -> Content:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SessionDamaged(_damage(path, str(error))) from error
+    if not isinstance(content, dict):
+        raise SessionDamaged(_damage(path, "it holds no object"))
+    return content
+
+
+def _upgraded(path: Path, content: Content) -> Content:
+    version = content.get("schema_version", VERSION)
+    if not isinstance(version, int) or version > VERSION:
+        raise SessionDamaged(
+            f"{path} has schema version {version}; this autoexp reads {VERSION}. Nothing was "
+            "changed: resume the session with the version of autoexp that wrote it"
+        )
+    for step in range(version, VERSION):
+        if step not in MIGRATIONS:
+            raise SessionDamaged(f"{path} has schema version {version}, which is not known")
+        content = {**MIGRATIONS[step](path, content), "schema_version": step + 1}
+    return content
+
+
+def _damage(path: Path, problem: str) -> str:
+    return (
+        f"{path} does not parse ({problem}). Nothing was changed and no job was touched: "
+        "put the file back from a backup, or mend it, then resume the session"
+    )
