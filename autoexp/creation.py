@@ -12,6 +12,7 @@ from autoexp.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobRecord, Kind, now
+from autoexp.machines import LocalMachine
 from autoexp.plan import Plan, make_plan
 from autoexp.session import Session, SessionMeta
 
@@ -36,8 +37,7 @@ def create(
             f"{name!r} cannot be a session's id: letters, digits, `.`, `_` and `-`, "
             "starting with a letter or digit, 80 at most; it becomes a part of job names"
         )
-    if not str(root).isprintable():
-        raise BadInput(f"{str(root)!r}: the sessions root has characters that cannot be written")
+    _refuse_odd_root(root, composed.experiment)
     path = root / name
     plan = make_plan(composed.experiment, output_root(composed.experiment, path))
     if path.exists():
@@ -55,6 +55,17 @@ def create(
         raise
     durable.sync_directory(root)
     return path
+
+
+def _refuse_odd_root(root: Path, experiment: Experiment) -> None:
+    """Paths that cannot be written into JSON, or that submitit would change."""
+    if not str(root).isprintable():
+        raise BadInput(f"{str(root)!r}: the sessions root has characters that cannot be written")
+    if isinstance(experiment.slurm, LocalMachine) and re.search("%[jtAa]", str(root)):
+        raise BadInput(
+            f"{root}: submitit's local executor would replace the `%` in this path; "
+            "set AUTOEXP_SESSIONS to another"
+        )
 
 
 def output_root(experiment: Experiment, session: Path) -> Path:

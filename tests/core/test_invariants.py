@@ -286,7 +286,7 @@ class Play(RuleBasedStateMachine):
     def one_goes_on(self, which: int) -> None:
         self.driver.advance(which)
 
-    @rule(step=st.integers(1, 20), torn=st.integers(0, 300))
+    @rule(step=st.integers(1, 12), torn=st.integers(0, 300))
     def kill(self, step: int, torn: int) -> None:
         journal = self.path / "events.jsonl"
 
@@ -298,7 +298,7 @@ class Play(RuleBasedStateMachine):
         self.fate.spares(live, until=step)
         self.driver = Driver(self.path, self.scheduler)
 
-    @rule(how=st.sampled_from(["refused", "answer lost", "outlives", "outlives"]))
+    @rule(how=st.sampled_from(["answer lost", "outlives"] * 4 + ["refused"]))
     def next_submission(self, how: str) -> None:
         self.scheduler.next_time = how
         if not self.fate.spares(self.driver.round, until=0):
@@ -323,6 +323,23 @@ class Play(RuleBasedStateMachine):
             self.trainers[job_id] = Trainer(job.spec)
         job.state = state
 
+    @rule(times=st.integers(1, 3))
+    def all_goes_well(self, times: int) -> None:
+        for _ in range(times):
+            self.driver.round()
+            for job_id in self.alive():
+                self.train_whole(job_id)
+            self.driver.round()
+
+    def train_whole(self, job_id: str) -> None:
+        self.turn(job_id, "RUNNING")
+        if self.scheduler.jobs[job_id].state == "RUNNING":
+            trainer = self.trainers[job_id]
+            if saved := trainer.go_on("whole"):
+                self.complete.add((trainer.name, saved))
+            elif trainer.iteration >= trainer.target:
+                self.turn(job_id, "COMPLETED")
+
     @precondition(lambda self: self.alive())
     @rule(which=st.integers(0, 5), how=st.sampled_from(["whole", "whole", "torn", "late"]))
     def train(self, which: int, how: str) -> None:
@@ -343,8 +360,7 @@ class Play(RuleBasedStateMachine):
     @rule(
         which=st.integers(0, 5),
         state=st.sampled_from(
-            ["COMPLETED"] * 4
-            + ["PENDING", "SUSPENDED", "NEW_IN_SLURM_99", *states.terminal_states()]
+            ["PENDING", "SUSPENDED", "NEW_IN_SLURM_99", "TIMEOUT", "NODE_FAIL"] * 3 + list(states.terminal_states())
         ),
     )
     def change(self, which: int, state: str) -> None:
@@ -352,19 +368,14 @@ class Play(RuleBasedStateMachine):
 
     # Requests
 
-    @rule(names=st.sampled_from([("tiny",), ("tiny-cd100", "none"), ("extra",)]))
+    @rule(names=st.sampled_from([("none",), ("extra",), ("tiny-cd100", "none"), ("tiny",)]))
     def request_cancel(self, names: tuple[str, ...]) -> None:
         inbox.put(self.path, inbox.CancelRequest(jobs=names, by="ann"))
 
     @rule(name=st.sampled_from(["extra", "other"]), command=st.sampled_from(["true", "false"]))
     def request_submit(self, name: str, command: str) -> None:
-        spec = spec_of(
-            command,
-            directory=self.path / name,
-            name=name,
-            kind=Kind.COMMAND,
-            machine=SlurmCluster(arrays=True),
-        )
+        spec = spec_of(command, directory=self.path / name, name=name, kind=Kind.COMMAND,
+                       machine=SlurmCluster(arrays=True))
         inbox.put(self.path, inbox.SubmitRequest(jobs=(spec,), by="ann"))
 
     @rule(point=st.sampled_from([100, 200]), verb=st.sampled_from(["retry", "drop"]))
@@ -387,9 +398,7 @@ class Play(RuleBasedStateMachine):
     @invariant()
     def the_directory_is_whole(self) -> None:
         session = Session.load(self.path)
-        raw = (
-            (self.path / "events.jsonl").read_text().splitlines() if session.journal.entries else []
-        )
+        raw = (self.path / "events.jsonl").read_text().splitlines() if session.journal.entries else []
         keys = [json.loads(line)["key"] for line in raw]
         assert len(keys) == len(set(keys))
         submitted = set(self.scheduler.submissions)
@@ -434,34 +443,15 @@ class Play(RuleBasedStateMachine):
             if self.driver.session.is_over:
                 break
             for job_id in self.alive():
-                self.turn(job_id, "RUNNING")
-                if self.scheduler.jobs[job_id].state == "RUNNING":
-                    trainer = self.trainers[job_id]
-                    while trainer.iteration < trainer.target or trainer._unfinished:
-                        if saved := trainer.go_on("whole"):
-                            self.complete.add((trainer.name, saved))
-                    self.turn(job_id, "COMPLETED")
+                self.train_whole(job_id)
         session = Session.load(self.path)
         assert session.is_over, {n: (j.state, j.verdict, j.reason) for n, j in session.jobs.items()}
         assert not self.alive()
         self.the_directory_is_whole()
         for name, job in session.jobs.items():
-            kinds = Counter(
-                e.event.kind
-                for e in session.journal.entries
-                if e.event.job == name
-                and (
-                    e.event.kind == "job_given_up"
-                    or e.event.kind == "attempt_judged"
-                    and e.event.verdict != "continue"
-                )
-            )
+            kinds = Counter(e.event.kind for e in session.journal.entries if e.event.job == name and (e.event.kind=="job_given_up" or e.event.kind == "attempt_judged" and e.event.verdict != "continue"))
             if job.spec.branch and ("tiny", job.spec.branch.iteration) in self.complete:
-                if (
-                    not job.cancel_requested
-                    and name not in self.dropped
-                    and not (job.reason or "").startswith("could not be launched")
-                ):
+                if not job.cancel_requested and name not in self.dropped and not (job.reason or "").startswith("could not be launched"):
                     assert job.attempts, job.reason
 
 

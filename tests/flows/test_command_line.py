@@ -168,3 +168,16 @@ def test_cancel_goes_through_the_monitor_where_one_is_alive(make_session: Make) 
     session = Session.load(path)
     assert session.jobs["demo"].state == "CANCELLED"
     assert "never started" in (session.jobs["demo-cd100"].reason or "")
+
+
+def test_a_path_that_looks_like_code_is_only_a_path(tmp_path: Path) -> None:
+    root = tmp_path / "a|touch x; $(touch y) ${oc.env:HOME} {project.name},'\"%%"
+
+    answer = autoexp("run", "demo", *SMALL, BRANCHES, root=root)
+
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    (path,) = root.iterdir()
+    command = Session.load(path).jobs["demo-cd100"].spec.command
+    assert f"{path}/output/demo-cd100/checkpoints" in command
+    assert (path / "output" / "demo-cd100" / "checkpoints" / "iter_0000150").is_dir()
+    assert sorted(found.name for found in tmp_path.iterdir()) == [root.name]
