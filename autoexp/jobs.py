@@ -157,6 +157,11 @@ class JobRecord(BaseModel):
         return self.verdict is not None
 
     @property
+    def was_cancelled(self) -> bool:
+        """Whether somebody asked for its end, and it came before the target."""
+        return self.verdict is Verdict.FAILED and self.cancel_requested is not None
+
+    @property
     def state(self) -> str:
         """The state of the attempt that matters, or WAITING before the first."""
         return self.attempt.state if self.attempt else states.WAITING

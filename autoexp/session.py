@@ -202,6 +202,12 @@ class Session:
         attempt.verdict = Verdict.FAILED
         self.settle(job, Verdict.FAILED, f"not submitted: {reason}")
 
+    def withdraw(self, job: JobRecord, attempt: Attempt) -> None:
+        """Write down that an intended attempt was never submitted, and will not be."""
+        attempt.state, attempt.reason = "CANCELLED", "never submitted"
+        attempt.ended_at = now()
+        self.save_job(job)
+
     def room(self) -> int | None:
         """How many more attempts may go into the queue; None: any number."""
         most = self.experiment.slurm.max_jobs

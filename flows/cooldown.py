@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prefect import Flow, State, flow
-from prefect.states import Completed, Crashed, Failed
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp.jobs import JobRecord, JobSpec, Verdict
 
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from flows.engine import SessionRun
 
 
-def job_flow(run: "SessionRun", spec: JobSpec, begin: Callable[[], None]) -> Flow[..., Any]:
+def job_flow(
+    run: "SessionRun", spec: JobSpec, begin: Callable[[str | None], None]
+) -> Flow[..., Any]:
     """A subflow for one job of the session that `run` watches; `begin` says that it has started.
 
     Each job gets a flow object of its own. Prefect matches the subflows of a flow run that is run
@@ -22,7 +25,7 @@ def job_flow(run: "SessionRun", spec: JobSpec, begin: Callable[[], None]) -> Flo
 
     async def story(checkpoint: str | None = None) -> State[Any]:
         del checkpoint  # draws the arrow from the checkpoint that started this job
-        begin()
+        begin(flow_run.id)
         return _final_state(await run.outcome(spec.name))
 
     story.__qualname__ = f"{spec.kind}.{spec.name}"
@@ -31,6 +34,8 @@ def job_flow(run: "SessionRun", spec: JobSpec, begin: Callable[[], None]) -> Flo
 
 
 def _final_state(job: JobRecord) -> State[Any]:
+    if job.was_cancelled:
+        return Cancelled(message=job.reason)
     match job.verdict:
         case Verdict.FINISHED:
             return Completed(message=job.reason)

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from prefect import State
+from prefect.runtime import flow_run
 
 from autoexp import acting, events, inbox
 from autoexp.errors import SessionHeld
@@ -25,6 +26,7 @@ from flows.face import Face
 from flows.news import News
 from flows.questions import Questions
 from flows.submitting import Submitter
+from flows.wishes import Wishes
 from tasks import jobs as effects
 
 
@@ -46,6 +48,8 @@ class SessionRun:
         self._face = Face(session, log)
         self._questions = Questions(scheduler, session.experiment.slurm.scheduler_tick_s, log)
         self._submitter = Submitter(session, scheduler, self._disk, self.news, log)
+        self._wishes = Wishes(flow_run.id, log)
+        self._wishing: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._performing: set[str] = set()
         self._cancelling: set[str] = set()
@@ -61,6 +65,7 @@ class SessionRun:
                     look = await self._look(children)
                     self._act(children)
                     self._face.offer(children, look)
+                    self._heed_wishes(children)
                     await self.news.publish()
                     await self._sleep()
                 await self.news.publish(last=True)
@@ -71,6 +76,19 @@ class SessionRun:
 
     def _is_over(self) -> bool:
         return self.news.interrupted is not None or self.session.is_over
+
+    def _heed_wishes(self, children: asyncio.TaskGroup) -> None:
+        if self._wishing is None and self._wishes.is_due:
+            self._wishing = children.create_task(self._ask_for_wishes())
+
+    async def _ask_for_wishes(self) -> None:
+        jobs = await self._wishes.cancelled()
+        if jobs is not None:
+            who = "cancelled in Prefect"
+            names = await self._disk.persist(inbox.request_cancel, self.session, tuple(jobs), who)
+            if names:
+                self.log.info("%s: %s", who, ", ".join(names))
+        self._wishing = None
 
     # Look
 
@@ -171,11 +189,13 @@ class SessionRun:
         """Show the job as a subflow. Nothing waits for it: a start takes Prefect up to seconds."""
         begun = False
 
-        def begin() -> None:
+        def begin(flow_run_id: str | None) -> None:
             nonlocal begun
             begun = True
             self._starting.release()
             self._face.start(job.spec.name)
+            if flow_run_id is not None:
+                self._wishes.add(flow_run_id, job.spec.name)
 
         # One start at a time: many at once end in "database is locked" on a SQLite server.
         await self._starting.acquire()
@@ -187,8 +207,9 @@ class SessionRun:
         except Exception as error:
             self.log.warning("%s: Prefect could not show it: %s", job.spec.title, error)
         finally:
+            self._wishes.forget(job.spec.name)
             if not begun:
-                begin()
+                begin(None)
 
     async def outcome(self, name: str) -> JobRecord:
         """Wait until a job has its verdict, or nobody watches any more."""

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from autoexp import inbox
+from autoexp.cancelling import cancel_directly
 from autoexp.errors import BadInput
-from autoexp.monitor import Monitor
-from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session, sessions_root
 from autoexp.status import state_of, status_of
 from flows.finding import live_holder, refuse_if_held, session_path, session_paths
@@ -37,7 +36,7 @@ def cancel(options: argparse.Namespace) -> int:
         print(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
         over = _wait_until_over(path, names)
     else:
-        over = _cancel_directly(path, tuple(options.jobs), by, names)
+        over = _cancel_unwatched(path, tuple(options.jobs), by)
     _report_cancelled(path, names)
     return 0 if over else 1
 
@@ -52,28 +51,11 @@ def _wait_until_over(path: Path, names: list[str]) -> bool:
     return False
 
 
-def _cancel_directly(path: Path, jobs: tuple[str, ...], by: str, names: list[str]) -> bool:
-    """Nobody watches: hold the session for as long as the cancelling takes."""
-    with Session.hold(path) as (session, _):
-        inbox.request_cancel(session, jobs, by)
-        scheduler = scheduler_for(session.experiment)
-        monitor = Monitor(session)
-        wanted = {name: session.jobs[name] for name in names}
-        tickets = [
-            session.ticket(attempt)
-            for job in wanted.values()
-            for attempt in job.open_attempts
-            if attempt.job_id is not None
-        ]
-        for key, answer in scheduler.cancel(tickets).items():
-            print(f"{key}: {answer}")
-        deadline = time.monotonic() + _PATIENCE_S
-        while not all(job.is_over for job in wanted.values()):
-            monitor.look(scheduler.query(monitor.tickets()))
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.25)
-    return True
+def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
+    outcome = cancel_directly(path, jobs, by)
+    for key, answer in outcome.answers.items():
+        print(f"{key}: {answer}")
+    return outcome.over
 
 
 def _report_cancelled(path: Path, names: list[str]) -> None:
@@ -131,7 +113,7 @@ def sessions_remove(options: argparse.Namespace) -> int:
             f"{session.id}: {', '.join(alive)} may be alive; `autoexp sessions remove "
             f"{session.id} --cancel` cancels first"
         )
-    if alive and not _cancel_directly(path, (), "autoexp sessions remove", list(session.jobs)):
+    if alive and not _cancel_unwatched(path, (), "autoexp sessions remove"):
         raise BadInput(f"{session.id}: jobs have not ended yet; nothing was removed, try again")
     shutil.rmtree(path)
     print(f"removed {path}")

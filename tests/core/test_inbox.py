@@ -1,0 +1,272 @@
+"""Requests from other processes: each is taken on once, in order, or refused with a reason."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoexp import acting, inbox
+from autoexp.compose import Composed
+from autoexp.creation import create, output_root
+from autoexp.events import JobAdded, RequestRefused
+from autoexp.jobs import JobSpec, Kind, Verdict
+from autoexp.plan import make_plan
+from autoexp.rules import ActionStatus
+from autoexp.session import Session
+from tests.core.conftest import KilledAt, spec_of
+from tests.core.test_durable import exit_code, in_a_process
+from tests.core.test_monitor import Story
+
+CD100 = "start-tiny-cd100--checkpoint_tiny_100--0"
+
+
+def job(name: str, command: str = "true") -> JobSpec:
+    return spec_of(command, name=name, kind=Kind.COMMAND, directory=Path("/out") / name)
+
+
+def submit(*specs: JobSpec) -> inbox.SubmitRequest:
+    return inbox.SubmitRequest(jobs=specs, by="ann")
+
+
+def cancel(*names: str, by: str = "ann") -> inbox.CancelRequest:
+    return inbox.CancelRequest(jobs=names, by=by)
+
+
+def change(verb: Any, key: str = CD100) -> inbox.ActionRequest:
+    return inbox.ActionRequest(key=key, verb=verb, by="ann")
+
+
+@pytest.fixture
+def story(session_path: Path) -> Story:
+    """The trunk runs and has saved at 100: the launch of a cooldown is to be done."""
+    story = Story(session_path)
+    story.submit()
+    story.save(100)
+    story.look(state="RUNNING")
+    return story
+
+
+def ask(story: Story, *requests: inbox.Request) -> list[str]:
+    """Leave requests and have them taken on; returns why some were refused."""
+    for request in requests:
+        inbox.put(story.path, request)
+    before = len(story.session.journal)
+    inbox.take_on(story.session)
+    assert list((story.path / "inbox").glob("*.json")) == []
+    events = [entry.event for entry in story.session.journal.entries[before:]]
+    return [event.reason for event in events if isinstance(event, RequestRefused)]
+
+
+# Many at once
+
+
+def test_requests_of_several_processes_are_all_taken_on_once_and_each_ones_in_order(
+    session_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power cut is played here
+
+    def put(process: str) -> None:
+        for number in range(200):
+            inbox.put(session_path, submit(job(f"{process}{number:03}")))
+
+    session = Session.load(session_path)
+    children = [in_a_process(lambda name=name: put(name)) for name in "abcd"]  # type: ignore[misc]
+    added: list[str] = []
+    rounds = 0
+    while len(added) < 800:
+        added += inbox.take_on(session).added
+        rounds += 1
+    assert [exit_code(child) for child in children] == [0] * 4
+    assert inbox.take_on(session) == inbox.Taken([], [])
+    assert rounds > 1
+    for process in "abcd":
+        own = [name for name in added if name[0] == process]
+        assert own == [f"{process}{number:03}" for number in range(200)]
+    again = Session.load(session_path)
+    assert len(again.jobs) == len(again.meta.jobs) == 803
+    joined = [e.event.job for e in again.journal.entries if isinstance(e.event, JobAdded)]
+    assert joined == added
+
+
+def test_what_cannot_be_read_is_set_aside_with_a_reason_and_the_others_go_on(
+    story: Story,
+) -> None:
+    good = submit(job("good")).model_dump_json()
+    broken = {
+        "00-empty": b"",
+        "01-torn": good[:-9].encode(),
+        "02-null": b"null",
+        "03-encoding": b"\xff\xfe",
+        "04-kind": b'{"kind": "explode", "by": "ann"}',
+        "05-key": good.replace('"by"', '"bye"').encode(),
+        "06-none": submit(job("x")).model_copy(update={"jobs": ()}).model_dump_json().encode(),
+    }
+    folder = story.path / "inbox"
+    for name, content in broken.items():
+        (folder / f"{name}.json").write_bytes(content)
+    (folder / ".07-being-written.json.tmp").write_text("{")
+    reasons = ask(story, submit(job("good")))
+    assert len(reasons) == len(broken) and all(reasons)
+    assert {p.stem: p.read_bytes() for p in folder.glob("*.refused")} == broken
+    assert "good" in Session.load(story.path).jobs
+    assert ask(story) == []
+
+
+# Submitting
+
+
+def test_the_same_job_again_is_the_same_job_and_another_of_its_name_is_refused(
+    story: Story,
+) -> None:
+    assert ask(story, submit(job("a")), submit(job("a"), job("b"))) == []
+    assert list(story.session.jobs)[3:] == ["a", "b"]
+    (reason,) = ask(story, submit(job("a", "false")))
+    assert "a: s1 has another job of this name" in reason
+    (kept,) = (story.path / "inbox").glob("*.refused")
+    assert json.loads(kept.read_text())["jobs"][0]["command"] == ["false"]
+    assert Session.load(story.path).jobs["a"].spec == job("a")
+
+
+def test_a_refused_request_brings_none_of_its_jobs(story: Story) -> None:
+    ask(story, submit(job("a")))
+    assert len(ask(story, submit(job("new"), job("a", "false")))) == 1
+    assert "new" not in Session.load(story.path).jobs
+
+
+def test_a_cooldown_from_a_checkpoint_that_is_there_already_is_launched(
+    story: Story, composed: Composed
+) -> None:
+    late = composed.experiment.cooldowns[0].model_copy(update={"at": (100,), "name": "late"})
+    experiment = composed.experiment.model_copy(update={"cooldowns": (late,)})
+    plan = make_plan(experiment, output_root(experiment, story.path))
+    assert ask(story, submit(*plan.jobs)) == []
+    story.monitor.heed_new_jobs()
+    story.look()
+    launches = [action.action.job for action in story.session.pending_actions()]
+    assert launches == ["tiny-cd100", "tiny-cd100-late"]
+
+
+def test_a_job_whose_joining_could_not_be_written_down_at_once_is_told_to_the_monitor(
+    story: Story,
+) -> None:
+    inbox.put(story.path, submit(job("a")))
+    journal = story.path / "events.jsonl"
+    journal.rename(story.path / "away")
+    journal.mkdir()
+    with pytest.raises(OSError):
+        inbox.take_on(story.session)
+    journal.rmdir()
+    (story.path / "away").rename(journal)
+    assert inbox.take_on(story.session).added == ["a"]
+
+
+# Cancelling
+
+
+def test_a_cancel_names_jobs_or_means_all_and_the_first_who_asked_stands(story: Story) -> None:
+    assert ask(story, cancel("tiny-cd200", "unknown"), cancel("tiny-cd200", by="bob")) == []
+    story.look()
+    assert story.job("tiny-cd200").reason == "cancelled: ann"
+    assert (story.job().cancel_requested, story.job("tiny-cd100").cancel_requested) == (None, None)
+    ask(story, cancel(by="eve"))
+    again = Session.load(story.path)
+    asked = {name: record.cancel_requested for name, record in again.jobs.items()}
+    assert asked == {"tiny": "eve", "tiny-cd100": "eve", "tiny-cd200": "ann"}
+
+
+def test_requests_of_one_process_keep_their_order(story: Story) -> None:
+    for number in range(30):
+        inbox.put(story.path, submit(job(f"j{number}")))
+        inbox.put(story.path, cancel(f"j{number}"))
+    assert ask(story) == []
+    records = list(story.session.jobs.values())[3:]
+    assert [record.spec.name for record in records] == [f"j{number}" for number in range(30)]
+    assert {record.cancel_requested for record in records} == {"ann"}
+
+
+# Actions
+
+
+def test_a_dropped_launch_gives_its_cooldown_up_until_it_is_retried(story: Story) -> None:
+    assert ask(story, change("drop")) == []
+    story.look()
+    record = story.job("tiny-cd100")
+    assert (record.verdict, record.reason) == (
+        Verdict.FAILED,
+        "could not be launched: dropped: ann",
+    )
+    assert ask(story, change("retry")) == []
+    story.look()
+    again = Session.load(story.path)
+    assert (again.jobs["tiny-cd100"].verdict, again.jobs["tiny-cd100"].reason) == (None, None)
+    assert [action.key for action in again.pending_actions()] == [CD100]
+
+
+def test_what_cannot_be_done_to_an_action_is_refused_and_changes_nothing(story: Story) -> None:
+    (unknown,) = ask(story, change("drop", "nope"))
+    assert unknown == "nope: no such action; `autoexp queue s1` lists them"
+    (pending,) = ask(story, change("retry"))
+    assert pending == f"{CD100}: is pending; only a failed action can be retried"
+    (action,) = story.session.pending_actions()
+    acting.complete(story.session, action, acting.begin(story.session, action))
+    (done,) = ask(story, change("drop"))
+    assert done == f"{CD100}: is done, so there is nothing to drop"
+    assert Session.load(story.path).actions[CD100].status is ActionStatus.DONE
+
+
+def test_a_drop_of_a_launch_under_way_is_refused_or_holds(story: Story) -> None:
+    (action,) = story.session.pending_actions()
+    record = acting.begin(story.session, action)
+    refused = ask(story, change("drop"))
+    acting.complete(story.session, action, record)
+    again = Session.load(story.path)
+    dropped = again.actions[CD100].status is ActionStatus.FAILED
+    assert (dropped, again.jobs["tiny-cd100"].launched) == (not refused, bool(refused))
+
+
+def test_a_retry_does_not_bring_a_cancelled_job_back(story: Story) -> None:
+    ask(story, change("drop"), cancel("tiny-cd100"))
+    story.look()
+    assert len(ask(story, change("retry"))) == 1
+    assert Session.load(story.path).jobs["tiny-cd100"].reason == "cancelled: ann"
+
+
+# Kills
+
+REQUESTS = {
+    "cancel": (cancel(),),
+    "submit": (submit(job("a"), job("b")),),
+    "refused": (submit(job("tiny")),),
+    "drop": (change("drop"),),
+    "retry": (change("drop"), change("retry")),
+}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_a_kill_at_any_step_repeats_a_request_without_harm(
+    tmp_path: Path, composed: Composed, killed_at: KilledAt, kind: str
+) -> None:
+    seen = []
+    for n in itertools.count(1):
+        story = Story(create(composed, tmp_path / str(n), session_id="s1"))
+        story.submit()
+        story.save(100)
+        story.look()
+        for request in REQUESTS[kind]:
+            inbox.put(story.path, request)
+        killed = killed_at(n, lambda story=story: inbox.take_on(story.session))  # type: ignore[misc]
+        inbox.take_on(story.open().session)
+        left = sorted(path.suffix for path in (story.path / "inbox").iterdir())
+        again = Session.load(story.path)
+        assert sorted(again.meta.jobs) == sorted(again.jobs)
+        jobs = [(record.cancel_requested, record.verdict) for record in again.jobs.values()]
+        actions = [(action.status, action.reason) for action in again.actions.values()]
+        kinds = [entry.event.kind for entry in again.journal.entries]
+        seen.append((left, list(again.jobs), jobs, actions, kinds))
+        if not killed:
+            break
+    assert n > 2
+    assert seen == [seen[-1]] * n

@@ -1,0 +1,72 @@
+"""Cancelling in Prefect's UI, which sets the flow run's state to Cancelling."""
+
+import asyncio
+import time
+from uuid import UUID
+
+import pytest
+from prefect import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Cancelling
+
+from autoexp.session import Session
+from flows.train import train
+from tests.flows.conftest import Make
+from tests.flows.test_session_flow import subflows
+
+pytestmark = pytest.mark.prefect
+
+
+async def cancel(flow_run_id: str | UUID) -> None:
+    async with get_client() as client:
+        await client.set_flow_run_state(UUID(str(flow_run_id)), Cancelling(), force=True)
+
+
+async def state_of(flow_run_id: str) -> FlowRun:
+    async with get_client() as client:
+        return await client.read_flow_run(UUID(flow_run_id))
+
+
+async def test_cancelling_the_sessions_flow_run_cancels_its_jobs(make_session: Make) -> None:
+    path = make_session("backend.args.sleep_per_iteration_ms=100")
+    run = asyncio.create_task(train(session=path.name, return_state=True))  # type: ignore[var-annotated, arg-type]
+    deadline = time.monotonic() + 60
+    while Session.load(path).jobs["demo"].state != "RUNNING":
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.2)
+
+    await cancel(Session.load(path).meta.flow_run_ids[-1])
+    state = await asyncio.wait_for(run, 60)
+
+    assert state.is_cancelled()
+    session = Session.load(path)
+    assert session.jobs["demo"].state == "CANCELLED"
+    assert {job.reason for job in session.jobs.values()} == {"cancelled: cancelled in Prefect"}
+    flow_run = await state_of(session.meta.flow_run_ids[-1])
+    assert flow_run.state is not None
+    assert flow_run.state.is_cancelled()
+
+
+async def test_cancelling_one_cooldowns_subflow_cancels_that_job_alone(make_session: Make) -> None:
+    # The branch at 100 is slow, and still runs when the training has ended.
+    path = make_session(
+        "backend.args.sleep_per_iteration_ms=30", "cooldowns.0.decay.iterations=400"
+    )
+    run = asyncio.create_task(train(session=path.name, return_state=True))  # type: ignore[var-annotated, arg-type]
+    deadline = time.monotonic() + 90
+    while not (drawn := [r for r in await subflows_of(path) if r.name == "cooldown demo @100"]):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.5)
+
+    await cancel(drawn[0].id)
+    state = await asyncio.wait_for(run, 120)
+
+    verdicts = {name: job.verdict for name, job in Session.load(path).jobs.items()}
+    assert verdicts == {"demo": "finished", "demo-cd100": "failed", "demo-cd200": "finished"}
+    assert Session.load(path).jobs["demo-cd100"].was_cancelled
+    assert state.is_cancelled()
+
+
+async def subflows_of(path: object) -> list[FlowRun]:
+    session = Session.load(path)  # type: ignore[arg-type]
+    return await subflows(session) if session.meta.flow_run_ids else []
