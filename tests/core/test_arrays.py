@@ -15,7 +15,12 @@ import pytest
 from autoexp import arrays, durable, payload, states
 from autoexp.compose import Composed
 from autoexp.creation import create
-from autoexp.errors import SchedulerUnavailable, SubmissionRefused, SubmissionUncertain
+from autoexp.errors import (
+    SchedulerUnavailable,
+    SubmissionPostponed,
+    SubmissionRefused,
+    SubmissionUncertain,
+)
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind
 from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket
@@ -76,7 +81,7 @@ class FakeScheduler:
         self.jobs: dict[str, FakeJob] = {}
         self.submissions: Counter[str] = Counter()
         self.calls = 0
-        self.silent = False
+        self.silent = self.full = False
         self.next_time: str | None = None
         """What comes of the next submission: `refused`, `answer lost`, or `outlives` its parent."""
         self._sbatch: tuple[Ticket, Request, int] | None = None
@@ -90,6 +95,8 @@ class FakeScheduler:
     def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
         if self.silent:
             raise SubmissionUncertain("Unable to contact slurm controller")
+        if self.full:
+            raise SubmissionPostponed("AssocMaxSubmitJobLimit")
         how, self.next_time = self.next_time, None
         if how == "refused":
             raise SubmissionRefused("Invalid account")

@@ -1,6 +1,5 @@
 """A session under everything at once: nothing is doubled and nothing lost, whatever dies when."""
 
-import json
 import os
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from autoexp.rules import ActionRecord
 from autoexp.schedulers.base import Request, Sighting, prepare, submit_once
 from autoexp.session import Session
 from tests.core.conftest import spec_of
-from tests.core.test_arrays import Fate, FakeScheduler
+from tests.core.test_arrays import FakeScheduler, Fate
 
 Work = Iterator[None]
 
@@ -148,7 +147,8 @@ class Driver:
 class Trainer:
     """What a running job writes: log lines, and checkpoints that it may leave unfinished."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, job_id: str, spec: dict[str, Any]) -> None:
+        self.job_id = job_id
         self.job, self.log = Path(spec["cwd"]).name, Path(spec["log"])
         self.save_dir = Path(spec["cwd"]) / "checkpoints"
         flags = dict(zip(spec["command"], spec["command"][1:], strict=False))
@@ -180,27 +180,18 @@ class Trainer:
         return self.iteration
 
 
-def small_job(name: str, command: str) -> inbox.SubmitRequest:
-    machine = SlurmCluster(arrays=True)
-    spec = spec_of(command, name=name, kind=Kind.COMMAND, machine=machine, directory=Path(name))
-    return inbox.SubmitRequest(jobs=(spec,), by="ann")
-
-
-def change(point: int, verb: Any) -> inbox.ActionRequest:
-    key = f"start-tiny-cd{point}--checkpoint_tiny_{point}--0"
-    return inbox.ActionRequest(key=key, verb=verb, by="ann")
-
-
-REQUESTS = (
-    *(change(point, verb) for point in (100, 200) for verb in ("retry", "retry", "drop")),
-    *(small_job(name, command) for name in ("b1", "b2") for command in ("true", "true", "false")),
+REQUESTS: tuple[inbox.Request, ...] = (
     *(inbox.CancelRequest(jobs=(name,), by="ann") for name in ("nobody", "b1", "tiny-cd100")),
     inbox.CancelRequest(by="ann"),
+    *(
+        inbox.ActionRequest(key=f"start-tiny-cd{n}--checkpoint_tiny_{n}--0", verb=verb, by="ann")
+        for n in (100, 200)
+        for verb in ("retry", "retry", "drop")
+    ),
 )
 # States that a job survives come more often than those that end it for good.
-STATES = (*("PENDING", "SUSPENDED", "NEW_IN_99", "TIMEOUT", "NODE_FAIL") * 3,)
-STATES += states.terminal_states()
-at = hs.rule(which=st.integers(0, 5), what=st.just(""))
+STATES = ("PENDING", "SUSPENDED", "NEW_IN_SLURM_99", "TIMEOUT", "NODE_FAIL") * 3
+which = st.integers(0, 9)
 
 
 class Play(hs.RuleBasedStateMachine):
@@ -213,31 +204,175 @@ class Play(hs.RuleBasedStateMachine):
     def begin(self, chain: int, most: int | None, rare: bool) -> None:
         self.folder = tempfile.TemporaryDirectory()
         old = self.composed.experiment
-        saving = {"save_progress_every_s": 1e6 if rare else 0.0}
+        every = 1e6 if rare else 0.0
         changes = {
             "slurm": SlurmCluster(chain=chain, max_jobs=most, arrays=True),
-            "monitoring": old.monitoring.model_copy(update=saving),
+            "monitoring": old.monitoring.model_copy(update={"save_progress_every_s": every}),
         }
         changed = self.composed._replace(experiment=old.model_copy(update=changes))
         self.path = create(changed, Path(self.folder.name), session_id="s1")
         self.scheduler = FakeScheduler()
         self.trainers: dict[str, Trainer] = {}
         self.complete: set[tuple[str, int]] = set()
-        self.verdicts: dict[str, str] = {}
-        self.cancelled: dict[str, int] = {}
+        self.settled: dict[str, tuple[Verdict | None, int]] = {}
         self.resume()
-        self.driver.round()
+
+    # The monitor
+
+    @hs.rule()
+    def tick(self) -> None:
+        self.driver.tick()
+
+    @hs.precondition(lambda self: self.driver.work)
+    @hs.rule(which=which)
+    def one_goes_on(self, which: int) -> None:
+        waiting = list(self.driver.work)
+        self.driver.go_on([waiting[which % len(waiting)]])
+
+    @hs.rule(step=st.integers(1, 12))
+    def die(self, step: int) -> None:
+        def live() -> None:
+            self.driver.round()
+            self.resume()
+            self.driver.round()
+
+        self.fate.spares(live, until=step)
+        self.resume()
 
     def resume(self) -> None:
         self.driver = Driver(self.path, self.scheduler)
 
-    @property
-    def running(self) -> list[str]:
-        """The jobs that run now; those that may start have been started."""
-        alive = [job_id for job_id, job in self.scheduler.jobs.items() if job.is_alive]
-        for job_id in alive:
-            job = self.scheduler.jobs[job_id]
-            if job.state == "PENDING" and job.after not in alive:
-                job.state = "RUNNING"
-                self.trainers[job_id] = Trainer(job.spec)
-        return [job_id for job_id in alive if self.scheduler.jobs[job_id].state == "RUNNING"]
+    @hs.rule(how=st.sampled_from(["answer lost", "outlives"] * 3 + ["refused"]))
+    def submit(self, how: str) -> None:
+        self.scheduler.next_time = how
+        if not self.fate.spares(self.driver.round, until=0):
+            self.resume()
+        self.scheduler.next_time = None
+
+    @hs.rule(silent=st.booleans(), full=st.booleans())
+    def trouble(self, silent: bool, full: bool) -> None:
+        self.scheduler.silent, self.scheduler.full = silent, full
+
+    @hs.rule(request=st.sampled_from(REQUESTS))
+    def ask(self, request: inbox.Request) -> None:
+        inbox.put(self.path, request)
+
+    @hs.rule(name=st.sampled_from(["b1", "b2"]), command=st.sampled_from(["true", "false"]))
+    def add(self, name: str, command: str) -> None:
+        facts = {"kind": Kind.COMMAND, "machine": SlurmCluster(arrays=True)}
+        spec = spec_of(command, name=name, directory=self.path / "output" / name, **facts)
+        inbox.put(self.path, inbox.SubmitRequest(jobs=(spec,), by="ann"))
+
+    # The jobs
+
+    @hs.rule(times=st.integers(1, 3))
+    def all_goes_well(self, times: int) -> None:
+        for _ in range(times):
+            self.driver.round()
+            for place in range(len(self.alive())):
+                self.train(place, None)
+            self.driver.round()
+
+    @hs.rule(which=which, metadata=st.sampled_from([None, None, "", '{"to', "{}"]))
+    def train(self, which: int, metadata: str | None) -> None:
+        trainer = self.running(which)
+        if trainer is None:
+            return
+        saved = trainer.train(metadata)
+        if saved is not None:
+            self.complete.add((trainer.job, saved))
+        elif trainer.iteration >= trainer.target and not trainer.unfinished:
+            self.scheduler.jobs[trainer.job_id].state = "COMPLETED"
+
+    @hs.rule(which=which, text=st.sampled_from(["\n", " iteration  9", "noise\n", "é"]))
+    def log(self, which: int, text: str) -> None:
+        trainer = self.running(which)
+        if trainer is not None:
+            trainer.write(text)
+
+    @hs.rule(which=which, state=st.sampled_from((*STATES, *states.terminal_states())))
+    def change(self, which: int, state: str) -> None:
+        trainer = self.running(which)
+        if trainer is not None:
+            self.scheduler.jobs[trainer.job_id].state = state
+
+    def alive(self) -> list[str]:
+        return [job_id for job_id, job in self.scheduler.jobs.items() if job.is_alive]
+
+    def running(self, which: int) -> Trainer | None:
+        """One of the jobs in the queue, which runs from now on if it may."""
+        alive = self.alive()
+        job_id = alive[which % len(alive)] if alive else ""
+        if not alive or self.scheduler.jobs[job_id].after in alive:
+            return None
+        job = self.scheduler.jobs[job_id]
+        if job.state == "PENDING":
+            self.trainers[job_id] = Trainer(job_id, job.spec)
+        job.state = "RUNNING"
+        return self.trainers[job_id]
+
+    # What holds at any time
+
+    @hs.invariant()
+    def each_attempt_was_submitted_once(self) -> None:
+        assert set(self.scheduler.submissions.values()) <= {1}
+
+    @hs.invariant()
+    def the_directory_is_right(self) -> None:
+        session = Session.load(self.path)
+        keys = [entry.event.key for entry in session.journal.entries]
+        assert len(keys) == len(set(keys))
+        for name, job in session.jobs.items():
+            expected = [f"s1-{name}-a{number + 1}" for number in range(len(job.attempts))]
+            assert [attempt.key for attempt in job.attempts] == expected
+            accepted = {key for key in self.scheduler.submissions if key.startswith(f"s1-{name}-a")}
+            assert accepted <= set(expected)
+            for attempt in (a for a in job.attempts if a.job_id is not None):
+                assert self.scheduler.jobs[str(attempt.job_id)].spec["key"] == attempt.key
+            assert job.launched or not job.attempts
+            if job.launched and job.spec.branch:
+                assert ("tiny", job.spec.branch.iteration) in self.complete
+            self.what_is_settled_stays(name, job)
+
+    def what_is_settled_stays(self, name: str, job: JobRecord) -> None:
+        """Finished jobs stay finished, and cancelled ones get no attempt any more."""
+        verdict, attempts = self.settled.get(name, (job.verdict, len(job.attempts)))
+        assert (job.verdict, len(job.attempts)) == (verdict, attempts)
+        if job.verdict is Verdict.FINISHED or (job.cancel_requested and job.is_over):
+            self.settled[name] = (job.verdict, len(job.attempts))
+
+    # The end
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is None and hasattr(self, "driver"):
+            self.let_it_end()
+        self.folder.cleanup()
+
+    def let_it_end(self) -> None:
+        self.trouble(False, False)
+        for _ in range(60):
+            if not self.driver.session.is_over:
+                self.all_goes_well(1)
+        session = Session.load(self.path)
+        self.the_directory_is_right()
+        assert session.is_over, {n: (j.state, j.verdict, j.reason) for n, j in session.jobs.items()}
+        assert not self.alive()
+        for job in session.jobs.values():
+            branch, reason = job.spec.branch, str(job.reason)
+            if branch and ("tiny", branch.iteration) in self.complete and not job.attempts:
+                assert reason.startswith(("cancelled", "could not be launched"))
+
+
+def test_whatever_happens_nothing_is_doubled_and_nothing_is_lost(
+    composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Play.composed, Play.fate = composed, Fate(monkeypatch)
+    examples = int(os.environ.get("AUTOEXP_TEST_EXAMPLES", "0"))
+    chosen = settings(
+        max_examples=examples or 60,
+        stateful_step_count=40,
+        derandomize=not examples,  # the same plays every time, unless more are asked for
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    hs.run_state_machine_as_test(Play, settings=chosen)

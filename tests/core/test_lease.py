@@ -183,7 +183,7 @@ def test_a_monitor_whose_lease_was_taken_over_meanwhile_learns_it(
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.0)
     held = lease.take(session)
     written(session, host="elsewhere")
-    with pytest.raises(SessionHeld, match="demo-1: the lease .* is not this monitor's any more"):
+    with pytest.raises(SessionHeld, match=r"demo-1: the lease .* is not this monitor's any more"):
         held.beat()
 
 
