@@ -7,7 +7,7 @@ ticks; taking on is repeatable, so a kill between the effect and the removal doe
 import time
 import uuid
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -16,7 +16,7 @@ from autoexp.backends.base import Closed
 from autoexp.errors import BadInput
 from autoexp.events import JobAdded, RequestRefused
 from autoexp.jobs import Attempt, JobSpec
-from autoexp.rules import ActionStatus
+from autoexp.rules import ActionRecord, ActionStatus
 from autoexp.session import Session
 
 By = Annotated[str, Field(description="who asked, and how")]
@@ -52,14 +52,6 @@ Request = Annotated[CancelRequest | SubmitRequest | ActionRequest, Field(discrim
 _adapter: TypeAdapter[Request] = TypeAdapter(Request)
 
 
-class Taken(NamedTuple):
-    """What came of the requests."""
-
-    notes: list[str]
-    added: list[str]
-    """Names of jobs that joined."""
-
-
 def put(session: Path, request: Request) -> Path:
     """Leave a request for the session's monitor; safe from any number of processes."""
     # Names sort by time, so that requests of one process are taken on in their order.
@@ -69,31 +61,31 @@ def put(session: Path, request: Request) -> Path:
     return path
 
 
-def take_on(session: Session) -> Taken:
-    """Carry all waiting requests into the records. For the monitor alone."""
-    taken = Taken([], [])
+def take_on(session: Session) -> list[str]:
+    """Carry all waiting requests into the records; returns a line for each. For the monitor."""
+    notes: list[str] = []
     for path in sorted((session.path / "inbox").glob("*.json")):
         try:
             request = _adapter.validate_json(path.read_bytes())
-            taken.notes.append(_apply(session, request, taken.added))
+            notes.append(_apply(session, request))
         except (ValidationError, BadInput) as error:
             reason = str(error.errors()[0]["msg"] if isinstance(error, ValidationError) else error)
             session.record([RequestRefused(job="", request=path.name, reason=reason)])
-            taken.notes.append(f"request refused: {reason}")
+            notes.append(f"request refused: {reason}")
             # Kept for whoever wrote it, out of the way of the next look.
             path.rename(path.with_suffix(".refused"))
             continue
         path.unlink()
-    return taken
+    return notes
 
 
-def _apply(session: Session, request: Request, added: list[str]) -> str:
+def _apply(session: Session, request: Request) -> str:
     match request:
         case CancelRequest():
             names = request_cancel(session, request.jobs, request.by)
             return f"{request.by}: cancels {', '.join(names) or 'nothing: all jobs have ended'}"
         case SubmitRequest():
-            return _add_jobs(session, request, added)
+            return _add_jobs(session, request)
         case ActionRequest():
             return _change_action(session, request)
 
@@ -111,11 +103,12 @@ def request_cancel(session: Session, jobs: tuple[str, ...], by: str) -> list[str
     return found
 
 
-def _add_jobs(session: Session, request: SubmitRequest, added: list[str]) -> str:
+def _add_jobs(session: Session, request: SubmitRequest) -> str:
+    for spec in request.jobs:
+        # All of them or none: a clash with the last one must not leave the first ones here.
+        session.refuse_clash(spec)
     for position, spec in enumerate(request.jobs):
-        attempt = request.attempt if position == 0 else None
-        if session.add_job(spec, attempt):
-            added.append(spec.name)
+        session.add_job(spec, request.attempt if position == 0 else None)
         # Repeated after a kill in between, the event has the same key and stands once.
         session.record([JobAdded(job=spec.name, by=request.by)])
     return f"{request.by}: adds {', '.join(spec.name for spec in request.jobs)}"
@@ -126,16 +119,26 @@ def _change_action(session: Session, request: ActionRequest) -> str:
     if action is None:
         raise BadInput(f"{request.key}: no such action; `autoexp queue {session.id}` lists them")
     if request.verb == "drop":
-        if action.status is ActionStatus.DONE:
-            raise BadInput(f"{action.key}: is done, so there is nothing to drop")
-        action.status, action.reason = ActionStatus.FAILED, f"dropped: {request.by}"
-        session.save_action(action)
-        return f"{request.by}: drops {action.key}"
-    if action.status is not ActionStatus.FAILED:
-        raise BadInput(f"{action.key}: is {action.status}; only a failed action can be retried")
+        return _drop(session, action, request.by)
+    return _retry(session, action, request.by)
+
+
+def _drop(session: Session, action: ActionRecord, by: str) -> str:
+    if action.status in (ActionStatus.RUNNING, ActionStatus.DONE):
+        raise BadInput(f"{action.key}: is {action.status}; cancel its job instead")
+    action.status, action.reason = ActionStatus.FAILED, f"dropped: {by}"
+    session.save_action(action)
+    return f"{by}: drops {action.key}"
+
+
+def _retry(session: Session, action: ActionRecord, by: str) -> str:
     job = session.jobs[action.action.job]
+    if job.cancel_requested is not None:
+        raise BadInput(f"{action.key}: {job.spec.name} has been cancelled")
+    if action.status in (ActionStatus.RUNNING, ActionStatus.DONE):
+        raise BadInput(f"{action.key}: is {action.status}; only a failed action can be retried")
     if job.is_over and not job.launched:
         session.change_job(job, verdict=None, reason=None)
     action.status, action.reason = ActionStatus.PENDING, None
     session.save_action(action)
-    return f"{request.by}: retries {action.key}"
+    return f"{by}: retries {action.key}"

@@ -19,7 +19,7 @@ from autoexp.events import (
 )
 from autoexp.jobs import Attempt, JobRecord, Verdict, gpu_hours, now
 from autoexp.logtail import LogCursor
-from autoexp.rules import ActionRecord, ActionStatus, decide, rules_of
+from autoexp.rules import ActionRecord, ActionStatus, Rule, decide, rules_of
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.session import Session
 from autoexp.verdicts import judge, made_progress, saved_iteration
@@ -40,14 +40,11 @@ class Monitor:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._rules = rules_of(session.plan)
+        self._rules: tuple[Rule, ...] = ()
+        self._known_jobs = 0
         self._watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
         # Seen and not yet on disk: kept when a write fails, as on a full disk.
         self._unwritten: list[Event] = []
-
-    def heed_new_jobs(self) -> None:
-        """Learn the rules of jobs that joined the session."""
-        self._rules = rules_of(self._session.plan)
 
     def tickets(self) -> list[Ticket]:
         """The attempts to ask the scheduler about, all in one query."""
@@ -72,6 +69,7 @@ class Monitor:
             if found or self._watches[name].dirty:
                 changed.add(name)
         events, actions = self._commit()
+        actions += self._heed_new_jobs()
         given_up = self._give_up()
         return Look(events + given_up, actions, changed | {event.job for event in given_up})
 
@@ -145,6 +143,21 @@ class Monitor:
                 self._save(job)
         self._unwritten = []
         return events, actions
+
+    def _heed_new_jobs(self) -> list[ActionRecord]:
+        """Learn the rules of jobs that joined; a checkpoint may have been there before them."""
+        if len(self._session.jobs) == self._known_jobs:
+            return []
+        self._rules = rules_of(self._session.plan)
+        actions = [
+            action
+            for event in self._session.journal.checkpoints()
+            for action in decide(event, self._rules, self._session.actions)
+        ]
+        for action in actions:
+            self._session.save_action(action)
+        self._known_jobs = len(self._session.jobs)
+        return actions
 
     def _save(self, job: JobRecord) -> None:
         watch = self._watches[job.spec.name]

@@ -148,22 +148,26 @@ class Session:
         `attempt` is given for a job that runs already. Raises BadInput when another job has the
         name.
         """
+        self.refuse_clash(spec)
+        is_new = spec.name not in self.jobs
+        if is_new:
+            attempts = [] if attempt is None else [attempt]
+            job = JobRecord(spec=spec, launched=spec.parent is None, attempts=attempts)
+            self.save_job(job)
+            self.jobs[spec.name] = job
+        if spec.name not in self.meta.jobs:
+            self.meta.jobs.append(spec.name)
+            self.save_meta()
+        return is_new
+
+    def refuse_clash(self, spec: JobSpec) -> None:
+        """Raise BadInput when the session has another job of this name."""
         known = self.jobs.get(spec.name)
-        if known is not None:
-            if known.spec == spec:
-                return False
+        if known is not None and known.spec != spec:
             raise BadInput(
                 f"{spec.name}: {self.id} has another job of this name; "
                 "give the new one its own with project.name=NAME"
             )
-        attempts = [] if attempt is None else [attempt]
-        job = JobRecord(spec=spec, launched=spec.parent is None, attempts=attempts)
-        self.save_job(job)
-        if spec.name not in self.meta.jobs:
-            self.meta.jobs.append(spec.name)
-            self.save_meta()
-        self.jobs[spec.name] = job
-        return True
 
     def begin_attempt(self, job: JobRecord) -> Attempt | None:
         """Write down the intent of a new attempt; None while it is not wanted, or has no room."""

@@ -99,7 +99,8 @@ class SessionRun:
         self._note_gap()
         try:
             self._lease.beat()
-            await self._take_on_requests()
+            for note in await self._disk.run(inbox.take_on, self.session):
+                self.log.info(note)
             look = await self._disk.run(self._monitor.look, answers)
         except SessionHeld as error:
             self.news.interrupt(str(error))
@@ -115,13 +116,6 @@ class SessionRun:
         for event in look.events:
             self.log.info(events.describe(event))
         return look
-
-    async def _take_on_requests(self) -> None:
-        taken = await self._disk.run(inbox.take_on, self.session)
-        for note in taken.notes:
-            self.log.info(note)
-        if taken.added:
-            self._monitor.heed_new_jobs()
 
     def _note_gap(self) -> None:
         """Remember the longest time between two looks: nothing may ever block them."""

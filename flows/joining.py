@@ -33,7 +33,8 @@ def add_jobs(composed: Composed, session_id: str | None) -> int:
         return 0
     session = Session.load(path)
     plan = make_plan(composed.experiment, output_root(session.experiment, path))
-    _refuse_clashes(session, plan)
+    for spec in plan.jobs:
+        session.refuse_clash(spec)  # at once, instead of by the monitor later
     return _put(session, plan, None, f"autoexp submit by {getpass.getuser()}")
 
 
@@ -45,7 +46,8 @@ def adopt(options: argparse.Namespace) -> int:
     session = Session.load(session_path(options.session))
     save_dir = Path(options.save_dir).absolute()
     plan = make_plan(composed.experiment, output_root(session.experiment, session.path), save_dir)
-    _refuse_clashes(session, plan)
+    for spec in plan.jobs:
+        session.refuse_clash(spec)  # at once, instead of by the monitor later
     described = _described_by_slurm(options.job_id, composed.experiment.slurm)
     key = f"{session.id}-{plan.trunk.name}-a1"
     attempt = Attempt(
@@ -72,17 +74,6 @@ def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:
     pairs = (word.partition("=") for word in answer.split())
     described = {key: value for key, _, value in pairs}
     return {"JobName": described["JobName"], "StdOut": described.get("StdOut", "/dev/null")}
-
-
-def _refuse_clashes(session: Session, plan: Plan) -> None:
-    """Say at once what the monitor would refuse later."""
-    for spec in plan.jobs:
-        known = session.jobs.get(spec.name)
-        if known is not None and known.spec != spec:
-            raise BadInput(
-                f"{spec.name}: {session.id} has another job of this name; "
-                "give the new one its own with project.name=NAME"
-            )
 
 
 def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:

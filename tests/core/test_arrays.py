@@ -124,7 +124,7 @@ class FakeScheduler:
     def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
         self._answer()
         found = [job_id for job_id, job in self.jobs.items() if job.name == ticket.name]
-        if in_flight and self._sbatch is not None:
+        if self._sbatch is not None:
             (waiting, request, lock), self._sbatch = self._sbatch, None
             self._accept(waiting, request)  # too late for this answer
             os.close(lock)
