@@ -61,6 +61,11 @@ def _refuse_odd_root(root: Path, experiment: Experiment) -> None:
     """Paths that cannot be written into JSON, or that submitit would change."""
     if not str(root).isprintable():
         raise BadInput(f"{str(root)!r}: the sessions root has characters that cannot be written")
+    if "\\" in str(root):
+        raise BadInput(
+            f"{root}: SLURM reads a backslash in a log's path as an instruction; "
+            "set AUTOEXP_SESSIONS to another"
+        )
     if isinstance(experiment.slurm, LocalMachine) and re.search("%[jtAa]", str(root)):
         raise BadInput(
             f"{root}: submitit's local executor would replace the `%` in this path; "

@@ -213,7 +213,9 @@ class Supervisor:
         else:
             # The warning before the time limit: told to the trainer in the way it understands.
             self.notes["warned"] = True
-            self._send(getattr(signal, self._spec["warning_signal"]))
+            name = self._spec["warning_signal"]
+            if not (self._spec.get("signal_steps") and _signal_steps(name)):
+                self._send(getattr(signal, name))
 
     def _out_of_patience(self, _signum: int, _frame: FrameType | None) -> None:
         self._send(signal.SIGKILL)
@@ -233,6 +235,19 @@ class Supervisor:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+
+
+def _signal_steps(name: str) -> bool:
+    """Signal the tasks of this job's steps; whether that worked.
+
+    srun itself ends the whole step on a SIGTERM. scancel reaches the tasks, and not the batch
+    process, which we are.
+    """
+    command = ["scancel", f"--signal={name[3:]}", os.environ["SLURM_JOB_ID"]]
+    try:
+        return subprocess.run(command, timeout=30).returncode == 0
+    except (OSError, KeyError, subprocess.SubprocessError):
+        return False
 
 
 def _die_with_parent() -> None:

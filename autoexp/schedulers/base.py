@@ -66,6 +66,8 @@ class Orders(NamedTuple):
     command: tuple[str, ...]
     environment: dict[str, str]
     grace_s: float
+    signal_steps: bool = False
+    """Whether the trainer runs in steps of srun, which dies of the signals that it should pass."""
 
 
 class Request(NamedTuple):
@@ -129,6 +131,7 @@ def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, orders: Orders) -> 
         "log": attempt.log,
         "grace_s": orders.grace_s,
         "warning_signal": "SIGTERM",
+        "signal_steps": orders.signal_steps,
     }
     durable.write_json(directory / "spec.json", content)
 

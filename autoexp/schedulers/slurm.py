@@ -49,7 +49,9 @@ class SlurmScheduler:
     def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
         cluster = _asked(spec.machine)
         command = launched(cluster, spec, attempt.key)
-        return Orders(command, {**spec.environment, **cluster.environment}, cluster.grace_s)
+        variables = {**spec.environment, **cluster.environment}
+        steps = cluster.launcher != "none"
+        return Orders(command, variables, cluster.grace_s, signal_steps=steps)
 
     def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
         cluster = _asked(request.machine)

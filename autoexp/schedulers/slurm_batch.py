@@ -137,7 +137,9 @@ def launched(cluster: SlurmCluster, spec: JobSpec, key: str) -> tuple[str, ...]:
     """The trainer's command behind the launcher: srun, or torchrun on every node."""
     if cluster.launcher == "none" or spec.kind not in (Kind.TRAIN, Kind.COOLDOWN):
         return spec.command
-    srun = ("srun", "--kill-on-bad-exit=1", *cluster.srun_arguments)
+    # Since 22.05 srun does not take the CPUs of a task over from sbatch (srun(1)).
+    cpus = (f"--cpus-per-task={cluster.cpus_per_task}",) if cluster.cpus_per_task else ()
+    srun = ("srun", "--kill-on-bad-exit=1", *cpus, *cluster.srun_arguments)
     if cluster.launcher == "srun":
         return (*srun, *spec.command)
     python, *script = spec.command

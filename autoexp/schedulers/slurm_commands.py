@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from autoexp.errors import SchedulerUnavailable
 
 # An outer job's variables would become options of the inner one (sbatch(1), INPUT ENVIRONMENT
-# VARIABLES); SLURM_CONF says where the cluster is.
-_SCRUBBED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI", "SUBMITIT_", "PREFECT_")
+# VARIABLES), and a user's preferences would filter what squeue and sacct show; SLURM_CONF says
+# where the cluster is.
+_SCRUBBED = (
+    *("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_"),
+    *("PMI", "SUBMITIT_", "PREFECT_"),
+)
 
 
 class CommandFailed(Exception):

@@ -281,3 +281,11 @@ def test_a_session_of_another_version_is_left_to_that_version(session_path: Path
     file.write_text(json.dumps(content))
     with pytest.raises(SessionDamaged, match="has schema version 2; this autoexp reads 1"):
         Session.load(session_path)
+
+
+def test_a_root_with_a_backslash_which_slurm_would_interpret_is_refused(
+    tmp_path: Path, composed: Composed
+) -> None:
+    with pytest.raises(BadInput, match="backslash"):
+        create(composed, tmp_path / "a\\b")
+    assert not list(tmp_path.iterdir())

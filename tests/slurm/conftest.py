@@ -52,8 +52,14 @@ def prefect_server() -> Iterator[None]:
     if get_current_settings().api.url:
         yield
         return
-    with flows.prefect_test_harness(server_startup_timeout=180):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        # They write beside the API, which then says "database is locked", and every subflow starts
+        # two seconds later. Nobody here looks at what they write.
+        for service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER", "TRIGGERS", "SCHEDULER"):
+            patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
+        with flows.prefect_test_harness(server_startup_timeout=180):
+            yield
 
 
 class Cluster:

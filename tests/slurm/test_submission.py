@@ -206,7 +206,7 @@ def test_the_variables_of_an_outer_job_do_not_reach_the_inner_one(
 
 @pytest.mark.parametrize(
     "folder",
-    ["with space", "50%j", "it's", 'say "hello"', "$HOME", "`id`", "a\\b", "naïve-ü", "#x;y&z"],
+    ["with space", "50%j", "it's", 'say "hello"', "$HOME", "`id`", "naïve-ü", "#x;y&z"],
 )
 def test_a_job_runs_and_logs_below_a_path_of_any_name(
     commands: Commands, tmp_path: Path, folder: str

@@ -17,4 +17,4 @@
 # command
 export SUBMITIT_EXECUTOR=slurm
 exec PYTHON -u /attempt/payload.py
-# runs: srun --kill-on-bad-exit=1 --ntasks-per-node=1 PYTHON -m torch.distributed.run --nnodes=1 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-id=s1-demo-a1 pretrain.py --lr 1e-3
+# runs: srun --kill-on-bad-exit=1 --cpus-per-task=56 --ntasks-per-node=1 PYTHON -m torch.distributed.run --nnodes=1 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-id=s1-demo-a1 pretrain.py --lr 1e-3
