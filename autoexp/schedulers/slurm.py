@@ -33,6 +33,7 @@ from autoexp.schedulers.slurm_commands import CommandFailed, run
 # After "Socket timed out" the first healthy squeue did not show an accepted job yet, in 6 of 6
 # tries; 60 ms later it did. Several seconds are asked for, to be sure.
 _HEALTHY_S = 5.0
+_NO_ACCOUNTING = "accounting storage is disabled"
 # sacct's window starts at midnight unless told otherwise.
 _WINDOW = timedelta(days=30)
 
@@ -42,7 +43,8 @@ class SlurmScheduler:
 
     def __init__(self, cluster: SlurmCluster) -> None:
         self._cluster = cluster
-        self._missing_since: dict[str, float] = {}
+        self._missing_s: dict[str, float] = {}
+        self._answered_at: float | None = None
         self._longest_array: int | None = None
         self._longest_min: dict[str | None, float] = {}
 
@@ -71,10 +73,7 @@ class SlurmScheduler:
     def _ask_longest(self, partition: str | None) -> float:
         """The partition's time limit in minutes; infinite where there is none."""
         which = ["-p", partition] if partition else []
-        try:
-            answer = self._ask(["sinfo", "-h", "-o", "%P %l", *which])
-        except SchedulerUnavailable:
-            return math.inf
+        answer = self._ask(["sinfo", "-h", "-o", "%P %l", *which])
         lines = [line.split() for line in answer.splitlines()]
         limits = [x[1] for x in lines if len(x) == 2 and (partition or x[0].endswith("*"))]
         return min((read_limit(limit) for limit in limits), default=math.inf)
@@ -116,7 +115,14 @@ class SlurmScheduler:
 
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
         """One squeue for all; one sacct for those that are missing there; then the exit files."""
-        rows = {(row.job_id, row.name): row for row in self._squeue([])}
+        try:
+            rows = {(row.job_id, row.name): row for row in self._squeue([])}
+        except SchedulerUnavailable:
+            self._answered_at = None
+            raise
+        now_s = time.monotonic()
+        healthy_s = 0.0 if self._answered_at is None else now_s - self._answered_at
+        self._answered_at = now_s
         # Identity is id and name: after a controller's loss ids are used again.
         seen = {
             ticket.key: rows[str(ticket.job_id), ticket.name]
@@ -125,38 +131,41 @@ class SlurmScheduler:
         }
         gone = [ticket for ticket in tickets if ticket.key not in seen]
         found = {key: row.sighting for key, row in seen.items()}
-        found |= self._look_behind(gone)
-        self._forget_missing(found)
+        found |= self._look_behind(gone, healthy_s)
+        self._missing_s = {k: v for k, v in self._missing_s.items() if k not in found}
         return {t.key: _warned(t, found[t.key]) for t in tickets if t.key in found}
 
-    def _look_behind(self, gone: Sequence[Ticket]) -> dict[str, Sighting]:
+    def _look_behind(self, gone: Sequence[Ticket], healthy_s: float) -> dict[str, Sighting]:
         """What is known of jobs that have left the queue."""
         if not gone:
             return {}
+        listed: dict[tuple[str, str], Sighting] = {}
         try:
             rows = self._sacct(["-j", ",".join(str(ticket.job_id) for ticket in gone)])
-        except SchedulerUnavailable:
-            rows = []
-        listed = {(row.job_id, row.name): row.sighting for row in rows}
+            listed = {(row.job_id, row.name): row.sighting for row in rows}
+            answered = True
+        except SchedulerUnavailable as error:
+            # Where there is no accounting at all, squeue's answers are all that one can have.
+            answered = _NO_ACCOUNTING in str(error)
         found: dict[str, Sighting] = {}
         for ticket in gone:
             sighting = listed.get((str(ticket.job_id), ticket.name))
             # Accounting lags: for seconds it still says PENDING or RUNNING.
             if sighting is None or not states.is_terminal(sighting.state):
-                sighting = _from_exit_file(ticket) or self._lost(ticket)
+                sighting = _from_exit_file(ticket)
+            if sighting is None and answered:
+                sighting = self._lost(ticket, healthy_s)
             if sighting is not None:
                 found[ticket.key] = sighting
         return found
 
-    def _lost(self, ticket: Ticket) -> Sighting | None:
+    def _lost(self, ticket: Ticket, healthy_s: float) -> Sighting | None:
         """LOST only after minutes of healthy answers without the job."""
-        since = self._missing_since.setdefault(ticket.key, time.monotonic())
-        if time.monotonic() - since < self._cluster.lost_after_s:
+        missing_s = self._missing_s.get(ticket.key)
+        self._missing_s[ticket.key] = 0.0 if missing_s is None else missing_s + healthy_s
+        if self._missing_s[ticket.key] < self._cluster.lost_after_s:
             return None
         return Sighting("LOST", "neither squeue nor sacct knows it", ended_at=now())
-
-    def _forget_missing(self, found: dict[str, Sighting]) -> None:
-        self._missing_since = {k: v for k, v in self._missing_since.items() if k not in found}
 
     def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
         """One scancel for all; it answers 0 for unknown ids too, so its words are returned."""

@@ -22,7 +22,9 @@ from autoexp.schedulers.slurm_commands import CommandFailed, run
 
 # What sbatch says when it may have worked, or may work later; everything else is lasting.
 _UNCERTAIN = re.compile("Socket timed out|Unable to contact|Zero Bytes were transmitted")
-_PASSING = re.compile("MaxSubmitJob|Resource temporarily unavailable|Slurm temporarily unable")
+_PASSING = re.compile(
+    "(Max|Grp)SubmitJob|Resource temporarily unavailable|Slurm temporarily unable"
+)
 
 
 class AttemptExecutor(submitit.SlurmExecutor):

@@ -54,7 +54,7 @@ async def _run_all(make: Make, cluster: Cluster, commands: Commands) -> Group:
             *(ALONE, *N1, slowly(160), "slurm.partition=short", "project.name=short"),
             *("slurm.time_limit_min=1", "slurm.warn_before_limit_s=20"),
         ),
-        "struck": make(ALONE, *OTHERS, slowly(160), "project.name=struck"),
+        "struck": make(ALONE, *OTHERS, slowly(200), "project.name=struck"),
         "chained": make(ALONE, *N1, slowly(20), "slurm.chain=2", "project.name=chained"),
         "bounded": make(
             *(BRANCHES.replace("[100, 200]", "[50, 100, 150]"), *N1, slowly(20)),

@@ -1,6 +1,5 @@
 """Whatever SLURM does not answer changes nothing; what it refuses is told in its own words."""
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -16,7 +15,6 @@ from autoexp.schedulers.base import Ticket
 from autoexp.schedulers.slurm import SlurmScheduler
 from tests.slurm.bench import FOR_EVER, Bench, cluster, until
 from tests.slurm.commands import HIDE_ENDED, Commands
-from tests.slurm.conftest import Cluster
 
 pytestmark = pytest.mark.slurm
 
@@ -134,42 +132,6 @@ def unknown_ticket(bench: Bench) -> Ticket:
     attempt = bench.begin("unknown")
     attempt.job_id = "99999999"
     return bench.session.ticket(attempt)
-
-
-def test_with_the_controller_down_nothing_changes_and_afterwards_all_is_learned(
-    bench: Bench, cluster: Cluster, commands: Commands
-) -> None:
-    bench.submit("runs", FOR_EVER)
-    bench.submit("ends", ("sh", "-c", "until [ -e may_end ]; do sleep 0.1; done"))
-    bench.wait("RUNNING", "runs", "ends")
-    before = records(bench)
-    bench.add("new")
-    bench.begin("new")
-
-    cluster("stop-controller")
-    # Each takes SLURM's commands nine seconds, so all at once.
-    commands.fails("sinfo", GONE)
-    with ThreadPoolExecutor() as pool:
-        looked = pool.submit(bench.look)
-        cancelled = pool.submit(bench.scheduler.cancel, [bench.ticket("runs")])
-        sent = pool.submit(bench.send, "new", fresh=True)
-    assert isinstance(looked.exception(), SchedulerUnavailable)
-    assert isinstance(cancelled.exception(), SchedulerUnavailable)
-    assert isinstance(sent.exception(), SubmissionUncertain | SchedulerUnavailable)
-    assert "Unable to contact" in str(sent.exception())
-    commands.behaves()
-    assert {name: record for name, record in records(bench).items() if name != "new"} == before
-    (bench.session.path / "output" / "ends" / "may_end").touch()
-    until((bench.ticket("ends").directory / "exit.json").exists, "the end of the job")
-    cluster("start-controller")
-
-    bench.wait("COMPLETED", "ends")
-    assert bench.attempt("runs").state == "RUNNING"
-    bench.send("new", fresh=False)
-    bench.wait("COMPLETED", "new")
-    assert bench.real_jobs("new") == {bench.attempt("new").job_id}
-    bench.scheduler.cancel([bench.ticket("runs")])
-    bench.wait("CANCELLED", "runs")
 
 
 def intended(bench: Bench, **settings: object) -> Attempt:

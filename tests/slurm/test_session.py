@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from autoexp.curves import gains
+from autoexp.errors import SchedulerUnavailable
+from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session
 from autoexp.status import status_of
 from tests.flows.conftest import autoexp
@@ -19,7 +21,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.prefect, pytest.mark.slow]
 
 
 async def test_the_demo_ends_on_the_cluster_as_it_ends_on_one_machine(make_session: Make) -> None:
-    here, there = make_session("slurm=local"), make_session()
+    here = make_session("slurm=local")
+    there = make_session("backend.args.sleep_per_iteration_ms=20")
     (state, _), on_cluster = await asyncio.gather(run(here), run_to_the_end(there))
     local, session = Session.load(here), on_cluster.session
 
@@ -92,17 +95,22 @@ async def test_twenty_cooldowns_start_within_two_looks_and_cost_one_squeue_a_tic
 
 
 async def test_a_session_whose_controller_and_accounting_are_away_ends_like_any_other(
-    make_session: Make, cluster: Cluster
+    make_session: Make, cluster: Cluster, commands: Commands
 ) -> None:
     await asyncio.to_thread(cluster, "stop-accounting")
     undisturbed = make_session("slurm=local")
     elsewhere = asyncio.create_task(run(undisturbed))
-    path = make_session("backend.args.sleep_per_iteration_ms=100")
+    path = make_session("backend.args.sleep_per_iteration_ms=80")
     running = asyncio.create_task(run_to_the_end(path))
     await seen(path, "checkpoint/demo/50")
     await asyncio.to_thread(cluster, "stop-controller")
+    # Each command takes nine seconds to give up; that of least interest fails at once.
+    commands.fails("sinfo", "slurm_load_partitions: Unable to contact slurm controller")
+    with pytest.raises(SchedulerUnavailable):
+        await asyncio.to_thread(cancel, path)
     # Both branch points pass, and the training ends, while nobody can be asked.
     await seen(path, "checkpoint/demo/300")
+    commands.behaves()
     await asyncio.to_thread(cluster, "start-controller")
     ended, _ = await asyncio.gather(running, elsewhere)
 
@@ -111,7 +119,7 @@ async def test_a_session_whose_controller_and_accounting_are_away_ends_like_any_
     assert [len(job.attempts) for job in ended.session.jobs.values()] == [1, 1, 1]
     waiting = [glimpse.reason or "" for glimpse in ended.of("demo-cd100")]
     assert any("not submitted yet" in reason for reason in waiting), set(waiting)
-    # While the controller was away, the training stayed what it was.
+    # Nothing was heard of the training, so it stayed what it was.
     assert {glimpse.state for glimpse in ended.of("demo")} <= {
         "WAITING",
         "SUBMITTING",
@@ -120,6 +128,13 @@ async def test_a_session_whose_controller_and_accounting_are_away_ends_like_any_
         "COMPLETING",
         "COMPLETED",
     }
+
+
+def cancel(path: Path) -> None:
+    """Try to cancel the training, behind the monitor's back."""
+    session = Session.load(path)
+    ticket = session.ticket(session.jobs["demo"].attempts[0])
+    scheduler_for(session.experiment).cancel([ticket])
 
 
 async def test_cancel_ends_what_runs_and_what_waits(make_session: Make) -> None:
@@ -138,7 +153,7 @@ async def test_cancel_ends_what_runs_and_what_waits(make_session: Make) -> None:
 
     assert answer.returncode == 0, answer.stdout + answer.stderr
     ended = await running
-    assert ended.state == "FAILED"
+    assert ended.state == "CANCELLED"
     jobs = ended.session.jobs
     assert {name: job.state for name, job in jobs.items()} == {
         "demo": "CANCELLED",
