@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo slurm-demo test check format clean
+.PHONY: help setup demo slurm-demo test test-slow check format clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -23,6 +23,9 @@ demo: setup  ## train a small language model and branch two cooldowns, in under 
 
 test: setup  ## every test that can run here
 	$(BIN)/python -m pytest
+
+test-slow: setup  ## tests that take minutes each on a SLURM cluster: how jobs end, long sessions
+	$(BIN)/python -m pytest -m slow
 
 check: setup  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -174,9 +174,13 @@ class Bench:
         past = slurm("sacct", "-X", "-n", "-P", "-S", "now-1hour", "--name", key, "-o", "JobID")
         return {*queued, *past.split()}
 
-    def processes(self) -> list[int]:
-        """Processes of the session's jobs, on whatever node."""
-        keys = [attempt.key for job in self.jobs.values() for attempt in job.attempts]
+    def output(self, name: str, file: str) -> Path:
+        """A file that the job's command writes in its directory."""
+        return Path(self.jobs[name].spec.output_dir) / file
+
+    def processes(self, *names: str) -> list[int]:
+        """Processes of the named jobs, or of all, on whatever node."""
+        keys = [a.key for name in names or self.jobs for a in self.jobs[name].attempts]
         return [pid for key in keys for pid in processes_with_cookie(key)]
 
     def close(self) -> None:

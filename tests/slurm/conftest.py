@@ -1,5 +1,6 @@
 """Tests on a real SLURM cluster; all are skipped where none answers."""
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,11 +23,35 @@ _OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
 
 @cache
 def answers() -> bool:
-    """Whether a cluster answers here."""
+    """Whether a cluster answers here; the first call makes it this run's alone, to its end."""
+    _alone.append(os.open(__file__, os.O_RDONLY))
+    until(lambda: _try_lock(_alone[0]), "the end of another run of these tests", seconds=1200)
     try:
-        return subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode == 0
+        if subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode != 0:
+            return False
     except (OSError, subprocess.TimeoutExpired):
         return False
+    _clear_leftovers()
+    return True
+
+
+def _clear_leftovers() -> None:
+    """Cancel the jobs of earlier runs that were killed before they could do it themselves."""
+    left = [row.split(" ", 1) for row in slurm("squeue", "-h", "-o", "%i %o").splitlines()]
+    if ids := [job_id for job_id, script in left if "/pytest-of-" in script]:
+        slurm("scancel", *ids)
+
+
+# A run stops controllers and kills nodes: two at a time would end each other's jobs.
+_alone: list[int] = []
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

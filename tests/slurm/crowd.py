@@ -2,7 +2,7 @@
 
 import time
 
-from tests.slurm.bench import FOR_EVER, Bench, slurm
+from tests.slurm.bench import FOR_EVER, Bench, slurm, until
 from tests.slurm.conftest import Cluster
 
 TAKES_MEMORY = "x = bytearray(500_000_000); x[::4096] = x[::4096]; import time; time.sleep(60)"
@@ -20,6 +20,9 @@ def gather(bench: Bench, cluster: Cluster) -> None:
     _submit(bench)
     running = ("cancelled", "scancelled", "timeout", "node_failed", "preempted", *REQUEUED)
     bench.wait("RUNNING", *running)
+    # SLURM calls it running before the payload has started the command.
+    until(lambda: all(bench.processes(name) for name in running), "commands that run")
+    until(lambda: all(bench.output(name, "again").exists() for name in REQUEUED), "first runs")
     bench.wait("FAILED", "failed")
 
     cluster("kill-node", "3")
