@@ -56,7 +56,9 @@ def _settle_intent(session: Session, job: JobRecord, scheduler: Scheduler) -> No
     attempt = job.unsubmitted
     if attempt is None:
         return
-    job_id = scheduler.find(session.ticket(attempt), in_flight=False)
+    job_id = scheduler.find(session.submission_ticket(attempt), in_flight=False)
+    if job_id is not None and attempt.array_index is not None:
+        job_id = f"{job_id}_{attempt.array_index}"
     if job_id is not None:
         session.record_submission(job, attempt, job_id)
     else:

@@ -243,10 +243,10 @@ def _signal_steps(name: str) -> bool:
     srun itself ends the whole step on a SIGTERM. scancel reaches the tasks, and not the batch
     process, which we are.
     """
-    command = ["scancel", f"--signal={name[3:]}", os.environ["SLURM_JOB_ID"]]
+    command = ["scancel", f"--signal={name[3:]}", scheduler_job_id()]
     try:
         return subprocess.run(command, timeout=30).returncode == 0
-    except (OSError, KeyError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError):
         return False
 
 

@@ -223,6 +223,10 @@ class Session:
         directory = self.path / "attempts" / attempt.key
         return Ticket(attempt.key, directory, attempt.name, attempt.job_id)
 
+    def submission_ticket(self, attempt: Attempt) -> Ticket:
+        """What was submitted: the attempt itself, or the array that it is a task of."""
+        return Ticket(attempt.key, self.path / "attempts" / attempt.name, attempt.name)
+
     def settle(self, job: JobRecord, verdict: Verdict, reason: str) -> None:
         """Give a job its final verdict."""
         self.change_job(job, verdict=verdict, reason=reason)

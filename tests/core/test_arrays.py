@@ -7,27 +7,21 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from autoexp import arrays, durable, payload, states
+from autoexp import arrays, durable, errors, payload, states
+from autoexp.backends.megatron_layout import TRACKER, folder_name, tracked_iteration
 from autoexp.compose import Composed
 from autoexp.creation import create
-from autoexp.errors import (
-    SchedulerUnavailable,
-    SubmissionPostponed,
-    SubmissionRefused,
-    SubmissionUncertain,
-)
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind
 from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket
 from autoexp.session import Session
 from tests.core.conftest import spec_of
-
-POINTS = (100, 200, 300)
 
 
 class Killed(BaseException):
@@ -39,42 +33,60 @@ class Fate:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.steps_left = 0
-        self._watches = False
         patch.setattr(durable, "step", self._step)
-        # A kill of a process loses nothing that was written, and nobody has to wait for a time.
+        # A kill loses nothing that was written, and no test waits for time to pass.
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(time, "sleep", lambda seconds: None)
 
     def spares(self, act: Callable[[], object]) -> bool:
         """Whether `act` comes to its end before the last of the steps that are left."""
-        self._watches = True
-        try:
+        with suppress(Killed):
             act()
-        except Killed:
-            self.steps_left = 0
-            return False
-        finally:
-            self._watches = False
-        return True
+            return True
+        self.steps_left = 0
+        return False
 
     def _step(self) -> None:
-        if self._watches and self.steps_left:
-            self.steps_left -= 1
-            if not self.steps_left:
-                raise Killed
+        self.steps_left -= 1
+        if self.steps_left == 0:
+            raise Killed
 
 
 class FakeJob:
-    """A job in the queue, which knows what was laid out for it before it was submitted."""
+    """A job in the queue and its trainer, which knows no more than what was laid out for it."""
 
     def __init__(self, name: str, directory: Path, after: str | None) -> None:
         self.name, self.after, self.state = name, after, "PENDING"
         self.spec: dict[str, Any] = json.loads((directory / "spec.json").read_text())
-        assert Path(self.spec["log"]).parent.is_dir(), "the log cannot be opened"
+        self.log, self.output = Path(self.spec["log"]), Path(self.spec["cwd"])
+        assert self.log.parent.is_dir(), "the log cannot be opened"
+        flags = dict(zip(self.spec["command"], self.spec["command"][1:], strict=False))
+        self.target = int(flags.get("--train-iters", 0))
+        self.saves = self.output / "checkpoints"
+        self.start()
 
-    @property
-    def is_alive(self) -> bool:
-        return not states.is_terminal(self.state)
+    def start(self) -> None:
+        self.iteration, self.unfinished = tracked_iteration(self.saves) or 0, False
+
+    def train(self, metadata: str | None = None) -> bool:
+        """Save the next checkpoint, or leave it with `metadata`; returns whether it is complete."""
+        assert self.iteration or "--exit-on-missing-checkpoint" not in self.spec["command"]
+        if not self.unfinished:
+            if self.iteration >= self.target:
+                self.state = "COMPLETED"
+                return False
+            self.iteration = min(self.target, self.iteration // 100 * 100 + 100)
+        self.unfinished = not self.unfinished and metadata is not None
+        line = f" iteration {self.iteration:8d}/ {self.target} | lm loss: 2.5 |\n"
+        with self.log.open("a") as log:
+            log.write(line[:20] if self.unfinished else line)
+        folder = self.saves / folder_name(self.iteration)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metadata.json").write_text(str(metadata) if self.unfinished else "{}")
+        if self.unfinished:
+            return False
+        (self.saves / TRACKER).write_text(str(self.iteration))
+        return True
 
 
 class FakeScheduler:
@@ -83,40 +95,33 @@ class FakeScheduler:
     def __init__(self) -> None:
         self.jobs: dict[str, FakeJob] = {}
         self.submissions: Counter[str] = Counter()
-        self.calls = 0
         self.silent = self.full = False
-        self.next_time: str | None = None
-        """What comes of the next submission: it is refused, or somebody dies over it."""
+        self.next_time: str | None = None  # what comes of the next submission
         self._sbatch: tuple[Ticket, Request, int] | None = None
+
+    @property
+    def alive(self) -> list[str]:
+        return [i for i, job in self.jobs.items() if not states.is_terminal(job.state)]
 
     def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
         return Orders(spec.command, spec.environment, 1.0)
 
-    def longest_array(self) -> int:
-        return 100
-
     def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
-        if self.silent:
-            raise SubmissionUncertain("Unable to contact slurm controller")
-        if self.full:
-            raise SubmissionPostponed("AssocMaxSubmitJobLimit")
+        if self.full or self.silent:
+            raise errors.SubmissionPostponed if self.full else errors.SubmissionUncertain
         how, self.next_time = self.next_time, None
         if how == "refused":
-            raise SubmissionRefused("Invalid account")
-        if how == "outlives":
-            # The monitor dies, and the sbatch that it started goes on with the lock.
+            raise errors.SubmissionRefused("Invalid account")
+        if how == "outlives":  # the monitor's sbatch goes on, with the lock
             self._sbatch = (ticket, request, os.dup(lock))
             raise Killed
         job_id = self._accept(ticket, request)
-        if how == "dies":
-            raise Killed
-        if how == "answer lost":
-            raise SubmissionUncertain("Socket timed out")
+        if how is not None:
+            raise Killed if how == "dies" else errors.SubmissionUncertain("Socket timed out")
         return job_id
 
     def _accept(self, ticket: Ticket, request: Request) -> str:
-        self.calls += 1
-        number = str(99 + self.calls)
+        number = str(100 + len(self.jobs))
         jobs = {number: ticket.directory}
         if request.tasks:
             keys = json.loads((ticket.directory / payload.TASKS).read_text())
@@ -133,22 +138,23 @@ class FakeScheduler:
             (waiting, request, lock), self._sbatch = self._sbatch, None
             self._accept(waiting, request)  # too late for this answer
             os.close(lock)
-        return found[0].partition("_")[0] if found else None
+        if found and (ticket.directory / payload.TASKS).exists():
+            return found[0].partition("_")[0]
+        return found[0] if found else None
 
     def query(self, tickets: list[Ticket]) -> dict[str, Sighting]:
         self._answer()
-        assert all(self.jobs[str(t.job_id)].name == t.name for t in tickets)
         return {t.key: Sighting(self.jobs[str(t.job_id)].state) for t in tickets}
 
     def cancel(self, tickets: list[Ticket]) -> dict[str, str]:
         self._answer()
-        for job in (self.jobs[str(ticket.job_id)] for ticket in tickets):
-            job.state = "CANCELLED" if job.is_alive else job.state
+        for job_id in {str(ticket.job_id) for ticket in tickets} & set(self.alive):
+            self.jobs[job_id].state = "CANCELLED"
         return {ticket.key: "accepted" for ticket in tickets}
 
     def _answer(self) -> None:
         if self.silent:
-            raise SchedulerUnavailable("Unable to contact slurm controller")
+            raise errors.SchedulerUnavailable("Unable to contact slurm controller")
 
 
 class Branches(NamedTuple):
@@ -168,23 +174,25 @@ class Branches(NamedTuple):
         for group in arrays.groups(wanted, 100):
             fresh = group[0].unsubmitted is None
             joining = arrays.begin(self.session, group) if fresh else group
-            if joining:
-                ids = arrays.submit(self.session, joining, self.scheduler, fresh=fresh)
-                for job, job_id in zip(joining, ids, strict=True):
-                    self.session.record_submission(job, job.attempts[-1], job_id)
+            ids = arrays.submit(self.session, joining, self.scheduler, fresh=fresh)
+            for job, job_id in zip(joining, ids, strict=True):
+                self.session.record_submission(job, job.attempts[-1], job_id)
 
     def resume(self) -> "Branches":
         return self._replace(session=Session.load(self.path))
 
 
+Make = Callable[..., Branches]
+KEYS = [f"s1-tiny-cd{point}-a1" for point in (100, 200, 300)]
+
+
 @pytest.fixture
-def branches(tmp_path: Path, composed: Composed) -> Callable[..., Branches]:
-    """`branches(**machine)`: three cooldowns, launched, on a cluster that takes arrays."""
+def branches(tmp_path: Path, composed: Composed) -> Make:
+    """`branches(**machine)`: a session on a cluster that takes arrays."""
 
     def make(root: str = "sessions", **machine: Any) -> Branches:
-        slurm = SlurmCluster(arrays=True, **machine)
-        cooldown = composed.experiment.cooldowns[0].model_copy(update={"at": POINTS})
-        changes = {"slurm": slurm, "cooldowns": (cooldown,)}
+        cooldown = composed.experiment.cooldowns[0].model_copy(update={"at": (100, 200, 300)})
+        changes = {"slurm": SlurmCluster(arrays=True, **machine), "cooldowns": (cooldown,)}
         changed = composed._replace(experiment=composed.experiment.model_copy(update=changes))
         path = create(changed, tmp_path / root, session_id="s1")
         made = Branches(path, Session.load(path), FakeScheduler())
@@ -195,14 +203,8 @@ def branches(tmp_path: Path, composed: Composed) -> Callable[..., Branches]:
     return make
 
 
-Make = Callable[..., Branches]
-
-
 def names(groups: list[arrays.Group]) -> list[list[str]]:
     return [[job.spec.name for job in group] for group in groups]
-
-
-# Grouping
 
 
 def test_alike_jobs_go_together_and_different_machines_and_kinds_apart() -> None:
@@ -224,30 +226,6 @@ def test_a_group_is_no_longer_than_slurm_takes_arrays(longest: int, sizes: list[
     assert [job for group in groups for job in group] == jobs
 
 
-def test_a_job_that_has_run_before_goes_alone(branches: Make) -> None:
-    made = branches()
-    attempt = made.session.begin_attempt(made.jobs[1])
-    assert attempt is not None
-    made.session.record_submission(made.jobs[1], attempt, "7")
-    found = names(arrays.groups(made.jobs, 9))
-    assert sorted(found) == [["tiny-cd100", "tiny-cd300"], ["tiny-cd200"]]
-
-
-# One submission
-
-
-def test_an_array_is_one_submission_and_its_ids_name_the_tasks(branches: Make) -> None:
-    made = branches()
-    made.drive()
-    assert (made.scheduler.calls, list(made.scheduler.jobs)) == (1, ["100_0", "100_1", "100_2"])
-    attempts = [job.attempts[0] for job in made.resume().jobs]
-    assert [a.job_id for a in attempts] == ["100_0", "100_1", "100_2"]
-    assert {a.name for a in attempts} == {"s1-cooldown-array1"}
-    assert [a.key for a in attempts] == [f"s1-tiny-cd{point}-a1" for point in POINTS]
-    laid_out = [made.scheduler.jobs[str(a.job_id)].spec for a in attempts]
-    assert [(s["key"], s["log"]) for s in laid_out] == [(a.key, a.log) for a in attempts]
-
-
 def test_an_array_takes_no_more_than_the_room_in_the_queue(branches: Make) -> None:
     made = branches(max_jobs=2)
     made.drive()
@@ -258,60 +236,38 @@ def test_an_array_takes_no_more_than_the_room_in_the_queue(branches: Make) -> No
     assert (late.attempts[0].name, late.attempts[0].array_index) == ("s1-cooldown-array2", 0)
 
 
-def test_a_job_that_was_cancelled_in_the_meantime_joins_no_array(branches: Make) -> None:
-    made = branches()
-    (group,) = arrays.groups(made.jobs, 9)
-    made.session.change_job(made.jobs[1], cancel_requested="ann")
-    assert names([arrays.begin(made.session, group)]) == [["tiny-cd100", "tiny-cd300"]]
-    assert made.jobs[1].attempts == []
-
-
-@pytest.mark.parametrize("written", [0, 1, 2])
-def test_an_array_whose_intent_could_not_be_written_whole_is_begun_again_whole(
-    branches: Make, monkeypatch: pytest.MonkeyPatch, written: int
+def test_an_array_is_begun_again_whole_but_for_who_was_cancelled_in_the_meantime(
+    branches: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = branches(max_jobs=3)
-    (group,) = arrays.groups(made.jobs, 9)
-    write, left = Session.save_job, iter(range(written))
-
-    def until_full(session: Session, job: JobRecord) -> None:
-        if next(left, None) is None:
-            raise OSError("no space left on device")
-        write(session, job)
-
+    made = branches(max_jobs=2)
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "save_job", until_full)
-        with pytest.raises(OSError):
-            arrays.begin(made.session, group)
-    assert len(arrays.begin(made.session, group)) == 3
-    assert len({job.attempts[0].name for job in group}) == 1
+        write, left = Session.save_job, iter("1")  # whose end stands for a full disk
+        patch.setattr(Session, "save_job", lambda *job: next(left) and write(*job))
+        with pytest.raises(StopIteration):
+            arrays.begin(made.session, made.jobs)
+    made.session.change_job(made.jobs[1], cancel_requested="ann")
+    assert names([arrays.begin(made.session, made.jobs)]) == [["tiny-cd100", "tiny-cd300"]]
+    assert made.jobs[0].attempts[0].name == made.jobs[2].attempts[0].name
 
 
-@pytest.mark.parametrize("how", [None, "outlives", "answer lost"])
+@pytest.mark.parametrize("how", [None, "outlives", "dies"])
 def test_a_kill_at_any_step_ends_with_each_job_submitted_once(
     branches: Make, monkeypatch: pytest.MonkeyPatch, how: str | None
 ) -> None:
     fate = Fate(monkeypatch)
     for n in range(1, 40):
         made = branches(str(n))
-        made.scheduler.next_time = how
-        fate.steps_left = n
-        try:
-            fate.spares(made.drive)
-        except SubmissionUncertain:
-            pass
-        made.scheduler.next_time = None
+        fate.steps_left, made.scheduler.next_time = n, how
+        fate.spares(made.drive)
+        fate.steps_left, made.scheduler.next_time = 0, None
         made.resume().drive()
-        assert made.scheduler.submissions == {f"s1-tiny-cd{point}-a1": 1 for point in POINTS}
-        # Killed while the intents were written, they go as two arrays, whose names differ.
-        assert made.scheduler.calls == len({job.name for job in made.scheduler.jobs.values()}) <= 2
+        assert made.scheduler.submissions == dict.fromkeys(KEYS, 1)
+        # Killed while the intents were written, they go as two arrays.
+        assert len({job.name for job in made.scheduler.jobs.values()}) <= 2
         for job in made.resume().jobs:
             (attempt,) = job.attempts
             known = made.scheduler.jobs[str(attempt.job_id)]
             assert (known.spec["key"], known.name) == (attempt.key, attempt.name)
-
-
-# What runs in a task
 
 
 def test_each_task_runs_the_attempt_that_its_index_stands_for(branches: Make) -> None:
@@ -323,8 +279,7 @@ def test_each_task_runs_the_attempt_that_its_index_stands_for(branches: Make) ->
     for index in ("2", "0", "1"):
         slurm = {"SLURM_ARRAY_JOB_ID": "100", "SLURM_ARRAY_TASK_ID": index, "SLURM_JOB_ID": "777"}
         subprocess.run([sys.executable, str(script)], env={**os.environ, **slurm}, check=True)
-    for job in made.jobs:
+    for index, job in enumerate(made.resume().jobs):
         attempt = job.attempts[0]
+        assert (attempt.key, attempt.job_id) == (KEYS[index], f"100_{index}")
         assert Path(attempt.log).read_text() == f"{job.spec.name}\n"
-        ended = json.loads((made.path / "attempts" / attempt.key / "exit.json").read_text())
-        assert (ended["job_id"], ended["exit_code"]) == (attempt.job_id, 0)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def ask(story: Story, *requests: inbox.Request) -> list[str]:
 # Many at once
 
 
-def test_requests_of_several_processes_are_all_taken_on_once_and_each_ones_in_order(
+def test_requests_of_several_processes_are_all_taken_on_once(
     session_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power cut is played here
@@ -75,7 +76,8 @@ def test_requests_of_several_processes_are_all_taken_on_once_and_each_ones_in_or
     session = Session.load(session_path)
     children = [in_a_process(lambda name=name: put(name)) for name in "abcd"]  # type: ignore[misc]
     rounds = 0
-    while len(session.jobs) < 803:
+    deadline = time.monotonic() + 60
+    while len(session.jobs) < 803 and time.monotonic() < deadline:
         inbox.take_on(session)
         rounds += 1
     added = list(session.jobs)[3:]
@@ -84,7 +86,8 @@ def test_requests_of_several_processes_are_all_taken_on_once_and_each_ones_in_or
     assert rounds > 1
     for process in "abcd":
         own = [name for name in added if name[0] == process]
-        assert own == [f"{process}{number:03}" for number in range(200)]
+        # A directory that is read while it grows may show a later file before an earlier one.
+        assert sorted(own) == [f"{process}{number:03}" for number in range(200)]
     again = Session.load(session_path)
     assert len(again.jobs) == len(again.meta.jobs) == 803
     joined = [e.event.job for e in again.journal.entries if isinstance(e.event, JobAdded)]
@@ -136,22 +139,26 @@ def test_a_refused_request_brings_none_of_its_jobs(story: Story) -> None:
     assert "new" not in Session.load(story.path).jobs
 
 
+def late_cooldown(story: Story, composed: Composed) -> inbox.SubmitRequest:
+    """The session's own trunk, and a new cooldown from a checkpoint that is there already."""
+    late = composed.experiment.cooldowns[0].model_copy(update={"at": (100,), "name": "late"})
+    experiment = composed.experiment.model_copy(update={"cooldowns": (late,)})
+    return submit(*make_plan(experiment, output_root(experiment, story.path)).jobs)
+
+
 def test_a_cooldown_from_a_checkpoint_that_is_there_already_is_launched(
     story: Story, composed: Composed
 ) -> None:
-    late = composed.experiment.cooldowns[0].model_copy(update={"at": (100,), "name": "late"})
-    experiment = composed.experiment.model_copy(update={"cooldowns": (late,)})
-    plan = make_plan(experiment, output_root(experiment, story.path))
-    assert ask(story, submit(*plan.jobs)) == []
+    assert ask(story, late_cooldown(story, composed)) == []
     story.look()
     launches = [action.action.job for action in story.session.pending_actions()]
     assert launches == ["tiny-cd100", "tiny-cd100-late"]
 
 
-def test_a_job_whose_joining_could_not_be_written_down_at_once_is_told_to_the_monitor(
-    story: Story,
+def test_a_cooldown_that_joined_while_the_disk_was_full_is_launched_too(
+    story: Story, composed: Composed
 ) -> None:
-    inbox.put(story.path, submit(job("a")))
+    inbox.put(story.path, late_cooldown(story, composed))
     journal = story.path / "events.jsonl"
     journal.rename(story.path / "away")
     journal.mkdir()
@@ -159,9 +166,11 @@ def test_a_job_whose_joining_could_not_be_written_down_at_once_is_told_to_the_mo
         inbox.take_on(story.session)
     journal.rmdir()
     (story.path / "away").rename(journal)
-    assert inbox.take_on(story.session) == ["ann: adds a"]
-    story.look()
-    assert "a" in Session.load(story.path).jobs
+    assert ask(story) == []
+    launches = [action.action.job for action in story.look().actions]
+    assert launches == ["tiny-cd100-late"]
+    keys = [entry.event.key for entry in story.session.journal.entries]
+    assert keys.count("added/tiny-cd100-late") == 1
 
 
 # Cancelling
