@@ -172,7 +172,8 @@ def test_a_warning_reaches_the_command_as_the_signal_it_understands(
 ) -> None:
     # Saving takes longer than the grace time here: a warning is no order to end.
     save = "sleep 0.3; echo saved; exit 0"
-    job = job_of("sh", "-c", f"trap '{save}' {understood}; {PATIENT}")
+    # bash: a signal to dash between its vfork and exec kills dash itself.
+    job = job_of("bash", "-c", f"trap '{save}' {understood}; {PATIENT}")
     job.prepare(grace_s=0.1)
     spec = job.directory / "spec.json"
     spec.write_text(spec.read_text().replace('"SIGTERM"', f'"SIG{understood}"'))
