@@ -11,13 +11,14 @@ nothing of Prefect: compute nodes reach no server.
 
 The directory of an array holds `tasks.json` instead: which attempt each task's index stands for.
 
-In the job's output directory the file `.owner` names the attempt that may write there. A payload
-that finds another name in it ends its command: SLURM gives up on a node that it cannot reach, and
-a job whose processes live on there must not write beside its successor.
+In the output directory `.owner` names the run that may write there: the attempt, and how often it
+was requeued. A payload that finds another name ends its command: SLURM gives up on a node that it
+cannot reach, and what lives on there must not write beside its successor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -35,6 +36,8 @@ COOKIE = "AUTOEXP_KEY"
 OWNER = ".owner"
 TASKS = "tasks.json"
 _OWNER_CHECK_S = 5.0
+_LEFTOVERS_PATIENCE_S = 5.0
+_EXIT_FILE_PATIENCE_S = 60.0
 _REQUEUE = 144
 _PR_SET_PDEATHSIG = 1
 _SCRUBBED = ("PREFECT_", "SUBMITIT_")
@@ -49,7 +52,7 @@ def process_identity(pid: int) -> dict[str, Any] | None:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The command's name stands in parentheses and may contain anything, spaces too.
+    # The command's name stands in parentheses and may contain anything.
     fields = stat[stat.rindex(")") + 2 :].split()
     if fields[0] in "ZX":
         return None
@@ -76,8 +79,7 @@ def processes_with_cookie(key: str) -> list[int]:
 
 def scheduler_job_id() -> str:
     """The id under which the scheduler knows this job; array tasks as `123_4`."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    if array:
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     local = os.environ.get("SUBMITIT_LOCAL_JOB_ID", f"pid{os.getpid()}")
     return os.environ.get("SLURM_JOB_ID", local)
@@ -99,44 +101,58 @@ def claim(directory: Path, job_id: str) -> bool:
     return True
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write atomically: the monitor reads these files at any moment."""
+def write_json(path: Path, value: dict[str, Any], patience_s: float = 0.0) -> None:
+    """Write atomically: the monitor reads these files at any moment. A full disk is waited for."""
+    deadline = time.monotonic() + patience_s
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    while True:
+        try:
+            with temporary.open("w") as file:
+                json.dump(value, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            return
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(1.0)
+
+
+def own_name(spec: dict[str, Any]) -> str:
+    """What this run calls itself in the owner's file."""
+    return f"{spec['key']}#{os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
 def owner(spec: dict[str, Any]) -> str:
-    """The key of the attempt that may write in the output directory."""
+    """The run that may write in the output directory."""
     try:
         return (Path(spec["cwd"]) / OWNER).read_text()
     except OSError:  # a filesystem that is away for a moment changes no owner
-        return str(spec["key"])
+        return own_name(spec)
 
 
-def take_over(spec: dict[str, Any], directory: Path) -> None:
-    """Become the owner of the output directory; wait until an earlier one must have noticed."""
+def is_owned_elsewhere(spec: dict[str, Any], directory: Path) -> bool:
+    """Whether an earlier run may still be writing somewhere out of sight."""
     before = owner(spec)
-    path = Path(spec["cwd"]) / OWNER
-    temporary = path.with_name(f"{OWNER}.{os.getpid()}")
-    temporary.write_text(spec["key"])
-    temporary.replace(path)
-    if before != spec["key"] and _may_write(directory.parent / before):
-        time.sleep(2 * _OWNER_CHECK_S)
-
-
-def _may_write(earlier: Path) -> bool:
-    """Whether an earlier attempt may still be running somewhere out of sight."""
-    if (earlier / "exit.json").exists() or not (earlier / "started.json").exists():
+    earlier = directory.parent / before.partition("#")[0]
+    here = before == own_name(spec)
+    if here or (earlier / "exit.json").exists() or not (earlier / "started.json").exists():
         return False
     started = json.loads((earlier / "started.json").read_text())
-    # On this host one can see that it is dead.
-    return (
-        started.get("host") != socket.gethostname() or process_identity(started["pid"]) is not None
-    )
+    # Of this host one can see that it is dead.
+    away = started.get("host") != socket.gethostname()
+    return away or process_identity(started["pid"]) is not None
+
+
+def take_over(spec: dict[str, Any], *, wait: bool) -> None:
+    """Become the owner of the output directory; `wait` until an earlier one must have noticed."""
+    path = Path(spec["cwd"]) / OWNER
+    temporary = path.with_name(f"{OWNER}.{os.getpid()}")
+    temporary.write_text(own_name(spec))
+    temporary.replace(path)
+    if wait:
+        time.sleep(2 * _OWNER_CHECK_S)
 
 
 def rendezvous(key: str) -> dict[str, str]:
@@ -154,18 +170,14 @@ class Supervisor:
     def __init__(self, spec: dict[str, Any]) -> None:
         self._spec = spec
         self._child: subprocess.Popen[bytes] | None = None
-        self.notes: dict[str, bool] = {
-            "warned": False,
-            "terminated": False,
-            "limit": False,
-            "superseded": False,
-        }
+        self._early: list[int] = []
+        self.notes = dict.fromkeys(("warned", "terminated", "limit", "superseded"), False)
 
     def run(self) -> int:
         """Run the command to its end; returns its exit code, negative for a signal."""
-        for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
-            signal.signal(signum, self._on_signal)
-        signal.signal(signal.SIGALRM, self._out_of_patience)
+        for name in ("TERM", "USR1", "USR2", "INT"):
+            signal.signal(signal.Signals[f"SIG{name}"], self._on_signal)
+        signal.signal(signal.SIGALRM, lambda *_: self._send(signal.SIGKILL))
         with Path(self._spec["log"]).open("ab", buffering=0) as log:
             self._child = subprocess.Popen(
                 self._spec["command"],
@@ -177,28 +189,19 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
-        code = self._wait()
-        self._kill_leftovers()
-        return code
-
-    def _wait(self) -> int:
-        assert self._child is not None
+        for signum in self._early:
+            self._send(signum)
         while True:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 return self._child.wait(timeout=_OWNER_CHECK_S)
-            except subprocess.TimeoutExpired:
-                if owner(self._spec) != self._spec["key"]:
-                    self.notes["superseded"] = True
-                    self._send(signal.SIGKILL)
+            if owner(self._spec) != own_name(self._spec):
+                self.notes["superseded"] = True
+                self._send(signal.SIGKILL)
 
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
-        return {
-            **kept,
-            **rendezvous(self._spec["key"]),
-            **self._spec["environment"],
-            COOKIE: self._spec["key"],
-        }
+        key = self._spec["key"]
+        return {**kept, **rendezvous(key), **self._spec["environment"], COOKIE: key}
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
@@ -217,24 +220,24 @@ class Supervisor:
             if not (self._spec.get("signal_steps") and _signal_steps(name)):
                 self._send(getattr(signal, name))
 
-    def _out_of_patience(self, _signum: int, _frame: FrameType | None) -> None:
-        self._send(signal.SIGKILL)
-
     def _send(self, signum: int) -> None:
         if self._child is None:
-            raise SystemExit(128 + signum)
-        try:
+            # The command is being started, and may run already: it is told in a moment.
+            self._early.append(signum)
+            return
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signum)
-        except ProcessLookupError:
-            pass
 
-    def _kill_leftovers(self) -> None:
-        """End what the command left behind: orphaned workers would go on writing checkpoints."""
-        for pid in processes_with_cookie(self._spec["key"]):
-            try:
+
+def end_leftovers(key: str) -> None:
+    """End what the command left behind: orphaned workers would go on writing checkpoints."""
+    deadline = time.monotonic() + _LEFTOVERS_PATIENCE_S
+    # A kill takes effect a moment later, and what is dying may have forked.
+    while (left := processes_with_cookie(key)) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        time.sleep(0.01)
 
 
 def _signal_steps(name: str) -> bool:
@@ -243,11 +246,10 @@ def _signal_steps(name: str) -> bool:
     srun itself ends the whole step on a SIGTERM. scancel reaches the tasks, and not the batch
     process, which we are.
     """
-    command = ["scancel", f"--signal={name[3:]}", scheduler_job_id()]
-    try:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["scancel", f"--signal={name[3:]}", scheduler_job_id()]
         return subprocess.run(command, timeout=30).returncode == 0
-    except (OSError, subprocess.SubprocessError):
-        return False
+    return False
 
 
 def _die_with_parent() -> None:
@@ -266,32 +268,30 @@ def main(directory: Path) -> int:
         holder = (directory / "claim").read_text()
         print(f"{spec['key']} is run by job {holder}; job {job_id} has nothing to do", flush=True)
         return 0
+    wait = is_owned_elsewhere(spec, directory)
     started = time.time()
-    write_json(
-        directory / "started.json",
-        {**(process_identity(os.getpid()) or {}), "job_id": job_id, "started_at": started},
-    )
+    this = {**(process_identity(os.getpid()) or {}), "job_id": job_id, "started_at": started}
+    write_json(directory / "started.json", this)
     (directory / "exit.json").unlink(missing_ok=True)
-    supervisor = Supervisor(spec)
-    reason = None
+    supervisor, reason = Supervisor(spec), None
     try:
-        take_over(spec, directory)
+        take_over(spec, wait=wait)
         code = supervisor.run()
+        end_leftovers(spec["key"])
     except OSError as error:
         code, reason = 127, f"could not start: {error}"
         print(reason, file=sys.stderr, flush=True)
-    write_json(
-        directory / "exit.json",
-        {
-            "job_id": job_id,
-            "exit_code": code if code >= 0 else None,
-            "signal": -code if code < 0 else None,
-            "reason": reason,
-            "started_at": started,
-            "ended_at": time.time(),
-            **supervisor.notes,
-        },
-    )
+    ended = {
+        "job_id": job_id,
+        "exit_code": code if code >= 0 else None,
+        "signal": -code if code < 0 else None,
+        "reason": reason,
+        "started_at": started,
+        "ended_at": time.time(),
+        **supervisor.notes,
+    }
+    with contextlib.suppress(OSError):  # without it the scheduler's word has to do
+        write_json(directory / "exit.json", ended, _EXIT_FILE_PATIENCE_S)
     # submitit's local controller starts a command again that exits with its code for a requeue.
     return 1 if code == _REQUEUE else code if code >= 0 else 128 - code
 

@@ -21,6 +21,22 @@ Run = Callable[..., int]
 # Says that it is there, then waits for whatever the test sends.
 PATIENT = "echo ready; while :; do sleep 0.02; done"
 
+# A trainer that saves at a signal, which takes a moment. In Python: a shell forks all the time, and
+# a signal to the whole group may meet it between the fork and the exec.
+SAVES_AT = """
+import signal, sys, time
+
+def save(signum, frame):
+    time.sleep(0.3)
+    print("saved", flush=True)
+    sys.exit(0)
+
+signal.signal(signal.{name}, save)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
 
 @pytest.fixture
 def start(no_survivors: None) -> Start:
@@ -141,13 +157,27 @@ def test_a_requeued_job_is_not_told_by_its_first_runs_exit_file(
 
 
 def test_a_termination_is_passed_on(job_of: JobOf, start: Start, wait_for: WaitFor) -> None:
-    job = job_of("sh", "-c", f"trap 'echo saved; exit 0' TERM; {PATIENT}")
+    job = job_of(sys.executable, "-c", SAVES_AT.format(name="SIGTERM"))
     with start(job) as process:
         wait_for(lambda: b"ready" in job.log, "the command")
         process.terminate()
     assert process.returncode == 0
     assert b"saved" in job.log
     assert job.read("exit.json")["terminated"] is True
+
+
+def test_a_signal_that_comes_while_the_command_is_being_started_is_passed_on_too(
+    job_of: JobOf,
+) -> None:
+    job = job_of("sleep", "60")
+    job.prepare()
+    early = (
+        "import json, sys; from autoexp.payload import Supervisor\n"
+        "supervisor = Supervisor(json.load(open(sys.argv[1])))\n"
+        "supervisor._on_signal(15, None); print(supervisor.run())"
+    )
+    spec = str(job.directory / "spec.json")
+    assert subprocess.check_output([sys.executable, "-c", early, spec], timeout=20) == b"-15\n"
 
 
 def test_a_command_that_ignores_it_is_killed_after_the_grace_time(
@@ -171,9 +201,7 @@ def test_a_warning_reaches_the_command_as_the_signal_it_understands(
     job_of: JobOf, start: Start, wait_for: WaitFor, warning: int, understood: str
 ) -> None:
     # Saving takes longer than the grace time here: a warning is no order to end.
-    save = "sleep 0.3; echo saved; exit 0"
-    # bash: a signal to dash between its vfork and exec kills dash itself.
-    job = job_of("bash", "-c", f"trap '{save}' {understood}; {PATIENT}")
+    job = job_of(sys.executable, "-c", SAVES_AT.format(name=f"SIG{understood}"))
     job.prepare(grace_s=0.1)
     spec = job.directory / "spec.json"
     spec.write_text(spec.read_text().replace('"SIGTERM"', f'"SIG{understood}"'))
@@ -238,6 +266,19 @@ def test_an_attempt_that_was_given_up_ends_before_its_successors_command_starts(
     assert b"beside" not in second.log
     assert first.read("exit.json")["superseded"] is True
     assert second.read("exit.json")["superseded"] is False
+
+
+def test_a_requeued_run_waits_until_the_one_on_a_node_out_of_reach_has_noticed(
+    job_of: JobOf, start: Start, run: Run, wait_for: WaitFor
+) -> None:
+    # The same attempt under the same id, run again by SLURM while the first run still lives.
+    job = job_of("sh", "-c", f"echo $$; [ -e again ] || {{ {PATIENT}; }}; kill -0 $(cat again)")
+    hurry(job)
+    with start(job, "41") as process:
+        wait_for(lambda: b"ready" in job.log, "the first run")
+        (job.output / "again").write_bytes(job.log.split()[0])
+        assert run(job, "41", SLURM_RESTART_COUNT="1") == 1, "the first run was still there"
+        process.wait(20)
 
 
 def test_a_process_is_known_by_more_than_its_pid(wait_for: WaitFor) -> None:
