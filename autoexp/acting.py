@@ -11,9 +11,7 @@ def begin(session: Session, action: ActionRecord) -> JobRecord:
     job = session.jobs.get(action.action.job)
     if job is None:
         raise SessionError(f"{action.key}: launches {action.action.job}, which is not a job here")
-    action.status = ActionStatus.RUNNING
-    action.attempts += 1
-    session.save_action(action)
+    session.change_action(action, status=ActionStatus.RUNNING, attempts=action.attempts + 1)
     return job
 
 
@@ -24,11 +22,14 @@ def complete(session: Session, action: ActionRecord, job: JobRecord) -> None:
     """
     if not job.launched:
         session.change_job(job, launched=True)
-    action.status, action.reason = ActionStatus.DONE, None
-    session.save_action(action)
+    session.change_action(action, status=ActionStatus.DONE, reason=None)
 
 
 def fail(session: Session, action: ActionRecord, reason: str) -> None:
     """Note why an action failed; `autoexp queue` shows it."""
-    action.status, action.reason = ActionStatus.FAILED, reason
-    session.save_action(action)
+    session.change_action(action, status=ActionStatus.FAILED, reason=reason)
+
+
+def postpone(session: Session, action: ActionRecord, reason: str) -> None:
+    """Note why an action has to be done again in a while."""
+    session.change_action(action, status=ActionStatus.PENDING, reason=f"tried again: {reason}")

@@ -1,17 +1,22 @@
 """Cancelling the jobs of a session that nobody watches."""
 
 import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from autoexp import inbox
+from autoexp.errors import SchedulerError
 from autoexp.jobs import JobRecord
 from autoexp.monitor import Monitor
-from autoexp.schedulers.base import Scheduler
+from autoexp.schedulers.base import Scheduler, find_or_forbid
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session
 
-_PATIENCE_S = 20.0
+# SLURM gives a job KillWait (30 s by default) between SIGTERM and SIGKILL.
+_PATIENCE_S = 90.0
+_SHORTEST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 2.0
 
 
 class Outcome(NamedTuple):
@@ -19,36 +24,49 @@ class Outcome(NamedTuple):
 
     answers: dict[str, str]
     """What the scheduler answered, by the attempt's key."""
-    over: bool
-    """Whether all of the jobs have ended."""
+    problem: str | None = None
+    """Why not all of them have ended; None: all have."""
 
 
-def cancel_directly(path: Path, jobs: tuple[str, ...], by: str) -> Outcome:
+def cancel_directly(
+    path: Path, jobs: tuple[str, ...], by: str, patience_s: float = _PATIENCE_S
+) -> Outcome:
     """Hold the session for as long as it takes to cancel `jobs` (all when empty).
 
-    Raises SessionHeld when a monitor is alive: it has to be asked instead.
+    Attempts queued ahead of jobs that are over go too. Raises SessionHeld when a monitor is alive:
+    it has to be asked instead.
     """
     with Session.hold(path) as (session, _):
-        names = inbox.request_cancel(session, jobs, by)
-        wanted = [session.jobs[name] for name in names]
-        scheduler = scheduler_for(session.experiment)
-        for job in wanted:
-            _settle_intent(session, job, scheduler)
-        tickets = [
-            session.ticket(attempt)
-            for job in wanted
-            for attempt in job.open_attempts
-            if attempt.job_id is not None
-        ]
-        answers = scheduler.cancel(tickets)
-        monitor = Monitor(session)
-        deadline = time.monotonic() + _PATIENCE_S
-        while not all(job.is_over for job in wanted):
-            monitor.look(scheduler.query(monitor.tickets()))
+        inbox.request_cancel(session, jobs, by)
+        wanted = [session.jobs[name] for name in jobs or session.jobs]
+        scheduler, monitor = scheduler_for(session.experiment), Monitor(session)
+        answers: dict[str, str] = {}
+        pause, deadline = _SHORTEST_PAUSE_S, time.monotonic() + patience_s
+        while True:
+            problem = None
+            try:
+                answers |= _cancel(session, wanted, scheduler, answers)
+                monitor.look(scheduler.query(monitor.tickets()))
+            except SchedulerError as error:
+                problem = str(error)
+            alive = [job.spec.name for job in wanted if not job.is_over or job.open_attempts]
+            if not alive:
+                return Outcome(answers)
             if time.monotonic() > deadline:
-                return Outcome(answers, over=False)
-            time.sleep(0.25)
-    return Outcome(answers, over=True)
+                return Outcome(answers, problem or f"{', '.join(alive)} have not ended yet")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _cancel(
+    session: Session, jobs: Iterable[JobRecord], scheduler: Scheduler, asked: Collection[str]
+) -> dict[str, str]:
+    """Cancel what is in the queue and has not been `asked` to end; what SLURM answered, by key."""
+    tickets = []
+    for job in jobs:
+        _settle_intent(session, job, scheduler)
+        tickets += [session.ticket(attempt) for attempt in job.open_attempts]
+    return scheduler.cancel([ticket for ticket in tickets if ticket.key not in asked])
 
 
 def _settle_intent(session: Session, job: JobRecord, scheduler: Scheduler) -> None:
@@ -56,9 +74,7 @@ def _settle_intent(session: Session, job: JobRecord, scheduler: Scheduler) -> No
     attempt = job.unsubmitted
     if attempt is None:
         return
-    job_id = scheduler.find(session.submission_ticket(attempt), in_flight=False)
-    if job_id is not None and attempt.array_index is not None:
-        job_id = f"{job_id}_{attempt.array_index}"
+    job_id = find_or_forbid(session.submission_ticket(attempt), attempt, scheduler)
     if job_id is not None:
         session.record_submission(job, attempt, job_id)
     else:

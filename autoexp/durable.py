@@ -4,6 +4,7 @@ Every durable step passes through `step()`, where a test can have the process ki
 AUTOEXP_TEST_KILL_AT=n in the environment the n-th step is the last thing that happens.
 """
 
+import errno
 import itertools
 import json
 import os
@@ -20,6 +21,19 @@ def step() -> None:
     """Mark a point between two durable effects; a test may choose to die here."""
     if _kill_at and next(_steps) == _kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+# A disk that is full or away, a limit that is reached: what fails so may work a moment later.
+_PASSING = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+    *(errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.EHOSTDOWN),
+    *(errno.ESHUTDOWN, errno.EREMOTEIO, errno.EINTR, errno.EBUSY),
+}
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether to try again; a file that is missing or forbidden will be so tomorrow."""
+    return error.errno in _PASSING
 
 
 def sync_directory(directory: Path) -> None:

@@ -66,6 +66,19 @@ class JobGivenUp(Closed):
         return f"given-up/{self.job}"
 
 
+class AttemptRefused(Closed):
+    """The scheduler would not take an attempt, for a lasting reason."""
+
+    kind: Literal["attempt_refused"] = "attempt_refused"
+    job: str
+    attempt: int
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"not-taken/{self.job}/a{self.attempt}"
+
+
 class JobAdded(Closed):
     """Another process brought a job into the session."""
 
@@ -111,6 +124,7 @@ Event = Annotated[
     | StateChanged
     | AttemptJudged
     | JobGivenUp
+    | AttemptRefused
     | JobAdded
     | RequestRefused
     | LogLost,
@@ -131,6 +145,8 @@ def describe(event: Event) -> str:
             return f"{event.job} attempt {event.attempt}: {event.verdict} ({event.reason})"
         case JobGivenUp():
             return f"{event.job}: failed ({event.reason})"
+        case AttemptRefused():
+            return f"{event.job} attempt {event.attempt}: not submitted ({event.reason})"
         case JobAdded():
             return f"{event.job}: joined the session ({event.by})"
         case RequestRefused():

@@ -61,6 +61,11 @@ def put(session: Path, request: Request) -> Path:
     return path
 
 
+def is_empty(session: Path) -> bool:
+    """Whether no request waits."""
+    return next((session / "inbox").glob("*.json"), None) is None
+
+
 def take_on(session: Session) -> list[str]:
     """Carry all waiting requests into the records; returns a line for each. For the monitor."""
     notes: list[str] = []
@@ -126,8 +131,7 @@ def _change_action(session: Session, request: ActionRequest) -> str:
 def _drop(session: Session, action: ActionRecord, by: str) -> str:
     if action.status in (ActionStatus.RUNNING, ActionStatus.DONE):
         raise BadInput(f"{action.key}: is {action.status}; cancel its job instead")
-    action.status, action.reason = ActionStatus.FAILED, f"dropped: {by}"
-    session.save_action(action)
+    session.change_action(action, status=ActionStatus.FAILED, reason=f"dropped: {by}")
     return f"{by}: drops {action.key}"
 
 
@@ -139,6 +143,5 @@ def _retry(session: Session, action: ActionRecord, by: str) -> str:
         raise BadInput(f"{action.key}: is {action.status}; only a failed action can be retried")
     if job.is_over and not job.launched:
         session.change_job(job, verdict=None, reason=None)
-    action.status, action.reason = ActionStatus.PENDING, None
-    session.save_action(action)
+    session.change_action(action, status=ActionStatus.PENDING, reason=None)
     return f"{by}: retries {action.key}"

@@ -175,6 +175,8 @@ class JobRecord(BaseModel):
             return False
         if any(a.verdict is None and not a.is_open for a in self.attempts):
             return False  # it has ended, and has not been judged yet
+        if any(a.job_id is None and a.verdict is Verdict.CONTINUE for a in self.attempts):
+            chain = 1  # one that was queued ahead was refused
         waiting = self.open_attempts
         return len(waiting) < chain and all(a.job_id is not None for a in waiting)
 

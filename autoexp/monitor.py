@@ -1,8 +1,8 @@
 """The one monitor of a session: looks at logs, checkpoint folders and the scheduler's answers.
 
-`look` changes records in memory and says what happened; `commit` writes it down in an order in
-which a kill loses nothing: actions, then events, then the records with their log cursors. What
-was not written is seen again at the next look, under the same keys.
+`look` changes records in memory, says what happened, and writes it down in an order in which a kill
+loses nothing: actions, then events, then the records with their log cursors. What was not written
+is seen again at the next look, under the same keys.
 """
 
 import time
@@ -45,6 +45,11 @@ class Monitor:
         self._watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
         # Seen and not yet on disk: kept when a write fails, as on a full disk.
         self._unwritten: list[Event] = []
+        self._urgent: set[str] = set()
+        # On disk and not yet told to the caller.
+        self._events: list[Event] = []
+        self._actions: list[ActionRecord] = []
+        session.write_first = self._write_down
 
     def tickets(self) -> list[Ticket]:
         """The attempts to ask the scheduler about, all in one query."""
@@ -64,14 +69,17 @@ class Monitor:
         for name, job in self._session.jobs.items():
             if job.is_over and not job.open_attempts:
                 continue
-            found = self._look_at(job, sightings)
-            self._unwritten += found
-            if found or self._watches[name].dirty:
+            before = len(self._unwritten)
+            self._look_at(job, sightings)
+            if len(self._unwritten) > before or self._watches[name].dirty:
                 changed.add(name)
-        events, actions = self._commit()
-        actions += self._heed_new_jobs()
-        given_up = self._give_up()
-        return Look(events + given_up, actions, changed | {event.job for event in given_up})
+        self._write_down()
+        self._save_records()
+        self._heed_new_jobs()
+        changed |= self._give_up()
+        events, actions = self._events, self._actions
+        self._events, self._actions = [], []
+        return Look(events, actions, changed)
 
     def flush(self) -> None:
         """Write down what moved since the last look that was worth a write."""
@@ -81,23 +89,29 @@ class Monitor:
 
     # Looking
 
-    def _look_at(self, job: JobRecord, sightings: Mapping[str, Sighting]) -> list[Event]:
+    def _look_at(self, job: JobRecord, sightings: Mapping[str, Sighting]) -> None:
         # State first, log second: the last lines of a finished job are still read.
-        events: list[Event] = []
+        watch = self._watches[job.spec.name]
         for attempt in job.open_attempts:
             sighting = sightings.get(attempt.key)
             if sighting is not None:
-                events += _apply(job, attempt, sighting)
+                before = attempt.model_copy()
+                self._unwritten += _apply(job, attempt, sighting)
+                watch.dirty |= attempt != before
         current = job.attempt
         if current is None or job.is_over:
-            return events
+            return
         ended = not current.is_open and current.verdict is None
-        watch = self._watches[job.spec.name]
-        events += watch.read_log(job, current, final=ended)
-        events += watch.find_checkpoints(job, ended=ended)
+        try:
+            self._unwritten.extend(watch.read_log(job, current, final=ended))
+            self._unwritten += watch.find_checkpoints(job, ended=ended)
+        except OSError as error:
+            # Of this job nothing can be said now; the others are looked at all the same.
+            watch.cannot_read(job, error)
+            return
+        watch.can_read(job)
         if ended:
-            events.append(self._judge(job, current))
-        return events
+            self._unwritten.append(self._judge(job, current))
 
     def _judge(self, job: JobRecord, attempt: Attempt) -> AttemptJudged:
         most = self._session.experiment.monitoring.max_attempts_without_progress
@@ -125,39 +139,36 @@ class Monitor:
 
     # Deciding and writing down
 
-    def _commit(self) -> tuple[list[Event], list[ActionRecord]]:
-        events = self._unwritten
-        actions = [
-            action
-            for event in events
-            for action in decide(event, self._rules, self._session.actions)
-        ]
-        for action in actions:
+    def _write_down(self) -> None:
+        """Write what was seen: actions, then events. No job is written before (`write_first`)."""
+        for event in self._unwritten:
+            self._decide(event)
+        self._events += self._session.record(self._unwritten)
+        self._urgent |= {event.job for event in self._unwritten}
+        self._unwritten = []
+
+    def _decide(self, event: Event) -> None:
+        for action in decide(event, self._rules, self._session.actions):
             self._session.save_action(action)
-        self._session.record(events)
-        urgent = {event.job for event in events}
+            self._actions.append(action)
+
+    def _save_records(self) -> None:
         every = self._session.experiment.monitoring.save_progress_every_s
         for name, job in self._session.jobs.items():
             watch = self._watches[name]
-            if name in urgent or (watch.dirty and time.monotonic() - watch.saved_at >= every):
+            due = watch.dirty and time.monotonic() - watch.saved_at >= every
+            if name in self._urgent or due:
                 self._save(job)
-        self._unwritten = []
-        return events, actions
+                self._urgent.discard(name)
 
-    def _heed_new_jobs(self) -> list[ActionRecord]:
+    def _heed_new_jobs(self) -> None:
         """Learn the rules of jobs that joined; a checkpoint may have been there before them."""
         if len(self._session.jobs) == self._known_jobs:
-            return []
+            return
         self._rules = rules_of(self._session.plan)
-        actions = [
-            action
-            for event in self._session.journal.checkpoints()
-            for action in decide(event, self._rules, self._session.actions)
-        ]
-        for action in actions:
-            self._session.save_action(action)
+        for event in self._session.journal.checkpoints():
+            self._decide(event)
         self._known_jobs = len(self._session.jobs)
-        return actions
 
     def _save(self, job: JobRecord) -> None:
         watch = self._watches[job.spec.name]
@@ -166,20 +177,18 @@ class Monitor:
         self._session.save_job(job)
         watch.saved()
 
-    def _give_up(self) -> list[Event]:
+    def _give_up(self) -> set[str]:
         """End jobs that nothing will submit: cancelled ones, cooldowns without a checkpoint."""
-        events: list[Event] = []
+        given_up = set()
         for name, job in self._session.jobs.items():
             if job.is_over or job.open_attempts:
                 continue
             reason = self._hopeless(job)
-            if reason is None:
-                continue
-            event = JobGivenUp(job=name, reason=reason)
-            self._session.record([event])
-            self._session.settle(job, Verdict.FAILED, reason)
-            events.append(event)
-        return events
+            if reason is not None:
+                self._events += self._session.record([JobGivenUp(job=name, reason=reason)])
+                self._session.settle(job, Verdict.FAILED, reason)
+                given_up.add(name)
+        return given_up
 
     def _hopeless(self, job: JobRecord) -> str | None:
         if job.cancel_requested:

@@ -1,7 +1,7 @@
 """The session on disk: the truth about an experiment, whoever opens it can carry on."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from autoexp import durable, lease, schema, states
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
-from autoexp.events import Event
+from autoexp.events import AttemptRefused, Event
 from autoexp.experiment import Experiment
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Verdict, now
 from autoexp.journal import Journal
@@ -50,6 +50,8 @@ class Session:
         self.jobs: dict[str, JobRecord] = {}
         self.actions: dict[str, ActionRecord] = {}
         self.journal = Journal(path / "events.jsonl")
+        self.write_first: Callable[[], None] = lambda: None
+        """Called before a job is written: no record may tell what the journal does not."""
 
     @property
     def id(self) -> str:
@@ -114,6 +116,7 @@ class Session:
         durable.write(self.path / "session.json", self.meta.model_dump_json(indent=1) + "\n")
 
     def save_job(self, job: JobRecord) -> None:
+        self.write_first()
         path = self.path / "jobs" / f"{job.spec.name}.json"
         durable.write(path, job.model_dump_json(indent=1) + "\n")
 
@@ -122,6 +125,25 @@ class Session:
         self.save_job(job.model_copy(update=changes))
         for name, value in changes.items():
             setattr(job, name, value)
+
+    def change_attempt(
+        self, job: JobRecord, attempt: Attempt, changes: dict[str, Any], **of_job: Any
+    ) -> None:
+        """Write an attempt and its job with changes, and only then let them be seen."""
+        changed = attempt.model_copy(update=changes)
+        attempts = [changed if other is attempt else other for other in job.attempts]
+        self.save_job(job.model_copy(update={**of_job, "attempts": attempts}))
+        for name, value in changes.items():
+            setattr(attempt, name, value)
+        for name, value in of_job.items():
+            setattr(job, name, value)
+
+    def change_action(self, action: ActionRecord, **changes: Any) -> None:
+        """Write an action with changes, and only then let them be seen."""
+        self.save_action(action.model_copy(update=changes))
+        for name, value in changes.items():
+            setattr(action, name, value)
+        self.actions[action.key] = action
 
     def save_action(self, action: ActionRecord) -> None:
         action.updated_at = now()
@@ -194,23 +216,33 @@ class Session:
 
     def record_submission(self, job: JobRecord, attempt: Attempt, job_id: str) -> None:
         """Write down that the scheduler took the attempt."""
-        attempt.job_id = job_id
-        attempt.submitted_at = now()
-        if attempt.state == states.SUBMITTING:
-            attempt.state = "PENDING"
-        self.save_job(job)
+        state = "PENDING" if attempt.state == states.SUBMITTING else attempt.state
+        changes = {"job_id": job_id, "submitted_at": now(), "state": state}
+        self.change_attempt(job, attempt, changes, warning=None)
 
     def refuse(self, job: JobRecord, attempt: Attempt, reason: str) -> None:
-        """Write down that the scheduler would not take the attempt, in its own words."""
-        attempt.state, attempt.reason, attempt.ended_at = "FAILED", reason, now()
-        attempt.verdict = Verdict.FAILED
-        self.settle(job, Verdict.FAILED, f"not submitted: {reason}")
+        """Write down that the scheduler would not take the attempt, in its own words.
+
+        One that was to be queued ahead ends alone: the job goes on with those that run.
+        """
+        self.record([AttemptRefused(job=job.spec.name, attempt=attempt.number, reason=reason)])
+        changes = {"state": "FAILED", "reason": reason, "ended_at": now()}
+        if any(other is not attempt for other in job.open_attempts):
+            self.change_attempt(job, attempt, {**changes, "verdict": Verdict.CONTINUE})
+            return
+        verdict = Verdict.FAILED
+        self.change_attempt(
+            job,
+            attempt,
+            {**changes, "verdict": verdict},
+            verdict=verdict,
+            reason=f"not submitted: {reason}",
+        )
 
     def withdraw(self, job: JobRecord, attempt: Attempt) -> None:
         """Write down that an intended attempt was never submitted, and will not be."""
-        attempt.state, attempt.reason = "CANCELLED", "never submitted"
-        attempt.ended_at = now()
-        self.save_job(job)
+        changes = {"state": "CANCELLED", "reason": "never submitted", "ended_at": now()}
+        self.change_attempt(job, attempt, changes)
 
     def room(self) -> int | None:
         """How many more attempts may go into the queue; None: any number."""

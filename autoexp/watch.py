@@ -1,6 +1,7 @@
 """What the monitor remembers of one job between two looks, and how it reads what is new."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from autoexp.backends.base import Progress
@@ -25,14 +26,32 @@ class JobWatch:
         self.saved_at = 0.0
         self._stamps: list[Stamp] = []
         self._racy = True
+        self._unreadable = False
 
     def saved(self) -> None:
         """Note that the record is on disk."""
         self.rows, self.dirty, self.saved_at = [], False, time.monotonic()
 
-    def read_log(self, job: JobRecord, attempt: Attempt, *, final: bool) -> list[Event]:
-        """Take in the new lines of the attempt's log; `final` when it has ended."""
-        events: list[Event] = []
+    def cannot_read(self, job: JobRecord, error: OSError) -> None:
+        """Say in the record why nothing new is known of the job."""
+        self._tell(job, f"cannot be read: {error}; trying on")
+        self._unreadable = True
+
+    def can_read(self, job: JobRecord) -> None:
+        """Take back what `cannot_read` said."""
+        if self._unreadable:
+            self._tell(job, None)
+            self._unreadable = False
+
+    def _tell(self, job: JobRecord, warning: str | None) -> None:
+        self.dirty |= job.warning != warning
+        job.warning = warning
+
+    def read_log(self, job: JobRecord, attempt: Attempt, *, final: bool) -> Iterator[Event]:
+        """Take in the new lines of the attempt's log; `final` when it has ended.
+
+        Yields what happened as it is found, so that a read that fails later loses nothing.
+        """
         more = True
         while more:
             reading = read_new(Path(attempt.log), job.cursor, final=final)
@@ -42,16 +61,13 @@ class JobWatch:
             for line in reading.lines:
                 self._take_in(job, line)
             if reading.lost:
-                events.append(
-                    LogLost(
-                        job=job.spec.name,
-                        attempt=attempt.number,
-                        generation=job.cursor.generation,
-                        message=reading.lost,
-                    )
+                yield LogLost(
+                    job=job.spec.name,
+                    attempt=attempt.number,
+                    generation=job.cursor.generation,
+                    message=reading.lost,
                 )
             more = reading.more
-        return events
 
     def _take_in(self, job: JobRecord, line: LogLine) -> None:
         progress = job.spec.trainer.progress(line.text)
@@ -73,10 +89,10 @@ class JobWatch:
         if stamps == self._stamps and not self._racy and not ended:
             return []
         now = time.time_ns()
-        self._stamps = stamps
         scan = trainer.checkpoints(save_dir)
         fresh = any(stamp is not None and now - stamp[2] < _RACY_NS for stamp in stamps)
-        self._racy = fresh or scan.unfinished
+        # Only now: a scan that fails is repeated at the next look.
+        self._stamps, self._racy = stamps, fresh or scan.unfinished
         start = job.spec.branch.iteration if job.spec.branch else 0
         known = set(job.checkpoints)
         new = [

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
+from flows.news import News
+
 _RETRY_S = 5.0
 
 P = ParamSpec("P")
@@ -15,7 +17,8 @@ T = TypeVar("T")
 class Disk:
     """Runs functions that read and write the session; a slow filesystem stops no coroutine."""
 
-    def __init__(self, log: "logging.Logger | Any") -> None:
+    def __init__(self, news: News, log: "logging.Logger | Any") -> None:
+        self._news = news
         self._log = log
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="session")
 
@@ -25,13 +28,21 @@ class Disk:
         return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
 
     async def persist(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run, and try on for as long as the disk is full, read-only or away."""
+        """Run, and try on for as long as the disk is full, read-only or away.
+
+        An interruption ends that as a cancellation of the caller: whoever resumes sees to it.
+        """
+        failures = 0
         while True:
             try:
                 return await self.run(function, *args, **kwargs)
             except OSError as error:
-                self._log.warning("the session cannot be written (%s); trying on", error)
-                await asyncio.sleep(_RETRY_S)
+                failures += 1
+                if failures == 1:
+                    self._log.warning("the session cannot be written (%s); trying on", error)
+                if self._news.interrupted is not None:
+                    raise asyncio.CancelledError from error
+                await self._news.pause(_RETRY_S)
 
     def close(self) -> None:
         """Wait for what is under way, and end the thread."""

@@ -10,9 +10,10 @@ import time
 from typing import Any
 
 from prefect import State
+from prefect.exceptions import PrefectSignal
 from prefect.runtime import flow_run
 
-from autoexp import acting, events, inbox
+from autoexp import acting, durable, events, inbox
 from autoexp.errors import SessionHeld
 from autoexp.jobs import JobRecord, Verdict
 from autoexp.lease import Lease
@@ -29,6 +30,8 @@ from flows.submitting import Submitter
 from flows.wishes import Wishes
 from tasks import jobs as effects
 
+_RETRY_S = 5.0
+
 
 class SessionRun:
     """A session being watched."""
@@ -43,7 +46,7 @@ class SessionRun:
         self._looked_at: float | None = None
         self._lease = lease
         self._scheduler = scheduler
-        self._disk = Disk(log)
+        self._disk = Disk(self.news, log)
         self._monitor = Monitor(session)
         self._face = Face(session, log)
         self._questions = Questions(scheduler, session.experiment.slurm.scheduler_tick_s, log)
@@ -69,13 +72,21 @@ class SessionRun:
                     await self.news.publish()
                     await self._sleep()
                 await self.news.publish(last=True)
-            await self._disk.run(self._monitor.flush)
+            await self._flush()
             await self._face.close()
         finally:
             self._disk.close()
 
     def _is_over(self) -> bool:
-        return self.news.interrupted is not None or self.session.is_over
+        # A request that came at the last moment, or to a session that had ended, is heeded too.
+        done = self.session.is_over and inbox.is_empty(self.session.path)
+        return done or self.news.interrupted is not None
+
+    async def _flush(self) -> None:
+        try:
+            await self._disk.run(self._monitor.flush)
+        except OSError as error:
+            self.log.warning("the last lines read are not written (%s): read again later", error)
 
     def _heed_wishes(self, children: asyncio.TaskGroup) -> None:
         if self._wishing is None and self._wishes.is_due:
@@ -145,18 +156,23 @@ class SessionRun:
         try:
             await self._launch(action)
         except Exception as error:
-            self.log.error("action %s failed: %s", action.key, error)
-            await self._disk.persist(acting.fail, self.session, action, str(error))
+            if isinstance(error, OSError) and durable.is_passing(error):
+                self.log.warning("action %s: %s; trying again", action.key, error)
+                await self._disk.persist(acting.postpone, self.session, action, str(error))
+                await self.news.pause(_RETRY_S)
+            else:
+                self.log.error("action %s failed: %s", action.key, error)
+                await self._disk.persist(acting.fail, self.session, action, str(error))
         finally:
             self._performing.discard(action.key)
 
     async def _launch(self, action: ActionRecord) -> None:
-        job = await self._disk.run(acting.begin, self.session, action)
+        job = await self._disk.persist(acting.begin, self.session, action)
         event = action.event
         mark: Any = effects.checkpoint(event.job, event.iteration, return_state=True)
         self._marks[job.spec.name] = await mark
         await effects.pin(event, job.spec)
-        await self._disk.run(acting.complete, self.session, action, job)
+        await self._disk.persist(acting.complete, self.session, action, job)
 
     def _to_cancel(self) -> list[Ticket]:
         """Attempts of cancelled jobs, and those queued ahead of jobs that are over."""
@@ -173,8 +189,9 @@ class SessionRun:
         try:
             answers = await effects.cancel(self._scheduler, tickets)
         except Exception as error:
+            self.log.warning("%d jobs not cancelled yet: %s; trying again", len(tickets), error)
+            await self.news.pause(self.session.experiment.slurm.scheduler_tick_s)
             self._cancelling -= {ticket.key for ticket in tickets}
-            self.log.warning("%d jobs not cancelled yet: %s", len(tickets), error)
             return
         for key, answer in answers.items():
             self.log.info("cancel %s: %s", key, answer)
@@ -198,7 +215,7 @@ class SessionRun:
                 subflow = job_flow(self, job.spec, begin)
                 shown: Any = subflow(checkpoint=self._marks.get(job.spec.name), return_state=True)
                 await shown
-        except Exception as error:
+        except (Exception, PrefectSignal) as error:
             self.log.warning("%s: Prefect could not show it: %s", job.spec.title, error)
         finally:
             self._wishes.forget(job.spec.name)

@@ -4,6 +4,7 @@ import argparse
 import getpass
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from autoexp.status import state_of, status_of
 from flows.finding import live_holder, refuse_if_held, session_path, session_paths
 from flows.show import console, status_view
 
-_PATIENCE_S = 20.0
+_PATIENCE_S = 90.0
 
 
 def cancel(options: argparse.Namespace) -> int:
@@ -55,7 +56,9 @@ def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
     outcome = cancel_directly(path, jobs, by)
     for key, answer in outcome.answers.items():
         print(f"{key}: {answer}")
-    return outcome.over
+    if outcome.problem is not None:
+        print(f"not ended yet: {outcome.problem}; say it again in a while", file=sys.stderr)
+    return outcome.problem is None
 
 
 def _report_cancelled(path: Path, names: list[str]) -> None:

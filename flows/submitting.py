@@ -41,7 +41,9 @@ class Submitter:
         jobs = [
             job
             for job in self._session.jobs.values()
-            if job.launched and not job.is_over and job.spec.name not in self._driven
+            if job.launched
+            and (not job.is_over or job.unsubmitted is not None)
+            and job.spec.name not in self._driven
         ]
         if jobs:
             self._driven |= {job.spec.name for job in jobs}
@@ -70,8 +72,10 @@ class Submitter:
         joining = group
         if fresh:
             joining = await self._disk.persist(arrays.begin, self._session, group)
-        while joining and self._news.interrupted is None:
-            if await self._submit_array(joining, fresh=fresh):
+        while self._news.interrupted is None:
+            # Those that are cancelled meanwhile are each looked up, or withdrawn.
+            joining = [job for job in joining if not _is_unwanted(job)]
+            if not joining or await self._submit_array(joining, fresh=fresh):
                 break
             fresh = False
         await asyncio.gather(*(self._drive(job) for job in group))
@@ -100,7 +104,9 @@ class Submitter:
     async def _drive(self, job: JobRecord) -> None:
         """Submit a job whenever the monitor wants it, until it is over."""
         while self._news.interrupted is None and not (job.is_over and job.unsubmitted is None):
-            if job.unsubmitted is not None:
+            if job.unsubmitted is not None and _is_unwanted(job):
+                await self._withdraw(job, job.unsubmitted)
+            elif job.unsubmitted is not None:
                 await self._submit(job, job.unsubmitted, fresh=False)
             elif attempt := await self._disk.persist(self._session.begin_attempt, job):
                 await self._submit(job, attempt, fresh=True)
@@ -115,12 +121,27 @@ class Submitter:
             self._log.error("%s: refused: %s", job.spec.title, error)
             await self._disk.persist(self._session.refuse, job, attempt, str(error))
         except Exception as error:
-            job.warning = f"not submitted yet: {error}"
+            warning = f"not submitted yet: {error}"
+            if job.warning != warning:
+                await self._disk.persist(self._session.change_job, job, warning=warning)
             await self._wait_before_retry(attempt.key, error)
         else:
-            job.warning = None
             await self._disk.persist(self._session.record_submission, job, attempt, job_id)
             self._log.info("%s: submitted as job %s", job.spec.title, job_id)
+
+    async def _withdraw(self, job: JobRecord, attempt: Attempt) -> None:
+        """Close an intent that nobody wants any more, or learn its job id, so as to cancel it."""
+        ticket = self._session.submission_ticket(attempt)
+        try:
+            job_id = await effects.withdraw(self._scheduler, ticket, attempt)
+        except Exception as error:
+            await self._wait_before_retry(attempt.key, error)
+            return
+        if job_id is None:
+            await self._disk.persist(self._session.withdraw, job, attempt)
+            self._log.info("%s: not submitted: %s", attempt.key, job.cancel_requested or job.reason)
+        else:
+            await self._disk.persist(self._session.record_submission, job, attempt, job_id)
 
     async def _wait_before_retry(self, key: str, error: Exception) -> None:
         """Whatever it was, the next try looks the attempt up by name before it submits."""
@@ -129,6 +150,10 @@ class Submitter:
         tick = self._session.experiment.slurm.scheduler_tick_s
         longest = min(_LONGEST_RETRY_S, tick * 2**tries)
         await self._news.pause(longest * random.uniform(0.8, 1.2))
+
+
+def _is_unwanted(job: JobRecord) -> bool:
+    return job.is_over or job.cancel_requested is not None
 
 
 def _begun_as_array(job: JobRecord) -> bool:

@@ -11,7 +11,7 @@ from autoexp import arrays
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.events import CheckpointComplete
 from autoexp.jobs import Attempt, JobSpec
-from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
+from autoexp.schedulers.base import Request, Scheduler, Ticket, find_or_forbid, prepare, submit_once
 from autoexp.session import Session
 
 
@@ -52,6 +52,12 @@ async def submit_array(
     """Submit several attempts as one array; returns the job ids of its tasks."""
     del name  # shown in the run graph
     return await asyncio.to_thread(arrays.submit, session, group, scheduler, fresh=fresh)
+
+
+@task(name="withdraw", task_run_name="withdraw {attempt.key}", cache_policy=NO_CACHE)
+async def withdraw(scheduler: Scheduler, ticket: Ticket, attempt: Attempt) -> str | None:
+    """The job id of an attempt that is no longer wanted; None: it will never run."""
+    return await asyncio.to_thread(find_or_forbid, ticket, attempt, scheduler)
 
 
 @task(name="cancel", cache_policy=NO_CACHE)

@@ -16,6 +16,8 @@ from autoexp.jobs import Attempt, JobSpec
 from autoexp.machines import LocalMachine, SlurmCluster
 
 LOCK = "submit.lock"
+WITHDRAWN = "cancelled"
+"""Stands in the claim of an attempt that nobody may run any more."""
 PATIENCE_S = 180.0
 
 
@@ -143,30 +145,64 @@ def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh
     submitted it. Otherwise the attempt is first looked up by its key. The lock is inherited by
     the process that submits, so one that outlived a killed monitor is waited for.
     """
-    deadline = time.monotonic() + PATIENCE_S
     with _lock(ticket.directory) as lock:
-        while not _try(lock):
-            found = scheduler.find(ticket, in_flight=True)
-            if found is not None:
-                return found
-            if time.monotonic() > deadline:
-                raise SubmissionUncertain(
-                    f"{ticket.key}: another process has been submitting it for {PATIENCE_S:.0f} s; "
-                    f"see who holds {ticket.directory / LOCK} (`fuser`), then resume the session"
-                )
-            time.sleep(0.1)
-        if not fresh:
+        found = _await_turn(ticket, scheduler, lock)
+        if found is None and not fresh:
             found = scheduler.find(ticket, in_flight=False)
-            if found is not None:
-                return found
+        if found is not None:
+            return found
         durable.step()
         job_id = scheduler.submit(ticket, request, lock)
         durable.step()
         return job_id
 
 
+def find_or_forbid(ticket: Ticket, attempt: Attempt, scheduler: Scheduler) -> str | None:
+    """The job id of an intended attempt that is no longer wanted; None: it will never run.
+
+    `ticket` is of what was submitted, the whole array where the attempt is a task of one. The
+    attempt's claim is taken away, so that a submission that nobody can see starts nothing.
+    """
+    own = ticket.directory.parent / attempt.key
+    own.mkdir(parents=True, exist_ok=True)
+    with _lock(ticket.directory) as lock:
+        found = _await_turn(ticket, scheduler, lock) or scheduler.find(ticket, in_flight=False)
+        if found is None and not payload.claim(own, WITHDRAWN):
+            # It has started between the question and the claim: it says itself who it is.
+            return (own / "claim").read_text()
+    if found is None or attempt.array_index is None:
+        return found
+    return f"{found}_{attempt.array_index}"
+
+
+def _await_turn(ticket: Ticket, scheduler: Scheduler, lock: int) -> str | None:
+    """Wait for the lock; the job id, should another process submit the attempt meanwhile."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not _try(lock):
+        found = scheduler.find(ticket, in_flight=True)
+        if found is not None:
+            return found
+        if time.monotonic() > deadline:
+            raise SubmissionUncertain(
+                f"{ticket.key}: another process has been submitting it for {PATIENCE_S:.0f} s; "
+                f"see who holds {ticket.directory / LOCK} (`fuser`), then resume the session"
+            )
+        time.sleep(0.1)
+    return None
+
+
+def read_claim(directory: Path) -> str | None:
+    """The id of the job that runs the attempt in `directory`; None: none has started."""
+    try:
+        holder = (directory / "claim").read_text()
+    except FileNotFoundError:
+        return None
+    return None if holder == WITHDRAWN else holder
+
+
 @contextmanager
 def _lock(directory: Path) -> Iterator[int]:
+    directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         yield descriptor

@@ -23,7 +23,15 @@ from submitit.local import local as submitit_local
 from autoexp import durable, payload, processes
 from autoexp.errors import SchedulerUnavailable
 from autoexp.jobs import Attempt, JobSpec
-from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, is_locked
+from autoexp.schedulers.base import (
+    WITHDRAWN,
+    Orders,
+    Request,
+    Sighting,
+    Ticket,
+    is_locked,
+    read_claim,
+)
 
 _GRACE_S = 10.0
 _START_PATIENCE_S = 2.0
@@ -100,7 +108,7 @@ class LocalScheduler:
     def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
         """The id in the claim: a controller holds the lock for as long as it lives."""
         del in_flight
-        return _read_text(ticket.directory / "claim")
+        return read_claim(ticket.directory)
 
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
         self._reap()
@@ -165,7 +173,7 @@ def _cancel(ticket: Ticket) -> str:
         return "had ended already"
     durable.write(directory / "cancelled", "")
     # Taking the claim ourselves keeps a job that has not started from ever starting.
-    if payload.claim(directory, "cancelled"):
+    if payload.claim(directory, WITHDRAWN):
         return "cancelled before it started"
     started = _await_start(directory)
     if started is None:

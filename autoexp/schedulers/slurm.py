@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from autoexp import states
@@ -18,7 +17,7 @@ from autoexp.errors import SchedulerUnavailable, SubmissionRefused
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.payload import TASKS
-from autoexp.schedulers.base import Orders, Request, Sighting, Ticket
+from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, read_claim
 from autoexp.schedulers.slurm_answers import (
     SACCT_FORMAT,
     SQUEUE_FORMAT,
@@ -168,16 +167,19 @@ class SlurmScheduler:
         return Sighting("LOST", "neither squeue nor sacct knows it", ended_at=now())
 
     def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
-        """One scancel for all; it answers 0 for unknown ids too, so its words are returned."""
-        ids = [str(ticket.job_id) for ticket in tickets]
-        if not ids:
+        """One scancel for all; it answers 0 for unknown ids too, so its words are returned.
+
+        Raises SchedulerUnavailable for words that say nothing of a job: they are no answer.
+        """
+        if not tickets:
             return {}
         try:
-            run(["scancel", *ids], self._cluster.query_timeout_s)
+            run(["scancel", *(str(t.job_id) for t in tickets)], self._cluster.query_timeout_s)
         except CommandFailed as error:
-            if "Unable to contact" in error.stderr or "Socket timed out" in error.stderr:
-                raise SchedulerUnavailable(error.stderr) from error
-            return {ticket.key: error.stderr for ticket in tickets}
+            refused = {t.key: _about(t, error.stderr) for t in tickets}
+            if not any(refused.values()):
+                raise SchedulerUnavailable(str(error)) from error
+            return {key: words or "accepted" for key, words in refused.items()}
         return {ticket.key: f"scancel {ticket.job_id}: accepted" for ticket in tickets}
 
     # Asking
@@ -204,6 +206,12 @@ def _asked(machine: LocalMachine | SlurmCluster) -> SlurmCluster:
     return machine
 
 
+def _about(ticket: Ticket, words: str) -> str:
+    """What scancel said of this job: `Kill job error on job id 12: Invalid job id specified`."""
+    named = re.compile(rf"job id {re.escape(str(ticket.job_id))}\b")
+    return "; ".join(line for line in words.splitlines() if named.search(line))
+
+
 def _is_array(ticket: Ticket) -> bool:
     return (ticket.directory / TASKS).exists()
 
@@ -211,17 +219,10 @@ def _is_array(ticket: Ticket) -> bool:
 def _claimed_by(ticket: Ticket) -> str | None:
     """The id of the job that has claimed the attempt, or any task of the array."""
     if not _is_array(ticket):
-        return _read_claim(ticket.directory)
+        return read_claim(ticket.directory)
     tasks = json.loads((ticket.directory / TASKS).read_text())
-    claims = (_read_claim(ticket.directory.parent / key) for key in tasks.values())
+    claims = (read_claim(ticket.directory.parent / key) for key in tasks.values())
     return next((claim.partition("_")[0] for claim in claims if claim), None)
-
-
-def _read_claim(directory: Path) -> str | None:
-    try:
-        return (directory / "claim").read_text()
-    except FileNotFoundError:
-        return None
 
 
 def _exit_file(ticket: Ticket) -> dict[str, Any] | None:

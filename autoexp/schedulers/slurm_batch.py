@@ -21,9 +21,16 @@ from autoexp.schedulers.base import Request
 from autoexp.schedulers.slurm_commands import CommandFailed, run
 
 # What sbatch says when it may have worked, or may work later; everything else is lasting.
-_UNCERTAIN = re.compile("Socket timed out|Unable to contact|Zero Bytes were transmitted")
+# The words are those of SLURM's src/common/slurm_errno.c and of the C library.
+_UNCERTAIN = re.compile(
+    "Socket timed out|Unable to contact|Zero Bytes were transmitted|Message (send|receive) failure|"
+    "Header lengths are longer|Unexpected message|Connection (refused|reset|timed out)|"
+    "Transport endpoint|No route to host|Broken pipe"
+)
 _PASSING = re.compile(
-    "(Max|Grp)SubmitJob|Resource temporarily unavailable|Slurm temporarily unable"
+    "(Max|Grp)SubmitJob|Resource temporarily unavailable|Slurm temporarily unable|"
+    "Protocol authentication error|standby mode|I/O error writing script|"
+    "No space left on device|Cannot allocate memory"
 )
 
 

@@ -19,7 +19,7 @@ from autoexp.compose import Composed
 from autoexp.creation import create
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind
 from autoexp.machines import LocalMachine, SlurmCluster
-from autoexp.schedulers.base import Orders, Request, Sighting, Ticket
+from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, find_or_forbid
 from autoexp.session import Session
 from tests.core.conftest import spec_of
 
@@ -268,6 +268,32 @@ def test_a_kill_at_any_step_ends_with_each_job_submitted_once(
             (attempt,) = job.attempts
             known = made.scheduler.jobs[str(attempt.job_id)]
             assert (known.spec["key"], known.name) == (attempt.key, attempt.name)
+
+
+@pytest.mark.parametrize("how", [None, "outlives", "dies"])
+def test_a_task_that_is_no_longer_wanted_is_found_if_the_array_was_submitted(
+    branches: Make, monkeypatch: pytest.MonkeyPatch, how: str | None
+) -> None:
+    made, fate = branches(), Fate(monkeypatch)
+    made.scheduler.next_time = how
+    if how is not None:
+        assert not fate.spares(made.drive)
+    else:
+        arrays.begin(made.session, made.jobs)
+    session = Session.load(made.path)
+    attempt = session.jobs["tiny-cd200"].attempts[0]
+    ticket = session.submission_ticket(attempt)
+    found = find_or_forbid(ticket, attempt, made.scheduler)
+    assert found == (None if how is None else "100_1")
+    # Where it was not submitted, nobody will run it; the others go their way.
+    assert payload.claim(session.ticket(attempt).directory, "100_1") is (how is not None)
+    assert find_or_forbid(ticket, attempt, made.scheduler) == found
+    if how is None:
+        session.withdraw(session.jobs["tiny-cd200"], attempt)
+        session.change_job(session.jobs["tiny-cd200"], cancel_requested="ann")
+        others = [job for job in made.resume().jobs if job.unsubmitted]
+        assert arrays.submit(session, others, made.scheduler, fresh=False) == ["100_0", "100_2"]
+        assert made.scheduler.submissions == {KEYS[0]: 1, KEYS[2]: 1}
 
 
 def test_each_task_runs_the_attempt_that_its_index_stands_for(branches: Make) -> None:

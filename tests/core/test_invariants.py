@@ -21,7 +21,7 @@ from autoexp.jobs import Attempt, JobRecord, Kind, Verdict
 from autoexp.machines import SlurmCluster
 from autoexp.monitor import Monitor
 from autoexp.rules import ActionRecord, ActionStatus
-from autoexp.schedulers.base import Request, Sighting, prepare, submit_once
+from autoexp.schedulers.base import Request, Sighting, find_or_forbid, prepare, submit_once
 from autoexp.session import Session
 from tests.core.conftest import spec_of
 from tests.core.test_arrays import FakeJob, FakeScheduler, Fate
@@ -94,13 +94,28 @@ class Driver:
 
     def _drive(self, job: JobRecord) -> Work:
         while not (job.is_over and job.unsubmitted is None):
-            if job.unsubmitted is not None:
+            if job.unsubmitted is not None and (job.is_over or job.cancel_requested):
+                yield from self._withdraw(job, job.unsubmitted)
+            elif job.unsubmitted is not None:
                 yield from self._submit(job, job.unsubmitted, fresh=False)
             elif attempt := self.session.begin_attempt(job):
                 yield
                 yield from self._submit(job, attempt, fresh=True)
                 continue
             yield
+
+    def _withdraw(self, job: JobRecord, attempt: Attempt) -> Work:
+        ticket = self.session.submission_ticket(attempt)
+        try:
+            job_id = find_or_forbid(ticket, attempt, self.scheduler)
+        except SchedulerError:
+            yield
+            return
+        yield
+        if job_id is None:
+            self.session.withdraw(job, attempt)
+        else:
+            self.session.record_submission(job, attempt, job_id)
 
     def _submit(self, job: JobRecord, attempt: Attempt, *, fresh: bool) -> Work:
         ticket = self.session.ticket(attempt)

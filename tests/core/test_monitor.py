@@ -1,5 +1,6 @@
 """The monitor: each checkpoint leads to its actions once, whatever is torn or killed."""
 
+import errno
 import itertools
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from autoexp import acting
-from autoexp.backends.base import FoundCheckpoint
+from autoexp.backends.base import CheckpointScan, FoundCheckpoint
 from autoexp.backends.megatron_layout import TRACKER, folder_name
 from autoexp.compose import Composed
 from autoexp.creation import create
@@ -297,3 +298,53 @@ def test_a_job_that_could_not_be_given_up_on_disk_is_given_up_at_the_next_look(
     (story.path / "away").rename(story.path / "jobs")
     story.look()
     assert Session.load(story.path).jobs["tiny-cd200"].reason == "cancelled: ann"
+
+
+def test_no_record_tells_what_the_journal_does_not(story: Story) -> None:
+    # The event could not be written; then something else about the job is, and the monitor dies.
+    path = story.path / "actions"
+    story.save(100)
+    path.rename(story.path / "away")
+    with pytest.raises(OSError):
+        story.look()
+    with pytest.raises(OSError):
+        story.session.change_job(story.job(), warning="of no matter here")
+    assert Session.load(story.path).jobs["tiny"].checkpoints == []
+    (story.path / "away").rename(path)
+    story.session.change_job(story.job(), warning="of no matter here")
+    assert story.on_disk == ([100], ["tiny-cd100"])
+    assert Session.load(story.path).jobs["tiny"].checkpoints == [100]
+    assert launches(story.look()) == ["tiny-cd100"]
+
+
+def test_a_job_that_cannot_be_read_keeps_no_other_from_being_seen(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.session.change_job(story.job("tiny-cd100"), launched=True)
+    story.submit("tiny-cd100")
+    story.look(name="tiny-cd100", state="RUNNING")
+    checkpoints = type(story.job().spec.backend).checkpoints
+
+    def stale(self: object, save_dir: Path) -> CheckpointScan:
+        if save_dir.parent.name == "tiny":
+            raise OSError(errno.ESTALE, "Stale file handle", str(save_dir))
+        return checkpoints(self, save_dir)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(story.job().spec.backend), "checkpoints", stale)
+        story.save(100)
+        story.save(120, name="tiny-cd100")
+        found = of(story.look(state="COMPLETED"), CheckpointComplete)
+        assert [(event.job, event.iteration) for event in found] == [("tiny-cd100", 120)]
+        assert "Stale file handle" in str(story.job().warning)
+        # Its end is known, and judged only once it can be read.
+        assert (story.job().state, story.job().verdict) == ("COMPLETED", None)
+    found = story.look().events
+    assert [event.key for event in found] == ["checkpoint/tiny/100", "verdict/tiny/a1"]
+    assert story.job().warning is None
+
+
+def test_why_a_job_waits_is_on_disk_though_nothing_else_moves(story: Story) -> None:
+    story.look(state="RUNNING", reason="Resources")
+    record = Session.load(story.path).jobs["tiny"]
+    assert record.attempt is not None and record.attempt.reason == "Resources"

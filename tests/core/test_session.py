@@ -13,7 +13,8 @@ from autoexp.compose import Composed, compose
 from autoexp.creation import create, new_id
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.events import CheckpointComplete, JobGivenUp
-from autoexp.jobs import Verdict
+from autoexp.jobs import Attempt, JobRecord, Verdict
+from autoexp.machines import SlurmCluster
 from autoexp.rules import decide, rules_of
 from autoexp.session import Session, sessions_root
 from tests.core.conftest import FullDisk, KilledAt
@@ -178,6 +179,60 @@ def test_an_attempt_whose_intent_could_not_be_written_is_begun_again(session_pat
     assert session.begin_attempt(session.jobs["tiny"]) is not None
     (attempt,) = Session.load(session_path).jobs["tiny"].attempts
     assert (attempt.number, attempt.key) == (1, "s1-tiny-a1")
+
+
+def test_an_attempt_queued_ahead_and_refused_leaves_the_running_one_alone(
+    tmp_path: Path, composed: Composed
+) -> None:
+    changes = {"slurm": SlurmCluster(chain=2)}
+    chained = composed._replace(experiment=composed.experiment.model_copy(update=changes))
+    session = Session.load(create(chained, tmp_path, session_id="s1"))
+    job = session.jobs["tiny"]
+    first = session.begin_attempt(job)
+    assert first is not None
+    session.record_submission(job, first, "1")
+    ahead = session.begin_attempt(job)
+    assert ahead is not None
+    session.refuse(job, ahead, "Job dependency problem")
+    again = Session.load(session.path).jobs["tiny"]
+    assert (again.is_over, again.attempt, again.open_attempts) == (False, first, [first])
+    # No other one is queued ahead; without one that runs, the next refusal is the end.
+    assert session.begin_attempt(job) is None
+    first.state, first.verdict = "TIMEOUT", Verdict.CONTINUE
+    last = session.begin_attempt(job)
+    assert last is not None
+    session.refuse(job, last, "Invalid account")
+    assert (job.verdict, job.reason) == (Verdict.FAILED, "not submitted: Invalid account")
+    refused = [e.event.key for e in session.journal.entries]
+    assert refused == ["not-taken/tiny/a2", "not-taken/tiny/a3"]
+
+
+Change = Callable[[Session, JobRecord, Attempt], None]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda session, job, attempt: session.record_submission(job, attempt, "1"),
+        lambda session, job, attempt: session.refuse(job, attempt, "Invalid account"),
+        lambda session, job, attempt: session.withdraw(job, attempt),
+    ],
+)
+def test_what_could_not_be_written_about_an_attempt_is_not_believed_either(
+    session_path: Path, change: Change
+) -> None:
+    session = Session.load(session_path)
+    job = session.jobs["tiny"]
+    attempt = session.begin_attempt(job)
+    assert attempt is not None
+    before = job.model_dump()
+    (session_path / "jobs").rename(session_path / "away")
+    with pytest.raises(OSError):
+        change(session, job, attempt)
+    assert job.model_dump() == before
+    (session_path / "away").rename(session_path / "jobs")
+    change(session, job, attempt)
+    assert Session.load(session_path).jobs["tiny"].model_dump() == job.model_dump() != before
 
 
 def test_no_such_session_is_said_with_what_to_run(tmp_path: Path) -> None:

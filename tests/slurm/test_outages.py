@@ -115,6 +115,19 @@ def test_a_job_that_nobody_knows_is_lost_only_after_healthy_answers(
     assert lost[unknown.key].state == "LOST"
 
 
+@pytest.mark.parametrize("words", [GONE, "scancel: error: something new under the sun"])
+def test_words_of_scancel_that_are_of_no_job_are_no_answer_and_it_is_asked_again(
+    bench: Bench, commands: Commands, words: str
+) -> None:
+    scheduler, ticket = SlurmScheduler(cluster()), unknown_ticket(bench)
+    commands.fails("scancel", words)
+    with pytest.raises(SchedulerUnavailable):
+        scheduler.cancel([ticket])
+    of_it = f"scancel: error: Kill job error on job id {ticket.job_id}: Access/permission denied"
+    commands.fails("scancel", f"{of_it}\nscancel: error: and more")
+    assert scheduler.cancel([ticket]) == {ticket.key: of_it}
+
+
 def test_where_there_is_no_accounting_a_job_that_squeue_does_not_know_is_lost(
     bench: Bench, commands: Commands
 ) -> None:
@@ -166,6 +179,13 @@ def test_a_lasting_refusal_is_told_in_slurms_words(
         ("QOSGrpSubmitJobsLimit", SubmissionPostponed),
         ("Batch job submission failed: Socket timed out on send/recv operation", None),
         ("Batch job submission failed: Unable to contact slurm controller", None),
+        ("Batch job submission failed: Connection reset by peer", None),
+        ("Batch job submission failed: Protocol authentication error", SubmissionPostponed),
+        (
+            "Batch job submission failed: Slurm backup controller in standby mode",
+            SubmissionPostponed,
+        ),
+        ("I/O error writing script/environment to file", SubmissionPostponed),
         ("Batch job submission failed: Resource temporarily unavailable", SubmissionPostponed),
     ],
 )
