@@ -1,5 +1,7 @@
 """The loop: nothing that runs beside it ever blocks it."""
 
+import asyncio
+import errno
 import logging
 import time
 from pathlib import Path
@@ -11,7 +13,9 @@ from autoexp.backends.base import FoundCheckpoint
 from autoexp.backends.demo import DemoBackend
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session
+from flows.disk import Disk
 from flows.engine import SessionRun
+from flows.news import News
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect
@@ -46,3 +50,21 @@ async def test_the_parent_keeps_looking_while_cooldowns_run_and_an_action_sleeps
     session = Session.load(path)
     assert [job.verdict for job in session.jobs.values()] == ["finished"] * 5
     assert longest_gap < 3 * 0.5
+
+
+async def test_an_interruption_ends_the_waiting_for_a_full_disk() -> None:
+    news = News()
+    disk = Disk(news, logging.getLogger())
+    tried, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def write() -> None:
+        loop.call_soon_threadsafe(tried.set)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writing = asyncio.create_task(disk.persist(write))
+    await tried.wait()
+    news.interrupt("SIGINT")
+    # As a cancellation: the session ends, and no error of its own hides why.
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(writing, timeout=60)
+    disk.close()

@@ -16,7 +16,7 @@ import pytest
 
 from autoexp.jobs import Verdict
 from autoexp.session import Session
-from tests.flows.conftest import Make, edit_job
+from tests.flows.conftest import BRANCHES, SMALL, Make, autoexp, edit_job
 
 pytestmark = pytest.mark.prefect
 
@@ -176,6 +176,21 @@ def test_a_training_that_failed_while_nobody_watched_has_failed(
     # Its checkpoint at 100 was complete, and the one at 200 never came.
     assert jobs["demo-cd100"].verdict is Verdict.FINISHED
     assert "never started" in (jobs["demo-cd200"].reason or "")
+
+
+def test_what_is_asked_of_a_finished_session_is_done_when_it_is_resumed(
+    make_session: Make, watch: Watch
+) -> None:
+    path = make_session("cooldowns=[]")
+    assert watch(path).wait() == 0
+    answer = autoexp("submit", "demo", *SMALL, BRANCHES, "--session", path.name, root=path.parent)
+    assert answer.returncode == 0, answer.stderr
+
+    assert watch(path).wait() == 0
+
+    session = Session.load(path)
+    assert [job.verdict for job in session.jobs.values()] == [Verdict.FINISHED] * 3
+    assert [len(job.attempts) for job in session.jobs.values()] == [1, 1, 1]
 
 
 def test_the_same_flow_run_run_again_finds_its_session(make_session: Make) -> None:
