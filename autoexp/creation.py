@@ -5,6 +5,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 from autoexp import durable, processes
@@ -42,7 +43,7 @@ def create(
     plan = make_plan(composed.experiment, output_root(composed.experiment, path))
     if path.exists():
         raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
-    root.mkdir(parents=True, exist_ok=True)
+    _make_root(root)
     _remove_old_drafts(root)
     draft = root / f".new-{socket.gethostname()}-{os.getpid()}-{name}"
     try:
@@ -55,6 +56,17 @@ def create(
         raise
     durable.sync_directory(root)
     return path
+
+
+def _make_root(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError as error:
+        raise BadInput(
+            f"{root}: sessions cannot be made here ({error.strerror}); "
+            "set AUTOEXP_SESSIONS to a directory that you can write"
+        ) from error
 
 
 def _refuse_odd_root(root: Path, experiment: Experiment) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,15 +23,20 @@ def main(arguments: Sequence[str]) -> int:
     module = importlib.import_module(f"flows.{options.module}")
     try:
         code: int = getattr(module, options.function)(options)
+        sys.stdout.flush()
     except AutoexpError as error:
         print(f"autoexp: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output has left, as `head` does.
-        sys.stderr.close()
+        # The reader of our output has left, as `head` does: nothing more to say at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"autoexp: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
     return code
 
 
@@ -99,8 +105,9 @@ def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     status = commands.add_parser("status", help="jobs, iterations, losses of a session")
     _add_session(status)
-    status.add_argument("--json", action="store_true", help="the contract in docs/commands.md")
-    status.add_argument("--watch", action="store_true", help="keep showing it until it is over")
+    how = status.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="the contract in docs/commands.md")
+    how.add_argument("--watch", action="store_true", help="keep showing it until it is over")
     status.set_defaults(function="status")
 
     events = commands.add_parser("events", help="what happened, in order")
@@ -112,7 +119,7 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     tail = commands.add_parser("tail", help="the last lines of a job's log")
     _add_session(tail)
     tail.add_argument("job", nargs="?", help="the training by default")
-    tail.add_argument("--lines", "-n", type=int, default=20, help="how many (20)")
+    tail.add_argument("--lines", "-n", type=_lines, default=20, help="how many (20)")
     tail.add_argument("--follow", "-f", action="store_true", help="go on as it is written")
     tail.set_defaults(function="tail")
 
@@ -147,6 +154,13 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     remove.add_argument("session", metavar="SESSION")
     remove.add_argument("--cancel", action="store_true", help="cancel its jobs first")
     remove.set_defaults(module="session_commands", function="sessions_remove")
+
+
+def _lines(word: str) -> int:
+    number = int(word)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} lines: 0 or more")
+    return number
 
 
 def _add_experiment(command: argparse.ArgumentParser) -> None:

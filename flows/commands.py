@@ -14,18 +14,20 @@ from autoexp.compose import Composed
 from autoexp.creation import create, output_root
 from autoexp.errors import BadInput
 from autoexp.journal import Entry
-from autoexp.plan import make_plan
+from autoexp.plan import Plan, make_plan
 from autoexp.session import Session, sessions_root
 from autoexp.status import status_of
 from flows.finding import compose_words, refuse_if_held, session_path
 from flows.show import console, gains_lines, print_plan, status_view
+
+_BLOCK = 65536
 
 
 def run(options: argparse.Namespace) -> int:
     """Create a session and watch it to its end."""
     composed = compose_words(options.experiment)
     if options.dry_run:
-        return _print_plan(composed)
+        return _print_plan(composed, options.session)
     if options.no_monitor:
         from flows.joining import add_jobs
 
@@ -53,10 +55,7 @@ def plan(options: argparse.Namespace) -> int:
     composed = compose_words(options.experiment)
     if not options.json:
         return _print_plan(composed)
-    made = make_plan(
-        composed.experiment, output_root(composed.experiment, sessions_root() / "SESSION")
-    )
-    print(made.model_dump_json(indent=1))
+    print(_plan_of(composed).model_dump_json(indent=1))
     return 0
 
 
@@ -116,39 +115,51 @@ def tail(options: argparse.Namespace) -> int:
     attempt = session.jobs[name].attempt
     if attempt is None:
         raise BadInput(f"{name}: has not been submitted yet, so there is no log")
-    log = Path(attempt.log)
-    print(f"==> {log} <==", file=sys.stderr)
-    position = _print_end(log, options.lines)
-    while options.follow and not Session.load(path).jobs[name].is_over:
+    log, start = Path(attempt.log), _last_lines(Path(attempt.log), options.lines)
+    _print_name(log)
+    while True:
+        job = Session.load(path).jobs[name]  # before the log: what it said last is still printed
+        start = _print_from(log, start)
+        if not options.follow or job.is_over:
+            return 0
+        if job.attempt is not None and job.attempt.log != str(log):
+            log, start = Path(job.attempt.log), 0
+            _print_name(log)
         time.sleep(0.5)
-        position = _print_from(log, position)
-    return 0
 
 
-def _print_end(log: Path, lines: int) -> int:
+def _print_name(log: Path) -> None:
+    print(f"==> {log} <==", file=sys.stderr)
+
+
+def _last_lines(log: Path, lines: int) -> int:
+    """Where the last `lines` lines of the log begin, in bytes."""
     if not log.exists():
         return 0
-    size = log.stat().st_size
-    start = max(0, size - 400 * max(1, lines))
+    position = log.stat().st_size
     with log.open("rb") as file:
-        file.seek(start)
-        found = file.read(size - start).splitlines(keepends=True)
-    if start:
-        found = found[1:]
-    sys.stdout.buffer.write(b"".join(found[-lines:]))
-    sys.stdout.flush()
-    return size
+        found = b""
+        # One more newline than lines: the one before the first of them.
+        while position > 0 and found[:-1].count(b"\n") <= lines:
+            step = min(position, _BLOCK)
+            position -= step
+            file.seek(position)
+            found = file.read(step) + found
+    skipped = found.splitlines(keepends=True)[: -lines or None]
+    return position + sum(map(len, skipped))
 
 
 def _print_from(log: Path, position: int) -> int:
+    """Print what the log says from a position on; returns where it ends."""
     if not log.exists():
         return position
     with log.open("rb") as file:
         file.seek(position)
-        new = file.read()
-    sys.stdout.buffer.write(new)
+        while block := file.read(_BLOCK):
+            sys.stdout.buffer.write(block)
+            position += len(block)
     sys.stdout.flush()
-    return position + len(new)
+    return position
 
 
 def plot(options: argparse.Namespace) -> int:
@@ -163,9 +174,11 @@ def plot(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_plan(composed: Composed) -> int:
-    made = make_plan(
-        composed.experiment, output_root(composed.experiment, sessions_root() / "SESSION")
-    )
-    print_plan(made, console())
+def _print_plan(composed: Composed, session: str | None = None) -> int:
+    print_plan(_plan_of(composed, session), console())
     return 0
+
+
+def _plan_of(composed: Composed, session: str | None = None) -> Plan:
+    path = sessions_root() / (session or "SESSION")
+    return make_plan(composed.experiment, output_root(composed.experiment, path))

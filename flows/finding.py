@@ -1,6 +1,7 @@
 """From what a user types to an experiment, or to a session on disk."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 from autoexp import lease
@@ -23,9 +24,16 @@ def session_paths() -> list[Path]:
     """All sessions, by creation."""
     root = sessions_root()
     found = [path.parent for path in root.glob("*/session.json") if path.parent.name[0] != "."]
-    return sorted(
-        found, key=lambda path: json.loads((path / "session.json").read_bytes())["created"]
-    )
+    return sorted(found, key=_created)
+
+
+def _created(path: Path) -> datetime:
+    """When a session was made; of a damaged one, when its file was last written."""
+    file = path / "session.json"
+    try:
+        return datetime.fromisoformat(json.loads(file.read_bytes())["created"])
+    except (ValueError, TypeError, KeyError):
+        return datetime.fromtimestamp(file.stat().st_mtime, UTC)
 
 
 def session_path(name: str | None) -> Path:

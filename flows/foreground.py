@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from autoexp.curves import gains
+from autoexp.errors import AutoexpError
 from autoexp.jobs import Verdict
 from autoexp.session import Session
 from autoexp.status import status_of
@@ -26,6 +27,14 @@ def watch(path: Path) -> int:
         _run_flow(path, out)
     except KeyboardInterrupt:
         pass
+    except AutoexpError:
+        raise
+    except Exception as error:
+        out.print_exception()
+        raise AutoexpError(
+            f"{path.name}: the monitor broke down ({type(error).__name__}: {error}); its jobs keep "
+            f"running. `autoexp resume {path.name}` takes the session up again"
+        ) from error
     session = Session.load(path)
     if not session.is_over:
         _say_how_to_go_on(session, out)
@@ -42,6 +51,8 @@ def _run_flow(path: Path, out: Console) -> None:
         server = embedded_server(path / "prefect-server.log")
         os.environ["PREFECT_API_URL"] = f"{server.url}/api"
     # Takes seconds, in which the server starts.
+    from prefect.exceptions import CrashedRun, FailedRun
+
     from flows.context import enter_foreground
     from flows.train import train
 
@@ -53,7 +64,11 @@ def _run_flow(path: Path, out: Console) -> None:
     enter_foreground()
 
     async def watched() -> None:
-        await train(session=path.name, return_state=True)
+        state = await train(session=path.name, return_state=True)
+        # What the flow returned is told from the session's files; only what it raised is news.
+        error = await state.aresult(raise_on_failure=False)
+        if isinstance(error, Exception) and not isinstance(error, (FailedRun, CrashedRun)):
+            raise error
 
     with LiveView(path, out):
         asyncio.run(watched())

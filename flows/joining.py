@@ -3,14 +3,16 @@
 import argparse
 import getpass
 import json
+import re
 from pathlib import Path
 
 from autoexp import inbox
 from autoexp.compose import Composed
 from autoexp.creation import create, output_root
 from autoexp.errors import BadInput
+from autoexp.experiment import Experiment
 from autoexp.jobs import Attempt, JobSpec, now
-from autoexp.machines import SlurmCluster
+from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.plan import Plan, make_plan
 from autoexp.provenance import provenance
 from autoexp.rules import ActionRecord
@@ -32,6 +34,7 @@ def add_jobs(composed: Composed, session_id: str | None) -> int:
         print(f"session {path.name} in {path}\nnobody watches it yet: autoexp resume {path.name}")
         return 0
     session = Session.load(path)
+    _refuse_other_scheduler(session, composed.experiment)
     plan = make_plan(composed.experiment, output_root(session.experiment, path))
     for spec in plan.jobs:
         session.refuse_clash(spec)  # at once, instead of by the monitor later
@@ -44,6 +47,7 @@ def adopt(options: argparse.Namespace) -> int:
     if not isinstance(composed.experiment.slurm, SlurmCluster):
         raise BadInput("adopt takes SLURM jobs: add slurm=NAME of your cluster")
     session = Session.load(session_path(options.session))
+    _refuse_other_scheduler(session, composed.experiment)
     save_dir = Path(options.save_dir).absolute()
     plan = make_plan(composed.experiment, output_root(session.experiment, session.path), save_dir)
     for spec in plan.jobs:
@@ -67,13 +71,34 @@ def adopt(options: argparse.Namespace) -> int:
 
 def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:
     """What `scontrol show job` says; raises BadInput when SLURM does not know the job."""
+    if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job_id):
+        raise BadInput(f"{job_id}: no SLURM job id, such as 123, or 123_4 for a task of an array")
     try:
-        answer = run(["scontrol", "show", "job", "-o", job_id], cluster.query_timeout_s)
+        answer = run(["scontrol", "show", "job", job_id], cluster.query_timeout_s)
     except CommandFailed as error:
         raise BadInput(f"job {job_id}: {error.stderr}; `squeue --me` lists yours") from error
-    pairs = (word.partition("=") for word in answer.split())
-    described = {key: value for key, _, value in pairs}
-    return {"JobName": described["JobName"], "StdOut": described.get("StdOut", "/dev/null")}
+    if "ArrayTaskId=" in answer and "_" not in job_id:
+        raise BadInput(f"job {job_id} is an array: adopt its tasks, one by one, as {job_id}_0")
+    # Each of these ends its line, so that names may hold spaces.
+    found = {key: re.search(rf"\b{key}=(.*)$", answer, re.M) for key in ("JobName", "StdOut")}
+    described = {key: match[1] for key, match in found.items() if match}
+    if "JobName" not in described:
+        raise BadInput(f"job {job_id}: scontrol gives no name for it; it said: {answer[:200]!r}")
+    return {"StdOut": "/dev/null", **described}
+
+
+def _refuse_other_scheduler(session: Session, experiment: Experiment) -> None:
+    """One scheduler query for all jobs of a session: they are all of one scheduler."""
+    here, there = session.experiment.slurm, experiment.slurm
+    if type(here) is not type(there):
+        raise BadInput(
+            f"{session.id} runs its jobs {_where(here)}, and these would run {_where(there)}: "
+            "choose slurm=NAME to match, or make a session of their own"
+        )
+
+
+def _where(machine: LocalMachine | SlurmCluster) -> str:
+    return "through SLURM" if isinstance(machine, SlurmCluster) else "on this machine"
 
 
 def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:
@@ -93,7 +118,9 @@ def queue(options: argparse.Namespace) -> int:
     session = Session.load(session_path(options.session))
     if options.verb == "list":
         return _list_actions(session, as_json=options.json)
-    action = session.actions.get(options.key or "")
+    if options.key is None:
+        raise BadInput(f"which action? `autoexp queue {session.id}` lists their keys")
+    action = session.actions.get(options.key)
     if action is None:
         known = "\n  ".join(session.actions) or "none"
         raise BadInput(f"{options.key}: no such action; {session.id} has:\n  {known}")

@@ -11,7 +11,8 @@ from typing import Any
 
 from autoexp import inbox
 from autoexp.cancelling import cancel_directly
-from autoexp.errors import BadInput
+from autoexp.creation import output_root
+from autoexp.errors import BadInput, SessionError
 from autoexp.session import Session, sessions_root
 from autoexp.status import state_of, status_of
 from flows.finding import live_holder, refuse_if_held, session_path, session_paths
@@ -71,24 +72,32 @@ def _report_cancelled(path: Path, names: list[str]) -> None:
 def sessions_list(options: argparse.Namespace) -> int:
     """List the sessions below the root."""
     rows: list[dict[str, Any]] = []
+    code = 0
     for path in session_paths():
-        session = Session.load(path)
-        holder = live_holder(session)
-        rows.append(
-            {
-                "session": session.id,
-                "created": session.meta.created.isoformat(),
-                "state": state_of(session, watched=holder is not None),
-                "jobs": len(session.jobs),
-            }
-        )
+        try:
+            rows.append(_row(Session.load(path)))
+        except SessionError as error:
+            print(f"autoexp: {error}", file=sys.stderr)
+            rows.append({"session": path.name, "created": "?", "state": "damaged", "jobs": 0})
+            code = error.exit_code
     if options.json:
         print(json.dumps(rows, indent=1))
     elif not rows:
-        print(f"no sessions in {sessions_root()}")
+        print(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
     for row in [] if options.json else rows:
-        print(f"{row['session']:<28} {row['created'][:16]}  {row['state']:<9} {row['jobs']} jobs")
-    return 0
+        print(
+            f"{row['session']:<28} {row['created'][:16]:<16}  {row['state']:<9} {row['jobs']} jobs"
+        )
+    return code
+
+
+def _row(session: Session) -> dict[str, Any]:
+    return {
+        "session": session.id,
+        "created": session.meta.created.isoformat(),
+        "state": state_of(session, watched=live_holder(session) is not None),
+        "jobs": len(session.jobs),
+    }
 
 
 def sessions_show(options: argparse.Namespace) -> int:
@@ -118,6 +127,9 @@ def sessions_remove(options: argparse.Namespace) -> int:
         )
     if alive and not _cancel_unwatched(path, (), "autoexp sessions remove"):
         raise BadInput(f"{session.id}: jobs have not ended yet; nothing was removed, try again")
+    outputs = output_root(session.experiment, path)
     shutil.rmtree(path)
     print(f"removed {path}")
+    if outputs.exists():
+        print(f"kept    {outputs}: outputs and checkpoints, outside of the session")
     return 0
