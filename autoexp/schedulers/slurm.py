@@ -27,11 +27,13 @@ from autoexp.schedulers.slurm_answers import (
     read_squeue,
 )
 from autoexp.schedulers.slurm_batch import body, executor_for, launched
-from autoexp.schedulers.slurm_commands import CommandFailed, run
+from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
 
 # After "Socket timed out" the first healthy squeue did not show an accepted job yet, in 6 of 6
 # tries; 60 ms later it did. Several seconds are asked for, to be sure.
 _HEALTHY_S = 5.0
+# The end of a job reaches sacct up to three seconds after squeue, and more on a busy site.
+_ACCOUNTING_LAG_S = 10.0
 _NO_ACCOUNTING = "accounting storage is disabled"
 # sacct's window starts at midnight unless told otherwise.
 _WINDOW = timedelta(days=30)
@@ -43,6 +45,8 @@ class SlurmScheduler:
     def __init__(self, cluster: SlurmCluster) -> None:
         self._cluster = cluster
         self._missing_s: dict[str, float] = {}
+        self._failed_at_s: dict[str, float] = {}
+        self._has_accounting = True
         self._answered_at: float | None = None
         self._longest_array: int | None = None
         self._longest_min: dict[str | None, float] = {}
@@ -113,7 +117,7 @@ class SlurmScheduler:
         return found.partition("_")[0] if found and _is_array(ticket) else found
 
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
-        """One squeue for all; one sacct for those that are missing there; then the exit files."""
+        """One squeue for all; one sacct for those it does not tell all of; then the exit files."""
         try:
             rows = {(row.job_id, row.name): row for row in self._squeue([])}
         except SchedulerUnavailable:
@@ -123,35 +127,64 @@ class SlurmScheduler:
         healthy_s = 0.0 if self._answered_at is None else now_s - self._answered_at
         self._answered_at = now_s
         # Identity is id and name: after a controller's loss ids are used again.
-        seen = {
-            ticket.key: rows[str(ticket.job_id), ticket.name]
+        found = {
+            ticket.key: rows[str(ticket.job_id), ticket.name].sighting
             for ticket in tickets
             if (str(ticket.job_id), ticket.name) in rows
         }
-        gone = [ticket for ticket in tickets if ticket.key not in seen]
-        found = {key: row.sighting for key, row in seen.items()}
-        found |= self._look_behind(gone, healthy_s)
+        gone = [ticket for ticket in tickets if ticket.key not in found]
+        failed = [t for t in tickets if t.key in found and found[t.key].state == "FAILED"]
+        listed, answered = self._accounted([*gone, *failed])
+        self._correct_failures(found, failed, listed, answered=answered and self._has_accounting)
+        found |= self._look_behind(gone, listed, healthy_s, answered=answered)
         self._missing_s = {k: v for k, v in self._missing_s.items() if k not in found}
-        return {t.key: _warned(t, found[t.key]) for t in tickets if t.key in found}
+        return {t.key: _with_own_account(t, found[t.key]) for t in tickets if t.key in found}
 
-    def _look_behind(self, gone: Sequence[Ticket], healthy_s: float) -> dict[str, Sighting]:
-        """What is known of jobs that have left the queue."""
-        if not gone:
-            return {}
-        listed: dict[tuple[str, str], Sighting] = {}
+    def _accounted(self, tickets: Sequence[Ticket]) -> tuple[dict[str, Sighting], bool]:
+        """Ends that accounting knows of, by key, and whether it has answered."""
+        if not tickets:
+            return {}, True
         try:
-            rows = self._sacct(["-j", ",".join(str(ticket.job_id) for ticket in gone)])
-            listed = {(row.job_id, row.name): row.sighting for row in rows}
-            answered = True
+            rows = self._sacct(["-j", ",".join(str(ticket.job_id) for ticket in tickets)])
         except SchedulerUnavailable as error:
             # Where there is no accounting at all, squeue's answers are all that one can have.
-            answered = _NO_ACCOUNTING in str(error)
+            self._has_accounting = _NO_ACCOUNTING not in str(error)
+            return {}, not self._has_accounting
+        listed = {(row.job_id, row.name): row.sighting for row in rows}
+        named = {t.key: listed.get((str(t.job_id), t.name)) for t in tickets}
+        # Accounting lags: for seconds it still says PENDING or RUNNING.
+        return {k: s for k, s in named.items() if s and states.is_terminal(s.state)}, True
+
+    def _correct_failures(
+        self,
+        found: dict[str, Sighting],
+        failed: Sequence[Ticket],
+        listed: dict[str, Sighting],
+        *,
+        answered: bool,
+    ) -> None:
+        """Make OUT_OF_MEMORY of a FAILED: of a kill inside a step only accounting knows."""
+        now_s = time.monotonic()
+        since = {t.key: self._failed_at_s.get(t.key, now_s) for t in failed}
+        for key, at_s in since.items():
+            if key in listed:
+                found[key] = found[key]._replace(state=listed[key].state)
+            elif answered and now_s - at_s < _ACCOUNTING_LAG_S:
+                del found[key]  # nothing is said of the job yet
+        self._failed_at_s = since
+
+    def _look_behind(
+        self,
+        gone: Sequence[Ticket],
+        listed: dict[str, Sighting],
+        healthy_s: float,
+        *,
+        answered: bool,
+    ) -> dict[str, Sighting]:
+        """What is known of jobs that have left the queue."""
         found: dict[str, Sighting] = {}
         for ticket in gone:
-            sighting = listed.get((str(ticket.job_id), ticket.name))
-            # Accounting lags: for seconds it still says PENDING or RUNNING.
-            if sighting is None or not states.is_terminal(sighting.state):
-                sighting = _from_exit_file(ticket)
+            sighting = listed.get(ticket.key) or _from_exit_file(ticket)
             if sighting is None and answered:
                 sighting = self._lost(ticket, healthy_s)
             if sighting is not None:
@@ -177,7 +210,7 @@ class SlurmScheduler:
             run(["scancel", *(str(t.job_id) for t in tickets)], self._cluster.query_timeout_s)
         except CommandFailed as error:
             refused = {t.key: _about(t, error.stderr) for t in tickets}
-            if not any(refused.values()):
+            if NO_ANSWER.search(error.stderr) or not any(refused.values()):
                 raise SchedulerUnavailable(str(error)) from error
             return {key: words or "accepted" for key, words in refused.items()}
         return {ticket.key: f"scancel {ticket.job_id}: accepted" for ticket in tickets}
@@ -242,9 +275,18 @@ def _from_exit_file(ticket: Ticket) -> Sighting | None:
     return Sighting.from_exit_file(ended)
 
 
-def _warned(ticket: Ticket, sighting: Sighting) -> Sighting:
-    """Add what only the payload knows: whether it was told to save."""
+def _with_own_account(ticket: Ticket, sighting: Sighting) -> Sighting:
+    """Add what the payload knows better: how the command ended, and whether it was told to save.
+
+    SLURM sees the payload's exit code, which after a signal is 128 and more, and says 0 of jobs
+    that never came to an end of their own.
+    """
     if not states.is_terminal(sighting.state):
         return sighting
     ended = _exit_file(ticket)
-    return sighting._replace(warned=bool(ended and ended["warned"]))
+    if ended is None or ended["superseded"]:
+        own_end = sighting.exit_code != 0 or sighting.state == "COMPLETED"
+        return sighting if own_end else sighting._replace(exit_code=None)
+    return sighting._replace(
+        exit_code=ended["exit_code"], signal=ended["signal"], warned=ended["warned"]
+    )

@@ -18,15 +18,10 @@ from autoexp.errors import (
 from autoexp.jobs import JobSpec, Kind
 from autoexp.machines import SlurmCluster
 from autoexp.schedulers.base import Request
-from autoexp.schedulers.slurm_commands import CommandFailed, run
+from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
 
-# What sbatch says when it may have worked, or may work later; everything else is lasting.
-# The words are those of SLURM's src/common/slurm_errno.c and of the C library.
-_UNCERTAIN = re.compile(
-    "Socket timed out|Unable to contact|Zero Bytes were transmitted|Message (send|receive) failure|"
-    "Header lengths are longer|Unexpected message|Connection (refused|reset|timed out)|"
-    "Transport endpoint|No route to host|Broken pipe"
-)
+# What sbatch says when it may work later. No answer at all is another matter (NO_ANSWER), and
+# everything else is lasting. The words are those of SLURM's src/common/slurm_errno.c.
 _PASSING = re.compile(
     "(Max|Grp)SubmitJob|Resource temporarily unavailable|Slurm temporarily unable|"
     "Protocol authentication error|standby mode|I/O error writing script|"
@@ -69,7 +64,7 @@ def _sbatch(script: Path, lock: int, timeout_s: float) -> str:
     except CommandFailed as error:
         if _PASSING.search(error.stderr):
             raise SubmissionPostponed(error.stderr) from error
-        if _UNCERTAIN.search(error.stderr):
+        if NO_ANSWER.search(error.stderr):
             raise SubmissionUncertain(error.stderr) from error
         raise SubmissionRefused(error.stderr) from error
 

@@ -1,6 +1,7 @@
 """Running SLURM's commands: with a time limit, in a clean environment, never through a shell."""
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 
@@ -12,6 +13,14 @@ from autoexp.errors import SchedulerUnavailable
 _SCRUBBED = (
     *("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_"),
     *("PMI", "SUBMITIT_", "PREFECT_"),
+)
+
+# A command says so when it got no answer: what it asked for may have happened or not. The words are
+# those of SLURM's src/common/slurm_errno.c and of the C library.
+NO_ANSWER = re.compile(
+    "Socket timed out|Unable to contact|Zero Bytes were transmitted|Message (send|receive) failure|"
+    "Header lengths are longer|Unexpected message|Connection (refused|reset|timed out)|"
+    "Transport endpoint|No route to host|Broken pipe"
 )
 
 

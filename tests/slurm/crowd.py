@@ -6,8 +6,8 @@ from tests.slurm.bench import FOR_EVER, Bench, slurm, until
 from tests.slurm.conftest import Cluster
 
 TAKES_MEMORY = "x = bytearray(500_000_000); x[::4096] = x[::4096]; import time; time.sleep(60)"
-# Waits to be put back into the queue, and ends when it runs again.
-TWICE = ("sh", "-c", "[ ! -e again ] || exit 0; touch again; exec sleep 600")
+# Waits to be put back into the queue, and ends when it runs again, not before it can be seen.
+TWICE = ("sh", "-c", "[ ! -e again ] || exec sleep 5; touch again; exec sleep 600")
 
 WAIT_FOR_EVER = ("held", "held_by_admin", "unreachable")
 REQUEUED = ("requeued", "preempted_requeued")
