@@ -97,7 +97,8 @@ def submit(session: Session, group: Group, scheduler: Scheduler, *, fresh: bool)
         time_limit_min=attempts[0].time_limit_min,
         tasks=tuple(attempt.array_index or 0 for attempt in attempts),
     )
-    ticket = Ticket(attempts[0].name, directory, attempts[0].name)
+    name = attempts[0].name
+    ticket = Ticket(name, directory, name, attempts[0].intended_at)
     array_id = submit_once(ticket, request, scheduler, fresh=fresh)
     return [f"{array_id}_{attempt.array_index}" for attempt in attempts]
 

@@ -66,7 +66,9 @@ def _cancel(
     for job in jobs:
         _settle_intent(session, job, scheduler)
         tickets += [session.ticket(attempt) for attempt in job.open_attempts]
-    return scheduler.cancel([ticket for ticket in tickets if ticket.key not in asked])
+    answers = scheduler.cancel([ticket for ticket in tickets if ticket.key not in asked])
+    session.record_answers(answers)
+    return answers
 
 
 def _settle_intent(session: Session, job: JobRecord, scheduler: Scheduler) -> None:

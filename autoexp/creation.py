@@ -6,15 +6,16 @@ import secrets
 import shutil
 import socket
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from autoexp import durable, processes
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
-from autoexp.jobs import JobRecord, Kind, now
+from autoexp.jobs import JobRecord, JobSpec, Kind, now
 from autoexp.machines import LocalMachine
-from autoexp.plan import Plan, make_plan
+from autoexp.plan import make_plan
 from autoexp.session import Session, SessionMeta
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -27,8 +28,11 @@ def create(
     session_id: str | None = None,
     provenance: dict[str, dict[str, str]] | None = None,
     flow_run_id: str | None = None,
+    empty: bool = False,
 ) -> Path:
     """Create a session directory, whole or not at all, and return its path.
+
+    An `empty` one has no jobs yet: they are brought in by requests.
 
     Raises BadInput when the id is taken or the plan is impossible; nothing is left behind then.
     """
@@ -47,7 +51,8 @@ def create(
     _remove_old_drafts(root)
     draft = root / f".new-{socket.gethostname()}-{os.getpid()}-{name}"
     try:
-        _fill(draft, name, composed, plan, provenance or {}, flow_run_id)
+        specs = () if empty else plan.jobs
+        _fill(draft, name, composed, specs, provenance or {}, flow_run_id)
         draft.rename(path)
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -111,7 +116,7 @@ def _fill(
     draft: Path,
     name: str,
     composed: Composed,
-    plan: Plan,
+    specs: Sequence[JobSpec],
     provenance: dict[str, dict[str, str]],
     flow_run_id: str | None,
 ) -> None:
@@ -127,13 +132,13 @@ def _fill(
         config=composed.config,
         overrides=composed.overrides,
         experiment=composed.experiment,
-        jobs=[spec.name for spec in plan.jobs],
+        jobs=[spec.name for spec in specs],
         versions=provenance.get("versions", {}),
         git=provenance.get("git", {}),
         # From the start, so that the same flow run, run again, finds its session.
         flow_run_ids=[flow_run_id] if flow_run_id else [],
     )
     session = Session(draft, meta)
-    for spec in plan.jobs:
+    for spec in specs:
         session.save_job(JobRecord(spec=spec, launched=spec.kind is Kind.TRAIN))
     session.save_meta()

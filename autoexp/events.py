@@ -105,6 +105,19 @@ class RequestRefused(Closed):
         return f"refused/{self.request}"
 
 
+class CancelAnswered(Closed):
+    """The scheduler was told to cancel an attempt, and said something."""
+
+    kind: Literal["cancel_answered"] = "cancel_answered"
+    job: str
+    attempt: int
+    answer: str
+
+    @property
+    def key(self) -> str:
+        return f"cancel/{self.job}/a{self.attempt}"
+
+
 class LogLost(Closed):
     """Bytes of a job's log were lost before they were read."""
 
@@ -127,6 +140,7 @@ Event = Annotated[
     | AttemptRefused
     | JobAdded
     | RequestRefused
+    | CancelAnswered
     | LogLost,
     Field(discriminator="kind"),
 ]
@@ -151,5 +165,7 @@ def describe(event: Event) -> str:
             return f"{event.job}: joined the session ({event.by})"
         case RequestRefused():
             return f"request refused: {event.reason}"
+        case CancelAnswered():
+            return f"{event.job} attempt {event.attempt}: cancelled, answer: {event.answer}"
         case LogLost():
             return f"{event.job} attempt {event.attempt}: {event.message}"

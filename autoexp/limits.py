@@ -1,6 +1,6 @@
 """How much time and how many places in the queue a job asks for."""
 
-from autoexp.jobs import JobRecord, Kind
+from autoexp.jobs import JobRecord, JobSpec, Kind
 from autoexp.machines import SlurmCluster
 
 
@@ -10,18 +10,27 @@ def time_limit(job: JobRecord, parent: JobRecord | None) -> float | None:
     A cooldown's time is derived from its parent's measured seconds per iteration: what is short
     starts sooner, by SLURM's backfill.
     """
-    machine = job.spec.machine
+    machine, branch = job.spec.machine, job.spec.branch
     if not isinstance(machine, SlurmCluster) or job.spec.kind is not Kind.COOLDOWN:
         return machine.time_limit_min
     if machine.cooldown_time_limit_min is not None:
         return machine.cooldown_time_limit_min
-    branch = job.spec.branch
     if branch is None or parent is None or parent.mean_seconds_per_iteration is None:
         return machine.time_limit_min
     done = max([branch.iteration, *job.checkpoints]) - branch.iteration
     training_s = (branch.decay_iterations - done) * parent.mean_seconds_per_iteration
     derived = machine.startup_min + training_s / 60 * machine.time_margin
     return derived if machine.time_limit_min is None else min(derived, machine.time_limit_min)
+
+
+def is_measured(spec: JobSpec) -> bool:
+    """Whether the job's time is derived from its parent's speed, which is not known beforehand."""
+    machine = spec.machine
+    return (
+        isinstance(machine, SlurmCluster)
+        and spec.kind is Kind.COOLDOWN
+        and machine.cooldown_time_limit_min is None
+    )
 
 
 def chain_length(job: JobRecord) -> int:

@@ -1,7 +1,7 @@
 """The session on disk: the truth about an experiment, whoever opens it can carry on."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from autoexp import durable, lease, schema, states
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
-from autoexp.events import AttemptRefused, Event
+from autoexp.events import AttemptRefused, CancelAnswered, Event
 from autoexp.experiment import Experiment
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Verdict, now
 from autoexp.journal import Journal
@@ -155,6 +155,15 @@ class Session:
         """Append the events that are new to the journal and return them."""
         return self.journal.append(events)
 
+    def record_answers(self, answers: Mapping[str, str]) -> None:
+        """Write down what the scheduler said to the cancelling of attempts, by their keys."""
+        self.record(
+            CancelAnswered(job=name, attempt=attempt.number, answer=answers[attempt.key])
+            for name, job in self.jobs.items()
+            for attempt in job.attempts
+            if attempt.key in answers
+        )
+
     def log_progress(self, job: JobRecord, rows: Iterable[str]) -> None:
         """Append metrics rows; a kill may repeat some, so readers let the last one count."""
         text = "".join(rows)
@@ -253,11 +262,12 @@ class Session:
 
     def ticket(self, attempt: Attempt) -> Ticket:
         directory = self.path / "attempts" / attempt.key
-        return Ticket(attempt.key, directory, attempt.name, attempt.job_id)
+        return Ticket(attempt.key, directory, attempt.name, attempt.intended_at, attempt.job_id)
 
     def submission_ticket(self, attempt: Attempt) -> Ticket:
         """What was submitted: the attempt itself, or the array that it is a task of."""
-        return Ticket(attempt.key, self.path / "attempts" / attempt.name, attempt.name)
+        directory = self.path / "attempts" / attempt.name
+        return Ticket(attempt.key, directory, attempt.name, attempt.intended_at)
 
     def settle(self, job: JobRecord, verdict: Verdict, reason: str) -> None:
         """Give a job its final verdict."""

@@ -109,7 +109,7 @@ class SessionRun:
         self._questions.ask_if_due(children, self._monitor.tickets)
         self._note_gap()
         try:
-            self._lease.beat()
+            await self._disk.run(self._lease.beat)
             for note in await self._disk.run(inbox.take_on, self.session):
                 self.log.info(note)
             look = await self._disk.run(self._monitor.look, answers)
@@ -193,6 +193,7 @@ class SessionRun:
             await self.news.pause(self.session.experiment.slurm.scheduler_tick_s)
             self._cancelling -= {ticket.key for ticket in tickets}
             return
+        await self._disk.persist(self.session.record_answers, answers)
         for key, answer in answers.items():
             self.log.info("cancel %s: %s", key, answer)
 

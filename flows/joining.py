@@ -42,31 +42,42 @@ def add_jobs(composed: Composed, session_id: str | None) -> int:
 
 
 def adopt(options: argparse.Namespace) -> int:
-    """Take a job that was started by hand into a session, with checkpoints, cooldowns and all."""
+    """Take a job that was started by hand into a session, with checkpoints, cooldowns and all.
+
+    The session is made if there is none of that id.
+    """
     composed = compose_words([*options.experiment, f"backend={options.backend}"])
-    if not isinstance(composed.experiment.slurm, SlurmCluster):
+    experiment = composed.experiment
+    if not isinstance(experiment.slurm, SlurmCluster):
         raise BadInput("adopt takes SLURM jobs: add slurm=NAME of your cluster")
-    session = Session.load(session_path(options.session))
-    _refuse_other_scheduler(session, composed.experiment)
+    described = _described_by_slurm(options.job_id, experiment.slurm)
+    session = _session_to_join(composed, options.session)
     save_dir = Path(options.save_dir).absolute()
-    plan = make_plan(composed.experiment, output_root(session.experiment, session.path), save_dir)
+    plan = make_plan(experiment, output_root(session.experiment, session.path), save_dir)
     for spec in plan.jobs:
         session.refuse_clash(spec)  # at once, instead of by the monitor later
-    described = _described_by_slurm(options.job_id, composed.experiment.slurm)
-    key = f"{session.id}-{plan.trunk.name}-a1"
     attempt = Attempt(
         number=1,
-        key=key,
+        key=f"{session.id}-{plan.trunk.name}-a1",
         name=described["JobName"],
         log=options.log or described["StdOut"],
         job_id=options.job_id,
         state="PENDING",
         intended_at=now(),
         submitted_at=now(),
-        gpus=composed.experiment.slurm.gpus,
+        gpus=experiment.slurm.gpus,
         first_iteration=0,
     )
     return _put(session, plan, attempt, f"autoexp adopt by {getpass.getuser()}")
+
+
+def _session_to_join(composed: Composed, name: str) -> Session:
+    path = session_path(name)
+    if not (path / "session.json").exists():
+        create(composed, path.parent, session_id=name, provenance=provenance(), empty=True)
+    session = Session.load(path)
+    _refuse_other_scheduler(session, composed.experiment)
+    return session
 
 
 def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:

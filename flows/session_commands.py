@@ -13,6 +13,7 @@ from autoexp import inbox
 from autoexp.cancelling import cancel_directly
 from autoexp.creation import output_root
 from autoexp.errors import BadInput, SessionError
+from autoexp.events import CancelAnswered, describe
 from autoexp.session import Session, sessions_root
 from autoexp.status import state_of, status_of
 from flows.finding import live_holder, refuse_if_held, session_path, session_paths
@@ -55,8 +56,6 @@ def _wait_until_over(path: Path, names: list[str]) -> bool:
 
 def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
     outcome = cancel_directly(path, jobs, by)
-    for key, answer in outcome.answers.items():
-        print(f"{key}: {answer}")
     if outcome.problem is not None:
         print(f"not ended yet: {outcome.problem}; say it again in a while", file=sys.stderr)
     return outcome.problem is None
@@ -64,6 +63,9 @@ def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
 
 def _report_cancelled(path: Path, names: list[str]) -> None:
     session = Session.load(path)
+    for entry in session.journal.entries:
+        if isinstance(entry.event, CancelAnswered) and entry.event.job in names:
+            print(describe(entry.event))
     for name in names:
         job = session.jobs[name]
         print(f"{name}: {job.reason if job.is_over else f'{job.state}, not ended yet'}")
@@ -127,6 +129,7 @@ def sessions_remove(options: argparse.Namespace) -> int:
         )
     if alive and not _cancel_unwatched(path, (), "autoexp sessions remove"):
         raise BadInput(f"{session.id}: jobs have not ended yet; nothing was removed, try again")
+    _report_cancelled(path, alive)
     outputs = output_root(session.experiment, path)
     shutil.rmtree(path)
     print(f"removed {path}")

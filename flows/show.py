@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from autoexp.curves import Gain
-from autoexp.jobs import Verdict
+from autoexp.jobs import JobSpec, Kind, Verdict
+from autoexp.limits import is_measured
+from autoexp.machines import SlurmCluster
 from autoexp.plan import Plan
 from autoexp.status import JobStatus, Status
 
@@ -84,8 +86,9 @@ def gains_lines(found: Iterable[Gain]) -> list[str]:
 def print_plan(plan: Plan, out: Console) -> None:
     """Jobs, branch points, decay lengths and command lines."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("job", "kind", "branches at", "decays over", "shape", "to lr", "ends at"):
-        table.add_column(name, no_wrap=True)
+    table.add_column("job", no_wrap=True)
+    for name in ("kind", "branches at", "decays over", "shape", "to lr", "ends at", "GPUs", "time"):
+        table.add_column(name)
     for job in plan.jobs:
         branch = job.branch
         table.add_row(
@@ -96,6 +99,8 @@ def print_plan(plan: Plan, out: Console) -> None:
             branch.shape if branch else "constant",
             f"{branch.min_lr:g}" if branch else "",
             str(job.target_iteration or ""),
+            str(job.machine.gpus or ""),
+            _time_asked(job),
         )
     out.print(table)
     for note in plan.notes:
@@ -103,3 +108,15 @@ def print_plan(plan: Plan, out: Console) -> None:
     for job in plan.jobs:
         out.print(f"\n{job.name}:", style="bold")
         out.print(f"  {shlex.join(job.command)}", markup=False, soft_wrap=True)
+
+
+def _time_asked(job: JobSpec) -> str:
+    """The wall time that the job asks for."""
+    machine = job.machine
+    limit = machine.time_limit_min
+    if is_measured(job):
+        at_most = "" if limit is None else f", at most {_duration(limit * 60)}"
+        return f"measured in {job.parent}{at_most}"
+    if isinstance(machine, SlurmCluster) and job.kind is Kind.COOLDOWN:
+        limit = machine.cooldown_time_limit_min
+    return "" if limit is None else _duration(limit * 60)

@@ -24,12 +24,15 @@ PATIENCE_S = 180.0
 class Ticket(NamedTuple):
     """An attempt as a scheduler sees it: its name there, its directory, perhaps its job id.
 
-    Identity is the pair of id and name, since ids are reused after a controller's loss.
+    Identity is the pair of id and name, since ids are reused after a controller's loss. Names are
+    used again too, by a session that is made anew under the id of a removed one: a job that was
+    submitted before the attempt was `intended_at` is somebody else's.
     """
 
     key: str
     directory: Path
     name: str
+    intended_at: datetime
     job_id: str | None = None
 
 

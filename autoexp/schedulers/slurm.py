@@ -37,6 +37,8 @@ _ACCOUNTING_LAG_S = 10.0
 _NO_ACCOUNTING = "accounting storage is disabled"
 # sacct's window starts at midnight unless told otherwise.
 _WINDOW = timedelta(days=30)
+# Between this host and the controller's; munge refuses more than five minutes.
+_CLOCKS_DIFFER = timedelta(seconds=60)
 
 
 class SlurmScheduler:
@@ -94,7 +96,7 @@ class SlurmScheduler:
         healthy_since: float | None = None
         while True:
             rows = self._squeue(["--name", ticket.name])
-            found = [row.job_id for row in rows if row.name == ticket.name]
+            found = [row.job_id for row in rows if _is_of(row, ticket)]
             if found:
                 # Of an array the id of the whole is asked for, not of a task.
                 return found[0].partition("_")[0] if _is_array(ticket) else found[0]
@@ -113,7 +115,7 @@ class SlurmScheduler:
             # Without accounting the queue and the claim have to do: a job that started has left
             # its claim, and one that has not is in the queue.
             return None
-        found = next((row.job_id for row in rows if row.name == ticket.name), None)
+        found = next((row.job_id for row in rows if _is_of(row, ticket)), None)
         return found.partition("_")[0] if found and _is_array(ticket) else found
 
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
@@ -243,6 +245,12 @@ def _about(ticket: Ticket, words: str) -> str:
     """What scancel said of this job: `Kill job error on job id 12: Invalid job id specified`."""
     named = re.compile(rf"job id {re.escape(str(ticket.job_id))}\b")
     return "; ".join(line for line in words.splitlines() if named.search(line))
+
+
+def _is_of(row: Row, ticket: Ticket) -> bool:
+    """Whether a job of the ticket's name is the ticket's, and not an older session's."""
+    earliest = ticket.intended_at - _CLOCKS_DIFFER
+    return row.name == ticket.name and (row.submitted_at is None or row.submitted_at >= earliest)
 
 
 def _is_array(ticket: Ticket) -> bool:

@@ -128,7 +128,8 @@ def test_ctrl_c_leaves_jobs_running_and_resume_brings_the_session_to_its_end(
     before = status["jobs"][0]["attempts"]
     assert before[0]["state"] == "RUNNING"
 
-    answer = autoexp("resume", path.name, root=path.parent)
+    # A Prefect server that has never heard of it does as well.
+    answer = autoexp("resume", path.name, root=path.parent, embedded_server=True)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     session = Session.load(path)
     # The same job went on; nothing was submitted twice.

@@ -21,6 +21,7 @@ from tests.flows.conftest import BRANCHES, SMALL, Make, autoexp, edit_job
 pytestmark = pytest.mark.prefect
 
 KILLS = int(os.environ.get("AUTOEXP_TEST_KILLS", "12"))
+"""How many random kills; 100 take five minutes."""
 FAILS = "--fail-at-iteration"
 
 
@@ -109,10 +110,13 @@ def test_a_monitor_killed_at_its_first_second_third_durable_step_ends_like_an_un
 
 
 def test_random_kills_lose_and_double_nothing(make_session: Make, watch: Watch) -> None:
-    points = list(range(50, 300, 50))
+    """Eleven jobs, or with AUTOEXP_TEST_KILLS=100 a hundred kills of fifty-one jobs."""
+    step = 10 if KILLS >= 100 else 50
+    points = list(range(50, 300, step))
     path = make_session(
         f"cooldowns=[{{at: {points}, decay: {{iterations: 20}}}},"
         f"{{at: {points}, name: b, decay: {{iterations: 30}}}}]",
+        f"backend.args.save_interval={step}",
         "backend.args.sleep_per_iteration_ms=40",
         "slurm.max_jobs=3",
     )
@@ -126,7 +130,7 @@ def test_random_kills_lose_and_double_nothing(make_session: Make, watch: Watch) 
         Session.load(path)  # every file parses
 
     assert watch(path).wait() == 0
-    assert len(assert_each_job_ran_once(path).jobs) == 11
+    assert len(assert_each_job_ran_once(path).jobs) == 1 + 2 * len(points)
 
 
 def wait_for_end_of_attempt(path: Path, job: str = "demo") -> None:

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,25 @@ def test_a_job_that_ended_while_nobody_watched_is_not_submitted_again(
     assert [resume(bench.session.path, "job")] == runs(bench, "job")
     commands.behaves()
     assert_one_job(bench.session.path, ["job"])
+
+
+def test_a_job_of_the_same_name_from_an_older_session_is_not_taken_for_ours(
+    bench: Bench, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoexp.schedulers.slurm._CLOCKS_DIFFER", timedelta(0))
+    name = f"{bench.session.id}-job-a1"
+    older = slurm("sbatch", "--parsable", "-p", "main", "--mem=10M", "-J", name, "--wrap", "true")
+    time.sleep(1.1)  # SLURM's times are whole seconds
+    bench.add("job", RUN)
+    bench.begin("job")
+    commands.forget()
+
+    job_id = bench.send("job", fresh=False)
+
+    assert job_id != older.strip()
+    assert len(commands.calls("sbatch")) == 1
+    bench.wait("COMPLETED", "job")
+    assert runs(bench, "job") == [job_id]
 
 
 def test_a_second_copy_of_a_job_finds_the_claim_taken_and_does_nothing(bench: Bench) -> None:
