@@ -3,7 +3,7 @@
 import difflib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -39,12 +39,18 @@ class Composed(NamedTuple):
     """YAML as composed, interpolations kept."""
 
 
-def compose(config: str | None = None, overrides: Sequence[str] = ()) -> Composed:
+def compose(
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+    fill_in: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Composed:
     """Compose and validate an experiment.
 
     `config` is the name of a file in the configuration directories (`$AUTOEXP_CONFIGS`, else
     `configs/` in the working directory, then those that ship with autoexp), or the path of a YAML
     file. `overrides` are dotted, as in Hydra: `backend=megatron backend.args.train_iters=200`.
+    `fill_in` gets the plain values before they are validated, and may replace some, as names of
+    things that the core does not know.
 
     Raises BadInput with one message that names the key, where it came from and the nearest name.
     """
@@ -57,10 +63,12 @@ def compose(config: str | None = None, overrides: Sequence[str] = ()) -> Compose
             tree = hydra_compose(name, spelled, return_hydra_config=True)
             choices = dict(tree.hydra.runtime.choices)
             tree = _without_hydra(tree)
-            values = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+            plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
             unresolved = OmegaConf.to_yaml(tree)
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise BadInput(_hydra_message(error, directories, name, overrides)) from error
+    assert isinstance(plain, dict)
+    values = fill_in({str(key): value for key, value in plain.items()})
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:

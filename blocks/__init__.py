@@ -1,1 +1,6 @@
-"""Where jobs run and how: Prefect blocks over the core's schedulers."""
+"""Where jobs run and how, as Prefect blocks: `prefect block register -m blocks`."""
+
+from blocks.local import LocalMachine
+from blocks.slurm import SlurmCluster
+
+__all__ = ["LocalMachine", "SlurmCluster"]

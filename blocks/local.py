@@ -1,20 +1,38 @@
 """This machine as a place for jobs."""
 
 from prefect.blocks.core import Block
-from pydantic import Field
+from pydantic import Field, HttpUrl
 
 from autoexp.machines import LocalMachine as LocalSettings
 from autoexp.schedulers.local import LocalScheduler
 
 
 class LocalMachine(Block):
-    """Runs jobs as processes on this machine, through submitit's local executor."""
+    """Runs jobs as processes on the machine of the flow, through submitit's local executor.
+
+    Example:
+        Where an experiment names the block, `slurm: {block: workstation}`, its jobs run there. In
+        code:
+        ```python
+        from blocks import LocalMachine
+
+        machine = LocalMachine.load("BLOCK_NAME")
+        machine.settings.max_jobs
+        ```
+    """
 
     _block_type_name = "autoexp local machine"
     _block_type_slug = "autoexp-local-machine"
+    _documentation_url = HttpUrl("https://github.com/facebookincubator/submitit")
+    _logo_url = HttpUrl(
+        "https://raw.githubusercontent.com/PrefectHQ/prefect/"
+        "420d0d6a78bb6df1fc18bcf188fdad43c1d22ea9/assets/block-logos/filesystem.png"
+    )
 
     settings: LocalSettings = Field(
-        default_factory=LocalSettings, description="limits and ticks for jobs on this machine"
+        default_factory=LocalSettings,
+        title="Settings",
+        description="Limits and ticks for jobs on this machine.",
     )
 
     def scheduler(self) -> LocalScheduler:

@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     _add_starting(commands)
     _add_looking(commands)
     _add_changing(commands)
+    _add_prefect(commands)
     return top
 
 
@@ -154,6 +155,17 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     remove.add_argument("session", metavar="SESSION")
     remove.add_argument("--cancel", action="store_true", help="cancel its jobs first")
     remove.set_defaults(module="session_commands", function="sessions_remove")
+
+
+def _add_prefect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    blocks = commands.add_parser("blocks", help="Prefect blocks: where jobs run")
+    verbs = blocks.add_subparsers(metavar="VERB", required=True)
+    create = verbs.add_parser("create", help="make a block from a file in configs/slurm/")
+    create.add_argument("preset", metavar="PRESET", help="such as lumi")
+    create.add_argument("override", nargs="*", metavar="OVERRIDE", help="such as slurm.nodes=4")
+    create.add_argument("--name", help="the block's name; the preset's by default")
+    create.add_argument("--overwrite", action="store_true", help="replace a block of that name")
+    create.set_defaults(module="blocks_command", function="create")
 
 
 def _lines(word: str) -> int:

@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from autoexp import lease
-from autoexp.compose import Composed, compose
+from autoexp.compose import Composed
 from autoexp.errors import BadInput, SessionHeld, SessionNotFound
 from autoexp.lease import Holder
 from autoexp.session import Session, sessions_root
+from flows.composing import compose
 
 
 def compose_words(words: list[str]) -> Composed:

@@ -1,0 +1,57 @@
+"""Blocks by name in an experiment: `slurm: {block: lumi}` becomes what the block holds.
+
+The core never asks Prefect for anything: names are replaced before it validates the experiment.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from autoexp.errors import BadInput
+from blocks.local import LocalMachine
+from blocks.slurm import SlurmCluster
+
+_TYPES: Mapping[str, tuple[type[LocalMachine | SlurmCluster], ...]] = {
+    "slurm": (SlurmCluster, LocalMachine),
+}
+"""Keys of an experiment that may name a block, and which types it may be of."""
+
+
+def fill_in(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace every `{block: NAME}` by the block's settings; what stands beside it wins.
+
+    Raises BadInput when there is no such block, or when it is of another kind than what stands
+    beside it.
+    """
+    named = [key for key in _TYPES if isinstance(values.get(key), dict) and "block" in values[key]]
+    return {**values, **{key: _filled(key, values[key]) for key in named}}
+
+
+def _filled(key: str, value: dict[str, Any]) -> dict[str, Any]:
+    own = {name: inner for name, inner in value.items() if name != "block"}
+    name = value["block"]
+    held = _load(key, str(name)).settings.model_dump(mode="json")
+    if own.get("kind", held["kind"]) != held["kind"]:
+        raise BadInput(
+            f"{key}.block: {name} holds settings of kind {held['kind']}, and a group file says "
+            f"kind {own['kind']}; choose `{key}=block {key}.block={name}`"
+        )
+    return {**held, **own}
+
+
+def _load(key: str, name: str) -> LocalMachine | SlurmCluster:
+    for kind in _TYPES[key]:
+        try:
+            loaded = kind.load(name)
+        except ValidationError as error:
+            raise BadInput(f"{key}.block: {name} does not fit this version: {error}") from error
+        except ValueError:
+            continue  # no such block of this type
+        assert isinstance(loaded, kind)
+        return loaded
+    kinds = " or ".join(str(kind.get_block_type_slug()) for kind in _TYPES[key])
+    raise BadInput(
+        f"{key}.block: Prefect has no block {name!r} of type {kinds}; "
+        "`prefect block ls` lists what there is, `autoexp blocks create PRESET` makes one"
+    )

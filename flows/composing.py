@@ -1,0 +1,21 @@
+"""Composing an experiment that may name Prefect blocks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from autoexp import compose as core
+from autoexp.compose import Composed
+
+
+def compose(config: str | None = None, overrides: Sequence[str] = ()) -> Composed:
+    """As the core composes, with `{block: NAME}` replaced by what Prefect has under the name."""
+    return core.compose(config, overrides, _fill_in)
+
+
+def _fill_in(values: dict[str, Any]) -> dict[str, Any]:
+    if not any(isinstance(value, dict) and "block" in value for value in values.values()):
+        return values
+    # Prefect takes seconds to import, and is asked only by experiments that name a block.
+    from blocks.naming import fill_in
+
+    return fill_in(values)
