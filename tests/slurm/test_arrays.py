@@ -1,0 +1,64 @@
+"""Jobs of one kind that start together, as one array of the real cluster."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+
+from autoexp.jobs import Verdict
+from autoexp.session import Session
+from tests.flows.conftest import edit_job
+from tests.slurm.bench import slurm, until
+from tests.slurm.commands import Commands
+from tests.slurm.conftest import Make
+from tests.slurm.watching import run_to_the_end
+
+pytestmark = [pytest.mark.slurm, pytest.mark.prefect, pytest.mark.slow]
+
+# All from one checkpoint, so that all start at the same look.
+NAMES = ("a", "b", "c", "d")
+BRANCHES = ", ".join(f"{{at: [100], name: {name}, decay: {{iterations: 60}}}}" for name in NAMES)
+
+
+async def test_cooldowns_that_start_together_are_one_array_of_which_one_task_goes_on_alone(
+    make_session: Make, commands: Commands
+) -> None:
+    path = make_session(
+        *("slurm.arrays=true", "slurm.array_parallel=2", "slurm.gpus_per_node=0"),
+        *(f"cooldowns=[{BRANCHES}]", "backend.args.sleep_per_iteration_ms=30"),
+    )
+    # The second one is sent home once, healthy, before it has trained.
+    early = '[ -e ../sent-home ] && exec "$@"; touch ../sent-home; exit 0'
+    edit_job(path, "demo-cd100-b", lambda command: ["/bin/sh", "-c", early, "sh", *command])
+    commands.forget()
+
+    running = asyncio.create_task(run_to_the_end(path))
+    asked = await asyncio.to_thread(until, lambda: throttle(path), "the array", seconds=90)
+    ended = await running
+
+    assert ended.state == "COMPLETED", ended.message
+    assert asked == "2"
+    jobs = [ended.session.jobs[f"demo-cd100-{name}"] for name in NAMES]
+    assert {job.verdict for job in jobs} == {Verdict.FINISHED}
+    firsts = [job.attempts[0] for job in jobs]
+    (array,) = {str(attempt.job_id).partition("_")[0] for attempt in firsts}
+    assert [attempt.job_id for attempt in firsts] == [f"{array}_{task}" for task in range(4)]
+    assert [len(job.attempts) for job in jobs] == [1, 2, 1, 1]
+    again = jobs[1].attempts[1]
+    assert (again.array_index, again.verdict) == (None, Verdict.FINISHED)
+    # The training, the array, and the one that came again.
+    assert len(commands.calls("sbatch")) == 3
+    for job in jobs:
+        assert f"iteration {160:8d}" in Path(job.attempts[-1].log).read_text()
+
+
+def throttle(path: Path) -> str | None:
+    """How many tasks of the array may run at once, as SLURM has it."""
+    attempts = Session.load(path).jobs["demo-cd100-a"].attempts
+    if not attempts or attempts[0].job_id is None:
+        return None
+    found = re.search(
+        r"ArrayTaskThrottle=(\d+)", slurm("scontrol", "show", "job", attempts[0].job_id)
+    )
+    return found[1] if found else "none"
