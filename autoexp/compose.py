@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import yaml
 from hydra import compose as hydra_compose
@@ -16,10 +16,12 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
+from autoexp import fields
+from autoexp.backends.base import COMPOSING
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 
@@ -70,7 +72,7 @@ def compose(
     assert isinstance(plain, dict)
     values = fill_in({str(key): value for key, value in plain.items()})
     try:
-        experiment = Experiment.model_validate(values)
+        experiment = Experiment.model_validate(values, context=COMPOSING)
     except ValidationError as error:
         chosen = [override for override in parsed if override.key_or_group not in groups]
         origin = _Origins(directories, name, choices, chosen)
@@ -212,46 +214,17 @@ def _validation_message(error: ValidationError, origins: _Origins) -> str:
 
 
 def _problem(details: ErrorDetails, origins: _Origins) -> str:
-    location = _without_tags(details)
-    path = ".".join(location) or "experiment"
-    origin = origins.of(location)
+    found = fields.walk(Experiment, details["loc"])
+    path = ".".join(found.path) or "experiment"
+    origin = origins.of(found.path)
     if details["type"] == "extra_forbidden":
-        names = _fields_at(Experiment, location[:-1])
-        return f"{path}: no such key{_nearest(location[-1], names)} ({origin})"
+        return f"{path}: no such key{_nearest(found.path[-1], found.beside)} ({origin})"
     if details["type"] == "missing":
         return f"{path}: missing ({origin})"
     message = details["msg"].removeprefix("Value error, ")
     shown = details["input"]
     given = f", got {shown!r}" if isinstance(shown, str | int | float) else ""
     return f"{path}: {message}{given} ({origin})"
-
-
-def _without_tags(details: ErrorDetails) -> list[str]:
-    """The path of the key as it is written: pydantic inserts the name of a union's member."""
-    parts = [str(part) for part in details["loc"]]
-    unknown_last = details["type"] == "extra_forbidden"
-    kept: list[str] = []
-    for position, part in enumerate(parts):
-        is_key = part.isdigit() or part in _fields_at(Experiment, kept)
-        if is_key or (unknown_last and position == len(parts) - 1):
-            kept.append(part)
-    return kept
-
-
-def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Names that are valid at `location`, found by walking the models' annotations."""
-    models: list[type[BaseModel]] = [model]
-    for part in location:
-        annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        if annotations:
-            models = [found for annotation in annotations for found in _models_in(annotation)]
-    return sorted({name for found in models for name in found.model_fields})
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for inner in get_args(annotation) for found in _models_in(inner)]
 
 
 def _nearest(name: str, names: Any) -> str:

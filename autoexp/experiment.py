@@ -1,12 +1,14 @@
 """The experiment as validated: closed, frozen and described, so that a typo is an error."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from autoexp.backends.base import Backend, Closed
 from autoexp.backends.kinds import AnyBackend
+from autoexp.containers import Container, NoContainer
 from autoexp.machines import Machine
+from autoexp.quantities import Quantity, Unit, read_quantity
 
 JobName = Annotated[
     str,
@@ -37,14 +39,30 @@ class Decay(Closed):
         None, gt=0, lt=1, description="length as a share of the branch's total iterations"
     )
     shape: Shape = Field("minus_sqrt", description="1 - sqrt(x), linear, or half a cosine")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
+    min_lr: float | None = Field(
+        None, ge=0, description="learning rate at the end; the backend's own if unset"
+    )
 
 
 class Budgets(Closed):
-    """Cooldowns by the total length of the model that each one yields."""
+    """Cooldowns by the total length of the model that each one yields, trunk plus decay."""
 
-    totals: tuple[int, ...] = Field(min_length=1, description="iterations of trunk plus decay")
+    totals: tuple[Quantity, ...] = Field(
+        min_length=1, description="such as 6B (tokens), `3M samples`, or 1200 (iterations)"
+    )
+    unit: Unit | None = Field(
+        None, description="of totals that name none: tokens after a suffix, else iterations"
+    )
     fraction: float = Field(0.2, gt=0, lt=1, description="share of the total that decays")
+    shape: Shape | None = Field(None, description="the same as `decay.shape`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_totals(cls, values: Any) -> Any:
+        totals = values.get("totals") if isinstance(values, dict) else None
+        if not isinstance(totals, list | tuple):
+            return values
+        return {**values, "totals": [read_quantity(x, values.get("unit")) for x in totals]}
 
 
 class Cooldown(Closed):
@@ -67,9 +85,24 @@ class Cooldown(Closed):
         lengths = sum(x is not None for x in (self.decay.iterations, self.decay.fraction))
         if self.budgets is not None and lengths:
             raise ValueError("`budgets` gives the decay's length: leave it out of `decay`")
+        if (
+            self.budgets is not None
+            and self.budgets.shape
+            and "shape" in self.decay.model_fields_set
+        ):
+            raise ValueError("give `shape` in `budgets` or in `decay`")
         if self.budgets is None and lengths != 1:
             raise ValueError("give exactly one of `decay.iterations` and `decay.fraction`")
         return self
+
+
+class Start(Closed):
+    """A complete checkpoint of another session, from which cooldowns branch."""
+
+    session: str = Field(description="the session it comes from")
+    job: str = Field(description="the job that wrote it")
+    iteration: int = Field(gt=0, description="its iteration")
+    path: str = Field(description="where it lies")
 
 
 class Monitoring(Closed):
@@ -94,7 +127,13 @@ class Experiment(Closed):
     backend: AnyBackend = Field(description="which trainer, and its arguments")
     slurm: Machine = Field(description="where jobs run")
     monitoring: Monitoring = Field(default_factory=Monitoring)
+    container: Container = Field(
+        default_factory=NoContainer, description="the image that the trainer runs in"
+    )
     cooldowns: tuple[Cooldown, ...] = ()
+    start: Start | None = Field(
+        None, description="a checkpoint to branch from instead of training; set by `--from`"
+    )
 
     @property
     def trainer(self) -> Backend:

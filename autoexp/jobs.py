@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from autoexp import schema, states
 from autoexp.backends.base import Backend, Branch, Closed
 from autoexp.backends.kinds import AnyBackend
+from autoexp.containers import Container, NoContainer
 from autoexp.logtail import LogCursor
 from autoexp.machines import Machine
 
@@ -40,6 +41,7 @@ class JobSpec(Closed):
     """Which trainer it runs: how to read its log and where its checkpoints land."""
     machine: Machine
     """What it asks of the scheduler."""
+    container: Container = NoContainer()
     command: tuple[str, ...]
     environment: dict[str, str] = Field(default_factory=dict)
     output_dir: str
@@ -56,7 +58,7 @@ class JobSpec(Closed):
         """What people read: `train demo`, `cooldown demo @1000`."""
         if self.branch is None:
             return f"{self.kind} {self.name}"
-        return f"{self.kind} {self.parent} @{self.branch.iteration}"
+        return f"{self.kind} {self.parent or self.name} @{self.branch.iteration}"
 
 
 class Attempt(BaseModel):

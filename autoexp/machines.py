@@ -1,12 +1,13 @@
 """Where jobs run, as configured: this machine, or a SLURM cluster."""
 
 import difflib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from autoexp.backends.base import Closed
 from autoexp.sbatch import OPTIONS, OURS
+from autoexp.sensitive import Variables
 
 OptionValue = str | int | float | bool
 
@@ -27,6 +28,11 @@ class LocalMachine(Closed):
     def gpus(self) -> int:
         """GPUs that a job holds."""
         return self.gpus_per_node
+
+    @property
+    def workers(self) -> int:
+        """Processes of a trainer."""
+        return 1
 
     @model_validator(mode="after")
     def _warns_in_time(self) -> Self:
@@ -95,9 +101,7 @@ class SlurmCluster(Closed):
     setup: tuple[str, ...] = Field(
         (), description="shell lines before the trainer, such as `module load`; trusted as they are"
     )
-    environment: dict[str, str] = Field(
-        default_factory=dict, description="variables for the trainer"
-    )
+    environment: Variables = Field(default_factory=dict, description="variables for the trainer")
     python: str | None = Field(
         None, description="Python on the compute nodes, 3.8 or later; this one if unset"
     )
@@ -109,6 +113,16 @@ class SlurmCluster(Closed):
     def gpus(self) -> int:
         """GPUs that a job holds."""
         return self.nodes * self.gpus_per_node
+
+    @property
+    def workers(self) -> int:
+        """Processes of a trainer: one for each GPU under torchrun, one for each task under srun."""
+        each = {
+            "none": 1,
+            "srun": self.nodes * self.tasks_per_node,
+            "torchrun": self.nodes * max(1, self.gpus_per_node),
+        }
+        return each[self.launcher]
 
     @field_validator("options")
     @classmethod
@@ -122,14 +136,6 @@ class SlurmCluster(Closed):
                 hint = f"; did you mean `{near[0]}`?" if near else ""
                 raise ValueError(f"`{name}` is no option of sbatch{hint}")
         return {name.replace("_", "-"): value for name, value in options.items()}
-
-    @field_validator("environment", mode="before")
-    @classmethod
-    def _variables_are_text(cls, value: Any) -> Any:
-        # YAML reads `1` as a number; in an environment everything is text.
-        if isinstance(value, dict):
-            return {k: v if isinstance(v, str) else str(v) for k, v in value.items()}
-        return value
 
     @model_validator(mode="after")
     def _launcher_fits(self) -> Self:

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoexp.backends.base import Branch, Closed
+from autoexp.containers import NoContainer
+from autoexp.cost import Cost, cost_of
 from autoexp.errors import BadInput
-from autoexp.experiment import Cooldown, Decay, Experiment
+from autoexp.experiment import Cooldown, Experiment
 from autoexp.jobs import JobSpec, Kind
 
 
@@ -15,6 +17,8 @@ class Plan(Closed):
     jobs: tuple[JobSpec, ...]
     notes: tuple[str, ...] = ()
     """What a reader should know, such as branch points that were moved to a checkpoint."""
+    cost: Cost | None = None
+    """What it takes, and what separate runs would have taken; None of a plan read back."""
 
     @property
     def trunk(self) -> JobSpec:
@@ -33,14 +37,22 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     Raises BadInput with every cooldown that cannot happen, and why.
     """
     trunk_name = experiment.project.name
-    jobs = [_trunk(experiment, output_root, save_dir)]
+    workers = experiment.slurm.workers
+    refused = [f"backend: {problem}" for problem in experiment.trainer.problems(workers)]
+    if isinstance(experiment.container, NoContainer):
+        missing = [path for path in experiment.trainer.sources if not path.exists()]
+        refused += [f"backend: {path}: there is no such file" for path in missing]
+    start = experiment.start
+    jobs = [] if start else [_trunk(experiment, output_root, save_dir)]
     notes: list[str] = []
-    refused: list[str] = []
-    names = {trunk_name}
+    names = {job.name for job in jobs}
     for index, cooldown in enumerate(experiment.cooldowns):
         here: set[int] = set()
         for wanted, point, branch in _branches(cooldown, experiment):
             where = f"cooldowns.{index}: {wanted}"
+            if isinstance(branch, str):
+                refused.append(f"{where}: {branch}")
+                continue
             if point != branch.iteration:
                 notes.append(
                     f"{where}: branches at {branch.iteration}, the checkpoint before "
@@ -60,34 +72,49 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
             jobs.append(_cooldown(name, branch, experiment, output_root))
     if refused:
         raise BadInput("\n".join(refused))
-    return Plan(jobs=tuple(jobs), notes=tuple(notes))
+    cost = cost_of(jobs, experiment.trainer.batches(workers))
+    return Plan(jobs=tuple(jobs), notes=tuple(notes), cost=cost)
 
 
-def _branches(cooldown: Cooldown, experiment: Experiment) -> Iterator[tuple[int, int, Branch]]:
-    """What was asked for (a branch point, or a total), the point it means, and the branch."""
-    interval = experiment.trainer.save_interval
-    decay = cooldown.decay
+def _branches(
+    cooldown: Cooldown, experiment: Experiment
+) -> Iterator[tuple[str, int, Branch | str]]:
+    """What was asked for (a branch point, or a total), the point it means, and the branch.
+
+    In place of the branch stands why the point cannot be told.
+    """
+    trainer = experiment.trainer
+    interval = trainer.save_interval
     if cooldown.budgets is not None:
+        batches = trainer.batches(experiment.slurm.workers)
+        share = 1 - cooldown.budgets.fraction
         for total in cooldown.budgets.totals:
             # N0 = (1 - f) T, down to a saved checkpoint; the decay takes what is left of the
             # budget (Hägele et al., arXiv 2405.18392).
-            point = round((1 - cooldown.budgets.fraction) * total)
+            try:
+                point, end = total.iterations(batches, share), total.iterations(batches)
+            except ValueError as error:
+                yield str(total), 0, str(error)
+                continue
             start = point // interval * interval
-            yield total, point, _branch(decay, start, total - start)
+            yield str(total), point, _branch(cooldown, experiment, start, end - start)
         return
     points = cooldown.at
     if points is None:
         assert cooldown.every is not None
-        points = tuple(range(cooldown.every, experiment.trainer.train_iters + 1, cooldown.every))
+        points = tuple(range(cooldown.every, trainer.train_iters + 1, cooldown.every))
     for point in points:
-        start = point // interval * interval
-        yield point, point, _branch(decay, start, _decay_length(cooldown, start))
+        # A checkpoint that is there already need not lie on the interval.
+        start = point if experiment.start else point // interval * interval
+        length = _decay_length(cooldown, start)
+        yield str(point), point, _branch(cooldown, experiment, start, length)
 
 
-def _branch(decay: Decay, iteration: int, length: int) -> Branch:
-    return Branch(
-        iteration=iteration, decay_iterations=length, shape=decay.shape, min_lr=decay.min_lr
-    )
+def _branch(cooldown: Cooldown, experiment: Experiment, iteration: int, length: int) -> Branch:
+    decay, budgets = cooldown.decay, cooldown.budgets
+    min_lr = experiment.trainer.final_lr if decay.min_lr is None else decay.min_lr
+    shape = budgets.shape if budgets and budgets.shape else decay.shape
+    return Branch(iteration=iteration, decay_iterations=max(1, length), shape=shape, min_lr=min_lr)
 
 
 def _decay_length(cooldown: Cooldown, start: int) -> int:
@@ -101,6 +128,8 @@ def _decay_length(cooldown: Cooldown, start: int) -> int:
 
 def _impossible(point: int, branch: Branch, experiment: Experiment) -> list[str]:
     trainer = experiment.trainer
+    if experiment.start is not None:
+        return trainer.refusals(branch)
     if branch.iteration < trainer.save_interval:
         return [f"before the first checkpoint, which is at {trainer.save_interval}"]
     if point > trainer.train_iters:
@@ -135,10 +164,11 @@ def _job(
     return JobSpec(
         name=output_dir.name,
         kind=kind,
-        parent=experiment.project.name if branch else None,
+        parent=experiment.project.name if branch and not experiment.start else None,
         branch=branch,
         backend=experiment.backend,
         machine=experiment.slurm,
+        container=experiment.container,
         command=(
             trainer.cooldown_command(branch, save_dir)
             if branch

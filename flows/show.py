@@ -8,6 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from autoexp.cost import Cost
 from autoexp.curves import Gain
 from autoexp.jobs import JobSpec, Kind, Verdict
 from autoexp.limits import is_measured
@@ -84,13 +85,16 @@ def gains_lines(found: Iterable[Gain]) -> list[str]:
 
 
 def print_plan(plan: Plan, out: Console) -> None:
-    """Jobs, branch points, decay lengths and command lines."""
+    """Jobs, branch points, decay lengths, what they cost, and command lines."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("job", no_wrap=True)
-    for name in ("kind", "branches at", "decays over", "shape", "to lr", "ends at", "GPUs", "time"):
+    names = ("kind", "branches at", "decays over", "shape", "to lr", "ends at", "tokens")
+    for name in (*names, "GPUs", "time"):
         table.add_column(name)
     for job in plan.jobs:
         branch = job.branch
+        batches = job.trainer.batches(job.machine.workers)
+        tokens = batches.tokens(job.target_iteration or 0) if batches else None
         table.add_row(
             job.name,
             job.kind,
@@ -99,15 +103,19 @@ def print_plan(plan: Plan, out: Console) -> None:
             branch.shape if branch else "constant",
             f"{branch.min_lr:g}" if branch else "",
             str(job.target_iteration or ""),
+            "" if tokens is None else rounded(tokens),
             str(job.machine.gpus or ""),
             _time_asked(job),
         )
     out.print(table)
+    if plan.cost is not None and plan.cost.models:
+        out.print(cost_line(plan.cost), markup=False)
     for note in plan.notes:
         out.print(f"note: {note}", markup=False)
     for job in plan.jobs:
         out.print(f"\n{job.name}:", style="bold")
-        out.print(f"  {shlex.join(job.command)}", markup=False, soft_wrap=True)
+        command = job.container.inside(job.command, job.output_dir, job.environment)
+        out.print(f"  {shlex.join(command)}", markup=False, soft_wrap=True)
 
 
 def _time_asked(job: JobSpec) -> str:
@@ -120,3 +128,23 @@ def _time_asked(job: JobSpec) -> str:
     if isinstance(machine, SlurmCluster) and job.kind is Kind.COOLDOWN:
         limit = machine.cooldown_time_limit_min
     return "" if limit is None else _duration(limit * 60)
+
+
+def cost_line(cost: Cost) -> str:
+    """What a plan takes beside separate runs."""
+    own = _amount(cost.iterations, cost.tokens)
+    separate = _amount(cost.separate_iterations, cost.separate_tokens)
+    many = "1 run" if cost.models == 1 else f"{cost.models} runs"
+    return f"in all {own}; {many} from scratch would take {separate}"
+
+
+def _amount(iterations: int, tokens: int | None) -> str:
+    return f"{iterations} iterations" + ("" if tokens is None else f" ({rounded(tokens)} tokens)")
+
+
+def rounded(amount: int) -> str:
+    """`6.04B` for 6,039,797,760."""
+    for suffix, factor in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if amount >= factor:
+            return f"{amount / factor:.3g}{suffix}"
+    return str(amount)

@@ -5,6 +5,11 @@ from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from autoexp.backends.batches import Batches
+
+COMPOSING = "composing"
+"""Context of a validation that judges what a user wrote, and not what a session recorded."""
+
 
 class Closed(BaseModel):
     """A frozen model in which a misspelt key is an error."""
@@ -53,6 +58,8 @@ class CheckpointScan(NamedTuple):
     """By iteration."""
     unfinished: bool = False
     """Whether something there may become complete without a change to the watched paths."""
+    progress: tuple[Progress, ...] = ()
+    """What the newest checkpoint says of the training so far, where the log does not say it."""
 
 
 class Backend(Protocol):
@@ -65,6 +72,20 @@ class Backend(Protocol):
     @property
     def save_interval(self) -> int:
         """Iterations between checkpoints: branch points are multiples of it."""
+
+    @property
+    def final_lr(self) -> float:
+        """Learning rate at a cooldown's end, unless the experiment names another."""
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files and folders of the trainer's own that its command line names."""
+
+    def batches(self, workers: int) -> Batches | None:
+        """Samples in each iteration on so many processes; None where nobody can tell."""
+
+    def problems(self, workers: int) -> list[str]:
+        """Why the trainer could not run at all on so many processes, in words."""
 
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         """The trunk's argument list; it resumes by itself from `save_dir`."""
@@ -84,8 +105,17 @@ class Backend(Protocol):
     def checkpoints(self, save_dir: Path) -> CheckpointScan:
         """The checkpoints in `save_dir`."""
 
-    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> None:
-        """Pin `checkpoint` as the start of a branch that saves in `save_dir`; repeatable."""
+    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
+        """Pin `checkpoint` as the start of a branch that saves in `save_dir`; repeatable.
+
+        Returns how many bytes were copied, where hard links did not do.
+        """
+
+    def clear_torn(self, save_dir: Path) -> list[str]:
+        """Move aside what a killed save left, where the trainer would start from it.
+
+        Only while nothing runs that saves there. Returns the names of what was moved.
+        """
 
     def progress(self, line: bytes) -> Progress | None:
         """What a log line says about the training, if anything."""

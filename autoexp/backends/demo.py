@@ -8,6 +8,8 @@ from pydantic import Field
 
 from autoexp.backends import megatron_layout
 from autoexp.backends.base import Branch, CheckpointScan, Closed, FoundCheckpoint, Progress
+from autoexp.backends.batches import Batches
+from autoexp.backends.megatron_layout import TORCH_DIST
 
 
 class DemoArgs(Closed):
@@ -47,6 +49,23 @@ class DemoBackend(Closed):
     def save_interval(self) -> int:
         return self.args.save_interval
 
+    @property
+    def final_lr(self) -> float:
+        return 0.0
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        return ()
+
+    def batches(self, workers: int) -> Batches | None:
+        del workers  # one process, whatever the machine
+        # A sample is a context and the one character after it.
+        return Batches(self.args.global_batch_size, tokens_per_sample=1)
+
+    def problems(self, workers: int) -> list[str]:
+        del workers
+        return []
+
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         return self._command(save_dir, self.args.train_iters)
 
@@ -85,13 +104,17 @@ class DemoBackend(Closed):
         return reasons
 
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
-        return (save_dir / megatron_layout.TRACKER,)
+        return TORCH_DIST.watched(save_dir)
 
     def checkpoints(self, save_dir: Path) -> CheckpointScan:
-        return megatron_layout.scan(save_dir)
+        return TORCH_DIST.scan(save_dir)
 
-    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> None:
-        megatron_layout.seed(checkpoint, save_dir)
+    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
+        return TORCH_DIST.seed(checkpoint, save_dir)
+
+    def clear_torn(self, save_dir: Path) -> list[str]:
+        del save_dir  # it goes by the tracker
+        return []
 
     def progress(self, line: bytes) -> Progress | None:
         return megatron_layout.progress(line)

@@ -1,5 +1,10 @@
 """The backends that a configuration can name."""
 
-from autoexp.backends.demo import DemoBackend
+from typing import Annotated
 
-AnyBackend = DemoBackend
+from pydantic import Field
+
+from autoexp.backends.demo import DemoBackend
+from autoexp.backends.megatron import MegatronBackend
+
+AnyBackend = Annotated[DemoBackend | MegatronBackend, Field(discriminator="kind")]

@@ -3,17 +3,22 @@
 Source: Megatron-LM of August 2026, megatron/training/{checkpointing,training}.py.
 """
 
-import json
-import os
+import math
 import re
-import shutil
-from pathlib import Path
 
-from autoexp import durable
-from autoexp.backends.base import CheckpointScan, FoundCheckpoint, Progress
+from autoexp.backends.base import Progress
+from autoexp.backends.layout import Layout
 
 TRACKER = "latest_checkpointed_iteration.txt"
-_FOLDER = re.compile(r"iter_(\d{7,})\Z")
+_FOLDER = re.compile(r"iter_(?P<iteration>\d{7,})")
+
+# Shards, then `.metadata`, then `metadata.json`, and the tracker last: a folder above the tracker
+# is still being written, or is torn.
+TORCH_DIST = Layout(
+    name=_FOLDER, must_exist=(".metadata",), must_parse=("metadata.json",), tracker=TRACKER
+)
+# The legacy format tells of a folder nothing but that the tracker has come this far.
+TORCH = Layout(name=_FOLDER, must_exist=("*",), tracker=TRACKER)
 
 _ITERATION = re.compile(rb"\biteration\s+(\d+)/\s*(\d+)\s*\|")
 _LOSS = re.compile(rb"\|\s*lm loss:\s*([-+0-9.eE]+|nan|inf)\s*\|")
@@ -26,91 +31,26 @@ def folder_name(iteration: int) -> str:
     return f"iter_{iteration:07d}"
 
 
-def tracked_iteration(save_dir: Path) -> int | None:
-    """The tracker's iteration; None when it is missing or, written in place, still empty."""
-    try:
-        text = (save_dir / TRACKER).read_bytes().strip()
-    except FileNotFoundError:
-        return None
-    return int(text) if text.isdigit() else None
-
-
-def scan(save_dir: Path) -> CheckpointScan:
-    """Complete checkpoints: metadata parses, and the tracker has come this far.
-
-    The tracker is written last, so a folder above it is still being written, or is torn.
-    """
-    newest = tracked_iteration(save_dir)
-    if newest is None:
-        return CheckpointScan([])
-    found, unfinished = [], False
-    with os.scandir(save_dir) as entries:
-        for entry in entries:
-            match = _FOLDER.match(entry.name)
-            if match is None or int(match[1]) > newest or not entry.is_dir():
-                continue
-            folder = Path(entry.path)
-            if _metadata_parses(folder):
-                found.append(FoundCheckpoint(int(match[1]), folder))
-            else:
-                # Nobody writes in this order; if a filesystem shows it so, the rest will follow.
-                unfinished = unfinished or int(match[1]) == newest
-    return CheckpointScan(sorted(found), unfinished)
-
-
-def _metadata_parses(folder: Path) -> bool:
-    try:
-        json.loads((folder / "metadata.json").read_bytes())
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
-
-
-def seed(checkpoint: FoundCheckpoint, save_dir: Path) -> None:
-    """Give a branch its own start: hard links to `checkpoint` and a tracker that names it.
-
-    Hard links keep the data when the parent's retention deletes its folder. Where the filesystem
-    allows none (another device, or no permission), the files are copied. Repeating it after a kill
-    does no harm, and a branch that has moved on is left alone.
-    """
-    if tracked_iteration(save_dir) is not None:
-        return
-    save_dir.mkdir(parents=True, exist_ok=True)
-    pinned = save_dir / folder_name(checkpoint.iteration)
-    if not pinned.exists():
-        unfinished = save_dir / f".seed-{folder_name(checkpoint.iteration)}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(checkpoint.path, unfinished, copy_function=_link_or_copy)
-        unfinished.rename(pinned)
-    durable.write(save_dir / TRACKER, str(checkpoint.iteration))
-
-
-def _link_or_copy(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
-
-
 def progress(line: bytes) -> Progress | None:
     """Read an iteration line; the loss is None where Megatron left it out (a NaN)."""
     match = _ITERATION.search(line)
     if match is None:
         return None
-    milliseconds = _number(_ELAPSED, line)
+    milliseconds = number(_ELAPSED, line)
     return Progress(
         iteration=int(match[1]),
         target=int(match[2]),
-        loss=_number(_LOSS, line),
-        learning_rate=_number(_LEARNING_RATE, line),
+        loss=number(_LOSS, line),
+        learning_rate=number(_LEARNING_RATE, line),
         seconds_per_iteration=None if milliseconds is None else milliseconds / 1000,
     )
 
 
-def _number(pattern: re.Pattern[bytes], line: bytes) -> float | None:
+def number(pattern: re.Pattern[bytes], line: bytes) -> float | None:
+    """The first group of `pattern` in `line` as a finite number; None where there is none."""
     match = pattern.search(line)
     try:
-        return float(match[1]) if match else None
+        value = float(match[1]) if match else math.nan
     except ValueError:
         return None
+    return value if math.isfinite(value) else None

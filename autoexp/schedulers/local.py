@@ -86,7 +86,9 @@ class LocalScheduler:
 
     def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
         del attempt
-        return Orders(spec.command, spec.environment, _GRACE_S)
+        variables = {**spec.environment, **spec.container.environment()}
+        command = spec.container.inside(spec.command, spec.output_dir, variables)
+        return Orders(command, variables, _GRACE_S)
 
     def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
         executor = DetachedExecutor(ticket.directory, lock)

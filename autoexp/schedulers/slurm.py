@@ -56,7 +56,11 @@ class SlurmScheduler:
     def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
         cluster = _asked(spec.machine)
         command = launched(cluster, spec, attempt.key)
-        variables = {**spec.environment, **cluster.environment}
+        variables = {
+            **spec.environment,
+            **cluster.environment,
+            **spec.container.environment(),
+        }
         steps = cluster.launcher != "none"
         return Orders(command, variables, cluster.grace_s, signal_steps=steps)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from autoexp import arrays, durable, errors, payload, states
-from autoexp.backends.megatron_layout import TRACKER, folder_name, tracked_iteration
+from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER, folder_name
 from autoexp.compose import Composed
 from autoexp.creation import create
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind
@@ -66,7 +66,7 @@ class FakeJob:
         self.start()
 
     def start(self) -> None:
-        self.iteration, self.unfinished = tracked_iteration(self.saves) or 0, False
+        self.iteration, self.unfinished = TORCH_DIST.tracked(self.saves) or 0, False
 
     def train(self, metadata: str | None = None) -> bool:
         """Save the next checkpoint, or leave it with `metadata`; returns whether it is complete."""
@@ -82,6 +82,7 @@ class FakeJob:
             log.write(line[:20] if self.unfinished else line)
         folder = self.saves / folder_name(self.iteration)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".metadata").write_text("")
         (folder / "metadata.json").write_text(str(metadata) if self.unfinished else "{}")
         if self.unfinished:
             return False

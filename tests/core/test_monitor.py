@@ -64,6 +64,7 @@ class Story:
         """A complete checkpoint, written in the trainer's order."""
         folder = self.folder(iteration, name=name)
         folder.mkdir(parents=True)
+        (folder / ".metadata").write_text("")
         (folder / "metadata.json").write_text("{}")
         self.track(str(iteration), name=name)
         return folder

@@ -1,0 +1,65 @@
+"""How many samples an iteration takes: what turns tokens and samples into iterations."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Ramp(NamedTuple):
+    """A batch size that grows, as Megatron's `--rampup-batch-size` has it."""
+
+    start: int
+    increment: int
+    samples: int
+    """Samples over which it grows to the final size."""
+
+
+class Batches(NamedTuple):
+    """Samples of each iteration, from the first one on."""
+
+    size: int
+    """Samples of an iteration, once any ramp is over."""
+    tokens_per_sample: int | None = None
+    ramp: Ramp | None = None
+
+    def samples(self, iterations: int) -> int:
+        """Samples consumed by the first `iterations` iterations."""
+        consumed = 0
+        for size, until in self._stages():
+            here = min(iterations, _iterations_until(until, consumed, size))
+            consumed += here * size
+            iterations -= here
+        return consumed + iterations * self.size
+
+    def iterations(self, samples: int) -> int:
+        """The most iterations that consume no more than `samples`."""
+        done = consumed = 0
+        for size, until in self._stages():
+            here = min((samples - consumed) // size, _iterations_until(until, consumed, size))
+            done += here
+            consumed += here * size
+            if samples - consumed < size:
+                return done
+        return done + (samples - consumed) // self.size
+
+    def tokens(self, iterations: int) -> int | None:
+        """Tokens consumed by the first `iterations` iterations."""
+        if self.tokens_per_sample is None:
+            return None
+        return self.samples(iterations) * self.tokens_per_sample
+
+    def _stages(self) -> Iterator[tuple[int, float]]:
+        """Batch sizes of the ramp, and the consumed samples at which each gives way.
+
+        Source: Megatron-LM, RampupBatchsizeNumMicroBatchesCalculator.
+        """
+        if self.ramp is None:
+            return
+        steps = (self.size - self.ramp.start) // self.ramp.increment
+        for step in range(steps):
+            until = self.ramp.samples / steps * (step + 1)
+            yield self.ramp.start + step * self.ramp.increment, until
+
+
+def _iterations_until(until: float, consumed: int, size: int) -> int:
+    return max(0, math.ceil((until - consumed) / size))

@@ -1,0 +1,166 @@
+"""What all trainers' checkpoint folders share: finding complete ones, pinning, moving torn ones."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoexp import durable
+from autoexp.backends.base import CheckpointScan, FoundCheckpoint
+
+# No trainer takes these for checkpoints: torchtitan looks for `step-N` anywhere in a name.
+_SEED = ".autoexp-seed"
+_TORN = ".autoexp-torn"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a trainer names its checkpoints, and what makes one complete."""
+
+    name: re.Pattern[str]
+    """Matches the whole name of a checkpoint; its group `iteration` is the number."""
+    must_exist: tuple[str, ...] = ()
+    """Patterns of files inside a checkpoint, each of which has to match one."""
+    must_not_exist: tuple[str, ...] = ()
+    """Patterns that must match nothing; `{name}` stands for the checkpoint, beside which they lie
+    when they begin with `../`."""
+    must_parse: tuple[str, ...] = ()
+    """Files inside that have to be whole JSON."""
+    tracker: str | None = None
+    """A file in the root that names the newest complete iteration; it is written last."""
+    overwritten: bool = False
+    """Whether the trainer writes again into files of an older checkpoint: links would follow."""
+
+    def watched(self, root: Path) -> tuple[Path, ...]:
+        """Paths whose stat changes when a checkpoint may have become complete."""
+        return (root if self.tracker is None else root / self.tracker,)
+
+    def scan(self, root: Path) -> CheckpointScan:
+        """The complete checkpoints in `root`, by iteration."""
+        newest = self.tracked(root)
+        if self.tracker is not None and newest is None:
+            return CheckpointScan([])
+        complete: list[FoundCheckpoint] = []
+        torn: list[FoundCheckpoint] = []
+        for found in self._candidates(root):
+            if newest is not None and found.iteration > newest:
+                continue
+            (complete if self.is_complete(found.path) else torn).append(found)
+        last = max((found.iteration for found in complete), default=-1)
+        # One that is newer than all complete ones may be in the making: files inside it change,
+        # and nothing that is watched does.
+        unfinished = any(found.iteration > last for found in torn)
+        return CheckpointScan(sorted(complete), unfinished)
+
+    def tracked(self, root: Path) -> int | None:
+        """The tracker's iteration; None when it is missing or, written in place, still empty."""
+        if self.tracker is None:
+            return None
+        try:
+            text = (root / self.tracker).read_bytes().strip()
+        except FileNotFoundError:
+            return None
+        return int(text) if text.isdigit() else None
+
+    def is_complete(self, path: Path) -> bool:
+        """Whether a checkpoint is whole, as far as its files say."""
+        for pattern in self.must_not_exist:
+            if _matches(path, pattern.replace("{name}", path.name)):
+                return False
+        if not all(_matches(path, pattern) for pattern in self.must_exist):
+            return False
+        return all(_parses(path / name) for name in self.must_parse)
+
+    def seed(self, checkpoint: FoundCheckpoint, root: Path) -> int:
+        """Give a branch its own start: hard links to `checkpoint`, and a tracker that names it.
+
+        Hard links keep the data when the parent's retention deletes its folder. Where the
+        filesystem allows none (another device, or no permission), files are copied; returns how
+        many bytes. Repeating it after a kill does no harm, and a branch that has moved on is left
+        alone.
+        """
+        begun = self.tracked(root) is not None if self.tracker else bool(self.scan(root).complete)
+        if begun:
+            return 0
+        root.mkdir(parents=True, exist_ok=True)
+        pinned, copied = root / checkpoint.path.name, 0
+        if not pinned.exists():
+            unfinished = root / _SEED
+            _remove(unfinished)
+            copied = _pin(checkpoint.path, unfinished, link=not self.overwritten)
+            durable.step()
+            unfinished.rename(pinned)
+            durable.sync_directory(root)
+        if self.tracker is not None:
+            durable.write(root / self.tracker, str(checkpoint.iteration))
+        return copied
+
+    def clear_torn(self, root: Path) -> list[str]:
+        """Move aside what is not complete: for trainers that would resume from it."""
+        moved = []
+        newest = self.tracked(root)
+        for found in list(self._candidates(root)):
+            beyond = self.tracker is not None and found.iteration > (newest or 0)
+            if beyond or not self.is_complete(found.path):
+                aside = root / f"{_TORN}-{found.iteration}"
+                _remove(aside)
+                found.path.rename(aside)
+                moved.append(found.path.name)
+        return moved
+
+    def _candidates(self, root: Path) -> Iterator[FoundCheckpoint]:
+        """What is named like a checkpoint; links are none of this job's."""
+        try:
+            with os.scandir(root) as entries:
+                for entry in entries:
+                    match = self.name.fullmatch(entry.name)
+                    if match is not None and not entry.is_symlink():
+                        yield FoundCheckpoint(int(match["iteration"]), Path(entry.path))
+        except FileNotFoundError:
+            return
+
+
+def _matches(path: Path, pattern: str) -> bool:
+    if pattern.startswith("../"):
+        return next(path.parent.glob(pattern[3:]), None) is not None
+    return next(path.glob(pattern), None) is not None
+
+
+def _parses(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _pin(source: Path, target: Path, *, link: bool) -> int:
+    """Link or copy a checkpoint, a file or a folder; returns how many bytes were copied."""
+    copied = 0
+
+    def take(one: str, other: str) -> str:
+        nonlocal copied
+        try:
+            if not link:
+                raise OSError
+            os.link(one, other)
+        except OSError:
+            shutil.copy2(one, other)
+            copied += Path(other).stat().st_size
+        return other
+
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=take)
+    else:
+        take(str(source), str(target))
+    return copied

@@ -1,0 +1,195 @@
+"""Megatron-LM: cooldowns as WSD branches that go on from their own, seeded save directory.
+
+A branch runs with `--load` equal to `--save` and without `--ckpt-step`: restarted, it goes on from
+its own progress. It keeps the trunk's `--lr` and `--min-lr`, with which checkpoints are found.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import InitErrorDetails, ValidationError
+
+from autoexp.backends import megatron_layout
+from autoexp.backends.base import (
+    COMPOSING,
+    Branch,
+    CheckpointScan,
+    Closed,
+    FoundCheckpoint,
+    Progress,
+)
+from autoexp.backends.batches import Batches
+from autoexp.backends.flags import flags
+from autoexp.backends.layout import Layout
+from autoexp.backends.megatron_args import MegatronArgs
+from autoexp.backends.megatron_names import PASSED_THROUGH
+from autoexp.backends.megatron_source import names_in
+
+
+class MegatronBackend(Closed):
+    """Trains with Megatron-LM's own script."""
+
+    kind: Literal["megatron"] = "megatron"
+    source: str = Field(description="the Megatron-LM checkout that runs; as the job sees it")
+    script: str = Field("pretrain_gpt.py", description="the script in it")
+    python: str = Field(sys.executable, description="the Python that runs it")
+    args: MegatronArgs
+
+    @field_validator("source")
+    @classmethod
+    def _absolute(cls, source: str) -> str:
+        # Jobs run in their output directory, whatever directory this was said in.
+        return str(Path(source).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _known(self, info: ValidationInfo) -> Self:
+        # What is read back from a session was checked when it was composed; the checkout may have
+        # gone since.
+        passed = self.args.passed_through if info.context == COMPOSING else {}
+        if passed:
+            known = names_in(Path(self.source), self.script) or PASSED_THROUGH
+            errors = [
+                InitErrorDetails(type="extra_forbidden", loc=("args", name), input=None)
+                for name in passed
+                if name not in known
+            ]
+            if errors:
+                raise ValidationError.from_exception_data(type(self).__name__, errors)
+        return self
+
+    @property
+    def train_iters(self) -> int:
+        return self.args.train_iters
+
+    @property
+    def save_interval(self) -> int:
+        return self.args.save_interval
+
+    @property
+    def final_lr(self) -> float:
+        return self.args.min_lr
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        return (Path(self.source) / self.script,)
+
+    def batches(self, workers: int) -> Batches | None:
+        del workers  # the global batch size is that of all of them
+        return self.args.batches
+
+    def problems(self, workers: int) -> list[str]:
+        args = self.args
+        found = []
+        replica = (
+            args.tensor_model_parallel_size
+            * args.pipeline_model_parallel_size
+            * args.context_parallel_size
+        )
+        if workers % replica:
+            found.append(f"{workers} processes are no multiple of the {replica} of a model replica")
+        else:
+            step = args.micro_batch_size * (workers // replica)
+            sizes = (args.global_batch_size, *(args.rampup_batch_size or ())[:2])
+            if any(size % step for size in sizes):
+                found.append(
+                    f"batch sizes have to be multiples of {step}: micro_batch_size "
+                    f"{args.micro_batch_size} on {workers // replica} replicas"
+                )
+        # The data can be named in other ways, which pass through.
+        others = {"data_args_path", "train_data_path", "per_split_data_args_path", "sft"}
+        if args.data_path is None and not args.mock_data and not others & set(args.model_dump()):
+            found.append("no data: give `backend.args.data_path`, or `mock_data: true`")
+        return found
+
+    def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
+        schedule: dict[str, object] = {
+            "lr_decay_style": "constant",
+            **self._lengths(self.args.train_iters),
+        }
+        return self._command(save_dir, schedule)
+
+    def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
+        schedule: dict[str, object] = {
+            "exit_on_missing_checkpoint": True,
+            "lr_decay_style": "WSD",
+            "lr_wsd_decay_style": branch.shape,
+            **self._lengths(branch.target, branch.iteration),
+        }
+        return self._command(save_dir, schedule)
+
+    def _lengths(self, target: int, start: int | None = None) -> dict[str, int]:
+        """How long to train, warm up and decay: in samples where the batch size grows.
+
+        Megatron refuses a ramp with iterations, and its scheduler counts samples.
+        """
+        unit = "iters"
+        count: Callable[[int], int] = int
+        if self.args.rampup_batch_size is not None:
+            unit, count = "samples", self.args.batches.samples
+        lengths = {
+            f"train_{unit}": count(target),
+            f"lr_decay_{unit}": count(target),
+            f"lr_warmup_{unit}": count(self.args.lr_warmup_iters),
+        }
+        if start is not None:
+            lengths[f"lr_wsd_decay_{unit}"] = count(target) - count(start)
+        return lengths
+
+    def _command(self, save_dir: Path, schedule: dict[str, object]) -> tuple[str, ...]:
+        return (
+            *(self.python, str(Path(self.source) / self.script)),
+            *("--save", str(save_dir), "--load", str(save_dir)),
+            # A checkpoint's schedule must not win; extending a training needs it as much.
+            "--override-opt_param-scheduler",
+            *flags(schedule),
+            *flags(self.args.for_command_line()),
+        )
+
+    def environment(self) -> dict[str, str]:
+        # Python buffers what goes into a file; the other is what Megatron asks for on GPUs.
+        return {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+
+    def refusals(self, branch: Branch) -> list[str]:
+        args = self.args
+        reasons = []
+        if branch.iteration < args.lr_warmup_iters:
+            reasons.append(f"inside the warm-up of {args.lr_warmup_iters} iterations")
+        if branch.min_lr != args.min_lr:
+            reasons.append(
+                f"min_lr {branch.min_lr:g} is not the training's own {args.min_lr:g}: Megatron "
+                "finds a checkpoint's parameter groups by it and refuses another; "
+                "set backend.args.min_lr"
+            )
+        if args.min_lr >= args.lr:
+            reasons.append(f"min_lr {args.min_lr:g} is no decay from lr {args.lr:g}")
+        kept = args.save_retain_interval
+        if kept is not None and branch.iteration % kept:
+            reasons.append(
+                f"save_retain_interval {kept} deletes its checkpoint as soon as there is a newer "
+                "one; branch at multiples of it"
+            )
+        return reasons
+
+    @property
+    def _layout(self) -> Layout:
+        torch_dist = self.args.ckpt_format == "torch_dist"
+        return megatron_layout.TORCH_DIST if torch_dist else megatron_layout.TORCH
+
+    def watched(self, save_dir: Path) -> tuple[Path, ...]:
+        return self._layout.watched(save_dir)
+
+    def checkpoints(self, save_dir: Path) -> CheckpointScan:
+        return self._layout.scan(save_dir)
+
+    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
+        return self._layout.seed(checkpoint, save_dir)
+
+    def clear_torn(self, save_dir: Path) -> list[str]:
+        del save_dir  # it goes by the tracker
+        return []
+
+    def progress(self, line: bytes) -> Progress | None:
+        return megatron_layout.progress(line)

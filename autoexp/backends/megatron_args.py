@@ -1,0 +1,173 @@
+"""Megatron-LM's arguments that matter here, with their bounds; the others pass through checked."""
+
+from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+
+from autoexp.backends.base import Closed
+from autoexp.backends.batches import Batches, Ramp
+from autoexp.backends.flags import Argument
+from autoexp.backends.megatron_names import OURS, PASSED_THROUGH
+
+
+class MegatronArgs(Closed):
+    """Arguments as Megatron-LM names them, with `_` for `-`. Unset ones keep Megatron's default."""
+
+    # What no field describes passes through; `_known` refuses what Megatron does not know either.
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Argument]
+
+    train_iters: int = Field(gt=0, description="iterations of the trunk")
+    save_interval: int = Field(gt=0, description="iterations between checkpoints")
+    log_interval: int = Field(10, gt=0, description="iterations between log lines")
+    eval_interval: int | None = Field(None, gt=0, description="iterations between evaluations")
+    eval_iters: int | None = Field(None, ge=0, description="iterations of an evaluation; 0: none")
+    save_retain_interval: int | None = Field(
+        None, gt=0, description="older checkpoints are deleted, but for multiples of this"
+    )
+    ckpt_format: Literal["torch_dist", "torch"] = Field(
+        "torch_dist", description="how checkpoints lie on disk"
+    )
+    async_save: bool = Field(False, description="write checkpoints while the training goes on")
+
+    lr: float = Field(gt=0, description="peak learning rate, constant after the warm-up")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of every cooldown")
+    lr_warmup_iters: int = Field(0, ge=0, description="iterations of linear warm-up")
+    weight_decay: float | None = Field(None, ge=0, description="AdamW's decoupled weight decay")
+    adam_beta1: float | None = Field(None, ge=0, lt=1, description="Adam's first moment")
+    adam_beta2: float | None = Field(None, ge=0, lt=1, description="Adam's second moment")
+    clip_grad: float | None = Field(None, ge=0, description="norm at which gradients are clipped")
+    init_method_std: float | None = Field(None, gt=0, description="deviation of initial weights")
+    seed: int | None = Field(None, ge=0, description="seed of weights, dropout and data order")
+
+    micro_batch_size: int = Field(gt=0, description="samples in one pass of one model replica")
+    global_batch_size: int = Field(gt=0, description="samples of an iteration")
+    rampup_batch_size: tuple[int, int, int] | None = Field(
+        None, description="first batch size, its increment, samples until the final one"
+    )
+    seq_length: int = Field(gt=0, description="tokens of a sample")
+    max_position_embeddings: int = Field(gt=0, description="longest sequence; at least seq_length")
+
+    num_layers: int = Field(gt=0, description="transformer layers")
+    hidden_size: int = Field(gt=0, description="width of the model")
+    ffn_hidden_size: int | None = Field(None, gt=0, description="width of the MLPs")
+    num_attention_heads: int = Field(gt=0, description="attention heads")
+    group_query_attention: bool = Field(False, description="heads share keys and values")
+    num_query_groups: int | None = Field(None, gt=0, description="groups of such heads")
+    kv_channels: int | None = Field(None, gt=0, description="width of a head")
+    normalization: Literal["LayerNorm", "RMSNorm"] | None = Field(None, description="which norm")
+    position_embedding_type: (
+        Literal["learned_absolute", "rope", "mrope", "yarn", "relative", "none"] | None
+    ) = Field(None, description="how positions are told")
+    rotary_base: int | None = Field(None, gt=0, description="base of rotary embeddings")
+    swiglu: bool = Field(False, description="gated MLPs")
+    disable_bias_linear: bool = Field(False, description="linear layers without bias")
+    untie_embeddings_and_output_weights: bool = Field(False, description="two matrices, not one")
+    attention_dropout: float | None = Field(None, ge=0, lt=1, description="dropout of attention")
+    hidden_dropout: float | None = Field(None, ge=0, lt=1, description="dropout of hidden states")
+
+    tensor_model_parallel_size: int = Field(1, gt=0, description="GPUs that share a layer")
+    pipeline_model_parallel_size: int = Field(1, gt=0, description="stages of layers")
+    context_parallel_size: int = Field(1, gt=0, description="GPUs that share a sequence")
+    sequence_parallel: bool = Field(False, description="norms are shared along the sequence")
+    use_distributed_optimizer: bool = Field(False, description="replicas share optimizer states")
+    overlap_grad_reduce: bool = Field(False, description="reduce gradients while computing")
+    overlap_param_gather: bool = Field(False, description="gather parameters while computing")
+    bf16: bool = Field(False, description="train in bfloat16")
+    transformer_impl: Literal["local", "transformer_engine", "inference_optimized"] | None = Field(
+        None, description="which implementation of the layers"
+    )
+    distributed_timeout_minutes: int | None = Field(
+        None, gt=0, description="minutes until a hanging collective ends the job"
+    )
+
+    data_path: tuple[str, ...] | None = Field(
+        None, min_length=1, description="prefix of a dataset, or weights and prefixes by turns"
+    )
+    split: str | None = Field(None, description="shares of training, validation and test: 99,1,0")
+    mock_data: bool = Field(False, description="random data instead of a dataset")
+    tokenizer_type: str | None = Field(None, description="which tokenizer, such as NullTokenizer")
+    tokenizer_model: str | None = Field(None, description="its file or name")
+    vocab_size: int | None = Field(None, gt=0, description="tokens, for NullTokenizer")
+    num_workers: int | None = Field(None, ge=0, description="processes that load data")
+
+    exit_signal_handler: bool = Field(
+        True, description="save and exit when told to end; without it a time limit loses work"
+    )
+    exit_duration_in_mins: int | None = Field(
+        None, gt=0, description="save and exit after this long; the next attempt goes on"
+    )
+    exit_interval: int | None = Field(
+        None, gt=0, description="save and exit at multiples of this; the next attempt goes on"
+    )
+    log_throughput: bool = Field(False, description="TFLOP/s of each GPU in the log line")
+    tensorboard_dir: str | None = Field(None, description="where TensorBoard's files go")
+
+    @classmethod
+    def also_known(cls) -> frozenset[str]:
+        """Names that pass through."""
+        return PASSED_THROUGH
+
+    @property
+    def passed_through(self) -> dict[str, Argument]:
+        """Arguments that no field describes."""
+        return self.__pydantic_extra__
+
+    @model_validator(mode="after")
+    def _not_ours(self) -> Self:
+        errors = [
+            InitErrorDetails(
+                type=PydanticCustomError("ours", "set by autoexp ({why})", {"why": OURS[name]}),
+                loc=(name,),
+                input=value,
+            )
+            for name, value in self.__pydantic_extra__.items()
+            if name in OURS
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(type(self).__name__, errors)
+        return self
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        """What Megatron answers with a bare AssertionError, or not at all."""
+        if self.lr_warmup_iters >= self.train_iters:
+            raise ValueError(
+                f"lr_warmup_iters {self.lr_warmup_iters} has to be below train_iters "
+                f"{self.train_iters}"
+            )
+        if self.max_position_embeddings < self.seq_length:
+            raise ValueError(
+                f"max_position_embeddings {self.max_position_embeddings} is below seq_length "
+                f"{self.seq_length}"
+            )
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
+        if self.data_path is not None and self.mock_data:
+            raise ValueError("`mock_data` leaves `data_path` unread: give one of them")
+        if self.rampup_batch_size is not None:
+            start, increment, samples = self.rampup_batch_size
+            if min(self.rampup_batch_size) < 1 or start > self.global_batch_size:
+                raise ValueError(
+                    "rampup_batch_size: three positive numbers, the first at most "
+                    f"the global batch size of {self.global_batch_size}"
+                )
+            if (self.global_batch_size - start) % increment:
+                raise ValueError(
+                    f"rampup_batch_size: steps of {increment} do not lead from {start} to "
+                    f"{self.global_batch_size}"
+                )
+            del samples
+        return self
+
+    @property
+    def batches(self) -> Batches:
+        """Samples of each iteration."""
+        ramp = Ramp(*self.rampup_batch_size) if self.rampup_batch_size else None
+        return Batches(self.global_batch_size, self.seq_length, ramp)
+
+    def for_command_line(self) -> dict[str, Any]:
+        """All arguments but those that differ between a trunk and its branches."""
+        apart = {"train_iters", "lr_warmup_iters"}
+        return self.model_dump(exclude=apart, exclude_none=True)

@@ -1,0 +1,40 @@
+"""What a plan takes, and what the same models would have taken as separate runs."""
+
+from collections.abc import Sequence
+
+from autoexp.backends.base import Closed
+from autoexp.backends.batches import Batches
+from autoexp.jobs import JobSpec
+
+
+class Cost(Closed):
+    """Iterations and tokens of a plan; tokens are None where nobody can tell them."""
+
+    iterations: int
+    """Of the trunk and all decays."""
+    tokens: int | None
+    models: int
+    """Models that come out of cooldowns."""
+    separate_iterations: int
+    """Of one run from scratch for each of these models."""
+    separate_tokens: int | None
+
+
+def cost_of(jobs: Sequence[JobSpec], batches: Batches | None) -> Cost:
+    """The cost of a trunk and its branches; without a trunk, of the branches alone."""
+    own = [(job.branch.iteration if job.branch else 0, job.target_iteration or 0) for job in jobs]
+    ends = [job.target_iteration or 0 for job in jobs if job.branch]
+    separate = [(0, end) for end in ends]
+    return Cost(
+        iterations=sum(end - start for start, end in own),
+        tokens=_tokens(own, batches),
+        models=len(ends),
+        separate_iterations=sum(ends),
+        separate_tokens=_tokens(separate, batches),
+    )
+
+
+def _tokens(spans: Sequence[tuple[int, int]], batches: Batches | None) -> int | None:
+    if batches is None or batches.tokens_per_sample is None:
+        return None
+    return sum((batches.tokens(end) or 0) - (batches.tokens(start) or 0) for start, end in spans)
