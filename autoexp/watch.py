@@ -71,8 +71,11 @@ class JobWatch:
 
     def _take_in(self, job: JobRecord, line: LogLine) -> None:
         progress = job.spec.trainer.progress(line.text)
-        if progress is None:
-            return
+        if progress is not None:
+            self._note(job, progress)
+
+    def _note(self, job: JobRecord, progress: Progress) -> None:
+        self.dirty = True
         job.iteration = progress.iteration
         job.loss = progress.loss
         job.learning_rate = progress.learning_rate
@@ -102,6 +105,10 @@ class JobWatch:
             if found.iteration > start and found.iteration not in known
         ]
         job.checkpoints += [found.iteration for found in new]
+        for progress in scan.progress:
+            # A checkpoint tells the whole story, a branch's its parent's too.
+            if progress.iteration > max(start, job.iteration or 0):
+                self._note(job, progress)
         return [
             CheckpointComplete(job=job.spec.name, iteration=found.iteration, path=str(found.path))
             for found in new

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from pathlib import Path
 from typing import Any
 
 from autoexp import arrays
@@ -108,10 +109,18 @@ class Submitter:
                 await self._withdraw(job, job.unsubmitted)
             elif job.unsubmitted is not None:
                 await self._submit(job, job.unsubmitted, fresh=False)
-            elif attempt := await self._disk.persist(self._session.begin_attempt, job):
+            elif attempt := await self._begin(job):
                 await self._submit(job, attempt, fresh=True)
                 continue
             await self._news.next()
+
+    async def _begin(self, job: JobRecord) -> Attempt | None:
+        """Intend another attempt, once what a killed save has left is out of its way."""
+        if job.attempts and not job.open_attempts and job.wants_attempt():
+            save_dir = Path(job.spec.save_dir)
+            for name in await self._disk.persist(job.spec.trainer.clear_torn, save_dir):
+                self._log.warning("%s: %s is torn, and was moved aside", job.spec.title, name)
+        return await self._disk.persist(self._session.begin_attempt, job)
 
     async def _submit(self, job: JobRecord, attempt: Attempt, *, fresh: bool) -> None:
         ticket = self._session.ticket(attempt)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from autoexp import arrays
@@ -25,7 +25,10 @@ async def checkpoint(job: str, iteration: int) -> str:
 async def pin(event: CheckpointComplete, spec: JobSpec) -> str:
     """Give a branch its own start, which the parent's retention cannot delete."""
     found = FoundCheckpoint(event.iteration, Path(event.path))
-    await asyncio.to_thread(spec.trainer.seed, found, Path(spec.save_dir))
+    copied = await asyncio.to_thread(spec.trainer.seed, found, Path(spec.save_dir))
+    if copied:
+        warning = "%s: no hard links to %s: copied %.1f MB"
+        get_run_logger().warning(warning, spec.title, event.path, copied / 1e6)
     return spec.save_dir
 
 

@@ -1,7 +1,12 @@
 """From a trainer's arguments in YAML to words of a command line."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from autoexp.sensitive import looks_secret
 
 Argument = bool | int | float | str | tuple[bool | int | float | str, ...] | None
 
@@ -24,3 +29,34 @@ def word(value: bool | int | float | str) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def refuse_names(
+    model: str,
+    given: Mapping[str, object],
+    *,
+    ours: Mapping[str, str],
+    known: Callable[[], Collection[str]] | None = None,
+    at: tuple[str, ...] = (),
+) -> None:
+    """Refuse arguments that autoexp sets itself, that look secret, or that nobody knows.
+
+    `known` is asked while a user's words are composed; what a session recorded was judged then.
+    Raises ValidationError, with the path of each.
+    """
+    errors = []
+    names = known() if known is not None and given else None
+    for name in given:
+        reason: str | PydanticCustomError | None = None
+        if name in ours:
+            reason = PydanticCustomError("ours", "set by autoexp ({why})", {"why": ours[name]})
+        elif looks_secret(name):
+            reason = PydanticCustomError(
+                "secret", "looks like a secret, which no configuration may hold: export it instead"
+            )
+        elif names is not None and name not in names:
+            reason = "extra_forbidden"
+        if reason is not None:
+            errors.append(InitErrorDetails(type=reason, loc=(*at, name), input=None))
+    if errors:
+        raise ValidationError.from_exception_data(model, errors)

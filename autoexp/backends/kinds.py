@@ -4,7 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from autoexp.backends.command import CommandBackend
 from autoexp.backends.demo import DemoBackend
+from autoexp.backends.huggingface import HuggingFaceBackend
 from autoexp.backends.megatron import MegatronBackend
+from autoexp.backends.torchtitan import TorchtitanBackend
 
-AnyBackend = Annotated[DemoBackend | MegatronBackend, Field(discriminator="kind")]
+AnyBackend = Annotated[
+    DemoBackend | MegatronBackend | TorchtitanBackend | HuggingFaceBackend | CommandBackend,
+    Field(discriminator="kind"),
+]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import InitErrorDetails, ValidationError
 
 from autoexp.backends import megatron_layout
 from autoexp.backends.base import (
@@ -22,10 +21,10 @@ from autoexp.backends.base import (
     Progress,
 )
 from autoexp.backends.batches import Batches
-from autoexp.backends.flags import flags
+from autoexp.backends.flags import flags, refuse_names
 from autoexp.backends.layout import Layout
 from autoexp.backends.megatron_args import MegatronArgs
-from autoexp.backends.megatron_names import PASSED_THROUGH
+from autoexp.backends.megatron_names import OURS, PASSED_THROUGH
 from autoexp.backends.megatron_source import names_in
 
 
@@ -46,19 +45,18 @@ class MegatronBackend(Closed):
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> Self:
-        # What is read back from a session was checked when it was composed; the checkout may have
-        # gone since.
-        passed = self.args.passed_through if info.context == COMPOSING else {}
-        if passed:
-            known = names_in(Path(self.source), self.script) or PASSED_THROUGH
-            errors = [
-                InitErrorDetails(type="extra_forbidden", loc=("args", name), input=None)
-                for name in passed
-                if name not in known
-            ]
-            if errors:
-                raise ValidationError.from_exception_data(type(self).__name__, errors)
+        refuse_names(
+            type(self).__name__,
+            self.args.passed_through,
+            ours=OURS,
+            known=self._names if info.context == COMPOSING else None,
+            at=("args",),
+        )
         return self
+
+    def _names(self) -> frozenset[str]:
+        """Of the checkout where it can be read; elsewhere those that releases are known to have."""
+        return names_in(Path(self.source), self.script) or PASSED_THROUGH
 
     @property
     def train_iters(self) -> int:

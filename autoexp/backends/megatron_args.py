@@ -3,18 +3,17 @@
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from autoexp.backends.base import Closed
 from autoexp.backends.batches import Batches, Ramp
 from autoexp.backends.flags import Argument
-from autoexp.backends.megatron_names import OURS, PASSED_THROUGH
+from autoexp.backends.megatron_names import PASSED_THROUGH
 
 
 class MegatronArgs(Closed):
     """Arguments as Megatron-LM names them, with `_` for `-`. Unset ones keep Megatron's default."""
 
-    # What no field describes passes through; `_known` refuses what Megatron does not know either.
+    # What no field describes passes through; the backend refuses what Megatron does not know.
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     __pydantic_extra__: dict[str, Argument]
 
@@ -113,21 +112,6 @@ class MegatronArgs(Closed):
     def passed_through(self) -> dict[str, Argument]:
         """Arguments that no field describes."""
         return self.__pydantic_extra__
-
-    @model_validator(mode="after")
-    def _not_ours(self) -> Self:
-        errors = [
-            InitErrorDetails(
-                type=PydanticCustomError("ours", "set by autoexp ({why})", {"why": OURS[name]}),
-                loc=(name,),
-                input=value,
-            )
-            for name, value in self.__pydantic_extra__.items()
-            if name in OURS
-        ]
-        if errors:
-            raise ValidationError.from_exception_data(type(self).__name__, errors)
-        return self
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

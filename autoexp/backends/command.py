@@ -1,0 +1,226 @@
+"""Any trainer, described in YAML: what it runs, where checkpoints land, what its log says."""
+
+import sys
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from autoexp.backends.base import Branch, CheckpointScan, Closed, FoundCheckpoint, Progress
+from autoexp.backends.batches import Batches
+from autoexp.backends.flags import Argument, refuse_names, word
+from autoexp.backends.layout import Layout
+from autoexp.backends.logline import LinePattern
+from autoexp.backends.placeholders import change_options, fill, names_of, pattern_of
+from autoexp.sensitive import Variables
+
+
+class CommandArgs(Closed):
+    """What autoexp has to know of the arguments; others of your own serve as placeholders."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Argument]
+
+    train_iters: int = Field(gt=0, description="iterations of the trunk")
+    save_interval: int = Field(gt=0, description="iterations between checkpoints")
+    lr: float | None = Field(None, gt=0, description="peak learning rate")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at a cooldown's end")
+    lr_warmup_iters: int = Field(0, ge=0, description="iterations of warm-up")
+    samples_per_iteration: int | None = Field(None, gt=0, description="for budgets in samples")
+    tokens_per_sample: int | None = Field(None, gt=0, description="for budgets in tokens")
+
+
+class Checkpoints(Closed):
+    """Where checkpoints lie below the save directory, and what makes one complete."""
+
+    name: str = Field(description="file or folder with `{iteration}` in it; `*` is anything")
+    folder: str = Field("", description="folder below the save directory that holds them")
+    must_exist: tuple[str, ...] = Field(
+        (), description="patterns of files inside, each of which has to match"
+    )
+    must_not_exist: tuple[str, ...] = Field(
+        (), description="patterns that have to match nothing; `../{name}-unfinished` lies beside it"
+    )
+    must_parse: tuple[str, ...] = Field((), description="files inside that have to be whole JSON")
+    tracker: str | None = Field(
+        None, description="file in the folder that names the newest iteration, written last"
+    )
+    renamed: bool = Field(False, description="checkpoints get their name once they are complete")
+    overwritten: bool = Field(
+        False, description="files of old checkpoints are written again: copy them for a branch"
+    )
+    trusts_torn: bool = Field(
+        True, description="the trainer might resume from a torn one: move those aside before"
+    )
+
+    @model_validator(mode="after")
+    def _tells_complete_from_torn(self) -> Self:
+        pattern_of(self.name)
+        signs = (self.must_exist, self.must_not_exist, self.must_parse, self.tracker, self.renamed)
+        if not any(signs):
+            raise ValueError(
+                "nothing tells a complete checkpoint from a torn one: give `must_exist`, "
+                "`must_not_exist`, `must_parse` or `tracker`, or `renamed: true`"
+            )
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(
+            name=pattern_of(self.name),
+            must_exist=self.must_exist,
+            must_not_exist=self.must_not_exist,
+            must_parse=self.must_parse,
+            tracker=self.tracker,
+            overwritten=self.overwritten,
+        )
+
+
+class CommandBackend(Closed):
+    """A trainer of your own; nothing of it is Python of autoexp's."""
+
+    kind: Literal["command"] = "command"
+    command: tuple[str, ...] = Field(
+        min_length=1,
+        description="words of the command line; `{save_dir}`, `{source}`, `{python}` and each "
+        "argument's name in braces stand for its value",
+    )
+    cooldown: dict[str, Argument] = Field(
+        default_factory=dict,
+        description="options that a cooldown adds or changes; null removes one. Beside the others: "
+        "`{branch_iteration}`, `{decay_iterations}`, `{shape}`",
+    )
+    shapes: dict[str, str] = Field(
+        default_factory=lambda: {x: x for x in ("minus_sqrt", "linear", "cosine")},
+        description="decay shapes by the trainer's own names; others are refused",
+    )
+    saves: Checkpoints = Field(description="its checkpoints")
+    log_line: str = Field(
+        description="regular expression of a progress line, with groups `iteration`, `loss`, "
+        "`learning_rate`, `seconds`; colours are taken out before",
+    )
+    source: str | None = Field(None, description="its checkout, as the job sees it")
+    variables: Variables = Field(default_factory=dict, description="variables that it needs")
+    args: CommandArgs
+
+    @field_validator("source")
+    @classmethod
+    def _absolute(cls, source: str | None) -> str | None:
+        return None if source is None else str(Path(source).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _placeholders_fit(self) -> Self:
+        extra = self.args.__pydantic_extra__
+        refuse_names(type(self).__name__, extra, ours={}, at=("args",))
+        LinePattern(self.log_line)
+        own = self._values(self.args.train_iters, Path())
+        used = names_of(self.command, own, "command")
+        branch = {
+            **own,
+            **_branch_values(
+                Branch(iteration=1, decay_iterations=1, shape="linear", min_lr=0.0), "linear"
+            ),
+        }
+        texts = [value for value in self.cooldown.values() if isinstance(value, str)]
+        used |= names_of(texts, branch, "cooldown")
+        unused = [name for name in extra if name not in used]
+        if unused:
+            raise ValueError(
+                f"nothing reads {', '.join(f'`args.{name}`' for name in unused)}: "
+                f"write {{{unused[0]}}} where it belongs in `command`"
+            )
+        return self
+
+    @property
+    def train_iters(self) -> int:
+        return self.args.train_iters
+
+    @property
+    def save_interval(self) -> int:
+        return self.args.save_interval
+
+    @property
+    def final_lr(self) -> float:
+        return self.args.min_lr
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        return () if self.source is None else (Path(self.source),)
+
+    def batches(self, workers: int) -> Batches | None:
+        del workers  # an iteration's samples are all processes'
+        samples = self.args.samples_per_iteration
+        return None if samples is None else Batches(samples, self.args.tokens_per_sample)
+
+    def problems(self, workers: int) -> list[str]:
+        del workers
+        return []
+
+    def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
+        values = self._values(self.args.train_iters, save_dir)
+        return tuple(fill(text, values) for text in self.command)
+
+    def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
+        values = self._values(branch.target, save_dir)
+        values |= _branch_values(branch, self.shapes.get(branch.shape, branch.shape))
+        values["min_lr"] = word(branch.min_lr)
+        command = [fill(text, values) for text in self.command]
+        options = {
+            name: fill(value, values) if isinstance(value, str) else value
+            for name, value in self.cooldown.items()
+        }
+        return tuple(change_options(command, options))
+
+    def _values(self, target: int, save_dir: Path) -> dict[str, str]:
+        """What stands for a placeholder, by its name."""
+        arguments = self.args.model_dump(exclude_none=True)
+        return {
+            **{name: word(value) for name, value in arguments.items()},
+            "train_iters": str(target),
+            "save_dir": str(save_dir),
+            "source": self.source or "",
+            "python": sys.executable,
+        }
+
+    def environment(self) -> dict[str, str]:
+        return {"PYTHONUNBUFFERED": "1", **self.variables}
+
+    def refusals(self, branch: Branch) -> list[str]:
+        reasons = []
+        if branch.iteration < self.args.lr_warmup_iters:
+            reasons.append(f"inside the warm-up of {self.args.lr_warmup_iters} iterations")
+        if branch.shape not in self.shapes:
+            reasons.append(f"the trainer has no shape {branch.shape}: {', '.join(self.shapes)}")
+        if self.args.lr is not None and branch.min_lr >= self.args.lr:
+            reasons.append(f"min_lr {branch.min_lr:g} is no decay from lr {self.args.lr:g}")
+        if not self.cooldown:
+            reasons.append("`backend.cooldown` does not say what a cooldown changes")
+        return reasons
+
+    def _root(self, save_dir: Path) -> Path:
+        return save_dir / self.saves.folder
+
+    def watched(self, save_dir: Path) -> tuple[Path, ...]:
+        return self.saves.layout.watched(self._root(save_dir))
+
+    def checkpoints(self, save_dir: Path) -> CheckpointScan:
+        return self.saves.layout.scan(self._root(save_dir))
+
+    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
+        return self.saves.layout.seed(checkpoint, self._root(save_dir))
+
+    def clear_torn(self, save_dir: Path) -> list[str]:
+        if not self.saves.trusts_torn:
+            return []
+        return self.saves.layout.clear_torn(self._root(save_dir))
+
+    def progress(self, line: bytes) -> Progress | None:
+        return LinePattern(self.log_line).read(line)
+
+
+def _branch_values(branch: Branch, shape: str) -> dict[str, str]:
+    return {
+        "branch_iteration": str(branch.iteration),
+        "decay_iterations": str(branch.decay_iterations),
+        "shape": shape,
+    }

@@ -1,0 +1,197 @@
+"""Any script that uses Hugging Face's Trainer, and goes on from the last checkpoint in its folder.
+
+Its log names no step, so the training's story comes from `trainer_state.json`, which lands last in
+each checkpoint. Source: Transformers 5, trainer.py, trainer_callback.py and optimization.py.
+"""
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from autoexp.backends.base import (
+    COMPOSING,
+    Branch,
+    CheckpointScan,
+    Closed,
+    FoundCheckpoint,
+    Progress,
+)
+from autoexp.backends.batches import Batches
+from autoexp.backends.flags import Argument, refuse_names, word
+from autoexp.backends.huggingface_args import OURS, TrainerArgs
+from autoexp.backends.layout import Layout
+from autoexp.sensitive import Variables
+
+_STATE = "trainer_state.json"
+_LAYOUT = Layout(
+    name=re.compile(r"checkpoint-(?P<iteration>\d+)"),
+    must_parse=(_STATE,),
+    must_not_exist=("checkpoint-is-incomplete.txt",),
+)
+_SHAPES = {"minus_sqrt": "1-sqrt", "linear": "linear", "cosine": "cosine"}
+
+
+class HuggingFaceBackend(Closed):
+    """Trains with a script whose arguments are TrainingArguments and its own."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    script: str = Field(description="the script; it resumes from the last checkpoint it finds")
+    python: str = Field(sys.executable, description="the Python that runs it")
+    script_args: dict[str, Argument] = Field(
+        default_factory=dict, description="arguments of the script's own"
+    )
+    tokens_per_sample: int | None = Field(None, gt=0, description="for budgets in tokens")
+    variables: Variables = Field(default_factory=dict, description="variables that it needs")
+    args: TrainerArgs
+
+    @field_validator("script")
+    @classmethod
+    def _absolute(cls, script: str) -> str:
+        return str(Path(script).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _known(self, info: ValidationInfo) -> Self:
+        title = type(self).__name__
+        known = TrainerArgs.also_known if info.context == COMPOSING else None
+        refuse_names(title, self.args.__pydantic_extra__, ours=OURS, known=known, at=("args",))
+        refuse_names(title, self.script_args, ours=OURS, at=("script_args",))
+        return self
+
+    @property
+    def train_iters(self) -> int:
+        return self.args.max_steps
+
+    @property
+    def save_interval(self) -> int:
+        return self.args.save_steps
+
+    @property
+    def final_lr(self) -> float:
+        return 0.0
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        return (Path(self.script),)
+
+    def batches(self, workers: int) -> Batches | None:
+        args = self.args
+        size = args.per_device_train_batch_size * args.gradient_accumulation_steps * workers
+        return Batches(size, self.tokens_per_sample)
+
+    def problems(self, workers: int) -> list[str]:
+        del workers
+        return []
+
+    def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
+        return self._command(save_dir, {"max_steps": self.train_iters,
+                                        "lr_scheduler_type": "constant_with_warmup"})  # fmt: skip
+
+    def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
+        decay = {
+            "num_decay_steps": branch.decay_iterations,
+            "decay_type": _SHAPES[branch.shape],
+            "min_lr_ratio": branch.min_lr / self.args.learning_rate,
+        }
+        schedule = {
+            "max_steps": branch.target,
+            "lr_scheduler_type": "warmup_stable_decay",
+            "lr_scheduler_kwargs": json.dumps(decay),
+        }
+        return self._command(save_dir, schedule)
+
+    def _command(self, save_dir: Path, schedule: dict[str, Any]) -> tuple[str, ...]:
+        values = {
+            "output_dir": str(save_dir),
+            **schedule,
+            **self.args.model_dump(exclude={"max_steps"}, exclude_none=True),
+            "save_strategy": "steps",
+            "logging_strategy": "steps",
+            # A NaN would be averaged away.
+            "logging_nan_inf_filter": False,
+            **self.script_args,
+        }
+        words = (
+            part
+            for name, value in values.items()
+            if value is not None
+            for part in (f"--{name}", *map(word, value if isinstance(value, tuple) else (value,)))
+        )
+        return (self.python, self.script, *words)
+
+    def environment(self) -> dict[str, str]:
+        return {"PYTHONUNBUFFERED": "1", **self.variables}
+
+    def refusals(self, branch: Branch) -> list[str]:
+        args = self.args
+        reasons = []
+        if branch.iteration < args.warmup_steps:
+            reasons.append(f"inside the warm-up of {args.warmup_steps} steps")
+        if branch.min_lr >= args.learning_rate:
+            rates = f"min_lr {branch.min_lr:g} is no decay from {args.learning_rate:g}"
+            reasons.append(rates)
+        if args.save_total_limit is not None:
+            reasons.append(
+                f"save_total_limit {args.save_total_limit} deletes its checkpoint, perhaps before "
+                "anybody sees it; leave it out where cooldowns branch"
+            )
+        return reasons
+
+    def watched(self, save_dir: Path) -> tuple[Path, ...]:
+        return _LAYOUT.watched(save_dir)
+
+    def checkpoints(self, save_dir: Path) -> CheckpointScan:
+        scan = _LAYOUT.scan(save_dir)
+        # A folder that was renamed or copied here says itself what it is.
+        own = [
+            found for found in scan.complete if _state(found).get("global_step") == found.iteration
+        ]
+        return CheckpointScan(own, scan.unfinished, _history(own[-1]) if own else ())
+
+    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
+        return _LAYOUT.seed(checkpoint, save_dir)
+
+    def clear_torn(self, save_dir: Path) -> list[str]:
+        # The Trainer would resume from a torn one, and end there.
+        return _LAYOUT.clear_torn(save_dir)
+
+    def progress(self, line: bytes) -> Progress | None:
+        del line  # it has no step in it
+        return None
+
+
+def _state(found: FoundCheckpoint) -> dict[str, Any]:
+    try:
+        state = json.loads((found.path / _STATE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _history(found: FoundCheckpoint) -> tuple[Progress, ...]:
+    """The story that a checkpoint tells; a loss that is no finite number is None."""
+    state = _state(found)
+    target = state.get("max_steps")
+    return tuple(
+        Progress(
+            iteration=entry["step"],
+            target=target,
+            loss=_finite(entry["loss"]),
+            learning_rate=_finite(entry.get("learning_rate")),
+            seconds_per_iteration=None,
+        )
+        for entry in state.get("log_history", [])
+        if "loss" in entry and isinstance(entry.get("step"), int)
+    )
+
+
+def _finite(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,70 @@
+"""Command lines with `{name}` in them: plain replacement, once, and nothing is evaluated."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from autoexp.backends.flags import Argument, word
+
+_PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
+_ITERATION = "{iteration}"
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """The text with each `{name}` replaced by its value; other braces stay as they are."""
+    return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
+
+
+def names_of(texts: Iterable[str], known: Mapping[str, str], where: str) -> set[str]:
+    """The names that the texts use; raises ValueError for one that stands for nothing."""
+    used = {name for text in texts for name in _PLACEHOLDER.findall(text)}
+    for name in sorted(used - set(known)):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean `{{{near[0]}}}`?" if near else ""
+        raise ValueError(f"`{where}`: nothing is called {{{name}}}{hint}")
+    return used
+
+
+def pattern_of(name: str) -> re.Pattern[str]:
+    """The regular expression of names such as `step-{iteration}` or `*-step={iteration}*`."""
+    if name.count(_ITERATION) != 1:
+        raise ValueError(f"{name!r} has to hold {{iteration}} once")
+    parts = re.split(r"(\*|\{iteration\})", name)
+    known = {"*": ".*", _ITERATION: r"(?P<iteration>[0-9]+)"}
+    return re.compile("".join(known.get(part, re.escape(part)) for part in parts))
+
+
+def change_options(command: Sequence[str], options: Mapping[str, Argument]) -> list[str]:
+    """Set, add or remove options: `--name value`, `--name=value` and `name=value` are told apart.
+
+    True is a bare flag, null removes the option. One that is not there is added at the end.
+    """
+    words = list(command)
+    for name, value in options.items():
+        place = next(
+            (i for i, w in enumerate(words) if w == name or w.startswith(f"{name}=")), None
+        )
+        joined = place is not None and words[place] != name
+        if place is None:
+            place, joined = len(words), not name.startswith("-")
+        elif not joined and _has_value(words, place):
+            del words[place : place + 2]
+        else:
+            del words[place]
+        words[place:place] = _spelled(name, value, joined=joined)
+    return words
+
+
+def _has_value(words: Sequence[str], place: int) -> bool:
+    after = words[place + 1 : place + 2]
+    return bool(after) and re.match(r"-[^0-9.]", after[0]) is None
+
+
+def _spelled(name: str, value: Argument, *, joined: bool) -> list[str]:
+    if value is None:
+        return []
+    if value is True and not joined:
+        return [name]
+    if isinstance(value, tuple):
+        return [name, *map(word, value)]
+    return [f"{name}={word(value)}"] if joined else [name, word(value)]

@@ -1,0 +1,164 @@
+"""torchtitan 0.2: its own folder wins on restart, so a branch is seeded there and just goes on.
+
+Defaults that would lose the optimizer or delete branch points are overridden. Source: torchtitan
+0.2.2, config/job_config.py and components/{checkpoint,lr_scheduler,metrics}.py.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from autoexp.backends.base import (
+    COMPOSING,
+    Branch,
+    CheckpointScan,
+    Closed,
+    FoundCheckpoint,
+    Progress,
+)
+from autoexp.backends.batches import Batches
+from autoexp.backends.flags import refuse_names, word
+from autoexp.backends.layout import Layout
+from autoexp.backends.logline import LinePattern
+from autoexp.backends.torchtitan_args import OURS, SECTIONS, TorchtitanArgs
+from autoexp.sensitive import Variables
+
+_FOLDER = "checkpoint"
+_LAYOUT = Layout(name=re.compile(r"step-(?P<iteration>\d+)"), must_exist=(".metadata",))
+_LINE = LinePattern(r"\bstep:\s*(?P<iteration>\d+)\s+loss:\s*(?P<loss>[-+0-9.eE]+|nan|inf)\b")
+_SHAPES = {"minus_sqrt": "sqrt", "linear": "linear", "cosine": "cosine"}
+
+
+class TorchtitanBackend(Closed):
+    """Trains with `python -m torchtitan.train`."""
+
+    kind: Literal["torchtitan"] = "torchtitan"
+    module: str = Field("torchtitan.train", description="the module that runs")
+    source: str | None = Field(None, description="a checkout, if torchtitan is not installed")
+    python: str = Field(sys.executable, description="the Python that runs it")
+    variables: Variables = Field(default_factory=dict, description="variables that it needs")
+    args: TorchtitanArgs
+
+    @field_validator("source")
+    @classmethod
+    def _absolute(cls, source: str | None) -> str | None:
+        return None if source is None else str(Path(source).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _known(self, info: ValidationInfo) -> Self:
+        composing = info.context == COMPOSING
+        for section, arguments in self.args.passed_through().items():
+            refuse_names(
+                type(self).__name__,
+                arguments,
+                ours=OURS.get(section, {}),
+                known=SECTIONS[section].split if composing and section in SECTIONS else None,
+                at=("args", section),
+            )
+        return self
+
+    @property
+    def train_iters(self) -> int:
+        return self.args.training.steps
+
+    @property
+    def save_interval(self) -> int:
+        return self.args.checkpoint.interval
+
+    @property
+    def final_lr(self) -> float:
+        return self.args.optimizer.lr * self.args.lr_scheduler.min_lr_factor
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        config = self.args.job.config_file
+        named = (self.source, config)
+        return tuple(Path(path) for path in named if path is not None)
+
+    def batches(self, workers: int) -> Batches | None:
+        training = self.args.training
+        size = training.global_batch_size
+        if size is None:
+            size = training.local_batch_size * max(1, workers // self.args.replica)
+        return Batches(size, training.seq_len)
+
+    def problems(self, workers: int) -> list[str]:
+        replica = self.args.replica
+        if workers % replica:
+            return [f"{workers} processes are no multiple of the {replica} of a model replica"]
+        return []
+
+    def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
+        # Without a ratio it would decay from the end of the warm-up on.
+        return self._command(save_dir, {"training.steps": self.train_iters,
+                                        "lr_scheduler.decay_ratio": 0.0})  # fmt: skip
+
+    def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
+        schedule = {
+            "training.steps": branch.target,
+            # torchtitan rounds the product, so that this is the decay's length again.
+            "lr_scheduler.decay_ratio": branch.decay_iterations / branch.target,
+            "lr_scheduler.decay_type": _SHAPES[branch.shape],
+            "lr_scheduler.min_lr_factor": branch.min_lr / self.args.optimizer.lr,
+        }
+        return self._command(save_dir, schedule)
+
+    def _command(self, save_dir: Path, schedule: dict[str, Any]) -> tuple[str, ...]:
+        values = self.args.flat() | {
+            "job.dump_folder": str(save_dir),
+            "checkpoint.enable": True,
+            "checkpoint.folder": _FOLDER,
+            "checkpoint.keep_latest_k": 0,
+            "checkpoint.last_save_model_only": False,
+            "checkpoint.initial_load_model_only": False,
+            "lr_scheduler.total_steps": schedule["training.steps"],
+            **schedule,
+        }
+        return (self.python, "-m", self.module, *_flags(values))
+
+    def environment(self) -> dict[str, str]:
+        path = {} if self.source is None else {"PYTHONPATH": self.source}
+        return {"PYTHONUNBUFFERED": "1", **path, **self.variables}
+
+    def refusals(self, branch: Branch) -> list[str]:
+        warmup, lr = self.args.lr_scheduler.warmup_steps, self.args.optimizer.lr
+        reasons = []
+        if branch.iteration < warmup:
+            reasons.append(f"inside the warm-up of {warmup} steps")
+        if branch.min_lr >= lr:
+            reasons.append(f"min_lr {branch.min_lr:g} is no decay from lr {lr:g}")
+        return reasons
+
+    def watched(self, save_dir: Path) -> tuple[Path, ...]:
+        return _LAYOUT.watched(save_dir / _FOLDER)
+
+    def checkpoints(self, save_dir: Path) -> CheckpointScan:
+        return _LAYOUT.scan(save_dir / _FOLDER)
+
+    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
+        return _LAYOUT.seed(checkpoint, save_dir / _FOLDER)
+
+    def clear_torn(self, save_dir: Path) -> list[str]:
+        del save_dir  # it skips those without `.metadata`
+        return []
+
+    def progress(self, line: bytes) -> Progress | None:
+        return _LINE.read(line)
+
+
+def _flags(values: dict[str, Any]) -> Iterator[str]:
+    """`--training.steps 100`; a switch that is off is `--checkpoint.no_enable`."""
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        if value is True:
+            yield f"--{name}"
+        elif value is False:
+            yield f"--{section}.no_{key}"
+        elif isinstance(value, tuple | list):
+            yield from (f"--{name}", *map(word, value))
+        elif value is not None:
+            yield from (f"--{name}", word(value))
