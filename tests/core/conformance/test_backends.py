@@ -1,0 +1,274 @@
+"""The same cases for every backend: what must never be taken for a checkpoint, and what is read.
+
+A new backend adds its fixture here; docs/backends.md walks through it.
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoexp.compose import compose
+from autoexp.creation import create
+from autoexp.jobs import Verdict
+from autoexp.monitor import Monitor
+from autoexp.schedulers.base import Sighting
+from autoexp.session import Session
+from tests.core.conformance.command import MARKED, TRACKED
+from tests.core.conformance.huggingface import HUGGINGFACE
+from tests.core.conformance.huggingface import saving as huggingface_saving
+from tests.core.conformance.megatron import DEMO, LEGACY, MEGATRON
+from tests.core.conformance.torchtitan import TORCHTITAN
+from tests.core.conformance.trainer import Trainer
+
+TRAINERS = (DEMO, MEGATRON, LEGACY, TORCHTITAN, HUGGINGFACE, TRACKED, MARKED)
+
+
+class Story:
+    """A session of one trunk and a cooldown at 100, whose trainer is played by the test."""
+
+    def __init__(self, trainer: Trainer, root: Path) -> None:
+        config = {
+            "defaults": ["_self_"],
+            "project": {"name": "t"},
+            "backend": trainer.backend,
+            "slurm": {"kind": "local"},
+            "monitoring": {"save_progress_every_s": 0},
+            "cooldowns": [{"at": [100], "decay": {"iterations": 50}}],
+        }
+        root.mkdir()
+        (root / "t.yaml").write_text(json.dumps(config))
+        composed = compose(str(root / "t.yaml"))
+        self.session = Session.load(create(composed, root / "sessions", session_id="s1"))
+        self.monitor = Monitor(self.session)
+        self.trainer = trainer
+        self.trunk, self.branch = self.session.jobs["t"], self.session.jobs["t-cd100"]
+        self.save_dir = Path(self.trunk.spec.save_dir)
+        self.submit()
+
+    def submit(self) -> None:
+        attempt = self.session.begin_attempt(self.trunk)
+        assert attempt is not None
+        Path(attempt.log).parent.mkdir(parents=True)
+        self.session.record_submission(self.trunk, attempt, f"id{attempt.number}")
+
+    def log(self, iteration: int, loss: float = 2.5) -> None:
+        assert self.trunk.attempt is not None
+        if self.trainer.log_line is not None:
+            with Path(self.trunk.attempt.log).open("a") as log:
+                log.write(self.trainer.log_line(iteration, loss) + "\n")
+
+    def look(self, state: str | None = None, **facts: Any) -> list[str]:
+        """One look; returns the keys of what happened."""
+        sightings = {}
+        if state is not None:
+            assert self.trunk.attempt is not None
+            sightings = {self.trunk.attempt.key: Sighting(state, **facts)}
+        return [event.key for event in self.monitor.look(sightings).events]
+
+    @property
+    def launches(self) -> int:
+        return len(self.session.pending_actions())
+
+
+@pytest.fixture(params=TRAINERS, ids=lambda trainer: trainer.name)
+def story(request: pytest.FixtureRequest, tmp_path: Path) -> Story:
+    return Story(request.param, tmp_path / "story")
+
+
+def test_a_checkpoint_counts_from_its_last_write_on_and_launches_its_cooldown_once(
+    story: Story,
+) -> None:
+    for step in story.trainer.saving(story.save_dir, 100):
+        assert story.look("RUNNING")[1:] == []
+        assert story.launches == 0
+        step()
+    assert "checkpoint/t/100" in story.look()
+    assert story.launches == 1
+    assert story.look() == []
+    assert story.launches == 1
+
+
+def test_a_save_killed_at_any_write_never_starts_a_cooldown(
+    tmp_path: Path,
+) -> None:
+    for trainer in TRAINERS:
+        for written in range(len(trainer.saving(tmp_path, 100))):
+            story = Story(trainer, tmp_path / f"{trainer.name}-{written}")
+            for step in trainer.saving(story.save_dir, 100)[:written]:
+                step()
+            story.look("RUNNING")
+            keys = story.look("NODE_FAIL")
+            assert not any(key.startswith("checkpoint/") for key in keys), (trainer.name, written)
+            assert story.launches == 0
+            assert story.trunk.checkpoints == []
+
+
+def test_after_a_torn_save_the_next_attempt_saves_there_again_and_that_counts(
+    story: Story,
+) -> None:
+    story.trainer.torn(story.save_dir, 100)
+    story.look("RUNNING")
+    story.look("NODE_FAIL")
+    assert story.trunk.attempts[0].verdict is Verdict.CONTINUE
+    story.trunk.spec.trainer.clear_torn(story.save_dir)
+    story.submit()
+    story.trainer.save(story.save_dir, 100)
+    assert "checkpoint/t/100" in story.look("RUNNING")
+    assert story.launches == 1
+
+
+def test_a_save_in_the_background_counts_when_it_is_on_disk_and_not_when_it_begins(
+    story: Story,
+) -> None:
+    *before, last = story.trainer.saving(story.save_dir, 100)
+    for step in before:
+        step()
+    for iteration in range(110, 190, 10):  # the training goes on meanwhile
+        story.log(iteration)
+        story.look("RUNNING")
+    assert story.launches == 0
+    last()
+    story.look()
+    assert story.launches == 1
+
+
+def test_an_empty_tracker_says_nothing(story: Story) -> None:
+    if story.trainer.empty_tracker is None:
+        assert story.trunk.spec.trainer.checkpoints(story.save_dir).complete == []
+        return
+    story.trainer.save(story.save_dir, 100)
+    story.trainer.empty_tracker(story.save_dir)
+    story.look("RUNNING")
+    assert story.trunk.checkpoints == []
+    story.trainer.save(story.save_dir, 100)
+    assert "checkpoint/t/100" in story.look()
+
+
+def test_a_checkpoint_that_was_deleted_meanwhile_stays_known_and_its_pinned_branch_stays(
+    story: Story,
+) -> None:
+    trainer = story.branch.spec.trainer
+    story.trainer.save(story.save_dir, 100)
+    story.look("RUNNING")
+    (found,) = trainer.checkpoints(story.save_dir).complete
+    branch_dir = Path(story.branch.spec.save_dir)
+    assert trainer.seed(found, branch_dir) == 0  # hard links: nothing is copied
+    shutil.rmtree(story.trainer.folder(story.save_dir, 100))
+    story.trainer.save(story.save_dir, 200)
+    assert "checkpoint/t/200" in story.look()
+    assert story.trunk.checkpoints == [100, 200]
+    (pinned,) = trainer.checkpoints(branch_dir).complete
+    assert pinned.iteration == 100
+    assert pinned.path == story.trainer.folder(branch_dir, 100)
+
+
+def test_pinning_again_after_a_kill_does_no_harm_and_leaves_a_branch_that_moved_on(
+    story: Story,
+) -> None:
+    trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)
+    story.trainer.save(story.save_dir, 100)
+    (found,) = trainer.checkpoints(story.save_dir).complete
+    (branch_dir / ".autoexp-seed").mkdir(parents=True)  # left by a kill
+    for _ in range(2):
+        trainer.seed(found, branch_dir)
+        assert [x.iteration for x in trainer.checkpoints(branch_dir).complete] == [100]
+    story.trainer.save(branch_dir, 150)
+    shutil.rmtree(story.trainer.folder(branch_dir, 100))
+    trainer.seed(found, branch_dir)
+    assert [x.iteration for x in trainer.checkpoints(branch_dir).complete] == [150]
+
+
+def test_a_branch_starts_from_links_that_the_parents_later_writes_do_not_change(
+    story: Story,
+) -> None:
+    trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)
+    story.trainer.save(story.save_dir, 100)
+    (found,) = trainer.checkpoints(story.save_dir).complete
+    trainer.seed(found, branch_dir)
+    story.trainer.save(story.save_dir, 200)
+    assert [x.iteration for x in trainer.checkpoints(branch_dir).complete] == [100]
+
+
+def test_a_resumed_training_that_logs_an_iteration_again_counts_it_once(story: Story) -> None:
+    story.log(90)
+    story.trainer.save(story.save_dir, 100)
+    story.log(110, 2.25)
+    story.look("RUNNING")
+    story.look("NODE_FAIL")
+    assert story.trunk.verdict is None
+    story.submit()
+    story.log(110, 2.75)
+    story.trainer.save(story.save_dir, 200)
+    keys = story.look("RUNNING")
+    assert keys.count("checkpoint/t/200") == 1
+    assert "checkpoint/t/100" not in keys
+    assert story.trunk.loss == (2.75 if story.trainer.log_line else 2.5)
+    assert story.launches == 1
+
+
+def test_a_loss_that_is_no_number_is_never_shown_as_one(story: Story) -> None:
+    story.log(100, math.nan)
+    if story.trainer is HUGGINGFACE:
+        for step in huggingface_saving(story.save_dir, 100, math.nan):
+            step()
+    else:
+        story.trainer.save(story.save_dir, 100)
+    story.look("RUNNING")
+    assert story.trunk.loss is None
+    if story.trainer.log_line or story.trainer is HUGGINGFACE:
+        assert story.trunk.iteration == 100
+
+
+def test_a_training_that_reached_its_target_is_finished(story: Story) -> None:
+    story.log(300)
+    story.trainer.save(story.save_dir, 300)
+    story.look("RUNNING")
+    story.look("COMPLETED", exit_code=0)
+    assert story.trunk.verdict is Verdict.FINISHED
+
+
+def test_a_training_that_stopped_early_with_exit_code_0_goes_on(story: Story) -> None:
+    story.log(150)
+    story.trainer.save(story.save_dir, 100)
+    story.look("RUNNING")
+    story.look("COMPLETED", exit_code=0)
+    assert story.trunk.verdict is None
+    assert story.trunk.attempts[0].verdict is Verdict.CONTINUE
+    assert story.session.begin_attempt(story.trunk) is not None
+
+
+def test_the_checkpoints_of_another_job_are_not_this_ones(story: Story) -> None:
+    elsewhere = story.save_dir.parent.parent / "other" / "checkpoints"
+    story.trainer.save(elsewhere, 100)
+    inside = story.save_dir / "backup" / "other"
+    story.trainer.save(inside, 100)
+    linked = story.trainer.folder(story.save_dir, 200)
+    linked.parent.mkdir(parents=True, exist_ok=True)
+    linked.symlink_to(story.trainer.folder(elsewhere, 100))
+    keys = story.look("RUNNING")
+    assert not [key for key in keys if key.startswith("checkpoint/")]
+
+
+def test_looking_again_reads_nothing_while_nothing_moves(story: Story) -> None:
+    story.trainer.save(story.save_dir, 100)
+    scan = story.trunk.spec.trainer.checkpoints(story.save_dir)
+    assert not scan.unfinished
+    watched = story.trunk.spec.trainer.watched(story.save_dir)
+    assert len(watched) <= 2
+    assert all(path.exists() for path in watched)
+
+
+def test_both_command_lines_name_their_own_directory_and_never_the_others(story: Story) -> None:
+    trunk, branch = story.trunk.spec, story.branch.spec
+    for spec, other in ((trunk, branch), (branch, trunk)):
+        assert any(spec.save_dir in word for word in spec.command)
+        assert not any(other.output_dir + "/" in word for word in spec.command)
+
+
+def test_a_record_of_the_backend_reads_back_as_it_was(story: Story) -> None:
+    again = Session.load(story.session.path)
+    assert again.jobs["t"].spec == story.trunk.spec
