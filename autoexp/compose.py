@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
-from autoexp import fields
+from autoexp import fields, sensitive
 from autoexp.backends.base import COMPOSING
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
@@ -71,6 +71,7 @@ def compose(
         raise BadInput(_hydra_message(error, directories, name, overrides)) from error
     assert isinstance(plain, dict)
     values = fill_in({str(key): value for key, value in plain.items()})
+    _refuse_secrets(values)
     try:
         experiment = Experiment.model_validate(values, context=COMPOSING)
     except ValidationError as error:
@@ -81,7 +82,7 @@ def compose(
         experiment=experiment,
         config=name,
         overrides=tuple(overrides),
-        resolved=yaml.safe_dump(_escaped(values), sort_keys=False, allow_unicode=True),
+        resolved=yaml.safe_dump(escaped(values), sort_keys=False, allow_unicode=True),
         unresolved=unresolved,
     )
 
@@ -104,12 +105,12 @@ def _merged(directories: Sequence[Path]) -> Iterator[Path]:
         yield merged
 
 
-def _escaped(value: Any) -> Any:
+def escaped(value: Any) -> Any:
     """Text that looks like an interpolation stays text when the file is composed again."""
     if isinstance(value, dict):
-        return {key: _escaped(inner) for key, inner in value.items()}
+        return {key: escaped(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_escaped(inner) for inner in value]
+        return [escaped(inner) for inner in value]
     return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
@@ -153,6 +154,27 @@ def _groups(directories: Sequence[Path]) -> frozenset[str]:
     return frozenset(
         path.name for directory in directories for path in directory.iterdir() if path.is_dir()
     )
+
+
+def group_choices(overrides: Sequence[str]) -> dict[str, str]:
+    """Overrides that choose a file of a group, such as `slurm=lumi`."""
+    groups = _groups(_directories())
+    words = (word.partition("=") for word in overrides)
+    return {key: value for key, _, value in words if key in groups and value}
+
+
+def _refuse_secrets(values: Any, path: tuple[str, ...] = ()) -> None:
+    """Refuse values that hold what a variable with a secret's name holds: all this is written."""
+    inner = values.items() if isinstance(values, dict) else enumerate(values)
+    for key, value in inner:
+        here = (*path, str(key))
+        if isinstance(value, dict | list):
+            _refuse_secrets(value, here)
+        elif isinstance(value, str) and (name := sensitive.held_in(value)):
+            raise BadInput(
+                f"{'.'.join(here)}: holds the value of ${name}, and a configuration is written "
+                "down: leave it out, since jobs inherit your environment"
+            )
 
 
 def _force(override: Override, groups: frozenset[str]) -> str:

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoexp import durable, processes
+from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
-from autoexp.jobs import JobRecord, JobSpec, Kind, now
+from autoexp.jobs import JobRecord, JobSpec, now
 from autoexp.machines import LocalMachine
 from autoexp.plan import make_plan
+from autoexp.provenance import Provenance, of_experiment
 from autoexp.session import Session, SessionMeta
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -26,7 +28,7 @@ def create(
     root: Path,
     *,
     session_id: str | None = None,
-    provenance: dict[str, dict[str, str]] | None = None,
+    provenance: Provenance | None = None,
     flow_run_id: str | None = None,
     empty: bool = False,
 ) -> Path:
@@ -52,7 +54,7 @@ def create(
     draft = root / f".new-{socket.gethostname()}-{os.getpid()}-{name}"
     try:
         specs = () if empty else plan.jobs
-        _fill(draft, name, composed, specs, provenance or {}, flow_run_id)
+        _fill(draft, path, composed, specs, provenance, flow_run_id)
         draft.rename(path)
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -114,10 +116,10 @@ def _remove_old_drafts(root: Path) -> None:
 
 def _fill(
     draft: Path,
-    name: str,
+    path: Path,
     composed: Composed,
     specs: Sequence[JobSpec],
-    provenance: dict[str, dict[str, str]],
+    provenance: Provenance | None,
     flow_run_id: str | None,
 ) -> None:
     for folder in ("config", "jobs", "actions", "attempts", "inbox", "metrics"):
@@ -127,18 +129,41 @@ def _fill(
     overrides = "".join(f"{line}\n" for line in composed.overrides)
     (draft / "config" / "overrides.txt").write_text(overrides)
     meta = SessionMeta(
-        session=name,
+        session=path.name,
         created=now(),
         config=composed.config,
         overrides=composed.overrides,
         experiment=composed.experiment,
         jobs=[spec.name for spec in specs],
-        versions=provenance.get("versions", {}),
-        git=provenance.get("git", {}),
+        versions=provenance.versions if provenance else {},
+        git=provenance.git if provenance else {},
         # From the start, so that the same flow run, run again, finds its session.
         flow_run_ids=[flow_run_id] if flow_run_id else [],
     )
+    if provenance is not None:
+        _write_provenance(draft / "provenance", provenance, composed.experiment)
     session = Session(draft, meta)
     for spec in specs:
-        session.save_job(JobRecord(spec=spec, launched=spec.kind is Kind.TRAIN))
+        # What waits for no checkpoint of another job has its start from elsewhere, or none.
+        session.save_job(JobRecord(spec=spec, launched=spec.parent is None))
+        if spec.branch is not None and spec.parent is None:
+            _pin_start(spec, composed.experiment, draft, path)
     session.save_meta()
+
+
+def _write_provenance(folder: Path, provenance: Provenance, experiment: Experiment) -> None:
+    folder.mkdir()
+    for name, text in {**provenance.files, **of_experiment(experiment)}.items():
+        (folder / name).write_text(text)
+
+
+def _pin_start(spec: JobSpec, experiment: Experiment, draft: Path, path: Path) -> None:
+    """Give a cooldown its start before the session exists: its origin may be gone tomorrow."""
+    start, save_dir = experiment.start, Path(spec.save_dir)
+    assert start is not None
+    if save_dir.is_relative_to(path):
+        save_dir = draft / save_dir.relative_to(path)
+    try:
+        spec.trainer.seed(FoundCheckpoint(start.iteration, Path(start.path)), save_dir)
+    except FileNotFoundError as error:
+        raise BadInput(f"{start.path}: the checkpoint to start from is not there") from error

@@ -29,6 +29,7 @@ def is_measured(spec: JobSpec) -> bool:
     return (
         isinstance(machine, SlurmCluster)
         and spec.kind is Kind.COOLDOWN
+        and spec.parent is not None
         and machine.cooldown_time_limit_min is None
     )
 

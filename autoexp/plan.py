@@ -7,7 +7,7 @@ from autoexp.backends.base import Branch, Closed
 from autoexp.containers import NoContainer
 from autoexp.cost import Cost, cost_of
 from autoexp.errors import BadInput
-from autoexp.experiment import Cooldown, Experiment
+from autoexp.experiment import Cooldown, Experiment, Start
 from autoexp.jobs import JobSpec, Kind
 
 
@@ -44,7 +44,7 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
         refused += [f"backend: {path}: there is no such file" for path in missing]
     start = experiment.start
     jobs = [] if start else [_trunk(experiment, output_root, save_dir)]
-    notes: list[str] = []
+    notes = _notes_on_start(start, output_root)
     names = {job.name for job in jobs}
     for index, cooldown in enumerate(experiment.cooldowns):
         here: set[int] = set()
@@ -74,6 +74,22 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
         raise BadInput("\n".join(refused))
     cost = cost_of(jobs, experiment.trainer.batches(workers))
     return Plan(jobs=tuple(jobs), notes=tuple(notes), cost=cost)
+
+
+def _notes_on_start(start: Start | None, output_root: Path) -> list[str]:
+    """Whether a start can be pinned by links, or how much each cooldown copies."""
+    if start is None or not Path(start.path).exists():
+        return []
+    there = next(path for path in (output_root, *output_root.parents) if path.exists())
+    where = f"{start.session}:{start.job}@{start.iteration}"
+    if there.stat().st_dev == Path(start.path).stat().st_dev:
+        return [f"starts from {where} ({start.path})"]
+    files = [file for file in Path(start.path).rglob("*") if file.is_file()]
+    gigabytes = sum(file.stat().st_size for file in files) / 1e9
+    return [
+        f"starts from {where} on another filesystem: {gigabytes:.3g} GB are copied for each "
+        f"cooldown ({start.path})"
+    ]
 
 
 def _branches(

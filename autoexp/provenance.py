@@ -1,15 +1,105 @@
-"""Where a session's results come from: versions and the state of the code."""
+"""Where a session's results come from: code, packages, environment and image, and no secret.
 
+In `provenance/` of a session: `packages.txt`, `environment.json`, `<whose>.json` and `<whose>.diff`
+for the repositories of the experiment and of the trainer, `image.json`.
+"""
+
+import fnmatch
+import hashlib
+import json
+import os
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from autoexp.containers import Apptainer, Docker
+from autoexp.experiment import Experiment
+from autoexp.sensitive import may_be_stored, without_secrets
 
 _PACKAGES = ("autoexp", "prefect", "submitit", "pydantic", "hydra-core", "numpy", "torch")
+_TIMEOUT_S = 30.0
+_LONGEST_DIFF = 20_000_000
+
+# What decides how a training runs; whatever looks like a secret by its name is left out of these.
+_VARIABLES = (
+    *("CUDA_*", "ROCR_*", "HIP_*", "HSA_*", "NCCL_*", "RCCL_*", "FI_*", "UCX_*", "OMP_*", "MKL_*"),
+    *("TORCH*", "PYTORCH_*", "TRITON_*", "MIOPEN_*", "NVTE_*", "HF_HOME", "HF_DATASETS_OFFLINE"),
+    *("PYTHONPATH", "VIRTUAL_ENV", "CONDA_DEFAULT_ENV", "LOADEDMODULES", "LD_LIBRARY_PATH", "PATH"),
+    *("SLURM_CONF", "SLURM_CLUSTER_NAME", "SLURM_ACCOUNT", "SLURM_PARTITION", "SLURM_QOS"),
+    *("AUTOEXP_*", "MEGATRON_LM", "HOSTNAME", "USER", "LANG", "LC_ALL", "TZ"),
+)
 
 
-def provenance() -> dict[str, dict[str, str]]:
-    """Package versions and the git state of the working directory."""
-    return {"versions": _versions(), "git": _git(Path.cwd())}
+class Provenance(NamedTuple):
+    """What was so when the session was made."""
+
+    versions: dict[str, str]
+    git: dict[str, str]
+    files: dict[str, str]
+    """Names and texts of the files in `provenance/`."""
+
+
+def provenance() -> Provenance:
+    """Package versions, the environment and the git state of the working directory."""
+    git = _git(Path.cwd())
+    packages = sorted({f"{x.name}=={x.version}" for x in metadata.distributions()})
+    files = {
+        "packages.txt": "".join(f"{line}\n" for line in packages),
+        "environment.json": _json(stored_environment(os.environ.items())),
+        **_repository("experiment", Path.cwd(), git),
+    }
+    return Provenance(_versions(), git, files)
+
+
+def of_experiment(experiment: Experiment) -> dict[str, str]:
+    """Files about what an experiment names: the trainer's repository and the image."""
+    files: dict[str, str] = {}
+    for source in experiment.trainer.sources[:1]:
+        directory = source if source.is_dir() else source.parent
+        files |= _repository("trainer", directory, _git(directory))
+    image = _image(experiment)
+    return files if image is None else {**files, "image.json": _json(image)}
+
+
+def stored_environment(variables: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Variables on the list, but for those that look like secrets by their names."""
+    return {
+        name: value
+        for name, value in sorted(variables)
+        if any(fnmatch.fnmatchcase(name, known) for known in _VARIABLES) and may_be_stored(name)
+    }
+
+
+def _repository(whose: str, directory: Path, git: dict[str, str]) -> dict[str, str]:
+    if not git:
+        return {}
+    files = {f"{whose}.json": _json({"directory": str(directory), **git})}
+    diff = _run(["git", "-C", str(directory), "diff", "--no-ext-diff", "HEAD"])
+    if diff and len(diff) > _LONGEST_DIFF:
+        diff = f"{diff[:_LONGEST_DIFF]}\n[cut here: {len(diff)} characters]\n"
+    return {**files, f"{whose}.diff": without_secrets(diff)} if diff else files
+
+
+def _image(experiment: Experiment) -> dict[str, str] | None:
+    """The image with what tells it from another of the same name, as far as it can be found out."""
+    container = experiment.container
+    match container:
+        case Apptainer():
+            path = Path(container.image)
+            if not path.is_file():
+                return {"image": container.image}
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return {"image": str(path.absolute()), "sha256": digest}
+        case Docker():
+            asked = ["docker", "image", "inspect", "--format", "{{.Id}} {{.RepoDigests}}"]
+            answer = _run([*asked, container.image])
+            known = {} if answer is None else {"digest": answer.strip()}
+            return {"image": container.image, **known}
+        case _:
+            return None
 
 
 def _versions() -> dict[str, str]:
@@ -31,15 +121,23 @@ def _git(directory: Path) -> dict[str, str]:
     }
     found = {}
     for name, arguments in commands.items():
-        try:
-            answer = subprocess.run(
-                ["git", "-C", str(directory), *arguments],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError):
+        answer = _run(["git", "-C", str(directory), *arguments])
+        if answer is None:
             return {}
-        found[name] = answer.stdout.strip()
+        found[name] = answer.strip()
     return found
+
+
+def _run(command: list[str]) -> str | None:
+    """What a command says; None when it fails, hangs or is not there."""
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, timeout=_TIMEOUT_S, check=True, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.decode(errors="replace")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"

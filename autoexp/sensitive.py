@@ -1,5 +1,6 @@
 """What looks like a secret, which is never written down."""
 
+import os
 import re
 from typing import Annotated, Any
 
@@ -15,6 +16,8 @@ _ASSIGNMENT = re.compile(
     r"(?i)([\w.-]*(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)[\w.-]*[\"']?\s*[:=]\s*)\S.*"
 )
 
+_SHORTEST = 8  # characters of a secret; a shorter text is found anywhere
+
 
 def may_be_stored(name: str) -> bool:
     """Whether a variable of the environment may be recorded, by its name: none that matches."""
@@ -24,6 +27,14 @@ def may_be_stored(name: str) -> bool:
 def looks_secret(name: str) -> bool:
     """Whether what a user writes under this name would be a secret."""
     return _NAMED_SO.search(name) is not None
+
+
+def held_in(value: str) -> str | None:
+    """The variable with a secret's name whose content is a part of `value`, if any."""
+    for name, secret in os.environ.items():
+        if looks_secret(name) and len(secret) >= _SHORTEST and secret in value:
+            return name
+    return None
 
 
 def without_secrets(text: str) -> str:

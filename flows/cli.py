@@ -68,12 +68,14 @@ def parser() -> argparse.ArgumentParser:
     _add_looking(commands)
     _add_changing(commands)
     _add_prefect(commands)
+    _add_backend(commands)
     return top
 
 
 def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     run = commands.add_parser("run", help="start a session: submit the training and watch it")
     _add_experiment(run)
+    _add_origin(run)
     run.add_argument("--session", metavar="ID", help="the new session's id; made up by default")
     run.add_argument("--no-monitor", action="store_true", help="only register it, as `submit` does")
     run.add_argument("--dry-run", action="store_true", help="only show what would be submitted")
@@ -81,6 +83,7 @@ def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
     plan = commands.add_parser("plan", help="show what would be submitted, and submit nothing")
     _add_experiment(plan)
+    _add_origin(plan)
     plan.add_argument("--json", action="store_true", help="for tools")
     plan.set_defaults(function="plan")
 
@@ -128,6 +131,17 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_session(plot)
     plot.add_argument("--output", "-o", metavar="PNG", help="plot.png in the session by default")
     plot.set_defaults(function="plot")
+
+
+def _add_backend(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    backend = commands.add_parser("backend", help="check that a trainer takes what autoexp gives")
+    verbs = backend.add_subparsers(metavar="VERB", required=True)
+    check = verbs.add_parser("check", help="read a checkout's arguments and compare; runs nothing")
+    check.add_argument("backend", choices=("megatron",), help="whose arguments")
+    check.add_argument("--source", metavar="DIR", required=True, help="the checkout that will run")
+    check.add_argument("--script", default="pretrain_gpt.py", help="the script in it")
+    check.add_argument("--json", action="store_true", help="for tools")
+    check.set_defaults(module="backend_command", function="check")
 
 
 def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -181,6 +195,15 @@ def _add_experiment(command: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="CONFIG|OVERRIDE",
         help="a configuration's name or YAML file, and overrides such as backend.args.lr=1e-3",
+    )
+
+
+def _add_origin(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--from",
+        dest="origin",
+        metavar="SESSION[:JOB[@ITERATION]]",
+        help="again as a session was, or a cooldown of it, or cooldowns from a checkpoint of it",
     )
 
 

@@ -25,7 +25,7 @@ _BLOCK = 65536
 
 def run(options: argparse.Namespace) -> int:
     """Create a session and watch it to its end."""
-    composed = compose_words(options.experiment)
+    composed = compose_words(options.experiment, options.origin)
     if options.dry_run:
         return _print_plan(composed, options.session)
     if options.no_monitor:
@@ -52,7 +52,7 @@ def resume(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Show what would be submitted."""
-    composed = compose_words(options.experiment)
+    composed = compose_words(options.experiment, options.origin)
     if not options.json:
         return _print_plan(composed)
     print(_plan_of(composed).model_dump_json(indent=1))

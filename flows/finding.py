@@ -8,16 +8,25 @@ from autoexp import lease
 from autoexp.compose import Composed
 from autoexp.errors import BadInput, SessionHeld, SessionNotFound
 from autoexp.lease import Holder
+from autoexp.origins import compose_from, read_origin
 from autoexp.session import Session, sessions_root
-from flows.composing import compose
+from flows.composing import compose, fill_in
 
 
-def compose_words(words: list[str]) -> Composed:
-    """Split the words into a configuration's name and overrides, and compose."""
+def compose_words(words: list[str], origin: str | None = None) -> Composed:
+    """Split the words into a configuration's name and overrides, and compose.
+
+    `origin` is what stands behind `--from`, and takes the place of a configuration's name.
+    """
     names = [word for word in words if "=" not in word and not word.startswith("~")]
     if len(names) > 1:
         raise BadInput(f"one configuration at a time, not {', '.join(names)}")
     overrides = [word for word in words if word not in names]
+    if origin is not None:
+        if names:
+            raise BadInput(f"--from {origin} brings its own configuration: leave out {names[0]}")
+        start = read_origin(origin)
+        return compose_from(Session.load(session_path(start.session)), start, overrides, fill_in)
     return compose(names[0] if names else None, overrides)
 
 

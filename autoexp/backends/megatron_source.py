@@ -22,8 +22,9 @@ class Option(NamedTuple):
 
 
 def names_in(source: Path, script: str) -> frozenset[str]:
-    """Names of all arguments; empty where there is no such source to read."""
-    return frozenset(options_in(source, script))
+    """Names of all arguments; empty where there is no source of Megatron's to read."""
+    names = frozenset(options_in(source, script))
+    return names if "train_iters" in names else frozenset()
 
 
 @cache

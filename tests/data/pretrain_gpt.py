@@ -28,54 +28,123 @@ stopped = []
 def parser():
     """Megatron's arguments, as far as autoexp's models and presets go, and some beyond."""
     made = argparse.ArgumentParser(allow_abbrev=False)
-    add = made.add_argument
-    for name in (
-        *("num-layers", "hidden-size", "ffn-hidden-size", "num-attention-heads", "kv-channels"),
-        *("num-query-groups", "max-position-embeddings", "seq-length", "rotary-base"),
-        *("micro-batch-size", "global-batch-size", "train-iters", "train-samples"),
-        *("lr-decay-iters", "lr-decay-samples", "lr-wsd-decay-iters", "lr-wsd-decay-samples"),
-        *("save-interval", "save-retain-interval", "exit-interval", "exit-duration-in-mins"),
-        *("eval-interval", "vocab-size", "ckpt-step", "num-experts", "moe-router-topk"),
-    ):
-        add(f"--{name}", type=int, default=None)
-    add("--log-interval", type=int, default=100)
-    add("--eval-iters", type=int, default=100)
-    add("--lr-warmup-iters", type=int, default=0)
-    add("--lr-warmup-samples", type=int, default=0)
-    add("--seed", type=int, default=1234)
-    add("--num-workers", type=int, default=2)
-    add("--distributed-timeout-minutes", type=int, default=10)
-    for name in ("tensor", "pipeline"):
-        add(f"--{name}-model-parallel-size", type=int, default=1)
-    add("--context-parallel-size", type=int, default=1)
-    add("--rampup-batch-size", type=int, nargs=3, default=None)
-    for name, default in (
-        *(("lr", None), ("min-lr", 0.0), ("lr-warmup-fraction", None), ("weight-decay", 0.01)),
-        *(("adam-beta1", 0.9), ("adam-beta2", 0.999), ("adam-eps", 1e-8), ("clip-grad", 1.0)),
-        *(("init-method-std", 0.02), ("attention-dropout", 0.1), ("hidden-dropout", 0.1)),
-    ):
-        add(f"--{name}", type=float, default=default)
-    for name in (
-        *("group-query-attention", "swiglu", "disable-bias-linear", "sequence-parallel"),
-        *("untie-embeddings-and-output-weights", "use-distributed-optimizer", "bf16", "fp16"),
-        *("overlap-grad-reduce", "overlap-param-gather", "log-throughput", "mock-data"),
-        *("async-save", "exit-signal-handler", "exit-on-missing-checkpoint", "finetune"),
-        *("no-load-optim", "no-load-rng", "override-opt_param-scheduler"),
-        *("use-checkpoint-opt_param-scheduler", "recompute-activations", "manual-gc"),
-    ):
-        add(f"--{name}", action="store_true")
-    styles = ["constant", "linear", "cosine", "inverse-square-root", "WSD"]
-    add("--lr-decay-style", default="linear", choices=styles)
-    shapes = ["exponential", "linear", "cosine", "minus_sqrt"]
-    add("--lr-wsd-decay-style", default="exponential", choices=shapes)
-    add("--ckpt-format", default="torch_dist", choices=["torch", "torch_dist", "zarr"])
-    add("--normalization", default="LayerNorm", choices=["LayerNorm", "RMSNorm"])
-    add("--position-embedding-type", default="learned_absolute")
-    add("--transformer-impl", default="transformer_engine", choices=["local", "transformer_engine"])
-    add("--exit-signal", default="SIGTERM")
-    add("--data-path", nargs="*", default=None)
-    for name in ("split", "tokenizer-type", "tokenizer-model", "tensorboard-dir", "save", "load"):
-        add(f"--{name}", default=None)
+    group = made.add_argument_group("all")
+    group.add_argument("--num-layers", type=int, default=None)
+    group.add_argument("--hidden-size", type=int, default=None)
+    group.add_argument("--ffn-hidden-size", type=int, default=None)
+    group.add_argument("--num-attention-heads", type=int, default=None)
+    group.add_argument("--kv-channels", type=int, default=None)
+    group.add_argument("--num-query-groups", type=int, default=None)
+    group.add_argument("--max-position-embeddings", type=int, default=None)
+    group.add_argument("--seq-length", type=int, default=None)
+    group.add_argument("--rotary-base", type=int, default=None)
+    group.add_argument("--micro-batch-size", type=int, default=None)
+    group.add_argument("--global-batch-size", type=int, default=None)
+    group.add_argument("--train-iters", type=int, default=None)
+    group.add_argument("--train-samples", type=int, default=None)
+    group.add_argument("--lr-decay-iters", type=int, default=None)
+    group.add_argument("--lr-decay-samples", type=int, default=None)
+    group.add_argument("--lr-wsd-decay-iters", type=int, default=None)
+    group.add_argument("--lr-wsd-decay-samples", type=int, default=None)
+    group.add_argument("--save-interval", type=int, default=None)
+    group.add_argument("--save-retain-interval", type=int, default=None)
+    group.add_argument("--exit-interval", type=int, default=None)
+    group.add_argument("--exit-duration-in-mins", type=int, default=None)
+    group.add_argument("--eval-interval", type=int, default=None)
+    group.add_argument("--vocab-size", type=int, default=None)
+    group.add_argument("--ckpt-step", type=int, default=None)
+    group.add_argument("--num-experts", type=int, default=None)
+    group.add_argument("--moe-router-topk", type=int, default=None)
+    group.add_argument("--recompute-num-layers", type=int, default=None)
+    group.add_argument("--log-interval", type=int, default=100)
+    group.add_argument("--eval-iters", type=int, default=100)
+    group.add_argument("--lr-warmup-iters", type=int, default=0)
+    group.add_argument("--lr-warmup-samples", type=int, default=0)
+    group.add_argument("--seed", type=int, default=1234)
+    group.add_argument("--num-workers", type=int, default=2)
+    group.add_argument("--distributed-timeout-minutes", type=int, default=10)
+    group.add_argument("--tensor-model-parallel-size", type=int, default=1)
+    group.add_argument("--pipeline-model-parallel-size", type=int, default=1)
+    group.add_argument("--context-parallel-size", type=int, default=1)
+    group.add_argument("--expert-model-parallel-size", type=int, default=1)
+    group.add_argument("--rampup-batch-size", nargs=3, type=int, default=None)
+    group.add_argument("--lr", type=float, default=None)
+    group.add_argument("--min-lr", type=float, default=0.0)
+    group.add_argument("--lr-warmup-fraction", type=float, default=None)
+    group.add_argument("--lr-warmup-init", type=float, default=0.0)
+    group.add_argument("--weight-decay", type=float, default=0.01)
+    group.add_argument("--adam-beta1", type=float, default=0.9)
+    group.add_argument("--adam-beta2", type=float, default=0.999)
+    group.add_argument("--adam-eps", type=float, default=1e-8)
+    group.add_argument("--clip-grad", type=float, default=1.0)
+    group.add_argument("--init-method-std", type=float, default=0.02)
+    group.add_argument("--attention-dropout", type=float, default=0.1)
+    group.add_argument("--hidden-dropout", type=float, default=0.1)
+    group.add_argument("--norm-epsilon", type=float, default=1e-5)
+    group.add_argument("--rotary-percent", type=float, default=1.0)
+    group.add_argument("--group-query-attention", action="store_true")
+    group.add_argument("--swiglu", action="store_true")
+    group.add_argument("--disable-bias-linear", action="store_true")
+    group.add_argument("--sequence-parallel", action="store_true")
+    group.add_argument("--untie-embeddings-and-output-weights", action="store_true")
+    group.add_argument("--use-distributed-optimizer", action="store_true")
+    group.add_argument("--bf16", action="store_true")
+    group.add_argument("--fp16", action="store_true")
+    group.add_argument("--overlap-grad-reduce", action="store_true")
+    group.add_argument("--overlap-param-gather", action="store_true")
+    group.add_argument("--log-throughput", action="store_true")
+    group.add_argument("--mock-data", action="store_true")
+    group.add_argument("--async-save", action="store_true")
+    group.add_argument("--exit-signal-handler", action="store_true")
+    group.add_argument("--exit-on-missing-checkpoint", action="store_true")
+    group.add_argument("--finetune", action="store_true")
+    group.add_argument("--no-load-optim", action="store_true")
+    group.add_argument("--no-load-rng", action="store_true")
+    group.add_argument("--override-opt_param-scheduler", action="store_true")
+    group.add_argument("--use-checkpoint-opt_param-scheduler", action="store_true")
+    group.add_argument("--recompute-activations", action="store_true")
+    group.add_argument("--manual-gc", action="store_true")
+    group.add_argument("--qk-layernorm", action="store_true")
+    group.add_argument("--no-save-optim", action="store_true")
+    group.add_argument("--use-mcore-models", action="store_true")
+    group.add_argument("--log-params-norm", action="store_true")
+    group.add_argument("--use-flash-attn", action="store_true")
+    group.add_argument(
+        "--lr-decay-style",
+        default="linear",
+        choices=["constant", "linear", "cosine", "inverse-square-root", "WSD"],
+    )
+    group.add_argument(
+        "--lr-wsd-decay-style",
+        default="exponential",
+        choices=["exponential", "linear", "cosine", "minus_sqrt"],
+    )
+    group.add_argument(
+        "--ckpt-format",
+        default="torch_dist",
+        choices=["torch", "torch_dist", "zarr", "torch_dcp", "fsdp_dtensor"],
+    )
+    group.add_argument("--normalization", default="LayerNorm", choices=["LayerNorm", "RMSNorm"])
+    group.add_argument(
+        "--position-embedding-type",
+        default="learned_absolute",
+        choices=["learned_absolute", "rope", "mrope", "yarn", "relative", "none"],
+    )
+    group.add_argument(
+        "--transformer-impl",
+        default="transformer_engine",
+        choices=["local", "transformer_engine", "inference_optimized"],
+    )
+    group.add_argument("--exit-signal", default="SIGTERM")
+    group.add_argument("--data-path", nargs="*", default=None)
+    group.add_argument("--split", default=None)
+    group.add_argument("--tokenizer-type", default=None)
+    group.add_argument("--tokenizer-model", default=None)
+    group.add_argument("--tensorboard-dir", default=None)
+    group.add_argument("--wandb-project", default="")
+    group.add_argument("--wandb-exp-name", default="")
+    group.add_argument("--save", default=None)
+    group.add_argument("--load", default=None)
     return made
 
 

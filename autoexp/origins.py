@@ -1,0 +1,143 @@
+"""Starting from an older session: again as it was, or a cooldown from one of its checkpoints."""
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from autoexp.backends.base import FoundCheckpoint
+from autoexp.compose import Composed, compose, escaped, group_choices
+from autoexp.errors import BadInput
+from autoexp.jobs import JobRecord
+from autoexp.session import Session
+
+_WRITTEN = re.compile(r"(?P<session>[^:@]+)(:(?P<job>[^:@]+)(@(?P<iteration>[0-9]+))?)?")
+
+Values = dict[str, Any]
+
+
+class Origin(NamedTuple):
+    """`SESSION`, `SESSION:JOB` or `SESSION:JOB@ITERATION`."""
+
+    session: str
+    job: str | None = None
+    iteration: int | None = None
+
+
+def read_origin(written: str) -> Origin:
+    """Parse what stands behind `--from`."""
+    match = _WRITTEN.fullmatch(written)
+    if match is None:
+        raise BadInput(f"--from {written}: write SESSION, SESSION:JOB or SESSION:JOB@ITERATION")
+    iteration = match["iteration"]
+    return Origin(match["session"], match["job"], None if iteration is None else int(iteration))
+
+
+def compose_from(
+    session: Session,
+    origin: Origin,
+    overrides: Sequence[str] = (),
+    fill_in: Callable[[Values], Values] = dict,
+) -> Composed:
+    """Compose what a session ran, with overrides, groups included.
+
+    With a cooldown for a job, that cooldown alone, from the checkpoint it started from. With an
+    iteration, cooldowns from that checkpoint of the job: as the session's own decay, or as the
+    overrides say (`cooldowns=[{decay: {iterations: 40}}]`).
+    """
+    base = session.experiment.model_dump(mode="json")
+    del base["start"]
+    if origin.job is None:
+        return _composed(base, overrides, fill_in, origin)
+    job = session.jobs.get(origin.job)
+    if job is None:
+        raise BadInput(f"{session.id}: no job {origin.job}; it has: {', '.join(session.jobs)}")
+    base["backend"] = job.spec.backend.model_dump(mode="json")
+    branch = job.spec.branch
+    if origin.iteration is None and branch is None:
+        return _composed(base, overrides, fill_in, origin)
+    if origin.iteration is None:
+        assert branch is not None
+        found = _start_of(session, job, branch.iteration)
+        decay = {
+            "iterations": branch.decay_iterations,
+            "shape": branch.shape,
+            "min_lr": branch.min_lr,
+        }
+        base["cooldowns"] = [{"at": [branch.iteration], "decay": decay}]
+    else:
+        found = _checkpoint(session, job, origin.iteration)
+    start = {
+        "session": session.id,
+        "job": job.spec.name,
+        "iteration": found.iteration,
+        "path": str(found.path),
+    }
+
+    def branch_there(values: Values) -> Values:
+        values = fill_in(values)
+        cooldowns = [_at(cooldown, found.iteration) for cooldown in values.get("cooldowns", [])]
+        # Those of one decay from several points are one from a single point.
+        different = [one for n, one in enumerate(cooldowns) if one not in cooldowns[:n]]
+        if not different:
+            raise BadInput(
+                f"--from {session.id}:{job.spec.name}@{found.iteration}: how long does it decay? "
+                "Add 'cooldowns=[{decay: {iterations: N}}]'"
+            )
+        return {**values, "cooldowns": different, "start": start}
+
+    return _composed(base, overrides, branch_there, origin)
+
+
+def _at(cooldown: Any, iteration: int) -> Any:
+    """The cooldown from this one checkpoint, whatever points it names."""
+    if not isinstance(cooldown, dict):
+        return cooldown
+    kept = {k: v for k, v in cooldown.items() if k not in ("at", "every", "budgets")}
+    budgets, decay = cooldown.get("budgets"), cooldown.get("decay") or {}
+    if budgets:
+        decay = {**decay, "iterations": None, "fraction": budgets.get("fraction", 0.2)}
+        decay["shape"] = budgets.get("shape") or decay.get("shape", "minus_sqrt")
+    return {**kept, "at": [iteration], "decay": decay}
+
+
+def _checkpoint(session: Session, job: JobRecord, iteration: int) -> FoundCheckpoint:
+    complete = job.spec.trainer.checkpoints(Path(job.spec.save_dir)).complete
+    for found in complete:
+        if found.iteration == iteration:
+            return found
+    there = ", ".join(str(found.iteration) for found in complete) or "none"
+    raise BadInput(
+        f"{session.id}:{job.spec.name}@{iteration}: no complete checkpoint in {job.spec.save_dir}; "
+        f"there are: {there}"
+    )
+
+
+def _start_of(session: Session, job: JobRecord, iteration: int) -> FoundCheckpoint:
+    """Where a cooldown started: its own pinned copy, else its parent's checkpoint."""
+    pinned = job.spec.trainer.checkpoints(Path(job.spec.save_dir)).complete
+    for found in pinned:
+        if found.iteration == iteration:
+            return found
+    parent = session.jobs.get(job.spec.parent or "")
+    return _checkpoint(session, parent or job, iteration)
+
+
+def _composed(
+    base: Values, overrides: Sequence[str], fill_in: Callable[[Values], Values], origin: Origin
+) -> Composed:
+    """Compose the values of a session as if they stood in a file, with overrides on top."""
+    chosen = group_choices(overrides)
+    values = {key: value for key, value in base.items() if key not in chosen}
+    defaults = [{group: choice} for group, choice in chosen.items()]
+    content = {"defaults": [*defaults, "_self_"], **escaped(values)}
+    others = [word for word in overrides if word.partition("=")[0] not in chosen]
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", f"from_{origin.session}")
+    with tempfile.TemporaryDirectory(prefix="autoexp-from-") as directory:
+        file = Path(directory) / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        composed = compose(str(file), others, fill_in)
+    return composed._replace(overrides=tuple(overrides))
