@@ -3,7 +3,7 @@
 import difflib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -100,6 +100,23 @@ def _merged(directories: Sequence[Path]) -> Iterator[Path]:
                 if not link.exists():
                     link.symlink_to(file)
         yield merged
+
+
+def setting(changes: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """For `fill_in`: set values by dotted key, as data in which nothing is interpolated."""
+
+    def fill_in(values: dict[str, Any]) -> dict[str, Any]:
+        for key, value in changes.items():
+            *path, last = key.split(".")
+            node = values
+            for part in path:
+                node = node.setdefault(part, {})
+                if not isinstance(node, dict):
+                    raise BadInput(f"{key}: {part} holds a value, and no keys")
+            node[last] = value
+        return values
+
+    return fill_in
 
 
 def _escaped(value: Any) -> Any:

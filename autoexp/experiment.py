@@ -1,12 +1,14 @@
 """The experiment as validated: closed, frozen and described, so that a typo is an error."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from autoexp.backends.base import Backend, Closed
 from autoexp.backends.kinds import AnyBackend
 from autoexp.machines import Machine
+from autoexp.rules.actions import Decay
+from autoexp.rules.sections import Rules
 
 JobName = Annotated[
     str,
@@ -16,7 +18,6 @@ JobName = Annotated[
         "names and of the scheduler's job name",
     ),
 ]
-Shape = Literal["minus_sqrt", "linear", "cosine"]
 
 
 class Project(Closed):
@@ -27,17 +28,6 @@ class Project(Closed):
     output_root: str | None = Field(
         None, description="where jobs write; by default `output/` inside the session"
     )
-
-
-class Decay(Closed):
-    """How a cooldown's learning rate goes from the trunk's peak to `min_lr`."""
-
-    iterations: int | None = Field(None, gt=0, description="length in iterations")
-    fraction: float | None = Field(
-        None, gt=0, lt=1, description="length as a share of the branch's total iterations"
-    )
-    shape: Shape = Field("minus_sqrt", description="1 - sqrt(x), linear, or half a cosine")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
 
 
 class Budgets(Closed):
@@ -72,8 +62,8 @@ class Cooldown(Closed):
         return self
 
 
-class Monitoring(Closed):
-    """How often to look, what to publish, when to give up."""
+class Monitoring(Rules):
+    """How often to look, what to publish, when to give up; and the rules."""
 
     file_tick_s: float = Field(2.0, gt=0, description="seconds between looks at logs and folders")
     save_progress_every_s: float = Field(

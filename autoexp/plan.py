@@ -5,8 +5,10 @@ from pathlib import Path
 
 from autoexp.backends.base import Branch, Closed
 from autoexp.errors import BadInput
-from autoexp.experiment import Cooldown, Decay, Experiment
+from autoexp.experiment import Cooldown, Experiment
 from autoexp.jobs import JobSpec, Kind
+from autoexp.rules.actions import Decay
+from autoexp.rules.planned import all_cooldowns
 
 
 class Plan(Closed):
@@ -37,10 +39,10 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     notes: list[str] = []
     refused: list[str] = []
     names = {trunk_name}
-    for index, cooldown in enumerate(experiment.cooldowns):
+    for place, cooldown, step in all_cooldowns(experiment):
         here: set[int] = set()
         for wanted, point, branch in _branches(cooldown, experiment):
-            where = f"cooldowns.{index}: {wanted}"
+            where = f"{place}: {wanted}"
             if point != branch.iteration:
                 notes.append(
                     f"{where}: branches at {branch.iteration}, the checkpoint before "
@@ -57,7 +59,11 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
                 refused.append(f"{where}: {'; '.join(reasons)}")
                 continue
             names.add(name)
-            jobs.append(_cooldown(name, branch, experiment, output_root))
+            job = _cooldown(name, branch, experiment, output_root)
+            if step is not None:
+                conditions = {"start_when": step.when, "start_within_s": step.within}
+                job = job.model_copy(update=conditions)
+            jobs.append(job)
     if refused:
         raise BadInput("\n".join(refused))
     return Plan(jobs=tuple(jobs), notes=tuple(notes))

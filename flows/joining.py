@@ -9,13 +9,14 @@ from pathlib import Path
 from autoexp import inbox
 from autoexp.compose import Composed
 from autoexp.creation import create, output_root
+from autoexp.describing import describe, describe_action
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
 from autoexp.jobs import Attempt, JobSpec, now
-from autoexp.machines import LocalMachine, SlurmCluster
+from autoexp.launching import refuse_other_scheduler
+from autoexp.machines import SlurmCluster
 from autoexp.plan import Plan, make_plan
 from autoexp.provenance import provenance
-from autoexp.rules import ActionRecord
+from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.slurm_commands import CommandFailed, run
 from autoexp.session import Session, sessions_root
 from flows.finding import compose_words, live_holder, session_path
@@ -34,7 +35,7 @@ def add_jobs(composed: Composed, session_id: str | None) -> int:
         print(f"session {path.name} in {path}\nnobody watches it yet: autoexp resume {path.name}")
         return 0
     session = Session.load(path)
-    _refuse_other_scheduler(session, composed.experiment)
+    refuse_other_scheduler(session, composed.experiment)
     plan = make_plan(composed.experiment, output_root(session.experiment, path))
     for spec in plan.jobs:
         session.refuse_clash(spec)  # at once, instead of by the monitor later
@@ -76,7 +77,7 @@ def _session_to_join(composed: Composed, name: str) -> Session:
     if not (path / "session.json").exists():
         create(composed, path.parent, session_id=name, provenance=provenance(), empty=True)
     session = Session.load(path)
-    _refuse_other_scheduler(session, composed.experiment)
+    refuse_other_scheduler(session, composed.experiment)
     return session
 
 
@@ -96,20 +97,6 @@ def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:
     if "JobName" not in described:
         raise BadInput(f"job {job_id}: scontrol gives no name for it; it said: {answer[:200]!r}")
     return {"StdOut": "/dev/null", **described}
-
-
-def _refuse_other_scheduler(session: Session, experiment: Experiment) -> None:
-    """One scheduler query for all jobs of a session: they are all of one scheduler."""
-    here, there = session.experiment.slurm, experiment.slurm
-    if type(here) is not type(there):
-        raise BadInput(
-            f"{session.id} runs its jobs {_where(here)}, and these would run {_where(there)}: "
-            "choose slurm=NAME to match, or make a session of their own"
-        )
-
-
-def _where(machine: LocalMachine | SlurmCluster) -> str:
-    return "through SLURM" if isinstance(machine, SlurmCluster) else "on this machine"
 
 
 def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:
@@ -154,6 +141,7 @@ def _list_actions(session: Session, *, as_json: bool) -> int:
     for action in actions:
         reason = f"  {action.reason}" if action.reason else ""
         print(f"{action.status:<8} {action.attempts} tries  {action.key}{reason}")
+        print(f"         {describe_action(action.action)}, because {describe(action.event)}")
     if not actions:
         print(f"{session.id}: no actions yet")
     return 0

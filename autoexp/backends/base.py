@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from autoexp.errors import SessionError
+
 
 class Closed(BaseModel):
     """A frozen model in which a misspelt key is an error."""
@@ -89,3 +91,28 @@ class Backend(Protocol):
 
     def progress(self, line: bytes) -> Progress | None:
         """What a log line says about the training, if anything."""
+
+    def set_aside(self, save_dir: Path, after: int) -> list[str]:
+        """Rename the checkpoints behind iteration `after`, so that training resumes at or before.
+
+        Only while nothing runs that saves there; repeatable. Returns the names of what was renamed.
+        """
+
+    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
+        """The learning rate that a branch is to have at an iteration; None: nobody can tell."""
+
+
+class Defaults:
+    """What a backend does that knows nothing better."""
+
+    def set_aside(self, save_dir: Path, after: int) -> list[str]:
+        """Raises SessionError: this trainer's checkpoints are not known well enough."""
+        raise SessionError(
+            f"{save_dir}: checkpoints of this backend cannot be rolled back to {after}; "
+            "restart without roll_back, or move them by hand"
+        )
+
+    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
+        """Nobody can tell."""
+        del branch, iteration
+        return None

@@ -7,7 +7,14 @@ from typing import Literal
 from pydantic import Field
 
 from autoexp.backends import megatron_layout
-from autoexp.backends.base import Branch, CheckpointScan, Closed, FoundCheckpoint, Progress
+from autoexp.backends.base import (
+    Branch,
+    CheckpointScan,
+    Closed,
+    Defaults,
+    FoundCheckpoint,
+    Progress,
+)
 
 
 class DemoArgs(Closed):
@@ -31,9 +38,12 @@ class DemoArgs(Closed):
     fail_at_iteration: int | None = Field(
         None, gt=0, description="iteration at which the training crashes, for tests"
     )
+    nan_at_iteration: int | None = Field(
+        None, gt=0, description="iteration from which the loss is NaN, for tests"
+    )
 
 
-class DemoBackend(Closed):
+class DemoBackend(Closed, Defaults):
     """Trains `autoexp.demo_trainer` on one CPU core."""
 
     kind: Literal["demo"] = "demo"
@@ -95,3 +105,9 @@ class DemoBackend(Closed):
 
     def progress(self, line: bytes) -> Progress | None:
         return megatron_layout.progress(line)
+
+    def set_aside(self, save_dir: Path, after: int) -> list[str]:
+        return megatron_layout.set_aside(save_dir, after)
+
+    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
+        return megatron_layout.planned_rate(self.args.lr, branch, iteration)

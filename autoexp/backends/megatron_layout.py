@@ -4,13 +4,16 @@ Source: Megatron-LM of August 2026, megatron/training/{checkpointing,training}.p
 """
 
 import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from autoexp import durable
-from autoexp.backends.base import CheckpointScan, FoundCheckpoint, Progress
+from autoexp.backends.base import Branch, CheckpointScan, FoundCheckpoint, Progress
+from autoexp.errors import SessionError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 _FOLDER = re.compile(r"iter_(\d{7,})\Z")
@@ -83,6 +86,55 @@ def seed(checkpoint: FoundCheckpoint, save_dir: Path) -> None:
         shutil.copytree(checkpoint.path, unfinished, copy_function=_link_or_copy)
         unfinished.rename(pinned)
     durable.write(save_dir / TRACKER, str(checkpoint.iteration))
+
+
+def set_aside(save_dir: Path, after: int) -> list[str]:
+    """Have training resume at or before `after`: move the tracker back, rename what lies behind.
+
+    The tracker goes first: whatever is killed in between, no folder that it names is missing. A
+    second run finds the rest. Raises SessionError when no checkpoint is left to resume from.
+    """
+    kept = [found.iteration for found in scan(save_dir).complete if found.iteration <= after]
+    if not kept:
+        raise SessionError(f"{save_dir}: no complete checkpoint at or before iteration {after}")
+    newest = tracked_iteration(save_dir)
+    if newest is None or newest > after:
+        durable.write(save_dir / TRACKER, str(max(kept)))
+    renamed = []
+    for folder in sorted(save_dir.iterdir()):
+        match = _FOLDER.match(folder.name)
+        if match is None or int(match[1]) <= after:
+            continue
+        durable.step()
+        folder.rename(_unused(save_dir / f"set-aside-{folder.name}"))
+        renamed.append(folder.name)
+    durable.sync_directory(save_dir)
+    return renamed
+
+
+def _unused(path: Path) -> Path:
+    """`path`, or with a number behind it what does not exist yet."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free
+
+
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "minus_sqrt": lambda x: 1 - math.sqrt(x),
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
+}
+
+
+def planned_rate(peak: float, branch: Branch, iteration: int) -> float | None:
+    """The rate of Megatron's WSD decay; None for a shape that it is not known of here."""
+    shape = _SHAPES.get(branch.shape)
+    if shape is None:
+        return None
+    done = min(1.0, max(0.0, (iteration - branch.iteration) / branch.decay_iterations))
+    return branch.min_lr + (peak - branch.min_lr) * shape(done)
 
 
 def _link_or_copy(source: str, target: str) -> str:

@@ -17,6 +17,7 @@ from autoexp.errors import SchedulerUnavailable, SubmissionRefused
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.payload import TASKS
+from autoexp.schedulers import slurm_commands
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, read_claim
 from autoexp.schedulers.slurm_answers import (
     SACCT_FORMAT,
@@ -211,11 +212,15 @@ class SlurmScheduler:
         try:
             run(["scancel", *(str(t.job_id) for t in tickets)], self._cluster.query_timeout_s)
         except CommandFailed as error:
-            refused = {t.key: _about(t, error.stderr) for t in tickets}
+            refused = {t.key: slurm_commands.about(str(t.job_id), error.stderr) for t in tickets}
             if NO_ANSWER.search(error.stderr) or not any(refused.values()):
                 raise SchedulerUnavailable(str(error)) from error
             return {key: words or "accepted" for key, words in refused.items()}
         return {ticket.key: f"scancel {ticket.job_id}: accepted" for ticket in tickets}
+
+    def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
+        job_ids = [str(ticket.job_id) for ticket in tickets]
+        slurm_commands.exclude_nodes(job_ids, nodes, self._cluster.query_timeout_s)
 
     # Asking
 
@@ -239,12 +244,6 @@ def _asked(machine: LocalMachine | SlurmCluster) -> SlurmCluster:
     if not isinstance(machine, SlurmCluster):
         raise SubmissionRefused("a job for the local machine cannot join a session on SLURM")
     return machine
-
-
-def _about(ticket: Ticket, words: str) -> str:
-    """What scancel said of this job: `Kill job error on job id 12: Invalid job id specified`."""
-    named = re.compile(rf"job id {re.escape(str(ticket.job_id))}\b")
-    return "; ".join(line for line in words.splitlines() if named.search(line))
 
 
 def _is_of(row: Row, ticket: Ticket) -> bool:

@@ -20,7 +20,7 @@ from autoexp.errors import SchedulerError, SubmissionRefused
 from autoexp.jobs import Attempt, JobRecord, Kind, Verdict
 from autoexp.machines import SlurmCluster
 from autoexp.monitor import Monitor
-from autoexp.rules import ActionRecord, ActionStatus
+from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Request, Sighting, find_or_forbid, prepare, submit_once
 from autoexp.session import Session
 from tests.core.conftest import spec_of

@@ -80,21 +80,34 @@ def starts(path: Path) -> Counter[str]:
     return Counter((path / "starts").read_text().split())
 
 
-def assert_each_job_ran_once(path: Path) -> Session:
+def assert_each_job_ran_once(path: Path, *, restarted: str | None = None) -> Session:
+    """Each job ran once, and the one that a rule restarted twice."""
     session = Session.load(path)
+    ran = {name: 2 if name == restarted else 1 for name in session.jobs}
     assert {job.verdict for job in session.jobs.values()} == {Verdict.FINISHED}
-    assert [len(job.attempts) for job in session.jobs.values()] == [1] * len(session.jobs)
-    assert starts(path) == dict.fromkeys(session.jobs, 1)
+    assert {name: len(job.attempts) for name, job in session.jobs.items()} == ran
+    assert starts(path) == {n: x for n, x in ran.items() if not session.jobs[n].spec.launched_by}
     keys = [entry.event.key for entry in session.journal.entries]
     assert len(keys) == len(set(keys))
     assert {action.status for action in session.actions.values()} <= {"done"}
     return session
 
 
+# A restart at iteration 50, before which nothing is saved; another job when the training is done.
+RESTARTS = (
+    "monitoring.log_events={again: {substring: 'iteration       50/', jobs: [train], "
+    "actions: [{restart: {}}]}}"
+)
+LAUNCHES = (
+    "monitoring.state_events={after: {verdict: finished, jobs: [train], "
+    "actions: [{launch: {name: '{job.name}-eval', command: ['true']}}]}}"
+)
+
+
 def test_a_monitor_killed_at_its_first_second_third_durable_step_ends_like_an_undisturbed_one(
     make_session: Make, watch: Watch
 ) -> None:
-    path = make_session()
+    path = make_session(RESTARTS, LAUNCHES)
     count_starts(path)
 
     for n in itertools.count(1):
@@ -104,9 +117,9 @@ def test_a_monitor_killed_at_its_first_second_third_durable_step_ends_like_an_un
         assert code == -signal.SIGKILL
 
     assert n > 10, "the hook killed nothing"
-    session = assert_each_job_ran_once(path)
+    session = assert_each_job_ran_once(path, restarted="demo")
     reached = {name: job.iteration for name, job in session.jobs.items()}
-    assert reached == {"demo": 300, "demo-cd100": 150, "demo-cd200": 250}
+    assert reached == {"demo": 300, "demo-eval": None, "demo-cd100": 150, "demo-cd200": 250}
 
 
 def test_random_kills_lose_and_double_nothing(make_session: Make, watch: Watch) -> None:
