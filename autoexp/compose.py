@@ -3,10 +3,10 @@
 import difflib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 import yaml
 from hydra import compose as hydra_compose
@@ -100,23 +100,6 @@ def _merged(directories: Sequence[Path]) -> Iterator[Path]:
                 if not link.exists():
                     link.symlink_to(file)
         yield merged
-
-
-def setting(changes: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """For `fill_in`: set values by dotted key, as data in which nothing is interpolated."""
-
-    def fill_in(values: dict[str, Any]) -> dict[str, Any]:
-        for key, value in changes.items():
-            *path, last = key.split(".")
-            node = values
-            for part in path:
-                node = node.setdefault(part, {})
-                if not isinstance(node, dict):
-                    raise BadInput(f"{key}: {part} holds a value, and no keys")
-            node[last] = value
-        return values
-
-    return fill_in
 
 
 def _escaped(value: Any) -> Any:
@@ -249,7 +232,7 @@ def _without_tags(details: ErrorDetails) -> list[str]:
     unknown_last = details["type"] == "extra_forbidden"
     kept: list[str] = []
     for position, part in enumerate(parts):
-        is_key = part.isdigit() or part in _fields_at(Experiment, kept)
+        is_key = part.isdigit() or part in _fields_at(Experiment, kept) or _is_mapping(kept)
         if is_key or (unknown_last and position == len(parts) - 1):
             kept.append(part)
     return kept
@@ -263,6 +246,24 @@ def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
         if annotations:
             models = [found for annotation in annotations for found in _models_in(annotation)]
     return sorted({name for found in models for name in found.model_fields})
+
+
+def _is_mapping(location: Sequence[str]) -> bool:
+    """Whether keys of the user's own stand below `location`, as the names of rules do."""
+    field = location[-1] if location else ""
+    models: list[type[BaseModel]] = [Experiment]
+    for part in location[:-1]:
+        models = [
+            m
+            for x in models
+            if part in x.model_fields
+            for m in _models_in(x.model_fields[part].annotation)
+        ]
+    return any(
+        get_origin(m.model_fields[field].annotation) is dict
+        for m in models
+        if field in m.model_fields
+    )
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -6,12 +6,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from autoexp.backends.kinds import AnyBackend
-from autoexp.compose import Composed, compose, setting
+from autoexp.compose import Composed, compose
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.rules.actions import Launch, Restart
 from autoexp.rules.book import named
 from autoexp.rules.templates import fill, fill_tree, names_in
+from autoexp.setting import setting
 
 Values = Mapping[str, str]
 

@@ -10,7 +10,7 @@ import pytest
 from autoexp import acting
 from autoexp.backends import megatron_layout
 from autoexp.backends.megatron_layout import TRACKER
-from autoexp.compose import compose, setting
+from autoexp.compose import compose
 from autoexp.creation import create
 from autoexp.errors import SessionError
 from autoexp.events import JobGivenUp, LogMatched, MetricAlarm, RestartAsked
@@ -19,6 +19,7 @@ from autoexp.launching import changed_spec
 from autoexp.rules.actions import Fail, Finish, Restart, Start
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.session import Session
+from autoexp.setting import setting
 from tests.core.conftest import TINY, KilledAt
 from tests.core.test_monitor import Story, of
 

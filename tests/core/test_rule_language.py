@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoexp.compose import compose, setting
+from autoexp.compose import compose
 from autoexp.creation import create
 from autoexp.errors import BadInput
 from autoexp.events import (
@@ -25,6 +25,7 @@ from autoexp.rules.decide import decide
 from autoexp.rules.templates import fill, names_in
 from autoexp.rules.values import typed, values_of
 from autoexp.session import Session
+from autoexp.setting import setting
 
 LOG = [{"log": {}}]
 
@@ -98,7 +99,9 @@ def test_a_mistake_is_named_when_the_configuration_is_read(
     with pytest.raises(BadInput) as error:
         rules(**kinds)
     assert message in str(error.value)
-    assert f"monitoring.{next(iter(kinds))}" in str(error.value) or "two rules" in message
+    kind, named = next(iter(kinds.items()))
+    place = f"monitoring.{kind}.{next(iter(named))}"
+    assert place in str(error.value) or "two rules" in message
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autoexp.compose import compose, setting
+from autoexp.compose import compose
 from autoexp.creation import create
 from autoexp.events import MetricAlarm, Published, RestartAsked
 from autoexp.jobs import Kind, Verdict
 from autoexp.session import Session
+from autoexp.setting import setting
 from flows.train import train
 from tests.flows.conftest import SMALL, Make, autoexp
 from tests.flows.test_session_flow import task_runs
