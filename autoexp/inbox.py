@@ -107,11 +107,15 @@ def request_cancel(session: Session, jobs: tuple[str, ...], by: str) -> list[str
         if job.cancel_requested is None:
             session.change_job(job, cancel_requested=by)
     if not jobs:
-        for action in session.pending_actions():
-            if action.status is ActionStatus.PENDING:
-                dropped = f"dropped: {by}"
-                session.change_action(action, status=ActionStatus.FAILED, reason=dropped)
+        drop_waiting(session, by)
     return found
+
+
+def drop_waiting(session: Session, by: str) -> None:
+    """Drop all actions that have not begun: nobody wants anything of the session any more."""
+    for action in session.pending_actions():
+        if action.status is ActionStatus.PENDING:
+            session.change_action(action, status=ActionStatus.FAILED, reason=f"dropped: {by}")
 
 
 def add_jobs(session: Session, request: SubmitRequest) -> str:

@@ -20,7 +20,7 @@ from autoexp.rules.decide import decide
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.base import Sighting, Ticket, apply
 from autoexp.session import Session
-from autoexp.verdicts import judge, made_progress, saved_iteration
+from autoexp.verdicts import counts, judge, made_progress, saved_iteration
 from autoexp.watch import JobWatch
 
 
@@ -143,7 +143,7 @@ class Monitor:
         attempt.verdict = judgement.verdict
         if made_progress(job, attempt):
             job.attempts_without_progress = 0
-        else:
+        elif counts(job, attempt):
             job.attempts_without_progress += 1
         if judgement.verdict is Verdict.CONTINUE:
             # What comes next, queued ahead or not, starts from here and has a log of its own.

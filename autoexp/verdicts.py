@@ -32,6 +32,8 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
         return Judgement(Verdict.FAILED, f"cancelled: {job.cancel_requested}")
     if job.ending is not None:
         return Judgement(job.ending.verdict, job.ending.reason)
+    if not counts(job, attempt):
+        return Judgement(Verdict.CONTINUE, "was queued behind an attempt that restarts")
     progressed = made_progress(job, attempt)
     if job.restart is not None:
         how = f"restarted: {job.restart.reason}"
@@ -48,6 +50,11 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
         )
     where = "" if target is None else f" at iteration {_reached(job)} of {target}"
     return Judgement(Verdict.CONTINUE, f"{how}{where}")
+
+
+def counts(job: JobRecord, attempt: Attempt) -> bool:
+    """Whether its end says anything: attempts queued ahead end with the one that restarts."""
+    return job.restart is None or attempt.number <= job.restart.attempt
 
 
 def made_progress(job: JobRecord, attempt: Attempt) -> bool:

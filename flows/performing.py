@@ -56,7 +56,9 @@ class Performer:
         self._news = news
         self._log = log
         self._performing: set[str] = set()
-        self._waiting = Waiting(session, disk, log)
+        self._waiting = Waiting(session, disk, news, log)
+        # Hydra keeps what it composes from in one place of the process.
+        self._composing = asyncio.Lock()
 
     def perform(self, children: asyncio.TaskGroup) -> None:
         """Begin what can be begun; what has conditions is looked at beside the loop."""
@@ -152,18 +154,21 @@ class Performer:
     async def _run_command(self, command: RunCommand, values: dict[str, str]) -> str:
         arguments = [fill(argument, values) for argument in command.run]
         effect = effects.run_command.with_options(retries=command.retries)
-        return await effect(
-            " ".join(arguments)[:_SHOWN],
-            arguments,
-            directory=self._session.path,
-            environment={k: fill(text, values) for k, text in command.environment.items()},
-            timeout_s=command.timeout,
+        return await self._news.unless_interrupted(
+            effect(
+                " ".join(arguments)[:_SHOWN],
+                arguments,
+                directory=self._session.path,
+                environment={k: fill(text, values) for k, text in command.environment.items()},
+                timeout_s=command.timeout,
+            )
         )
 
     async def _launch(self, action: ActionRecord, launch: Launch, values: dict[str, str]) -> str:
-        jobs = await asyncio.to_thread(
-            launching.launched_jobs, self._session, action, launch, values
-        )
+        async with self._composing:
+            jobs = await asyncio.to_thread(
+                launching.launched_jobs, self._session, action, launch, values
+            )
         request = inbox.SubmitRequest(jobs=jobs, by=f"rule {action.rule}")
 
         async def written() -> str:

@@ -17,6 +17,7 @@ from autoexp.rules.templates import fill
 from autoexp.rules.values import values_of
 from autoexp.session import Session
 from flows.disk import Disk
+from flows.news import News
 from tasks import actions as effects
 
 _SHOWN = 60
@@ -25,9 +26,12 @@ _SHOWN = 60
 class Waiting:
     """Checks conditions; nothing here is awaited by the loop."""
 
-    def __init__(self, session: Session, disk: Disk, log: "logging.Logger | Any") -> None:
+    def __init__(
+        self, session: Session, disk: Disk, news: News, log: "logging.Logger | Any"
+    ) -> None:
         self._session = session
         self._disk = disk
+        self._news = news
         self._log = log
         self._checking = False
         self._ready: list[ActionRecord] = []
@@ -136,12 +140,14 @@ class Waiting:
     async def _run(self, key: tuple[str, ...], command: CommandTest) -> None:
         arguments, succeeded = key[1:], True
         try:
-            await effects.run_command(
-                " ".join(arguments)[:_SHOWN],
-                arguments,
-                directory=self._session.path,
-                environment={},
-                timeout_s=command.timeout,
+            await self._news.unless_interrupted(
+                effects.run_command(
+                    " ".join(arguments)[:_SHOWN],
+                    arguments,
+                    directory=self._session.path,
+                    environment={},
+                    timeout_s=command.timeout,
+                )
             )
         except Exception as error:
             self._log.debug("`%s` does not hold yet: %s", " ".join(arguments), error)

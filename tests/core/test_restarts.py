@@ -18,6 +18,7 @@ from autoexp.jobs import Verdict
 from autoexp.launching import changed_spec
 from autoexp.rules.actions import Fail, Finish, Restart, Start
 from autoexp.rules.records import ActionRecord, ActionStatus
+from autoexp.schedulers.base import Sighting
 from autoexp.session import Session
 from autoexp.setting import setting
 from tests.core.conftest import TINY, KilledAt
@@ -227,6 +228,26 @@ def test_a_restart_without_progress_ends_after_the_sessions_limit(
             story.look(state="RUNNING")
     assert len(job.attempts) == 3
     assert "3 attempts in a row without a new iteration" in str(job.reason)
+
+
+def test_attempts_queued_ahead_end_with_the_one_that_restarts_and_count_for_nothing(
+    story_of: Callable[..., Story],
+) -> None:
+    story = story_of(log_events=HANG)
+    session, job = story.session, story.job()
+    first = job.attempts[0]
+    for number in (2, 3):
+        changes = {"number": number, "key": f"s1-tiny-a{number}", "name": f"n{number}"}
+        later = first.model_copy(update={**changes, "state": "PENDING", "transitions": 0})
+        session.change_job(job, attempts=[*job.attempts, later])
+    say(story, "it hangs")
+    perform(session, story.look().actions[0])
+    ends = {attempt.key: Sighting("CANCELLED") for attempt in job.open_attempts}
+    story.monitor.look(ends)
+    for _ in range(3):
+        story.monitor.look({})
+    assert [attempt.verdict for attempt in job.attempts] == [Verdict.CONTINUE] * 3
+    assert (job.verdict, job.attempts_without_progress, job.may_be_replaced) == (None, 1, True)
 
 
 def test_a_cancelled_job_is_not_restarted(story_of: Callable[..., Story]) -> None:
