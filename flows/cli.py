@@ -162,6 +162,7 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     queue.add_argument("verb", nargs="?", choices=("list", "show", "retry", "drop"), default="list")
     queue.add_argument("key", nargs="?", metavar="KEY", help="the action, as `list` shows it")
     queue.add_argument("--json", action="store_true", help="for tools")
+    queue.add_argument("--follow", "-f", action="store_true", help="go on as it happens")
     queue.set_defaults(module="joining", function="queue")
 
     sessions = commands.add_parser("sessions", help="list, show or remove sessions")

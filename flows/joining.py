@@ -4,6 +4,7 @@ import argparse
 import getpass
 import json
 import re
+import time
 from pathlib import Path
 
 from autoexp import inbox
@@ -115,6 +116,8 @@ def queue(options: argparse.Namespace) -> int:
     """List or show actions, retry a failed one, drop one that is not done."""
     session = Session.load(session_path(options.session))
     if options.verb == "list":
+        if options.follow:
+            return _follow_actions(session.path)
         return _list_actions(session, as_json=options.json)
     if options.key is None:
         raise BadInput(f"which action? `autoexp queue {session.id}` lists their keys")
@@ -139,9 +142,29 @@ def _list_actions(session: Session, *, as_json: bool) -> int:
         print(json.dumps([action.model_dump(mode="json") for action in actions], indent=1))
         return 0
     for action in actions:
-        reason = f"  {action.reason}" if action.reason else ""
-        print(f"{action.status:<8} {action.attempts} tries  {action.key}{reason}")
-        print(f"         {describe_action(action.action)}, because {describe(action.event)}")
+        _print_action(action)
     if not actions:
         print(f"{session.id}: no actions yet")
     return 0
+
+
+def _print_action(action: ActionRecord) -> None:
+    reason = f"  {action.reason}" if action.reason else ""
+    print(f"{action.status:<8} {action.attempts} tries  {action.key}{reason}")
+    what, why = describe_action(action.action), describe(action.event)
+    print(f"         {what}, because {why}", flush=True)
+
+
+def _follow_actions(path: Path) -> int:
+    """Print each action as it is asked for, and again whenever it has moved, to the end."""
+    shown: dict[str, tuple[str, str | None]] = {}
+    while True:
+        session = Session.load(path)
+        for key, action in session.actions.items():
+            stands = (action.status, action.reason)
+            if shown.get(key) != stands:
+                _print_action(action)
+            shown[key] = stands
+        if session.is_over:
+            return 0
+        time.sleep(1.0)

@@ -70,13 +70,12 @@ def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] =
 
 def exclude_nodes(job_ids: Sequence[str], nodes: Sequence[str], timeout_s: float) -> None:
     """Have pending jobs start on other nodes; one that has started meanwhile is no failure."""
-    for job_id in job_ids:
-        excluded = f"ExcNodeList={','.join(nodes)}"
-        try:
-            run(["scontrol", "update", f"JobId={job_id}", excluded], timeout_s)
-        except CommandFailed as error:
-            if "no longer pending" not in error.stderr and "Invalid" not in error.stderr:
-                raise SchedulerUnavailable(str(error)) from error
+    which, excluded = f"JobId={','.join(job_ids)}", f"ExcNodeList={','.join(nodes)}"
+    try:
+        run(["scontrol", "update", which, excluded], timeout_s)
+    except CommandFailed as error:
+        if "no longer pending" not in error.stderr and "Invalid job" not in error.stderr:
+            raise SchedulerUnavailable(str(error)) from error
 
 
 def about(job_id: str, words: str) -> str:

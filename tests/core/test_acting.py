@@ -100,8 +100,7 @@ def test_pending_jobs_are_told_to_avoid_nodes(
     ]
     SlurmScheduler(SlurmCluster()).avoid(tickets, ["n2", "n3"])
     assert (tmp_path / "calls").read_text().splitlines() == [
-        "update JobId=11 ExcNodeList=n2,n3",
-        "update JobId=12_3 ExcNodeList=n2,n3",
+        "update JobId=11,12_3 ExcNodeList=n2,n3"
     ]
 
 
