@@ -12,11 +12,18 @@ from autoexp.events import MetricAlarm, Published, RestartAsked
 from autoexp.jobs import Kind, Verdict
 from autoexp.session import Session
 from autoexp.setting import setting
+from flows.cli import main
 from flows.train import train
 from tests.flows.conftest import SMALL, Make, autoexp
 from tests.flows.test_session_flow import task_runs
 
 pytestmark = pytest.mark.prefect
+
+LOG = """\
+ [2026-08-01 10:00:00] iteration       10/     300 | learning rate: 1.0E-02 | lm loss: 2.4E+00 |
+[rank3]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE, x
+[rank1]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE, x
+"""
 
 AWKWARD = """it's "$HOME" `x` ${y} \\ *"""
 RULES = yaml.safe_load(
@@ -119,3 +126,35 @@ async def test_what_rules_ask_for_happens_once_and_is_told(
 
 def waits_for(path: Path) -> str:
     return f"waits for {path / 'never'}"
+
+
+def test_a_preset_is_tried_on_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "job.log"
+    log.write_text(LOG)
+    assert main(["rules", "test", "nccl", str(log)]) == 0
+    said = capsys.readouterr().out
+    assert "nccl_timeout: [rank3]: Watchdog caught" in said
+    assert "sequence=7, operation=ALLREDUCE" in said
+    assert "-> restart the attempt  when max_attempts, max_attempts_without_progress" in said
+    assert "nccl_timeout: 2 lines" in said
+    assert "1 events, up to iteration 10; silent: nccl_error" in said
+
+    log.write_text(LOG.splitlines()[0] + "\n")
+    assert main(["rules", "test", "nccl", str(log)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rules", "test", "nowhere", "{log}"], "nowhere"),
+        (["rules", "test", "nccl", "{log}-gone"], "no such file"),
+        (["rules", "test", "nccl", "{log}", "--kind", "cooldown"], "has no cooldown"),
+        (["rules", "test", "nccl", "{log}", "backend.args.lrr=1"], "did you mean `lr`"),
+    ],
+)
+def test_what_cannot_be_tried_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    (tmp_path / "log").write_text("")
+    assert main([word.replace("{log}", str(tmp_path / "log")) for word in words]) == 2
+    assert message in capsys.readouterr().err
