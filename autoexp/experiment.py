@@ -72,6 +72,9 @@ class Monitoring(Rules):
     publish_every_s: float = Field(
         30.0, gt=0, description="least seconds between updates in Prefect without a change of state"
     )
+    evaluate_command: tuple[str, ...] = Field(
+        (), description="what evaluation presets run for a checkpoint, templates of their rules"
+    )
     max_attempts_without_progress: int = Field(
         3, gt=0, description="attempts in a row without a new iteration before a job fails"
     )
