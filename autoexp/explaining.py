@@ -6,6 +6,8 @@ from autoexp.describing import describe, describe_action
 from autoexp.jobs import JobRecord, Verdict
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionRecord, ActionStatus
+from autoexp.rules.templates import fill
+from autoexp.rules.values import values_of
 from autoexp.session import Session
 from autoexp.status import waits
 
@@ -29,10 +31,10 @@ def explain(session: Session, job: JobRecord) -> Iterator[str]:
         yield f"{when}  {describe(entry.event)}"
         for action in session.actions.values():
             if action.event.key == entry.event.key and not isinstance(action.action, Start):
-                yield f"    {_action(action)}"
+                yield f"    {_action(session, action)}"
     for action in session.actions.values():
         if isinstance(action.action, Start) and action.action.job == name:
-            yield f"Because {describe(action.event)}: {_action(action)}"
+            yield f"Because {describe(action.event)}: {_action(session, action)}"
     for attempt in job.attempts:
         for rule, count in attempt.matches.items():
             if count > 1:
@@ -69,8 +71,13 @@ def _requests(job: JobRecord) -> Iterator[str]:
         yield f"It restarts ({job.restart.reason}), and waits for {waits_for}."
 
 
-def _action(action: ActionRecord) -> str:
-    what = describe_action(action.action)
+def in_words(session: Session, action: ActionRecord) -> str:
+    """What an action is to do, its templates filled."""
+    values = values_of(action.event, action.rule, session)
+    return fill(describe_action(action.action), values)
+
+
+def _action(session: Session, action: ActionRecord) -> str:
     said = action.reason or action.result
     because = f" ({said.strip().splitlines()[-1][:300]})" if said and said.strip() else ""
-    return f"rule {action.rule} {_DONE[action.status]} {what}{because}"
+    return f"rule {action.rule} {_DONE[action.status]} {in_words(session, action)}{because}"

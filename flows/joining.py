@@ -10,8 +10,9 @@ from pathlib import Path
 from autoexp import inbox
 from autoexp.compose import Composed
 from autoexp.creation import create, output_root
-from autoexp.describing import describe, describe_action
+from autoexp.describing import describe
 from autoexp.errors import BadInput
+from autoexp.explaining import in_words
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.launching import refuse_other_scheduler
 from autoexp.machines import SlurmCluster
@@ -142,17 +143,16 @@ def _list_actions(session: Session, *, as_json: bool) -> int:
         print(json.dumps([action.model_dump(mode="json") for action in actions], indent=1))
         return 0
     for action in actions:
-        _print_action(action)
+        _print_action(session, action)
     if not actions:
         print(f"{session.id}: no actions yet")
     return 0
 
 
-def _print_action(action: ActionRecord) -> None:
+def _print_action(session: Session, action: ActionRecord) -> None:
     reason = f"  {action.reason}" if action.reason else ""
     print(f"{action.status:<8} {action.attempts} tries  {action.key}{reason}")
-    what, why = describe_action(action.action), describe(action.event)
-    print(f"         {what}, because {why}", flush=True)
+    print(f"         {in_words(session, action)}, because {describe(action.event)}", flush=True)
 
 
 def _follow_actions(path: Path) -> int:
@@ -163,7 +163,7 @@ def _follow_actions(path: Path) -> int:
         for key, action in session.actions.items():
             stands = (action.status, action.reason)
             if shown.get(key) != stands:
-                _print_action(action)
+                _print_action(session, action)
             shown[key] = stands
         if session.is_over:
             return 0

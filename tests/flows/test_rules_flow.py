@@ -1,5 +1,6 @@
 """Rules in a real session: real jobs, real commands, a real Prefect server."""
 
+import asyncio
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from autoexp.jobs import Kind, Verdict
 from autoexp.session import Session
 from autoexp.setting import setting
 from flows.cli import main
+from flows.news import News
 from flows.train import train
 from tests.flows.conftest import SMALL, Make, autoexp
 from tests.flows.test_session_flow import task_runs
@@ -158,3 +160,21 @@ def test_what_cannot_be_tried_is_said(
     (tmp_path / "log").write_text("")
     assert main([word.replace("{log}", str(tmp_path / "log")) for word in words]) == 2
     assert message in capsys.readouterr().err
+
+
+async def test_an_interruption_does_not_wait_for_a_command_to_end() -> None:
+    news, ended = News(), []
+
+    async def command() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("ended")
+
+    waiting = asyncio.create_task(news.unless_interrupted(command()))
+    await asyncio.sleep(0.01)
+    news.interrupt("SIGINT")
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(waiting, 5)
+    assert ended == ["ended"]
+    assert await News().unless_interrupted(asyncio.sleep(0, "done")) == "done"
