@@ -150,7 +150,7 @@ def _last_good(job: JobRecord, action: ActionRecord) -> int:
     good = [*start, *(iteration for iteration in job.checkpoints if iteration <= limit)]
     if not good:
         raise SessionError(
-            f"{job.spec.name}: no checkpoint at or before iteration {limit} to roll back to"
+            f"{job.spec.name}: no checkpoint at or before iteration {max(limit, 0)} to roll back to"
         )
     return max(good)
 

@@ -1,7 +1,9 @@
 """Rules in a real session: real jobs, real commands, a real Prefect server."""
 
 import asyncio
+import logging
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,13 +11,18 @@ import yaml
 
 from autoexp.compose import compose
 from autoexp.creation import create
-from autoexp.events import MetricAlarm, Published, RestartAsked
-from autoexp.jobs import Kind, Verdict
+from autoexp.events import CheckpointComplete, MetricAlarm, Published, RestartAsked
+from autoexp.jobs import Kind, Verdict, now
+from autoexp.rules.actions import Log
+from autoexp.rules.conditions import FileExists
+from autoexp.rules.records import ActionRecord
 from autoexp.session import Session
 from autoexp.setting import setting
 from flows.cli import main
+from flows.disk import Disk
 from flows.news import News
 from flows.train import train
+from flows.waiting import Waiting
 from tests.flows.conftest import SMALL, Make, autoexp
 from tests.flows.test_session_flow import task_runs
 
@@ -160,6 +167,39 @@ def test_what_cannot_be_tried_is_said(
     (tmp_path / "log").write_text("")
     assert main([word.replace("{log}", str(tmp_path / "log")) for word in words]) == 2
     assert message in capsys.readouterr().err
+
+
+async def test_a_deadline_counts_from_the_event_however_often_the_monitor_restarts(
+    make_session: Make,
+) -> None:
+    path = make_session("cooldowns=[]")
+    event = CheckpointComplete(job="demo", iteration=100, path="/c")
+    for hours, key in ((2, "late"), (0.5, "early")):
+        record = ActionRecord(
+            key=key,
+            rule=key,
+            event=event,
+            action=Log(),
+            when=(FileExists(file_exists="never"),),
+            within_s=3600,
+            asked_at=now() - timedelta(hours=hours),
+        )
+        Session.load(path).save_action(record)
+
+    stamps = set()
+    for _ in range(2):  # the second monitor finds nothing new to write
+        session, news, log = Session.load(path), News(), logging.getLogger()
+        waiting = Waiting(session, Disk(news, log), news, log)
+        async with asyncio.TaskGroup() as children:
+            assert waiting.look(children, session.pending_actions()) == []
+        late, early = session.actions["late"], session.actions["early"]
+        assert (late.status, late.reason) == (
+            "failed",
+            f"not done: not within 1 h: {waits_for(path)}",
+        )
+        assert (early.status, early.reason) == ("pending", waits_for(path))
+        stamps.add((path / "actions" / "early.json").stat().st_mtime_ns)
+    assert len(stamps) == 1
 
 
 async def test_an_interruption_does_not_wait_for_a_command_to_end() -> None:
