@@ -155,7 +155,7 @@ REQUESTS: tuple[inbox.Request, ...] = (
     ),
 )
 # A rule that ends an attempt and asks for the next one.
-SUSPENDED_RESTARTS = {"again": {"to": ["SUSPENDED"], "actions": [{"restart": {}}]}}
+RUNNING_RESTARTS = {"again": {"to": ["RUNNING"], "actions": [{"restart": {}}]}}
 # What a job survives comes more often than what ends it for good.
 STATES = ("PENDING", "SUSPENDED", "NEW_IN_SLURM_99", "TIMEOUT", "NODE_FAIL") * 3
 which = st.integers(0, 9)
@@ -171,7 +171,7 @@ class Play(hs.RuleBasedStateMachine):
         chain=st.integers(1, 2),
         most=st.sampled_from([None, 2]),
         rare=st.booleans(),
-        rules=st.sampled_from([{}, SUSPENDED_RESTARTS]),
+        rules=st.sampled_from([{}, RUNNING_RESTARTS]),
     )
     def begin(self, chain: int, most: int | None, rare: bool, rules: dict[str, Any]) -> None:
         self.fate.steps_left = 0
