@@ -86,45 +86,64 @@ def wait(session: Session, action: ActionRecord, reason: str) -> None:
 def ask_restart(session: Session, action: ActionRecord) -> str:
     """Write down that an attempt is to be replaced; the monitor and the submitter do the rest.
 
-    Raises SessionError when the attempt has ended already, or there is nothing to roll back to.
+    Several rules may ask for it: there is one restart, from the earliest checkpoint that is asked
+    for. Raises SessionError when the attempt has ended already, or nothing is there to go back to.
     """
-    asked, job = action.action, session.jobs[action.event.job]
+    asked, job, number = action.action, session.jobs[action.event.job], action.attempt
     assert isinstance(asked, Restart)
-    number = action.attempt
-    standing = job.restart.action if job.restart else None
-    if number is None or action.key in (job.restarted.get(number), standing):
-        if number is None:
-            raise SessionError(f"{job.spec.name}: has no attempt yet")
-        return f"attempt {number} restarts"
-    if standing is not None and job.restart is not None and job.restart.attempt == number:
-        return f"attempt {number} restarts already, for {standing}"
-    _refuse_if_settled(job, number)
-    back = _last_good(job, action) if asked.roll_back else None
+    if number is None:
+        raise SessionError(f"{job.spec.name}: has no attempt yet")
+    said = f"attempt {number} restarts"
+    if job.restarted.get(number) == action.key:
+        return said
+    standing = job.restart if job.restart and job.restart.attempt == number else None
+    if standing is None:
+        _refuse_if_settled(job, number)
     if asked.exclude_nodes == "blamed":
         _blame(session, action, _named_nodes(session, action), 86400.0)
-    reason = f"rule {action.rule}"
-    event = RestartAsked(job=job.spec.name, attempt=number, roll_back_to=back, reason=reason)
+    request = _request(job, action, asked, standing)
+    if request == standing or (standing is not None and _is_settled(job, number)):
+        return f"{said} already, for {job.restarted[number]}"
+    back = request.roll_back_to
+    event = RestartAsked(
+        job=job.spec.name, attempt=number, roll_back_to=back, reason=request.reason
+    )
     session.notice([event])
-    request = RestartRequest(
-        attempt=number,
-        action=action.key,
-        reason=reason,
-        roll_back_to=back,
-        backend=asked.backend,
-    )
-    restarted = {**job.restarted, number: action.key}
-    if back is None:
-        session.change_job(job, restart=request, restarted=restarted)
-        return f"attempt {number} restarts"
-    _taint(session, job, back)
-    session.change_job(
-        job,
-        restart=request,
-        restarted=restarted,
-        checkpoints=[iteration for iteration in job.checkpoints if iteration <= back],
-        roll_backs=[*job.roll_backs, back],
-    )
-    return f"attempt {number} restarts from iteration {back}"
+    changes: dict[str, object] = {
+        "restart": request,
+        "restarted": {number: action.key, **job.restarted},
+    }
+    if back is not None and (standing is None or back != standing.roll_back_to):
+        _taint(session, job, back)
+        changes["checkpoints"] = [at for at in job.checkpoints if at <= back]
+        changes["roll_backs"] = [*job.roll_backs, back]
+    session.change_job(job, **changes)
+    return said if back is None else f"{said} from iteration {back}"
+
+
+def _request(
+    job: JobRecord, action: ActionRecord, asked: Restart, standing: RestartRequest | None
+) -> RestartRequest:
+    """What is asked for now, together with what was asked for before."""
+    back = _last_good(job, action) if asked.roll_back else None
+    if standing is None:
+        return RestartRequest(
+            attempt=action.attempt or 0,
+            action=action.key,
+            reason=f"rule {action.rule}",
+            roll_back_to=back,
+            backend=asked.backend,
+        )
+    backs = [x for x in (back, standing.roll_back_to) if x is not None]
+    changes = {
+        "roll_back_to": min(backs, default=None),
+        "backend": {**standing.backend, **asked.backend},
+    }
+    return standing.model_copy(update=changes)
+
+
+def _is_settled(job: JobRecord, number: int) -> bool:
+    return any(a.number == number and a.verdict is not None for a in job.attempts)
 
 
 def _refuse_if_settled(job: JobRecord, number: int) -> None:

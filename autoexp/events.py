@@ -211,7 +211,8 @@ class RestartAsked(Closed):
 
     @property
     def key(self) -> str:
-        return f"restart/{self.job}/a{self.attempt}"
+        back = "" if self.roll_back_to is None else f"/to{self.roll_back_to}"
+        return f"restart/{self.job}/a{self.attempt}{back}"
 
 
 class TrunksFinished(Closed):

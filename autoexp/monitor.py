@@ -14,7 +14,7 @@ from autoexp.events import AttemptJudged, Event, JobGivenUp
 from autoexp.jobs import Attempt, JobRecord, Verdict
 from autoexp.logtail import LogCursor
 from autoexp.overview import overview
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Fail, Finish, Start
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
 from autoexp.rules.records import ActionRecord
@@ -120,8 +120,6 @@ class Monitor:
         """Whether a rule may still say what the end of an attempt means."""
         if not self._book.ends_attempts or job.cancel_requested or job.ending:
             return False
-        # A restart is decided once it is asked for; that the job has failed overrules it.
-        open_kinds = ENDS_AN_ATTEMPT if job.restart is None else (Finish, Fail)
         known = self._session.actions
         fresh = [
             action
@@ -130,7 +128,7 @@ class Monitor:
             for action in decide(event, self._book.of(event), known)
         ]
         return any(
-            isinstance(action.action, open_kinds)
+            _may_change(action.action, job)
             and action.event.job == job.spec.name
             and (action.attempt or getattr(action.event, "attempt", attempt.number))
             == attempt.number
@@ -255,3 +253,12 @@ class Monitor:
             f"never started: {parent.spec.name} ended ({parent.reason}) "
             f"without a complete checkpoint at iteration {job.spec.branch.iteration}"
         )
+
+
+def _may_change(action: Action, job: JobRecord) -> bool:
+    """Whether an action that is yet to be done may change what the end of an attempt means."""
+    if job.restart is None:
+        return isinstance(action, ENDS_AN_ATTEMPT)
+    # A restart is asked for: it may yet become one with a roll back, or be overruled.
+    rolls_back = isinstance(action, Restart) and action.roll_back
+    return isinstance(action, Finish | Fail) or (rolls_back and job.restart.roll_back_to is None)

@@ -214,6 +214,33 @@ def test_two_rules_that_restart_the_same_attempt_restart_it_once(
     assert {a.status for a in Session.load(story.path).actions.values()} == {ActionStatus.DONE}
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_crash_and_a_nan_of_the_same_attempt_are_one_restart_with_roll_back(
+    story_of: Callable[..., Story], backwards: bool
+) -> None:
+    crash = {"crash": {"to": ["FAILED"], "actions": [{"restart": {}}]}}
+    back = {"restart": {"roll_back": True, "backend": {"args": {"lr": 0.005}}}}
+    nan = {"nan": {"substring": "found NaN", "actions": [back]}}
+    story = story_of(state_events=crash, log_events=nan)
+    story.save(100)
+    story.log(190)
+    say(story, "found NaN in local grad norm")
+    story.look(state="RUNNING")
+    story.save(200)
+    say(story, "goodbye")
+    story.look(state="FAILED", exit_code=1)
+    actions = [a for a in story.session.pending_actions() if isinstance(a.action, Restart)]
+    assert [action.rule for action in actions] == ["nan", "crash"]
+    for action in reversed(actions) if backwards else actions:
+        perform(story.session, action)
+        story.look()
+    go_on(story)
+    job = Session.load(story.path).jobs["tiny"]
+    assert (len(job.attempts), job.roll_backs, job.checkpoints) == (2, [100], [100])
+    assert job.spec.command[job.spec.command.index("--lr") + 1] == "0.005"
+    assert {a.status for a in story.session.actions.values() if not is_start(a)} == {"done"}
+
+
 def test_a_restart_without_progress_ends_after_the_sessions_limit(
     story_of: Callable[..., Story],
 ) -> None:
