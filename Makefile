@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo slurm-demo test test-slow check format clean
+.PHONY: help setup demo slurm-demo test test-slow check format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -35,6 +35,9 @@ check: setup  ## format, lint and types
 format: setup  ## mend what `make check` says about format and imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup  ## write the reference in docs/rules.md from the models
+	$(BIN)/python -m autoexp.rules.reference docs/rules.md
 
 clean:  ## remove the virtual environment and the caches; sessions stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,35 +1,286 @@
-"""What actions do to the session's records, each step written down before and after."""
+"""What actions do to the session's records, each step written down before and after.
 
+Every function can be called again after a kill at any line: it finds what it has done, and goes on.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from autoexp import inbox
+from autoexp.blame import Blamed
 from autoexp.errors import SessionError
-from autoexp.jobs import JobRecord
-from autoexp.rules import ActionRecord, ActionStatus
+from autoexp.events import CheckpointComplete, LogMatched, MetricAlarm, Published, RestartAsked
+from autoexp.jobs import Ending, JobRecord, RestartRequest, Verdict, now
+from autoexp.rules.actions import (
+    ENDS_AN_ATTEMPT,
+    Cancel,
+    ExcludeNodes,
+    Fail,
+    Finish,
+    Publish,
+    Restart,
+    Start,
+)
+from autoexp.rules.records import ActionRecord, ActionStatus
+from autoexp.rules.templates import fill
 from autoexp.session import Session
+from autoexp.verdicts import saved_iteration
+
+Values = Mapping[str, str]
 
 
-def begin(session: Session, action: ActionRecord) -> JobRecord:
-    """Note that an action is under way and return the job that it launches."""
-    job = session.jobs.get(action.action.job)
-    if job is None:
-        raise SessionError(f"{action.key}: launches {action.action.job}, which is not a job here")
-    session.change_action(action, status=ActionStatus.RUNNING, attempts=action.attempts + 1)
+def begin(session: Session, action: ActionRecord) -> JobRecord | None:
+    """Note that an action is under way and return the job that it is about, if it is about one."""
+    name = action.action.job if isinstance(action.action, Start) else action.event.job
+    job = session.jobs.get(name)
+    if job is None and isinstance(action.action, (Start, *ENDS_AN_ATTEMPT)):
+        raise SessionError(f"{action.key}: is about {name or 'no job'}, which is not a job here")
+    attempt = action.attempt
+    if attempt is None and job is not None and isinstance(action.action, ENDS_AN_ATTEMPT):
+        attempt = getattr(action.event, "attempt", None) or _current(job)
+    status = ActionStatus.RUNNING
+    session.change_action(action, status=status, attempts=action.attempts + 1, attempt=attempt)
     return job
 
 
+def _current(job: JobRecord) -> int | None:
+    return job.attempt.number if job.attempt else None
+
+
 def complete(session: Session, action: ActionRecord, job: JobRecord) -> None:
-    """Release the launched job for submission, then note that the action is done.
+    """Release the started job for submission, then note that the action is done.
 
     A kill in between repeats the action, which finds the job launched and changes nothing.
     """
     if not job.launched:
-        session.change_job(job, launched=True)
-    session.change_action(action, status=ActionStatus.DONE, reason=None)
+        parent = session.jobs.get(job.spec.parent or "")
+        logs_loss = parent is not None and parent.logs_loss
+        session.change_job(job, launched=True, logs_loss=logs_loss)
+    done(session, action)
 
 
-def fail(session: Session, action: ActionRecord, reason: str) -> None:
-    """Note why an action failed; `autoexp queue` shows it."""
-    session.change_action(action, status=ActionStatus.FAILED, reason=reason)
+def done(session: Session, action: ActionRecord, result: str | None = None) -> None:
+    """Note that the action is done, and what came of it."""
+    session.change_action(action, status=ActionStatus.DONE, reason=None, result=result)
+
+
+def fail(session: Session, action: ActionRecord, reason: str, result: str | None = None) -> None:
+    """Note why an action failed, or was not done; `autoexp queue` shows it."""
+    session.change_action(action, status=ActionStatus.FAILED, reason=reason, result=result)
 
 
 def postpone(session: Session, action: ActionRecord, reason: str) -> None:
     """Note why an action has to be done again in a while."""
     session.change_action(action, status=ActionStatus.PENDING, reason=f"tried again: {reason}")
+
+
+def wait(session: Session, action: ActionRecord, reason: str) -> None:
+    """Note what a pending action waits for; written when that changes, not at every look."""
+    if action.reason != reason:
+        session.change_action(action, reason=reason)
+
+
+# Restarts
+
+
+def ask_restart(session: Session, action: ActionRecord) -> str:
+    """Write down that an attempt is to be replaced; the monitor and the submitter do the rest.
+
+    Several rules may ask for it: there is one restart, from the earliest checkpoint that is asked
+    for. Raises SessionError when the attempt has ended already, or nothing is there to go back to.
+    """
+    asked, job, number = action.action, session.jobs[action.event.job], action.attempt
+    assert isinstance(asked, Restart)
+    if number is None:
+        raise SessionError(f"{job.spec.name}: has no attempt yet")
+    said = f"attempt {number} restarts"
+    if job.restarted.get(number) == action.key:
+        return said
+    standing = job.restart if job.restart and job.restart.attempt == number else None
+    if standing is None:
+        _refuse_if_settled(job, number)
+    if asked.exclude_nodes == "blamed":
+        _blame(session, action, _named_nodes(session, action), 86400.0)
+    request = _request(job, action, asked, standing)
+    if request == standing or (standing is not None and _is_settled(job, number)):
+        return f"{said} already, for {job.restarted[number]}"
+    back = request.roll_back_to
+    event = RestartAsked(
+        job=job.spec.name, attempt=number, roll_back_to=back, reason=request.reason
+    )
+    session.notice([event])
+    changes: dict[str, object] = {
+        "restart": request,
+        "restarted": {number: action.key, **job.restarted},
+    }
+    if back is not None and (standing is None or back != standing.roll_back_to):
+        _taint(session, job, back)
+        changes["checkpoints"] = [at for at in job.checkpoints if at <= back]
+        changes["roll_backs"] = [*job.roll_backs, back]
+    session.change_job(job, **changes)
+    return said if back is None else f"{said} from iteration {back}"
+
+
+def _request(
+    job: JobRecord, action: ActionRecord, asked: Restart, standing: RestartRequest | None
+) -> RestartRequest:
+    """What is asked for now, together with what was asked for before."""
+    back = _last_good(job, action) if asked.roll_back else None
+    if standing is None:
+        return RestartRequest(
+            attempt=action.attempt or 0,
+            action=action.key,
+            reason=f"rule {action.rule}",
+            roll_back_to=back,
+            backend=asked.backend,
+        )
+    backs = [x for x in (back, standing.roll_back_to) if x is not None]
+    changes = {
+        "roll_back_to": min(backs, default=None),
+        "backend": {**standing.backend, **asked.backend},
+    }
+    return standing.model_copy(update=changes)
+
+
+def _is_settled(job: JobRecord, number: int) -> bool:
+    return any(a.number == number and a.verdict is not None for a in job.attempts)
+
+
+def _refuse_if_settled(job: JobRecord, number: int) -> None:
+    attempt = next((a for a in job.attempts if a.number == number), None)
+    if job.is_over:
+        raise SessionError(f"{job.spec.name}: is over ({job.reason})")
+    if attempt is None or attempt.verdict is not None:
+        raise SessionError(f"{job.spec.name}: attempt {number} has ended already")
+
+
+def _last_good(job: JobRecord, action: ActionRecord) -> int:
+    """The checkpoint to go on from: the last one before the trouble began."""
+    match action.event:
+        case MetricAlarm(last_good=None):
+            # Not one good iteration since it began: what it began from is suspect too.
+            limit = (job.attempt.first_iteration or 0) - 1 if job.attempt else -1
+        case MetricAlarm(last_good=int(iteration)) | LogMatched(iteration=int(iteration)):
+            limit = iteration
+        case _:
+            limit = saved_iteration(job)
+    # A branch's own start is its parent's checkpoint: there is nothing before that.
+    start = [job.spec.branch.iteration] if job.spec.branch else []
+    good = [*start, *(iteration for iteration in job.checkpoints if iteration <= limit)]
+    if not good:
+        raise SessionError(
+            f"{job.spec.name}: no checkpoint at or before iteration {max(limit, 0)} to roll back to"
+        )
+    return max(good)
+
+
+def _taint(session: Session, parent: JobRecord, back: int) -> None:
+    """Cooldowns from checkpoints behind `back`: those that wait are held, the others are marked."""
+    for action in session.pending_actions():
+        event = action.event
+        if (
+            isinstance(action.action, Start)
+            and isinstance(event, CheckpointComplete)
+            and (event.job, action.status) == (parent.spec.name, ActionStatus.PENDING)
+            and event.iteration > back
+        ):
+            why = f"{parent.spec.name} was rolled back to {back}: the checkpoint is set aside"
+            fail(session, action, why)
+    for job in session.jobs.values():
+        branch = job.spec.branch
+        if branch is None or job.spec.parent != parent.spec.name or branch.iteration <= back:
+            continue
+        started = any(
+            isinstance(a.action, Start)
+            and a.action.job == job.spec.name
+            and a.status in (ActionStatus.RUNNING, ActionStatus.DONE)
+            for a in session.actions.values()
+        )
+        if started and job.tainted is None:
+            why = f"branched from {branch.iteration}, before {parent.spec.name} went back to {back}"
+            session.change_job(job, tainted=why)
+
+
+def replaced(session: Session, job: JobRecord, spec_changes: Mapping[str, object]) -> None:
+    """The last step of a restart, in one write: from here on the next attempt is wanted."""
+    assert job.restart is not None
+    changes: dict[str, object] = {"restart": None}
+    if spec_changes:
+        changes["spec"] = job.spec.model_copy(update=dict(spec_changes))
+    if job.restart.roll_back_to is not None:
+        changes |= {"iteration": job.restart.roll_back_to, "loss": None, "learning_rate": None}
+    session.change_job(job, **changes)
+
+
+# Endings
+
+
+def ask_ending(session: Session, action: ActionRecord, reason: str) -> str:
+    """Write down that a job is to end, and as what."""
+    job = session.jobs[action.event.job]
+    assert isinstance(action.action, Finish | Fail)
+    verdict = Verdict.FINISHED if isinstance(action.action, Finish) else Verdict.FAILED
+    if job.ending is not None and job.ending.action == action.key:
+        return str(verdict)
+    if job.is_over:
+        raise SessionError(f"{job.spec.name}: is over ({job.reason})")
+    if verdict is Verdict.FINISHED and not job.attempts:
+        raise SessionError(f"{job.spec.name}: has not started, so it cannot count as finished")
+    why = reason or f"rule {action.rule}"
+    session.change_job(job, ending=Ending(verdict=verdict, action=action.key, reason=why))
+    return str(verdict)
+
+
+def ask_cancel(session: Session, action: ActionRecord, values: Values) -> str:
+    """Write down that jobs are to be cancelled; by default the event's own, or all."""
+    asked = action.action
+    assert isinstance(asked, Cancel)
+    wanted = {fill(name, values) for name in asked.jobs} or {action.event.job}
+    names = [
+        name
+        for name, job in session.jobs.items()
+        if "" in wanted or name in wanted or str(job.spec.kind) in wanted
+    ]
+    reason = fill(asked.reason, values)
+    by = f"rule {action.rule}" + (f": {reason}" if reason else "")
+    cancelled = inbox.request_cancel(session, tuple(names), by) if names else []
+    return f"cancels {', '.join(cancelled) or 'nothing'}"
+
+
+# Nodes
+
+
+def exclude_nodes(session: Session, action: ActionRecord, values: Values) -> str:
+    """Put nodes on the session's blame list; returns what came of it."""
+    asked = action.action
+    assert isinstance(asked, ExcludeNodes)
+    nodes = [fill(node, values) for node in asked.nodes] or _named_nodes(session, action)
+    _blame(session, action, nodes, asked.expires)
+    return f"avoids {', '.join(nodes)}" if nodes else "the event names no node: nothing excluded"
+
+
+def _named_nodes(session: Session, action: ActionRecord) -> list[str]:
+    """What the event captured as `node`, else the node that the attempt ran on, if it was one."""
+    event = action.event
+    if isinstance(event, LogMatched) and event.values.get("node"):
+        return [str(event.values["node"])]
+    job = session.jobs.get(event.job)
+    number = getattr(event, "attempt", None)
+    attempts = [a for a in job.attempts if a.number == number] if job else []
+    nodes = attempts[0].nodes if attempts else None
+    return [nodes] if nodes and not set(nodes) & set("[],") else []
+
+
+def _blame(session: Session, action: ActionRecord, nodes: list[str], expires_s: float) -> None:
+    until = now() + timedelta(seconds=expires_s)
+    session.blame.add(
+        Blamed(node=node, evidence=action.event.key, reason=f"rule {action.rule}", until=until)
+        for node in nodes
+    )
+
+
+def publish(session: Session, action: ActionRecord, payload: dict[str, str]) -> None:
+    """Tell the session's own rules what was published."""
+    assert isinstance(action.action, Publish)
+    job, name = action.event.job, action.action.name
+    session.notice([Published(job=job, name=name, payload=payload, action=action.key)])

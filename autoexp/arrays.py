@@ -96,6 +96,7 @@ def submit(session: Session, group: Group, scheduler: Scheduler, *, fresh: bool)
         machine=group[0].spec.machine,
         time_limit_min=attempts[0].time_limit_min,
         tasks=tuple(attempt.array_index or 0 for attempt in attempts),
+        avoided=session.blame.current(now()),
     )
     name = attempts[0].name
     ticket = Ticket(name, directory, name, attempts[0].intended_at)

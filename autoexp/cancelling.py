@@ -51,6 +51,8 @@ def cancel_directly(
                 problem = str(error)
             alive = [job.spec.name for job in wanted if not job.is_over or job.open_attempts]
             if not alive:
+                if not jobs:
+                    inbox.drop_waiting(session, by)  # what the ends of the jobs called for
                 return Outcome(answers)
             if time.monotonic() > deadline:
                 return Outcome(answers, problem or f"{', '.join(alive)} have not ended yet")

@@ -240,7 +240,8 @@ def _problem(details: ErrorDetails, origins: _Origins) -> str:
     path = ".".join(found.path) or "experiment"
     origin = origins.of(found.path)
     if details["type"] == "extra_forbidden":
-        return f"{path}: no such key{_nearest(found.path[-1], found.beside)} ({origin})"
+        names = {*found.beside, *details.get("ctx", {}).get("known", ())}
+        return f"{path}: no such key{_nearest(found.path[-1], names)} ({origin})"
     if details["type"] == "missing":
         return f"{path}: missing ({origin})"
     message = details["msg"].removeprefix("Value error, ")

@@ -18,7 +18,9 @@ from autoexp.jobs import JobRecord, JobSpec, now
 from autoexp.machines import LocalMachine
 from autoexp.plan import make_plan
 from autoexp.provenance import Provenance, of_experiment
-from autoexp.session import Session, SessionMeta
+from autoexp.rules.possible import refuse_impossible
+from autoexp.session import Session
+from autoexp.session_meta import SessionMeta
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -47,6 +49,7 @@ def create(
     _refuse_odd_root(root, composed.experiment)
     path = root / name
     plan = make_plan(composed.experiment, output_root(composed.experiment, path))
+    refuse_impossible(composed.experiment)
     if path.exists():
         raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
     _make_root(root)

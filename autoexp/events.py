@@ -1,6 +1,7 @@
 """What can happen in a session, as values; the key of an event has no clock in it."""
 
 from typing import Annotated, Literal
+from zlib import crc32
 
 from pydantic import Field, TypeAdapter
 
@@ -15,10 +16,15 @@ class CheckpointComplete(Closed):
     job: str
     iteration: int
     path: str
+    generation: int = 0
+    """How often the job has been rolled back to before it: it is another checkpoint each time."""
+    last: bool = False
+    """Whether it is the one at the job's target."""
 
     @property
     def key(self) -> str:
-        return f"checkpoint/{self.job}/{self.iteration}"
+        again = f"/r{self.generation}" if self.generation else ""
+        return f"checkpoint/{self.job}/{self.iteration}{again}"
 
 
 class StateChanged(Closed):
@@ -132,6 +138,124 @@ class LogLost(Closed):
         return f"log-lost/{self.job}/a{self.attempt}/{self.generation}"
 
 
+class LogMatched(Closed):
+    """A rule's pattern was found in a job's log: the first time in the attempt, or every time."""
+
+    kind: Literal["log_matched"] = "log_matched"
+    job: str
+    attempt: int
+    rule: str
+    severity: str = "error"
+    iteration: int | None = None
+    """The last iteration that had been logged before."""
+    generation: int
+    offset: int
+    """Where the line begins: the file of the log, and the byte in it."""
+    line: str
+    values: dict[str, str | int | float] = Field(default_factory=dict)
+    """What the pattern's named groups captured."""
+    every: bool = False
+
+    @property
+    def key(self) -> str:
+        place = f"/{self.generation}-{self.offset}" if self.every else ""
+        return f"log/{self.job}/a{self.attempt}/{self.rule}{place}"
+
+
+class MetricAlarm(Closed):
+    """What a job logged broke a metric rule, for the first time in the attempt."""
+
+    kind: Literal["metric_alarm"] = "metric_alarm"
+    job: str
+    attempt: int
+    rule: str
+    iteration: int
+    value: float | None
+    """None: not a number, or missing."""
+    expected: float | None = None
+    last_good: int | None = None
+    """The last logged iteration before the trouble began; None: nothing good was logged."""
+    message: str
+
+    @property
+    def key(self) -> str:
+        return f"metric/{self.job}/a{self.attempt}/{self.rule}"
+
+
+class LoggingStopped(Closed):
+    """A running job has written neither to its log nor a checkpoint for long."""
+
+    kind: Literal["logging_stopped"] = "logging_stopped"
+    job: str
+    attempt: int
+    rule: str
+    generation: int
+    offset: int
+    """How far the log had come."""
+    quiet_s: float
+
+    @property
+    def key(self) -> str:
+        place = f"{self.generation}-{self.offset}"
+        return f"inactive/{self.job}/a{self.attempt}/{self.rule}/{place}"
+
+
+class RestartAsked(Closed):
+    """A rule asked for another attempt instead of this one."""
+
+    kind: Literal["restart_asked"] = "restart_asked"
+    job: str
+    attempt: int
+    roll_back_to: int | None = None
+    reason: str
+
+    @property
+    def key(self) -> str:
+        back = "" if self.roll_back_to is None else f"/to{self.roll_back_to}"
+        return f"restart/{self.job}/a{self.attempt}{back}"
+
+
+class TrunksFinished(Closed):
+    """Every training of the session has finished."""
+
+    kind: Literal["trunks_finished"] = "trunks_finished"
+    job: str = ""
+    trunks: int
+
+    @property
+    def key(self) -> str:
+        return f"trunks-finished/{self.trunks}"
+
+
+class BudgetPassed(Closed):
+    """The session's jobs have used more GPU hours than a rule allows."""
+
+    kind: Literal["budget_passed"] = "budget_passed"
+    job: str = ""
+    rule: str
+    gpu_hours: float
+
+    @property
+    def key(self) -> str:
+        return f"budget/{self.rule}"
+
+
+class Published(Closed):
+    """A rule published an event, which other rules may react to."""
+
+    kind: Literal["published"] = "published"
+    job: str
+    name: str
+    payload: dict[str, str] = Field(default_factory=dict)
+    action: str
+    """Key of the action that published it."""
+
+    @property
+    def key(self) -> str:
+        # Keys of actions hold keys of events: one inside the other would grow without end.
+        return f"published/{self.name}/{crc32(self.action.encode()):08x}"
+
+
 Event = Annotated[
     CheckpointComplete
     | StateChanged
@@ -141,31 +265,14 @@ Event = Annotated[
     | JobAdded
     | RequestRefused
     | CancelAnswered
-    | LogLost,
+    | LogLost
+    | LogMatched
+    | MetricAlarm
+    | LoggingStopped
+    | RestartAsked
+    | TrunksFinished
+    | BudgetPassed
+    | Published,
     Field(discriminator="kind"),
 ]
 adapter: TypeAdapter[Event] = TypeAdapter(Event)
-
-
-def describe(event: Event) -> str:
-    """One line for people."""
-    match event:
-        case CheckpointComplete():
-            return f"checkpoint {event.iteration} of {event.job} is complete"
-        case StateChanged():
-            because = f" ({event.reason})" if event.reason else ""
-            return f"{event.job} attempt {event.attempt}: {event.old} -> {event.new}{because}"
-        case AttemptJudged():
-            return f"{event.job} attempt {event.attempt}: {event.verdict} ({event.reason})"
-        case JobGivenUp():
-            return f"{event.job}: failed ({event.reason})"
-        case AttemptRefused():
-            return f"{event.job} attempt {event.attempt}: not submitted ({event.reason})"
-        case JobAdded():
-            return f"{event.job}: joined the session ({event.by})"
-        case RequestRefused():
-            return f"request refused: {event.reason}"
-        case CancelAnswered():
-            return f"{event.job} attempt {event.attempt}: cancelled, answer: {event.answer}"
-        case LogLost():
-            return f"{event.job} attempt {event.attempt}: {event.message}"

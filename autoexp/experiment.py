@@ -1,6 +1,6 @@
 """The experiment as validated: closed, frozen and described, so that a typo is an error."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,8 @@ from autoexp.backends.kinds import AnyBackend
 from autoexp.containers import Container, NoContainer
 from autoexp.machines import Machine
 from autoexp.quantities import Quantity, Unit, read_quantity
+from autoexp.rules.actions import Decay, Shape
+from autoexp.rules.sections import Rules
 
 JobName = Annotated[
     str,
@@ -18,7 +20,6 @@ JobName = Annotated[
         "names and of the scheduler's job name",
     ),
 ]
-Shape = Literal["minus_sqrt", "linear", "cosine"]
 
 
 class Project(Closed):
@@ -28,19 +29,6 @@ class Project(Closed):
     description: str = Field("", description="one line for people")
     output_root: str | None = Field(
         None, description="where jobs write; by default `output/` inside the session"
-    )
-
-
-class Decay(Closed):
-    """How a cooldown's learning rate goes from the trunk's peak to `min_lr`."""
-
-    iterations: int | None = Field(None, gt=0, description="length in iterations")
-    fraction: float | None = Field(
-        None, gt=0, lt=1, description="length as a share of the branch's total iterations"
-    )
-    shape: Shape = Field("minus_sqrt", description="1 - sqrt(x), linear, or half a cosine")
-    min_lr: float | None = Field(
-        None, ge=0, description="learning rate at the end; the backend's own if unset"
     )
 
 
@@ -105,8 +93,8 @@ class Start(Closed):
     path: str = Field(description="where it lies")
 
 
-class Monitoring(Closed):
-    """How often to look, what to publish, when to give up."""
+class Monitoring(Rules):
+    """How often to look, what to publish, when to give up; and the rules."""
 
     file_tick_s: float = Field(2.0, gt=0, description="seconds between looks at logs and folders")
     save_progress_every_s: float = Field(
@@ -114,6 +102,9 @@ class Monitoring(Closed):
     )
     publish_every_s: float = Field(
         30.0, gt=0, description="least seconds between updates in Prefect without a change of state"
+    )
+    evaluate_command: tuple[str, ...] = Field(
+        (), description="what evaluation presets run for a checkpoint, templates of their rules"
     )
     max_attempts_without_progress: int = Field(
         3, gt=0, description="attempts in a row without a new iteration before a job fails"

@@ -1,7 +1,7 @@
 """From where a validation failed to the key as it is written, and the names valid there."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -21,7 +21,7 @@ def walk(model: type[BaseModel], location: Sequence[int | str]) -> Place:
     """Follow the location of an error from `model` down."""
     models: list[type[BaseModel]] = [model]
     path: list[str] = []
-    beside = _names(models)
+    beside, named_by_user = _names(models), False
     for part in map(str, location):
         chosen = [found for found in models if part in _kinds(found)]
         if len(models) > 1 and chosen:
@@ -32,9 +32,13 @@ def walk(model: type[BaseModel], location: Sequence[int | str]) -> Place:
         path.append(part)
         if part.isdigit():
             continue
+        if named_by_user:
+            named_by_user = False  # a key of a mapping, as the name of a rule
+            continue
         beside = _names(models)
         annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
         models = [found for annotation in annotations for found in _models_in(annotation)]
+        named_by_user = any(get_origin(annotation) is dict for annotation in annotations)
     return Place(path, beside)
 
 

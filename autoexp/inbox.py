@@ -15,8 +15,9 @@ from autoexp import durable
 from autoexp.backends.base import Closed
 from autoexp.errors import BadInput
 from autoexp.events import JobAdded, RequestRefused
-from autoexp.jobs import Attempt, JobSpec
-from autoexp.rules import ActionRecord, ActionStatus
+from autoexp.jobs import Attempt, JobSpec, now
+from autoexp.rules.actions import Start
+from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.session import Session
 
 By = Annotated[str, Field(description="who asked, and how")]
@@ -90,7 +91,7 @@ def _apply(session: Session, request: Request) -> str:
             names = request_cancel(session, request.jobs, request.by)
             return f"{request.by}: cancels {', '.join(names) or 'nothing: all jobs have ended'}"
         case SubmitRequest():
-            return _add_jobs(session, request)
+            return add_jobs(session, request)
         case ActionRequest():
             return _change_action(session, request)
 
@@ -105,10 +106,20 @@ def request_cancel(session: Session, jobs: tuple[str, ...], by: str) -> list[str
         found.append(name)
         if job.cancel_requested is None:
             session.change_job(job, cancel_requested=by)
+    if not jobs:
+        drop_waiting(session, by)
     return found
 
 
-def _add_jobs(session: Session, request: SubmitRequest) -> str:
+def drop_waiting(session: Session, by: str) -> None:
+    """Drop all actions that have not begun: nobody wants anything of the session any more."""
+    for action in session.pending_actions():
+        if action.status is ActionStatus.PENDING:
+            session.change_action(action, status=ActionStatus.FAILED, reason=f"dropped: {by}")
+
+
+def add_jobs(session: Session, request: SubmitRequest) -> str:
+    """Take jobs into the session, all of them or none; repeatable. Raises BadInput for a clash."""
     for spec in request.jobs:
         # All of them or none: a clash with the last one must not leave the first ones here.
         session.refuse_clash(spec)
@@ -136,12 +147,20 @@ def _drop(session: Session, action: ActionRecord, by: str) -> str:
 
 
 def _retry(session: Session, action: ActionRecord, by: str) -> str:
-    job = session.jobs[action.action.job]
-    if job.cancel_requested is not None:
-        raise BadInput(f"{action.key}: {job.spec.name} has been cancelled")
+    if isinstance(action.action, Start):
+        job = session.jobs[action.action.job]
+        if job.cancel_requested is not None:
+            raise BadInput(f"{action.key}: {job.spec.name} has been cancelled")
+        _refuse_if_under_way(action)
+        if job.is_over and not job.launched:
+            session.change_job(job, verdict=None, reason=None)
+    _refuse_if_under_way(action)
+    # Deadlines count from now: a person has looked at it.
+    changes = {"status": ActionStatus.PENDING, "reason": None, "result": None}
+    session.change_action(action, **changes, asked_at=now(), attempt=None)
+    return f"{by}: retries {action.key}"
+
+
+def _refuse_if_under_way(action: ActionRecord) -> None:
     if action.status in (ActionStatus.RUNNING, ActionStatus.DONE):
         raise BadInput(f"{action.key}: is {action.status}; only a failed action can be retried")
-    if job.is_over and not job.launched:
-        session.change_job(job, verdict=None, reason=None)
-    session.change_action(action, status=ActionStatus.PENDING, reason=None)
-    return f"{by}: retries {action.key}"

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +12,7 @@ from autoexp.backends.kinds import AnyBackend
 from autoexp.containers import Container, NoContainer
 from autoexp.logtail import LogCursor
 from autoexp.machines import Machine
+from autoexp.rules.conditions import Condition
 
 
 class Kind(StrEnum):
@@ -47,6 +49,12 @@ class JobSpec(Closed):
     output_dir: str
     save_dir: str
     target_iteration: int | None = None
+    launched_by: str | None = None
+    """Key of the action that launched it; None: it was planned, or submitted by somebody."""
+    start_when: tuple[Condition, ...] = ()
+    """What has to hold, besides its checkpoint being there, before a cooldown starts."""
+    start_within_s: float = 86400.0
+    """How long that may take."""
 
     @property
     def trainer(self) -> Backend:
@@ -99,11 +107,44 @@ class Attempt(BaseModel):
     first_iteration: int | None = None
     """Iteration the job had reached when the attempt was made: progress is measured from here."""
     verdict: Verdict | None = None
+    matches: dict[str, int] = Field(default_factory=dict)
+    """How many lines of its log each rule's pattern was found in."""
 
     @property
     def is_open(self) -> bool:
         """Whether the scheduler may still say something new about it."""
         return not states.is_terminal(self.state)
+
+
+class RestartRequest(Closed):
+    """An attempt is to be replaced: written down before anything else is done about it."""
+
+    attempt: int
+    action: str
+    """Key of the action that asked."""
+    reason: str
+    roll_back_to: int | None = None
+    """Checkpoints behind this iteration are set aside."""
+    backend: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the job's backend."""
+
+
+class Ending(Closed):
+    """A rule decided what becomes of a job, whatever its attempts do."""
+
+    verdict: Verdict
+    action: str
+    reason: str
+
+
+class Logged(NamedTuple):
+    """A logged iteration, as metric rules see it."""
+
+    iteration: int
+    loss: float | None
+    """None: not a number, or left out."""
+    learning_rate: float | None
+    seconds: float | None
 
 
 class JobRecord(BaseModel):
@@ -124,7 +165,20 @@ class JobRecord(BaseModel):
     mean_seconds_per_iteration: float | None = None
     """Exponentially weighted, so that a slow first step is forgotten."""
     checkpoints: list[int] = Field(default_factory=list)
+    logs_loss: bool = False
+    """Whether a loss was ever logged: only then a missing one is news."""
+    tainted: str | None = None
+    """Why the checkpoint that it branched from is not to be trusted."""
+    roll_backs: list[int] = Field(default_factory=list)
+    """Iterations that the job was rolled back to; what lay behind each was set aside."""
+    tail: list[Logged] = Field(default_factory=list)
+    """The last logged iterations of the attempt, as many as the session's metric rules look at."""
     attempts_without_progress: int = 0
+    restart: RestartRequest | None = None
+    """Another attempt is asked for; None once the next one may be submitted."""
+    restarted: dict[int, str] = Field(default_factory=dict)
+    """Attempts that were replaced, and the action that asked for it."""
+    ending: Ending | None = None
     cancel_requested: str | None = None
     """Who asked for the cancellation, and how; None as long as nobody has."""
     verdict: Verdict | None = None
@@ -168,12 +222,28 @@ class JobRecord(BaseModel):
         """The state of the attempt that matters, or WAITING before the first."""
         return self.attempt.state if self.attempt else states.WAITING
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether what it has in the queue is to be ended."""
+        ends = self.is_over or self.cancel_requested is not None or self.ending is not None
+        return ends or self.restart is not None
+
+    @property
+    def may_be_replaced(self) -> bool:
+        """Whether a restart that was asked for can go on: nothing of the job is alive."""
+        settled = all(a.verdict is not None for a in self.attempts) and not self.open_attempts
+        return self.restart is not None and settled and not self.is_over
+
+    def generation(self, iteration: int) -> int:
+        """How often the job was rolled back to before an iteration."""
+        return sum(back < iteration for back in self.roll_backs)
+
     def wants_attempt(self, chain: int = 1) -> bool:
         """Whether another attempt should be submitted now, as far as the job is concerned.
 
         `chain` is how many may be in the queue at once.
         """
-        if self.is_over or not self.launched or self.cancel_requested:
+        if self.is_ending or not self.launched:
             return False
         if any(a.verdict is None and not a.is_open for a in self.attempts):
             return False  # it has ended, and has not been judged yet
@@ -186,6 +256,14 @@ class JobRecord(BaseModel):
 def gpu_hours(attempt: Attempt, start: datetime, end: datetime) -> float:
     """GPUs that the attempt holds times the hours from `start` to `end`."""
     return max(0.0, (end - start).total_seconds() / 3600) * attempt.gpus
+
+
+def spent_gpu_hours(attempt: Attempt) -> float:
+    """From start to end, or to now, and what was spent before a requeue."""
+    spent = attempt.earlier_gpu_hours
+    if attempt.started_at is not None:
+        spent += gpu_hours(attempt, attempt.started_at, attempt.ended_at or now())
+    return spent
 
 
 def now() -> datetime:

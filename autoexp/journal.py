@@ -71,6 +71,10 @@ class Journal:
         """The checkpoints that were seen complete, in that order."""
         return [e.event for e in self.entries if isinstance(e.event, CheckpointComplete)]
 
+    def has(self, key: str) -> bool:
+        """Whether an event stands in it."""
+        return key in self._keys
+
     def _add(self, entry: Entry) -> None:
         self.entries.append(entry)
         self._keys.add(entry.event.key)

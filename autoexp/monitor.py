@@ -10,19 +10,17 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from autoexp import states
-from autoexp.events import (
-    AttemptJudged,
-    Event,
-    JobGivenUp,
-    StateChanged,
-)
-from autoexp.jobs import Attempt, JobRecord, Verdict, gpu_hours, now
+from autoexp.events import AttemptJudged, Event, JobGivenUp
+from autoexp.jobs import Attempt, JobRecord, Verdict
 from autoexp.logtail import LogCursor
-from autoexp.rules import ActionRecord, ActionStatus, Rule, decide, rules_of
-from autoexp.schedulers.base import Sighting, Ticket
+from autoexp.overview import overview
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
+from autoexp.rules.book import RuleBook
+from autoexp.rules.decide import decide
+from autoexp.rules.records import ActionRecord
+from autoexp.schedulers.base import Sighting, Ticket, apply
 from autoexp.session import Session
-from autoexp.verdicts import judge, made_progress, saved_iteration
+from autoexp.verdicts import counts, judge, made_progress, saved_iteration
 from autoexp.watch import JobWatch
 
 
@@ -40,8 +38,8 @@ class Monitor:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._rules: tuple[Rule, ...] = ()
-        self._known_jobs = 0
+        self._book = RuleBook(session.experiment.monitoring, [])
+        self._known_jobs: set[str] = set()
         self._watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
         # Seen and not yet on disk: kept when a write fails, as on a full disk.
         self._unwritten: list[Event] = []
@@ -50,6 +48,7 @@ class Monitor:
         self._events: list[Event] = []
         self._actions: list[ActionRecord] = []
         session.write_first = self._write_down
+        session.notice = self.notice
 
     def tickets(self) -> list[Ticket]:
         """The attempts to ask the scheduler about, all in one query."""
@@ -65,6 +64,7 @@ class Monitor:
 
         Raises OSError when the session cannot be written; what was seen is kept for the next look.
         """
+        self._heed_new_jobs()
         changed: set[str] = set()
         for name, job in self._session.jobs.items():
             if job.is_over and not job.open_attempts:
@@ -73,9 +73,9 @@ class Monitor:
             self._look_at(job, sightings)
             if len(self._unwritten) > before or self._watches[name].dirty:
                 changed.add(name)
+        self._unwritten += self._overview(self._unwritten)
         self._write_down()
         self._save_records()
-        self._heed_new_jobs()
         changed |= self._give_up()
         events, actions = self._events, self._actions
         self._events, self._actions = [], []
@@ -96,22 +96,44 @@ class Monitor:
             sighting = sightings.get(attempt.key)
             if sighting is not None:
                 before = attempt.model_copy()
-                self._unwritten += _apply(job, attempt, sighting)
+                self._unwritten += apply(job.spec.name, attempt, sighting)
                 watch.dirty |= attempt != before
         current = job.attempt
-        if current is None or job.is_over:
-            return
+        if current is None or job.is_over or current.verdict is not None:
+            return  # a new attempt has a log of its own
         ended = not current.is_open and current.verdict is None
+        watched = self._book.watched(job.spec)
         try:
-            self._unwritten.extend(watch.read_log(job, current, final=ended))
-            self._unwritten += watch.find_checkpoints(job, ended=ended)
+            self._unwritten.extend(watch.read_log(job, current, watched, final=ended))
+            self._unwritten += watch.find_checkpoints(job, current, watched, ended=ended)
         except OSError as error:
             # Of this job nothing can be said now; the others are looked at all the same.
             watch.cannot_read(job, error)
             return
         watch.can_read(job)
-        if ended:
+        if watched.inactivity_rules:
+            self._unwritten += watch.stands_still(job, current, watched)
+        if ended and not self._awaits_decision(job, current):
             self._unwritten.append(self._judge(job, current))
+
+    def _awaits_decision(self, job: JobRecord, attempt: Attempt) -> bool:
+        """Whether a rule may still say what the end of an attempt means."""
+        if not self._book.ends_attempts or job.cancel_requested or job.ending:
+            return False
+        known = self._session.actions
+        fresh = [
+            action
+            for event in self._unwritten
+            if event.job == job.spec.name
+            for action in decide(event, self._book.of(event), known)
+        ]
+        return any(
+            _may_change(action.action, job)
+            and action.event.job == job.spec.name
+            and (action.attempt or getattr(action.event, "attempt", attempt.number))
+            == attempt.number
+            for action in (*fresh, *self._session.pending_actions())
+        )
 
     def _judge(self, job: JobRecord, attempt: Attempt) -> AttemptJudged:
         most = self._session.experiment.monitoring.max_attempts_without_progress
@@ -119,11 +141,11 @@ class Monitor:
         attempt.verdict = judgement.verdict
         if made_progress(job, attempt):
             job.attempts_without_progress = 0
-        else:
+        elif counts(job, attempt):
             job.attempts_without_progress += 1
         if judgement.verdict is Verdict.CONTINUE:
             # What comes next, queued ahead or not, starts from here and has a log of its own.
-            job.cursor = LogCursor()
+            job.cursor, job.tail = LogCursor(), []
             for later in job.open_attempts:
                 later.first_iteration = saved_iteration(job)
         else:
@@ -148,9 +170,18 @@ class Monitor:
         self._unwritten = []
 
     def _decide(self, event: Event) -> None:
-        for action in decide(event, self._rules, self._session.actions):
+        for action in decide(event, self._book.of(event), self._session.actions):
             self._session.save_action(action)
             self._actions.append(action)
+
+    def notice(self, events: list[Event]) -> None:
+        """Take note of what an action brought about, as if it had been seen."""
+        self._unwritten += events
+        self._write_down()
+
+    def _overview(self, fresh: list[Event]) -> list[Event]:
+        """What became true of the session as a whole."""
+        return overview(self._session, self._book.session_rules, fresh)
 
     def _save_records(self) -> None:
         every = self._session.experiment.monitoring.save_progress_every_s
@@ -163,12 +194,15 @@ class Monitor:
 
     def _heed_new_jobs(self) -> None:
         """Learn the rules of jobs that joined; a checkpoint may have been there before them."""
-        if len(self._session.jobs) == self._known_jobs:
+        new = set(self._session.jobs) - self._known_jobs
+        if not new:
             return
-        self._rules = rules_of(self._session.plan)
-        for event in self._session.journal.checkpoints():
-            self._decide(event)
-        self._known_jobs = len(self._session.jobs)
+        specs = [job.spec for job in self._session.jobs.values()]
+        self._book = RuleBook(self._session.experiment.monitoring, specs)
+        for event in self._session.checkpoints():
+            if self._book.starts_any(event, new):
+                self._decide(event)
+        self._known_jobs |= new
 
     def _save(self, job: JobRecord) -> None:
         watch = self._watches[job.spec.name]
@@ -185,18 +219,30 @@ class Monitor:
                 continue
             reason = self._hopeless(job)
             if reason is not None:
-                self._events += self._session.record([JobGivenUp(job=name, reason=reason)])
-                self._session.settle(job, Verdict.FAILED, reason)
+                finishes = job.ending is not None and job.ending.verdict is Verdict.FINISHED
+                if not finishes:
+                    self.notice([JobGivenUp(job=name, reason=reason)])
+                verdict = Verdict.FINISHED if finishes else Verdict.FAILED
+                self._session.settle(job, verdict, reason)
+                self._urgent.discard(name)
                 given_up.add(name)
         return given_up
 
     def _hopeless(self, job: JobRecord) -> str | None:
         if job.cancel_requested:
             return f"cancelled: {job.cancel_requested}"
+        if job.ending is not None:
+            return job.ending.reason
         if job.launched:
             return None
-        launches = [a for a in self._session.actions.values() if a.action.job == job.spec.name]
-        if any(a.status in (ActionStatus.PENDING, ActionStatus.RUNNING) for a in launches):
+        launches = [
+            action
+            for action in self._session.actions.values()
+            if isinstance(action.action, Start)
+            and action.action.job == job.spec.name
+            and self._session.is_valid(action.event)
+        ]
+        if any(not action.is_settled for action in launches):
             return None
         if launches:
             return f"could not be launched: {launches[-1].reason}"
@@ -209,29 +255,10 @@ class Monitor:
         )
 
 
-def _apply(job: JobRecord, attempt: Attempt, sighting: Sighting) -> list[Event]:
-    """Take a sighting over into the attempt."""
-    requeued = states.is_running(attempt.state) and not states.is_running(sighting.state)
-    if requeued and not states.is_terminal(sighting.state) and attempt.started_at is not None:
-        attempt.earlier_gpu_hours += gpu_hours(attempt, attempt.started_at, now())
-        attempt.started_at = None
-    attempt.exit_code, attempt.signal = sighting.exit_code, sighting.signal
-    attempt.nodes = sighting.nodes or attempt.nodes
-    attempt.started_at = sighting.started_at or attempt.started_at
-    attempt.ended_at = sighting.ended_at or attempt.ended_at
-    attempt.warned |= sighting.warned
-    old, attempt.reason = attempt.state, sighting.reason
-    if sighting.state == old:
-        return []
-    attempt.state = sighting.state
-    attempt.transitions += 1
-    return [
-        StateChanged(
-            job=job.spec.name,
-            attempt=attempt.number,
-            position=attempt.transitions,
-            old=old,
-            new=sighting.state,
-            reason=sighting.reason,
-        )
-    ]
+def _may_change(action: Action, job: JobRecord) -> bool:
+    """Whether an action that is yet to be done may change what the end of an attempt means."""
+    if job.restart is None:
+        return isinstance(action, ENDS_AN_ATTEMPT)
+    # A restart is asked for: it may yet become one with a roll back, or be overruled.
+    rolls_back = isinstance(action, Restart) and action.roll_back
+    return isinstance(action, Finish | Fail) or (rolls_back and job.restart.roll_back_to is None)

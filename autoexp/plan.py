@@ -9,6 +9,7 @@ from autoexp.cost import Cost, cost_of
 from autoexp.errors import BadInput
 from autoexp.experiment import Cooldown, Experiment, Start
 from autoexp.jobs import JobSpec, Kind
+from autoexp.rules.planned import all_cooldowns
 
 
 class Plan(Closed):
@@ -46,10 +47,10 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     jobs = [] if start else [_trunk(experiment, output_root, save_dir)]
     notes = _notes_on_start(start, output_root)
     names = {job.name for job in jobs}
-    for index, cooldown in enumerate(experiment.cooldowns):
+    for place, cooldown, step in all_cooldowns(experiment):
         here: set[int] = set()
         for wanted, point, branch in _branches(cooldown, experiment):
-            where = f"cooldowns.{index}: {wanted}"
+            where = f"{place}: {wanted}"
             if isinstance(branch, str):
                 refused.append(f"{where}: {branch}")
                 continue
@@ -69,7 +70,11 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
                 refused.append(f"{where}: {'; '.join(reasons)}")
                 continue
             names.add(name)
-            jobs.append(_cooldown(name, branch, experiment, output_root))
+            job = _cooldown(name, branch, experiment, output_root)
+            if step is not None:
+                conditions = {"start_when": step.when, "start_within_s": step.within}
+                job = job.model_copy(update=conditions)
+            jobs.append(job)
     if refused:
         raise BadInput("\n".join(refused))
     cost = cost_of(jobs, experiment.trainer.batches(workers))

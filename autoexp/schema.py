@@ -15,12 +15,21 @@ from pydantic import BaseModel, ValidationError
 from autoexp import durable
 from autoexp.errors import SessionDamaged
 
-VERSION = 1
+VERSION = 2
 
 Content = dict[str, Any]
 Record = TypeVar("Record", bound=BaseModel)
 
-MIGRATIONS: dict[int, Callable[[Path, Content], Content]] = {}
+
+def _actions_of_any_kind(path: Path, content: Content) -> Content:
+    """Version 1 knew one action, the launch of a planned job; that is a start now."""
+    if path.parent.name != "actions":
+        return content
+    action = {**content["action"], "kind": "start"}
+    return {**content, "action": action, "asked_at": content["updated_at"]}
+
+
+MIGRATIONS: dict[int, Callable[[Path, Content], Content]] = {1: _actions_of_any_kind}
 """From each older version to the next: given the file's path and content, the new content."""
 
 
@@ -39,6 +48,7 @@ def upgrade_files(session: Path) -> None:
     """Bring older files of a session up to date on disk. For the holder of the lease."""
     for path in (
         session / "session.json",
+        *session.glob("blame.json"),
         *session.glob("jobs/*.json"),
         *session.glob("actions/*.json"),
     ):

@@ -3,42 +3,23 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from autoexp import durable, lease, schema, states
+from autoexp.blame import BlameList
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
-from autoexp.events import AttemptRefused, CancelAnswered, Event
+from autoexp.events import AttemptRefused, CancelAnswered, CheckpointComplete, Event
 from autoexp.experiment import Experiment
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Verdict, now
 from autoexp.journal import Journal
 from autoexp.lease import Lease
 from autoexp.limits import chain_length, time_limit
 from autoexp.plan import Plan
-from autoexp.rules import ActionRecord, ActionStatus
+from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.base import Ticket
+from autoexp.session_meta import SessionMeta
 from autoexp.verdicts import saved_iteration
-
-
-class SessionMeta(BaseModel):
-    """`session.json`: what the session is about."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: int = schema.VERSION
-    session: str
-    created: datetime
-    config: str
-    overrides: tuple[str, ...] = ()
-    experiment: Experiment
-    jobs: list[str] = Field(default_factory=list)
-    """Names of the jobs, so that a lost file is noticed."""
-    flow_run_ids: list[str] = Field(default_factory=list)
-    versions: dict[str, str] = Field(default_factory=dict)
-    git: dict[str, str] = Field(default_factory=dict)
 
 
 class Session:
@@ -52,6 +33,9 @@ class Session:
         self.journal = Journal(path / "events.jsonl")
         self.write_first: Callable[[], None] = lambda: None
         """Called before a job is written: no record may tell what the journal does not."""
+        self.notice: Callable[[list[Event]], None] = self.record_all
+        """Called with what an action brought about: rules may react to it."""
+        self.blame = BlameList(path / "blame.json")
 
     @property
     def id(self) -> str:
@@ -63,8 +47,9 @@ class Session:
 
     @property
     def is_over(self) -> bool:
-        """Whether every job has its final verdict, and nothing of it is left in the queue."""
-        return all(job.is_over and not job.open_attempts for job in self.jobs.values())
+        """Whether every job has its final verdict, nothing is in the queue, and nothing to do."""
+        jobs_are_over = all(job.is_over and not job.open_attempts for job in self.jobs.values())
+        return jobs_are_over and all(action.is_settled for action in self.actions.values())
 
     @property
     def plan(self) -> Plan:
@@ -94,6 +79,7 @@ class Session:
             action = schema.read(file, ActionRecord)
             session.actions[action.key] = action
         session.journal.load()
+        session.blame.load()
         return session
 
     @classmethod
@@ -164,6 +150,10 @@ class Session:
             if attempt.key in answers
         )
 
+    def record_all(self, events: list[Event]) -> None:
+        """Append events where no monitor decides about them."""
+        self.record(events)
+
     def log_progress(self, job: JobRecord, rows: Iterable[str]) -> None:
         """Append metrics rows; a kill may repeat some, so readers let the last one count."""
         text = "".join(rows)
@@ -173,7 +163,9 @@ class Session:
 
     # Jobs and attempts
 
-    def add_job(self, spec: JobSpec, attempt: Attempt | None = None) -> bool:
+    def add_job(
+        self, spec: JobSpec, attempt: Attempt | None = None, *, launched: bool | None = None
+    ) -> bool:
         """Take a job into the session; False when it is in it already.
 
         `attempt` is given for a job that runs already. Raises BadInput when another job has the
@@ -183,7 +175,9 @@ class Session:
         is_new = spec.name not in self.jobs
         if is_new:
             attempts = [] if attempt is None else [attempt]
-            job = JobRecord(spec=spec, launched=spec.parent is None, attempts=attempts)
+            if launched is None:
+                launched = spec.branch is None  # a cooldown waits for its checkpoint
+            job = JobRecord(spec=spec, launched=launched, attempts=attempts)
             self.save_job(job)
             self.jobs[spec.name] = job
         if spec.name not in self.meta.jobs:
@@ -273,13 +267,20 @@ class Session:
         """Give a job its final verdict."""
         self.change_job(job, verdict=verdict, reason=reason)
 
+    def is_valid(self, event: Event) -> bool:
+        """Whether what an event tells of is still so: a checkpoint may have been set aside."""
+        job = self.jobs.get(event.job)
+        if job is None or not isinstance(event, CheckpointComplete):
+            return True
+        return event.generation == job.generation(event.iteration)
+
+    def checkpoints(self) -> list[CheckpointComplete]:
+        """The complete checkpoints that were seen, and have not been set aside."""
+        return [event for event in self.journal.checkpoints() if self.is_valid(event)]
+
     def pending_actions(self) -> list[ActionRecord]:
         """Actions to do, those that were under way when a monitor died included."""
-        return [
-            action
-            for action in self.actions.values()
-            if action.status in (ActionStatus.PENDING, ActionStatus.RUNNING)
-        ]
+        return [action for action in self.actions.values() if not action.is_settled]
 
 
 def _must_exist(path: Path) -> None:

@@ -5,7 +5,7 @@ from datetime import datetime
 from pydantic import BaseModel
 
 from autoexp import lease, states
-from autoexp.jobs import Attempt, JobRecord, Kind, Verdict, gpu_hours, now
+from autoexp.jobs import Attempt, JobRecord, Kind, Verdict, spent_gpu_hours
 from autoexp.session import Session
 
 
@@ -98,7 +98,7 @@ def status_of(session: Session) -> Status:
         events=len(session.journal),
         checkpoints=[
             CheckpointStatus(job=event.job, iteration=event.iteration, path=event.path)
-            for event in session.journal.checkpoints()
+            for event in session.checkpoints()
         ],
     )
 
@@ -120,13 +120,13 @@ def _job_status(job: JobRecord) -> JobStatus:
         branch_iteration=spec.branch.iteration if spec.branch else None,
         state=job.state,
         verdict=job.verdict,
-        reason=job.reason or waits(job),
+        reason="; ".join(filter(None, (job.reason or waits(job), job.tainted))) or None,
         iteration=job.iteration,
         target_iteration=spec.target_iteration,
         loss=job.loss,
         learning_rate=job.learning_rate,
         seconds_left=_seconds_left(job),
-        gpu_hours=sum(_gpu_hours(attempt) for attempt in job.attempts),
+        gpu_hours=sum(spent_gpu_hours(attempt) for attempt in job.attempts),
         output_dir=spec.output_dir,
         log=job.attempt.log if job.attempt else None,
         attempts=[_attempt_status(attempt) for attempt in job.attempts],
@@ -144,14 +144,6 @@ def _seconds_left(job: JobRecord) -> float | None:
     if job.spec.target_iteration is None:
         return None
     return max(0, job.spec.target_iteration - job.iteration) * job.seconds_per_iteration
-
-
-def _gpu_hours(attempt: Attempt) -> float:
-    """From start to end, or to now, and what was spent before a requeue."""
-    spent = attempt.earlier_gpu_hours
-    if attempt.started_at is not None:
-        spent += gpu_hours(attempt, attempt.started_at, attempt.ended_at or now())
-    return spent
 
 
 def waits(job: JobRecord) -> str | None:

@@ -24,16 +24,23 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
     ended_well = facts.reaction is Reaction.JUDGE
     how = _how_it_ended(attempt, facts)
     target = job.spec.target_iteration
-    if target is not None and (
-        target in job.checkpoints or (ended_well and _reached(job) >= target)
-    ):
+    rolled_back = job.restart is not None and job.restart.roll_back_to is not None
+    reached = target is not None and ended_well and _reached(job) >= target
+    if target is not None and not rolled_back and (reached or target in job.checkpoints):
         return Judgement(Verdict.FINISHED, f"reached iteration {target}")
     if job.cancel_requested:
         return Judgement(Verdict.FAILED, f"cancelled: {job.cancel_requested}")
-    if target is None and ended_well:
-        return Judgement(Verdict.FINISHED, "exit code 0")
+    if job.ending is not None:
+        return Judgement(job.ending.verdict, job.ending.reason)
+    if not counts(job, attempt):
+        return Judgement(Verdict.CONTINUE, "was queued behind an attempt that restarts")
     progressed = made_progress(job, attempt)
-    interrupted = facts.reaction is Reaction.RESUBMIT or (attempt.warned and progressed)
+    if job.restart is not None:
+        how = f"restarted: {job.restart.reason}"
+    elif target is None and ended_well:
+        return Judgement(Verdict.FINISHED, "exit code 0")
+    again = facts.reaction is Reaction.RESUBMIT or job.restart is not None
+    interrupted = again or (attempt.warned and progressed)
     if not interrupted and not ended_well:
         return Judgement(Verdict.FAILED, how)
     if not progressed and job.attempts_without_progress + 1 >= most_without_progress:
@@ -43,6 +50,11 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
         )
     where = "" if target is None else f" at iteration {_reached(job)} of {target}"
     return Judgement(Verdict.CONTINUE, f"{how}{where}")
+
+
+def counts(job: JobRecord, attempt: Attempt) -> bool:
+    """Whether its end says anything: attempts queued ahead end with the one that restarts."""
+    return job.restart is None or attempt.number <= job.restart.attempt
 
 
 def made_progress(job: JobRecord, attempt: Attempt) -> bool:

@@ -4,13 +4,28 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from autoexp import states
 from autoexp.backends.base import Progress
-from autoexp.events import CheckpointComplete, Event, LogLost
-from autoexp.jobs import Attempt, JobRecord
+from autoexp.events import (
+    CheckpointComplete,
+    Event,
+    LoggingStopped,
+    LogLost,
+    LogMatched,
+    MetricAlarm,
+)
+from autoexp.jobs import Attempt, JobRecord, Logged
 from autoexp.logtail import LogLine, read_new
+from autoexp.rules.book import Watched
+from autoexp.rules.metrics import Expectation, alarm, clean
+from autoexp.rules.patterns import Hit
+from autoexp.rules.values import typed
 
 # A folder changed this recently may change again within the clock's grain: look once more.
 _RACY_NS = 2_000_000_000
+# The longest time between two looks that counts as time in which a job was watched.
+_LONGEST_LOOK_S = 60.0
+_SHOWN = 1000  # bytes of a line that an event keeps
 
 Stamp = tuple[int, int, int] | None
 
@@ -27,6 +42,10 @@ class JobWatch:
         self._stamps: list[Stamp] = []
         self._racy = True
         self._unreadable = False
+        self._quiet_s = 0.0
+        self._quiet_at: tuple[int, int, int] | None = None
+        self._stopped: set[str] = set()
+        self._looked_at: float | None = None
 
     def saved(self) -> None:
         """Note that the record is on disk."""
@@ -47,7 +66,9 @@ class JobWatch:
         self.dirty |= job.warning != warning
         job.warning = warning
 
-    def read_log(self, job: JobRecord, attempt: Attempt, *, final: bool) -> Iterator[Event]:
+    def read_log(
+        self, job: JobRecord, attempt: Attempt, watched: Watched, *, final: bool
+    ) -> Iterator[Event]:
         """Take in the new lines of the attempt's log; `final` when it has ended.
 
         Yields what happened as it is found, so that a read that fails later loses nothing.
@@ -58,8 +79,13 @@ class JobWatch:
             if reading.cursor != job.cursor:
                 job.cursor = reading.cursor
                 self.dirty = True
+            hits = watched.lines.scan(reading.lines)
+            hit = next(hits, None)
             for line in reading.lines:
-                self._take_in(job, line)
+                while hit is not None and hit.line is line:
+                    yield from self._note(job, attempt, watched, hit)
+                    hit = next(hits, None)
+                yield from self._take_in(job, attempt, watched, line)
             if reading.lost:
                 yield LogLost(
                     job=job.spec.name,
@@ -69,23 +95,80 @@ class JobWatch:
                 )
             more = reading.more
 
-    def _take_in(self, job: JobRecord, line: LogLine) -> None:
+    def _note(
+        self, job: JobRecord, attempt: Attempt, watched: Watched, hit: Hit
+    ) -> Iterator[LogMatched]:
+        """Count a line that a rule wants; the first of an attempt is an event."""
+        seen = attempt.matches.get(hit.name, 0)
+        attempt.matches[hit.name] = seen + 1
+        self.dirty = True
+        rule = watched.log_rules[hit.name]
+        if seen == 0 or rule.every:
+            yield LogMatched(
+                job=job.spec.name,
+                attempt=attempt.number,
+                rule=hit.name,
+                severity=rule.severity,
+                iteration=job.iteration,
+                generation=hit.line.generation,
+                offset=hit.line.offset,
+                line=_text(hit.line.text[:_SHOWN]),
+                values={name: typed(_text(value)) for name, value in hit.groups.items()},
+                every=rule.every,
+            )
+
+    def _take_in(
+        self, job: JobRecord, attempt: Attempt, watched: Watched, line: LogLine
+    ) -> Iterator[MetricAlarm]:
         progress = job.spec.trainer.progress(line.text)
         if progress is not None:
-            self._note(job, progress)
+            yield from self._move_on(job, attempt, watched, progress)
 
-    def _note(self, job: JobRecord, progress: Progress) -> None:
+    def _move_on(
+        self, job: JobRecord, attempt: Attempt, watched: Watched, progress: Progress
+    ) -> Iterator[MetricAlarm]:
         self.dirty = True
         job.iteration = progress.iteration
         job.loss = progress.loss
+        job.logs_loss |= progress.loss is not None
         job.learning_rate = progress.learning_rate
         job.seconds_per_iteration = progress.seconds_per_iteration
         job.mean_seconds_per_iteration = _mean(
             job.mean_seconds_per_iteration, progress.seconds_per_iteration
         )
         self.rows.append(_row(progress))
+        if watched.metric_rules:
+            _remember(job, progress, watched.window)
+            yield from _alarms(job, attempt, watched)
 
-    def find_checkpoints(self, job: JobRecord, *, ended: bool) -> list[Event]:
+    def stands_still(
+        self, job: JobRecord, attempt: Attempt, watched: Watched
+    ) -> Iterator[LoggingStopped]:
+        """Count the time in which a running job writes nothing; only watched time counts."""
+        now = time.monotonic()
+        passed = 0.0 if self._looked_at is None else min(_LONGEST_LOOK_S, now - self._looked_at)
+        self._looked_at = now
+        place = (job.cursor.generation, job.cursor.scanned, len(job.checkpoints))
+        if place != self._quiet_at or not states.is_running(attempt.state):
+            self._quiet_at, self._quiet_s = place, 0.0
+            self._stopped.clear()
+            return
+        self._quiet_s += passed
+        for name, rule in watched.inactivity_rules.items():
+            if self._quiet_s >= rule.after and name not in self._stopped:
+                self._stopped.add(name)
+                yield LoggingStopped(
+                    job=job.spec.name,
+                    attempt=attempt.number,
+                    rule=name,
+                    generation=job.cursor.generation,
+                    offset=job.cursor.scanned,
+                    quiet_s=round(self._quiet_s, 1),
+                )
+
+    def find_checkpoints(
+        self, job: JobRecord, attempt: Attempt, watched: Watched, *, ended: bool
+    ) -> list[Event]:
         """Checkpoints that have become complete; a stat or two while nothing moves."""
         trainer, save_dir = job.spec.trainer, Path(job.spec.save_dir)
         stamps = [_stamp(path) for path in trainer.watched(save_dir)]
@@ -98,21 +181,69 @@ class JobWatch:
         self._stamps, self._racy = stamps, fresh or scan.unfinished
         start = job.spec.branch.iteration if job.spec.branch else 0
         known = set(job.checkpoints)
+        back = None if job.restart is None else job.restart.roll_back_to
         new = [
             found
             for found in scan.complete
             # A branch's own start was seeded; it is the parent's checkpoint, not the branch's.
-            if found.iteration > start and found.iteration not in known
+            if found.iteration > start
+            and found.iteration not in known
+            # What an attempt that is to be rolled back still saves is set aside with the rest.
+            and (back is None or found.iteration <= back)
         ]
         job.checkpoints += [found.iteration for found in new]
+        events: list[Event] = []
         for progress in scan.progress:
             # A checkpoint tells the whole story, a branch's its parent's too.
             if progress.iteration > max(start, job.iteration or 0):
-                self._note(job, progress)
-        return [
-            CheckpointComplete(job=job.spec.name, iteration=found.iteration, path=str(found.path))
+                events += self._move_on(job, attempt, watched, progress)
+        return events + [
+            CheckpointComplete(
+                job=job.spec.name,
+                iteration=found.iteration,
+                path=str(found.path),
+                generation=job.generation(found.iteration),
+                last=found.iteration == job.spec.target_iteration,
+            )
             for found in new
         ]
+
+
+def _remember(job: JobRecord, progress: Progress, window: int) -> None:
+    """Keep the last logged iterations; a trainer that began again begins a new tail."""
+    if job.tail and progress.iteration <= job.tail[-1].iteration:
+        job.tail = []
+    loss = clean(progress.loss)
+    row = Logged(progress.iteration, loss, progress.learning_rate, progress.seconds_per_iteration)
+    job.tail = [*job.tail, row][-window:]
+
+
+def _alarms(job: JobRecord, attempt: Attempt, watched: Watched) -> Iterator[MetricAlarm]:
+    branch, trainer = job.spec.branch, job.spec.trainer
+    known = Expectation(
+        logs_loss=job.logs_loss,
+        planned_rate=lambda at: None if branch is None else trainer.planned_rate(branch, at),
+        peak_rate=None if branch is None else trainer.planned_rate(branch, branch.iteration),
+    )
+    for name, rule in watched.metric_rules.items():
+        found = None if name in attempt.matches else alarm(rule, job.tail, known)
+        if found is not None:
+            attempt.matches[name] = 1
+            yield MetricAlarm(
+                job=job.spec.name,
+                attempt=attempt.number,
+                rule=name,
+                iteration=job.tail[-1].iteration,
+                value=found.value,
+                expected=found.expected,
+                last_good=found.last_good,
+                message=found.message,
+            )
+
+
+def _text(raw: bytes) -> str:
+    """What is not UTF-8 is shown as it is written in a program: records are text."""
+    return raw.decode(errors="backslashreplace")
 
 
 def _mean(mean: float | None, seconds: float | None) -> float | None:

@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_starting(commands)
     _add_looking(commands)
+    _add_rules(commands)
     _add_changing(commands)
     _add_prefect(commands)
     _add_backend(commands)
@@ -120,6 +121,11 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     events.add_argument("--follow", "-f", action="store_true", help="go on as it happens")
     events.set_defaults(function="events_")
 
+    explain = commands.add_parser("explain", help="why a job is in its state, in sentences")
+    explain.add_argument("session", metavar="SESSION")
+    explain.add_argument("job", metavar="JOB")
+    explain.set_defaults(module="rules_commands", function="explain")
+
     tail = commands.add_parser("tail", help="the last lines of a job's log")
     _add_session(tail)
     tail.add_argument("job", nargs="?", help="the training by default")
@@ -144,6 +150,21 @@ def _add_backend(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     check.set_defaults(module="backend_command", function="check")
 
 
+def _add_rules(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    rules = commands.add_parser("rules", help="try rules on an existing log")
+    verbs = rules.add_subparsers(metavar="VERB", required=True)
+    test = verbs.add_parser("test", help="what a preset would have done; no session, no cluster")
+    test.add_argument("preset", metavar="PRESET", help="a file of configs/monitoring, by name")
+    test.add_argument("log", metavar="LOGFILE")
+    test.add_argument(
+        "experiment", nargs="*", metavar="CONFIG|OVERRIDE", help="such as backend=megatron"
+    )
+    test.add_argument(
+        "--kind", choices=("train", "cooldown"), default="train", help="whose log it is (train)"
+    )
+    test.set_defaults(module="rules_commands", function="rules_test")
+
+
 def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     cancel = commands.add_parser("cancel", help="cancel jobs, pending or running")
     cancel.add_argument("session", metavar="SESSION")
@@ -155,6 +176,7 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     queue.add_argument("verb", nargs="?", choices=("list", "show", "retry", "drop"), default="list")
     queue.add_argument("key", nargs="?", metavar="KEY", help="the action, as `list` shows it")
     queue.add_argument("--json", action="store_true", help="for tools")
+    queue.add_argument("--follow", "-f", action="store_true", help="go on as it happens")
     queue.set_defaults(module="joining", function="queue")
 
     sessions = commands.add_parser("sessions", help="list, show or remove sessions")

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from rich.live import Live
 
-from autoexp import curves, events
+from autoexp import curves
 from autoexp.compose import Composed
 from autoexp.creation import create, output_root
+from autoexp.describing import describe
 from autoexp.errors import BadInput
 from autoexp.journal import Entry
 from autoexp.plan import Plan, make_plan
+from autoexp.rules.possible import refuse_impossible
 from autoexp.session import Session, sessions_root
 from autoexp.status import status_of
 from flows.finding import compose_words, refuse_if_held, session_path
@@ -90,7 +92,7 @@ def events_(options: argparse.Namespace) -> int:
             print(json.dumps({**content, **entry.event.model_dump(mode="json")}), flush=True)
         else:
             when = entry.time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-            print(f"{when}  {events.describe(entry.event)}", flush=True)
+            print(f"{when}  {describe(entry.event)}", flush=True)
     return 0
 
 
@@ -180,5 +182,6 @@ def _print_plan(composed: Composed, session: str | None = None) -> int:
 
 
 def _plan_of(composed: Composed, session: str | None = None) -> Plan:
+    refuse_impossible(composed.experiment)
     path = sessions_root() / (session or "SESSION")
     return make_plan(composed.experiment, output_root(composed.experiment, path))

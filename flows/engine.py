@@ -9,28 +9,26 @@ import logging
 import time
 from typing import Any
 
-from prefect import State
 from prefect.exceptions import PrefectSignal
 from prefect.runtime import flow_run
 
-from autoexp import acting, durable, events, inbox
+from autoexp import inbox
+from autoexp.describing import describe
 from autoexp.errors import SessionHeld
 from autoexp.jobs import JobRecord, Verdict
 from autoexp.lease import Lease
 from autoexp.monitor import Look, Monitor
-from autoexp.rules import ActionRecord
 from autoexp.schedulers.base import Scheduler, Ticket
 from autoexp.session import Session
 from flows.cooldown import job_flow
 from flows.disk import Disk
 from flows.face import Face
 from flows.news import News
+from flows.performing import Performer
 from flows.questions import Questions
 from flows.submitting import Submitter
 from flows.wishes import Wishes
 from tasks import jobs as effects
-
-_RETRY_S = 5.0
 
 
 class SessionRun:
@@ -51,13 +49,12 @@ class SessionRun:
         self._face = Face(session, log)
         self._questions = Questions(scheduler, session.experiment.slurm.scheduler_tick_s, log)
         self._submitter = Submitter(session, scheduler, self._disk, self.news, log)
+        self._performer = Performer(session, scheduler, self._disk, self.news, log)
         self._wishes = Wishes(flow_run.id, log)
         self._wishing: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
-        self._performing: set[str] = set()
         self._cancelling: set[str] = set()
         self._drawn: set[str] = set()
-        self._marks: dict[str, State[Any]] = {}
         self._write_failures = 0
 
     async def run(self) -> None:
@@ -125,7 +122,7 @@ class SessionRun:
             self.log.warning("written again after %d failures", self._write_failures)
             self._write_failures = 0
         for event in look.events:
-            self.log.info(events.describe(event))
+            self.log.info(describe(event))
         return look
 
     def _note_gap(self) -> None:
@@ -138,10 +135,7 @@ class SessionRun:
     # Act
 
     def _act(self, children: asyncio.TaskGroup) -> None:
-        for action in self.session.pending_actions():
-            if action.key not in self._performing:
-                self._performing.add(action.key)
-                children.create_task(self._perform(action))
+        self._performer.perform(children)
         for job in self.session.jobs.values():
             if job.attempts and job.spec.name not in self._drawn:
                 self._drawn.add(job.spec.name)
@@ -151,35 +145,12 @@ class SessionRun:
         if tickets:
             children.create_task(self._cancel(tickets))
 
-    async def _perform(self, action: ActionRecord) -> None:
-        """Do one action; whatever it raises becomes its recorded reason."""
-        try:
-            await self._launch(action)
-        except Exception as error:
-            if isinstance(error, OSError) and durable.is_passing(error):
-                self.log.warning("action %s: %s; trying again", action.key, error)
-                await self._disk.persist(acting.postpone, self.session, action, str(error))
-                await self.news.pause(_RETRY_S)
-            else:
-                self.log.error("action %s failed: %s", action.key, error)
-                await self._disk.persist(acting.fail, self.session, action, str(error))
-        finally:
-            self._performing.discard(action.key)
-
-    async def _launch(self, action: ActionRecord) -> None:
-        job = await self._disk.persist(acting.begin, self.session, action)
-        event = action.event
-        mark: Any = effects.checkpoint(event.job, event.iteration, return_state=True)
-        self._marks[job.spec.name] = await mark
-        await effects.pin(event, job.spec)
-        await self._disk.persist(acting.complete, self.session, action, job)
-
     def _to_cancel(self) -> list[Ticket]:
-        """Attempts of cancelled jobs, and those queued ahead of jobs that are over."""
+        """Attempts of jobs that are to end or to restart, and those queued ahead of ended ones."""
         return [
             self.session.ticket(attempt)
             for job in self.session.jobs.values()
-            if job.cancel_requested is not None or job.is_over
+            if job.is_ending
             for attempt in job.open_attempts
             if attempt.job_id is not None and attempt.key not in self._cancelling
         ]
@@ -214,7 +185,9 @@ class SessionRun:
         try:
             if self.news.interrupted is None:
                 subflow = job_flow(self, job.spec, begin)
-                shown: Any = subflow(checkpoint=self._marks.get(job.spec.name), return_state=True)
+                shown: Any = subflow(
+                    checkpoint=self._performer.marks.get(job.spec.name), return_state=True
+                )
                 await shown
         except (Exception, PrefectSignal) as error:
             self.log.warning("%s: Prefect could not show it: %s", job.spec.title, error)

@@ -4,18 +4,21 @@ import argparse
 import getpass
 import json
 import re
+import time
 from pathlib import Path
 
 from autoexp import inbox
 from autoexp.compose import Composed
 from autoexp.creation import create, output_root
+from autoexp.describing import describe
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
+from autoexp.explaining import in_words
 from autoexp.jobs import Attempt, JobSpec, now
-from autoexp.machines import LocalMachine, SlurmCluster
+from autoexp.launching import refuse_other_scheduler
+from autoexp.machines import SlurmCluster
 from autoexp.plan import Plan, make_plan
 from autoexp.provenance import provenance
-from autoexp.rules import ActionRecord
+from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.slurm_commands import CommandFailed, run
 from autoexp.session import Session, sessions_root
 from flows.finding import compose_words, live_holder, session_path
@@ -34,7 +37,7 @@ def add_jobs(composed: Composed, session_id: str | None) -> int:
         print(f"session {path.name} in {path}\nnobody watches it yet: autoexp resume {path.name}")
         return 0
     session = Session.load(path)
-    _refuse_other_scheduler(session, composed.experiment)
+    refuse_other_scheduler(session, composed.experiment)
     plan = make_plan(composed.experiment, output_root(session.experiment, path))
     for spec in plan.jobs:
         session.refuse_clash(spec)  # at once, instead of by the monitor later
@@ -76,7 +79,7 @@ def _session_to_join(composed: Composed, name: str) -> Session:
     if not (path / "session.json").exists():
         create(composed, path.parent, session_id=name, provenance=provenance(), empty=True)
     session = Session.load(path)
-    _refuse_other_scheduler(session, composed.experiment)
+    refuse_other_scheduler(session, composed.experiment)
     return session
 
 
@@ -98,20 +101,6 @@ def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:
     return {"StdOut": "/dev/null", **described}
 
 
-def _refuse_other_scheduler(session: Session, experiment: Experiment) -> None:
-    """One scheduler query for all jobs of a session: they are all of one scheduler."""
-    here, there = session.experiment.slurm, experiment.slurm
-    if type(here) is not type(there):
-        raise BadInput(
-            f"{session.id} runs its jobs {_where(here)}, and these would run {_where(there)}: "
-            "choose slurm=NAME to match, or make a session of their own"
-        )
-
-
-def _where(machine: LocalMachine | SlurmCluster) -> str:
-    return "through SLURM" if isinstance(machine, SlurmCluster) else "on this machine"
-
-
 def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:
     jobs: tuple[JobSpec, ...] = plan.jobs
     inbox.put(session.path, inbox.SubmitRequest(jobs=jobs, attempt=attempt, by=by))
@@ -128,6 +117,8 @@ def queue(options: argparse.Namespace) -> int:
     """List or show actions, retry a failed one, drop one that is not done."""
     session = Session.load(session_path(options.session))
     if options.verb == "list":
+        if options.follow:
+            return _follow_actions(session.path)
         return _list_actions(session, as_json=options.json)
     if options.key is None:
         raise BadInput(f"which action? `autoexp queue {session.id}` lists their keys")
@@ -152,8 +143,28 @@ def _list_actions(session: Session, *, as_json: bool) -> int:
         print(json.dumps([action.model_dump(mode="json") for action in actions], indent=1))
         return 0
     for action in actions:
-        reason = f"  {action.reason}" if action.reason else ""
-        print(f"{action.status:<8} {action.attempts} tries  {action.key}{reason}")
+        _print_action(session, action)
     if not actions:
         print(f"{session.id}: no actions yet")
     return 0
+
+
+def _print_action(session: Session, action: ActionRecord) -> None:
+    reason = f"  {action.reason}" if action.reason else ""
+    print(f"{action.status:<8} {action.attempts} tries  {action.key}{reason}")
+    print(f"         {in_words(session, action)}, because {describe(action.event)}", flush=True)
+
+
+def _follow_actions(path: Path) -> int:
+    """Print each action as it is asked for, and again whenever it has moved, to the end."""
+    shown: dict[str, tuple[str, str | None]] = {}
+    while True:
+        session = Session.load(path)
+        for key, action in session.actions.items():
+            stands = (action.status, action.reason)
+            if shown.get(key) != stands:
+                _print_action(session, action)
+            shown[key] = stands
+        if session.is_over:
+            return 0
+        time.sleep(1.0)

@@ -8,7 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 
-from autoexp import events
+from autoexp.describing import describe
 from autoexp.errors import AutoexpError
 from autoexp.session import Session
 from autoexp.status import status_of
@@ -68,5 +68,5 @@ class LiveView:
             return
         for entry in entries[self._shown :]:
             when = entry.time.astimezone().strftime("%H:%M:%S")
-            self._out.print(f"{when}  {events.describe(entry.event)}", markup=False)
+            self._out.print(f"{when}  {describe(entry.event)}", markup=False)
         self._shown = len(entries)

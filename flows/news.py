@@ -1,6 +1,11 @@
 """How the loop tells those who wait beside it that it has looked again, or that it stops."""
 
 import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class News:
@@ -35,3 +40,21 @@ class News:
             await asyncio.wait_for(self._interruption.wait(), seconds)
         except TimeoutError:
             pass
+
+    async def unless_interrupted(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something that may take long; an interruption ends it as a cancellation of the caller.
+
+        Whoever resumes does it again.
+        """
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._interruption.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+        raise asyncio.CancelledError

@@ -12,8 +12,9 @@ from typing import Any
 from autoexp import inbox
 from autoexp.cancelling import cancel_directly
 from autoexp.creation import output_root
+from autoexp.describing import describe
 from autoexp.errors import BadInput, SessionError
-from autoexp.events import CancelAnswered, describe
+from autoexp.events import CancelAnswered
 from autoexp.session import Session, sessions_root
 from autoexp.status import state_of, status_of
 from flows.finding import live_holder, refuse_if_held, session_path, session_paths

@@ -6,13 +6,15 @@ import random
 from pathlib import Path
 from typing import Any
 
-from autoexp import arrays
-from autoexp.errors import SubmissionRefused
-from autoexp.jobs import Attempt, JobRecord
+from autoexp import acting, arrays
+from autoexp.errors import AutoexpError, SubmissionRefused
+from autoexp.jobs import Attempt, Ending, JobRecord, Verdict, now
+from autoexp.launching import changed_spec
 from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session
 from flows.disk import Disk
 from flows.news import News
+from tasks import actions
 from tasks import jobs as effects
 
 _LONGEST_RETRY_S = 300.0
@@ -75,7 +77,7 @@ class Submitter:
             joining = await self._disk.persist(arrays.begin, self._session, group)
         while self._news.interrupted is None:
             # Those that are cancelled meanwhile are each looked up, or withdrawn.
-            joining = [job for job in joining if not _is_unwanted(job)]
+            joining = [job for job in joining if not job.is_ending]
             if not joining or await self._submit_array(joining, fresh=fresh):
                 break
             fresh = False
@@ -105,7 +107,9 @@ class Submitter:
     async def _drive(self, job: JobRecord) -> None:
         """Submit a job whenever the monitor wants it, until it is over."""
         while self._news.interrupted is None and not (job.is_over and job.unsubmitted is None):
-            if job.unsubmitted is not None and _is_unwanted(job):
+            if job.may_be_replaced:
+                await self._replace(job)
+            elif job.unsubmitted is not None and job.is_ending:
                 await self._withdraw(job, job.unsubmitted)
             elif job.unsubmitted is not None:
                 await self._submit(job, job.unsubmitted, fresh=False)
@@ -122,10 +126,31 @@ class Submitter:
                 self._log.warning("%s: %s is torn, and was moved aside", job.spec.title, name)
         return await self._disk.persist(self._session.begin_attempt, job)
 
+    async def _replace(self, job: JobRecord) -> None:
+        """The last steps of a restart that was asked for, now that nothing of the job is alive."""
+        asked = job.restart
+        assert asked is not None
+        try:
+            if asked.roll_back_to is not None:
+                await actions.set_aside(job.spec, list(job.attempts), asked.roll_back_to)
+            changes = changed_spec(job.spec, asked.backend)
+        except AutoexpError as error:
+            self._log.error("%s: cannot be restarted: %s", job.spec.title, error)
+            reason = f"could not be restarted: {error}"
+            ending = Ending(verdict=Verdict.FAILED, action=asked.action, reason=reason)
+            await self._disk.persist(self._session.change_job, job, ending=ending, restart=None)
+        except Exception as error:
+            await self._wait_before_retry(job.spec.name, error)
+        else:
+            await self._disk.persist(acting.replaced, self._session, job, changes)
+
     async def _submit(self, job: JobRecord, attempt: Attempt, *, fresh: bool) -> None:
         ticket = self._session.ticket(attempt)
         try:
-            job_id = await effects.submit(self._scheduler, ticket, job.spec, attempt, fresh=fresh)
+            avoided = self._session.blame.current(now())
+            job_id = await effects.submit(
+                self._scheduler, ticket, job.spec, attempt, avoided, fresh=fresh
+            )
         except SubmissionRefused as error:
             self._log.error("%s: refused: %s", job.spec.title, error)
             await self._disk.persist(self._session.refuse, job, attempt, str(error))
@@ -159,10 +184,6 @@ class Submitter:
         tick = self._session.experiment.slurm.scheduler_tick_s
         longest = min(_LONGEST_RETRY_S, tick * 2**tries)
         await self._news.pause(longest * random.uniform(0.8, 1.2))
-
-
-def _is_unwanted(job: JobRecord) -> bool:
-    return job.is_over or job.cancel_requested is not None
 
 
 def _begun_as_array(job: JobRecord) -> bool:

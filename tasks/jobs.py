@@ -22,10 +22,21 @@ async def checkpoint(job: str, iteration: int) -> str:
 
 
 @task(name="pin", task_run_name="pin {spec.name}", cache_policy=NO_CACHE)
-async def pin(event: CheckpointComplete, spec: JobSpec) -> str:
-    """Give a branch its own start, which the parent's retention cannot delete."""
-    found = FoundCheckpoint(event.iteration, Path(event.path))
-    copied = await asyncio.to_thread(spec.trainer.seed, found, Path(spec.save_dir))
+async def pin(event: CheckpointComplete, spec: JobSpec, *, fresh: bool) -> str:
+    """Give a branch its own start, which the parent's retention cannot delete.
+
+    `fresh` says that the branch has not started: what an earlier checkpoint of the same iteration
+    left there, before the training was rolled back, is set aside.
+    """
+
+    def in_order() -> int:
+        save_dir = Path(spec.save_dir)
+        aside = save_dir.with_name(f"{save_dir.name}-set-aside-{event.generation}")
+        if fresh and event.generation and save_dir.exists() and not aside.exists():
+            save_dir.rename(aside)
+        return spec.trainer.seed(FoundCheckpoint(event.iteration, Path(event.path)), save_dir)
+
+    copied = await asyncio.to_thread(in_order)
     if copied:
         warning = "%s: no hard links to %s: copied %.1f MB"
         get_run_logger().warning(warning, spec.title, event.path, copied / 1e6)
@@ -34,14 +45,25 @@ async def pin(event: CheckpointComplete, spec: JobSpec) -> str:
 
 @task(name="submit", task_run_name="submit {ticket.key}", cache_policy=NO_CACHE)
 async def submit(
-    scheduler: Scheduler, ticket: Ticket, spec: JobSpec, attempt: Attempt, *, fresh: bool
+    scheduler: Scheduler,
+    ticket: Ticket,
+    spec: JobSpec,
+    attempt: Attempt,
+    avoided: tuple[str, ...],
+    *,
+    fresh: bool,
 ) -> str:
     """Submit an attempt once, whatever died in between; returns the scheduler's job id."""
 
     def in_order() -> str:
         prepare(ticket, spec, attempt, scheduler.orders(spec, attempt))
         request = Request(
-            attempt.name, attempt.log, spec.machine, attempt.time_limit_min, attempt.after
+            attempt.name,
+            attempt.log,
+            spec.machine,
+            attempt.time_limit_min,
+            attempt.after,
+            avoided=avoided,
         )
         return submit_once(ticket, request, scheduler, fresh=fresh)
 

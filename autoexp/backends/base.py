@@ -119,3 +119,26 @@ class Backend(Protocol):
 
     def progress(self, line: bytes) -> Progress | None:
         """What a log line says about the training, if anything."""
+
+    def set_aside(self, save_dir: Path, after: int) -> list[str]:
+        """Rename the checkpoints behind iteration `after`, so that training resumes at or before.
+
+        Only while nothing runs that saves there; repeatable. Returns the names of what was renamed.
+        Raises SessionError when no checkpoint is left to resume from.
+        """
+
+    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
+        """The learning rate that a branch is to have at an iteration; None: nobody can tell."""
+
+
+class Defaults:
+    """What a backend does that has nothing to say about it."""
+
+    def problems(self, workers: int) -> list[str]:
+        del workers
+        return []
+
+    def clear_torn(self, save_dir: Path) -> list[str]:
+        """The trainer itself starts from no torn checkpoint."""
+        del save_dir
+        return []

@@ -6,12 +6,20 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from autoexp.backends.base import Branch, CheckpointScan, Closed, FoundCheckpoint, Progress
+from autoexp.backends.base import (
+    Branch,
+    CheckpointScan,
+    Closed,
+    Defaults,
+    FoundCheckpoint,
+    Progress,
+)
 from autoexp.backends.batches import Batches
 from autoexp.backends.flags import Argument, refuse_names, word
 from autoexp.backends.layout import Layout
 from autoexp.backends.logline import LinePattern
 from autoexp.backends.placeholders import change_options, fill, names_of, pattern_of
+from autoexp.backends.schedules import decayed
 from autoexp.sensitive import Variables
 
 
@@ -76,7 +84,7 @@ class Checkpoints(Closed):
         )
 
 
-class CommandBackend(Closed):
+class CommandBackend(Closed, Defaults):
     """A trainer of your own; nothing of it is Python of autoexp's."""
 
     kind: Literal["command"] = "command"
@@ -152,10 +160,6 @@ class CommandBackend(Closed):
         samples = self.args.samples_per_iteration
         return None if samples is None else Batches(samples, self.args.tokens_per_sample)
 
-    def problems(self, workers: int) -> list[str]:
-        del workers
-        return []
-
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         values = self._values(self.args.train_iters, save_dir)
         return tuple(fill(text, values) for text in self.command)
@@ -213,6 +217,12 @@ class CommandBackend(Closed):
         if not self.saves.trusts_torn:
             return []
         return self.saves.layout.clear_torn(self._root(save_dir))
+
+    def set_aside(self, save_dir: Path, after: int) -> list[str]:
+        return self.saves.layout.set_aside(self._root(save_dir), after)
+
+    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
+        return decayed(self.args.lr, branch, iteration)
 
     def progress(self, line: bytes) -> Progress | None:
         return LinePattern(self.log_line).read(line)

@@ -7,9 +7,17 @@ from typing import Literal
 from pydantic import Field
 
 from autoexp.backends import megatron_layout
-from autoexp.backends.base import Branch, CheckpointScan, Closed, FoundCheckpoint, Progress
+from autoexp.backends.base import (
+    Branch,
+    CheckpointScan,
+    Closed,
+    Defaults,
+    FoundCheckpoint,
+    Progress,
+)
 from autoexp.backends.batches import Batches
 from autoexp.backends.megatron_layout import TORCH_DIST
+from autoexp.backends.schedules import decayed
 
 
 class DemoArgs(Closed):
@@ -33,9 +41,12 @@ class DemoArgs(Closed):
     fail_at_iteration: int | None = Field(
         None, gt=0, description="iteration at which the training crashes, for tests"
     )
+    nan_at_iteration: int | None = Field(
+        None, gt=0, description="iteration from which the loss is NaN, for tests"
+    )
 
 
-class DemoBackend(Closed):
+class DemoBackend(Closed, Defaults):
     """Trains `autoexp.demo_trainer` on one CPU core."""
 
     kind: Literal["demo"] = "demo"
@@ -61,10 +72,6 @@ class DemoBackend(Closed):
         del workers  # one process, whatever the machine
         # A sample is a context and the one character after it.
         return Batches(self.args.global_batch_size, tokens_per_sample=1)
-
-    def problems(self, workers: int) -> list[str]:
-        del workers
-        return []
 
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         return self._command(save_dir, self.args.train_iters)
@@ -112,9 +119,11 @@ class DemoBackend(Closed):
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
         return TORCH_DIST.seed(checkpoint, save_dir)
 
-    def clear_torn(self, save_dir: Path) -> list[str]:
-        del save_dir  # it goes by the tracker
-        return []
-
     def progress(self, line: bytes) -> Progress | None:
         return megatron_layout.progress(line)
+
+    def set_aside(self, save_dir: Path, after: int) -> list[str]:
+        return TORCH_DIST.set_aside(save_dir, after)
+
+    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
+        return decayed(self.args.lr, branch, iteration)

@@ -47,7 +47,7 @@ def refuse_names(
     errors = []
     names = known() if known is not None and given else None
     for name in given:
-        reason: str | PydanticCustomError | None = None
+        reason: PydanticCustomError | None = None
         if name in ours:
             reason = PydanticCustomError("ours", "set by autoexp ({why})", {"why": ours[name]})
         elif looks_secret(name):
@@ -55,7 +55,8 @@ def refuse_names(
                 "secret", "looks like a secret, which no configuration may hold: export it instead"
             )
         elif names is not None and name not in names:
-            reason = "extra_forbidden"
+            known_names = {"known": sorted(names)}
+            reason = PydanticCustomError("extra_forbidden", "no such argument", known_names)
         if reason is not None:
             errors.append(InitErrorDetails(type=reason, loc=(*at, name), input=None))
     if errors:

@@ -18,6 +18,7 @@ from autoexp.backends.base import (
     Branch,
     CheckpointScan,
     Closed,
+    Defaults,
     FoundCheckpoint,
     Progress,
 )
@@ -25,6 +26,7 @@ from autoexp.backends.batches import Batches
 from autoexp.backends.flags import Argument, refuse_names, word
 from autoexp.backends.huggingface_args import OURS, TrainerArgs
 from autoexp.backends.layout import Layout
+from autoexp.backends.schedules import decayed
 from autoexp.sensitive import Variables
 
 _STATE = "trainer_state.json"
@@ -36,7 +38,7 @@ _LAYOUT = Layout(
 _SHAPES = {"minus_sqrt": "1-sqrt", "linear": "linear", "cosine": "cosine"}
 
 
-class HuggingFaceBackend(Closed):
+class HuggingFaceBackend(Closed, Defaults):
     """Trains with a script whose arguments are TrainingArguments and its own."""
 
     kind: Literal["huggingface"] = "huggingface"
@@ -82,10 +84,6 @@ class HuggingFaceBackend(Closed):
         args = self.args
         size = args.per_device_train_batch_size * args.gradient_accumulation_steps * workers
         return Batches(size, self.tokens_per_sample)
-
-    def problems(self, workers: int) -> list[str]:
-        del workers
-        return []
 
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         return self._command(save_dir, {"max_steps": self.train_iters,
@@ -158,6 +156,12 @@ class HuggingFaceBackend(Closed):
     def clear_torn(self, save_dir: Path) -> list[str]:
         # The Trainer would resume from a torn one, and end there.
         return _LAYOUT.clear_torn(save_dir)
+
+    def set_aside(self, save_dir: Path, after: int) -> list[str]:
+        return _LAYOUT.set_aside(save_dir, after)
+
+    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
+        return decayed(self.args.learning_rate, branch, iteration)
 
     def progress(self, line: bytes) -> Progress | None:
         del line  # it has no step in it

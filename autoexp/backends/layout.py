@@ -10,10 +10,12 @@ from pathlib import Path
 
 from autoexp import durable
 from autoexp.backends.base import CheckpointScan, FoundCheckpoint
+from autoexp.errors import SessionError
 
 # No trainer takes these for checkpoints: torchtitan looks for `step-N` anywhere in a name.
 _SEED = ".autoexp-seed"
 _TORN = ".autoexp-torn"
+_ASIDE = "set-aside"
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,28 @@ class Layout:
                 moved.append(found.path.name)
         return moved
 
+    def set_aside(self, root: Path, after: int) -> list[str]:
+        """Have training resume at or before `after`: what lies behind is renamed, never removed.
+
+        A tracker goes first: whatever is killed in between, no folder that it names is missing, and
+        a second run finds the rest. Raises SessionError when nothing is left to resume from.
+        """
+        kept = [found.iteration for found in self.scan(root).complete if found.iteration <= after]
+        if not kept:
+            raise SessionError(f"{root}: no complete checkpoint at or before iteration {after}")
+        newest = self.tracked(root)
+        if self.tracker is not None and (newest is None or newest > after):
+            durable.write(root / self.tracker, str(max(kept)))
+        renamed = []
+        for found in sorted(self._candidates(root)):
+            if found.iteration > after:
+                durable.step()
+                # Not the name itself: some trainers look for it anywhere in a folder's name.
+                found.path.rename(_unused(root / f"{_ASIDE}-{found.iteration}"))
+                renamed.append(found.path.name)
+        durable.sync_directory(root)
+        return renamed
+
     def _candidates(self, root: Path) -> Iterator[FoundCheckpoint]:
         """What is named like a checkpoint; links are none of this job's."""
         try:
@@ -121,6 +145,15 @@ class Layout:
                         yield FoundCheckpoint(int(match["iteration"]), Path(entry.path))
         except FileNotFoundError:
             return
+
+
+def _unused(path: Path) -> Path:
+    """`path`, or with a number behind it what does not exist yet."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free
 
 
 def _matches(path: Path, pattern: str) -> bool:

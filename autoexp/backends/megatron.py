@@ -17,6 +17,7 @@ from autoexp.backends.base import (
     Branch,
     CheckpointScan,
     Closed,
+    Defaults,
     FoundCheckpoint,
     Progress,
 )
@@ -26,9 +27,10 @@ from autoexp.backends.layout import Layout
 from autoexp.backends.megatron_args import MegatronArgs
 from autoexp.backends.megatron_names import OURS, PASSED_THROUGH
 from autoexp.backends.megatron_source import names_in
+from autoexp.backends.schedules import decayed
 
 
-class MegatronBackend(Closed):
+class MegatronBackend(Closed, Defaults):
     """Trains with Megatron-LM's own script."""
 
     kind: Literal["megatron"] = "megatron"
@@ -185,9 +187,11 @@ class MegatronBackend(Closed):
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
         return self._layout.seed(checkpoint, save_dir)
 
-    def clear_torn(self, save_dir: Path) -> list[str]:
-        del save_dir  # it goes by the tracker
-        return []
+    def set_aside(self, save_dir: Path, after: int) -> list[str]:
+        return self._layout.set_aside(save_dir, after)
+
+    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
+        return decayed(self.args.lr, branch, iteration)
 
     def progress(self, line: bytes) -> Progress | None:
         return megatron_layout.progress(line)

@@ -81,7 +81,7 @@ class MegatronArgs(Closed):
         None, gt=0, description="minutes until a hanging collective ends the job"
     )
 
-    data_path: tuple[str, ...] | None = Field(
+    data_path: tuple[str | float, ...] | None = Field(
         None, min_length=1, description="prefix of a dataset, or weights and prefixes by turns"
     )
     split: str | None = Field(None, description="shares of training, validation and test: 99,1,0")

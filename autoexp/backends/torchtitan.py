@@ -17,6 +17,7 @@ from autoexp.backends.base import (
     Branch,
     CheckpointScan,
     Closed,
+    Defaults,
     FoundCheckpoint,
     Progress,
 )
@@ -24,6 +25,7 @@ from autoexp.backends.batches import Batches
 from autoexp.backends.flags import refuse_names, word
 from autoexp.backends.layout import Layout
 from autoexp.backends.logline import LinePattern
+from autoexp.backends.schedules import decayed
 from autoexp.backends.torchtitan_args import OURS, SECTIONS, TorchtitanArgs
 from autoexp.sensitive import Variables
 
@@ -33,7 +35,7 @@ _LINE = LinePattern(r"\bstep:\s*(?P<iteration>\d+)\s+loss:\s*(?P<loss>[-+0-9.eE]
 _SHAPES = {"minus_sqrt": "sqrt", "linear": "linear", "cosine": "cosine"}
 
 
-class TorchtitanBackend(Closed):
+class TorchtitanBackend(Closed, Defaults):
     """Trains with `python -m torchtitan.train`."""
 
     kind: Literal["torchtitan"] = "torchtitan"
@@ -142,9 +144,11 @@ class TorchtitanBackend(Closed):
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
         return _LAYOUT.seed(checkpoint, save_dir / _FOLDER)
 
-    def clear_torn(self, save_dir: Path) -> list[str]:
-        del save_dir  # it skips those without `.metadata`
-        return []
+    def set_aside(self, save_dir: Path, after: int) -> list[str]:
+        return _LAYOUT.set_aside(save_dir / _FOLDER, after)
+
+    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
+        return decayed(self.args.optimizer.lr, branch, iteration)
 
     def progress(self, line: bytes) -> Progress | None:
         return _LINE.read(line)

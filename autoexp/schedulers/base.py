@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
-from autoexp import durable, payload
+from autoexp import durable, payload, states
 from autoexp.errors import SubmissionUncertain
-from autoexp.jobs import Attempt, JobSpec
+from autoexp.events import Event, StateChanged
+from autoexp.jobs import Attempt, JobSpec, gpu_hours, now
 from autoexp.machines import LocalMachine, SlurmCluster
 
 LOCK = "submit.lock"
@@ -86,6 +87,8 @@ class Request(NamedTuple):
     """Job id that has to end first."""
     tasks: tuple[int, ...] = ()
     """Indices of an array's tasks; empty for a job of its own."""
+    avoided: tuple[str, ...] = ()
+    """Nodes that it must not run on."""
 
 
 class Scheduler(Protocol):
@@ -118,6 +121,9 @@ class Scheduler(Protocol):
 
     def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
         """Cancel, pending or running; returns what the scheduler answered, by key."""
+
+    def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
+        """Have attempts that wait in the queue start on other nodes than these."""
 
 
 def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, orders: Orders) -> None:
@@ -226,3 +232,31 @@ def is_locked(directory: Path) -> bool:
     """Whether somebody is submitting the attempt or, on the local machine, running it."""
     with _lock(directory) as descriptor:
         return not _try(descriptor)
+
+
+def apply(job: str, attempt: Attempt, sighting: Sighting) -> list[Event]:
+    """Take a sighting over into an attempt; returns its change of state, if it is one."""
+    requeued = states.is_running(attempt.state) and not states.is_running(sighting.state)
+    if requeued and not states.is_terminal(sighting.state) and attempt.started_at is not None:
+        attempt.earlier_gpu_hours += gpu_hours(attempt, attempt.started_at, now())
+        attempt.started_at = None
+    attempt.exit_code, attempt.signal = sighting.exit_code, sighting.signal
+    attempt.nodes = sighting.nodes or attempt.nodes
+    attempt.started_at = sighting.started_at or attempt.started_at
+    attempt.ended_at = sighting.ended_at or attempt.ended_at
+    attempt.warned |= sighting.warned
+    old, attempt.reason = attempt.state, sighting.reason
+    if sighting.state == old:
+        return []
+    attempt.state = sighting.state
+    attempt.transitions += 1
+    return [
+        StateChanged(
+            job=job,
+            attempt=attempt.number,
+            position=attempt.transitions,
+            old=old,
+            new=sighting.state,
+            reason=sighting.reason,
+        )
+    ]

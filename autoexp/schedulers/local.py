@@ -120,6 +120,9 @@ class LocalScheduler:
         """Ask each job to end; its payload kills what has not ended after the grace time."""
         return {ticket.key: _cancel(ticket) for ticket in tickets}
 
+    def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
+        """There is one node here."""
+
     def _reap(self) -> None:
         # Controllers that this process started stay zombies until somebody asks for them.
         self._children = [job for job in self._children if job.get_info()["jobState"] == "RUNNING"]

@@ -10,14 +10,15 @@ import re
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 from autoexp import states
 from autoexp.errors import SchedulerUnavailable, SubmissionRefused
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.payload import TASKS
+from autoexp.schedulers import slurm_commands
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, read_claim
+from autoexp.schedulers.exit_files import from_exit_file, with_own_account
 from autoexp.schedulers.slurm_answers import (
     SACCT_FORMAT,
     SQUEUE_FORMAT,
@@ -144,7 +145,7 @@ class SlurmScheduler:
         self._correct_failures(found, failed, listed, answered=answered and self._has_accounting)
         found |= self._look_behind(gone, listed, healthy_s, answered=answered)
         self._missing_s = {k: v for k, v in self._missing_s.items() if k not in found}
-        return {t.key: _with_own_account(t, found[t.key]) for t in tickets if t.key in found}
+        return {t.key: with_own_account(t, found[t.key]) for t in tickets if t.key in found}
 
     def _accounted(self, tickets: Sequence[Ticket]) -> tuple[dict[str, Sighting], bool]:
         """Ends that accounting knows of, by key, and whether it has answered."""
@@ -190,7 +191,7 @@ class SlurmScheduler:
         """What is known of jobs that have left the queue."""
         found: dict[str, Sighting] = {}
         for ticket in gone:
-            sighting = listed.get(ticket.key) or _from_exit_file(ticket)
+            sighting = listed.get(ticket.key) or from_exit_file(ticket)
             if sighting is None and answered:
                 sighting = self._lost(ticket, healthy_s)
             if sighting is not None:
@@ -215,11 +216,15 @@ class SlurmScheduler:
         try:
             run(["scancel", *(str(t.job_id) for t in tickets)], self._cluster.query_timeout_s)
         except CommandFailed as error:
-            refused = {t.key: _about(t, error.stderr) for t in tickets}
+            refused = {t.key: slurm_commands.about(str(t.job_id), error.stderr) for t in tickets}
             if NO_ANSWER.search(error.stderr) or not any(refused.values()):
                 raise SchedulerUnavailable(str(error)) from error
             return {key: words or "accepted" for key, words in refused.items()}
         return {ticket.key: f"scancel {ticket.job_id}: accepted" for ticket in tickets}
+
+    def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
+        job_ids = [str(ticket.job_id) for ticket in tickets]
+        slurm_commands.exclude_nodes(job_ids, nodes, self._cluster.query_timeout_s)
 
     # Asking
 
@@ -245,12 +250,6 @@ def _asked(machine: LocalMachine | SlurmCluster) -> SlurmCluster:
     return machine
 
 
-def _about(ticket: Ticket, words: str) -> str:
-    """What scancel said of this job: `Kill job error on job id 12: Invalid job id specified`."""
-    named = re.compile(rf"job id {re.escape(str(ticket.job_id))}\b")
-    return "; ".join(line for line in words.splitlines() if named.search(line))
-
-
 def _is_of(row: Row, ticket: Ticket) -> bool:
     """Whether a job of the ticket's name is the ticket's, and not an older session's."""
     earliest = ticket.intended_at - _CLOCKS_DIFFER
@@ -268,37 +267,3 @@ def _claimed_by(ticket: Ticket) -> str | None:
     tasks = json.loads((ticket.directory / TASKS).read_text())
     claims = (read_claim(ticket.directory.parent / key) for key in tasks.values())
     return next((claim.partition("_")[0] for claim in claims if claim), None)
-
-
-def _exit_file(ticket: Ticket) -> dict[str, Any] | None:
-    """The payload's own account of its end, if it is of this very job."""
-    try:
-        ended: dict[str, Any] = json.loads((ticket.directory / "exit.json").read_text())
-    except FileNotFoundError:
-        return None
-    return ended if ended["job_id"] == ticket.job_id else None
-
-
-def _from_exit_file(ticket: Ticket) -> Sighting | None:
-    """The end of a job where accounting is off."""
-    ended = _exit_file(ticket)
-    if ended is None:
-        return None
-    return Sighting.from_exit_file(ended)
-
-
-def _with_own_account(ticket: Ticket, sighting: Sighting) -> Sighting:
-    """Add what the payload knows better: how the command ended, and whether it was told to save.
-
-    SLURM sees the payload's exit code, which after a signal is 128 and more, and says 0 of jobs
-    that never came to an end of their own.
-    """
-    if not states.is_terminal(sighting.state):
-        return sighting
-    ended = _exit_file(ticket)
-    if ended is None or ended["superseded"]:
-        own_end = sighting.exit_code != 0 or sighting.state == "COMPLETED"
-        return sighting if own_end else sighting._replace(exit_code=None)
-    return sighting._replace(
-        exit_code=ended["exit_code"], signal=ended["signal"], warned=ended["warned"]
-    )

@@ -114,6 +114,9 @@ def _additional(cluster: SlurmCluster, request: Request) -> dict[str, Any]:
         parameters["dependency"] = f"afterany:{request.after}"
     # A flag that is off is left out. Spelled as submitit spells them, so that they replace its own.
     own = {k.replace("-", "_"): v for k, v in cluster.options.items() if v is not False}
+    avoided = [str(own["exclude"])] if own.get("exclude") else []
+    if request.avoided:
+        own["exclude"] = ",".join([*avoided, *request.avoided])
     return parameters | own
 
 

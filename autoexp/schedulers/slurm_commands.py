@@ -66,3 +66,19 @@ def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] =
     if answer.returncode != 0:
         raise CommandFailed(arguments, answer.returncode, answer.stderr or answer.stdout)
     return answer.stdout
+
+
+def exclude_nodes(job_ids: Sequence[str], nodes: Sequence[str], timeout_s: float) -> None:
+    """Have pending jobs start on other nodes; one that has started meanwhile is no failure."""
+    which, excluded = f"JobId={','.join(job_ids)}", f"ExcNodeList={','.join(nodes)}"
+    try:
+        run(["scontrol", "update", which, excluded], timeout_s)
+    except CommandFailed as error:
+        if "no longer pending" not in error.stderr and "Invalid job" not in error.stderr:
+            raise SchedulerUnavailable(str(error)) from error
+
+
+def about(job_id: str, words: str) -> str:
+    """What scancel said of a job: `Kill job error on job id 12: Invalid job id specified`."""
+    named = re.compile(rf"job id {re.escape(job_id)}\b")
+    return "; ".join(line for line in words.splitlines() if named.search(line))

@@ -15,7 +15,7 @@ from autoexp.creation import create, output_root
 from autoexp.events import JobAdded, RequestRefused
 from autoexp.jobs import JobSpec, Kind, Verdict
 from autoexp.plan import make_plan
-from autoexp.rules import ActionStatus
+from autoexp.rules.records import ActionStatus
 from autoexp.session import Session
 from tests.core.conftest import KilledAt, spec_of
 from tests.core.test_durable import exit_code, in_a_process

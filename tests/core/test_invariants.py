@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -16,11 +17,13 @@ from autoexp import acting, inbox, lease, states
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.creation import create
-from autoexp.errors import SchedulerError, SubmissionRefused
+from autoexp.errors import SchedulerError, SessionError, SubmissionRefused
+from autoexp.experiment import Monitoring
 from autoexp.jobs import Attempt, JobRecord, Kind, Verdict
 from autoexp.machines import SlurmCluster
 from autoexp.monitor import Monitor
-from autoexp.rules import ActionRecord, ActionStatus
+from autoexp.rules.actions import Restart, Start
+from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Request, Sighting, find_or_forbid, prepare, submit_once
 from autoexp.session import Session
 from tests.core.conftest import spec_of
@@ -75,8 +78,15 @@ class Driver:
             self._answers |= self.scheduler.query(tickets)
 
     def _perform(self, action: ActionRecord) -> Work:
-        job = acting.begin(self.session, action)
-        yield
+        try:
+            job = acting.begin(self.session, action)
+            yield
+            if isinstance(action.action, Restart):
+                acting.done(self.session, action, acting.ask_restart(self.session, action))
+                return
+        except SessionError as error:
+            acting.fail(self.session, action, str(error))
+            return
         if self.scheduler.silent:  # the filesystem fails with it
             acting.fail(self.session, action, "stale file handle")
             return
@@ -86,7 +96,7 @@ class Driver:
         acting.complete(self.session, action, job)
 
     def _cancel(self) -> Work:
-        jobs = [job for job in self.session.jobs.values() if job.cancel_requested or job.is_over]
+        jobs = [job for job in self.session.jobs.values() if job.is_ending]
         attempts = [a for job in jobs for a in job.open_attempts if a.job_id is not None]
         yield
         with suppress(SchedulerError):
@@ -94,7 +104,10 @@ class Driver:
 
     def _drive(self, job: JobRecord) -> Work:
         while not (job.is_over and job.unsubmitted is None):
-            if job.unsubmitted is not None and (job.is_over or job.cancel_requested):
+            if job.may_be_replaced:
+                yield
+                acting.replaced(self.session, job, {})
+            elif job.unsubmitted is not None and job.is_ending:
                 yield from self._withdraw(job, job.unsubmitted)
             elif job.unsubmitted is not None:
                 yield from self._submit(job, job.unsubmitted, fresh=False)
@@ -141,6 +154,8 @@ REQUESTS: tuple[inbox.Request, ...] = (
         for verb in ("retry", "retry", "drop")
     ),
 )
+# A rule that ends an attempt and asks for the next one.
+RUNNING_RESTARTS = {"again": {"to": ["RUNNING"], "actions": [{"restart": {}}]}}
 # What a job survives comes more often than what ends it for good.
 STATES = ("PENDING", "SUSPENDED", "NEW_IN_SLURM_99", "TIMEOUT", "NODE_FAIL") * 3
 which = st.integers(0, 9)
@@ -152,12 +167,17 @@ class Play(hs.RuleBasedStateMachine):
     composed: Composed
     fate: Fate
 
-    @hs.initialize(chain=st.integers(1, 2), most=st.sampled_from([None, 2]), rare=st.booleans())
-    def begin(self, chain: int, most: int | None, rare: bool) -> None:
+    @hs.initialize(
+        chain=st.integers(1, 2),
+        most=st.sampled_from([None, 2]),
+        rare=st.booleans(),
+        rules=st.sampled_from([{}, RUNNING_RESTARTS]),
+    )
+    def begin(self, chain: int, most: int | None, rare: bool, rules: dict[str, Any]) -> None:
         self.fate.steps_left = 0
         self.folder = tempfile.TemporaryDirectory()
         old = self.composed.experiment
-        watching = old.monitoring.model_copy(update={"save_progress_every_s": 1e6 * rare})
+        watching = Monitoring(save_progress_every_s=1e6 * rare, state_events=rules)
         changes = {"slurm": SlurmCluster(chain=chain, max_jobs=most), "monitoring": watching}
         changed = self.composed._replace(experiment=old.model_copy(update=changes))
         self.path = create(changed, Path(self.folder.name), session_id="s1")
@@ -258,6 +278,9 @@ class Play(hs.RuleBasedStateMachine):
             for attempt in (a for a in job.attempts if a.job_id is not None):
                 assert self.scheduler.jobs[str(attempt.job_id)].spec["key"] == attempt.key
             assert job.launched or not job.attempts
+            for number in job.restarted:
+                alone = [e.event.key for e in session.journal.entries if e.event.job == name]
+                assert alone.count(f"restart/{name}/a{number}") == 1
             if job.launched and job.spec.branch:
                 assert ("tiny", job.spec.branch.iteration) in self.complete
             now = (job.verdict, len(job.attempts))
@@ -283,7 +306,8 @@ class Play(hs.RuleBasedStateMachine):
             assert "not submitted" not in str(job.reason) or all(a.verdict for a in job.attempts)
             branch = job.spec.branch
             if branch and ("tiny", branch.iteration) in self.complete and not job.attempts:
-                status = [a.status for a in session.actions.values() if a.action.job == name]
+                starts = [a for a in session.actions.values() if isinstance(a.action, Start)]
+                status = [a.status for a in starts if a.action.job == name]
                 assert job.cancel_requested or status == [ActionStatus.FAILED]
 
 

@@ -12,16 +12,20 @@ from autoexp.events import AttemptJudged, CheckpointComplete, Event, JobGivenUp,
 from autoexp.experiment import Cooldown, Decay, Experiment, Project
 from autoexp.jobs import Verdict
 from autoexp.plan import make_plan
-from autoexp.rules import ActionRecord, Launch, OnCheckpoint, Rule, action_key, decide, rules_of
+from autoexp.rules.actions import Start
+from autoexp.rules.book import implied
+from autoexp.rules.decide import Asked, Rule, action_key, decide
+from autoexp.rules.language import OnCheckpoint
+from autoexp.rules.records import ActionRecord
 from autoexp.session import Session
 
 CHECKPOINT = CheckpointComplete(job="t", iteration=100, path="/t/iter_0000100")
 BOTH = Rule(
     name="both",
     on=OnCheckpoint(job="t", iteration=100),
-    then=(Launch(job="a"), Launch(job="b")),
+    then=(Asked(Start(job="a")), Asked(Start(job="b"))),
 )
-LATER = Rule(name="later", on=OnCheckpoint(job="t", iteration=200), then=(Launch(job="c"),))
+LATER = Rule(name="later", on=OnCheckpoint(job="t", iteration=200), then=(Asked(Start(job="c")),))
 KEYS = ["both--checkpoint_t_100--0", "both--checkpoint_t_100--1"]
 
 
@@ -60,7 +64,7 @@ def test_deciding_twice_gives_the_same_keys() -> None:
 
 
 def test_a_cooldown_starts_at_its_parents_checkpoint_and_at_no_other(composed: Composed) -> None:
-    rules = rules_of(make_plan(composed.experiment, Path("/out")))
+    rules = implied(make_plan(composed.experiment, Path("/out")).jobs)
     seen = [
         [record.action.job for record in decide(event, rules)]
         for iteration in (100, 200, 300)
@@ -98,7 +102,7 @@ def test_the_longest_names_still_make_file_names(tmp_path: Path, composed: Compo
     path = create(composed._replace(experiment=long), tmp_path)
     session = Session.load(path)
     event = CheckpointComplete(job="p" * 60, iteration=100, path="/x")
-    (action,) = decide(event, rules_of(session.plan))
+    (action,) = decide(event, implied(session.plan.jobs))
     session.save_action(action)
     assert list(Session.load(path).actions) == [action.key]
 

@@ -15,7 +15,8 @@ from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.events import CheckpointComplete, JobGivenUp
 from autoexp.jobs import Attempt, JobRecord, Verdict
 from autoexp.machines import SlurmCluster
-from autoexp.rules import decide, rules_of
+from autoexp.rules.book import implied
+from autoexp.rules.decide import decide
 from autoexp.session import Session, sessions_root
 from tests.core.conftest import FullDisk, KilledAt
 
@@ -147,7 +148,7 @@ def test_what_was_written_is_what_is_read(session_path: Path) -> None:
         assert attempt is not None
         session.record_submission(trunk, attempt, "4711")
         session.record([SEEN])
-        (action,) = decide(SEEN, rules_of(session.plan))
+        (action,) = decide(SEEN, implied(session.plan.jobs))
         session.save_action(action)
         session.settle(session.jobs["tiny-cd200"], Verdict.FAILED, "ünüsual\n'reason'")
         session.meta.flow_run_ids.append("f")
@@ -273,7 +274,7 @@ def damaged(path: Path, mend: Callable[[bytes], bytes]) -> None:
 def test_a_damaged_file_stops_the_session_with_its_path_and_changes_nothing(
     session_path: Path, file: str, mend: Callable[[bytes], bytes]
 ) -> None:
-    (action,) = decide(SEEN, rules_of(Session.load(session_path).plan))
+    (action,) = decide(SEEN, implied(Session.load(session_path).plan.jobs))
     (session_path / "actions" / "a.json").write_text(action.model_dump_json())
     damaged(session_path / file, mend)
     before = everything(session_path)
@@ -332,9 +333,9 @@ def test_an_append_that_failed_does_not_spoil_the_next_one(
 
 def test_a_session_of_another_version_is_left_to_that_version(session_path: Path) -> None:
     file = session_path / "session.json"
-    content = json.loads(file.read_bytes()) | {"schema_version": 2, "from_the_future": True}
+    content = json.loads(file.read_bytes()) | {"schema_version": 3, "from_the_future": True}
     file.write_text(json.dumps(content))
-    with pytest.raises(SessionDamaged, match="has schema version 2; this autoexp reads 1"):
+    with pytest.raises(SessionDamaged, match="has schema version 3; this autoexp reads 2"):
         Session.load(session_path)
 
 

@@ -92,7 +92,17 @@ def submit_and_lose(cluster: Cluster, bench: Bench) -> str:
 def take_id(job_id: str) -> str:
     """Submit strangers until one gets this id."""
     for _ in range(_TRIES):
-        given = slurm("sbatch", "--parsable", "-p", "main", "--mem=10M", "--wrap", "sleep 60")
+        given = slurm(
+            "sbatch",
+            "--parsable",
+            "-p",
+            "main",
+            "--mem=10M",
+            "-o",
+            "/dev/null",
+            "--wrap",
+            "sleep 60",
+        )
         if given.strip() == job_id:
             return job_id
         slurm("scancel", given.strip())

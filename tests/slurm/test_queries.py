@@ -3,7 +3,7 @@
 import pytest
 
 from autoexp.schedulers.slurm import SlurmScheduler
-from tests.slurm.bench import FOR_EVER, Bench, cluster
+from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm
 from tests.slurm.commands import HIDE_ENDED, Commands
 
 pytestmark = pytest.mark.slurm
@@ -121,3 +121,13 @@ def test_what_the_user_prefers_squeue_to_show_hides_no_job_and_moves_no_time(
     monkeypatch.setenv(name, value)
 
     assert SlurmScheduler(cluster()).query(tickets) == told
+
+
+def test_pending_jobs_are_told_together_to_avoid_a_node(bench: Bench) -> None:
+    bench.submit("a", FOR_EVER, **HELD)
+    bench.submit("b", FOR_EVER, **HELD)
+    node = slurm("sinfo", "-h", "-N", "-o", "%N").split()[0]
+    bench.scheduler.avoid(bench.tickets(), [node])
+    for name in ("a", "b"):
+        told = slurm("scontrol", "show", "job", str(bench.attempt(name).job_id))
+        assert f"ExcNodeList={node}\n" in told

@@ -166,7 +166,19 @@ def test_a_job_of_the_same_name_from_an_older_session_is_not_taken_for_ours(
 ) -> None:
     monkeypatch.setattr("autoexp.schedulers.slurm._CLOCKS_DIFFER", timedelta(0))
     name = f"{bench.session.id}-job-a1"
-    older = slurm("sbatch", "--parsable", "-p", "main", "--mem=10M", "-J", name, "--wrap", "true")
+    older = slurm(
+        "sbatch",
+        "--parsable",
+        "-p",
+        "main",
+        "--mem=10M",
+        "-J",
+        name,
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "true",
+    )
     time.sleep(1.1)  # SLURM's times are whole seconds
     bench.add("job", RUN)
     bench.begin("job")

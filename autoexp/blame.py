@@ -1,0 +1,65 @@
+"""The nodes that a session avoids, each with the evidence and an expiry: `blame.json`."""
+
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from autoexp import durable, schema
+from autoexp.errors import SessionError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,253}")
+
+
+class Blamed(BaseModel):
+    """One node and why it is avoided."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    node: str
+    evidence: str
+    """Key of the event that named it."""
+    reason: str
+    until: datetime
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = schema.VERSION
+    nodes: list[Blamed] = Field(default_factory=list)
+
+
+class BlameList:
+    """The blame list of one session; only the holder of the lease adds to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.nodes: list[Blamed] = []
+
+    def load(self) -> None:
+        """Read the list; raises SessionDamaged when it does not parse."""
+        if self._path.exists():
+            self.nodes = schema.read(self._path, _File).nodes
+
+    def add(self, blamed: Iterable[Blamed]) -> None:
+        """Put nodes on the list; evidence that is there already stands once.
+
+        Raises SessionError for what cannot be the name of a node: it may come from a log, and goes
+        to SLURM.
+        """
+        known = {(entry.node, entry.evidence) for entry in self.nodes}
+        fresh = [entry for entry in blamed if (entry.node, entry.evidence) not in known]
+        for entry in fresh:
+            if not _NAME.fullmatch(entry.node):
+                raise SessionError(f"{entry.node!r} cannot be the name of a node: not excluded")
+        if fresh:
+            content = _File(nodes=[*self.nodes, *fresh])
+            durable.write(self._path, content.model_dump_json(indent=1) + "\n")
+            self.nodes = content.nodes
+
+    def current(self, at: datetime) -> tuple[str, ...]:
+        """The nodes to avoid at a time."""
+        return tuple(sorted({entry.node for entry in self.nodes if entry.until > at}))

@@ -1,0 +1,83 @@
+"""Why a job is in its state, in sentences: which event, rule and action, and what it waits for."""
+
+from collections.abc import Iterator
+
+from autoexp.describing import describe, describe_action
+from autoexp.jobs import JobRecord, Verdict
+from autoexp.rules.actions import Start
+from autoexp.rules.records import ActionRecord, ActionStatus
+from autoexp.rules.templates import fill
+from autoexp.rules.values import values_of
+from autoexp.session import Session
+from autoexp.status import waits
+
+_DONE = {
+    ActionStatus.DONE: "did",
+    ActionStatus.RUNNING: "is about to",
+    ActionStatus.PENDING: "wants to",
+    ActionStatus.FAILED: "did not",
+}
+
+
+def explain(session: Session, job: JobRecord) -> Iterator[str]:
+    """The job's story: its state first, then what led there."""
+    name = job.spec.name
+    yield _state(job)
+    yield from _requests(job)
+    for entry in session.journal.entries:
+        if entry.event.job != name:
+            continue
+        when = entry.time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        yield f"{when}  {describe(entry.event)}"
+        for action in session.actions.values():
+            if action.event.key == entry.event.key and not isinstance(action.action, Start):
+                yield f"    {_action(session, action)}"
+    for action in session.actions.values():
+        if isinstance(action.action, Start) and action.action.job == name:
+            yield f"Because {describe(action.event)}: {_action(session, action)}"
+    for attempt in job.attempts:
+        for rule, count in attempt.matches.items():
+            if count > 1:
+                yield f"Rule {rule} found {count} lines in the log of attempt {attempt.number}."
+
+
+def _state(job: JobRecord) -> str:
+    name = job.spec.name
+    target = job.spec.target_iteration
+    reached = f"at iteration {job.iteration or 0}" + (f" of {target}" if target else "")
+    if job.verdict is Verdict.FINISHED:
+        return f"{name} has finished: {job.reason}."
+    if job.verdict is Verdict.FAILED:
+        return f"{name} has failed: {job.reason}."
+    waiting = waits(job)
+    if waiting is not None:
+        return f"{name} is {job.state}: {waiting}."
+    attempt = f", attempt {job.attempt.number}" if job.attempt else ""
+    return f"{name} is {job.state}{attempt}, {reached}."
+
+
+def _requests(job: JobRecord) -> Iterator[str]:
+    if job.tainted is not None:
+        yield f"It is not to be trusted: it {job.tainted}."
+    if job.is_over:
+        return
+    if job.cancel_requested is not None:
+        yield f"It is being cancelled, by {job.cancel_requested}."
+    if job.ending is not None:
+        yield f"It is to end as {job.ending.verdict}: {job.ending.reason}."
+    if job.restart is not None:
+        alive = ", ".join(str(attempt.number) for attempt in job.open_attempts)
+        waits_for = f"attempt {alive} to end" if alive else "its verdict"
+        yield f"It restarts ({job.restart.reason}), and waits for {waits_for}."
+
+
+def in_words(session: Session, action: ActionRecord) -> str:
+    """What an action is to do, its templates filled."""
+    values = values_of(action.event, action.rule, session)
+    return fill(describe_action(action.action), values)
+
+
+def _action(session: Session, action: ActionRecord) -> str:
+    said = action.reason or action.result
+    because = f" ({said.strip().splitlines()[-1][:300]})" if said and said.strip() else ""
+    return f"rule {action.rule} {_DONE[action.status]} {in_words(session, action)}{because}"

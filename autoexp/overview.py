@@ -1,0 +1,26 @@
+"""What is true of a session as a whole: all trainings finished, a budget passed."""
+
+from collections.abc import Mapping, Sequence
+
+from autoexp.events import AttemptJudged, BudgetPassed, Event, JobGivenUp, TrunksFinished
+from autoexp.jobs import Kind, Verdict, spent_gpu_hours
+from autoexp.rules.language import SessionRule
+from autoexp.session import Session
+
+
+def overview(
+    session: Session, rules: Mapping[str, SessionRule], fresh: Sequence[Event]
+) -> list[Event]:
+    """Events about the whole session; nothing is looked at that no rule asks for."""
+    found: list[Event] = []
+    judged = any(isinstance(event, AttemptJudged | JobGivenUp) for event in fresh)
+    if judged and any(rule.trunks_finished for rule in rules.values()):
+        trunks = [job for job in session.jobs.values() if job.spec.kind is Kind.TRAIN]
+        if trunks and all(job.verdict is Verdict.FINISHED for job in trunks):
+            found.append(TrunksFinished(trunks=len(trunks)))
+    for name, rule in rules.items():
+        if rule.gpu_hours_above is not None and not session.journal.has(f"budget/{name}"):
+            spent = sum(spent_gpu_hours(a) for job in session.jobs.values() for a in job.attempts)
+            if spent > rule.gpu_hours_above:
+                found.append(BudgetPassed(rule=name, gpu_hours=round(spent, 3)))
+    return found

@@ -1,0 +1,65 @@
+"""Trying rules on an existing log: what would have fired, without a session and a cluster."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from autoexp.errors import BadInput
+from autoexp.events import Event
+from autoexp.experiment import Experiment
+from autoexp.jobs import Attempt, JobRecord, Kind, now
+from autoexp.plan import make_plan
+from autoexp.rules.book import RuleBook
+from autoexp.rules.decide import decide
+from autoexp.rules.records import ActionRecord
+from autoexp.watch import JobWatch
+
+
+class Fired(NamedTuple):
+    """An event and what the rules would have done about it."""
+
+    event: Event
+    actions: list[ActionRecord]
+
+
+class Rehearsal:
+    """One reading of a log as if a job of an experiment were writing it."""
+
+    def __init__(self, experiment: Experiment, log: Path, kind: Kind) -> None:
+        """Raises BadInput when there is no such log, or the experiment has no job of this kind."""
+        if not log.is_file():
+            raise BadInput(f"{log}: no such file")
+        plan = make_plan(experiment, Path("/rehearsal"))
+        specs = [spec for spec in plan.jobs if spec.kind is kind]
+        if not specs:
+            raise BadInput(f"the experiment has no {kind}: add `cooldowns`, or leave --kind out")
+        self._attempt = Attempt(
+            number=1, key="rehearsal", name="rehearsal", log=str(log), intended_at=now()
+        )
+        self._job = JobRecord(spec=specs[0], attempts=[self._attempt], launched=True)
+        self._book = RuleBook(experiment.monitoring, plan.jobs)
+
+    def run(self) -> Iterator[Fired]:
+        """What would have fired, in the order of the log."""
+        watched = self._book.watched(self._job.spec)
+        history: set[str] = set()
+        for event in JobWatch().read_log(self._job, self._attempt, watched, final=True):
+            actions = decide(event, self._book.of(event), history)
+            history |= {action.key for action in actions}
+            yield Fired(event, actions)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many lines each rule's pattern was found in."""
+        return self._attempt.matches
+
+    @property
+    def silent(self) -> list[str]:
+        """The rules about log lines and metrics that did not fire."""
+        watched = self._book.watched(self._job.spec)
+        return [n for n in (*watched.log_rules, *watched.metric_rules) if n not in self.counts]
+
+    @property
+    def reached(self) -> int | None:
+        """The last iteration that the log tells of."""
+        return self._job.iteration

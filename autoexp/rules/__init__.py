@@ -1,0 +1,1 @@
+"""Rules: what to look for, when it counts, what to do. See docs/rules.md for the language."""

@@ -1,0 +1,271 @@
+"""Actions: what a rule does. In YAML each is one key, as `restart: {roll_back: true}`."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from autoexp.backends.base import Closed
+from autoexp.rules.conditions import Condition
+from autoexp.rules.durations import Duration
+from autoexp.rules.templates import texts_in
+
+Shape = Literal["minus_sqrt", "linear", "cosine"]
+Jobs = Annotated[
+    tuple[str, ...], Field(description="names or kinds of jobs; by default the event's own job")
+]
+
+
+class Decay(Closed):
+    """How a cooldown's learning rate goes from the trunk's peak to `min_lr`."""
+
+    iterations: int | None = Field(None, gt=0, description="length in iterations")
+    fraction: float | None = Field(
+        None, gt=0, lt=1, description="length as a share of the branch's total iterations"
+    )
+    shape: Shape = Field("minus_sqrt", description="1 - sqrt(x), linear, or half a cosine")
+    min_lr: float | None = Field(
+        None, ge=0, description="learning rate at the end; the backend's own if unset"
+    )
+
+
+class LaunchedCooldown(Closed):
+    """A cooldown from each checkpoint of the rule; planned before the training starts."""
+
+    decay: Decay = Field(default_factory=Decay, description="how the learning rate decays")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9._-]{1,40}$", description="part of the job's name"
+    )
+
+
+class Start(Closed):
+    """Start a job that was planned; a plan implies it for each of its cooldowns."""
+
+    kind: Literal["start"] = "start"
+    job: str
+
+    def texts(self) -> Iterator[str]:
+        yield from ()
+
+
+class Launch(Closed):
+    """Submit another job in the same session: a cooldown, a command, or any configuration."""
+
+    kind: Literal["launch"] = "launch"
+    cooldown: LaunchedCooldown | None = Field(None, description="a cooldown from the checkpoint")
+    command: tuple[str, ...] | None = Field(
+        None, min_length=1, description="a job that runs this list of arguments"
+    )
+    config: str | None = Field(None, description="a job, with its cooldowns, of this configuration")
+    choose: dict[str, str] = Field(
+        default_factory=dict, description="group files to take instead: `{slurm: small}`"
+    )
+    set: dict[str, Any] = Field(
+        default_factory=dict,
+        description="values to change, by dotted key: `{slurm.nodes: 1}`; texts are templates",
+    )
+    name: str = Field("", description="the new job's name, a template; has to be new each time")
+    as_kind: Literal["train", "evaluate", "command"] = Field(
+        "evaluate", description="what the job counts as: rules for `train` leave others alone"
+    )
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        ways = (self.cooldown, self.command, self.config)
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError("give exactly one of `cooldown`, `command` and `config`")
+        if self.cooldown is None and not self.name:
+            raise ValueError("give the job a `name`, such as `{job.name}-eval{event.number}`")
+        if self.cooldown is not None and (self.name or self.set or self.choose):
+            raise ValueError("a cooldown takes its settings from `cooldown` alone")
+        if self.command is not None and (
+            self.choose or any(not key.startswith("slurm.") for key in self.set)
+        ):
+            raise ValueError("of a command only keys of `slurm` can be set")
+        for group, choice in self.choose.items():
+            if not (group + choice).replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"`{group}: {choice}`: a group and the name of a file in it")
+        return self
+
+    def texts(self) -> Iterator[str]:
+        yield self.name
+        yield from self.command or ()
+        yield from texts_in(self.set)
+
+
+class Restart(Closed):
+    """End the running attempt and submit the next one."""
+
+    kind: Literal["restart"] = "restart"
+    roll_back: bool = Field(
+        False,
+        description="go on from the last checkpoint before the trouble began; later ones are set "
+        "aside (renamed)",
+    )
+    backend: dict[str, Any] = Field(
+        default_factory=dict,
+        description="changes to the job's backend from now on: `{args: {lr: 1e-4}}`",
+    )
+    exclude_nodes: Literal["blamed"] | None = Field(
+        None, description="`blamed`: later submissions avoid the node that the event names"
+    )
+
+    def texts(self) -> Iterator[str]:
+        yield from ()
+
+
+class RunCommand(Closed):
+    """Run a command beside the monitor. No shell reads it; a kill in between may run it again."""
+
+    kind: Literal["run_command"] = "run_command"
+    run: tuple[str, ...] = Field(min_length=1, description="the command, an argument each")
+    timeout: Duration = Field(600.0, description="it is ended after so long")
+    retries: int = Field(0, ge=0, description="how often it is tried again when it fails")
+    environment: dict[str, str] = Field(default_factory=dict, description="further variables")
+
+    def texts(self) -> Iterator[str]:
+        yield from self.run
+        yield from self.environment.values()
+
+
+class Cancel(Closed):
+    """Cancel jobs, pending or running: they have failed then."""
+
+    kind: Literal["cancel"] = "cancel"
+    jobs: Jobs = ()
+    reason: str = Field("", description="why, a template")
+
+    def texts(self) -> Iterator[str]:
+        yield from (*self.jobs, self.reason)
+
+
+class Finish(Closed):
+    """End the job and let it count as finished."""
+
+    kind: Literal["finish"] = "finish"
+    reason: str = Field("", description="why, a template")
+
+    def texts(self) -> Iterator[str]:
+        yield self.reason
+
+
+class Fail(Closed):
+    """End the job for good: nothing restarts it."""
+
+    kind: Literal["fail"] = "fail"
+    reason: str = Field("", description="why, a template")
+
+    def texts(self) -> Iterator[str]:
+        yield self.reason
+
+
+class Log(Closed):
+    """Say something in the session's log."""
+
+    kind: Literal["log"] = "log"
+    message: str = Field("{event}", description="what, a template")
+    level: Literal["info", "warning", "error"] = Field("warning", description="how loud")
+
+    def texts(self) -> Iterator[str]:
+        yield self.message
+
+
+class Publish(Closed):
+    """Emit a Prefect event, for Prefect's automations and for other rules of the session."""
+
+    kind: Literal["publish"] = "publish"
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,60}$", description="the event's name")
+    payload: dict[str, str] = Field(default_factory=dict, description="what it says, templates")
+
+    def texts(self) -> Iterator[str]:
+        yield from self.payload.values()
+
+
+class WriteFile(Closed):
+    """Append a line to a file, unless it stands there already."""
+
+    kind: Literal["write_file"] = "write_file"
+    path: str = Field(description="the file, a template; relative to the session's directory")
+    line: str = Field(description="the line, a template")
+
+    def texts(self) -> Iterator[str]:
+        yield from (self.path, self.line)
+
+
+class ExcludeNodes(Closed):
+    """Put nodes on the session's blame list: submissions avoid them until it expires."""
+
+    kind: Literal["exclude_nodes"] = "exclude_nodes"
+    nodes: tuple[str, ...] = Field(
+        (), description="templates; by default the node that the event names, or ran on alone"
+    )
+    expires: Duration = Field(86400.0, description="how long they are avoided")
+
+    def texts(self) -> Iterator[str]:
+        yield from self.nodes
+
+
+Action = Annotated[
+    Start
+    | Launch
+    | Restart
+    | RunCommand
+    | Cancel
+    | Finish
+    | Fail
+    | Log
+    | Publish
+    | WriteFile
+    | ExcludeNodes,
+    Field(discriminator="kind"),
+]
+ENDS_AN_ATTEMPT = (Restart, Finish, Fail)
+"""What a verdict waits for: these decide what the end of an attempt means."""
+
+
+class Step(Closed):
+    """One action of a rule and when it counts: exactly one key names the action."""
+
+    launch: Launch | None = Field(None, description="submit another job in the same session")
+    restart: Restart | None = Field(None, description="end the attempt, submit the next one")
+    run_command: RunCommand | None = Field(None, description="run a command beside the monitor")
+    cancel: Cancel | None = Field(None, description="cancel jobs")
+    finish: Finish | None = Field(None, description="end the job, it counts as finished")
+    fail: Fail | None = Field(None, description="end the job for good")
+    log: Log | None = Field(None, description="say something in the session's log")
+    publish: Publish | None = Field(None, description="emit a Prefect event")
+    write_file: WriteFile | None = Field(None, description="append a line to a file, once")
+    exclude_nodes: ExcludeNodes | None = Field(None, description="avoid nodes from now on")
+    when: tuple[Condition, ...] = Field((), description="all of these have to hold")
+    within: Duration = Field(
+        86400.0, description="conditions that do not hold by then end the action, as its reason"
+    )
+
+    @property
+    def actions(self) -> list[Action]:
+        """The actions that are named."""
+        named: list[Any] = [getattr(self, name) for name in type(self).model_fields]
+        found: list[Any] = [value for value in named if isinstance(value, Closed)]
+        return found
+
+    @property
+    def action(self) -> Action:
+        return self.actions[0]
+
+    def texts(self) -> Iterator[str]:
+        """All templates of the step."""
+        yield from self.action.texts()
+        for condition in self.when:
+            yield from condition.texts()
+
+    @model_validator(mode="after")
+    def _one_action(self) -> Self:
+        if len(self.actions) != 1:
+            names = [name for name in type(self).model_fields if name not in ("when", "within")]
+            raise ValueError(f"name exactly one action: {', '.join(names)}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if value is not None}

@@ -1,0 +1,130 @@
+"""The rules of a session: those of its configuration, and those that its plan implies."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from autoexp.events import CheckpointComplete, Event
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Start
+from autoexp.rules.decide import Asked, Rule
+from autoexp.rules.language import (
+    CheckpointRule,
+    InactivityRule,
+    LogRule,
+    MetricRule,
+    OnCheckpoint,
+    RuleBase,
+    SessionRule,
+)
+from autoexp.rules.metrics import window
+from autoexp.rules.patterns import Matcher, matcher
+from autoexp.rules.sections import Rules
+
+if TYPE_CHECKING:
+    from autoexp.jobs import JobSpec
+
+
+class Watched(NamedTuple):
+    """What the rules want to know of one job."""
+
+    lines: Matcher
+    log_rules: dict[str, LogRule]
+    metric_rules: dict[str, MetricRule]
+    inactivity_rules: dict[str, InactivityRule]
+    window: int
+    """Logged iterations that metric rules look back."""
+
+
+def named(rules: Rules) -> Iterator[tuple[str, RuleBase]]:
+    """All rules that are not switched off, by name."""
+    for kind in type(rules).model_fields:
+        section = getattr(rules, kind)
+        if isinstance(section, dict):
+            yield from ((name, rule) for name, rule in section.items() if rule is not None)
+
+
+class RuleBook:
+    """Rules as they apply to the jobs that the session has now."""
+
+    def __init__(self, rules: Rules, jobs: Iterable["JobSpec"]) -> None:
+        self._specs = {spec.name: spec for spec in jobs}
+        self._named = dict(named(rules))
+        self._written = tuple(self._read())
+        self._starts: dict[tuple[str, int], list[Rule]] = {}
+        for rule in implied(self._specs.values()):
+            if isinstance(rule.on, OnCheckpoint):
+                self._starts.setdefault((rule.on.job, rule.on.iteration), []).append(rule)
+        self.ends_attempts = any(
+            isinstance(asked.action, ENDS_AN_ATTEMPT)
+            for rule in self._written
+            for asked in rule.then
+        )
+        self.session_rules = {
+            name: rule for name, rule in self._named.items() if isinstance(rule, SessionRule)
+        }
+        self._watched: dict[tuple[str, ...], Watched] = {}
+
+    def _read(self) -> Iterator[Rule]:
+        for name, rule in self._named.items():
+            planned = list(rule.cooldowns()) if isinstance(rule, CheckpointRule) else []
+            then = tuple(
+                Asked(step.action, step.when, step.within)
+                for step in rule.actions
+                if step not in planned
+            )
+            yield Rule(name, rule, then, self._jobs_of(rule))  # type: ignore[arg-type]
+
+    def _jobs_of(self, rule: RuleBase) -> frozenset[str] | None:
+        if not rule.jobs:
+            return None
+        return frozenset(name for name, spec in self._specs.items() if is_about(rule, spec))
+
+    def watched(self, spec: "JobSpec") -> Watched:
+        """What to look for in a job's log; jobs with the same rules share it."""
+        own = {name: rule for name, rule in self._named.items() if is_about(rule, spec)}
+        key = tuple(own)
+        if key not in self._watched:
+            logs = {name: rule for name, rule in own.items() if isinstance(rule, LogRule)}
+            metrics = {name: rule for name, rule in own.items() if isinstance(rule, MetricRule)}
+            self._watched[key] = Watched(
+                lines=matcher(rule.wanted(name) for name, rule in logs.items()),
+                log_rules=logs,
+                metric_rules=metrics,
+                inactivity_rules={n: r for n, r in own.items() if isinstance(r, InactivityRule)},
+                window=max((window(rule) for rule in metrics.values()), default=0),
+            )
+        return self._watched[key]
+
+    def of(self, event: Event) -> list[Rule]:
+        """The rules that an event fires."""
+        starts: list[Rule] = []
+        if isinstance(event, CheckpointComplete):
+            # A thousand cooldowns have a thousand rules of their own: looked up, not tried.
+            starts = self._starts.get((event.job, event.iteration), [])
+        return [*starts, *(rule for rule in self._written if rule.fires(event))]
+
+    def starts_any(self, event: CheckpointComplete, names: set[str]) -> bool:
+        """Whether a checkpoint starts one of these jobs."""
+        starts = self._starts.get((event.job, event.iteration), [])
+        return any(
+            isinstance(asked.action, Start) and asked.action.job in names
+            for rule in starts
+            for asked in rule.then
+        )
+
+
+def is_about(rule: RuleBase, spec: "JobSpec") -> bool:
+    """Whether a rule is about a job: by its name or its kind."""
+    return not rule.jobs or spec.name in rule.jobs or str(spec.kind) in rule.jobs
+
+
+def implied(jobs: Iterable["JobSpec"]) -> tuple[Rule, ...]:
+    """The rules that planned jobs imply: each cooldown starts at its parent's checkpoint."""
+    return tuple(
+        Rule(
+            name=f"start-{job.name}",
+            on=OnCheckpoint(job=job.parent, iteration=job.branch.iteration),
+            then=(Asked(Start(job=job.name), job.start_when, job.start_within_s),),
+        )
+        for job in jobs
+        if job.parent is not None and job.branch is not None
+    )

@@ -1,0 +1,206 @@
+"""Whether conditions hold: yes, not yet, or never. Files are looked at, nothing is changed."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from autoexp.rules.conditions import (
+    AllOf,
+    AnyOf,
+    Command,
+    CommandTest,
+    Condition,
+    ContentTest,
+    Elapsed,
+    FileContains,
+    FileExists,
+    Glob,
+    Job,
+    JobTest,
+    MaxAttempts,
+    MaxWithoutProgress,
+    NoneOf,
+    QuietFor,
+    Value,
+    ValueTest,
+)
+from autoexp.rules.durations import spoken
+from autoexp.rules.templates import fill
+
+_LOOKED_AT = 1 << 20  # bytes of a file whose content is asked for
+
+
+class Answer(Enum):
+    """What a condition says now."""
+
+    HOLDS = "holds"
+    NOT_YET = "not yet"
+    NEVER = "never"
+
+
+class Checked(NamedTuple):
+    """An answer, and what it waits for or why it never holds."""
+
+    answer: Answer
+    reason: str = ""
+
+
+class JobFacts(NamedTuple):
+    """How a job is doing."""
+
+    state: str
+    verdict: str | None
+
+
+class Facts(NamedTuple):
+    """What conditions are about: taken at one moment, so that they can be checked elsewhere."""
+
+    now: datetime
+    asked_at: datetime
+    acted_at: datetime | None
+    """When the rule last did something about this job."""
+    values: Mapping[str, str]
+    attempts: int
+    attempts_without_progress: int
+    jobs: Mapping[str, JobFacts]
+    directory: Path
+    """Where relative paths begin."""
+    commands: Callable[[CommandTest], bool | None]
+    """Whether a command succeeded last; None: it has not been tried, or not for long."""
+
+
+HOLDS = Checked(Answer.HOLDS)
+
+
+def check_all(conditions: Sequence[Condition], facts: Facts) -> Checked:
+    """All of them: one that never holds decides, then one that does not hold yet."""
+    answers = [check(condition, facts) for condition in conditions]
+    for wanted in (Answer.NEVER, Answer.NOT_YET):
+        for checked in answers:
+            if checked.answer is wanted:
+                return checked
+    return HOLDS
+
+
+def check(condition: Condition, facts: Facts) -> Checked:
+    """What one condition says."""
+    match condition:
+        case Value(value=test):
+            return _never_unless(_value_fits(test, facts), f"{test.name} does not fit")
+        case FileExists(file_exists=path):
+            where = _path(path, facts)
+            return _wait_unless(where.exists(), f"waits for {where}")
+        case Glob(glob=test):
+            pattern = _path(test.pattern, facts)
+            found = sum(1 for _ in Path(pattern.anchor).glob(str(pattern)[len(pattern.anchor) :]))
+            return _wait_unless(
+                found >= test.at_least, f"waits for {test.at_least} files {pattern}, has {found}"
+            )
+        case FileContains(file_contains=test):
+            return _content(test, facts)
+        case Elapsed(elapsed=seconds):
+            passed = (facts.now - facts.asked_at).total_seconds()
+            return _wait_unless(passed >= seconds, f"waits {spoken(seconds)} after the event")
+        case QuietFor(quiet_for=seconds):
+            last = facts.acted_at
+            quiet = last is None or (facts.now - last).total_seconds() >= seconds
+            return _wait_unless(quiet, f"waits until {spoken(seconds)} after its last action")
+        case MaxAttempts(max_attempts=most):
+            return _never_unless(facts.attempts < most, f"{facts.attempts} attempts of {most} made")
+        case MaxWithoutProgress(max_attempts_without_progress=most):
+            without = facts.attempts_without_progress
+            said = f"{without} attempts in a row without a new checkpoint"
+            return _never_unless(without < most, said)
+        case Job(job=test):
+            return _job(test, facts)
+        case Command(command=test):
+            succeeded = facts.commands(test)
+            return _wait_unless(bool(succeeded), f"waits for `{' '.join(test.run)}` to succeed")
+        case AllOf(all_of=inner):
+            return check_all(inner, facts)
+        case AnyOf(any_of=inner):
+            return _any_of(inner, facts)
+        case NoneOf(none_of=inner):
+            return _none_of(inner, facts)
+
+
+def _wait_unless(holds: bool, reason: str) -> Checked:
+    return HOLDS if holds else Checked(Answer.NOT_YET, reason)
+
+
+def _never_unless(holds: bool, reason: str) -> Checked:
+    return HOLDS if holds else Checked(Answer.NEVER, reason)
+
+
+def _path(text: str, facts: Facts) -> Path:
+    return facts.directory / fill(text, facts.values)
+
+
+def _value_fits(test: ValueTest, facts: Facts) -> bool:
+    text = facts.values.get(test.name, "")
+    if test.equals is not None and not _same(test.equals, text):
+        return False
+    if test.one_of is not None and not any(_same(each, text) for each in test.one_of):
+        return False
+    if test.matches is not None and not re.search(test.matches, text[:4096]):
+        return False
+    if test.above is None and test.below is None:
+        return True
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    above = test.above is None or number > test.above
+    return above and (test.below is None or number < test.below)
+
+
+def _same(wanted: str | int | float, text: str) -> bool:
+    if isinstance(wanted, str):
+        return wanted == text
+    try:
+        return float(text) == wanted
+    except ValueError:
+        return False
+
+
+def _content(test: ContentTest, facts: Facts) -> Checked:
+    path, text = _path(test.path, facts), fill(test.text, facts.values)
+    waits = f"waits for {text!r} in {path}"
+    try:
+        with path.open("rb") as file:
+            return _wait_unless(text.encode() in file.read(_LOOKED_AT), waits)
+    except FileNotFoundError:
+        return Checked(Answer.NOT_YET, waits)
+
+
+def _job(test: JobTest, facts: Facts) -> Checked:
+    name = fill(test.name, facts.values)
+    job = facts.jobs.get(name)
+    wanted = " or ".join((*test.state, *test.verdict))
+    if job is None:
+        return Checked(Answer.NOT_YET, f"waits for a job {name} to be {wanted}")
+    if job.state in test.state or (job.verdict is not None and job.verdict in test.verdict):
+        return HOLDS
+    if job.verdict is not None and not test.state:
+        return Checked(Answer.NEVER, f"{name} has {job.verdict}, not {wanted}")
+    return Checked(Answer.NOT_YET, f"waits for {name} to be {wanted}")
+
+
+def _any_of(inner: Sequence[Condition], facts: Facts) -> Checked:
+    answers = [check(condition, facts) for condition in inner]
+    for wanted in (Answer.HOLDS, Answer.NOT_YET):
+        for checked in answers:
+            if checked.answer is wanted:
+                return checked
+    return answers[0]
+
+
+def _none_of(inner: Sequence[Condition], facts: Facts) -> Checked:
+    for condition in inner:
+        if check(condition, facts).answer is Answer.HOLDS:
+            said = ", ".join(type(condition).model_fields)
+            return Checked(Answer.NOT_YET, f"waits until {said} does not hold")
+    return HOLDS

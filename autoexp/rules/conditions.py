@@ -1,0 +1,255 @@
+"""Conditions: what has to hold before an action is done. Each is one key, as `max_attempts: 4`."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from autoexp.backends.base import Closed
+from autoexp.rules.durations import Duration
+
+Scalar = str | int | float
+
+
+class ValueTest(Closed):
+    """One value of the event, or of its job, and what it has to be."""
+
+    name: str = Field(description="a name as in templates, without braces")
+    equals: Scalar | None = Field(None, description="it is this")
+    one_of: tuple[Scalar, ...] | None = Field(None, description="it is one of these")
+    matches: str | None = Field(None, description="this regular expression is found in it")
+    above: float | None = Field(None, description="it is a number above this")
+    below: float | None = Field(None, description="it is a number below this")
+
+    @model_validator(mode="after")
+    def _says_what(self) -> Self:
+        tests = (self.equals, self.one_of, self.matches, self.above, self.below)
+        if all(test is None for test in tests):
+            raise ValueError("give `equals`, `one_of`, `matches`, `above` or `below`")
+        if self.matches is not None:
+            from autoexp.rules.patterns import refuse_slow
+
+            refuse_slow(self.matches)
+        return self
+
+
+class GlobTest(Closed):
+    """Files by pattern."""
+
+    pattern: str = Field(description="as in a shell: `*`, `?`, `[...]`, `**`")
+    at_least: int = Field(1, gt=0, description="how many have to be there")
+
+
+class ContentTest(Closed):
+    """What a file says."""
+
+    path: str = Field(description="the file")
+    text: str = Field(description="has to occur in the first MiB of it")
+
+
+class JobTest(Closed):
+    """How another job of the session is doing."""
+
+    name: str = Field(description="the job")
+    state: tuple[str, ...] = Field((), description="its state is one of these, as SLURM spells it")
+    verdict: tuple[str, ...] = Field((), description="`finished` or `failed`, for good")
+
+    @model_validator(mode="after")
+    def _says_what(self) -> Self:
+        if not self.state and not self.verdict:
+            raise ValueError("give `state` or `verdict`")
+        return self
+
+
+class CommandTest(Closed):
+    """A command that ends with exit code 0. No shell reads it: it is a list of arguments."""
+
+    run: tuple[str, ...] = Field(min_length=1, description="the command, an argument each")
+    timeout: Duration = Field(60.0, description="after so long it counts as failed")
+    every: Duration = Field(30.0, description="how long until it is tried again")
+
+
+class Value(Closed):
+    """A value of the event or of its job."""
+
+    value: ValueTest = Field(description="compares a value, such as one that the pattern captured")
+
+    def texts(self) -> Iterator[str]:
+        yield f"{{{self.value.name}}}"
+
+
+class FileExists(Closed):
+    """A file or directory that has to be there."""
+
+    file_exists: str = Field(description="this path exists")
+
+    def texts(self) -> Iterator[str]:
+        yield self.file_exists
+
+
+class Glob(Closed):
+    """Files that have to be there, by pattern."""
+
+    glob: GlobTest = Field(description="so many paths match a pattern")
+
+    def texts(self) -> Iterator[str]:
+        yield self.glob.pattern
+
+
+class FileContains(Closed):
+    """A text that a file has to hold."""
+
+    file_contains: ContentTest = Field(description="a text occurs in a file")
+
+    def texts(self) -> Iterator[str]:
+        yield from (self.file_contains.path, self.file_contains.text)
+
+
+class Elapsed(Closed):
+    """A wait after the event."""
+
+    elapsed: Duration = Field(description="so long after the event")
+
+    def texts(self) -> Iterator[str]:
+        yield from ()
+
+
+class QuietFor(Closed):
+    """A pause after what the rule did last."""
+
+    quiet_for: Duration = Field(description="so long since the rule last acted on this job")
+
+    def texts(self) -> Iterator[str]:
+        yield from ()
+
+
+class MaxAttempts(Closed):
+    """A limit on attempts."""
+
+    max_attempts: int = Field(gt=0, description="the job has made fewer attempts than this")
+
+    def texts(self) -> Iterator[str]:
+        yield from ()
+
+
+class MaxWithoutProgress(Closed):
+    """A limit on attempts that saved nothing."""
+
+    max_attempts_without_progress: int = Field(
+        gt=0, description="fewer attempts in a row than this have saved no new checkpoint"
+    )
+
+    def texts(self) -> Iterator[str]:
+        yield from ()
+
+
+class Job(Closed):
+    """Another job."""
+
+    job: JobTest = Field(description="state or verdict of a job of the session")
+
+    def texts(self) -> Iterator[str]:
+        yield self.job.name
+
+
+class Command(Closed):
+    """A command that has to succeed."""
+
+    command: CommandTest = Field(description="a command ends with exit code 0")
+
+    def texts(self) -> Iterator[str]:
+        yield from self.command.run
+
+
+class AllOf(Closed):
+    """Several conditions, all of them."""
+
+    all_of: "tuple[Condition, ...]" = Field(description="all of these hold")
+
+    def texts(self) -> Iterator[str]:
+        for condition in self.all_of:
+            yield from condition.texts()
+
+
+class AnyOf(Closed):
+    """Several conditions, at least one of them."""
+
+    any_of: "tuple[Condition, ...]" = Field(min_length=1, description="at least one of these holds")
+
+    def texts(self) -> Iterator[str]:
+        for condition in self.any_of:
+            yield from condition.texts()
+
+
+class NoneOf(Closed):
+    """Several conditions, none of them."""
+
+    none_of: "tuple[Condition, ...]" = Field(min_length=1, description="none of these holds")
+
+    def texts(self) -> Iterator[str]:
+        for condition in self.none_of:
+            yield from condition.texts()
+
+
+CONDITIONS = (
+    *(Value, FileExists, Glob, FileContains, Elapsed, QuietFor, MaxAttempts, MaxWithoutProgress),
+    *(Job, Command, AllOf, AnyOf, NoneOf),
+)
+_KEYS = {key for model in CONDITIONS for key in model.model_fields}
+
+
+def _key(value: Any) -> str | None:
+    """The one key that says which condition it is."""
+    if isinstance(value, dict):
+        return next(iter(value), None)
+    return next(iter(type(value).model_fields), None)
+
+
+def _one_known_key(value: Any) -> Any:
+    if isinstance(value, dict):
+        if len(value) != 1:
+            raise ValueError("a condition is one key and its value, such as `max_attempts: 4`")
+        key = str(next(iter(value)))
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise ValueError(f"no condition is called `{key}`{hint}")
+    elif not isinstance(value, Closed):
+        raise ValueError("a condition is one key and its value, such as `max_attempts: 4`")
+    return value
+
+
+Condition = Annotated[
+    Annotated[
+        Annotated[Value, Tag("value")]
+        | Annotated[FileExists, Tag("file_exists")]
+        | Annotated[Glob, Tag("glob")]
+        | Annotated[FileContains, Tag("file_contains")]
+        | Annotated[Elapsed, Tag("elapsed")]
+        | Annotated[QuietFor, Tag("quiet_for")]
+        | Annotated[MaxAttempts, Tag("max_attempts")]
+        | Annotated[MaxWithoutProgress, Tag("max_attempts_without_progress")]
+        | Annotated[Job, Tag("job")]
+        | Annotated[Command, Tag("command")]
+        | Annotated[AllOf, Tag("all_of")]
+        | Annotated[AnyOf, Tag("any_of")]
+        | Annotated[NoneOf, Tag("none_of")],
+        Discriminator(_key),
+    ],
+    BeforeValidator(_one_known_key),
+]
+for _model in (AllOf, AnyOf, NoneOf):
+    _model.model_rebuild()
+
+
+def commands_in(condition: Condition) -> Iterator[CommandTest]:
+    """The commands that a condition asks for."""
+    match condition:
+        case Command(command=command):
+            yield command
+        case AllOf(all_of=inner) | AnyOf(any_of=inner) | NoneOf(none_of=inner):
+            for each in inner:
+                yield from commands_in(each)
+        case _:
+            pass

@@ -1,0 +1,58 @@
+"""Deciding: which actions an event calls for. Pure: no clock, no disk, no Prefect."""
+
+import re
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from autoexp.events import Event
+from autoexp.rules.actions import Action
+from autoexp.rules.conditions import Condition
+from autoexp.rules.language import AnyRule
+from autoexp.rules.records import ActionRecord
+
+
+class Asked(NamedTuple):
+    """One action of a rule, and when it counts."""
+
+    action: Action
+    when: tuple[Condition, ...] = ()
+    within_s: float = 86400.0
+
+
+class Rule(NamedTuple):
+    """When an event matches, do these actions, once per event."""
+
+    name: str
+    on: AnyRule
+    then: tuple[Asked, ...]
+    jobs: frozenset[str] | None = None
+    """Names of the jobs that it is about; None: all, and the session itself."""
+
+    def fires(self, event: Event) -> bool:
+        """Whether `event` is one of those that the rule is about."""
+        return (self.jobs is None or event.job in self.jobs) and self.on.fires(event, self.name)
+
+
+def action_key(rule: str, event_key: str, position: int) -> str:
+    """Identity of an action, fit for a file name: the rule, the event and the place in the rule."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", f"{rule}--{event_key}--{position}")
+
+
+def decide(
+    event: Event, rules: Iterable[Rule], history: Collection[str] = ()
+) -> list[ActionRecord]:
+    """The actions that `event` calls for and that are not in `history` (keys of actions)."""
+    decided = [
+        ActionRecord(
+            key=action_key(rule.name, event.key, position),
+            rule=rule.name,
+            event=event,
+            action=asked.action,
+            when=asked.when,
+            within_s=asked.within_s,
+        )
+        for rule in rules
+        if rule.fires(event)
+        for position, asked in enumerate(rule.then)
+    ]
+    return [record for record in decided if record.key not in history]

@@ -1,0 +1,277 @@
+"""What a rule can be about: log lines, states, checkpoints, metrics, silence, the session."""
+
+from collections.abc import Collection, Iterator
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from autoexp.backends.base import Closed
+from autoexp.events import (
+    AttemptJudged,
+    BudgetPassed,
+    CheckpointComplete,
+    Event,
+    JobGivenUp,
+    LoggingStopped,
+    LogMatched,
+    MetricAlarm,
+    Published,
+    StateChanged,
+    TrunksFinished,
+)
+from autoexp.rules import patterns, values
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Launch, Restart, Step
+from autoexp.rules.durations import Duration
+from autoexp.rules.metric_tests import (
+    LossAbove,
+    MetricTest,
+    NotANumber,
+    OffSchedule,
+    Spike,
+    ThroughputBelow,
+)
+from autoexp.rules.templates import refuse_unknown
+
+
+class RuleBase(Closed):
+    """What all rules share."""
+
+    NAMES: ClassVar[Collection[str]] = ()
+    """What an event of this kind gives to templates, besides its job."""
+
+    jobs: tuple[str, ...] = Field(
+        (), description="kinds (`train`, `cooldown`, …) or names of jobs; all by default"
+    )
+    actions: tuple[Step, ...] = Field((), description="what to do, each once per event")
+
+    def names(self) -> set[str]:
+        """The names that templates of this rule may use."""
+        return {*values.OF_SESSION, *values.OF_JOB, *self.NAMES}
+
+    @model_validator(mode="after")
+    def _templates_have_values(self) -> Self:
+        for step in self.actions:
+            refuse_unknown(step.texts(), self.names())
+            self._refuse_step(step)
+        return self
+
+    def _refuse_step(self, step: Step) -> None:
+        if isinstance(step.action, Launch) and step.action.cooldown is not None:
+            raise ValueError("a cooldown can only be launched from a rule in `checkpoint_events`")
+
+
+class LogRule(RuleBase):
+    """A line in a job's log. The first one of an attempt is an event, the others are counted."""
+
+    NAMES = values.OF_LOG
+    pattern: str | None = Field(
+        None, description="a regular expression; named groups `(?P<rank>[0-9]+)` become values"
+    )
+    substring: str | None = Field(None, min_length=2, description="a text, instead of a pattern")
+    severity: Literal["info", "warning", "error"] = Field("error", description="for people")
+    every: bool = Field(False, description="each line is an event of its own")
+
+    @model_validator(mode="after")
+    def _one_pattern(self) -> Self:
+        if (self.pattern is None) == (self.substring is None):
+            raise ValueError("give exactly one of `pattern` and `substring`")
+        if self.pattern is not None:
+            patterns.refuse_slow(self.pattern)
+        return self
+
+    def names(self) -> set[str]:
+        captured = () if self.pattern is None else patterns.groups_of(self.pattern)
+        return {*super().names(), *captured}
+
+    def wanted(self, name: str) -> patterns.Wanted:
+        """The pattern, for the matcher."""
+        text = self.pattern if self.substring is None else self.substring
+        return patterns.Wanted(name, text or "", self.substring is None)
+
+    def fires(self, event: Event, name: str) -> bool:
+        return isinstance(event, LogMatched) and event.rule == name
+
+
+class StateRule(RuleBase):
+    """A job's state changes, also while nobody watched, or its verdict falls."""
+
+    NAMES = values.OF_STATE
+    to: tuple[str, ...] = Field((), description="SLURM states that it changes to")
+    was: tuple[str, ...] = Field((), description="SLURM states that it comes from; any by default")
+    verdict: Literal["finished", "continue", "failed"] | None = Field(
+        None, description="instead of a state: what the end of an attempt meant"
+    )
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        if bool(self.to) == (self.verdict is not None):
+            raise ValueError("give exactly one of `to` and `verdict`")
+        restarts = any(isinstance(step.action, Restart) for step in self.actions)
+        if self.verdict is not None and restarts:
+            raise ValueError("a verdict is final: restart on a state, such as `to: [FAILED]`")
+        return self
+
+    def fires(self, event: Event, name: str) -> bool:
+        del name
+        match event:
+            case StateChanged():
+                return event.new in self.to and (not self.was or event.old in self.was)
+            case AttemptJudged():
+                return event.verdict == self.verdict
+            case JobGivenUp():
+                return self.verdict == "failed"
+        return False
+
+
+class CheckpointRule(RuleBase):
+    """A checkpoint is complete. Without `at`, `every`, `shares` or `last`: each one."""
+
+    NAMES = values.OF_CHECKPOINT
+    jobs: tuple[str, ...] = Field(
+        ("train",), description="kinds or names of jobs; a cooldown's checkpoints only if named"
+    )
+    at: tuple[int, ...] = Field((), description="these iterations")
+    every: int | None = Field(None, gt=0, description="each so many iterations")
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (), description="for cooldowns: shares of the training's target"
+    )
+    budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (),
+        description="for cooldowns: shares of the training's target that branch and decay together "
+        "come to; the branch point follows from `decay.fraction`",
+    )
+    last: bool = Field(False, description="the one at the target iteration")
+    range: tuple[int, int] | None = Field(
+        None, description="only iterations from the first to the second number"
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Self:
+        ways = (self.at, self.every, self.shares, self.budgets, self.last)
+        if sum(bool(way) for way in ways) > 1:
+            raise ValueError("give one of `at`, `every`, `shares`, `budgets` and `last`")
+        others = len(self.actions) - len(list(self.cooldowns()))
+        if (self.budgets or self.shares) and (others or not self.actions):
+            raise ValueError("`shares` and `budgets` are for rules that launch cooldowns alone")
+        if any(True for _ in self.cooldowns()) and self.jobs != ("train",):
+            raise ValueError("cooldowns branch from the training: leave `jobs` out")
+        return self
+
+    def _refuse_step(self, step: Step) -> None:
+        pass
+
+    def cooldowns(self) -> Iterator[Step]:
+        """The steps that launch cooldowns: they are planned, and start by rules of their own."""
+        for step in self.actions:
+            if isinstance(step.action, Launch) and step.action.cooldown is not None:
+                yield step
+
+    def fires(self, event: Event, name: str) -> bool:
+        del name
+        if not isinstance(event, CheckpointComplete):
+            return False
+        iteration = event.iteration
+        if self.range is not None and not self.range[0] <= iteration <= self.range[1]:
+            return False
+        if self.at:
+            return iteration in self.at
+        if self.every is not None:
+            return iteration % self.every == 0
+        if self.last:
+            return event.last
+        return True
+
+
+class OnCheckpoint(Closed):
+    """Matches one checkpoint of one job; a plan implies it for each of its cooldowns."""
+
+    job: str
+    iteration: int
+
+    def fires(self, event: Event, name: str) -> bool:
+        del name
+        return (
+            isinstance(event, CheckpointComplete)
+            and event.job == self.job
+            and event.iteration == self.iteration
+        )
+
+
+class MetricRule(RuleBase):
+    """What the log says about the training. Once per attempt."""
+
+    NAMES = values.OF_METRIC
+    not_a_number: NotANumber | None = Field(None, description="NaN or missing loss")
+    loss_above: LossAbove | None = Field(None, description="a loss above a bound")
+    spike: Spike | None = Field(None, description="a loss above its moving median")
+    throughput_below: ThroughputBelow | None = Field(None, description="slower than the median")
+    off_schedule: OffSchedule | None = Field(None, description="another rate than planned")
+
+    @property
+    def tests(self) -> list[MetricTest]:
+        """The tests that are named."""
+        named: list[Any] = [getattr(self, name) for name in type(self).model_fields]
+        found: list[Any] = [value for value in named if isinstance(value, Closed)]
+        return found
+
+    @model_validator(mode="after")
+    def _one_test(self) -> Self:
+        if len(self.tests) != 1:
+            raise ValueError(
+                "give exactly one of `not_a_number`, `loss_above`, `spike`, `throughput_below` "
+                "and `off_schedule`"
+            )
+        return self
+
+    def fires(self, event: Event, name: str) -> bool:
+        return isinstance(event, MetricAlarm) and event.rule == name
+
+
+class InactivityRule(RuleBase):
+    """A running job writes neither to its log nor a checkpoint."""
+
+    NAMES = values.OF_INACTIVITY
+    after: Duration = Field(
+        description="so long; only time in which the job runs and is watched counts"
+    )
+
+    def fires(self, event: Event, name: str) -> bool:
+        return isinstance(event, LoggingStopped) and event.rule == name
+
+
+class SessionRule(RuleBase):
+    """Something about the session as a whole."""
+
+    NAMES = values.OF_SESSION_EVENT
+    trunks_finished: bool = Field(False, description="every training has finished")
+    gpu_hours_above: float | None = Field(None, gt=0, description="all jobs together used so many")
+    published: str | None = Field(None, description="a `publish` action has published this name")
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        ways = (self.trunks_finished, self.gpu_hours_above, self.published)
+        if sum(bool(way) for way in ways) != 1:
+            raise ValueError(
+                "give exactly one of `trunks_finished`, `gpu_hours_above` and `published`"
+            )
+        about_a_job = self.jobs or any(
+            isinstance(step.action, ENDS_AN_ATTEMPT) for step in self.actions
+        )
+        if about_a_job and self.published is None:
+            raise ValueError("this is about no job: leave out `jobs`, `restart`, `finish`, `fail`")
+        return self
+
+    def fires(self, event: Event, name: str) -> bool:
+        match event:
+            case TrunksFinished():
+                return self.trunks_finished
+            case BudgetPassed():
+                return event.rule == name
+            case Published():
+                return event.name == self.published
+        return False
+
+
+AnyRule = (
+    LogRule | StateRule | CheckpointRule | MetricRule | InactivityRule | SessionRule | OnCheckpoint
+)

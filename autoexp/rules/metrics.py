@@ -1,0 +1,142 @@
+"""Metric rules: what a job logged, against what is to be expected. Pure functions of its tail."""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import NamedTuple
+
+from autoexp.jobs import Logged
+from autoexp.rules.language import MetricRule
+from autoexp.rules.metric_tests import (
+    LossAbove,
+    NotANumber,
+    OffSchedule,
+    Spike,
+    ThroughputBelow,
+)
+
+
+class Alarm(NamedTuple):
+    """What is wrong: the newest value, what it should have been, and since when."""
+
+    value: float | None
+    expected: float | None
+    last_good: int | None
+    """The last logged iteration before the trouble; None: nothing good is in the tail."""
+    message: str
+
+
+class Expectation(NamedTuple):
+    """What is known of a job besides its tail."""
+
+    logs_loss: bool
+    """Whether a loss was ever logged: only then a missing one is news."""
+    planned_rate: Callable[[int], float | None]
+    """The planned learning rate at an iteration; None where there is no plan."""
+    peak_rate: float | None
+
+
+def window(rule: MetricRule) -> int:
+    """How many logged iterations a rule looks at, the last good one included."""
+    test = rule.tests[0]
+    return test.logged + (test.over if isinstance(test, Spike | ThroughputBelow) else 1)
+
+
+def alarm(rule: MetricRule, tail: Sequence[Logged], known: Expectation) -> Alarm | None:
+    """What a rule says about a tail that ends with the iteration that was just logged."""
+    test = rule.tests[0]
+    if len(tail) < test.logged:
+        return None
+    recent = tail[-test.logged :]
+    before = tail[: -test.logged]
+    last_good = before[-1].iteration if before else None
+    match test:
+        case NotANumber():
+            return _not_a_number(recent, last_good, known)
+        case LossAbove():
+            return _loss_above(test, recent, last_good)
+        case Spike():
+            return _spike(test, before, recent, last_good)
+        case ThroughputBelow():
+            return _slow(test, before, recent, last_good)
+        case OffSchedule():
+            return _off_schedule(test, recent, last_good, known)
+
+
+def _not_a_number(
+    recent: Sequence[Logged], last_good: int | None, known: Expectation
+) -> Alarm | None:
+    if not known.logs_loss or any(row.loss is not None for row in recent):
+        return None
+    message = f"the loss is NaN or missing since iteration {recent[0].iteration}"
+    return Alarm(None, None, last_good, message)
+
+
+def _loss_above(test: LossAbove, recent: Sequence[Logged], last_good: int | None) -> Alarm | None:
+    if recent[0].iteration < test.after:
+        return None
+    losses = [row.loss for row in recent if row.loss is not None and row.loss > test.value]
+    if len(losses) < len(recent):
+        return None
+    message = f"loss {losses[-1]:.4g} is above {test.value:g} since {recent[0].iteration}"
+    return Alarm(losses[-1], test.value, last_good, message)
+
+
+def _spike(
+    test: Spike, before: Sequence[Logged], recent: Sequence[Logged], last_good: int | None
+) -> Alarm | None:
+    usual = [row.loss for row in before[-test.over :] if row.loss is not None]
+    if len(usual) < test.over:
+        return None
+    middle = median(usual)
+    losses = [row.loss for row in recent if row.loss is not None]
+    if len(losses) < len(recent) or min(losses) <= test.times * middle:
+        return None
+    message = f"loss {losses[-1]:.4g} is {losses[-1] / middle:.1f} times the median {middle:.4g}"
+    return Alarm(losses[-1], middle, last_good, message)
+
+
+def _slow(
+    test: ThroughputBelow, before: Sequence[Logged], recent: Sequence[Logged], last_good: int | None
+) -> Alarm | None:
+    usual = [row.seconds for row in before[-test.over :] if row.seconds is not None]
+    now = [row.seconds for row in recent if row.seconds is not None]
+    if len(usual) < test.over or len(now) < len(recent):
+        return None
+    middle = median(usual)
+    # A share of the throughput: half the speed is twice the time.
+    if min(now) * test.share <= middle:
+        return None
+    message = f"{now[-1]:.3g} s per iteration, where {middle:.3g} s is usual"
+    return Alarm(now[-1], middle, last_good, message)
+
+
+def _off_schedule(
+    test: OffSchedule, recent: Sequence[Logged], last_good: int | None, known: Expectation
+) -> Alarm | None:
+    if known.peak_rate is None:
+        return None
+    for row in recent:
+        planned = _nearest_plan(row, known)
+        if planned is None or row.learning_rate is None:
+            return None
+        if abs(row.learning_rate - planned) <= test.tolerance * known.peak_rate:
+            return None
+    seen, planned = recent[-1].learning_rate, known.planned_rate(recent[-1].iteration)
+    message = f"learning rate {seen:.3e} at iteration {recent[-1].iteration}, planned {planned:.3e}"
+    return Alarm(seen, planned, last_good, message)
+
+
+def _nearest_plan(row: Logged, known: Expectation) -> float | None:
+    """The planned rate of this step or the next: trainers differ in which one they log."""
+    plans = [known.planned_rate(row.iteration + ahead) for ahead in (-1, 0, 1)]
+    found = [plan for plan in plans if plan is not None]
+    if not found or row.learning_rate is None:
+        return None
+    rate = row.learning_rate
+    return min(found, key=lambda plan: abs(plan - rate))
+
+
+def clean(loss: float | None) -> float | None:
+    """A loss that is no number is as good as none."""
+    return None if loss is None or not math.isfinite(loss) else loss

@@ -1,0 +1,58 @@
+"""Whether rules can do what they say: found out when a session is made, instead of at 3 a.m."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from autoexp.backends.kinds import AnyBackend
+from autoexp.compose import Composed, compose
+from autoexp.errors import BadInput
+from autoexp.experiment import Experiment
+from autoexp.rules.actions import Launch, Restart
+from autoexp.rules.book import named
+from autoexp.rules.templates import fill, fill_tree, names_in
+from autoexp.setting import setting
+
+Values = Mapping[str, str]
+
+
+def refuse_impossible(experiment: Experiment) -> None:
+    """Raise BadInput for rules that could not do what they say: now, instead of at 3 a.m."""
+    for name, rule in named(experiment.monitoring):
+        for step in rule.actions:
+            action = step.action
+            try:
+                if isinstance(action, Launch) and action.config is not None:
+                    sample = {known: "1" for text in action.texts() for known in names_in(text)}
+                    compose_launched(action, fill(action.name, sample), sample)
+                elif isinstance(action, Restart) and action.backend:
+                    changed_backend(experiment.backend, action.backend)
+            except BadInput as error:
+                raise BadInput(f"rule {name}: {error}") from error
+
+
+def compose_launched(launch: Launch, name: str, values: Values) -> Composed:
+    """The experiment that a rule launches; values go in as data, behind the composition."""
+    choices = [f"{group}={choice}" for group, choice in launch.choose.items()]
+    changes = {**fill_tree(launch.set, values), "project.name": name}
+    return compose(launch.config, choices, setting(changes))
+
+
+def changed_backend(backend: AnyBackend, changes: Mapping[str, Any]) -> AnyBackend:
+    """The backend with changes, validated; raises BadInput."""
+    try:
+        return type(backend).model_validate(_merged(backend.model_dump(), changes))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in ("backend", *problem["loc"]))
+        raise BadInput(f"restart: {where}: {problem['msg']}") from error
+
+
+def _merged(old: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(old)
+    for key, value in changes.items():
+        inner = both.get(key)
+        nested = isinstance(inner, dict) and isinstance(value, Mapping)
+        both[key] = _merged(inner, value) if nested else value  # type: ignore[arg-type]
+    return both

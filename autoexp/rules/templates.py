@@ -1,0 +1,62 @@
+"""Text with names in braces, filled once and as data: `{checkpoint_path}`, `{{` for a brace.
+
+A value is put in as it is: it is not read again, not evaluated, and reaches no shell.
+"""
+
+import difflib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+_PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+def names_in(text: str) -> Iterator[str]:
+    """The names that a text refers to; raises ValueError for a brace without a partner."""
+    for part in _PART.finditer(text):
+        if part[0] in "{}":
+            raise ValueError(f"{text!r} has a single `{part[0]}`; write it twice to mean it")
+        if part[1] is not None:
+            yield part[1]
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """The text with every name replaced by its value, in one pass; KeyError for an unknown name."""
+    plain = {"{{": "{", "}}": "}"}
+    return _PART.sub(lambda part: plain.get(part[0]) or values[part[1]], text)
+
+
+def fill_tree(value: Any, values: Mapping[str, str]) -> Any:
+    """Every text in nested lists and mappings filled; keys stay as they are."""
+    if isinstance(value, str):
+        return fill(value, values)
+    if isinstance(value, Mapping):
+        return {key: fill_tree(inner, values) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [fill_tree(inner, values) for inner in value]
+    return value
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in nested lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from texts_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from texts_in(inner)
+
+
+def refuse_unknown(texts: Iterator[str], known: Collection[str]) -> None:
+    """Raise ValueError for the first name that no value will be there for."""
+    for text in texts:
+        for name in names_in(text):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"; did you mean `{{{near[0]}}}`?" if near else ""
+                raise ValueError(
+                    f"{text!r}: nothing here is called `{{{name}}}`{hint} "
+                    f"There are: {', '.join(sorted(known))}"
+                )

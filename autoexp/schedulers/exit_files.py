@@ -1,0 +1,41 @@
+"""What a job's payload itself says about its end, which SLURM may not know, or know otherwise."""
+
+import json
+from typing import Any
+
+from autoexp import states
+from autoexp.schedulers.base import Sighting, Ticket
+
+
+def _exit_file(ticket: Ticket) -> dict[str, Any] | None:
+    """The payload's own account of its end, if it is of this very job."""
+    try:
+        ended: dict[str, Any] = json.loads((ticket.directory / "exit.json").read_text())
+    except FileNotFoundError:
+        return None
+    return ended if ended["job_id"] == ticket.job_id else None
+
+
+def from_exit_file(ticket: Ticket) -> Sighting | None:
+    """The end of a job where accounting is off."""
+    ended = _exit_file(ticket)
+    if ended is None:
+        return None
+    return Sighting.from_exit_file(ended)
+
+
+def with_own_account(ticket: Ticket, sighting: Sighting) -> Sighting:
+    """Add what the payload knows better: how the command ended, and whether it was told to save.
+
+    SLURM sees the payload's exit code, which after a signal is 128 and more, and says 0 of jobs
+    that never came to an end of their own.
+    """
+    if not states.is_terminal(sighting.state):
+        return sighting
+    ended = _exit_file(ticket)
+    if ended is None or ended["superseded"]:
+        own_end = sighting.exit_code != 0 or sighting.state == "COMPLETED"
+        return sighting if own_end else sighting._replace(exit_code=None)
+    return sighting._replace(
+        exit_code=ended["exit_code"], signal=ended["signal"], warned=ended["warned"]
+    )

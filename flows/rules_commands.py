@@ -1,0 +1,47 @@
+"""The commands about rules: try them on a log, explain what they did."""
+
+import argparse
+from pathlib import Path
+
+from autoexp.describing import describe, describe_action
+from autoexp.errors import BadInput
+from autoexp.events import LogMatched
+from autoexp.explaining import explain as sentences
+from autoexp.jobs import Kind
+from autoexp.rehearsal import Rehearsal
+from autoexp.session import Session
+from flows.finding import compose_words, session_path
+
+
+def rules_test(options: argparse.Namespace) -> int:
+    """Run a preset over a log; 1 when nothing would have fired, as grep answers."""
+    composed = compose_words([f"monitoring={options.preset}", *options.experiment])
+    rehearsal = Rehearsal(composed.experiment, Path(options.log), Kind(options.kind))
+    fired = 0
+    for event, actions in rehearsal.run():
+        fired += 1
+        where = f"byte {event.offset}: " if isinstance(event, LogMatched) else ""
+        print(f"{where}{describe(event)}")
+        if isinstance(event, LogMatched) and event.values:
+            print("    " + ", ".join(f"{name}={value}" for name, value in event.values.items()))
+        for action in actions:
+            conditions = [next(iter(type(condition).model_fields)) for condition in action.when]
+            when = f"  when {', '.join(conditions)}" if conditions else ""
+            print(f"    -> {describe_action(action.action)}{when}")
+    for name, count in rehearsal.counts.items():
+        if count > 1:
+            print(f"{name}: {count} lines")
+    reached = "no iteration" if rehearsal.reached is None else f"iteration {rehearsal.reached}"
+    print(f"{fired} events, up to {reached}; silent: {', '.join(rehearsal.silent) or 'no rule'}")
+    return 0 if fired else 1
+
+
+def explain(options: argparse.Namespace) -> int:
+    """Say why a job is in its state."""
+    session = Session.load(session_path(options.session))
+    job = session.jobs.get(options.job)
+    if job is None:
+        raise BadInput(f"{options.job}: no such job; {session.id} has: {', '.join(session.jobs)}")
+    for sentence in sentences(session, job):
+        print(sentence)
+    return 0

@@ -1,0 +1,124 @@
+"""Conditions: yes, not yet, or never; looked at without changing anything."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from autoexp.jobs import now
+from autoexp.rules.checking import Answer, Facts, JobFacts, check, check_all
+from autoexp.rules.conditions import Condition, commands_in
+
+ADAPTER: TypeAdapter[Condition] = TypeAdapter(Condition)
+NOW = now()
+
+
+def facts(directory: Path, **changes: Any) -> Facts:
+    known: dict[str, Any] = {
+        "now": NOW,
+        "asked_at": NOW - timedelta(seconds=60),
+        "acted_at": NOW - timedelta(seconds=30),
+        "values": {"rank": "7", "details": "remote process exited", "place": "here"},
+        "attempts": 3,
+        "attempts_without_progress": 1,
+        "jobs": {"a": JobFacts("RUNNING", None), "b": JobFacts("COMPLETED", "finished")},
+        "directory": directory,
+        "commands": lambda command: {"true": True, "false": False}.get(command.run[0]),
+    }
+    return Facts(**known | changes)
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        ({"value": {"name": "rank", "equals": 7}}, "holds"),
+        ({"value": {"name": "rank", "equals": "7"}}, "holds"),
+        ({"value": {"name": "rank", "equals": "07"}}, "never"),
+        ({"value": {"name": "rank", "one_of": [1, 7]}}, "holds"),
+        ({"value": {"name": "rank", "above": 6, "below": 8}}, "holds"),
+        ({"value": {"name": "rank", "above": 7}}, "never"),
+        ({"value": {"name": "details", "above": 7}}, "never"),
+        ({"value": {"name": "details", "matches": "process (?:exited|died)"}}, "holds"),
+        ({"value": {"name": "details", "matches": "^process"}}, "never"),
+        ({"file_exists": "here/file"}, "holds"),
+        ({"file_exists": "{place}/file"}, "holds"),
+        ({"file_exists": "there"}, "not yet"),
+        ({"glob": {"pattern": "here/f*", "at_least": 1}}, "holds"),
+        ({"glob": {"pattern": "**/f*", "at_least": 2}}, "not yet"),
+        ({"file_contains": {"path": "here/file", "text": "ready"}}, "holds"),
+        ({"file_contains": {"path": "here/file", "text": "done"}}, "not yet"),
+        ({"file_contains": {"path": "gone", "text": "done"}}, "not yet"),
+        ({"elapsed": "1m"}, "holds"),
+        ({"elapsed": "61s"}, "not yet"),
+        ({"quiet_for": "30s"}, "holds"),
+        ({"quiet_for": "1m"}, "not yet"),
+        ({"max_attempts": 4}, "holds"),
+        ({"max_attempts": 3}, "never"),
+        ({"max_attempts_without_progress": 2}, "holds"),
+        ({"max_attempts_without_progress": 1}, "never"),
+        ({"job": {"name": "a", "state": ["RUNNING"]}}, "holds"),
+        ({"job": {"name": "a", "verdict": ["finished"]}}, "not yet"),
+        ({"job": {"name": "b", "verdict": ["finished"]}}, "holds"),
+        ({"job": {"name": "b", "verdict": ["failed"]}}, "never"),
+        ({"job": {"name": "c", "state": ["RUNNING"]}}, "not yet"),
+        ({"command": {"run": ["true"]}}, "holds"),
+        ({"command": {"run": ["false"]}}, "not yet"),
+        ({"command": {"run": ["untried"]}}, "not yet"),
+        ({"all_of": [{"max_attempts": 4}, {"elapsed": "61s"}]}, "not yet"),
+        ({"all_of": [{"max_attempts": 3}, {"elapsed": "61s"}]}, "never"),
+        ({"any_of": [{"max_attempts": 3}, {"elapsed": "61s"}]}, "not yet"),
+        ({"any_of": [{"max_attempts": 3}, {"elapsed": "1m"}]}, "holds"),
+        ({"any_of": [{"max_attempts": 3}, {"max_attempts": 2}]}, "never"),
+        ({"none_of": [{"max_attempts": 3}, {"elapsed": "61s"}]}, "holds"),
+        ({"none_of": [{"max_attempts": 4}]}, "not yet"),
+    ],
+    ids=str,
+)
+def test_a_condition_answers(tmp_path: Path, written: dict[str, Any], answer: str) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "file").write_text("it is ready\n")
+    condition = ADAPTER.validate_python(written)
+    found = check(condition, facts(tmp_path))
+    assert found.answer is Answer(answer)
+    assert bool(found.reason) == (found.answer is not Answer.HOLDS)
+    # What is on disk in an action's file reads back as the same.
+    assert ADAPTER.validate_json(ADAPTER.dump_json(condition)) == condition
+
+
+def test_what_never_holds_decides_before_what_does_not_hold_yet(tmp_path: Path) -> None:
+    conditions = [ADAPTER.validate_python(x) for x in ({"elapsed": "2m"}, {"max_attempts": 3})]
+    assert check_all(conditions, facts(tmp_path)).answer is Answer.NEVER
+    assert check_all([], facts(tmp_path)).answer is Answer.HOLDS
+
+
+def test_a_value_in_a_path_is_data(tmp_path: Path) -> None:
+    values = {"name": "{place}$(touch x)", "place": "gone"}
+    (tmp_path / values["name"]).write_text("")
+    condition = ADAPTER.validate_python({"file_exists": "{name}"})
+    assert check(condition, facts(tmp_path, values=values)).answer is Answer.HOLDS
+
+
+def test_the_commands_inside_of_other_conditions_are_found() -> None:
+    nested = {"any_of": [{"none_of": [{"command": {"run": ["a"]}}]}, {"command": {"run": ["b"]}}]}
+    found = commands_in(ADAPTER.validate_python(nested))
+    assert [command.run for command in found] == [("a",), ("b",)]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"max_attemps": 4}, "did you mean `max_attempts`"),
+        ({"max_attempts": 0}, "greater than 0"),
+        ({"max_attempts": 4, "elapsed": 1}, "one key and its value"),
+        ("max_attempts", "one key and its value"),
+        ({"elapsed": "soon"}, "not a length of time"),
+        ({"value": {"name": "x"}}, "give `equals`"),
+        ({"value": {"name": "x", "matches": "(a+)+"}}, "exponential"),
+        ({"job": {"name": "x"}}, "give `state` or `verdict`"),
+    ],
+)
+def test_what_is_no_condition_is_refused_in_words(written: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ADAPTER.validate_python(written)
