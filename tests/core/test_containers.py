@@ -1,0 +1,107 @@
+"""The training command inside an image, word for word."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoexp.compose import compose
+from autoexp.errors import BadInput
+from autoexp.jobs import JobSpec
+from autoexp.plan import make_plan
+from autoexp.schedulers.base import Orders
+from autoexp.schedulers.local import LocalScheduler
+from autoexp.schedulers.slurm import SlurmScheduler
+
+FEW = ("cooldowns=[]", "project.name=boxed")
+
+
+def trunk(*overrides: str) -> JobSpec:
+    experiment = compose("demo", [*FEW, *overrides]).experiment
+    return make_plan(experiment, Path("/out")).trunk
+
+
+def orders(spec: JobSpec) -> Orders:
+    attempt = None
+    if spec.machine.kind == "local":
+        return LocalScheduler().orders(spec, attempt)  # type: ignore[arg-type]
+    raise AssertionError(spec.machine.kind)
+
+
+def test_without_a_container_the_command_is_the_trainers() -> None:
+    spec = trunk()
+    assert orders(spec).command == spec.command
+
+
+@pytest.mark.parametrize("runtime", ["apptainer", "singularity"])
+def test_apptainer_binds_the_output_directory_and_runs_its_own_python(runtime: str) -> None:
+    spec = trunk(
+        f"container={runtime}",
+        "container.image=/images/train.sif",
+        "container.gpus=rocm",
+        "container.binds=[/data:/data:ro]",
+        "container.variables={NCCL_DEBUG: INFO}",
+        "container.options=[--cleanenv]",
+    )
+    found = orders(spec)
+    assert found.command == (
+        *(runtime, "exec", "--rocm", "--bind", "/out/boxed", "--bind", "/data:/data:ro"),
+        *("--pwd", "/out/boxed", "--cleanenv", "/images/train.sif", "python3"),
+        *spec.command[1:],
+    )
+    assert found.environment[f"{runtime.upper()}ENV_NCCL_DEBUG"] == "INFO"
+
+
+def test_docker_gets_variables_by_name_so_that_no_value_is_on_its_command_line() -> None:
+    spec = trunk(
+        "container=docker",
+        "container.image=train:1",
+        "container.gpus=none",
+        "container.variables={WANDB_MODE: offline}",
+    )
+    command = orders(spec).command
+    head = ("docker", "run", "--rm", "--init", "--network", "host", "--ipc", "host")
+    assert command[:10] == (*head, "--user", f"{os.getuid()}:{os.getgid()}")
+    names = [command[at + 1] for at, word in enumerate(command) if word == "--env"]
+    assert {"WANDB_MODE", "AUTOEXP_KEY", "PYTHONUNBUFFERED"} <= set(names)
+    assert not any("=" in name for name in names)
+    image = command.index("train:1")
+    assert command[image - 2 : image] == ("--workdir", "/out/boxed")
+    assert command[image + 1 :] == ("python3", *spec.command[1:])
+
+
+def test_the_launcher_stands_outside_and_the_trainer_inside() -> None:
+    spec = trunk(
+        "slurm=local_cluster",
+        "slurm.launcher=srun",
+        "container=apptainer",
+        "container.image=/images/train.sif",
+        "container.gpus=none",
+    )
+    machine = spec.machine
+    assert machine.kind == "slurm"
+
+    class Key:
+        key = "key"
+
+    command = SlurmScheduler(machine).orders(spec, Key()).command  # type: ignore[arg-type]
+    assert command[0] == "srun"
+    assert command.index("srun") < command.index("apptainer") < command.index("python3")
+
+
+def test_an_image_has_to_be_named_and_an_unknown_key_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"container\.image"):
+        trunk("container=apptainer")
+    with pytest.raises(BadInput, match="did you mean `binds`"):
+        trunk("container=apptainer", "container.image=x", "container.bind=[/data]")
+
+
+@pytest.mark.skipif(shutil.which("apptainer") is None, reason="there is no apptainer here")
+def test_apptainer_runs_the_command(tmp_path: Path) -> None:
+    # The machine's own root is an image, too: nothing is fetched.
+    spec = trunk("container=apptainer", "container.image=/", "container.gpus=none")
+    inside = spec.container.inside((sys.executable, "-c", "print(1)"), str(tmp_path), ())
+    assert subprocess.run(inside, capture_output=True, text=True).stdout == "1\n"
