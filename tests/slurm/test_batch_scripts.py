@@ -15,7 +15,7 @@ from autoexp.schedulers.slurm_batch import body, executor_for, launched
 
 RECORDED = Path(__file__).parents[1] / "data" / "slurm"
 SITES = sorted(path.stem for path in (SHIPPED / "slurm").glob("*.yaml"))
-CLUSTERS = [site for site in SITES if site not in ("base", "local")]
+CLUSTERS = [site for site in SITES if site not in ("base", "local", "block")]
 
 
 def script_of(site: str, directory: Path, *overrides: str) -> str:
