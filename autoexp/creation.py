@@ -12,6 +12,7 @@ from pathlib import Path
 from autoexp import durable, processes
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
+from autoexp.events import CheckpointComplete
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobRecord, JobSpec, Kind, now
 from autoexp.machines import LocalMachine
@@ -31,10 +32,13 @@ def create(
     provenance: dict[str, dict[str, str]] | None = None,
     flow_run_id: str | None = None,
     empty: bool = False,
+    begin_at: CheckpointComplete | None = None,
 ) -> Path:
     """Create a session directory, whole or not at all, and return its path.
 
-    An `empty` one has no jobs yet: they are brought in by requests.
+    An `empty` one has no jobs yet: they are brought in by requests. With `begin_at`, a checkpoint
+    of a training that is not in the session, it holds the cooldowns alone; the one of that
+    checkpoint starts at once.
 
     Raises BadInput when the id is taken or the plan is impossible; nothing is left behind then.
     """
@@ -47,6 +51,8 @@ def create(
     _refuse_odd_root(root, composed.experiment)
     path = root / name
     plan = make_plan(composed.experiment, output_root(composed.experiment, path))
+    if begin_at is not None:
+        plan = plan.model_copy(update={"jobs": plan.cooldowns})
     refuse_impossible(composed.experiment)
     if path.exists():
         raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
@@ -55,7 +61,7 @@ def create(
     draft = root / f".new-{socket.gethostname()}-{os.getpid()}-{name}"
     try:
         specs = () if empty else plan.jobs
-        _fill(draft, name, composed, specs, provenance or {}, flow_run_id)
+        _fill(draft, name, composed, specs, provenance or {}, flow_run_id, begin_at)
         draft.rename(path)
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -122,6 +128,7 @@ def _fill(
     specs: Sequence[JobSpec],
     provenance: dict[str, dict[str, str]],
     flow_run_id: str | None,
+    begin_at: CheckpointComplete | None,
 ) -> None:
     for folder in ("config", "jobs", "actions", "attempts", "inbox", "metrics"):
         (draft / folder).mkdir(parents=True)
@@ -144,4 +151,7 @@ def _fill(
     session = Session(draft, meta)
     for spec in specs:
         session.save_job(JobRecord(spec=spec, launched=spec.kind is Kind.TRAIN))
+    if begin_at is not None:
+        # Seen already, so the first look launches what branches from it.
+        session.record([begin_at])
     session.save_meta()
