@@ -12,14 +12,14 @@ from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from autoexp import machines
 from autoexp.errors import BadInput
 from autoexp.schedulers.slurm import SlurmScheduler
-from blocks import LocalMachine, SlurmCluster
+from blocks import ApptainerContainer, LocalMachine, SlurmCluster
 from flows.composing import compose
 from tests.flows.conftest import autoexp
 
 pytestmark = pytest.mark.prefect
 
 
-@pytest.mark.parametrize("block", [SlurmCluster, LocalMachine])
+@pytest.mark.parametrize("block", [SlurmCluster, LocalMachine, ApptainerContainer])
 class TestBlocksKeepPrefectsStandards(BlockStandardTestSuite):
     @pytest.fixture
     def block(self) -> type[Block]:
@@ -96,3 +96,16 @@ def test_all_blocks_are_registered_with_one_command() -> None:
     assert said.returncode == 0, said.stderr
     assert "autoexp SLURM cluster" in said.stdout
     assert "autoexp local machine" in said.stdout
+    assert "autoexp Apptainer container" in said.stdout
+
+
+def test_a_container_keeps_its_settings() -> None:
+    made = ApptainerContainer(image="/images/megatron.sif", binds=["/scratch"], rocm=True)
+    made.save("megatron", overwrite=True)
+    found: Any = ApptainerContainer.load("megatron")
+    assert (found.image, found.binds, found.rocm, found.nv) == (
+        "/images/megatron.sif",
+        ["/scratch"],
+        True,
+        False,
+    )

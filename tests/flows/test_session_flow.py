@@ -89,7 +89,7 @@ async def test_a_training_and_its_cooldowns_are_one_flow_run_with_all_it_shows(
         assert f"**{job.spec.name}** | finished | {job.iteration} / {job.iteration}" in page
         assert str(job.attempts[0].job_id) in page
         assert f"`{job.spec.output_dir}`" in page
-    assert "checkpoint 100 of demo is complete" in page
+    assert "demo-cd200 attempt 1: finished (reached iteration 250)" in page
     assert "demo @100" in str(shown[f"{prefix}-plan"].data)
     assert {f"{prefix}-{job}-progress" for job in session.jobs} <= set(shown)
     assert all(shown[f"{prefix}-{job}-progress"].data == 100.0 for job in session.jobs)

@@ -5,9 +5,11 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,13 @@ class Deployed:
         found: list[dict[str, Any]] = self.ask("POST", "/flow_runs/filter", body)
         return found
 
+    def events(self, session_id: str) -> list[dict[str, Any]]:
+        """autoexp's events about a session or its jobs."""
+        about = {"id_prefix": [f"autoexp.job.{session_id}", f"autoexp.session.{session_id}"]}
+        body = {"filter": {"resource": about}, "limit": 50}
+        found: list[dict[str, Any]] = self.ask("POST", "/events/filter", body)["events"]
+        return found
+
     def artifact(self, key: str) -> dict[str, Any]:
         """The latest artifact of a key."""
         found: dict[str, Any] = self.ask("GET", f"/artifacts/{key}/latest")
@@ -188,6 +197,34 @@ class Deployed:
             return bool(self.ask("GET", "/health"))
         except OSError:
             return False
+
+
+class Listener:
+    """A web server that remembers what is posted to it."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        listener = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                listener.heard.append(self.rfile.read(length).decode())
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/"
+
+    def __enter__(self) -> "Listener":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
 
 
 def monitor_pid(path: Path) -> int:

@@ -1,18 +1,22 @@
 """Sessions as deployments on a worker, with a Prefect server of their own, on a real cluster."""
 
+import json
 import os
 import signal
 import time
 import urllib.error
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from autoexp.jobs import Verdict
 from autoexp.session import Session
 from tests.slurm.bench import clear_queue, slurm, until
-from tests.slurm.deployed import ROOT, Deployed, monitor_pid
+from tests.slurm.browser import CHROMIUM, open_page
+from tests.slurm.deployed import ROOT, Deployed, Listener, monitor_pid
 
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect]
 
@@ -83,16 +87,22 @@ def test_the_form_describes_the_experiment_and_refuses_what_is_out_of_bounds(
     assert "config" in refusal(deployed, {"config": 3})
 
 
-def test_a_session_killed_under_the_worker_goes_on_in_the_same_flow_run(
-    deployed: Deployed,
-) -> None:
+@pytest.fixture(scope="module")
+def survivor(deployed: Deployed) -> tuple[str, Path]:
+    """A session whose process was killed in the middle: the flow run's id, and its directory."""
     flow_run_id = deployed.run("backend.args.sleep_per_iteration_ms=60")
     path = deployed.session(flow_run_id)
     deployed.seen(path, "checkpoint/demo/50")
-    first = monitor_pid(path)
-    os.kill(first, signal.SIGKILL)
+    os.kill(monitor_pid(path), signal.SIGKILL)
+    deployed.ended(flow_run_id)
+    return flow_run_id, path
 
-    ended = deployed.ended(flow_run_id)
+
+def test_a_session_killed_under_the_worker_goes_on_in_the_same_flow_run(
+    deployed: Deployed, survivor: tuple[str, Path]
+) -> None:
+    flow_run_id, path = survivor
+    ended = deployed.flow_run(flow_run_id)
 
     assert ended["state_type"] == "COMPLETED", ended["state"]
     assert ended["run_count"] >= 2
@@ -105,6 +115,57 @@ def test_a_session_killed_under_the_worker_goes_on_in_the_same_flow_run(
     assert ended["name"] == f"session {path.name}"
     assert {"autoexp", f"session:{path.name}", "project:demo"} <= set(ended["tags"])
     assert "cluster:autoexp" in ended["tags"]
+
+
+def test_what_happens_is_told_as_events_about_jobs_and_sessions(
+    deployed: Deployed, survivor: tuple[str, Path]
+) -> None:
+    _, path = survivor
+    told = deployed.events(path.name)
+
+    counts = Counter(event["event"] for event in told)
+    # What was news to the process that was killed may be told by it, or not at all.
+    assert counts["autoexp.checkpoint.saved"] >= 6
+    assert counts["autoexp.cooldown.launched"] == 2
+    assert counts["autoexp.job.finished"] == 3
+    assert counts["autoexp.cooldowns.finished"] == 1
+    launched = {
+        event["resource"]["prefect.resource.id"]
+        for event in told
+        if event["event"] == "autoexp.cooldown.launched"
+    }
+    assert launched == {f"autoexp.job.{path.name}.demo-cd{n}" for n in (100, 200)}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get install chromium")
+def test_the_pages_show_the_session_in_a_real_browser(
+    deployed: Deployed, survivor: tuple[str, Path], tmp_path: Path
+) -> None:
+    flow_run_id, path = survivor
+    pictures = Path(os.environ.get("AUTOEXP_TEST_PICTURES", tmp_path))
+
+    run = open_page(f"{deployed.url}/runs/flow-run/{flow_run_id}", pictures / "run.png")
+    assert f"session {path.name}" in run
+    assert "Completed" in run
+    assert "slurm-login" in run
+
+    plot = deployed.artifact(f"{path.name}-plot")["id"]
+    shown = open_page(f"{deployed.url}/artifacts/artifact/{plot}", pictures / "artifact.png")
+    assert f"loss and learning rate of {path.name}" in shown
+    assert "data:image/png;base64," in shown
+
+    page = deployed.artifact(f"{path.name}-session")["id"]
+    shown = open_page(f"{deployed.url}/artifacts/artifact/{page}", pictures / "page.png")
+    assert "demo-cd200 attempt 1: finished (reached iteration 250)" in shown
+
+    deployment = deployed.ask("GET", "/deployments/name/autoexp/train")["id"]
+    form = {"project": {"name": "mine"}, "backend": {"kind": "demo"}, "slurm": {"kind": "slurm"}}
+    filled = quote(json.dumps({"experiment": form}))
+    url = f"{deployed.url}/deployments/deployment/{deployment}/run?parameters={filled}"
+    shown = open_page(url, pictures / "form.png", height=1500)
+    assert "names the session and the trunk's job" in shown
+    assert "iterations of the trunk" in shown
+    assert "peak learning rate, constant after the warm-up" in shown
 
 
 def test_cancelling_through_the_api_cancels_the_slurm_jobs(deployed: Deployed) -> None:
@@ -200,3 +261,52 @@ def test_a_server_that_is_away_for_a_minute_changes_nothing_about_the_end(
     page = deployed.artifact(f"{path.name}-session")
     assert f"# {path.name}: finished" in page["data"]
     assert "demo-cd200 attempt 1: finished" in page["data"]
+
+
+@pytest.mark.slow
+def test_fifty_cooldowns_at_once_reach_their_end_on_one_sqlite_server(deployed: Deployed) -> None:
+    branches = ", ".join(f"{{at: [50], name: n{n}, decay: {{iterations: 5}}}}" for n in range(50))
+    flow_run_id = deployed.run(
+        "backend.args.train_iters=100",
+        f"cooldowns=[{branches}]",
+        "slurm.options.mem=100M",
+        "slurm.gpus_per_node=0",
+        "backend.args.hidden_size=16",
+    )
+    ended = deployed.ended(flow_run_id, seconds=280)
+
+    assert ended["state_type"] == "COMPLETED", ended["state"]
+    drawn = deployed.subflows(flow_run_id)
+    assert len(drawn) == 51
+    assert {run["state_type"] for run in drawn} == {"COMPLETED"}
+    logs = deployed.ask("POST", "/logs/filter", {"logs": {"level": {"ge_": 30}}, "limit": 200})
+    assert not [entry["message"] for entry in logs if "could not show" in entry["message"]]
+    # What the API itself could not do; what it tried again inside is its own affair.
+    server = (deployed.folder / "server.log").read_text()
+    print(f"'database is locked' in the server's log: {server.count('database is locked')} times")
+
+
+@pytest.mark.slow
+def test_people_are_notified_of_a_failed_job_and_of_the_last_cooldown(deployed: Deployed) -> None:
+    with Listener() as listener:
+        block = {"name": "us", "url": listener.url, "json_data": {"said": "{{body}}"}}
+        make = (
+            "from prefect.blocks.notifications import CustomWebhookNotificationBlock as B;"
+            f"B(**{block!r}).save('us', overwrite=True)"
+        )
+        deployed.command("python", "-c", make)
+        install = ("autoexp", "automations", "install", "--silence", "75")
+        said = deployed.command(*install, "--notify", "custom-webhook/us")
+        assert "created  autoexp: notify when a job fails" in said
+        again = deployed.command(*install, "--notify", "custom-webhook/us")
+        assert "created" not in again
+        assert again.count("updated") == 4
+        flow_run_id = deployed.run(
+            "backend.args.train_iters=200",
+            "cooldowns=[{at: [50], decay: {iterations: 50}}]",
+            "backend.args.fail_at_iteration=120",
+        )
+        assert deployed.ended(flow_run_id)["state_type"] == "FAILED"
+        until(lambda: len(listener.heard) >= 2, "two messages", seconds=60)
+    assert any("demo attempt 1: failed" in said for said in listener.heard)
+    assert any("the cooldowns of" in said for said in listener.heard)
