@@ -6,8 +6,8 @@ from autoexp.compose import Composed
 from autoexp.creation import create, new_id
 from autoexp.errors import BadInput
 from autoexp.events import CheckpointComplete
-from autoexp..py import Cooldown, Decay
-from autoexp.experiment import Experiment
+from autoexp.experiment import Cooldown, Experiment
+from autoexp.rules.actions import Decay
 
 
 def create_branch(

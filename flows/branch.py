@@ -6,8 +6,8 @@ from typing import Any
 from prefect import State, flow
 
 from autoexp import branching
-from autoexp..py import Decay
 from autoexp.provenance import provenance
+from autoexp.rules.actions import Decay
 from flows.form import ExperimentForm
 from flows.watching import ask_for, cancel_jobs, run_name, watch_new
 

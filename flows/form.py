@@ -21,11 +21,25 @@ class ExperimentForm(Experiment):
     ) -> JsonSchemaValue:
         """Prefect's form knows `anyOf`; a union with a discriminator is `oneOf` in pydantic."""
         found = handler.resolve_ref_schema(handler(schema))
-        for field in found.get("properties", {}).values():
-            if "oneOf" in field:
-                field["anyOf"] = field.pop("oneOf")
-                field.pop("discriminator", None)
+        _offer_choices(found, handler, set())
         return found
+
+
+def _offer_choices(node: Any, handler: GetJsonSchemaHandler, seen: set[str]) -> None:
+    """Turn `oneOf` into `anyOf`, in place, here and in all that is referred to."""
+    if isinstance(node, list):
+        for inner in node:
+            _offer_choices(inner, handler, seen)
+    elif isinstance(node, dict):
+        if "oneOf" in node:
+            node["anyOf"] = node.pop("oneOf")
+            node.pop("discriminator", None)
+        reference = node.get("$ref")
+        if isinstance(reference, str) and reference not in seen:
+            seen.add(reference)
+            _offer_choices(handler.resolve_ref_schema(node), handler, seen)
+        for inner in list(node.values()):
+            _offer_choices(inner, handler, seen)
 
 
 def composed(values: Any) -> Composed:

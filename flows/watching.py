@@ -1,6 +1,7 @@
 """What every session flow does: make or find its session, hold it, watch it, say how it ended."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from flows.composing import compose
 from flows.context import in_foreground
 from flows.engine import SessionRun, failed_jobs
 
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
 
 def run_name() -> str:
     """`session demo-1124-k3fq`; a session that is yet to be made is named when it is."""
@@ -37,7 +40,9 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     Under a worker a cancelled flow is killed before it can do so by itself. A crash or a worker's
     shutdown does not come here: they cancel nothing.
     """
-    path = session_of(str(flow_run.id), sessions_root())
+    # Hooks run in a directory of their own, and deployments in the checkout.
+    root = sessions_root() if "AUTOEXP_SESSIONS" in os.environ else _CHECKOUT / "sessions"
+    path = session_of(str(flow_run.id), root)
     if path is None:
         return
     log = flow_run_logger(flow_run, flow)

@@ -149,8 +149,10 @@ class Deployed:
 
     def artifact(self, key: str) -> dict[str, Any]:
         """The latest artifact of a key."""
-        found: dict[str, Any] = self.ask("GET", f"/artifacts/{key}/latest")
-        return found
+        # `/artifacts/KEY/latest` gives the collection's id, with which no page can be opened.
+        body = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
+        found: list[dict[str, Any]] = self.ask("POST", "/artifacts/filter", body)
+        return found[0]
 
     def ended(self, flow_run_id: str, *, seconds: float = 150) -> dict[str, Any]:
         """Wait for the end of a flow run."""
