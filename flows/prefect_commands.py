@@ -70,12 +70,11 @@ def deploy(options: argparse.Namespace) -> int:
         print(f"starting a Prefect server at {url.removesuffix('/api')}")
         _prefect("server", "start", "--background", environment=environment)
         _wait_for(url)
-    _prefect(
-        "work-pool", "create", POOL, "--type", "process", "--overwrite", environment=environment
-    )
+    if not _succeeds("work-pool", "inspect", POOL, environment=environment):
+        # One that exists stays as its owner has set it.
+        _prefect("work-pool", "create", POOL, "--type", "process", environment=environment)
     _prefect("block", "register", "-m", "blocks", environment=environment)
     _prefect("--no-prompt", "deploy", "--all", environment=environment)
-    os.environ["PREFECT_API_URL"] = url
     _autoexp("automations", "install", environment=environment)
     print(
         f"\ndeployed. On the login node, in {_CHECKOUT}:\n"
@@ -88,6 +87,11 @@ def deploy(options: argparse.Namespace) -> int:
 
 def _prefect(*arguments: str, environment: dict[str, str]) -> None:
     _run([sys.executable, "-m", "prefect", *arguments], environment)
+
+
+def _succeeds(*arguments: str, environment: dict[str, str]) -> bool:
+    command = [sys.executable, "-m", "prefect", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True).returncode == 0
 
 
 def _autoexp(*arguments: str, environment: dict[str, str]) -> None:
