@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo slurm-demo test test-slow check format docs clean
+.PHONY: help setup demo deploy slurm-demo test test-slow check format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -20,6 +20,9 @@ setup: .venv/.installed  ## a virtual environment with the pinned dependencies
 
 demo: setup  ## train a small language model and branch two cooldowns, in under a minute
 	$(BIN)/autoexp run demo
+
+deploy: setup  ## a Prefect server (if none answers), the work pool, deployments and automations
+	$(BIN)/autoexp deploy
 
 test: setup  ## every test that can run here
 	$(BIN)/python -m pytest

@@ -85,10 +85,10 @@ class Cooldown(Closed):
 
 
 class Start(Closed):
-    """A complete checkpoint of another session, from which cooldowns branch."""
+    """A complete checkpoint that is on disk already, from which cooldowns branch."""
 
-    session: str = Field(description="the session it comes from")
-    job: str = Field(description="the job that wrote it")
+    session: str | None = Field(None, description="the session it comes from, if it is of one")
+    job: str | None = Field(None, description="the job of that session that wrote it")
     iteration: int = Field(gt=0, description="its iteration")
     path: str = Field(description="where it lies")
 
@@ -123,7 +123,9 @@ class Experiment(Closed):
     )
     cooldowns: tuple[Cooldown, ...] = ()
     start: Start | None = Field(
-        None, description="a checkpoint to branch from instead of training; set by `--from`"
+        None,
+        description="a checkpoint to branch from instead of training; set by `--from`, and by the "
+        "deployment `cooldown`",
     )
 
     @property

@@ -86,7 +86,8 @@ def _notes_on_start(start: Start | None, output_root: Path) -> list[str]:
     if start is None or not Path(start.path).exists():
         return []
     there = next(path for path in (output_root, *output_root.parents) if path.exists())
-    where = f"{start.session}:{start.job}@{start.iteration}"
+    named = start.session is not None
+    where = f"{start.session}:{start.job}@{start.iteration}" if named else "a checkpoint"
     if there.stat().st_dev == Path(start.path).stat().st_dev:
         return [f"starts from {where} ({start.path})"]
     files = [file for file in Path(start.path).rglob("*") if file.is_file()]

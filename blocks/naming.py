@@ -9,11 +9,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from autoexp.errors import BadInput
+from blocks.apptainer import ApptainerContainer
 from blocks.local import LocalMachine
 from blocks.slurm import SlurmCluster
 
-_TYPES: Mapping[str, tuple[type[LocalMachine | SlurmCluster], ...]] = {
+_Named = LocalMachine | SlurmCluster | ApptainerContainer
+
+_TYPES: Mapping[str, tuple[type[_Named], ...]] = {
     "slurm": (SlurmCluster, LocalMachine),
+    "container": (ApptainerContainer,),
 }
 """Keys of an experiment that may name a block, and which types it may be of."""
 
@@ -40,7 +44,7 @@ def _filled(key: str, value: dict[str, Any]) -> dict[str, Any]:
     return {**held, **own}
 
 
-def _load(key: str, name: str) -> LocalMachine | SlurmCluster:
+def _load(key: str, name: str) -> _Named:
     for kind in _TYPES[key]:
         try:
             loaded = kind.load(name)

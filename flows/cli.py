@@ -201,13 +201,38 @@ def _add_prefect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     create.add_argument("override", nargs="*", metavar="OVERRIDE", help="such as slurm.nodes=4")
     create.add_argument("--name", help="the block's name; the preset's by default")
     create.add_argument("--overwrite", action="store_true", help="replace a block of that name")
-    create.set_defaults(module="blocks_command", function="create")
+    create.set_defaults(module="prefect_commands", function="blocks_create")
+
+    automations = commands.add_parser("automations", help="what Prefect does by itself")
+    verbs = automations.add_subparsers(metavar="VERB", required=True)
+    install = verbs.add_parser("install", help="create them, or bring them up to date")
+    install.add_argument(
+        "--silence",
+        type=_seconds,
+        default=360.0,
+        metavar="SECONDS",
+        help="without a heartbeat until a session counts as crashed (360, three heartbeats)",
+    )
+    install.add_argument(
+        "--notify", metavar="TYPE/NAME", help="also notify through this block: slack-webhook/us"
+    )
+    install.set_defaults(module="prefect_commands", function="automations_install")
+
+    deploy = commands.add_parser("deploy", help="server, work pool, deployments, automations")
+    deploy.set_defaults(module="prefect_commands", function="deploy")
 
 
 def _lines(word: str) -> int:
     number = int(word)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} lines: 0 or more")
+    return number
+
+
+def _seconds(word: str) -> float:
+    number = float(word)
+    if not 30 <= number <= 86400:
+        raise argparse.ArgumentTypeError(f"{word}: from 30 seconds to a day")
     return number
 
 

@@ -10,13 +10,13 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from autoexp.jobs import JobRecord, JobSpec, Verdict
 
 if TYPE_CHECKING:
-    from flows.engine import SessionRun
+    from flows.drawing import Drawing
 
 
 def job_flow(
-    run: "SessionRun", spec: JobSpec, begin: Callable[[str | None], None]
+    drawing: "Drawing", spec: JobSpec, begin: Callable[[str | None], None]
 ) -> Flow[..., Any]:
-    """A subflow for one job of the session that `run` watches; `begin` says that it has started.
+    """A subflow for one job of the session; `begin` says that it has started.
 
     Each job gets a flow object of its own. Prefect matches the subflows of a flow run that is run
     again by their name and the order of the calls, so with one shared function a call would
@@ -26,14 +26,15 @@ def job_flow(
     async def story(checkpoint: str | None = None) -> State[Any]:
         del checkpoint  # draws the arrow from the checkpoint that started this job
         begin(flow_run.id)
-        return _final_state(await run.outcome(spec.name))
+        return final_state(await drawing.outcome(spec.name))
 
     story.__qualname__ = f"{spec.kind}.{spec.name}"
     decorate = flow(name=str(spec.kind), flow_run_name=spec.title, validate_parameters=False)
     return decorate(story)
 
 
-def _final_state(job: JobRecord) -> State[Any]:
+def final_state(job: JobRecord) -> State[Any]:
+    """How the job's subflow ends."""
     if job.was_cancelled:
         return Cancelled(message=job.reason)
     match job.verdict:

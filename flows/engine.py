@@ -9,23 +9,23 @@ import logging
 import time
 from typing import Any
 
-from prefect.exceptions import PrefectSignal
 from prefect.runtime import flow_run
 
 from autoexp import inbox
 from autoexp.describing import describe
 from autoexp.errors import SessionHeld
-from autoexp.jobs import JobRecord, Verdict
+from autoexp.jobs import Verdict
 from autoexp.lease import Lease
 from autoexp.monitor import Look, Monitor
 from autoexp.schedulers.base import Scheduler, Ticket
 from autoexp.session import Session
-from flows.cooldown import job_flow
 from flows.disk import Disk
+from flows.drawing import Drawing
 from flows.face import Face
 from flows.news import News
 from flows.performing import Performer
 from flows.questions import Questions
+from flows.sending import Sending
 from flows.submitting import Submitter
 from flows.wishes import Wishes
 from tasks import jobs as effects
@@ -46,15 +46,16 @@ class SessionRun:
         self._scheduler = scheduler
         self._disk = Disk(self.news, log)
         self._monitor = Monitor(session)
-        self._face = Face(session, log)
+        sending = Sending(self.news, log)
+        self._face = Face(session, self._disk, sending, log)
         self._questions = Questions(scheduler, session.experiment.slurm.scheduler_tick_s, log)
         self._submitter = Submitter(session, scheduler, self._disk, self.news, log)
         self._performer = Performer(session, scheduler, self._disk, self.news, log)
         self._wishes = Wishes(flow_run.id, log)
+        marks = self._performer.marks
+        self._drawing = Drawing(session, self.news, sending, self._face, self._wishes, marks, log)
         self._wishing: asyncio.Task[None] | None = None
-        self._starting = asyncio.Lock()
         self._cancelling: set[str] = set()
-        self._drawn: set[str] = set()
         self._write_failures = 0
 
     async def run(self) -> None:
@@ -136,10 +137,7 @@ class SessionRun:
 
     def _act(self, children: asyncio.TaskGroup) -> None:
         self._performer.perform(children)
-        for job in self.session.jobs.values():
-            if job.attempts and job.spec.name not in self._drawn:
-                self._drawn.add(job.spec.name)
-                children.create_task(self._draw(job))
+        self._drawing.draw(children)
         self._submitter.drive(children)
         tickets = self._to_cancel()
         if tickets:
@@ -167,41 +165,6 @@ class SessionRun:
         await self._disk.persist(self.session.record_answers, answers)
         for key, answer in answers.items():
             self.log.info("cancel %s: %s", key, answer)
-
-    async def _draw(self, job: JobRecord) -> None:
-        """Show the job as a subflow. Nothing waits for it: a start takes Prefect up to seconds."""
-        begun = False
-
-        def begin(flow_run_id: str | None) -> None:
-            nonlocal begun
-            begun = True
-            self._starting.release()
-            self._face.start(job.spec.name)
-            if flow_run_id is not None:
-                self._wishes.add(flow_run_id, job.spec.name)
-
-        # One start at a time: many at once end in "database is locked" on a SQLite server.
-        await self._starting.acquire()
-        try:
-            if self.news.interrupted is None:
-                subflow = job_flow(self, job.spec, begin)
-                shown: Any = subflow(
-                    checkpoint=self._performer.marks.get(job.spec.name), return_state=True
-                )
-                await shown
-        except (Exception, PrefectSignal) as error:
-            self.log.warning("%s: Prefect could not show it: %s", job.spec.title, error)
-        finally:
-            self._wishes.forget(job.spec.name)
-            if not begun:
-                begin(None)
-
-    async def outcome(self, name: str) -> JobRecord:
-        """Wait until a job has its verdict, or nobody watches any more."""
-        job = self.session.jobs[name]
-        while not job.is_over and self.news.interrupted is None:
-            await self.news.next()
-        return job
 
     async def _sleep(self) -> None:
         if not self._is_over():

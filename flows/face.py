@@ -1,40 +1,60 @@
-"""What people see in Prefect: artifacts that follow the session. A server away is a warning."""
+"""What people see in Prefect while a session goes on. A server that is away is a warning.
+
+Everything is sent in the background: at once when a state changed, else not too often. What could
+not be sent is sent with the next try.
+"""
 
 import asyncio
 import base64
-import json
 import logging
 import re
 import time
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import get_client
+from prefect import get_client, runtime
 from prefect.artifacts import (
     acreate_image_artifact,
+    acreate_markdown_artifact,
     acreate_progress_artifact,
-    acreate_table_artifact,
     aupdate_progress_artifact,
 )
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from autoexp.monitor import Look
 from autoexp.session import Session
-from autoexp.status import JobStatus, Status, status_of
+from autoexp.status import JobStatus, status_of
+from flows import page
+from flows.disk import Disk
+from flows.sending import Sending
+from flows.tags import tags_of
+from flows.telling import Telling
+
+# Drawing takes a few tenths of a second of a core: not at every publication.
+_PLOT_EVERY = 10
 
 
 class Face:
-    """Publishes in the background: at once when a state changed, else not too often."""
+    """The session's artifacts, events and tags."""
 
-    def __init__(self, session: Session, log: "logging.Logger | Any") -> None:
+    def __init__(
+        self, session: Session, disk: Disk, sending: Sending, log: "logging.Logger | Any"
+    ) -> None:
+        self.tags: tuple[str, ...] = ()
         self._session = session
+        self._disk = disk
+        self._sending = sending
         self._log = log
+        self._telling = Telling(session)
         self._publishing: asyncio.Task[None] | None = None
         self._dirty = True
         self._urgent = True
         self._published_at = 0.0
-        self._table: UUID | None = None
-        self._bars: dict[str, UUID] = {}
+        self._plotted_at = 0.0
+        self._is_tagged = False
+        self._artifacts: dict[str, UUID] = {}
+        self._bars: dict[str, tuple[UUID, float, str]] = {}
         self._started: set[str] = set()
         self._failures = 0
 
@@ -47,96 +67,128 @@ class Face:
         """Publish in the background if something changed and it is time."""
         self._dirty |= bool(look.changed)
         self._urgent |= bool(look.events)
-        if self._publishing is not None or not (self._urgent or (self._dirty and self._is_due())):
+        if self._publishing is not None or not (self._is_wanted() and self._may_try()):
             return
         self._dirty = self._urgent = False
-        self._publishing = children.create_task(self._publish())
+        self._publishing = children.create_task(self._try_to_publish())
 
     async def close(self) -> None:
-        """Publish the end of the story, with the plot."""
+        """Publish the end of the story, plot included; wait for a server that is away."""
+        await self._sending.until_taken("the session's artifacts", self._publish_all)
+
+    async def _publish_all(self) -> None:
+        self._plotted_at = 0.0
         await self._publish()
-        try:
-            await self._publish_plot()
-        except Exception as error:
-            self._warn(error)
+
+    def _is_wanted(self) -> bool:
+        return self._urgent or (self._dirty and self._is_due())
+
+    def _may_try(self) -> bool:
+        """After a failure, only when it is time again, whatever happens."""
+        return self._failures == 0 or self._is_due()
 
     def _is_due(self) -> bool:
-        every = self._session.experiment.monitoring.publish_every_s
-        return time.monotonic() - self._published_at >= every
+        return time.monotonic() - self._published_at >= self._every_s
 
-    async def _publish(self) -> None:
+    @property
+    def _every_s(self) -> float:
+        return self._session.experiment.monitoring.publish_every_s
+
+    async def _try_to_publish(self) -> None:
         try:
-            status = status_of(self._session)
-            await self._publish_table(status)
-            for job in status.jobs:
-                if job.name in self._started:
-                    await self._publish_bar(job)
-            self._failures = 0
+            await self._publish()
         except Exception as error:
-            self._warn(error)
+            self._dirty = True
+            self._failures += 1
+            if self._failures == 1:
+                self._log.warning("Prefect did not take the session's artifacts: %s", error)
+        else:
+            if self._failures:
+                self._log.warning("Prefect takes artifacts again after %d misses", self._failures)
+            self._failures = 0
         finally:
             self._published_at = time.monotonic()
             self._publishing = None
 
-    def _warn(self, error: Exception) -> None:
-        self._dirty = True
-        self._failures += 1
-        if self._failures == 1:
-            self._log.warning("Prefect did not take the session's artifacts: %s", error)
+    async def _publish(self) -> None:
+        await self._tag()
+        headline = await self._disk.run(page.headline, self._session)
+        text = await self._disk.run(page.session_page, self._session)
+        await self._publish_page("session", text, headline)
+        if "plan" not in self._artifacts:
+            plan = await self._disk.run(lambda: page.plan_page(self._session.plan))
+            await self._publish_page("plan", plan, f"plan of {self._session.id}")
+        for job in (await self._disk.run(status_of, self._session)).jobs:
+            if job.name in self._started:
+                await self._publish_bar(job)
+        if time.monotonic() - self._plotted_at >= _PLOT_EVERY * self._every_s:
+            await self._publish_plot()
+        # Last: by now the server has answered, so events find it too.
+        self._telling.tell()
 
-    async def _publish_table(self, status: Status) -> None:
-        rows = [_row(job) for job in status.jobs]
-        if self._table is None:
-            self._table = await acreate_table_artifact(
-                rows, key=_key(self._session.id, "jobs"), description=_headline(status)
-            )
+    async def _tag(self) -> None:
+        """Let the flow run be found by session, project and cluster."""
+        if self._is_tagged or runtime.flow_run.id is None:
             return
+        # The cluster is asked for its name, which may take a while.
+        self.tags = self.tags or await asyncio.to_thread(tags_of, self._session)
+        tags = sorted({*(runtime.flow_run.tags or ()), *self.tags})
         async with get_client() as client:
-            update = ArtifactUpdate(data=json.dumps(rows), description=_headline(status))
-            await client.update_artifact(self._table, update)
+            await client.update_flow_run(UUID(runtime.flow_run.id), tags=tags)
+        self._is_tagged = True
+
+    async def _publish_page(self, name: str, text: str, description: str) -> None:
+        if name in self._artifacts:
+            await _update(self._artifacts[name], text, description)
+        else:
+            self._artifacts[name] = _id(
+                await acreate_markdown_artifact(
+                    text, key=_key(self._session.id, name), description=description
+                )
+            )
 
     async def _publish_bar(self, job: JobStatus) -> None:
         share = 100.0 * (job.iteration or 0) / (job.target_iteration or 1)
         text = f"{job.name}: {job.state}, iteration {job.iteration or 0} of {job.target_iteration}"
-        if job.name in self._bars:
-            await aupdate_progress_artifact(self._bars[job.name], share, description=text)
-        else:
+        known = self._bars.get(job.name)
+        if known is None:
             key = _key(self._session.id, job.name, "progress")
-            self._bars[job.name] = await acreate_progress_artifact(share, key=key, description=text)
+            found = await acreate_progress_artifact(share, key=key, description=text)
+            self._bars[job.name] = (_id(found), share, text)
+        elif known[1:] != (share, text):
+            await aupdate_progress_artifact(known[0], share, description=text)
+            self._bars[job.name] = (known[0], share, text)
 
     async def _publish_plot(self) -> None:
         # Drawing imports matplotlib, which takes most of a second.
         path = await asyncio.to_thread(_draw, self._session)
         picture = base64.b64encode(path.read_bytes()).decode()
-        await acreate_image_artifact(
-            f"data:image/png;base64,{picture}",
-            key=_key(self._session.id, "plot"),
-            description=f"loss and learning rate of {self._session.id} ({path})",
-        )
+        url = f"data:image/png;base64,{picture}"
+        description = f"loss and learning rate of {self._session.id} ({path})"
+        if "plot" in self._artifacts:
+            await _update(self._artifacts["plot"], url, description)
+        else:
+            key = _key(self._session.id, "plot")
+            made = await acreate_image_artifact(url, key=key, description=description)
+            self._artifacts["plot"] = _id(made)
+        self._plotted_at = time.monotonic()
 
 
-def _draw(session: Session) -> Any:
+async def _update(artifact: UUID, data: str, description: str) -> None:
+    # In place: a new version for each publication would fill the list of artifacts.
+    async with get_client() as client:
+        await client.update_artifact(artifact, ArtifactUpdate(data=data, description=description))
+
+
+def _draw(session: Session) -> Path:
     from autoexp import plot
 
     return plot.draw(session)
 
 
-def _headline(status: Status) -> str:
-    return f"session {status.session}: {status.state}"
-
-
-def _row(job: JobStatus) -> dict[str, Any]:
-    return {
-        "job": job.name,
-        "state": job.state,
-        "verdict": job.verdict or "",
-        "iteration": f"{job.iteration or 0}/{job.target_iteration}",
-        "loss": "" if job.loss is None else f"{job.loss:.4f}",
-        "reason": job.reason or "",
-        "job id": (job.attempts[-1].job_id or "") if job.attempts else "",
-        "log": job.log or "",
-        "output": job.output_dir,
-    }
+def _id(made: Any) -> UUID:
+    assert isinstance(made, UUID)
+    return made
 
 
 def _key(*parts: str) -> str:

@@ -1,6 +1,7 @@
 """How the loop tells those who wait beside it that it has looked again, or that it stops."""
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ class News:
         self._last = False
         self._interruption = asyncio.Event()
         self.interrupted: str | None = None
+        self.ended_at: float | None = None
+        """When the loop looked for the last time, by the monotonic clock."""
 
     def interrupt(self, by: str) -> None:
         """Say that nobody watches any more; jobs keep running."""
@@ -25,7 +28,8 @@ class News:
     async def publish(self, *, last: bool = False) -> None:
         """Wake up everybody who waits for the next look."""
         async with self._published:
-            self._last |= last
+            if last:
+                self._last, self.ended_at = True, time.monotonic()
             self._published.notify_all()
 
     async def next(self) -> None:

@@ -1,7 +1,8 @@
 """What people wish in Prefect's UI: cancelling the session's flow run, or one job's subflow.
 
 A flow that runs outside a worker, or that outlived its worker, is not told of a cancellation: its
-own state has to be read. A server that is away says nothing.
+own state has to be read. A server that is away says nothing. One that was away for long, and heard
+no heartbeats, may hold the run for dead meanwhile: it is told that the run is alive.
 """
 
 import logging
@@ -9,7 +10,7 @@ import time
 from typing import Any
 from uuid import UUID
 
-from prefect import get_client
+from prefect import State, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
@@ -17,8 +18,11 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.states import Running
 
 _EVERY_S = 5.0
+_CANCELLED = frozenset({StateType.CANCELLING, StateType.CANCELLED})
+_DEAD = frozenset({StateType.CRASHED, StateType.FAILED})
 
 
 class Wishes:
@@ -59,13 +63,16 @@ class Wishes:
                 flow_run_filter=FlowRunFilter(
                     id=FlowRunFilterId(any_=ids),
                     state=FlowRunFilterState(
-                        type=FlowRunFilterStateType(
-                            any_=[StateType.CANCELLING, StateType.CANCELLED]
-                        )
+                        type=FlowRunFilterStateType(any_=[*_CANCELLED, *_DEAD])
                     ),
                 )
             )
-        found = {run.id for run in runs}
+            states = {run.id: run.state_type for run in runs}
+            if states.get(self._session_run) in _DEAD:
+                alive: State[Any] = Running(message="the session is being watched all the while")
+                await client.set_flow_run_state(self._session_run, alive, force=True)
+                self._log.warning("Prefect held this flow run for dead: told that it is alive")
+        found = {run for run, state in states.items() if state in _CANCELLED}
         if self._session_run in found:
             return []
         return [self._job_runs[run] for run in found] or None

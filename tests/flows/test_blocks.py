@@ -10,16 +10,17 @@ from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
 from autoexp import machines
+from autoexp.containers import Apptainer
 from autoexp.errors import BadInput
 from autoexp.schedulers.slurm import SlurmScheduler
-from blocks import LocalMachine, SlurmCluster
+from blocks import ApptainerContainer, LocalMachine, SlurmCluster
 from flows.composing import compose
 from tests.flows.conftest import autoexp
 
 pytestmark = pytest.mark.prefect
 
 
-@pytest.mark.parametrize("block", [SlurmCluster, LocalMachine])
+@pytest.mark.parametrize("block", [SlurmCluster, LocalMachine, ApptainerContainer])
 class TestBlocksKeepPrefectsStandards(BlockStandardTestSuite):
     @pytest.fixture
     def block(self) -> type[Block]:
@@ -96,3 +97,13 @@ def test_all_blocks_are_registered_with_one_command() -> None:
     assert said.returncode == 0, said.stderr
     assert "autoexp SLURM cluster" in said.stdout
     assert "autoexp local machine" in said.stdout
+    assert "autoexp Apptainer container" in said.stdout
+
+
+def test_an_experiment_trains_in_the_container_that_it_names() -> None:
+    settings = Apptainer(image="/images/megatron.sif", binds=("/scratch",), gpus="rocm")
+    ApptainerContainer(settings=settings).save("megatron", overwrite=True)
+
+    composed = compose("demo", ["container=block", "container.block=megatron"])
+
+    assert composed.experiment.container == settings

@@ -83,7 +83,14 @@ async def test_a_training_and_its_cooldowns_are_one_flow_run_with_all_it_shows(
 
     shown = {a.key: a for a in await artifacts(session)}
     prefix = session.id.lower()
-    assert f"{prefix}-jobs" in shown
+    page = str(shown[f"{prefix}-session"].data)
+    assert f"# {session.id}: finished" in page
+    for job in session.jobs.values():
+        assert f"**{job.spec.name}** | finished | {job.iteration} / {job.iteration}" in page
+        assert str(job.attempts[0].job_id) in page
+        assert f"`{job.spec.output_dir}`" in page
+    assert "demo-cd200 attempt 1: finished (reached iteration 250)" in page
+    assert "demo @100" in str(shown[f"{prefix}-plan"].data)
     assert {f"{prefix}-{job}-progress" for job in session.jobs} <= set(shown)
     assert all(shown[f"{prefix}-{job}-progress"].data == 100.0 for job in session.jobs)
     assert str(shown[f"{prefix}-plot"].data).startswith("data:image/png;base64,")

@@ -1,0 +1,124 @@
+"""The automations that Prefect runs for sessions: taking up those whose process died, notifying."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from prefect import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState, SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+# The tag of the deployments in prefect.yaml: runs that a worker can take up.
+_OURS = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.autoexp"}
+_RUN = "prefect.flow-run"
+_ENDED = {f"{_RUN}.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+_ALIVE = {f"{_RUN}.{state}" for state in ("Scheduled", "Pending", "Running", "AwaitingRetry")}
+# Prefect reports some crashes twice; what acts when nothing follows for a while acts once.
+_PAUSE_S = 30.0
+
+
+def recovery(silence_s: float) -> list[AutomationCore]:
+    """What brings a session back whose flow's process died, with its worker or without."""
+    return [
+        AutomationCore(
+            name="autoexp: a silent session has crashed",
+            description=f"Without a heartbeat for {silence_s:.0f} s its process is gone.",
+            trigger=EventTrigger(
+                match={"prefect.resource.id": f"{_RUN}.*"},
+                match_related=_OURS,
+                for_each={"prefect.resource.id"},
+                after={f"{_RUN}.heartbeat"},
+                expect={f"{_RUN}.heartbeat", *_ENDED},
+                posture=Posture.Proactive,
+                threshold=1,
+                within=timedelta(seconds=silence_s),
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.CRASHED,
+                    message=f"no heartbeat for {silence_s:.0f} s; the session's jobs keep running",
+                )
+            ],
+        ),
+        AutomationCore(
+            name="autoexp: a crashed session is taken up again",
+            description="The same flow run goes on, on any worker of its pool, with the same jobs.",
+            trigger=EventTrigger(
+                match={"prefect.resource.id": f"{_RUN}.*"},
+                match_related=_OURS,
+                for_each={"prefect.resource.id"},
+                after={f"{_RUN}.Crashed"},
+                expect=_ALIVE,
+                posture=Posture.Proactive,
+                threshold=1,
+                within=timedelta(seconds=_PAUSE_S),
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.SCHEDULED,
+                    message="taken up again after a crash",
+                    force=True,
+                )
+            ],
+        ),
+    ]
+
+
+def notifications(block: UUID) -> list[AutomationCore]:
+    """Examples of what can be done with the events of a session: messages to people."""
+    return [
+        _notify(
+            "autoexp: notify when a job fails",
+            "autoexp.job.failed",
+            {"prefect.resource.id": "autoexp.job.*"},
+            block,
+        ),
+        _notify(
+            "autoexp: notify when all cooldowns are done",
+            "autoexp.cooldowns.finished",
+            {"prefect.resource.id": "autoexp.session.*"},
+            block,
+        ),
+    ]
+
+
+def _notify(name: str, event: str, match: dict[str, str], block: UUID) -> AutomationCore:
+    return AutomationCore(
+        name=name,
+        trigger=EventTrigger(
+            match=match,
+            for_each={"prefect.resource.id"},
+            expect={event},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject=name,
+                body="{{ event.payload.message }}",
+            )
+        ],
+    )
+
+
+async def install(wanted: list[AutomationCore]) -> list[str]:
+    """Create the automations, or bring those of the same names up to date; a line for each."""
+    lines = []
+    async with get_client() as client:
+        for automation in wanted:
+            found = await client.read_automations_by_name(automation.name)
+            if found:
+                await client.update_automation(found[0].id, automation)
+            else:
+                await client.create_automation(automation)
+            lines.append(f"{'updated' if found else 'created'}  {automation.name}")
+    return lines
+
+
+async def notification_block(name: str) -> UUID:
+    """The id of a notification block, given as `slack-webhook/my-team`."""
+    slug, _, own = name.partition("/")
+    async with get_client() as client:
+        document = await client.read_block_document_by_name(own, block_type_slug=slug)
+    return document.id

@@ -1,0 +1,50 @@
+"""One cooldown on its own, from an existing checkpoint. Entry point `flows/branch.py:cooldown`."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow
+
+from autoexp import branching
+from autoexp.provenance import provenance
+from autoexp.rules.actions import Decay
+from flows.form import ExperimentForm
+from flows.watching import ask_for, cancel_jobs, run_name, watch_new
+
+
+@flow(
+    name="autoexp-cooldown",
+    flow_run_name=run_name,
+    validate_parameters=False,
+    on_cancellation=[cancel_jobs],
+)
+async def cooldown(
+    checkpoint: str,
+    decay: Decay,
+    config: str = "demo",
+    overrides: tuple[str, ...] = (),
+    experiment: ExperimentForm | None = None,
+) -> State[Any]:
+    """Branch one cooldown from a checkpoint on disk, as a session of its own.
+
+    Args:
+        checkpoint: Path of a complete checkpoint's folder, such as `.../iter_0001000`.
+        decay: Length (`iterations` or `fraction`), shape and final learning rate.
+        config: The experiment that the checkpoint is of: a configuration's name, or a YAML file
+            such as `sessions/ID/config/resolved.yaml`.
+        overrides: Changes to it, such as `slurm=lumi`.
+        experiment: The experiment, filled in here instead of `config` and `overrides`.
+    """
+
+    def make(root: Path, flow_run_id: str) -> Path:
+        composed = ask_for(config, overrides, experiment)
+        return branching.create_branch(
+            composed,
+            root,
+            Path(checkpoint),
+            Decay.model_validate(decay),
+            provenance=provenance(),
+            flow_run_id=flow_run_id,
+        )
+
+    return await watch_new(make)

@@ -1,0 +1,120 @@
+"""Each job of a session as a subflow of its flow run; the session never waits for one."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from prefect import State, get_client, tags
+from prefect.exceptions import PrefectSignal
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+from autoexp.jobs import JobRecord
+from autoexp.session import Session
+from flows.cooldown import final_state, job_flow
+from flows.face import Face
+from flows.news import News
+from flows.sending import Sending
+from flows.wishes import Wishes
+
+_RETRY_S = 15.0
+
+
+class Drawing:
+    """Shows jobs; what Prefect does not take now is shown when it answers again."""
+
+    def __init__(
+        self,
+        session: Session,
+        news: News,
+        sending: Sending,
+        face: Face,
+        wishes: Wishes,
+        marks: Mapping[str, State[Any]],
+        log: "logging.Logger | Any",
+    ) -> None:
+        # By job, the task run of the checkpoint that launched it: an arrow in the run graph.
+        self._marks = marks
+        self._session = session
+        self._news = news
+        self._sending = sending
+        self._face = face
+        self._wishes = wishes
+        self._log = log
+        self._starting = asyncio.Lock()
+        self._drawn: set[str] = set()
+        self._flow_run_ids: dict[str, str] = {}
+
+    def draw(self, children: asyncio.TaskGroup) -> None:
+        """Start the subflows of jobs that have been submitted, or are about to be."""
+        for job in self._session.jobs.values():
+            if job.attempts and job.spec.name not in self._drawn:
+                self._drawn.add(job.spec.name)
+                children.create_task(self._draw(job))
+
+    async def outcome(self, name: str) -> JobRecord:
+        """Wait until a job has its verdict, or nobody watches any more."""
+        job = self._session.jobs[name]
+        while not job.is_over and self._news.interrupted is None:
+            await self._news.next()
+        return job
+
+    async def _draw(self, job: JobRecord) -> None:
+        name = job.spec.name
+        try:
+            while not await self._show(job) and not self._is_late():
+                await self._news.pause(_RETRY_S)
+        finally:
+            self._wishes.forget(name)
+
+    def _is_late(self) -> bool:
+        return self._news.interrupted is not None or self._news.ended_at is not None
+
+    async def _show(self, job: JobRecord) -> bool:
+        """Whether the job's subflow has been shown to its end."""
+        name = job.spec.name
+        begun = False
+
+        def begin(flow_run_id: str | None) -> None:
+            nonlocal begun
+            begun = True
+            self._starting.release()
+            self._face.start(name)
+            if flow_run_id is not None:
+                self._flow_run_ids[name] = flow_run_id
+                self._wishes.add(flow_run_id, name)
+
+        # One start at a time: many at once end in "database is locked" on a SQLite server.
+        await self._starting.acquire()
+        try:
+            if self._news.interrupted is None:
+                await self._start(job, begin)
+        except (Exception, PrefectSignal) as error:
+            self._log.warning("%s: Prefect could not show it: %s", job.spec.title, error)
+            return await self._mend(job)
+        finally:
+            if not begun:
+                begin(None)
+        return True
+
+    async def _start(self, job: JobRecord, begin: Any) -> None:
+        subflow = job_flow(self, job.spec, begin)
+        # The session's heartbeat is enough: each subflow's would be hundreds of events a day.
+        quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+        with quiet, tags(*self._face.tags):
+            shown: Any = subflow(checkpoint=self._marks.get(job.spec.name), return_state=True)
+            await shown
+
+    async def _mend(self, job: JobRecord) -> bool:
+        """Tell the end of a subflow that could not tell it itself; False: it has not begun."""
+        flow_run_id = self._flow_run_ids.get(job.spec.name)
+        if flow_run_id is None:
+            return False
+        state = final_state(await self.outcome(job.spec.name))
+
+        async def send() -> None:
+            async with get_client() as client:
+                await client.set_flow_run_state(UUID(flow_run_id), state, force=True)
+
+        return await self._sending.until_taken(f"the end of {job.spec.title}", send)

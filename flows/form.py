@@ -1,0 +1,55 @@
+"""The experiment as a form in Prefect's UI, and from the filled-in form back to an experiment."""
+
+from typing import Any
+
+import yaml
+from pydantic import GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from autoexp.compose import Composed
+from autoexp.errors import BadInput
+from autoexp.experiment import Experiment
+
+
+class ExperimentForm(Experiment):
+    """An experiment filled in by hand: what to train, where, and which cooldowns branch from it."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Prefect's form knows `anyOf`; a union with a discriminator is `oneOf` in pydantic."""
+        found = handler.resolve_ref_schema(handler(schema))
+        _offer_choices(found, handler, set())
+        return found
+
+
+def _offer_choices(node: Any, handler: GetJsonSchemaHandler, seen: set[str]) -> None:
+    """Turn `oneOf` into `anyOf`, in place, here and in all that is referred to."""
+    if isinstance(node, list):
+        for inner in node:
+            _offer_choices(inner, handler, seen)
+    elif isinstance(node, dict):
+        if "oneOf" in node:
+            node["anyOf"] = node.pop("oneOf")
+            node.pop("discriminator", None)
+        reference = node.get("$ref")
+        if isinstance(reference, str) and reference not in seen:
+            seen.add(reference)
+            _offer_choices(handler.resolve_ref_schema(node), handler, seen)
+        for inner in list(node.values()):
+            _offer_choices(inner, handler, seen)
+
+
+def composed(values: Any) -> Composed:
+    """The experiment in a form; raises BadInput with one line per problem."""
+    try:
+        experiment = Experiment.model_validate(
+            values.model_dump() if isinstance(values, Experiment) else values
+        )
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in error.errors()]
+        raise BadInput("\n".join(lines)) from error
+    text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return Composed(experiment, "form", (), text, text)

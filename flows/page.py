@@ -1,0 +1,120 @@
+"""The session's page in Prefect, as markdown: what stands where, what happened, what is next."""
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+from autoexp.describing import describe
+from autoexp.jobs import JobRecord, Verdict
+from autoexp.plan import Plan
+from autoexp.session import Session
+from autoexp.status import JobStatus, Status, status_of
+
+_EVENTS = 12
+
+
+def session_page(session: Session) -> str:
+    """The session at this moment."""
+    status = status_of(session)
+    parts = [
+        _headline(session, status),
+        _table(session, status),
+        _waiting(status),
+        _last_events(session),
+        _paths(session, status),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def headline(session: Session) -> str:
+    """One line for lists of artifacts."""
+    status = status_of(session)
+    return f"session {status.session}: {status.state}"
+
+
+def _headline(session: Session, status: Status) -> str:
+    about = session.experiment.project.description
+    hours = sum(job.gpu_hours for job in status.jobs)
+    text = f"# {status.session}: {status.state}"
+    facts = f"{len(status.jobs)} jobs, {hours:.2f} GPU hours, {len(status.checkpoints)} checkpoints"
+    return "\n\n".join(filter(None, [text, _cell(about), facts]))
+
+
+def _table(session: Session, status: Status) -> str:
+    head = ("job", "state", "iteration", "loss", "time left", "GPU hours", "job ids", "nodes")
+    rows = [_row(job, session.jobs[job.name]) for job in status.jobs]
+    return _markdown_table(head, rows)
+
+
+def _row(job: JobStatus, record: JobRecord) -> tuple[str, ...]:
+    done = job.verdict in (Verdict.FINISHED, Verdict.FAILED)
+    ids = [attempt.job_id for attempt in job.attempts if attempt.job_id]
+    nodes = record.attempt.nodes if record.attempt else None
+    return (
+        f"**{job.name}**",
+        str(job.verdict) if done else job.state,
+        f"{job.iteration or 0} / {job.target_iteration or '?'}",
+        "" if job.loss is None else f"{job.loss:.4f}",
+        "" if job.seconds_left is None else str(timedelta(seconds=round(job.seconds_left))),
+        f"{job.gpu_hours:.2f}",
+        ", ".join(ids),
+        nodes or "",
+    )
+
+
+def _waiting(status: Status) -> str:
+    lines = [f"- **{job.name}**: {_cell(job.reason)}" for job in status.jobs if job.reason]
+    return "\n".join(["## What is said of each job", "", *lines]) if lines else ""
+
+
+def _last_events(session: Session) -> str:
+    lines = [
+        f"- {entry.time.astimezone():%Y-%m-%d %H:%M:%S} {_cell(describe(entry.event))}"
+        for entry in reversed(session.journal.entries[-_EVENTS:])
+    ]
+    return "\n".join(["## Last events", "", *lines]) if lines else ""
+
+
+def _paths(session: Session, status: Status) -> str:
+    rows = [
+        (job.name, f"`{job.output_dir}`", f"`{job.log}`" if job.log else "") for job in status.jobs
+    ]
+    table = _markdown_table(("job", "output", "log"), rows)
+    return f"## Where things are\n\nsession: `{session.path}`\n\n{table}"
+
+
+def plan_page(plan: Plan) -> str:
+    """What the session was to do when it was made."""
+    head = ("job", "branches at", "decays over", "shape", "to learning rate", "ends at")
+    table = _markdown_table(head, _plan_rows(plan))
+    notes = "\n".join(f"- {_cell(note)}" for note in plan.notes)
+    return "\n\n".join(filter(None, ["# Plan", table, notes]))
+
+
+def _plan_rows(plan: Plan) -> Iterator[tuple[str, ...]]:
+    for job in plan.jobs:
+        target = str(job.target_iteration or "")
+        if job.branch is None:
+            yield (f"**{job.name}**", "", "", "constant", "", target)
+        else:
+            branch = job.branch
+            yield (
+                f"**{job.name}**",
+                f"{job.parent} @{branch.iteration}",
+                str(branch.decay_iterations),
+                branch.shape,
+                f"{branch.min_lr:g}",
+                target,
+            )
+
+
+def _markdown_table(
+    head: Sequence[str], rows: "Sequence[Sequence[str]] | Iterator[tuple[str, ...]]"
+) -> str:
+    lines = [head, ["---"] * len(head), *([_cell(text) for text in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str | None) -> str:
+    """Text from logs and schedulers, on one line, with nothing that would break a table."""
+    flat = " ".join((text or "").split())
+    return flat.replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,23 @@
+"""Taking up a session that nobody watches. Entry point `flows/resume.py:resume`."""
+
+from typing import Any
+
+from prefect import State, flow
+
+from autoexp.session import sessions_root
+from flows.watching import cancel_jobs, run_name, watch
+
+
+@flow(
+    name="autoexp-resume",
+    flow_run_name=run_name,
+    validate_parameters=False,
+    on_cancellation=[cancel_jobs],
+)
+async def resume(session: str) -> State[Any]:
+    """Take a session up again where it stands; its jobs are not submitted twice.
+
+    Args:
+        session: The session's id, as `autoexp sessions list` shows it.
+    """
+    return await watch(sessions_root() / session)

@@ -1,0 +1,50 @@
+"""What Prefect has to get in the end: tried until the server takes it, within patience."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from flows.context import in_foreground
+from flows.news import News
+
+_PAUSE_S = 10.0
+_FOREGROUND_S = 20.0
+_WORKER_S = 24 * 3600.0
+
+
+class Sending:
+    """Sends on while the session goes on, and for a while longer when it is over.
+
+    In a terminal somebody waits for the prompt; under a worker nobody does, and a last state that
+    is not told would have the session run again.
+    """
+
+    def __init__(self, news: News, log: "logging.Logger | Any") -> None:
+        self._news = news
+        self._log = log
+        self._patience_s = _FOREGROUND_S if in_foreground() else _WORKER_S
+        self._pause_s = min(_PAUSE_S, self._patience_s / 4)
+
+    async def until_taken(self, what: str, send: Callable[[], Awaitable[object]]) -> bool:
+        """Whether `send` got through, at the first try or a later one."""
+        since, failures = time.monotonic(), 0
+        while True:
+            try:
+                await send()
+            except Exception as error:
+                failures += 1
+                if failures == 1:
+                    self._log.warning("Prefect did not take %s (%s); trying on", what, error)
+                if self._is_enough(since):
+                    self._log.warning("Prefect never took %s: given up", what)
+                    return False
+                await self._news.pause(self._pause_s)
+            else:
+                return True
+
+    def _is_enough(self, since: float) -> bool:
+        if self._news.interrupted is not None:
+            return True
+        ended = self._news.ended_at
+        return ended is not None and time.monotonic() - max(since, ended) > self._patience_s

@@ -1,0 +1,152 @@
+"""What happens in a session as Prefect events, for automations: `autoexp.job.failed` and others.
+
+A server that is away gets them later, in order; a kill of the flow's process in that time loses
+them, as they are news and not records. The session's journal loses none.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import NamedTuple
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from prefect.events import emit_event
+
+from autoexp import events
+from autoexp.describing import describe
+from autoexp.events import Event
+from autoexp.jobs import JobRecord, Kind, Verdict, now
+from autoexp.session import Session
+
+
+class Told(NamedTuple):
+    """One event, ready to be emitted."""
+
+    name: str
+    key: str
+    job: str
+    occurred: datetime
+    payload: dict[str, str]
+
+
+class Telling:
+    """Collects what Prefect is to be told, and tells it when asked to."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._waiting: list[Told] = []
+        self._told = len(session.journal)
+        self._submitted = {key for key, _, _ in _submissions(session)}
+        self._cooldowns_done = _cooldowns_are_done(session)
+
+    def tell(self) -> None:
+        """Emit everything that waits; it does not block."""
+        self._note_journal()
+        self._note_submissions()
+        self._note_last_cooldown()
+        waiting, self._waiting = self._waiting, []
+        for told in waiting:
+            _emit(self._session, told)
+
+    def _note_journal(self) -> None:
+        fresh = self._session.journal.entries[self._told :]
+        self._told += len(fresh)
+        for time, event in fresh:
+            payload = {"message": describe(event), **_payload(event)}
+            name = _name(event, self._session)
+            self._waiting.append(Told(name, event.key, event.job, time, payload))
+
+    def _note_submissions(self) -> None:
+        for key, job, submitted_at in _submissions(self._session):
+            if key not in self._submitted:
+                self._submitted.add(key)
+                self._waiting += _told_submission(key, job, submitted_at)
+
+    def _note_last_cooldown(self) -> None:
+        if not self._cooldowns_done and _cooldowns_are_done(self._session):
+            self._cooldowns_done = True
+            failed = [job.spec.name for job in _cooldowns(self._session) if _has_failed(job)]
+            said = f"failed: {', '.join(failed)}" if failed else "all finished"
+            payload = {"message": f"the cooldowns of {self._session.id} are over: {said}"}
+            self._waiting.append(
+                Told("autoexp.cooldowns.finished", "cooldowns-finished", "", now(), payload)
+            )
+
+
+def _told_submission(key: str, job: JobRecord, submitted_at: datetime | None) -> Iterator[Told]:
+    attempt = next(a for a in job.attempts if a.key == key)
+    when = submitted_at or now()
+    payload = {"message": f"{job.spec.title}: submitted as job {attempt.job_id}"}
+    details = {**payload, "job_id": str(attempt.job_id), "attempt": str(attempt.number)}
+    yield Told("autoexp.job.submitted", f"submitted/{key}", job.spec.name, when, details)
+    if job.spec.kind is Kind.COOLDOWN and attempt.number == 1:
+        yield Told("autoexp.cooldown.launched", f"launched/{key}", job.spec.name, when, details)
+
+
+def _submissions(session: Session) -> list[tuple[str, JobRecord, datetime | None]]:
+    return [
+        (attempt.key, job, attempt.submitted_at)
+        for job in list(session.jobs.values())
+        for attempt in job.attempts
+        if attempt.job_id is not None
+    ]
+
+
+def _cooldowns(session: Session) -> list[JobRecord]:
+    return [job for job in list(session.jobs.values()) if job.spec.kind is Kind.COOLDOWN]
+
+
+def _cooldowns_are_done(session: Session) -> bool:
+    found = _cooldowns(session)
+    return bool(found) and all(job.is_over for job in found)
+
+
+def _has_failed(job: JobRecord) -> bool:
+    return job.verdict is Verdict.FAILED
+
+
+def _name(event: Event, session: Session) -> str:
+    """The event's name in Prefect: `autoexp.`, what it is about, what happened."""
+    match event:
+        case events.CheckpointComplete():
+            return "autoexp.checkpoint.saved"
+        case events.StateChanged():
+            return "autoexp.job.state"
+        case events.AttemptJudged(verdict=verdict):
+            return f"autoexp.job.{verdict}"
+        case events.JobGivenUp():
+            return "autoexp.job.failed"
+        case events.AttemptRefused(job=job) if _has_failed(session.jobs[job]):
+            return "autoexp.job.failed"  # it was not one of several, queued ahead
+        case _:
+            return f"autoexp.{event.kind.replace('_', '.', 1)}"
+
+
+def _payload(event: Event) -> dict[str, str]:
+    values = event.model_dump(mode="json", exclude={"kind"}, exclude_none=True)
+    return {name: str(value) for name, value in values.items()}
+
+
+def _emit(session: Session, told: Told) -> None:
+    about_session = {
+        "prefect.resource.id": f"autoexp.session.{session.id}",
+        "prefect.resource.name": session.id,
+    }
+    about_job = {
+        "prefect.resource.id": f"autoexp.job.{session.id}.{told.job}",
+        "prefect.resource.name": told.job,
+        "autoexp.session": session.id,
+        "autoexp.project": session.experiment.project.name,
+    }
+    emit_event(
+        told.name,
+        resource=about_job if told.job else about_session,
+        related=[{**about_session, "prefect.resource.role": "session"}] if told.job else [],
+        payload=told.payload,
+        occurred=told.occurred,
+        id=_identity(session, told),
+    )
+
+
+def _identity(session: Session, told: Told) -> UUID:
+    """The same event has the same id whoever tells it: a second telling changes nothing."""
+    return uuid5(NAMESPACE_URL, f"autoexp:{session.path}:{told.name}:{told.key}")

@@ -1,0 +1,127 @@
+"""What every session flow does: make or find its session, hold it, watch it, say how it ended."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow, State, get_client, get_run_logger, runtime
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import FlowRun
+from prefect.logging.loggers import flow_run_logger
+from prefect.states import Cancelled, Completed, Crashed, Failed
+
+from autoexp.cancelling import cancel_directly
+from autoexp.compose import Composed
+from autoexp.jobs import Verdict
+from autoexp.schedulers.choose import scheduler_for
+from autoexp.session import Session, sessions_root
+from flows import form
+from flows.composing import compose
+from flows.context import in_foreground
+from flows.engine import SessionRun, failed_jobs
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def run_name() -> str:
+    """`session demo-1124-k3fq`; a session that is yet to be made is named when it is."""
+    made = session_of(str(runtime.flow_run.id), sessions_root())
+    named = runtime.flow_run.parameters.get("session")
+    return f"session {made.name if made else named or 'new'}"
+
+
+def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Cancel the session's jobs; a worker runs this in a process of its own.
+
+    Under a worker a cancelled flow is killed before it can do so by itself. A crash or a worker's
+    shutdown does not come here: they cancel nothing.
+    """
+    # Hooks run in a directory of their own, and deployments in the checkout.
+    root = sessions_root() if "AUTOEXP_SESSIONS" in os.environ else _CHECKOUT / "sessions"
+    path = session_of(str(flow_run.id), root)
+    if path is None:
+        return
+    log = flow_run_logger(flow_run, flow)
+    outcome = cancel_directly(path, (), "cancelled in Prefect")
+    for key, answer in outcome.answers.items():
+        log.info("cancel %s: %s", key, answer)
+    if outcome.problem is not None:
+        log.error("not ended yet: %s; `autoexp cancel %s` asks again", outcome.problem, path.name)
+    _close_subflows(flow_run)
+
+
+def _close_subflows(flow_run: FlowRun) -> None:
+    """The jobs' subflows died with the flow's process, and cannot tell their end themselves."""
+    mine = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]))
+    ended: State[Any] = Cancelled(message="cancelled with its session")
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=mine):
+            if run.state is not None and not run.state.is_final():
+                client.set_flow_run_state(run.id, ended, force=True)
+
+
+def ask_for(config: str, overrides: Sequence[str], experiment: Any) -> Composed:
+    """The experiment that the flow's parameters mean: a filled-in form, or a configuration."""
+    return compose(config, list(overrides)) if experiment is None else form.composed(experiment)
+
+
+def session_of(flow_run_id: str, root: Path) -> Path | None:
+    """The session that a flow run has made or taken up before, if any."""
+    for path in root.glob("*/session.json"):
+        if flow_run_id in path.read_text():
+            return path.parent
+    return None
+
+
+async def watch_new(make: Callable[[Path, str], Path]) -> State[Any]:
+    """Watch the session that `make(root, flow run id)` creates.
+
+    A flow run that is run again goes on with the session that it made the first time.
+    """
+    root, flow_run_id = sessions_root(), str(runtime.flow_run.id)
+    path = session_of(flow_run_id, root)
+    if path is None:
+        # Composing may ask Prefect for a block, which is done in a thread without a loop.
+        path = await asyncio.to_thread(make, root, flow_run_id)
+        async with get_client() as client:
+            await client.update_flow_run(UUID(flow_run_id), name=f"session {path.name}")
+    return await watch(path)
+
+
+async def watch(path: Path) -> State[Any]:
+    """Hold a session and watch it until it is over, or until this process is told to stop."""
+    log = get_run_logger()
+    with Session.hold(path) as (held, lease):
+        if runtime.flow_run.id not in held.meta.flow_run_ids:
+            held.meta.flow_run_ids.append(runtime.flow_run.id)
+            held.save_meta()
+        log.info("session %s in %s", held.id, path)
+        run = SessionRun(held, lease, scheduler_for(held.experiment), log)
+        if in_foreground():
+            _stop_on_signals(run)
+        await run.run()
+        return _final_state(run)
+
+
+def _stop_on_signals(run: SessionRun) -> None:
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signum, run.news.interrupt, signum.name)
+
+
+def _final_state(run: SessionRun) -> State[Any]:
+    if not run.session.is_over:
+        return Crashed(message=f"stopped watching ({run.news.interrupted}); jobs keep running")
+    jobs = run.session.jobs.values()
+    if any(job.was_cancelled for job in jobs) and all(
+        job.was_cancelled or job.verdict is Verdict.FINISHED for job in jobs
+    ):
+        return Cancelled(message="; ".join(failed_jobs(run.session)))
+    failed = failed_jobs(run.session)
+    if failed:
+        return Failed(message="; ".join(failed))
+    return Completed(message=f"all {len(run.session.jobs)} jobs finished")
