@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoexp import states
-from autoexp.backends.base import Progress
+from autoexp.backends.base import Progress, progress_mark
 from autoexp.events import (
     CheckpointComplete,
     Event,
@@ -15,10 +15,11 @@ from autoexp.events import (
     MetricAlarm,
 )
 from autoexp.jobs import Attempt, JobRecord, Logged
-from autoexp.logtail import LogLine, read_new
+from autoexp.loglines import LogLine
+from autoexp.logtail import read_new
 from autoexp.rules.book import Watched
+from autoexp.rules.matching import Hit
 from autoexp.rules.metrics import Expectation, alarm, clean
-from autoexp.rules.patterns import Hit
 from autoexp.rules.values import typed
 
 # A folder changed this recently may change again within the clock's grain: look once more.
@@ -79,13 +80,11 @@ class JobWatch:
             if reading.cursor != job.cursor:
                 job.cursor = reading.cursor
                 self.dirty = True
-            hits = watched.lines.scan(reading.lines)
-            hit = next(hits, None)
-            for line in reading.lines:
-                while hit is not None and hit.line is line:
-                    yield from self._note(job, attempt, watched, hit)
-                    hit = next(hits, None)
-                yield from self._take_in(job, attempt, watched, line)
+            for piece in reading.pieces:
+                for line, hits in watched.lines.search(piece, progress_mark(job.spec.trainer)):
+                    for hit in hits:
+                        yield from self._note(job, attempt, watched, hit)
+                    yield from self._take_in(job, attempt, watched, line)
             if reading.lost:
                 yield LogLost(
                     job=job.spec.name,

@@ -17,6 +17,7 @@ from bench.measure import RESULTS, save
 CASES = {
     "idle": "bench.ticks:idle",
     "busy": "bench.ticks:busy",
+    "scan": "bench.scanning:scan",
     "first_look": "bench.disk:first_look",
     "loading": "bench.disk:loading",
     "session_io": "bench.disk:session_io",

@@ -62,6 +62,12 @@ class CheckpointScan(NamedTuple):
     """What the newest checkpoint says of the training so far, where the log does not say it."""
 
 
+def progress_mark(trainer: "Backend") -> bytes:
+    """Bytes in every line of which `progress` says something; empty where a backend names none."""
+    mark: bytes = getattr(trainer, "PROGRESS_MARK", b"")
+    return mark
+
+
 class Backend(Protocol):
     """One trainer: command lines, checkpoints, progress, cooldowns."""
 

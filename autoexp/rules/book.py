@@ -15,8 +15,8 @@ from autoexp.rules.language import (
     RuleBase,
     SessionRule,
 )
+from autoexp.rules.matching import Matcher, matcher
 from autoexp.rules.metrics import window
-from autoexp.rules.patterns import Matcher, matcher
 from autoexp.rules.sections import Rules
 
 if TYPE_CHECKING:
