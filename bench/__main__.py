@@ -17,6 +17,7 @@ from bench.measure import RESULTS, save
 CASES = {
     "idle": "bench.ticks:idle",
     "busy": "bench.ticks:busy",
+    "engine": "bench.engine:engine",
     "scan": "bench.scanning:scan",
     "first_look": "bench.disk:first_look",
     "loading": "bench.disk:loading",

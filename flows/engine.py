@@ -62,17 +62,22 @@ class SessionRun:
         try:
             async with asyncio.TaskGroup() as children:
                 while not self._is_over():
-                    look = await self._look(children)
-                    self._act(children)
-                    self._face.offer(children, look)
-                    self._heed_wishes(children)
-                    await self.news.publish()
+                    await self.tick(children)
                     await self._sleep()
-                await self.news.publish(last=True)
+                self.news.publish(last=True)
             await self._flush()
             await self._face.close()
         finally:
             self._disk.close()
+
+    async def tick(self, children: asyncio.TaskGroup) -> None:
+        """Look, decide, act, publish."""
+        look = await self._look(children)
+        self._act(children)
+        self._face.offer(children, look)
+        self._heed_wishes(children)
+        if look.changed or look.events or look.actions or self.news.is_due:
+            self.news.publish()
 
     def _is_over(self) -> bool:
         # A request that came at the last moment, or to a session that had ended, is heeded too.
@@ -108,6 +113,7 @@ class SessionRun:
         try:
             await self._disk.run(self._lease.beat)
             for note in await self._disk.run(inbox.take_on, self.session):
+                self.news.stir()
                 self.log.info(note)
             look = await self._disk.run(self._monitor.look, answers)
         except SessionHeld as error:
@@ -115,6 +121,7 @@ class SessionRun:
             return Look([], [], set())
         except OSError as error:
             self._write_failures += 1
+            self.news.stir()  # what was seen is known, though not yet on disk
             if self._write_failures == 1:
                 self.log.warning("%s: cannot be written (%s); trying on", self.session.path, error)
             return Look([], [], set())
