@@ -23,6 +23,9 @@ CASES = {
     "loading": "bench.disk:loading",
     "session_io": "bench.disk:session_io",
     "scheduler": "bench.asking:scheduler",
+    "reaction": "bench.served:reaction",
+    "blocking": "bench.served:blocking",
+    "prefect": "bench.served:prefect",
     "start": "bench.start:start",
 }
 """What there is to measure, and which function measures it."""
