@@ -14,7 +14,7 @@ from autoexp.events import AttemptJudged, Event, JobGivenUp
 from autoexp.jobs import Attempt, JobRecord, Verdict
 from autoexp.logtail import LogCursor
 from autoexp.overview import overview
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
 from autoexp.rules.records import ActionRecord
@@ -247,10 +247,8 @@ class Monitor:
             return None
         launches = [
             action
-            for action in self._session.actions.values()
-            if isinstance(action.action, Start)
-            and action.action.job == job.spec.name
-            and self._session.is_valid(action.event)
+            for action in self._session.actions.starts_of(job.spec.name)
+            if self._session.is_valid(action.event)
         ]
         if any(not action.is_settled for action in launches):
             return None

@@ -16,7 +16,7 @@ from autoexp.journal import Journal
 from autoexp.lease import Lease
 from autoexp.limits import chain_length, time_limit
 from autoexp.plan import Plan
-from autoexp.rules.records import ActionRecord
+from autoexp.rules.records import ActionRecord, Actions
 from autoexp.schedulers.base import Ticket
 from autoexp.session_meta import SessionMeta
 from autoexp.verdicts import saved_iteration
@@ -29,7 +29,7 @@ class Session:
         self.path = path
         self.meta = meta
         self.jobs: dict[str, JobRecord] = {}
-        self.actions: dict[str, ActionRecord] = {}
+        self.actions = Actions()
         self.journal = Journal(path / "events.jsonl")
         self.write_first: Callable[[], None] = lambda: None
         """Called before a job is written: no record may tell what the journal does not."""
@@ -49,7 +49,7 @@ class Session:
     def is_over(self) -> bool:
         """Whether every job has its final verdict, nothing is in the queue, and nothing to do."""
         jobs_are_over = all(job.is_over and not job.open_attempts for job in self.jobs.values())
-        return jobs_are_over and all(action.is_settled for action in self.actions.values())
+        return jobs_are_over and not self.actions.pending
 
     @property
     def plan(self) -> Plan:
@@ -280,7 +280,7 @@ class Session:
 
     def pending_actions(self) -> list[ActionRecord]:
         """Actions to do, those that were under way when a monitor died included."""
-        return [action for action in self.actions.values() if not action.is_settled]
+        return self.actions.pending
 
 
 def _must_exist(path: Path) -> None:

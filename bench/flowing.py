@@ -175,7 +175,7 @@ def _local(folder: Path) -> Figure:
 
 def blocking(folder: Path) -> list[Figure]:
     """Twenty commands that sleep for five seconds, all because of one checkpoint."""
-    action = json.dumps({"run_command": {"run": ["sleep", "5"]}}).replace('"', "")
+    action = json.dumps({"run_command": {"run": ["sleep", "5s"]}}).replace('"', "")
     rule = f"monitoring.checkpoint_events.slow.actions=[{','.join([action] * 20)}]"
     path, cluster = fake_cluster(folder, 10, rule, "slurm.scheduler_tick_s=1")
     gaps: dict[float, list[float]] = {tick: [] for tick in TICKS}

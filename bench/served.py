@@ -33,7 +33,11 @@ class Relay:
     def _accept(self) -> None:
         while True:
             client, _ = self._listener.accept()
-            server = socket.create_connection(("127.0.0.1", self._port))
+            try:
+                server = socket.create_connection(("127.0.0.1", self._port))
+            except OSError:
+                client.close()  # the server has been stopped
+                continue
             for source, target, counts in ((client, server, True), (server, client, False)):
                 threading.Thread(
                     target=self._pass_on, args=(source, target, counts), daemon=True
