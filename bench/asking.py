@@ -32,8 +32,9 @@ class Ticks:
     def tick(self) -> int:
         """Ask and look once; returns how many commands were run."""
         self.cluster.taken_calls()
+        tickets = self.monitor.tickets()
         with self.cluster.on_path():
-            sightings = self.scheduler.query(self.monitor.tickets())
+            sightings = self.scheduler.query(tickets) if tickets else {}
         with worlds.unsynced():
             self.monitor.look(sightings)
         return len(self.cluster.taken_calls())
@@ -63,7 +64,7 @@ def _figures(ticks: Ticks, title: str) -> list[Figure]:
     ticks.cluster.shows([*((attempt, "COMPLETED") for attempt in ended), *running])
     as_they_end = [float(ticks.tick())]
     ticks.cluster.shows(running)
-    afterwards = [float(ticks.tick()) for _ in range(5)] if others else [0.0]
+    afterwards = [float(ticks.tick()) for _ in range(5)]
     figures = [
         Figure(f"{title}, all running: commands per tick", "", while_running, below=1),
         Figure(f"{title}, as some end: commands in that tick", "", as_they_end, below=1),

@@ -55,9 +55,14 @@ def engine() -> list[Figure]:
     return figures
 
 
-async def _settle(run: Still, children: asyncio.TaskGroup) -> None:
-    # Nothing is published meanwhile: what is found now is none of the idle ticks' news.
+def mute(run: Still, children: asyncio.TaskGroup) -> None:
+    """Let Prefect's artifacts be as they are."""
     run._face._publishing = children.create_task(asyncio.sleep(0))
+
+
+async def settle(run: Still, children: asyncio.TaskGroup) -> None:
+    """See all there is to see. Nothing is published: that is none of the idle ticks' news."""
+    mute(run, children)
     with worlds.unsynced():
         await run.tick(children)
         worlds.age(run.session.path)
@@ -69,7 +74,8 @@ async def _settle(run: Still, children: asyncio.TaskGroup) -> None:
     run._face._dirty = run._face._urgent = False
 
 
-async def _end(run: Still) -> None:
+def end(run: Still) -> None:
+    """Have everybody who waits beside the loop go home."""
     run.news.interrupt("measured")
     run.news.publish(last=True)
 
@@ -78,7 +84,7 @@ async def _idle_ticks(run: Still) -> tuple[list[float], float]:
     """Seconds of CPU per tick, and bytes written in all of them."""
     values = []
     async with asyncio.TaskGroup() as children:
-        await _settle(run, children)
+        await settle(run, children)
         start = Traffic.now()
         for _ in range(7):
             began = time.process_time()
@@ -86,5 +92,5 @@ async def _idle_ticks(run: Still) -> tuple[list[float], float]:
                 await run.tick(children)
             values.append((time.process_time() - began) / 20)
         written = Traffic.now().written - start.written
-        await _end(run)
+        end(run)
     return values, float(written)

@@ -39,6 +39,7 @@ from bench.synthetic import DAY, Clock, Cluster, Rates
 FAMILY = 20
 """Jobs of a family: a trunk of 48 hours and its cooldowns."""
 TICK_S = 600.0
+_USUAL = Rates()
 _EXPERIMENT = (
     "project.name=fam",
     "monitoring=basic",
@@ -135,10 +136,10 @@ class Driver:
 class Simulation:
     """A month of one session."""
 
-    def __init__(self, folder: Path, jobs: int, days: float, seed: int) -> None:
+    def __init__(self, folder: Path, jobs: int, days: float, seed: int, rates: Rates) -> None:
         dice = random.Random(seed)
         self.clock = Clock(time.time())
-        self.cluster = Cluster(self.clock, dice, Rates(), capacity=max(10, jobs // 25))
+        self.cluster = Cluster(self.clock, dice, rates, capacity=max(10, jobs // 25))
         self.fate = Fate(dice)
         self.costs: Counter[str] = Counter()
         self.lives: list[int] = []
@@ -252,15 +253,24 @@ def virtual(clock: Clock, fate: Fate) -> Iterator[None]:
         yield
 
 
-def simulate(jobs: int, days: float, seed: int) -> dict[str, Any]:
-    """Run a simulation, check it, and return what it cost."""
+@contextmanager
+def simulated(
+    jobs: int, days: float, seed: int, rates: Rates = _USUAL
+) -> Iterator[tuple[Simulation, Session]]:
+    """A simulation that has come to its end, and the session that it left."""
     # In memory where there is room: it is the CPU that is measured, and the bytes.
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        began = time.perf_counter()
-        simulation = Simulation(Path(folder), jobs, days, seed)
+        simulation = Simulation(Path(folder), jobs, days, seed, rates)
         with virtual(simulation.clock, simulation.fate):
             session = simulation.run()
+        yield simulation, session
+
+
+def simulate(jobs: int, days: float, seed: int) -> dict[str, Any]:
+    """Run a simulation, check it, and return what it cost."""
+    began = time.perf_counter()
+    with simulated(jobs, days, seed) as (simulation, session):
         simulation.check(session)
         return _report(simulation, session, time.perf_counter() - began)
 

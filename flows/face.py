@@ -35,6 +35,7 @@ class Face:
         self._published_at = 0.0
         self._table: UUID | None = None
         self._bars: dict[str, UUID] = {}
+        self._shown: dict[str, tuple[float, str]] = {}
         self._started: set[str] = set()
         self._failures = 0
 
@@ -98,11 +99,14 @@ class Face:
     async def _publish_bar(self, job: JobStatus) -> None:
         share = 100.0 * (job.iteration or 0) / (job.target_iteration or 1)
         text = f"{job.name}: {job.state}, iteration {job.iteration or 0} of {job.target_iteration}"
+        if self._shown.get(job.name) == (share, text):
+            return  # of a thousand jobs a few have moved
         if job.name in self._bars:
             await aupdate_progress_artifact(self._bars[job.name], share, description=text)
         else:
             key = _key(self._session.id, job.name, "progress")
             self._bars[job.name] = await acreate_progress_artifact(share, key=key, description=text)
+        self._shown[job.name] = (share, text)
 
     async def _publish_plot(self) -> None:
         # Drawing imports matplotlib, which takes most of a second.
