@@ -26,6 +26,7 @@ CASES = {
     "reaction": "bench.served:reaction",
     "blocking": "bench.served:blocking",
     "prefect": "bench.served:prefect",
+    "memory": "bench.memory:memory",
     "start": "bench.start:start",
 }
 """What there is to measure, and which function measures it."""

@@ -111,14 +111,14 @@ def reaction(folder: Path) -> list[Figure]:
 
 def _reactions(folder: Path, jobs: int) -> list[Figure]:
     path, cluster = fake_cluster(folder, jobs)
-    points = [_FIRST + 100 * n for n in range(20)]
+    points = [_FIRST + 100 * n for n in range(14)]
     with_cooldowns(path, points)
     found: list[list[float]] = []
 
     async def story(run: SessionRun) -> None:
         drawn = run._wishes._job_runs
         await until(lambda: len(drawn) >= jobs, f"{jobs} subflows", seconds=200)
-        for tick, mine in zip(TICKS, (points[:10], points[10:]), strict=True):
+        for tick, mine in zip(TICKS, (points[:7], points[7:]), strict=True):
             set_tick(run, tick)
             await asyncio.sleep(2.5)
             found.append([await _react(run, point, cluster) for point in mine])
@@ -150,7 +150,7 @@ async def _react(run: SessionRun, point: int, cluster: FakeCluster) -> float:
 def _local(folder: Path) -> Figure:
     """The same on this machine: until the job's own process runs."""
     path = worlds.build(folder, 1)
-    points = [_FIRST + 100 * n for n in range(6)]
+    points = [_FIRST + 100 * n for n in range(5)]
     with_cooldowns(path, points)
     values: list[float] = []
 

@@ -17,7 +17,7 @@ from bench.measure import Figure
 from bench.served import Relay
 from flows.engine import SessionRun
 
-_IDLE_S = 60.0
+_IDLE_S = 36.0
 _POINTS = [400, 500, 600, 700, 800]
 
 
@@ -52,7 +52,7 @@ def prefect(folder: Path, relay: Relay) -> list[Figure]:
 
     async def story(run: SessionRun) -> None:
         await until(lambda: len(run._wishes._job_runs) >= 1, "the subflow")
-        await asyncio.sleep(40)  # until the first publications are over
+        await asyncio.sleep(10)  # until the first publications are over
         before = await ledger.read()
         await asyncio.sleep(_IDLE_S)
         idle.append((await ledger.read()) - before)
