@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("prefect", "pydantic", "submitit", "hydra-core", "hyperscan", "google-re2")
+_PACKAGES = ("prefect", "pydantic", "submitit", "hydra-core", "hyperscan")
 
 
 class Figure(NamedTuple):

@@ -19,6 +19,7 @@ from autoexp.compose import compose
 from autoexp.creation import create
 from autoexp.jobs import Verdict
 from autoexp.provenance import provenance
+from autoexp.rules import engines
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session, sessions_root
 from flows.context import in_foreground
@@ -65,6 +66,8 @@ async def train(
             held.meta.flow_run_ids.append(runtime.flow_run.id)
             held.save_meta()
         log.info("session %s in %s", held.id, path)
+        if held.experiment.monitoring.log_events and (advice := engines.advice()):
+            log.info(advice)
         run = SessionRun(held, lease, scheduler_for(held.experiment), log)
         if in_foreground():
             _stop_on_signals(run)
