@@ -7,6 +7,7 @@ subflows of the same flow run, and tell it nothing. Stories learn from the loop 
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from prefect.exceptions import PrefectSignal
@@ -29,6 +30,8 @@ from flows.questions import Questions
 from flows.submitting import Submitter
 from flows.wishes import Wishes
 from tasks import jobs as effects
+
+_AT_ONCE = 64
 
 
 class SessionRun:
@@ -59,6 +62,7 @@ class SessionRun:
 
     async def run(self) -> None:
         """Watch the session until every job has its verdict, or until it is interrupted."""
+        make_room()
         try:
             async with asyncio.TaskGroup() as children:
                 while not self._is_over():
@@ -213,6 +217,15 @@ class SessionRun:
     async def _sleep(self) -> None:
         if not self._is_over():
             await self.news.pause(self.session.experiment.monitoring.file_tick_s)
+
+
+def make_room() -> None:
+    """Let effects that take long wait side by side, as copies of checkpoints, and sbatch.
+
+    Python would run six at once on a machine of two cores, and the scheduler's answers behind them.
+    """
+    threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="effect")
+    asyncio.get_running_loop().set_default_executor(threads)
 
 
 def failed_jobs(session: Session) -> list[str]:

@@ -1,6 +1,7 @@
 """What a tick of the session flow costs, in calls. The seconds are `make bench`."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from bench import engine, worlds
 from flows.disk import Disk
+from flows.engine import make_room
 
 pytestmark = pytest.mark.prefect
 
@@ -56,3 +58,26 @@ def test_what_one_job_does_is_published_once(tmp_path: Path) -> None:
 
     with engine.watched(tmp_path, 2) as (run, _):
         assert asyncio.run(watch(run)) == 1
+
+
+def test_effects_that_take_long_do_not_hold_up_the_schedulers_answers(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    async def answered(run: engine.Still) -> set[str]:
+        make_room()
+        async with asyncio.TaskGroup() as children:
+            await engine.settle(run, children)
+            for _ in range(20):
+                children.create_task(asyncio.to_thread(done.wait))
+            run._questions._next_at = 0.0
+            run._questions.ask_if_due(children, run._monitor.tickets)
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                if answers := run._questions.collect():
+                    break
+            done.set()
+            engine.end(run)
+        return set(answers)
+
+    with engine.watched(tmp_path, 2) as (run, _):
+        assert len(asyncio.run(answered(run))) == 2
