@@ -165,25 +165,25 @@ class Session:
 
     def add_job(
         self, spec: JobSpec, attempt: Attempt | None = None, *, launched: bool | None = None
-    ) -> bool:
-        """Take a job into the session; False when it is in it already.
+    ) -> None:
+        """Take a job into the session, if it is not in it; `list_jobs` comes after the last one.
 
-        `attempt` is given for a job that runs already. Raises BadInput when another job has the
-        name.
+        `attempt` is given for a job that runs already. Raises BadInput for another job's name.
         """
         self.refuse_clash(spec)
-        is_new = spec.name not in self.jobs
-        if is_new:
+        if spec.name not in self.jobs:
             attempts = [] if attempt is None else [attempt]
             if launched is None:
                 launched = spec.branch is None  # a cooldown waits for its checkpoint
             job = JobRecord(spec=spec, launched=launched, attempts=attempts)
             self.save_job(job)
             self.jobs[spec.name] = job
-        if spec.name not in self.meta.jobs:
-            self.meta.jobs.append(spec.name)
+
+    def list_jobs(self) -> None:
+        """Write down which jobs there are, so that a lost file is noticed; once for many jobs."""
+        if new := self.jobs.keys() - set(self.meta.jobs):
+            self.meta.jobs += sorted(new)
             self.save_meta()
-        return is_new
 
     def refuse_clash(self, spec: JobSpec) -> None:
         """Raise BadInput when the session has another job of this name."""

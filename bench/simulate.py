@@ -38,8 +38,10 @@ from bench.synthetic import DAY, Clock, Cluster, Rates
 
 FAMILY = 20
 """Jobs of a family: a trunk of 48 hours and its cooldowns."""
-TICK_S = 600.0
+TICK_S = 1800.0
+"""Between two looks. A real monitor looks every 2 s; docs/scaling.md adds what that costs."""
 _USUAL = Rates()
+_KILLED_EVERY_S = DAY / 2
 _EXPERIMENT = (
     "project.name=fam",
     "monitoring=basic",
@@ -84,6 +86,7 @@ class Driver:
         self.session, _ = self._stack.enter_context(Session.hold(path))
         self.monitor = Monitor(self.session)
         self._cluster = cluster
+        self._known = set(self.session.jobs)
         self._driven = set(self.session.jobs)
 
     def tick(self) -> None:
@@ -95,7 +98,8 @@ class Driver:
         look = self.monitor.look(answers)
         for action in self.session.pending_actions():
             self._perform(action)
-        self._driven |= look.changed
+        self._driven |= look.changed | (self.session.jobs.keys() - self._known)
+        self._known |= self.session.jobs.keys()
         for name in sorted(self._driven):
             if self._drive(self.session.jobs[name]):
                 self._driven.discard(name)
@@ -149,7 +153,7 @@ class Simulation:
         self._families = jobs // FAMILY
         self._folder = folder
         self._begun = self.clock.seconds
-        self._next_kill = self._begun + dice.expovariate(1 / (1.5 * DAY))
+        self._next_kill = self._begun + dice.expovariate(1 / _KILLED_EVERY_S)
 
     def run(self) -> Session:
         """Simulate until all jobs have ended; returns the session as it is on disk then."""
@@ -164,12 +168,13 @@ class Simulation:
                 inbox.put(path, inbox.SubmitRequest(jobs=self._family(path, brought), by="sim"))
                 brought += 1
             if self.clock.seconds >= self._next_kill:
-                self._next_kill += self._dice.expovariate(1 / (1.5 * DAY))
+                self._next_kill += self._dice.expovariate(1 / _KILLED_EVERY_S)
                 self.fate.threaten()
             try:
                 self._counted(driver.tick)
             except Killed:
                 driver = self._resume(path)
+            assert self.clock.seconds < self._begun + (self._days + 60) * DAY, "it never ends"
             self.lives.append(sum(1 for job in driver.session.jobs.values() if not job.is_over))
         return Session.load(path)
 
