@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoexp import states
-from autoexp.backends.base import Progress, progress_mark
+from autoexp.backends.base import Progress
 from autoexp.events import (
     CheckpointComplete,
     Event,
@@ -86,7 +86,7 @@ class JobWatch:
                 job.cursor = reading.cursor
                 self.dirty = True
             for piece in reading.pieces:
-                for line, hits in watched.lines.search(piece, progress_mark(job.spec.trainer)):
+                for line, hits in watched.lines.search(piece, job.spec.trainer.PROGRESS_MARK):
                     for hit in hits:
                         yield from self._note(job, attempt, watched, hit)
                     yield from self._take_in(job, attempt, watched, line)

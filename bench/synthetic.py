@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoexp import errors, payload, states
-from autoexp.backends.megatron_layout import TRACKER, folder_name, tracked_iteration
+from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER, folder_name
 from autoexp.jobs import Attempt, JobSpec
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket
 from bench import worlds
@@ -75,7 +75,7 @@ class Trainer:
 
     def begin(self, at: float) -> None:
         self.state, self.started_at = "RUNNING", at
-        self.iteration = tracked_iteration(self.saves) or 0
+        self.iteration = TORCH_DIST.tracked(self.saves) or 0
 
     def log_line(self, at: float) -> None:
         with self.log.open("ab") as file:

@@ -1,7 +1,7 @@
 """What a backend has to know about its trainer."""
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -62,14 +62,11 @@ class CheckpointScan(NamedTuple):
     """What the newest checkpoint says of the training so far, where the log does not say it."""
 
 
-def progress_mark(trainer: "Backend") -> bytes:
-    """Bytes in every line of which `progress` says something; empty where a backend names none."""
-    mark: bytes = getattr(trainer, "PROGRESS_MARK", b"")
-    return mark
-
-
 class Backend(Protocol):
     """One trainer: command lines, checkpoints, progress, cooldowns."""
+
+    PROGRESS_MARK: ClassVar[bytes]
+    """Bytes in every line of which `progress` says something: the other lines are passed over."""
 
     @property
     def train_iters(self) -> int:
@@ -139,6 +136,8 @@ class Backend(Protocol):
 
 class Defaults:
     """What a backend does that has nothing to say about it."""
+
+    PROGRESS_MARK: ClassVar[bytes] = b""
 
     def problems(self, workers: int) -> list[str]:
         del workers
