@@ -10,6 +10,7 @@ from bench import worlds
 from bench.measure import Figure, cpu_s, traffic
 
 _MARK_US = 15.0
+_RULES = "monitoring=production"
 
 
 def settled(session: Session) -> Monitor:
@@ -30,7 +31,7 @@ def idle() -> list[Figure]:
     figures = []
     for jobs in (1, 10, 100, 1000):
         with tempfile.TemporaryDirectory() as folder:
-            session = Session.load(worlds.build(Path(folder), jobs))
+            session = Session.load(worlds.build(Path(folder), jobs, _RULES))
             monitor = settled(session)
             times = max(20, 2000 // jobs)
 
@@ -50,7 +51,7 @@ def busy() -> list[Figure]:
     figures = []
     for lines, title in ((200, "logs of 80 KB"), (25_000, "logs of 10 MB")):
         with tempfile.TemporaryDirectory() as folder:
-            session = Session.load(worlds.build(Path(folder), 20, lines=lines))
+            session = Session.load(worlds.build(Path(folder), 20, _RULES, lines=lines))
             monitor = settled(session)
             values = []
             with worlds.unsynced():
@@ -58,4 +59,6 @@ def busy() -> list[Figure]:
                     size = worlds.grow(session, lines + 100 * repeat, 100)
                     values.append(cpu_s(partial(monitor.look, {})) / size * 1e9)
         figures.append(Figure(f"{title}: CPU per new byte", "ns", values))
-    return figures
+    small, big = figures
+    # As fast in big logs as in small ones, within what such a measurement varies by.
+    return [small, big._replace(below=1.25 * small.median)]
