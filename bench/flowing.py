@@ -190,6 +190,7 @@ def blocking(folder: Path) -> list[Figure]:
         point = _FIRST
         for tick in TICKS:
             set_tick(run, tick)
+            await asyncio.sleep(2.5)  # the sleep that is under way is still a long one
             for _ in range(5):
                 await asyncio.sleep(tick)
                 run.longest_gap = 0.0
