@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo deploy slurm-demo test test-slow check format docs clean
+.PHONY: help setup demo deploy slurm-demo test test-slow bench check format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -29,6 +29,9 @@ test: setup  ## every test that can run here
 
 test-slow: setup  ## tests that take minutes each on a SLURM cluster: how jobs end, long sessions
 	$(BIN)/python -m pytest -m slow
+
+bench: setup  ## measure what the monitor costs, and write bench/results/ (eight minutes, on a quiet machine)
+	$(BIN)/python -m bench
 
 check: setup  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -127,6 +127,7 @@ def add_jobs(session: Session, request: SubmitRequest) -> str:
         session.add_job(spec, request.attempt if position == 0 else None)
         # Repeated after a kill in between, the event has the same key and stands once.
         session.record([JobAdded(job=spec.name, by=request.by)])
+    session.list_jobs()
     return f"{request.by}: adds {', '.join(spec.name for spec in request.jobs)}"
 
 

@@ -13,6 +13,8 @@ from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from autoexp.loglines import LogLine, Piece
+
 MAX_LINE = 1 << 20  # bytes of a line that are kept; the rest of a longer one is skipped
 MAX_LINES = 100_000  # lines of one call, about: eight MiB of empty ones would take a gigabyte
 LIMIT = 8 << 20  # bytes of one call
@@ -64,21 +66,18 @@ class LogCursor(BaseModel):
         return self.next_file().newest_file() if self.waiting else self
 
 
-class LogLine(NamedTuple):
-    """A line without its newline; (generation, offset) is its identity within a log."""
-
-    generation: int
-    offset: int  # of the line's first byte in its file
-    text: bytes  # as written: decoding is the caller's
-
-
 class Reading(NamedTuple):
     """What a call found: the lines in order, and the cursor to store with what they led to."""
 
-    lines: list[LogLine]
+    pieces: list[Piece]
     cursor: LogCursor
     lost: str | None  # what could not be read, or perhaps not, and why
     more: bool  # a bound was hit: call again
+
+    @property
+    def lines(self) -> list[LogLine]:
+        """All lines of all pieces."""
+        return [line for piece in self.pieces for line in piece.lines()]
 
 
 def read_new(path: Path, cursor: LogCursor, *, final: bool = False, limit: int = LIMIT) -> Reading:
@@ -102,7 +101,7 @@ def read_new(path: Path, cursor: LogCursor, *, final: bool = False, limit: int =
     with file:
         work = _Pass(path, cursor, limit)
         complete = work.reach(file) and work.read(file, final=final)
-    return Reading(work.lines, work.cursor, "; ".join(work.lost) or None, not complete)
+    return Reading(work.pieces, work.cursor, "; ".join(work.lost) or None, not complete)
 
 
 class _Pass:
@@ -112,7 +111,8 @@ class _Pass:
         self.path = path
         self.cursor = cursor
         self.budget = limit
-        self.lines: list[LogLine] = []
+        self.pieces: list[Piece] = []
+        self.lines = 0
         self.lost: list[str] = []
 
     def reach(self, file: FileIO) -> bool:
@@ -141,7 +141,7 @@ class _Pass:
         self._move(size=status.st_size, mtime_ns=status.st_mtime_ns)
         tail = _before(file, self.cursor.scanned)
         while (ahead := status.st_size - self.cursor.scanned) > 0:
-            if self.budget <= 0 or len(self.lines) >= MAX_LINES:
+            if self.budget <= 0 or self.lines >= MAX_LINES:
                 return False
             block = _read(file, min(BLOCK, self.budget, ahead), self.cursor.scanned)
             if not block:
@@ -161,10 +161,29 @@ class _Pass:
             head = _read(file, self.cursor.scanned - at, at)
             if at + len(head) < self.cursor.scanned:
                 return False
-            lines, at, skipping = _split(head + block, at, skipping)
-            self.lines += [LogLine(self.cursor.generation, *line) for line in lines]
+            at, skipping = self._cut(head + block, at, skipping)
         self._move(offset=at, scanned=end, skipping=skipping, seam=seam)
         return True
+
+    def _cut(self, data: bytes, offset: int, skipping: bool) -> tuple[int, bool]:
+        """Adds the lines in data, which starts at offset; where they end, and whether in a skip."""
+        start, end = 0, data.rfind(b"\n") + 1
+        if skipping and end:
+            start, skipping = data.index(b"\n") + 1, False
+        while start < end:
+            # Only a first line, which came in many pieces, can be long.
+            to = end if end - start <= MAX_LINE else data.index(b"\n", start) + 1
+            self._add(offset + start, data[start : to - 1])
+            start = to
+        if not skipping and len(data) - end > MAX_LINE:
+            self._add(offset + end, data[end:])
+            skipping = True
+        return offset + (len(data) if skipping else end), skipping
+
+    def _add(self, offset: int, data: bytes) -> None:
+        self.lines += data.count(b"\n") + 1
+        kept = data[:MAX_LINE]
+        self.pieces.append(Piece(self.cursor.generation, offset, kept, cut=kept != data))
 
     def _take_rest(self, file: FileIO) -> bool:
         at, end = self.cursor.offset, self.cursor.scanned
@@ -172,7 +191,7 @@ class _Pass:
             rest = _read(file, end - at, at)
             if at + len(rest) < end:
                 return self._say_it_shrank()
-            self.lines.append(LogLine(self.cursor.generation, at, _text(rest)))
+            self._add(at, rest)
             self._move(offset=end)
         return True
 
@@ -205,25 +224,6 @@ class _Pass:
 
     def _move(self, **changes: Any) -> None:
         self.cursor = self.cursor.model_copy(update=changes)
-
-
-def _split(data: bytes, offset: int, skipping: bool) -> tuple[list[tuple[int, bytes]], int, bool]:
-    """The lines in data, which starts at offset; behind which byte they end; whether in a skip."""
-    lines: list[tuple[int, bytes]] = []
-    *complete, rest = data.split(b"\n")
-    for line in complete:
-        if not skipping:
-            lines.append((offset, _text(line)))
-        skipping = False
-        offset += len(line) + 1
-    if not skipping and len(rest) > MAX_LINE:
-        lines.append((offset, _text(rest)))
-        skipping = True
-    return lines, offset + len(rest) if skipping else offset, skipping
-
-
-def _text(line: bytes) -> bytes:
-    return line[:MAX_LINE] if len(line) > MAX_LINE else line.removesuffix(b"\r")
 
 
 def _find(path: Path, cursor: LogCursor) -> FileIO | None:

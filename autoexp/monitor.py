@@ -7,14 +7,14 @@ is seen again at the next look, under the same keys.
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from autoexp.events import AttemptJudged, Event, JobGivenUp
 from autoexp.jobs import Attempt, JobRecord, Verdict
 from autoexp.logtail import LogCursor
 from autoexp.overview import overview
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
 from autoexp.rules.records import ActionRecord
@@ -67,11 +67,12 @@ class Monitor:
         self._heed_new_jobs()
         changed: set[str] = set()
         for name, job in self._session.jobs.items():
-            if job.is_over and not job.open_attempts:
+            open_attempts = job.open_attempts
+            if job.is_over and not open_attempts:
                 continue
-            before = len(self._unwritten)
-            self._look_at(job, sightings)
-            if len(self._unwritten) > before or self._watches[name].dirty:
+            before, watch = len(self._unwritten), self._watches[name]
+            self._look_at(job, watch, open_attempts, sightings)
+            if len(self._unwritten) > before or watch.dirty:
                 changed.add(name)
         self._unwritten += self._overview(self._unwritten)
         self._write_down()
@@ -89,10 +90,15 @@ class Monitor:
 
     # Looking
 
-    def _look_at(self, job: JobRecord, sightings: Mapping[str, Sighting]) -> None:
+    def _look_at(
+        self,
+        job: JobRecord,
+        watch: JobWatch,
+        open_attempts: Sequence[Attempt],
+        sightings: Mapping[str, Sighting],
+    ) -> None:
         # State first, log second: the last lines of a finished job are still read.
-        watch = self._watches[job.spec.name]
-        for attempt in job.open_attempts:
+        for attempt in open_attempts:
             sighting = sightings.get(attempt.key)
             if sighting is not None:
                 before = attempt.model_copy()
@@ -185,10 +191,14 @@ class Monitor:
 
     def _save_records(self) -> None:
         every = self._session.experiment.monitoring.save_progress_every_s
+        now = time.monotonic()
+        due = {
+            n for n, watch in self._watches.items() if watch.dirty and now - watch.saved_at >= every
+        }
+        if not due and not self._urgent:
+            return
         for name, job in self._session.jobs.items():
-            watch = self._watches[name]
-            due = watch.dirty and time.monotonic() - watch.saved_at >= every
-            if name in self._urgent or due:
+            if name in due or name in self._urgent:
                 self._save(job)
                 self._urgent.discard(name)
 
@@ -237,10 +247,8 @@ class Monitor:
             return None
         launches = [
             action
-            for action in self._session.actions.values()
-            if isinstance(action.action, Start)
-            and action.action.job == job.spec.name
-            and self._session.is_valid(action.event)
+            for action in self._session.actions.starts_of(job.spec.name)
+            if self._session.is_valid(action.event)
         ]
         if any(not action.is_settled for action in launches):
             return None

@@ -16,7 +16,7 @@ from autoexp.journal import Journal
 from autoexp.lease import Lease
 from autoexp.limits import chain_length, time_limit
 from autoexp.plan import Plan
-from autoexp.rules.records import ActionRecord
+from autoexp.rules.records import ActionRecord, Actions
 from autoexp.schedulers.base import Ticket
 from autoexp.session_meta import SessionMeta
 from autoexp.verdicts import saved_iteration
@@ -29,7 +29,7 @@ class Session:
         self.path = path
         self.meta = meta
         self.jobs: dict[str, JobRecord] = {}
-        self.actions: dict[str, ActionRecord] = {}
+        self.actions = Actions()
         self.journal = Journal(path / "events.jsonl")
         self.write_first: Callable[[], None] = lambda: None
         """Called before a job is written: no record may tell what the journal does not."""
@@ -49,7 +49,7 @@ class Session:
     def is_over(self) -> bool:
         """Whether every job has its final verdict, nothing is in the queue, and nothing to do."""
         jobs_are_over = all(job.is_over and not job.open_attempts for job in self.jobs.values())
-        return jobs_are_over and all(action.is_settled for action in self.actions.values())
+        return jobs_are_over and not self.actions.pending
 
     @property
     def plan(self) -> Plan:
@@ -165,25 +165,25 @@ class Session:
 
     def add_job(
         self, spec: JobSpec, attempt: Attempt | None = None, *, launched: bool | None = None
-    ) -> bool:
-        """Take a job into the session; False when it is in it already.
+    ) -> None:
+        """Take a job into the session, if it is not in it; `list_jobs` comes after the last one.
 
-        `attempt` is given for a job that runs already. Raises BadInput when another job has the
-        name.
+        `attempt` is given for a job that runs already. Raises BadInput for another job's name.
         """
         self.refuse_clash(spec)
-        is_new = spec.name not in self.jobs
-        if is_new:
+        if spec.name not in self.jobs:
             attempts = [] if attempt is None else [attempt]
             if launched is None:
                 launched = spec.branch is None  # a cooldown waits for its checkpoint
             job = JobRecord(spec=spec, launched=launched, attempts=attempts)
             self.save_job(job)
             self.jobs[spec.name] = job
-        if spec.name not in self.meta.jobs:
-            self.meta.jobs.append(spec.name)
+
+    def list_jobs(self) -> None:
+        """Write down which jobs there are, so that a lost file is noticed; once for many jobs."""
+        if new := self.jobs.keys() - set(self.meta.jobs):
+            self.meta.jobs += sorted(new)
             self.save_meta()
-        return is_new
 
     def refuse_clash(self, spec: JobSpec) -> None:
         """Raise BadInput when the session has another job of this name."""
@@ -280,7 +280,7 @@ class Session:
 
     def pending_actions(self) -> list[ActionRecord]:
         """Actions to do, those that were under way when a monitor died included."""
-        return [action for action in self.actions.values() if not action.is_settled]
+        return self.actions.pending
 
 
 def _must_exist(path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the monitor remembers of one job between two looks, and how it reads what is new."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,12 @@ from autoexp.events import (
     LogMatched,
     MetricAlarm,
 )
-from autoexp.jobs import Attempt, JobRecord, Logged
-from autoexp.logtail import LogLine, read_new
+from autoexp.jobs import Attempt, JobRecord, JobSpec, Logged
+from autoexp.loglines import LogLine
+from autoexp.logtail import LogCursor, read_new
 from autoexp.rules.book import Watched
+from autoexp.rules.matching import Hit
 from autoexp.rules.metrics import Expectation, alarm, clean
-from autoexp.rules.patterns import Hit
 from autoexp.rules.values import typed
 
 # A folder changed this recently may change again within the clock's grain: look once more.
@@ -39,6 +41,8 @@ class JobWatch:
         self.dirty = False
         """Whether the record has moved since it was saved."""
         self.saved_at = 0.0
+        self._watched_of: JobSpec | None = None
+        self._watched: tuple[str, ...] = ()
         self._stamps: list[Stamp] = []
         self._racy = True
         self._unreadable = False
@@ -73,19 +77,19 @@ class JobWatch:
 
         Yields what happened as it is found, so that a read that fails later loses nothing.
         """
+        if _has_nothing_new(attempt.log, job.cursor, final=final):
+            return
         more = True
         while more:
             reading = read_new(Path(attempt.log), job.cursor, final=final)
             if reading.cursor != job.cursor:
                 job.cursor = reading.cursor
                 self.dirty = True
-            hits = watched.lines.scan(reading.lines)
-            hit = next(hits, None)
-            for line in reading.lines:
-                while hit is not None and hit.line is line:
-                    yield from self._note(job, attempt, watched, hit)
-                    hit = next(hits, None)
-                yield from self._take_in(job, attempt, watched, line)
+            for piece in reading.pieces:
+                for line, hits in watched.lines.search(piece, job.spec.trainer.PROGRESS_MARK):
+                    for hit in hits:
+                        yield from self._note(job, attempt, watched, hit)
+                    yield from self._take_in(job, attempt, watched, line)
             if reading.lost:
                 yield LogLost(
                     job=job.spec.name,
@@ -166,14 +170,21 @@ class JobWatch:
                     quiet_s=round(self._quiet_s, 1),
                 )
 
+    def _watched_paths(self, spec: JobSpec) -> tuple[str, ...]:
+        if self._watched_of is not spec:
+            # Made once: making a path takes longer than asking the filesystem about it.
+            self._watched_of = spec
+            self._watched = tuple(map(str, spec.trainer.watched(Path(spec.save_dir))))
+        return self._watched
+
     def find_checkpoints(
         self, job: JobRecord, attempt: Attempt, watched: Watched, *, ended: bool
     ) -> list[Event]:
         """Checkpoints that have become complete; a stat or two while nothing moves."""
-        trainer, save_dir = job.spec.trainer, Path(job.spec.save_dir)
-        stamps = [_stamp(path) for path in trainer.watched(save_dir)]
+        stamps = [_stamp(path) for path in self._watched_paths(job.spec)]
         if stamps == self._stamps and not self._racy and not ended:
             return []
+        trainer, save_dir = job.spec.trainer, Path(job.spec.save_dir)
         now = time.time_ns()
         scan = trainer.checkpoints(save_dir)
         fresh = any(stamp is not None and now - stamp[2] < _RACY_NS for stamp in stamps)
@@ -207,6 +218,14 @@ class JobWatch:
             )
             for found in new
         ]
+
+
+def _has_nothing_new(log: str, cursor: LogCursor, *, final: bool) -> bool:
+    """Whether a stat is enough to know that the log says no more than it did."""
+    try:
+        return cursor.stands_at_end_of(os.stat(log), final=final)  # noqa: PTH116
+    except FileNotFoundError:
+        return False
 
 
 def _remember(job: JobRecord, progress: Progress, window: int) -> None:
@@ -252,9 +271,9 @@ def _mean(mean: float | None, seconds: float | None) -> float | None:
     return 0.9 * mean + 0.1 * seconds
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: str) -> Stamp:
     try:
-        stat = path.stat()
+        stat = os.stat(path)  # noqa: PTH116
     except FileNotFoundError:
         return None
     return (stat.st_ino, stat.st_size, stat.st_mtime_ns)

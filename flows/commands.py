@@ -14,7 +14,7 @@ from autoexp.compose import Composed
 from autoexp.creation import create, output_root
 from autoexp.describing import describe
 from autoexp.errors import BadInput
-from autoexp.journal import Entry
+from autoexp.journal import Entry, Journal
 from autoexp.plan import Plan, make_plan
 from autoexp.rules.possible import refuse_impossible
 from autoexp.session import Session, sessions_root
@@ -77,10 +77,14 @@ def status(options: argparse.Namespace) -> int:
 def _watch(path: Path) -> None:
     session = Session.load(path)
     with Live(status_view(status_of(session)), console=console(), auto_refresh=False) as live:
+        pause = 1.0
         while not session.is_over:
-            time.sleep(1.0)
+            time.sleep(pause)
+            began = time.monotonic()
             session = Session.load(path)
             live.update(status_view(status_of(session)), refresh=True)
+            # A thousand jobs take a while to read: no more than a twentieth of the time.
+            pause = max(1.0, 20 * (time.monotonic() - began))
 
 
 def events_(options: argparse.Namespace) -> int:
@@ -97,14 +101,15 @@ def events_(options: argparse.Namespace) -> int:
 
 
 def _entries(path: Path, *, follow: bool) -> Iterator[Entry]:
-    shown = 0
+    journal = Journal(path / "events.jsonl")
     while True:
-        session = Session.load(path)
-        yield from session.journal.entries[shown:]
-        shown = len(session.journal)
-        if not follow or session.is_over:
+        began = time.monotonic()
+        # Before the journal: what happened last is still printed.
+        is_over = follow and Session.load(path).is_over
+        yield from journal.news()
+        if not follow or is_over:
             return
-        time.sleep(1.0)
+        time.sleep(max(1.0, 20 * (time.monotonic() - began)))
 
 
 def tail(options: argparse.Namespace) -> int:

@@ -35,7 +35,9 @@ class Disk:
         failures = 0
         while True:
             try:
-                return await self.run(function, *args, **kwargs)
+                done = await self.run(function, *args, **kwargs)
+                self._news.stir()
+                return done
             except OSError as error:
                 failures += 1
                 if failures == 1:

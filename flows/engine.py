@@ -7,6 +7,7 @@ subflows of the same flow run, and tell it nothing. Stories learn from the loop 
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from prefect.runtime import flow_run
@@ -29,6 +30,8 @@ from flows.sending import Sending
 from flows.submitting import Submitter
 from flows.wishes import Wishes
 from tasks import jobs as effects
+
+_AT_ONCE = 64
 
 
 class SessionRun:
@@ -60,20 +63,26 @@ class SessionRun:
 
     async def run(self) -> None:
         """Watch the session until every job has its verdict, or until it is interrupted."""
+        make_room()
         try:
             async with asyncio.TaskGroup() as children:
                 while not self._is_over():
-                    look = await self._look(children)
-                    self._act(children)
-                    self._face.offer(children, look)
-                    self._heed_wishes(children)
-                    await self.news.publish()
+                    await self.tick(children)
                     await self._sleep()
-                await self.news.publish(last=True)
+                self.news.publish(last=True)
             await self._flush()
             await self._face.close()
         finally:
             self._disk.close()
+
+    async def tick(self, children: asyncio.TaskGroup) -> None:
+        """Look, decide, act, publish."""
+        look = await self._look(children)
+        self._act(children)
+        self._face.offer(children, look)
+        self._heed_wishes(children)
+        if look.changed or look.events or look.actions or self.news.is_due:
+            self.news.publish()
 
     def _is_over(self) -> bool:
         # A request that came at the last moment, or to a session that had ended, is heeded too.
@@ -109,6 +118,7 @@ class SessionRun:
         try:
             await self._disk.run(self._lease.beat)
             for note in await self._disk.run(inbox.take_on, self.session):
+                self.news.stir()
                 self.log.info(note)
             look = await self._disk.run(self._monitor.look, answers)
         except SessionHeld as error:
@@ -116,6 +126,7 @@ class SessionRun:
             return Look([], [], set())
         except OSError as error:
             self._write_failures += 1
+            self.news.stir()  # what was seen is known, though not yet on disk
             if self._write_failures == 1:
                 self.log.warning("%s: cannot be written (%s); trying on", self.session.path, error)
             return Look([], [], set())
@@ -169,6 +180,15 @@ class SessionRun:
     async def _sleep(self) -> None:
         if not self._is_over():
             await self.news.pause(self.session.experiment.monitoring.file_tick_s)
+
+
+def make_room() -> None:
+    """Let effects that take long wait side by side, as copies of checkpoints, and sbatch.
+
+    Python would run six at once on a machine of two cores, and the scheduler's answers behind them.
+    """
+    threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="effect")
+    asyncio.get_running_loop().set_default_executor(threads)
 
 
 def failed_jobs(session: Session) -> list[str]:

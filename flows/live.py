@@ -1,6 +1,7 @@
 """The view of a running session: a live table on a terminal, a line per event elsewhere."""
 
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,11 +11,14 @@ from rich.live import Live
 
 from autoexp.describing import describe
 from autoexp.errors import AutoexpError
+from autoexp.journal import Journal
 from autoexp.session import Session
 from autoexp.status import status_of
 from flows.show import status_view
 
 _REFRESH_S = 0.5
+# Looking at a thousand jobs takes a while: the view may have a twentieth of the time, no more.
+_SHARE = 20
 
 
 class LiveView:
@@ -25,7 +29,8 @@ class LiveView:
         self._out = out
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="live view")
-        self._shown = len(Session.load(path).journal)
+        self._journal = Journal(path / "events.jsonl")
+        self._journal.load()
         self.note = ""
 
     def __enter__(self) -> Self:
@@ -49,12 +54,15 @@ class LiveView:
 
     def _run_table(self) -> None:
         with Live(console=self._out, auto_refresh=False, transient=True) as live:
-            while not self._done.wait(_REFRESH_S):
+            pause = _REFRESH_S
+            while not self._done.wait(pause):
+                began = time.monotonic()
                 try:
                     session = Session.load(self._path)
                 except AutoexpError:
                     continue  # the monitor itself says what is wrong
                 live.update(status_view(status_of(session)), refresh=True)
+                pause = max(_REFRESH_S, _SHARE * (time.monotonic() - began))
 
     def _run_lines(self) -> None:
         while not self._done.wait(_REFRESH_S):
@@ -63,10 +71,8 @@ class LiveView:
 
     def _print_new(self) -> None:
         try:
-            entries = Session.load(self._path).journal.entries
+            for entry in self._journal.news():
+                when = entry.time.astimezone().strftime("%H:%M:%S")
+                self._out.print(f"{when}  {describe(entry.event)}", markup=False)
         except AutoexpError:
             return
-        for entry in entries[self._shown :]:
-            when = entry.time.astimezone().strftime("%H:%M:%S")
-            self._out.print(f"{when}  {describe(entry.event)}", markup=False)
-        self._shown = len(entries)

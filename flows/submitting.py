@@ -10,6 +10,7 @@ from autoexp import acting, arrays
 from autoexp.errors import AutoexpError, SubmissionRefused
 from autoexp.jobs import Attempt, Ending, JobRecord, Verdict, now
 from autoexp.launching import changed_spec
+from autoexp.limits import chain_length
 from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session
 from flows.disk import Disk
@@ -38,6 +39,8 @@ class Submitter:
         self._log = log
         self._driven: set[str] = set()
         self._tries: dict[str, int] = {}
+        self._room: int | None = 0
+        self._counted_at = -1
 
     def drive(self, children: asyncio.TaskGroup) -> None:
         """See to it that every launched job is submitted, now and whenever the monitor wants."""
@@ -120,11 +123,27 @@ class Submitter:
 
     async def _begin(self, job: JobRecord) -> Attempt | None:
         """Intend another attempt, once what a killed save has left is out of its way."""
+        if not self._has_turn(job):
+            return None
         if job.attempts and not job.open_attempts and job.wants_attempt():
             save_dir = Path(job.spec.save_dir)
             for name in await self._disk.persist(job.spec.trainer.clear_torn, save_dir):
                 self._log.warning("%s: %s is torn, and was moved aside", job.spec.title, name)
         return await self._disk.persist(self._session.begin_attempt, job)
+
+    def _has_turn(self, job: JobRecord) -> bool:
+        """Whether to try and begin an attempt now; no more jobs try at once than there is room for.
+
+        A thousand that wait would each count all others, and go through the session's thread.
+        """
+        if not job.wants_attempt(chain_length(job)):
+            return False
+        if self._counted_at != self._news.number:
+            self._counted_at, self._room = self._news.number, self._session.room()
+        if self._room is None:
+            return True
+        self._room -= 1
+        return self._room >= 0
 
     async def _replace(self, job: JobRecord) -> None:
         """The last steps of a restart that was asked for, now that nothing of the job is alive."""
@@ -184,6 +203,7 @@ class Submitter:
         tick = self._session.experiment.slurm.scheduler_tick_s
         longest = min(_LONGEST_RETRY_S, tick * 2**tries)
         await self._news.pause(longest * random.uniform(0.8, 1.2))
+        self._news.stir()  # for whoever waits to try again
 
 
 def _begun_as_array(job: JobRecord) -> bool:

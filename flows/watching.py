@@ -17,6 +17,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
 from autoexp.jobs import Verdict
+from autoexp.rules import engines
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session, sessions_root
 from flows import form
@@ -100,6 +101,8 @@ async def watch(path: Path) -> State[Any]:
             held.meta.flow_run_ids.append(runtime.flow_run.id)
             held.save_meta()
         log.info("session %s in %s", held.id, path)
+        if held.experiment.monitoring.log_events and (advice := engines.advice()):
+            log.info(advice)
         run = SessionRun(held, lease, scheduler_for(held.experiment), log)
         if in_foreground():
             _stop_on_signals(run)

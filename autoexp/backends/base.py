@@ -1,7 +1,7 @@
 """What a backend has to know about its trainer."""
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -64,6 +64,9 @@ class CheckpointScan(NamedTuple):
 
 class Backend(Protocol):
     """One trainer: command lines, checkpoints, progress, cooldowns."""
+
+    PROGRESS_MARK: ClassVar[bytes]
+    """Bytes in every line of which `progress` says something: the other lines are passed over."""
 
     @property
     def train_iters(self) -> int:
@@ -133,6 +136,8 @@ class Backend(Protocol):
 
 class Defaults:
     """What a backend does that has nothing to say about it."""
+
+    PROGRESS_MARK: ClassVar[bytes] = b""
 
     def problems(self, workers: int) -> list[str]:
         del workers

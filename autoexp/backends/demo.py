@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -48,6 +48,8 @@ class DemoArgs(Closed):
 
 class DemoBackend(Closed, Defaults):
     """Trains `autoexp.demo_trainer` on one CPU core."""
+
+    PROGRESS_MARK: ClassVar[bytes] = megatron_layout.PROGRESS_MARK
 
     kind: Literal["demo"] = "demo"
     args: DemoArgs = DemoArgs()

@@ -7,7 +7,7 @@ its own progress. It keeps the trunk's `--lr` and `--min-lr`, with which checkpo
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -32,6 +32,8 @@ from autoexp.backends.schedules import decayed
 
 class MegatronBackend(Closed, Defaults):
     """Trains with Megatron-LM's own script."""
+
+    PROGRESS_MARK: ClassVar[bytes] = megatron_layout.PROGRESS_MARK
 
     kind: Literal["megatron"] = "megatron"
     source: str = Field(description="the Megatron-LM checkout that runs; as the job sees it")

@@ -9,6 +9,8 @@ import re
 from autoexp.backends.base import Progress
 from autoexp.backends.layout import Layout
 
+PROGRESS_MARK = b"iteration"
+"""In every iteration line, and in few others: a search in memory before a regular expression."""
 TRACKER = "latest_checkpointed_iteration.txt"
 _FOLDER = re.compile(r"iter_(?P<iteration>\d{7,})")
 

@@ -15,8 +15,8 @@ from autoexp.rules.language import (
     RuleBase,
     SessionRule,
 )
+from autoexp.rules.matching import Matcher, matcher
 from autoexp.rules.metrics import window
-from autoexp.rules.patterns import Matcher, matcher
 from autoexp.rules.sections import Rules
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class RuleBook:
             name: rule for name, rule in self._named.items() if isinstance(rule, SessionRule)
         }
         self._watched: dict[tuple[str, ...], Watched] = {}
+        self._by_job: dict[str, Watched] = {}
 
     def _read(self) -> Iterator[Rule]:
         for name, rule in self._named.items():
@@ -80,6 +81,12 @@ class RuleBook:
 
     def watched(self, spec: "JobSpec") -> Watched:
         """What to look for in a job's log; jobs with the same rules share it."""
+        found = self._by_job.get(spec.name)
+        if found is None:
+            found = self._by_job[spec.name] = self._watched_by(spec)
+        return found
+
+    def _watched_by(self, spec: "JobSpec") -> Watched:
         own = {name: rule for name, rule in self._named.items() if is_about(rule, spec)}
         key = tuple(own)
         if key not in self._watched:

@@ -1,6 +1,7 @@
 """What a rule can be about: log lines, states, checkpoints, metrics, silence, the session."""
 
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -207,7 +208,7 @@ class MetricRule(RuleBase):
     throughput_below: ThroughputBelow | None = Field(None, description="slower than the median")
     off_schedule: OffSchedule | None = Field(None, description="another rate than planned")
 
-    @property
+    @cached_property
     def tests(self) -> list[MetricTest]:
         """The tests that are named."""
         named: list[Any] = [getattr(self, name) for name in type(self).model_fields]

@@ -1,23 +1,22 @@
-"""Matching log lines: bytes, literals first, regular expressions on what is left.
+"""Patterns of log rules: which are taken, and what a line that matches one must have in it.
 
-One interface, `Matcher`, so that a faster engine can take its place with the same answers. Patterns
-that could take exponential time are refused, and the others see the first 1 to 4 KiB of a line: the
-more repeats without a bound a pattern has, the less. At worst, on a line made for it, `a.*b.*c.*d`
-takes 1.2 s (measured; each doubling of the line would take sixteen times that).
+Patterns that could take exponential time are refused, and the others see the first 1 to 4 KiB of a
+line: the more repeats without a bound a pattern has, the less. At worst, on a line made for it,
+`a.*b.*c.*d` takes 1.2 s (measured; each doubling of the line would take sixteen times that).
 """
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
-
-from autoexp.logtail import LogLine
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 with warnings.catch_warnings():
     # The parser of `re`, under the name that Python 3.11 to 3.14 all have.
     warnings.simplefilter("ignore", DeprecationWarning)
-    import sre_constants as constants
+    import sre_constants
     import sre_parse
+
+constants: Any = sre_constants
 
 SEEN = (4096, 4096, 2048, 1024)
 """Bytes of a line that a pattern sees, by how many repeats without a bound it has, as `.*`."""
@@ -32,75 +31,8 @@ class Wanted(NamedTuple):
     is_regex: bool
 
 
-class Hit(NamedTuple):
-    """A line that a rule's pattern was found in, and what it captured."""
-
-    name: str
-    line: LogLine
-    groups: dict[str, bytes]
-
-
-class Matcher(Protocol):
-    """Finds the lines that rules want."""
-
-    def scan(self, lines: Sequence[LogLine]) -> Iterator[Hit]:
-        """Every hit, in the order of the lines, then of the rules; one per line and rule."""
-
-
-def matcher(wanted: Iterable[Wanted]) -> Matcher:
-    """Compile patterns, once for a session."""
-    return _LiteralsFirst([_compile(each) for each in wanted])
-
-
-class _Compiled(NamedTuple):
-    name: str
-    seen: int
-    """Bytes of a line that it sees."""
-    literals: tuple[bytes, ...]
-    """All of these are in every line that matches."""
-    regex: re.Pattern[bytes] | None
-    """None: the literals are all there is to it."""
-
-
-class _LiteralsFirst:
-    """Looks for the rules' literals in a whole block first, which is a search in memory."""
-
-    def __init__(self, compiled: list[_Compiled]) -> None:
-        self._compiled = compiled
-
-    def scan(self, lines: Sequence[LogLine]) -> Iterator[Hit]:
-        if not self._compiled or not lines:
-            return
-        block = b"\n".join([line.text for line in lines])
-        possible = [
-            each for each in self._compiled if all(literal in block for literal in each.literals)
-        ]
-        if not possible:
-            return
-        for line in lines:
-            for each in possible:
-                text = line.text[: each.seen]
-                if all(literal in text for literal in each.literals):
-                    if each.regex is None:
-                        yield Hit(each.name, line, {})
-                    elif match := each.regex.search(text):
-                        found = match.groupdict()
-                        yield Hit(each.name, line, {k: v or b"" for k, v in found.items()})
-
-
-def _compile(wanted: Wanted) -> _Compiled:
-    raw = wanted.pattern.encode()
-    if not wanted.is_regex:
-        return _Compiled(wanted.name, SEEN[0], (raw,), None)
-    literals: list[bytes] = []
-    parsed = _parsed(raw)
-    if not parsed.state.flags & re.IGNORECASE:
-        _collect_literals(parsed, literals)
-    seen = SEEN[_unbounded(wanted.pattern)]
-    return _Compiled(wanted.name, seen, tuple(dict.fromkeys(literals)), re.compile(raw))
-
-
-def _parsed(raw: bytes) -> Any:
+def parse(raw: bytes) -> Any:
+    """A pattern as the parser of `re` sees it."""
     parse: Any = sre_parse.parse  # it takes bytes too, which its stub does not know
     return parse(raw)
 
@@ -116,15 +48,16 @@ def groups_of(pattern: str) -> tuple[str, ...]:
 def refuse_slow(pattern: str) -> None:
     """Raise ValueError for a pattern whose time could grow out of hand, or that is none at all."""
     groups_of(pattern)
-    if (unbounded := _unbounded(pattern)) >= len(SEEN):
+    if (repeats := unbounded(pattern)) >= len(SEEN):
         raise ValueError(
-            f"{pattern!r} has {unbounded} repeats without a bound, one that it begins with counted "
+            f"{pattern!r} has {repeats} repeats without a bound, one that it begins with counted "
             f"twice; {len(SEEN) - 1} at most, or a line could take minutes. Bound some: `.{{1,60}}`"
         )
 
 
-def _unbounded(pattern: str) -> int:
-    parsed = _parsed(pattern.encode())
+def unbounded(pattern: str) -> int:
+    """How many repeats without a bound a pattern has."""
+    parsed = parse(pattern.encode())
     speed = _Speed()
     # Where it begins with one, every place in the line is tried as its beginning.
     return speed.measure(parsed) + (speed.measure(parsed[:1]) if len(parsed) else 0)
@@ -174,7 +107,7 @@ def _ends_by_itself(repeat: Any, following: tuple[Any, Any]) -> bool:
     body = list(_flat(repeat[2]))
     if len(body) != 1 or following[0] is not constants.LITERAL:
         return False
-    return following[1] not in _bytes_of(*body[0])
+    return following[1] not in bytes_of(*body[0])
 
 
 _CLASSES = {
@@ -187,7 +120,7 @@ _CLASSES = {
 }
 
 
-def _bytes_of(operation: Any, argument: Any) -> set[int]:
+def bytes_of(operation: Any, argument: Any) -> set[int]:
     """The bytes that one operation takes; all of them where that is not plain to see."""
     everything = set(range(256))
     if operation is constants.LITERAL:
@@ -200,12 +133,12 @@ def _bytes_of(operation: Any, argument: Any) -> set[int]:
         return set(b"".join(re.findall(_CLASSES[argument], bytes(range(256)))))
     if operation is constants.IN:
         negated = argument[0][0] is constants.NEGATE
-        found = set[int]().union(*(_bytes_of(*each) for each in argument[negated:]))
+        found = set[int]().union(*(bytes_of(*each) for each in argument[negated:]))
         return everything - found if negated else found
     return everything
 
 
-def _collect_literals(parsed: Any, found: list[bytes]) -> None:
+def collect_literals(parsed: Any, found: list[bytes]) -> None:
     """Runs of characters that every match contains, the longest of each sequence."""
     run = bytearray()
     for operation, argument in parsed:
@@ -215,9 +148,9 @@ def _collect_literals(parsed: Any, found: list[bytes]) -> None:
         _keep(run, found)
         if operation is constants.SUBPATTERN:
             if not argument[1] & re.IGNORECASE:
-                _collect_literals(argument[-1], found)
+                collect_literals(argument[-1], found)
         elif operation in (constants.MAX_REPEAT, constants.MIN_REPEAT) and argument[0] > 0:
-            _collect_literals(argument[2], found)
+            collect_literals(argument[2], found)
     _keep(run, found)
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from autoexp import schema
 from autoexp.events import Event
 from autoexp.jobs import now
-from autoexp.rules.actions import Action
+from autoexp.rules.actions import Action, Start
 from autoexp.rules.conditions import Condition
 
 
@@ -48,3 +48,30 @@ class ActionRecord(BaseModel):
     @property
     def is_settled(self) -> bool:
         return self.status in (ActionStatus.DONE, ActionStatus.FAILED)
+
+
+class Actions(dict[str, ActionRecord]):
+    """A session's actions by key; what is left to do is found without looking at what is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: dict[str, None] = {}
+        self._starts: dict[str, dict[str, None]] = {}
+
+    def __setitem__(self, key: str, action: ActionRecord) -> None:
+        super().__setitem__(key, action)
+        if action.is_settled:
+            self._open.pop(key, None)
+        else:
+            self._open[key] = None
+        if isinstance(action.action, Start):
+            self._starts.setdefault(action.action.job, {})[key] = None
+
+    @property
+    def pending(self) -> list[ActionRecord]:
+        """Actions to do, those that were under way when a monitor died included."""
+        return [self[key] for key in self._open]
+
+    def starts_of(self, job: str) -> list[ActionRecord]:
+        """The actions that start a job."""
+        return [self[key] for key in self._starts.get(job, ())]

@@ -22,6 +22,8 @@ from autoexp.creation import create
 from autoexp.jobs import Attempt, JobSpec, Kind, now
 from autoexp.machines import LocalMachine
 from autoexp.payload import process_identity
+from autoexp.rules import matching
+from autoexp.rules.engines import Hyperscan, Searching, best_engine
 from autoexp.schedulers.base import Orders, Ticket, prepare
 
 _OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
@@ -57,6 +59,18 @@ def composed() -> Composed:
 def session_path(tmp_path: Path, composed: Composed) -> Path:
     """A new session of the tiny experiment: nothing has been submitted yet."""
     return create(composed, tmp_path / "sessions", session_id="s1")
+
+
+# Hyperscan is an extra; where it is not installed, what it would answer is not checked.
+ENGINES = (Searching, Hyperscan) if best_engine() is Hyperscan else (Searching,)
+
+
+@pytest.fixture(params=ENGINES, ids=lambda engine: str(engine.__name__))
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
+    """Every engine that finds lines for rules, in the place of the best."""
+    chosen: type = request.param
+    monkeypatch.setattr(matching, "best_engine", lambda: chosen)
+    return chosen
 
 
 KilledAt = Callable[[int, Callable[[], object]], bool]

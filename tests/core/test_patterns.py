@@ -2,13 +2,17 @@
 
 import re
 import time
+from collections.abc import Iterable, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoexp.logtail import LogLine
-from autoexp.rules.patterns import SEEN, Wanted, _unbounded, groups_of, matcher, refuse_slow
+from autoexp.loglines import Piece
+from autoexp.rules.engines import lines_with
+from autoexp.rules.matching import Hit, matcher
+from autoexp.rules.patterns import SEEN, Wanted, groups_of, refuse_slow, unbounded
+from autoexp.rules.widening import widened
 
 PATTERNS = (
     r"NCCL.*timeout.*(?P<details>.+)",
@@ -23,40 +27,110 @@ PATTERNS = (
 )
 
 
-def lines_of(*texts: bytes) -> list[LogLine]:
-    return [LogLine(0, number, text) for number, text in enumerate(texts)]
+def piece_of(*texts: bytes) -> Piece:
+    return Piece(0, 0, b"\n".join(texts))
 
 
-@settings(deadline=None, max_examples=300)
-@given(
-    st.lists(
-        st.text("abcdexyNCL timeou09", max_size=30).map(str.encode)
-        | st.sampled_from([b"abc", b""]),
-        max_size=6,
+def hits_of(rules: Iterable[Wanted], *texts: bytes) -> list[Hit]:
+    found = matcher(rules).search(piece_of(*texts))
+    return [hit for _, hits in found for hit in hits]
+
+
+def plain_answer(rules: Sequence[Wanted], texts: Sequence[bytes]) -> list[tuple[str, int, dict]]:
+    """What `re` says, line by line."""
+    answer, offset = [], 0
+    for text in texts:
+        for rule in rules:
+            shown = text.removesuffix(b"\r")[: SEEN[unbounded(rule.pattern)]]
+            if match := re.search(rule.pattern.encode(), shown):
+                groups = {k: v or b"" for k, v in match.groupdict().items()}
+                answer.append((rule.name, offset, groups))
+        offset += len(text) + 1
+    return answer
+
+
+def agree(rules: Sequence[Wanted], texts: Sequence[bytes]) -> None:
+    found = [(hit.name, hit.line.offset, hit.groups) for hit in hits_of(rules, *texts)]
+    assert found == plain_answer(rules, texts)
+
+
+SOME_LINES = st.lists(
+    st.text("abcdexyNCL timeou09\r\x0b[]:", max_size=30).map(str.encode)
+    | st.sampled_from([b"abc", b"", b"abc\r", b"x" * 5000 + b"abcde", b"ab" * 2050]),
+    min_size=1,
+    max_size=6,
+)
+ATOMS = st.sampled_from(
+    (
+        *("a", "b", "ab", ".", r"\d", r"\s", r"\S", r"\w", "[a-c]", "[^a]", "^", "$", r"\b", r"\Z"),
+        *("(?=b)", "(?!b)", "x{2,3}", "b{0,2}", "[[:a]", "(?i:NC)", "(?:a|bc)", "(?P<g>d.*)"),
+        *("c*", "e+?"),
     )
 )
-def test_the_literals_change_no_answer(texts: list[bytes]) -> None:
-    found = [
-        (hit.name, hit.line.offset, hit.groups)
-        for hit in matcher(Wanted(p, p, True) for p in PATTERNS).scan(lines_of(*texts))
-    ]
-    plain = [
-        (pattern, number, {k: v or b"" for k, v in match.groupdict().items()})
-        for number, text in enumerate(texts)
-        for pattern in PATTERNS
-        if (match := re.search(pattern.encode(), text))
-    ]
-    assert found == plain
 
 
-def test_two_rules_and_two_lines_are_four_hits_in_order() -> None:
+@settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
+@given(SOME_LINES)
+def test_no_engine_changes_an_answer(engine: type, texts: list[bytes]) -> None:
+    agree([Wanted(p, p, True) for p in PATTERNS], texts)
+
+
+@pytest.mark.filterwarnings("ignore:Possible nested set")
+@settings(deadline=None, max_examples=500, suppress_health_check=list(HealthCheck))
+@given(st.lists(ATOMS, min_size=1, max_size=5), st.booleans(), SOME_LINES)
+def test_no_engine_changes_an_answer_about_any_pattern(
+    engine: type, atoms: list[str], ignore_case: bool, texts: list[bytes]
+) -> None:
+    pattern = ("(?i)" if ignore_case else "") + "".join(atoms)
+    try:
+        refuse_slow(pattern)
+    except ValueError:
+        return
+    agree([Wanted("r", pattern, True)], texts)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_what_is_found_in_a_line_is_found_by_its_widened_pattern(pattern: str) -> None:
+    wide = widened(Wanted("r", pattern, True))
+    for text in (b"NCCL timeout: x", b"abce", b"nccl", b"xxx", b"cd", b"abc", b"12 ab", b"abcd"):
+        if wide is not None and re.search(pattern.encode(), text):
+            assert re.search(wide, text)
+
+
+def test_a_match_is_reported_once_however_long_its_end_may_be() -> None:
+    long, short = r"CUDA error: .+\b", "CUDA error: ."
+    assert widened(Wanted("r", long, True)) == widened(Wanted("r", short, True))
+
+
+@pytest.mark.parametrize("mark", [b"", b"i", b"it"])
+def test_marked_lines_come_in_their_order_between_those_with_hits(
+    engine: type, mark: bytes
+) -> None:
+    texts = (b"it 1", b"bad", b"it is bad", b"nothing", b"it 2")
+    found = matcher([Wanted("r", "bad", True)]).search(piece_of(*texts), mark)
+    seen = [(line.text, [hit.name for hit in hits]) for line, hits in found]
+    assert seen == [
+        (text, ["r"] if b"bad" in text else []) for text in texts if b"bad" in text or mark in text
+    ]
+
+
+@given(
+    st.lists(st.text("ab\r", max_size=4).map(str.encode), min_size=1), st.sampled_from(["", "a"])
+)
+def test_the_lines_with_a_text_are_those_that_have_it(texts: list[bytes], text: str) -> None:
+    piece = piece_of(*texts)
+    found = [piece.line(*span) for span in lines_with(piece.data, text.encode())]
+    assert found == [line for line in piece.lines() if text.encode() in line.text]
+
+
+def test_two_rules_and_two_lines_are_four_hits_in_order(engine: type) -> None:
     rules = [Wanted("regex", "a+", True), Wanted("text", "aa", False)]
-    hits = matcher(rules).scan(lines_of(b"aa", b"none", b"baa"))
+    hits = hits_of(rules, b"aa", b"none", b"baa")
     assert [(hit.name, hit.line.offset) for hit in hits] == [
         ("regex", 0),
         ("text", 0),
-        ("regex", 2),
-        ("text", 2),
+        ("regex", 8),
+        ("text", 8),
     ]
 
 
@@ -82,7 +156,7 @@ def test_a_pattern_that_can_blow_up_is_refused(pattern: str) -> None:
 
 @pytest.mark.parametrize(("pattern", "counted"), [(r"(\d+):([^ ]+) (\w+)=x", 1), (r"a\d+5.*", 2)])
 def test_a_repeat_that_ends_at_what_follows_does_not_count(pattern: str, counted: int) -> None:
-    assert _unbounded(pattern) == counted
+    assert unbounded(pattern) == counted
 
 
 @pytest.mark.parametrize("pattern", ["(", "a{2,1}", "[z-a]", "(?P<a>x)(?P<a>y)", "(?<=a+)b"])
@@ -97,25 +171,25 @@ def test_ordinary_patterns_are_taken(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", [r"a.*b.*c.*d", r".*a.*c", r"a.*c"])
-def test_the_worst_line_takes_a_second_or_two(pattern: str) -> None:
-    rules = matcher([Wanted("slow", pattern, True)])
+def test_the_worst_line_takes_a_second_or_two(engine: type, pattern: str) -> None:
+    rules = [Wanted("slow", pattern, True)]
     begun = time.perf_counter()
-    assert list(rules.scan(lines_of(b"ab" * 500_000, b"abc" * 300_000 + b"d"))) is not None
+    assert hits_of(rules, b"ab" * 500_000, b"abc" * 300_000 + b"d") is not None
     assert time.perf_counter() - begun < 10
 
 
 @pytest.mark.parametrize(("pattern", "seen"), [("aa.*bb", SEEN[1]), ("aa.*b.*c.*bb", SEEN[3])])
-def test_a_pattern_sees_the_first_part_of_a_line(pattern: str, seen: int) -> None:
-    rules = matcher([Wanted("r", pattern, True)])
+def test_a_pattern_sees_the_first_part_of_a_line(engine: type, pattern: str, seen: int) -> None:
+    rules = [Wanted("r", pattern, True)]
     fits, not_quite = (b"aa" + b"bc" + b"-" * (seen - 6 + more) + b"bb" for more in (0, 1))
-    assert [hit.line.offset for hit in rules.scan(lines_of(fits, not_quite))] == [0]
+    assert [hit.line.offset for hit in hits_of(rules, fits, not_quite)] == [0]
 
 
-def test_a_hundred_thousand_ordinary_lines_are_passed_over_in_a_moment() -> None:
-    rules = matcher(Wanted(f"r{n}", rf"error {n}: (?P<what>.+)", True) for n in range(50))
-    lines = lines_of(*(b" iteration %8d | lm loss: 2.34" % n for n in range(100_000)))
+def test_a_hundred_thousand_ordinary_lines_are_passed_over_in_a_moment(engine: type) -> None:
+    rules = [Wanted(f"r{n}", rf"error {n}: (?P<what>.+)", True) for n in range(50)]
+    lines = [b" iteration %8d | lm loss: 2.34" % n for n in range(100_000)]
     begun = time.perf_counter()
-    assert list(rules.scan(lines)) == []
+    assert hits_of(rules, *lines) == []
     assert time.perf_counter() - begun < 1
 
 

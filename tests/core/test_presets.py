@@ -54,7 +54,7 @@ def test_a_preset_can_do_what_it_says(preset: str) -> None:
 
 @pytest.mark.parametrize(("preset", "rule"), RULES)
 def test_a_rule_fires_on_what_was_recorded_and_not_on_a_near_miss(
-    preset: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    preset: str, rule: str, engine: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(10**6))
     monkeypatch.setattr("autoexp.watch.time.monotonic", lambda: next(clock))

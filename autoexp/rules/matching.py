@@ -1,0 +1,96 @@
+"""Matching log lines against all rules at once, in pieces of a log that hold thousands of lines.
+
+An engine finds the lines that may match; whether one does, and what it captures, `re` says, and so
+the answers are the same with every engine.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from autoexp.loglines import LogLine, Piece
+from autoexp.rules.engines import Engine, EngineType, Span, best_engine, lines_with
+from autoexp.rules.patterns import SEEN, Wanted, unbounded
+from autoexp.rules.widening import anchor
+
+
+class Hit(NamedTuple):
+    """A line that a rule's pattern was found in, and what it captured."""
+
+    name: str
+    line: LogLine
+    groups: dict[str, bytes]
+
+
+class _Compiled(NamedTuple):
+    name: str
+    seen: int
+    """Bytes of a line that it sees."""
+    text: bytes
+    """What is in every line that matches."""
+    regex: re.Pattern[bytes] | None
+    """None: the text is all there is to it."""
+
+
+class Matcher:
+    """Finds the lines that rules want; compiled once for all jobs with the same rules."""
+
+    def __init__(self, compiled: list[_Compiled], engine: Engine) -> None:
+        self._compiled = compiled
+        self._engine = engine
+
+    def search(
+        self, piece: Piece, mark: bytes | None = None
+    ) -> Iterator[tuple[LogLine, list[Hit]]]:
+        """The lines with a hit in them or the `mark`, in order; hits in the order of the rules.
+
+        An empty mark stands in every line.
+        """
+        data = piece.data
+        spans = self._engine.lines(data) if self._compiled else iter(())
+        marked = iter(()) if mark is None else lines_with(data, mark)
+        for span, is_suspect, is_marked in _merged(spans, marked):
+            line = piece.line(*span)
+            hits = list(self._hits(line)) if is_suspect else []
+            if hits or is_marked:
+                yield line, hits
+
+    def _hits(self, line: LogLine) -> Iterator[Hit]:
+        for name, seen, text, regex in self._compiled:
+            shown = line.text[:seen]
+            if text not in shown:
+                continue
+            if regex is None:
+                yield Hit(name, line, {})
+            elif match := regex.search(shown):
+                found = match.groupdict()
+                yield Hit(name, line, {k: v or b"" for k, v in found.items()})
+
+
+def matcher(wanted: Iterable[Wanted], engine: EngineType | None = None) -> Matcher:
+    """Compile patterns, once for a session; for the best engine there is, unless one is named."""
+    patterns = list(wanted)
+    make = engine or best_engine()
+    return Matcher([_compile(each) for each in patterns], make(patterns))
+
+
+def _compile(wanted: Wanted) -> _Compiled:
+    text = anchor(wanted) or b""
+    if not wanted.is_regex:
+        return _Compiled(wanted.name, SEEN[0], text, None)
+    regex = re.compile(wanted.pattern.encode())
+    return _Compiled(wanted.name, SEEN[unbounded(wanted.pattern)], text, regex)
+
+
+def _merged(one: Iterator[Span], other: Iterator[Span]) -> Iterator[tuple[Span, bool, bool]]:
+    """The lines of both, in order, and which of the two has each."""
+    a, b = next(one, None), next(other, None)
+    while a is not None or b is not None:
+        first = b if a is None or (b is not None and b < a) else a
+        in_one, in_other = a == first, b == first
+        assert first is not None
+        yield first, in_one, in_other
+        if in_one:
+            a = next(one, None)
+        if in_other:
+            b = next(other, None)

@@ -1,0 +1,1 @@
+"""Benchmarks: what the monitor costs, measured (see docs/performance.md)."""

@@ -1,0 +1,96 @@
+"""The session flow's own tick, outside of a flow run: everything that happens when nothing does."""
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from autoexp.lease import Lease
+from autoexp.machines import SlurmCluster
+from autoexp.schedulers.base import Scheduler
+from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.session import Session
+from bench import worlds
+from bench.fakes import FakeCluster
+from bench.measure import Figure, Traffic
+from flows.engine import SessionRun
+
+_MARK_US = 15.0
+
+
+class Still(SessionRun):
+    """A session being watched without Prefect: its jobs have subflows already, and bars."""
+
+    def __init__(self, session: Session, lease: Lease, scheduler: Scheduler) -> None:
+        super().__init__(session, lease, scheduler, logging.getLogger("bench"))
+        self._drawn = set(session.jobs)
+
+
+@contextmanager
+def watched(folder: Path, jobs: int) -> Iterator[tuple[Still, FakeCluster]]:
+    """A session of running jobs on a fake cluster, and its flow's loop."""
+    (folder / "bin").mkdir()
+    cluster = FakeCluster(folder / "bin")
+    overrides = ("monitoring=production", "slurm.scheduler_tick_s=15")
+    path = worlds.build(folder / "sessions", jobs, *overrides)
+    with Session.hold(path) as (session, lease), cluster.on_path():
+        cluster.shows([(job.attempts[0], "RUNNING") for job in session.jobs.values()])
+        yield Still(session, lease, SlurmScheduler(SlurmCluster())), cluster
+
+
+def engine() -> list[Figure]:
+    """CPU of one whole tick of the session flow with N idle jobs, its waiting coroutines too."""
+    figures = []
+    for jobs in (1, 10, 100, 1000):
+        with tempfile.TemporaryDirectory() as folder, watched(Path(folder), jobs) as (run, _):
+            per_tick, written = asyncio.run(_idle_ticks(run))
+        values = [cpu / jobs * 1e6 for cpu in per_tick]
+        mark = _MARK_US if jobs >= 100 else None
+        note = "" if mark else "three hops to the session's thread, whatever the number of jobs"
+        figures.append(Figure(f"{jobs} jobs: CPU per job", "µs", values, below=mark, note=note))
+        figures.append(Figure(f"{jobs} jobs: bytes written", "B", [written], below=0))
+    return figures
+
+
+def mute(run: Still, children: asyncio.TaskGroup) -> None:
+    """Let Prefect's artifacts be as they are."""
+    run._face._publishing = children.create_task(asyncio.sleep(0))
+
+
+async def settle(run: Still, children: asyncio.TaskGroup) -> None:
+    """See all there is to see. Nothing is published: that is none of the idle ticks' news."""
+    mute(run, children)
+    with worlds.unsynced():
+        await run.tick(children)
+        worlds.age(run.session.path)
+        for _ in range(3):
+            await run.tick(children)
+            await asyncio.sleep(0.3)
+        await run._flush()
+    run._face._publishing = None
+    run._face._dirty = run._face._urgent = False
+
+
+def end(run: Still) -> None:
+    """Have everybody who waits beside the loop go home."""
+    run.news.interrupt("measured")
+    run.news.publish(last=True)
+
+
+async def _idle_ticks(run: Still) -> tuple[list[float], float]:
+    """Seconds of CPU per tick, and bytes written in all of them."""
+    values = []
+    async with asyncio.TaskGroup() as children:
+        await settle(run, children)
+        start = Traffic.now()
+        for _ in range(7):
+            began = time.process_time()
+            for _ in range(20):
+                await run.tick(children)
+            values.append((time.process_time() - began) / 20)
+        written = Traffic.now().written - start.written
+        end(run)
+    return values, float(written)

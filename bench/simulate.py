@@ -1,0 +1,326 @@
+"""`python -m bench.simulate`: the real core in virtual time, 10,000 jobs over a month.
+
+Monitor, Session, inbox and `submit_once` are the real ones, on a real filesystem. The clock, the
+trainers and the scheduler are synthetic. The monitor is killed at durable steps again and again.
+What is checked: every submission happened once, every checkpoint's rules once, nothing is lost.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import autoexp.jobs
+from autoexp import acting, durable, inbox, lease
+from autoexp.backends.base import FoundCheckpoint
+from autoexp.compose import compose
+from autoexp.creation import create
+from autoexp.errors import SchedulerError, SubmissionRefused
+from autoexp.events import CheckpointComplete
+from autoexp.jobs import Attempt, JobRecord, JobSpec
+from autoexp.monitor import Monitor
+from autoexp.plan import make_plan
+from autoexp.rules.actions import Start
+from autoexp.rules.records import ActionRecord, ActionStatus
+from autoexp.schedulers.base import Request, Sighting, prepare, submit_once
+from autoexp.session import Session
+from bench.measure import RESULTS, Traffic, machine, resident_mb, versions
+from bench.synthetic import DAY, Clock, Cluster, Rates
+
+FAMILY = 20
+"""Jobs of a family: a trunk of 48 hours and its cooldowns."""
+TICK_S = 1800.0
+"""Between two looks. A real monitor looks every 2 s; docs/scaling.md adds what that costs."""
+_USUAL = Rates()
+_KILLED_EVERY_S = DAY / 2
+_EXPERIMENT = (
+    "project.name=fam",
+    "monitoring=basic",
+    "slurm=base",
+    "backend.args.train_iters=4800",
+    "backend.args.save_interval=480",
+    "cooldowns=[{every: 480, decay: {iterations: 600}},"
+    " {at: [480, 960, 1440, 1920, 2400, 2880, 3360, 3840, 4320],"
+    " decay: {iterations: 900}, name: long}]",
+)
+
+
+class Killed(BaseException):
+    """The monitor is gone, at this very line."""
+
+
+class Fate:
+    """Kills the monitor at some durable step."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self._dice = dice
+        self._left = 0
+        self.kills = 0
+
+    def threaten(self) -> None:
+        """Let the monitor die within its next steps."""
+        self._left = self._dice.randint(1, 60)
+
+    def step(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.kills += 1
+            raise Killed
+
+
+class Driver:
+    """flows/engine.py and flows/submitting.py without Prefect, one thing after the other."""
+
+    def __init__(self, path: Path, cluster: Cluster) -> None:
+        (path / lease.FILE).unlink(missing_ok=True)  # the pid of the one that died is ours
+        self._stack = ExitStack()
+        self.session, _ = self._stack.enter_context(Session.hold(path))
+        self.monitor = Monitor(self.session)
+        self._cluster = cluster
+        self._known = set(self.session.jobs)
+        self._driven = set(self.session.jobs)
+
+    def tick(self) -> None:
+        """Ask, look, decide, act."""
+        answers: dict[str, Sighting] = {}
+        with suppress(SchedulerError):
+            answers = self._cluster.query(self.monitor.tickets())
+        inbox.take_on(self.session)
+        look = self.monitor.look(answers)
+        for action in self.session.pending_actions():
+            self._perform(action)
+        self._driven |= look.changed | (self.session.jobs.keys() - self._known)
+        self._known |= self.session.jobs.keys()
+        for name in sorted(self._driven):
+            if self._drive(self.session.jobs[name]):
+                self._driven.discard(name)
+
+    def _perform(self, action: ActionRecord) -> None:
+        job = acting.begin(self.session, action)
+        if isinstance(action.action, Start):
+            assert job is not None and isinstance(action.event, CheckpointComplete)
+            found = FoundCheckpoint(action.event.iteration, Path(action.event.path))
+            job.spec.trainer.seed(found, Path(job.spec.save_dir))
+            acting.complete(self.session, action, job)
+            self._driven.add(job.spec.name)
+        else:
+            acting.done(self.session, action)
+
+    def _drive(self, job: JobRecord) -> bool:
+        """Submit a job if that is wanted; False when it has to be tried again."""
+        attempt, fresh = job.unsubmitted, False
+        if attempt is None:
+            attempt, fresh = self.session.begin_attempt(job), True
+        return attempt is None or self._submit(job, attempt, fresh=fresh)
+
+    def _submit(self, job: JobRecord, attempt: Attempt, *, fresh: bool) -> bool:
+        ticket = self.session.ticket(attempt)
+        request = Request(attempt.name, attempt.log, job.spec.machine)
+        try:
+            prepare(ticket, job.spec, attempt, self._cluster.orders(job.spec, attempt))
+            job_id = submit_once(ticket, request, self._cluster, fresh=fresh)
+        except SubmissionRefused as error:
+            self.session.refuse(job, attempt, str(error))
+        except SchedulerError:
+            return False
+        else:
+            self.session.record_submission(job, attempt, job_id)
+        return True
+
+
+class Simulation:
+    """A month of one session."""
+
+    def __init__(self, folder: Path, jobs: int, days: float, seed: int, rates: Rates) -> None:
+        dice = random.Random(seed)
+        self.clock = Clock(time.time())
+        self.cluster = Cluster(self.clock, dice, rates, capacity=max(10, jobs // 25))
+        self.fate = Fate(dice)
+        self.costs: Counter[str] = Counter()
+        self.lives: list[int] = []
+        self._dice = dice
+        self._days = days
+        self._composed = compose("demo", _EXPERIMENT)
+        self._families = jobs // FAMILY
+        self._folder = folder
+        self._begun = self.clock.seconds
+        self._next_kill = self._begun + dice.expovariate(1 / _KILLED_EVERY_S)
+
+    def run(self) -> Session:
+        """Simulate until all jobs have ended; returns the session as it is on disk then."""
+        path = create(self._composed, self._folder, session_id="sim", empty=True)
+        driver = self._resume(path)
+        brought = 0
+        while brought < self._families or not driver.session.is_over:
+            self.clock.sleep(TICK_S)
+            self.cluster.advance()
+            passed = (self.clock.seconds - self._begun) / (self._days * DAY)
+            while brought < min(self._families, passed * self._families):
+                inbox.put(path, inbox.SubmitRequest(jobs=self._family(path, brought), by="sim"))
+                brought += 1
+            if self.clock.seconds >= self._next_kill:
+                self._next_kill += self._dice.expovariate(1 / _KILLED_EVERY_S)
+                self.fate.threaten()
+            try:
+                self._counted(driver.tick)
+            except Killed:
+                driver = self._resume(path)
+            assert self.clock.seconds < self._begun + (self._days + 60) * DAY, "it never ends"
+            self.lives.append(sum(1 for job in driver.session.jobs.values() if not job.is_over))
+        return Session.load(path)
+
+    def _resume(self, path: Path) -> Driver:
+        self.costs["monitors"] += 1
+        while True:
+            with suppress(Killed):
+                driver: Driver = self._counted(lambda: Driver(path, self.cluster), "resume")
+                return driver
+
+    def _counted(self, work: Any, kind: str = "tick") -> Any:
+        """Do the monitor's work, and note what it costs."""
+        before, began = Traffic.now(), time.process_time()
+        try:
+            return work()
+        finally:
+            self.costs[f"{kind} cpu ms"] += int((time.process_time() - began) * 1e3)
+            self.costs["bytes"] += Traffic.now().written - before.written
+            self.costs[f"{kind}s"] += 1
+
+    def _family(self, path: Path, number: int) -> tuple[JobSpec, ...]:
+        root = path / "output"
+        plan = make_plan(self._composed.experiment, root)
+
+        def named(spec: JobSpec) -> JobSpec:
+            name = spec.name.replace("fam", f"f{number:04d}", 1)
+            changes: dict[str, Any] = {
+                "name": name,
+                "parent": spec.parent and f"f{number:04d}",
+                "output_dir": str(root / name),
+                "save_dir": str(root / name / "checkpoints"),
+            }
+            return spec.model_copy(update=changes)
+
+        return tuple(named(spec) for spec in plan.jobs)
+
+    # Whether all was well
+
+    def check(self, session: Session) -> None:
+        """Raise AssertionError where a submission or a checkpoint's rules were lost or doubled."""
+        doubled = {key: n for key, n in self.cluster.submissions.items() if n != 1}
+        assert not doubled, f"submitted more than once: {doubled}"
+        attempts = {a.key: a for job in session.jobs.values() for a in job.attempts}
+        strange = set(self.cluster.submissions) - set(attempts)
+        assert not strange, f"submitted and not recorded: {strange}"
+        for key, attempt in attempts.items():
+            known = self.cluster.jobs.get(str(attempt.job_id))
+            assert known is None or known.name == key, f"{key} has the job id of {known.name}"
+        assert not [job for job in self.cluster.jobs.values() if job.is_alive]
+        keys = [entry.event.key for entry in session.journal.entries]
+        assert len(keys) == len(set(keys)), "an event stands twice"
+        self._check_starts(session)
+
+    def _check_starts(self, session: Session) -> None:
+        complete = {(e.job, e.iteration) for e in session.checkpoints()}
+        starts = Counter(
+            a.action.job for a in session.actions.values() if isinstance(a.action, Start)
+        )
+        assert set(starts.values()) <= {1}, "the rules of a checkpoint were decided twice"
+        assert all(a.status is ActionStatus.DONE for a in session.actions.values())
+        for name, job in session.jobs.items():
+            branch = job.spec.branch
+            if branch is None:
+                continue
+            wanted = (job.spec.parent, branch.iteration) in complete
+            assert starts[name] == wanted == job.launched, f"{name}: started {starts[name]} times"
+            assert bool(job.attempts) == wanted, f"{name}: {len(job.attempts)} attempts"
+
+
+@contextmanager
+def virtual(clock: Clock, fate: Fate) -> Iterator[None]:
+    """The core sees the simulation's time, and dies when its fate says so."""
+    with ExitStack() as stack:
+        for name in ("time", "time_ns", "sleep"):
+            stack.enter_context(mock.patch.object(time, name, getattr(clock, name)))
+        stack.enter_context(mock.patch.object(time, "monotonic", clock.time))
+        stack.enter_context(mock.patch.object(autoexp.jobs, "datetime", clock))
+        stack.enter_context(mock.patch.object(durable, "step", fate.step))
+        # No power cut is simulated: what a killed process has written stays.
+        stack.enter_context(mock.patch.object(os, "fsync", lambda descriptor: None))
+        yield
+
+
+@contextmanager
+def simulated(
+    jobs: int, days: float, seed: int, rates: Rates = _USUAL
+) -> Iterator[tuple[Simulation, Session]]:
+    """A simulation that has come to its end, and the session that it left."""
+    # In memory where there is room: it is the CPU that is measured, and the bytes.
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        simulation = Simulation(Path(folder), jobs, days, seed, rates)
+        with virtual(simulation.clock, simulation.fate):
+            session = simulation.run()
+        yield simulation, session
+
+
+def simulate(jobs: int, days: float, seed: int) -> dict[str, Any]:
+    """Run a simulation, check it, and return what it cost."""
+    began = time.perf_counter()
+    with simulated(jobs, days, seed) as (simulation, session):
+        simulation.check(session)
+        return _report(simulation, session, time.perf_counter() - began)
+
+
+def _report(simulation: Simulation, session: Session, took_s: float) -> dict[str, Any]:
+    costs, cluster = simulation.costs, simulation.cluster
+    days = (simulation.clock.seconds - simulation._begun) / DAY
+    attempts = [a for job in session.jobs.values() for a in job.attempts]
+    return {
+        "jobs": len(session.jobs),
+        "simulated days": round(days, 1),
+        "took s": round(took_s, 1),
+        "verdicts": Counter(str(job.verdict) for job in session.jobs.values()),
+        "attempts": len(attempts),
+        "ends of attempts": Counter(a.state for a in attempts),
+        "checkpoints": cluster.checkpoints,
+        "events": len(session.journal),
+        "actions": len(session.actions),
+        "monitors killed": simulation.fate.kills,
+        "live jobs, mean": round(sum(simulation.lives) / len(simulation.lives), 1),
+        "live jobs, most": max(simulation.lives),
+        "looks": costs["ticks"],
+        "CPU s of looks and actions per day": round(costs["tick cpu ms"] / 1e3 / days, 2),
+        "CPU s of a resume, mean": round(costs["resume cpu ms"] / 1e3 / costs["resumes"], 2),
+        "MB written per day": round(costs["bytes"] / 1e6 / days, 2),
+        "scheduler calls": dict(cluster.calls),
+        "submissions per day": round(sum(cluster.submissions.values()) / days, 1),
+        "memory at the end, MB": round(resident_mb()),
+    }
+
+
+def main() -> int:
+    """Simulate, print the report and keep it."""
+    parser = argparse.ArgumentParser(prog="python -m bench.simulate", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--days", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    report = simulate(options.jobs, options.days, options.seed)
+    text = json.dumps({"machine": machine(), "versions": versions(), **report}, indent=1)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"simulate-{options.jobs}.json").write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Ticks: what one look at all jobs costs, when nothing happened and when every log has grown."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from autoexp.monitor import Monitor
+from autoexp.session import Session
+from bench import worlds
+from bench.measure import Figure, cpu_s, traffic
+
+_MARK_US = 15.0
+_RULES = "monitoring=production"
+
+
+def settled(session: Session) -> Monitor:
+    """A monitor that has seen all there is to see."""
+    monitor = Monitor(session)
+    with worlds.unsynced():
+        monitor.look({})
+        worlds.age(session.path)
+        # The new times of files are news themselves, once.
+        for _ in range(2):
+            monitor.look({})
+        monitor.flush()
+    return monitor
+
+
+def idle() -> list[Figure]:
+    """CPU of a look at N jobs when nothing is new, and what it writes."""
+    figures = []
+    for jobs in (1, 10, 100, 1000):
+        with tempfile.TemporaryDirectory() as folder:
+            session = Session.load(worlds.build(Path(folder), jobs, _RULES))
+            monitor = settled(session)
+            times = max(20, 2000 // jobs)
+
+            def ticks(monitor: Monitor = monitor, times: int = times) -> None:
+                for _ in range(times):
+                    monitor.look({})
+
+            values = [cpu_s(ticks) / times / jobs * 1e6 for _ in range(7)]
+            figures.append(Figure(f"{jobs} jobs: CPU per job", "µs", values, below=_MARK_US))
+            written = traffic(ticks).written
+            figures.append(Figure(f"{jobs} jobs: bytes written", "B", [written], below=0))
+    return figures
+
+
+def busy() -> list[Figure]:
+    """CPU of a look at 20 jobs with 100 new lines each, in small logs and in big ones."""
+    figures = []
+    for lines, title in ((200, "logs of 80 KB"), (25_000, "logs of 10 MB")):
+        with tempfile.TemporaryDirectory() as folder:
+            session = Session.load(worlds.build(Path(folder), 20, _RULES, lines=lines))
+            monitor = settled(session)
+            values = []
+            with worlds.unsynced():
+                for repeat in range(5):
+                    size = worlds.grow(session, lines + 100 * repeat, 100)
+                    values.append(cpu_s(partial(monitor.look, {})) / size * 1e9)
+        figures.append(Figure(f"{title}: CPU per new byte", "ns", values))
+    small, big = figures
+    # As fast in big logs as in small ones, within what such a measurement varies by.
+    return [small, big._replace(below=1.25 * small.median)]
