@@ -11,7 +11,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 # The tag of the deployments in prefect.yaml: runs that a worker can take up.
 _OURS = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.autoexp"}
 _RUN = "prefect.flow-run"
-_ENDED = {f"{_RUN}.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+_ENDED = {f"{_RUN}.{state}" for state in ("Completed", "Failed", "Cancelled")}
 _ALIVE = {f"{_RUN}.{state}" for state in ("Scheduled", "Pending", "Running", "AwaitingRetry")}
 # Prefect reports some crashes twice; what acts when nothing follows for a while acts once.
 _PAUSE_S = 30.0
@@ -28,7 +28,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
                 match_related=_OURS,
                 for_each={"prefect.resource.id"},
                 after={f"{_RUN}.heartbeat"},
-                expect={f"{_RUN}.heartbeat", *_ENDED},
+                expect={f"{_RUN}.heartbeat", f"{_RUN}.Crashed", *_ENDED},
                 posture=Posture.Proactive,
                 threshold=1,
                 within=timedelta(seconds=silence_s),
@@ -48,7 +48,8 @@ def recovery(silence_s: float) -> list[AutomationCore]:
                 match_related=_OURS,
                 for_each={"prefect.resource.id"},
                 after={f"{_RUN}.Crashed"},
-                expect=_ALIVE,
+                # A run that was held for dead, and was not, may end by itself meanwhile.
+                expect=_ALIVE | _ENDED,
                 posture=Posture.Proactive,
                 threshold=1,
                 within=timedelta(seconds=_PAUSE_S),

@@ -29,6 +29,7 @@ from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session
 from flows.disk import Disk
 from flows.news import News
+from flows.sending import is_prefects_own
 from flows.waiting import Waiting
 from tasks import actions as effects
 from tasks import jobs as job_effects
@@ -93,7 +94,9 @@ class Performer:
             self._performing.discard(action.key)
 
     async def _note_failure(self, action: ActionRecord, error: Exception) -> None:
-        if isinstance(error, OSError) and durable.is_passing(error):
+        # A server that goes away in the middle of a task run must not cost a cooldown.
+        untold = isinstance(action.action, Start) and is_prefects_own(error)
+        if untold or (isinstance(error, OSError) and durable.is_passing(error)):
             self._log.warning("action %s: %s; trying again", action.key, error)
             await self._disk.persist(acting.postpone, self._session, action, str(error))
             await self._news.pause(_RETRY_S)

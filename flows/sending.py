@@ -11,6 +11,7 @@ from flows.news import News
 _PAUSE_S = 10.0
 _FOREGROUND_S = 20.0
 _WORKER_S = 24 * 3600.0
+_TALKERS = frozenset({"prefect", "httpx", "httpcore", "websockets"})
 
 
 class Sending:
@@ -48,3 +49,8 @@ class Sending:
             return True
         ended = self._news.ended_at
         return ended is not None and time.monotonic() - max(since, ended) > self._patience_s
+
+
+def is_prefects_own(error: BaseException) -> bool:
+    """Whether an error came from talking to Prefect, and not from what was to be done."""
+    return type(error).__module__.partition(".")[0] in _TALKERS

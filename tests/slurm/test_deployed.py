@@ -104,7 +104,7 @@ def test_a_session_killed_under_the_worker_goes_on_in_the_same_flow_run(
     flow_run_id, path = survivor
     ended = deployed.flow_run(flow_run_id)
 
-    assert ended["state_type"] == "COMPLETED", ended["state"]
+    assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
     assert ended["run_count"] >= 2
     assert Session.load(path).meta.flow_run_ids == [flow_run_id]
     assert_each_job_ran_once(path)
@@ -214,7 +214,7 @@ def test_a_session_goes_on_when_its_worker_is_killed(deployed: Deployed) -> None
     ended = deployed.ended(flow_run_id)
 
     deployed.start_worker()
-    assert (ended["state_type"], ended["run_count"]) == ("COMPLETED", 1), ended["state"]
+    assert (ended["state_type"], ended["run_count"]) == ("COMPLETED", 1), ended["state"]["message"]
     assert_each_job_ran_once(path)
 
 
@@ -234,7 +234,7 @@ def test_a_stopped_worker_cancels_nothing_and_the_next_one_takes_the_session_up(
     deployed.start_worker()
     ended = deployed.ended(flow_run_id, seconds=200)
 
-    assert ended["state_type"] == "COMPLETED", ended["state"]
+    assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
     assert Session.load(path).meta.flow_run_ids == [flow_run_id]
     assert_each_job_ran_once(path)
 
@@ -253,7 +253,7 @@ def test_a_server_that_is_away_for_a_minute_changes_nothing_about_the_end(
     deployed.start_server()
     ended = deployed.ended(flow_run_id, seconds=120)
 
-    assert ended["state_type"] == "COMPLETED", ended["state"]
+    assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
     assert ended["run_count"] == 1
     assert_each_job_ran_once(path)
     states = {run["name"]: run["state_type"] for run in deployed.subflows(flow_run_id)}
@@ -275,7 +275,7 @@ def test_fifty_cooldowns_at_once_reach_their_end_on_one_sqlite_server(deployed: 
     )
     ended = deployed.ended(flow_run_id, seconds=280)
 
-    assert ended["state_type"] == "COMPLETED", ended["state"]
+    assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
     drawn = deployed.subflows(flow_run_id)
     assert len(drawn) == 51
     assert {run["state_type"] for run in drawn} == {"COMPLETED"}
