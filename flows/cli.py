@@ -75,22 +75,27 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     run = commands.add_parser("run", help="start a session: submit the training and watch it")
-    _add_experiment(run)
+    _add_points(run)
     _add_origin(run)
     run.add_argument("--session", metavar="ID", help="the new session's id; made up by default")
     run.add_argument("--no-monitor", action="store_true", help="only register it, as `submit` does")
-    run.add_argument("--dry-run", action="store_true", help="only show what would be submitted")
+    run.add_argument(
+        "--dry-run", action="store_true", help="show the plan and write its batch scripts, no more"
+    )
+    _add_agreement(run)
     run.set_defaults(function="run")
 
     plan = commands.add_parser("plan", help="show what would be submitted, and submit nothing")
-    _add_experiment(plan)
+    _add_points(plan)
     _add_origin(plan)
     plan.add_argument("--json", action="store_true", help="for tools")
-    plan.set_defaults(function="plan")
+    plan.add_argument("--svg", metavar="FILE", help="also draw the tree, for a paper or a wiki")
+    plan.set_defaults(module="planning", function="plan")
 
     submit = commands.add_parser("submit", help="register a job in a session, and return at once")
-    _add_experiment(submit)
+    _add_points(submit)
     submit.add_argument("--session", metavar="ID", required=True, help="which session")
+    _add_agreement(submit)
     submit.set_defaults(module="joining", function="submit")
 
     adopt = commands.add_parser("adopt", help="take a job that was started by hand into a session")
@@ -133,10 +138,27 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     tail.add_argument("--follow", "-f", action="store_true", help="go on as it is written")
     tail.set_defaults(function="tail")
 
-    plot = commands.add_parser("plot", help="draw the loss curve with its branches")
-    _add_session(plot)
+    plot = commands.add_parser("plot", help="draw loss curves, of several sessions together")
+    plot.add_argument("sessions", metavar="SESSION", nargs="*", help="the newest by default")
     plot.add_argument("--output", "-o", metavar="PNG", help="plot.png in the session by default")
-    plot.set_defaults(function="plot")
+    plot.set_defaults(module="results_commands", function="plot")
+
+    export = commands.add_parser("export", help="a row per job: settings, losses, scores, hours")
+    export.add_argument("sessions", metavar="SESSION", nargs="+")
+    export.add_argument(
+        "--output",
+        "-o",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a .csv or .parquet file, may be given several times; CSV on the terminal by default",
+    )
+    export.add_argument("--tensorboard", metavar="DIR", help="loss curves as event files")
+    export.set_defaults(module="results_commands", function="export")
+
+    compare = commands.add_parser("compare", help="settings that differ, and final losses")
+    compare.add_argument("sessions", metavar="SESSION", nargs="+")
+    compare.set_defaults(module="results_commands", function="compare")
 
 
 def _add_backend(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -171,6 +193,22 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     cancel.add_argument("jobs", metavar="JOB", nargs="*", help="all of the session's by default")
     cancel.set_defaults(module="session_commands", function="cancel")
 
+    retry = commands.add_parser("retry", help="run failed jobs again, from their last checkpoints")
+    retry.add_argument("session", metavar="SESSION")
+    retry.add_argument("jobs", metavar="JOB", nargs="*", help="all that failed by default")
+    retry.set_defaults(module="requests", function="retry")
+
+    budget = commands.add_parser("budget", help="GPU hours planned and spent; change the limit")
+    _add_session(budget)
+    budget.add_argument(
+        "--stop-above",
+        type=_hours,
+        metavar="HOURS",
+        default=argparse.SUPPRESS,
+        help="launch nothing more above; `none` lifts it",
+    )
+    budget.set_defaults(module="requests", function="budget")
+
     queue = commands.add_parser("queue", help="actions: list, show, retry, drop")
     queue.add_argument("session", metavar="SESSION")
     queue.add_argument("verb", nargs="?", choices=("list", "show", "retry", "drop"), default="list")
@@ -202,6 +240,28 @@ def _add_prefect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     create.add_argument("--name", help="the block's name; the preset's by default")
     create.add_argument("--overwrite", action="store_true", help="replace a block of that name")
     create.set_defaults(module="blocks_command", function="create")
+
+
+def _hours(word: str) -> float | None:
+    if word == "none":
+        return None
+    hours = float(word)
+    if not 0 < hours < float("inf"):
+        raise argparse.ArgumentTypeError(f"{word} GPU hours: above 0")
+    return hours
+
+
+def _add_points(command: argparse.ArgumentParser) -> None:
+    _add_experiment(command)
+    command.add_argument(
+        "--subset", metavar="NUMBERS", help="some points of a sweep, such as 3,5-7"
+    )
+
+
+def _add_agreement(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--yes", "-y", action="store_true", help="agree to a plan above budget.confirm_above"
+    )
 
 
 def _lines(word: str) -> int:

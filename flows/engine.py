@@ -54,7 +54,7 @@ class SessionRun:
         self._wishing: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._cancelling: set[str] = set()
-        self._drawn: set[str] = set()
+        self._drawn: set[tuple[str, int]] = set()
         self._write_failures = 0
 
     async def run(self) -> None:
@@ -137,8 +137,8 @@ class SessionRun:
     def _act(self, children: asyncio.TaskGroup) -> None:
         self._performer.perform(children)
         for job in self.session.jobs.values():
-            if job.attempts and job.spec.name not in self._drawn:
-                self._drawn.add(job.spec.name)
+            if job.attempts and (job.spec.name, job.retries) not in self._drawn:
+                self._drawn.add((job.spec.name, job.retries))
                 children.create_task(self._draw(job))
         self._submitter.drive(children)
         tickets = self._to_cancel()

@@ -117,6 +117,8 @@ class Submitter:
                 await self._submit(job, attempt, fresh=True)
                 continue
             await self._news.next()
+        # Somebody may ask for it to be run again.
+        self._driven.discard(job.spec.name)
 
     async def _begin(self, job: JobRecord) -> Attempt | None:
         """Intend another attempt, once what a killed save has left is out of its way."""

@@ -21,6 +21,7 @@ from autoexp.jobs import Verdict
 from autoexp.provenance import provenance
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session, sessions_root
+from flows.approving import approved
 from flows.context import in_foreground
 from flows.engine import SessionRun, failed_jobs
 
@@ -56,6 +57,7 @@ async def train(
     path = root / session if session else _session_of(runtime.flow_run.id, root)
     if path is None:
         composed = compose(config, overrides or [])
+        await approved(composed)
         path = create(composed, root, provenance=provenance(), flow_run_id=runtime.flow_run.id)
         async with get_client() as client:
             await client.update_flow_run(UUID(runtime.flow_run.id), name=f"session {path.name}")
