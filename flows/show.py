@@ -130,7 +130,7 @@ def print_plan(plan: Plan, out: Console) -> None:
     for job in plan.jobs:
         branch = job.branch
         batches = job.trainer.batches(job.machine.workers)
-        tokens = batches.tokens(job.target_iteration or 0) if batches else None
+        tokens = batches.tokens(job.target_iteration) if batches and job.target_iteration else None
         table.add_row(
             job.name,
             job.kind,
