@@ -42,6 +42,8 @@ def hopeless(spec: JobSpec, jobs: Jobs) -> str | None:
             return f"cancelled: {awaited.job} is not a job of this session"
         if not job.is_over or _is_there(awaited, jobs):
             continue
+        if job.verdict is Verdict.FAILED and job.spec.awaits and not job.launched:
+            return job.reason  # why that one never started is why this one never will
         if job.verdict is Verdict.FAILED:
             return f"cancelled: {awaited.job} failed ({job.reason})"
         return f"cancelled: {awaited.job} ended without checkpoint {awaited.checkpoint}"
