@@ -109,7 +109,7 @@ def test_a_monitor_killed_at_its_first_second_third_durable_step_ends_like_an_un
     make_session: Make, watch: Watch
 ) -> None:
     # Slow enough that the training is not over before its restart has died all its deaths.
-    path = make_session(RESTARTS, LAUNCHES, "backend.args.sleep_per_iteration_ms=60")
+    path = make_session(RESTARTS, LAUNCHES, STAGE, "backend.args.sleep_per_iteration_ms=60")
     count_starts(path)
 
     for n in itertools.count(1):
