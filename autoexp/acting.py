@@ -11,6 +11,7 @@ from autoexp.blame import Blamed
 from autoexp.errors import SessionError
 from autoexp.events import CheckpointComplete, LogMatched, MetricAlarm, Published, RestartAsked
 from autoexp.jobs import Ending, JobRecord, RestartRequest, Verdict, now
+from autoexp.releasing import filled
 from autoexp.rules.actions import (
     ENDS_AN_ATTEMPT,
     Cancel,
@@ -54,8 +55,9 @@ def complete(session: Session, action: ActionRecord, job: JobRecord) -> None:
     """
     if not job.launched:
         parent = session.jobs.get(job.spec.parent or "")
-        logs_loss = parent is not None and parent.logs_loss
-        session.change_job(job, launched=True, logs_loss=logs_loss)
+        logs_loss = parent is not None and parent.logs_loss and job.spec.branch is not None
+        spec = filled(session, job.spec)
+        session.change_job(job, launched=True, logs_loss=logs_loss, spec=spec)
     done(session, action)
 
 

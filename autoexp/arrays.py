@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autoexp import durable, payload
 from autoexp.jobs import Attempt, JobRecord, JobSpec, now
-from autoexp.limits import time_limit
+from autoexp.limits import room, time_limit
 from autoexp.machines import SlurmCluster
 from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
 from autoexp.session import Session
@@ -54,8 +54,8 @@ def begin(session: Session, group: Group) -> Group:
     """
     begun = [job for job in group if job.unsubmitted is not None]
     waiting = [job for job in group if job.wants_attempt()]
-    room = session.room()
-    joining = waiting if room is None else waiting[:room]
+    most = room(session.experiment, session.jobs.values())
+    joining = waiting if most is None else waiting[:most]
     if begun:
         name = begun[0].attempts[-1].name
     elif joining:

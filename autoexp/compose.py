@@ -1,9 +1,8 @@
 """From YAML and overrides to a validated experiment: Hydra composes, pydantic judges."""
 
-import difflib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +16,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
-from autoexp import fields, sensitive
+from autoexp import sensitive
 from autoexp.backends.base import COMPOSING
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
+from autoexp.plain import escaped, set_value
+from autoexp.problems import Origins, find_file, nearest, validation_message
+from autoexp.sweep.language import Sweep
+from autoexp.sweep.points import Drawn, Point, draw, merged_sweep, some, swept
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = "default"
@@ -39,6 +41,8 @@ class Composed(NamedTuple):
     """YAML with every interpolation resolved."""
     unresolved: str
     """YAML as composed, interpolations kept."""
+    points: tuple[Point, ...] = ()
+    """What a sweep comes to; empty without one."""
 
 
 def compose(
@@ -60,31 +64,119 @@ def compose(
     groups = _groups(directories)
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-        spelled = [_force(override, groups) for override in parsed]
+        several = swept(parsed)
+        single = [override for override in parsed if override.key_or_group not in several]
+        spelled = [_force(override, groups) for override in single]
         with _merged(directories) as merged, initialize_config_dir(str(merged), version_base="1.3"):
-            tree = hydra_compose(name, spelled, return_hydra_config=True)
-            choices = dict(tree.hydra.runtime.choices)
+
+            def tree_of(choices: tuple[str, ...] = ()) -> DictConfig:
+                return hydra_compose(name, [*spelled, *choices], return_hydra_config=True)
+
+            tree = tree_of()
+            chosen = [override for override in single if override.key_or_group not in groups]
+            origins = Origins(directories, name, dict(tree.hydra.runtime.choices), chosen)
             tree = _without_hydra(tree)
-            plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+            plain = _plain(tree)
             unresolved = OmegaConf.to_yaml(tree)
+            sweep = _sweep(plain.pop("sweep", None), several, origins)
+            if sweep is not None:
+                _refuse_twice(sweep, chosen)
+                project = str((plain.get("project") or {}).get("name"))
+                drawn = draw(project, sweep, plain, lambda c: _without_hydra(tree_of(c)), groups)
+            _refuse_missing(tree, sweep)
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise BadInput(_hydra_message(error, directories, name, overrides)) from error
-    assert isinstance(plain, dict)
-    values = fill_in({str(key): value for key, value in plain.items()})
-    _refuse_secrets(values)
-    try:
-        experiment = Experiment.model_validate(values, context=COMPOSING)
-    except ValidationError as error:
-        chosen = [override for override in parsed if override.key_or_group not in groups]
-        origin = _Origins(directories, name, choices, chosen)
-        raise BadInput(_validation_message(error, origin)) from error
+    points: tuple[Point, ...] = ()
+    values = fill_in(plain)
+    _refuse_secrets({**values, "sweep": sweep.model_dump() if sweep else {}})
+    if sweep is None:
+        experiment = _validated(values, origins)
+    else:
+        points = _validated_points(drawn, fill_in, origins)
+        of_all = {"project": points[0].experiment.project.model_copy(update={"name": project})}
+        experiment = points[0].experiment.model_copy(update={**of_all, "sweep": sweep})
+        values = {**values, "sweep": sweep.model_dump(mode="json", exclude_defaults=True)}
     return Composed(
         experiment=experiment,
         config=name,
         overrides=tuple(overrides),
         resolved=yaml.safe_dump(escaped(values), sort_keys=False, allow_unicode=True),
         unresolved=unresolved,
+        points=points,
     )
+
+
+def _plain(tree: DictConfig) -> dict[str, Any]:
+    found = OmegaConf.to_container(tree, resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def _validated(values: dict[str, Any], origins: Origins) -> Experiment:
+    try:
+        return Experiment.model_validate(values, context=COMPOSING)
+    except ValidationError as error:
+        raise BadInput(validation_message(error, origins)) from error
+
+
+# Sweeps
+
+
+def _sweep(
+    written: Any, on_command_line: Mapping[str, list[Any]], origins: Origins
+) -> Sweep | None:
+    try:
+        sweep = None if written is None else Sweep.model_validate(written)
+        return merged_sweep(sweep, on_command_line)
+    except ValidationError as error:
+        raise BadInput(validation_message(error, origins, below=("sweep",))) from error
+
+
+def points_of(experiment: Experiment) -> tuple[Point, ...]:
+    """What the sweep of an experiment comes to that no file composed, as a filled-in form.
+
+    Raises BadInput as `compose` does.
+    """
+    if experiment.sweep is None:
+        return ()
+    base = experiment.model_dump(exclude={"sweep"})
+    nothing: DictConfig = OmegaConf.create({})
+    drawn = draw(experiment.project.name, experiment.sweep, base, lambda _: nothing, ())
+    return _validated_points(drawn, dict, Origins((), "what was filled in", {}, ()))
+
+
+def _refuse_twice(sweep: Sweep, overrides: Sequence[Override]) -> None:
+    """An override of a key that the sweep sets would be heeded nowhere."""
+    for override in overrides:
+        if override.key_or_group in sweep.keys():  # noqa: SIM118
+            raise BadInput(
+                f"override `{override.input_line}`: the sweep sets this key; "
+                "give all values, as in `a=1,2,3`, or drop it from the sweep"
+            )
+
+
+def _refuse_missing(tree: DictConfig, sweep: Sweep | None) -> None:
+    """Raise for `???` values, but for those that the sweep sets."""
+    missing = OmegaConf.missing_keys(tree)
+    if missing - (sweep.keys() if sweep else set()):
+        OmegaConf.to_container(tree, throw_on_missing=True)
+
+
+def _validated_points(
+    drawn: Sequence[Drawn], fill_in: Callable[[dict[str, Any]], dict[str, Any]], origins: Origins
+) -> tuple[Point, ...]:
+    points: list[Point] = []
+    refused: list[str] = []
+    for each in drawn:
+        set_value(each.values, "project.name", each.name)
+        try:
+            experiment = _validated(fill_in(each.values), origins.with_settings(each.settings))
+            points.append(Point(each.number, each.settings, experiment))
+        except BadInput as error:
+            refused.append(f"{each.title}: {error}")
+    if refused:
+        raise BadInput("\n".join(some(refused)))
+    return tuple(points)
 
 
 @contextmanager
@@ -103,15 +195,6 @@ def _merged(directories: Sequence[Path]) -> Iterator[Path]:
                 if not link.exists():
                     link.symlink_to(file)
         yield merged
-
-
-def escaped(value: Any) -> Any:
-    """Text that looks like an interpolation stays text when the file is composed again."""
-    if isinstance(value, dict):
-        return {key: escaped(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [escaped(inner) for inner in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def available() -> dict[str, Path]:
@@ -145,7 +228,7 @@ def _locate(config: str | None) -> tuple[list[Path], str]:
     if config not in available():
         names = ", ".join(sorted(available()))
         raise BadInput(
-            f"{config}: no such configuration{_nearest(config, available())}; there are: {names}"
+            f"{config}: no such configuration{nearest(config, available())}; there are: {names}"
         )
     return directories, config
 
@@ -193,68 +276,6 @@ def _without_hydra(tree: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(tree, [str(key) for key in tree if key != "hydra"])
 
 
-class _Origins:
-    """Says where the value of a key came from."""
-
-    def __init__(
-        self,
-        directories: Sequence[Path],
-        name: str,
-        choices: dict[str, str],
-        overrides: Sequence[Override],
-    ) -> None:
-        self._directories = directories
-        self._name = name
-        self._choices = choices
-        self._overrides = overrides
-
-    def of(self, location: Sequence[str]) -> str:
-        key = ".".join(location)
-        for override in reversed(self._overrides):
-            if key == override.key_or_group or key.startswith(f"{override.key_or_group}."):
-                return f"override `{override.input_line}`"
-        primary = _find(self._directories, self._name)
-        choice = self._choices.get(location[0]) if location else None
-        if choice is None or (primary is not None and _mentions(primary, location)):
-            return str(primary or self._name)
-        return str(_find(self._directories, f"{location[0]}/{choice}") or location[0])
-
-
-def _mentions(path: Path, location: Sequence[str]) -> bool:
-    node: Any = OmegaConf.to_container(OmegaConf.load(path))
-    for part in location:
-        if not isinstance(node, dict) or part not in node:
-            return False
-        node = node[part]
-    return True
-
-
-def _validation_message(error: ValidationError, origins: _Origins) -> str:
-    """One line per problem: path, what is wrong, the nearest valid name, where it came from."""
-    lines = [_problem(details, origins) for details in error.errors()]
-    return "\n".join(dict.fromkeys(lines))
-
-
-def _problem(details: ErrorDetails, origins: _Origins) -> str:
-    found = fields.walk(Experiment, details["loc"])
-    path = ".".join(found.path) or "experiment"
-    origin = origins.of(found.path)
-    if details["type"] == "extra_forbidden":
-        names = {*found.beside, *details.get("ctx", {}).get("known", ())}
-        return f"{path}: no such key{_nearest(found.path[-1], names)} ({origin})"
-    if details["type"] == "missing":
-        return f"{path}: missing ({origin})"
-    message = details["msg"].removeprefix("Value error, ")
-    shown = details["input"]
-    given = f", got {shown!r}" if isinstance(shown, str | int | float) else ""
-    return f"{path}: {message}{given} ({origin})"
-
-
-def _nearest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else ""
-
-
 def _hydra_message(
     error: Exception, directories: Sequence[Path], name: str, overrides: Sequence[str]
 ) -> str:
@@ -265,12 +286,6 @@ def _hydra_message(
     said = " ".join(x for x in lines if x and not x.startswith(("full_key", "object_type")))
     key = getattr(error, "full_key", None)
     said = f"{key}: {said}" if key else said
-    file = _find(directories, name)
+    file = find_file(directories, name)
     with_overrides = f" with {' '.join(overrides)}" if overrides else ""
     return f"{said} (composing {file or name}{with_overrides})"
-
-
-def _find(directories: Sequence[Path], name: str) -> Path | None:
-    """The file that a name means: `demo`, or `backend/demo`."""
-    files = (d / f"{name}{suffix}" for d in directories for suffix in (".yaml", ".yml"))
-    return next((file for file in files if file.is_file()), None)

@@ -34,6 +34,22 @@ def cost_of(jobs: Sequence[JobSpec], batches: Batches | None) -> Cost:
     )
 
 
+def together(costs: Sequence[Cost]) -> Cost:
+    """The cost of several plans."""
+    return Cost(
+        iterations=sum(cost.iterations for cost in costs),
+        tokens=_sum([cost.tokens for cost in costs]),
+        models=sum(cost.models for cost in costs),
+        separate_iterations=sum(cost.separate_iterations for cost in costs),
+        separate_tokens=_sum([cost.separate_tokens for cost in costs]),
+    )
+
+
+def _sum(amounts: Sequence[int | None]) -> int | None:
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if len(known) == len(amounts) else None
+
+
 def _tokens(spans: Sequence[tuple[int, int]], batches: Batches | None) -> int | None:
     if batches is None or batches.tokens_per_sample is None:
         return None

@@ -16,11 +16,11 @@ from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobRecord, JobSpec, now
 from autoexp.machines import LocalMachine
-from autoexp.plan import make_plan
 from autoexp.provenance import Provenance, of_experiment
 from autoexp.rules.possible import refuse_impossible
 from autoexp.session import Session
 from autoexp.session_meta import SessionMeta
+from autoexp.study import plan_study
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -48,7 +48,7 @@ def create(
         )
     _refuse_odd_root(root, composed.experiment)
     path = root / name
-    plan = make_plan(composed.experiment, output_root(composed.experiment, path))
+    plan = plan_study(composed, output_root(composed.experiment, path))
     refuse_impossible(composed.experiment)
     if path.exists():
         raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
@@ -147,8 +147,7 @@ def _fill(
         _write_provenance(draft / "provenance", provenance, composed.experiment)
     session = Session(draft, meta)
     for spec in specs:
-        # What waits for no checkpoint of another job has its start from elsewhere, or none.
-        session.save_job(JobRecord(spec=spec, launched=spec.parent is None))
+        session.save_job(JobRecord(spec=spec, launched=not spec.waits))
         if spec.branch is not None and spec.parent is None:
             _pin_start(spec, composed.experiment, draft, path)
     session.save_meta()

@@ -1,8 +1,9 @@
 """Evaluates a checkpoint of the demo's trainer: the loss on text that it was not trained on.
 
-python -m autoexp.demo_evaluate .../iter_0001000
+python -m autoexp.demo_evaluate .../iter_0001000 [--scores scores.json]
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -32,11 +33,14 @@ def held_out_loss(checkpoint: Path) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m autoexp.demo_evaluate CHECKPOINT", file=sys.stderr)
-        return 2
-    checkpoint = Path(arguments[0])
-    print(f"{checkpoint.name}: loss {held_out_loss(checkpoint):.4f} nats per character", flush=True)
+    options = argparse.ArgumentParser(prog="python -m autoexp.demo_evaluate")
+    options.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    options.add_argument("--scores", type=Path, help="JSON file for the score")
+    given = options.parse_args(arguments)
+    loss = held_out_loss(given.checkpoint)
+    print(f"{given.checkpoint.name}: loss {loss:.4f} nats per character", flush=True)
+    if given.scores:
+        given.scores.write_text(json.dumps({"held_out_loss": loss}) + "\n")
     return 0
 
 

@@ -9,6 +9,7 @@ from autoexp.events import (
     Event,
     JobAdded,
     JobGivenUp,
+    JobReady,
     LoggingStopped,
     LogLost,
     LogMatched,
@@ -47,6 +48,8 @@ def describe(event: Event) -> str:
             return f"{event.job} attempt {event.attempt}: {event.verdict} ({event.reason})"
         case JobGivenUp():
             return f"{event.job}: failed ({event.reason})"
+        case JobReady():
+            return f"{event.job}: all that it waited for is there"
         case AttemptRefused():
             return f"{event.job} attempt {event.attempt}: not submitted ({event.reason})"
         case JobAdded():

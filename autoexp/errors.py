@@ -2,6 +2,7 @@
 
     AutoexpError
       BadInput                 wrong configuration or arguments; nothing was submitted   exit 2
+        NotAgreed              somebody said no to the plan's price                      exit 2
       SessionError
         SessionNotFound        no such session below the sessions root                   exit 2
         SessionHeld            another live monitor holds the session                    exit 3
@@ -26,6 +27,10 @@ class BadInput(AutoexpError):
     """The configuration or the arguments are wrong; nothing was submitted."""
 
     exit_code = 2
+
+
+class NotAgreed(BadInput):
+    """Somebody was asked whether the plan may go ahead, and said no."""
 
 
 class SessionError(AutoexpError):

@@ -66,10 +66,25 @@ class JobGivenUp(Closed):
     kind: Literal["job_given_up"] = "job_given_up"
     job: str
     reason: str
+    retries: int = 0
 
     @property
     def key(self) -> str:
-        return f"given-up/{self.job}"
+        again = f"/r{self.retries}" if self.retries else ""
+        return f"given-up/{self.job}{again}"
+
+
+class JobReady(Closed):
+    """All that a planned job waited for is there."""
+
+    kind: Literal["job_ready"] = "job_ready"
+    job: str
+    retries: int = 0
+
+    @property
+    def key(self) -> str:
+        again = f"/r{self.retries}" if self.retries else ""
+        return f"ready/{self.job}{again}"
 
 
 class AttemptRefused(Closed):
@@ -261,6 +276,7 @@ Event = Annotated[
     | StateChanged
     | AttemptJudged
     | JobGivenUp
+    | JobReady
     | AttemptRefused
     | JobAdded
     | RequestRefused

@@ -6,11 +6,14 @@ from pydantic import Field, model_validator
 
 from autoexp.backends.base import Backend, Closed
 from autoexp.backends.kinds import AnyBackend
+from autoexp.budget import Budget
 from autoexp.containers import Container, NoContainer
 from autoexp.machines import Machine
 from autoexp.quantities import Quantity, Unit, read_quantity
 from autoexp.rules.actions import Decay, Shape
 from autoexp.rules.sections import Rules
+from autoexp.stages import Stage, StageName
+from autoexp.sweep.language import Sweep
 
 JobName = Annotated[
     str,
@@ -127,6 +130,12 @@ class Experiment(Closed):
         description="a checkpoint to branch from instead of training; set by `--from`, and by the "
         "deployment `cooldown`",
     )
+    stages: dict[StageName, Stage | None] = Field(
+        default_factory=dict,
+        description="what follows the training and its cooldowns; `null` switches one off",
+    )
+    sweep: Sweep | None = Field(None, description="many settings of all this, in one session")
+    budget: Budget = Field(default_factory=Budget, description="GPU hours")
 
     @property
     def trainer(self) -> Backend:

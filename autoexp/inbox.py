@@ -16,6 +16,7 @@ from autoexp.backends.base import Closed
 from autoexp.errors import BadInput
 from autoexp.events import JobAdded, RequestRefused
 from autoexp.jobs import Attempt, JobSpec, now
+from autoexp.retrying import retry
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.session import Session
@@ -49,7 +50,26 @@ class ActionRequest(Closed):
     by: By
 
 
-Request = Annotated[CancelRequest | SubmitRequest | ActionRequest, Field(discriminator="kind")]
+class RetryRequest(Closed):
+    """Run failed jobs again; all of the session's when none is named."""
+
+    kind: Literal["retry"] = "retry"
+    jobs: tuple[str, ...] = ()
+    by: By
+
+
+class BudgetRequest(Closed):
+    """Spend more, or less: GPU hours above which nothing more is launched."""
+
+    kind: Literal["budget"] = "budget"
+    stop_above: float | None = Field(gt=0)
+    by: By
+
+
+Request = Annotated[
+    CancelRequest | SubmitRequest | ActionRequest | RetryRequest | BudgetRequest,
+    Field(discriminator="kind"),
+]
 _adapter: TypeAdapter[Request] = TypeAdapter(Request)
 
 
@@ -94,6 +114,12 @@ def _apply(session: Session, request: Request) -> str:
             return add_jobs(session, request)
         case ActionRequest():
             return _change_action(session, request)
+        case RetryRequest():
+            names = retry(session, request.jobs)
+            return f"{request.by}: runs {', '.join(names) or 'nothing: no job has failed'} again"
+        case BudgetRequest(stop_above=most):
+            _change_budget(session, most)
+            return f"{request.by}: stops above {'nothing' if most is None else f'{most:g}'}"
 
 
 def request_cancel(session: Session, jobs: tuple[str, ...], by: str) -> list[str]:
@@ -129,6 +155,12 @@ def add_jobs(session: Session, request: SubmitRequest) -> str:
         session.record([JobAdded(job=spec.name, by=request.by)])
     session.list_jobs()
     return f"{request.by}: adds {', '.join(spec.name for spec in request.jobs)}"
+
+
+def _change_budget(session: Session, most: float | None) -> None:
+    budget = session.experiment.budget.model_copy(update={"stop_above": most})
+    session.meta.experiment = session.experiment.model_copy(update={"budget": budget})
+    session.save_meta()
 
 
 def _change_action(session: Session, request: ActionRequest) -> str:

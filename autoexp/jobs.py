@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from autoexp import schema, states
 from autoexp.backends.base import Backend, Branch, Closed
 from autoexp.backends.kinds import AnyBackend
+from autoexp.budget import Estimate
 from autoexp.containers import Container, NoContainer
 from autoexp.logtail import LogCursor
 from autoexp.machines import Machine
 from autoexp.rules.conditions import Condition
+from autoexp.stages import Awaited, Draft
 
 
 class Kind(StrEnum):
@@ -55,11 +57,27 @@ class JobSpec(Closed):
     """What has to hold, besides its checkpoint being there, before a cooldown starts."""
     start_within_s: float = 86400.0
     """How long that may take."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What tells its sweep point from the others, by dotted key."""
+    awaits: tuple[Awaited, ...] = ()
+    """What it waits for, when it follows other jobs."""
+    draft: Draft | None = None
+    """Its command as it is written, filled when it is released."""
+    scores: str | None = None
+    """JSON file of numbers that it writes."""
+    planned: Estimate | None = None
+    """GPU hours that it is planned to take; None: nobody can tell."""
 
     @property
     def trainer(self) -> Backend:
         """The backend, seen as the protocol that all backends keep."""
         return self.backend
+
+    @property
+    def waits(self) -> bool:
+        """Whether something has to happen in the session before it may be submitted."""
+        branches = self.branch is not None and self.parent is not None
+        return branches or bool(self.awaits)
 
     @property
     def title(self) -> str:
@@ -174,6 +192,10 @@ class JobRecord(BaseModel):
     tail: list[Logged] = Field(default_factory=list)
     """The last logged iterations of the attempt, as many as the session's metric rules look at."""
     attempts_without_progress: int = 0
+    scores: dict[str, float] = Field(default_factory=dict)
+    """Numbers that it wrote into its file of scores, by dotted name."""
+    retries: int = 0
+    """How often somebody asked for it to be run again after it had failed."""
     restart: RestartRequest | None = None
     """Another attempt is asked for; None once the next one may be submitted."""
     restarted: dict[int, str] = Field(default_factory=dict)

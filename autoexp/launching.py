@@ -34,6 +34,8 @@ def launched_jobs(
     else:
         composed = compose_launched(launch, name, values)
         refuse_other_scheduler(session, composed.experiment)
+        if composed.points:
+            raise BadInput(f"{launch.config}: a rule launches one experiment, and this is a sweep")
         root = output_root(session.experiment, session.path)
         jobs = make_plan(composed.experiment, root).jobs
     of_first = {"kind": Kind(launch.as_kind), "parent": action.event.job or None}
@@ -67,6 +69,7 @@ def _command(session: Session, launch: Launch, name: str, values: Values) -> Job
             command=tuple(fill(argument, values) for argument in launch.command or ()),
             output_dir=str(output),
             save_dir=str(output / "checkpoints"),
+            scores=str(output / launch.scores) if launch.scores else None,
         )
     except ValidationError as error:
         raise BadInput(f"{name}: {error.errors()[0]['msg']}") from error

@@ -1,7 +1,11 @@
 """How much time and how many places in the queue a job asks for."""
 
+from collections.abc import Iterable
+
+from autoexp.experiment import Experiment
 from autoexp.jobs import JobRecord, JobSpec, Kind
 from autoexp.machines import SlurmCluster
+from autoexp.spending import over_budget
 
 
 def time_limit(job: JobRecord, parent: JobRecord | None) -> float | None:
@@ -40,3 +44,14 @@ def chain_length(job: JobRecord) -> int:
     if isinstance(machine, SlurmCluster) and job.spec.kind is Kind.TRAIN:
         return machine.chain
     return 1
+
+
+def room(experiment: Experiment, jobs: Iterable[JobRecord]) -> int | None:
+    """How many more attempts may go into the queue; None: any number."""
+    jobs = list(jobs)
+    if over_budget(experiment.budget, jobs) is not None:
+        return 0
+    most = experiment.slurm.max_jobs
+    if most is None:
+        return None
+    return max(0, most - sum(len(job.open_attempts) for job in jobs))

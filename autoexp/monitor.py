@@ -14,13 +14,15 @@ from autoexp.events import AttemptJudged, Event, JobGivenUp
 from autoexp.jobs import Attempt, JobRecord, Verdict
 from autoexp.logtail import LogCursor
 from autoexp.overview import overview
+from autoexp.releasing import hopeless, ready
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.base import Sighting, Ticket, apply
 from autoexp.session import Session
-from autoexp.verdicts import counts, judge, made_progress, saved_iteration
+from autoexp.spending import over_budget
+from autoexp.verdicts import counts, judge, made_progress, saved_iteration, with_scores
 from autoexp.watch import JobWatch
 
 
@@ -75,6 +77,7 @@ class Monitor:
             if len(self._unwritten) > before or watch.dirty:
                 changed.add(name)
         self._unwritten += self._overview(self._unwritten)
+        self._unwritten += ready(self._session)
         self._write_down()
         self._save_records()
         changed |= self._give_up()
@@ -143,7 +146,7 @@ class Monitor:
 
     def _judge(self, job: JobRecord, attempt: Attempt) -> AttemptJudged:
         most = self._session.experiment.monitoring.max_attempts_without_progress
-        judgement = judge(job, attempt, most_without_progress=most)
+        judgement = with_scores(job, judge(job, attempt, most_without_progress=most))
         attempt.verdict = judgement.verdict
         if made_progress(job, attempt):
             job.attempts_without_progress = 0
@@ -231,18 +234,29 @@ class Monitor:
             if reason is not None:
                 finishes = job.ending is not None and job.ending.verdict is Verdict.FINISHED
                 if not finishes:
-                    self.notice([JobGivenUp(job=name, reason=reason)])
+                    self.notice([JobGivenUp(job=name, reason=reason, retries=job.retries)])
                 verdict = Verdict.FINISHED if finishes else Verdict.FAILED
                 self._session.settle(job, verdict, reason)
                 self._urgent.discard(name)
                 given_up.add(name)
         return given_up
 
+    def _stopped(self) -> str | None:
+        """Why nothing more starts, once what was running has ended."""
+        jobs = self._session.jobs.values()
+        if self._session.experiment.budget.stop_above is None:
+            return None
+        if any(job.open_attempts for job in jobs):
+            return None
+        return over_budget(self._session.experiment.budget, jobs)
+
     def _hopeless(self, job: JobRecord) -> str | None:
         if job.cancel_requested:
             return f"cancelled: {job.cancel_requested}"
         if job.ending is not None:
             return job.ending.reason
+        if (stopped := self._stopped()) is not None:
+            return stopped
         if job.launched:
             return None
         launches = [
@@ -254,6 +268,8 @@ class Monitor:
             return None
         if launches:
             return f"could not be launched: {launches[-1].reason}"
+        if job.spec.awaits:
+            return hopeless(job.spec, self._session.jobs)
         parent = self._session.jobs.get(job.spec.parent or "")
         if parent is None or not parent.is_over or job.spec.branch is None:
             return None

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from autoexp.backends.base import FoundCheckpoint
-from autoexp.compose import Composed, compose, escaped, group_choices
+from autoexp.compose import Composed, compose, group_choices
 from autoexp.errors import BadInput
 from autoexp.jobs import JobRecord
+from autoexp.plain import escaped
 from autoexp.session import Session
 
 _WRITTEN = re.compile(r"(?P<session>[^:@]+)(:(?P<job>[^:@]+)(@(?P<iteration>[0-9]+))?)?")
@@ -55,6 +56,7 @@ def compose_from(
     job = session.jobs.get(origin.job)
     if job is None:
         raise BadInput(f"{session.id}: no job {origin.job}; it has: {', '.join(session.jobs)}")
+    base["sweep"] = None  # one of its points
     base["backend"] = job.spec.backend.model_dump(mode="json")
     branch = job.spec.branch
     if origin.iteration is None and branch is None:

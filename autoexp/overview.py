@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from autoexp.events import AttemptJudged, BudgetPassed, Event, JobGivenUp, TrunksFinished
-from autoexp.jobs import Kind, Verdict, spent_gpu_hours
+from autoexp.jobs import Kind, Verdict
 from autoexp.rules.language import SessionRule
 from autoexp.session import Session
+from autoexp.spending import over_budget, spent
+
+_STOP = "budget.stop_above"
 
 
 def overview(
@@ -20,7 +23,11 @@ def overview(
             found.append(TrunksFinished(trunks=len(trunks)))
     for name, rule in rules.items():
         if rule.gpu_hours_above is not None and not session.journal.has(f"budget/{name}"):
-            spent = sum(spent_gpu_hours(a) for job in session.jobs.values() for a in job.attempts)
-            if spent > rule.gpu_hours_above:
-                found.append(BudgetPassed(rule=name, gpu_hours=round(spent, 3)))
+            hours = spent(session.jobs.values())
+            if hours > rule.gpu_hours_above:
+                found.append(BudgetPassed(rule=name, gpu_hours=round(hours, 3)))
+    jobs = session.jobs.values()
+    passed = over_budget(session.experiment.budget, jobs) is not None
+    if passed and not session.journal.has(f"budget/{_STOP}"):
+        found.append(BudgetPassed(rule=_STOP, gpu_hours=round(spent(jobs), 3)))
     return found

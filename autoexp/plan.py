@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoexp.backends.base import Branch, Closed
+from autoexp.budget import estimate
 from autoexp.containers import NoContainer
 from autoexp.cost import Cost, cost_of
 from autoexp.errors import BadInput
 from autoexp.experiment import Cooldown, Experiment, Start
 from autoexp.jobs import JobSpec, Kind
 from autoexp.rules.planned import all_cooldowns
+from autoexp.siblings import stage_jobs
 
 
 class Plan(Closed):
@@ -78,7 +80,13 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     if refused:
         raise BadInput("\n".join(refused))
     cost = cost_of(jobs, experiment.trainer.batches(workers))
+    jobs = [_with_estimate(job, experiment) for job in jobs]
+    jobs += stage_jobs(experiment, jobs)
     return Plan(jobs=tuple(jobs), notes=tuple(notes), cost=cost)
+
+
+def _with_estimate(job: JobSpec, experiment: Experiment) -> JobSpec:
+    return job.model_copy(update={"planned": estimate(job, experiment.budget)})
 
 
 def _notes_on_start(start: Start | None, output_root: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """The loss curve with its branches, and the learning rate below, as a picture."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,40 +10,46 @@ from matplotlib.figure import Figure
 
 from autoexp import durable
 from autoexp.curves import Curve, read_curve
+from autoexp.jobs import JobSpec, Kind
 from autoexp.session import Session
 
 _TRUNK = "#4a5568"
+_INSIDE = 6  # lines whose legend fits beside the curves
+_LEGEND = 24  # lines that a legend has room for
 
 
-def draw(session: Session, path: Path | None = None) -> Path:
-    """Draw the session's curves into a PNG, `plot.png` in the session unless `path` is given."""
+def draw(*sessions: Session, path: Path | None = None) -> Path:
+    """Draw curves into a PNG, `plot.png` in the first session unless `path` is given."""
     figure = Figure(figsize=(10, 6.5), dpi=110, layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     colours = matplotlib.colormaps["plasma"]
-    branches = [job for job in session.jobs.values() if job.spec.parent is not None]
+    drawn = [(session, job.spec) for session in sessions for job in session.jobs.values()]
+    branches = [spec for _, spec in drawn if spec.parent is not None]
+    many_trunks = sum(spec.kind is Kind.TRAIN for _, spec in drawn) > 1
     shown: list[float] = []
-    for job in session.jobs.values():
-        curve = read_curve(session.path, job.spec.name)
+    for session, spec in drawn:
+        curve = read_curve(session.path, spec.name)
         if not curve.iterations:
             continue
-        if job.spec.parent is None:
-            _line(loss, rate, curve, _TRUNK, job.spec.title)
+        label = spec.title if len(sessions) == 1 else f"{session.id} {spec.title}"
+        if spec.parent is None:
+            _line(loss, rate, curve, _TRUNK, None if many_trunks else label)
         else:
-            place = branches.index(job) / max(1, len(branches) - 1)
-            curve = _joined(session, job.spec.parent, curve)
-            _line(loss, rate, curve, colours(0.1 + 0.7 * place), job.spec.title, width=2.0)
+            place = branches.index(spec) / max(1, len(branches) - 1)
+            curve = _joined(session, spec.parent, curve)
+            _line(loss, rate, curve, colours(0.1 + 0.7 * place), label, width=2.0)
             loss.plot(curve.iterations[0], curve.losses[0], "o", color=_TRUNK, ms=5, zorder=5)
         shown += curve.losses
-    _dress(loss, rate, session, shown)
+    _dress(loss, rate, ", ".join(session.id for session in sessions), drawn, shown)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
-    target = path or session.path / "plot.png"
+    target = path or sessions[0].path / "plot.png"
     durable.write(target, picture.getvalue())
     return target
 
 
 def _line(
-    loss: Axes, rate: Axes, curve: Curve, colour: object, label: str, width: float = 1.2
+    loss: Axes, rate: Axes, curve: Curve, colour: object, label: str | None, width: float = 1.2
 ) -> None:
     loss.plot(curve.iterations, curve.losses, color=colour, lw=width, label=label)
     rate.plot(curve.iterations, curve.learning_rates, color=colour, lw=width)
@@ -62,8 +69,15 @@ def _joined(session: Session, parent: str, curve: Curve) -> Curve:
     )
 
 
-def _dress(loss: Axes, rate: Axes, session: Session, shown: list[float]) -> None:
-    loss.set_title(f"{session.id}: {len(session.jobs) - 1} cooldowns", loc="left")
+def _dress(
+    loss: Axes,
+    rate: Axes,
+    title: str,
+    drawn: Sequence[tuple[Session, JobSpec]],
+    shown: Sequence[float],
+) -> None:
+    cooldowns = sum(spec.kind is Kind.COOLDOWN for _, spec in drawn)
+    loss.set_title(f"{title}: {cooldowns} cooldowns", loc="left")
     loss.set_ylabel("loss (nats per token)")
     rate.set_ylabel("learning rate")
     rate.set_xlabel("iteration")
@@ -78,4 +92,8 @@ def _dress(loss: Axes, rate: Axes, session: Session, shown: list[float]) -> None
     settled = sorted(shown)[int(0.97 * (len(shown) - 1))]
     margin = 0.08 * (settled - min(shown)) or 0.1
     loss.set_ylim(min(shown) - margin, settled + margin)
-    loss.legend(frameon=False)
+    lines = len(loss.get_legend_handles_labels()[1])
+    if 0 < lines <= _INSIDE:
+        loss.legend(frameon=False)
+    elif lines <= _LEGEND:
+        loss.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))

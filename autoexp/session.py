@@ -9,12 +9,19 @@ from typing import Any
 from autoexp import durable, lease, schema, states
 from autoexp.blame import BlameList
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
-from autoexp.events import AttemptRefused, CancelAnswered, CheckpointComplete, Event
+from autoexp.events import (
+    AttemptRefused,
+    CancelAnswered,
+    CheckpointComplete,
+    Event,
+    JobReady,
+)
 from autoexp.experiment import Experiment
+from autoexp.family import in_order
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Verdict, now
 from autoexp.journal import Journal
 from autoexp.lease import Lease
-from autoexp.limits import chain_length, time_limit
+from autoexp.limits import chain_length, room, time_limit
 from autoexp.plan import Plan
 from autoexp.rules.records import ActionRecord, Actions
 from autoexp.schedulers.base import Ticket
@@ -72,9 +79,9 @@ class Session:
                 f"{path / 'jobs'}: no file for {', '.join(sorted(missing))}. Nothing was changed: "
                 "put it back from a backup, then resume the session"
             )
-        # The trunk first, then by branch point: the order in which people think of them.
-        ordered = sorted(session.jobs.values(), key=_job_order)
-        session.jobs = {job.spec.name: job for job in ordered}
+        specs = {name: job.spec for name, job in session.jobs.items()}
+        names = in_order(specs, session.meta.jobs)
+        session.jobs = {name: session.jobs[name] for name in names}
         for file in sorted((path / "actions").glob("*.json")):
             action = schema.read(file, ActionRecord)
             session.actions[action.key] = action
@@ -174,7 +181,7 @@ class Session:
         if spec.name not in self.jobs:
             attempts = [] if attempt is None else [attempt]
             if launched is None:
-                launched = spec.branch is None  # a cooldown waits for its checkpoint
+                launched = not spec.waits  # a cooldown for its checkpoint, a stage for siblings
             job = JobRecord(spec=spec, launched=launched, attempts=attempts)
             self.save_job(job)
             self.jobs[spec.name] = job
@@ -198,7 +205,7 @@ class Session:
         """Write down the intent of a new attempt; None while it is not wanted, or has no room."""
         if not job.wants_attempt(chain_length(job)):
             return None
-        if self.room() == 0:
+        if room(self.experiment, self.jobs.values()) == 0:
             return None
         ahead = job.open_attempts
         number = len(job.attempts) + 1
@@ -247,13 +254,6 @@ class Session:
         changes = {"state": "CANCELLED", "reason": "never submitted", "ended_at": now()}
         self.change_attempt(job, attempt, changes)
 
-    def room(self) -> int | None:
-        """How many more attempts may go into the queue; None: any number."""
-        most = self.experiment.slurm.max_jobs
-        if most is None:
-            return None
-        return max(0, most - sum(len(job.open_attempts) for job in self.jobs.values()))
-
     def ticket(self, attempt: Attempt) -> Ticket:
         directory = self.path / "attempts" / attempt.key
         return Ticket(attempt.key, directory, attempt.name, attempt.intended_at, attempt.job_id)
@@ -270,6 +270,8 @@ class Session:
     def is_valid(self, event: Event) -> bool:
         """Whether what an event tells of is still so: a checkpoint may have been set aside."""
         job = self.jobs.get(event.job)
+        if job is not None and isinstance(event, JobReady):
+            return event.retries == job.retries
         if job is None or not isinstance(event, CheckpointComplete):
             return True
         return event.generation == job.generation(event.iteration)
@@ -293,8 +295,3 @@ def _must_exist(path: Path) -> None:
 def sessions_root() -> Path:
     """`$AUTOEXP_SESSIONS`, else `sessions/` in the working directory."""
     return Path(os.environ.get("AUTOEXP_SESSIONS", "sessions")).absolute()
-
-
-def _job_order(job: JobRecord) -> tuple[bool, int, str]:
-    branch = job.spec.branch
-    return (job.spec.parent is not None, branch.iteration if branch else 0, job.spec.name)

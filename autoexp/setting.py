@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from autoexp.errors import BadInput
+from autoexp.plain import set_value
 
 
 def setting(changes: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -11,13 +11,7 @@ def setting(changes: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, 
 
     def fill_in(values: dict[str, Any]) -> dict[str, Any]:
         for key, value in changes.items():
-            *path, last = key.split(".")
-            node = values
-            for part in path:
-                node = node.setdefault(part, {})
-                if not isinstance(node, dict):
-                    raise BadInput(f"{key}: {part} holds a value, and no keys")
-            node[last] = value
+            set_value(values, key, value)
         return values
 
     return fill_in

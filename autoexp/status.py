@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from autoexp import lease, states
 from autoexp.jobs import Attempt, JobRecord, Kind, Verdict, spent_gpu_hours
 from autoexp.session import Session
+from autoexp.spending import over_budget
 
 
 class MonitorStatus(BaseModel):
@@ -44,6 +45,8 @@ class JobStatus(BaseModel):
     learning_rate: float | None
     seconds_left: float | None
     gpu_hours: float
+    planned_gpu_hours: float | None
+    scores: dict[str, float]
     output_dir: str
     log: str | None
     attempts: list[AttemptStatus]
@@ -87,13 +90,14 @@ def status_of(session: Session) -> Status:
     for action in session.actions.values():
         setattr(counts, action.status, getattr(counts, action.status) + 1)
     alive = holder is not None and holder.alive
+    stopped = over_budget(session.experiment.budget, session.jobs.values())
     flow_run_ids = session.meta.flow_run_ids
     return Status(
         session=session.id,
         state=state_of(session, watched=alive),
         flow_run_id=flow_run_ids[-1] if flow_run_ids else None,
         monitor=MonitorStatus(**holder._asdict()) if holder is not None else None,
-        jobs=[_job_status(job) for job in session.jobs.values()],
+        jobs=[_job_status(job, stopped) for job in session.jobs.values()],
         actions=counts,
         events=len(session.journal),
         checkpoints=[
@@ -111,7 +115,7 @@ def state_of(session: Session, *, watched: bool) -> str:
     return "running" if watched else "stopped"
 
 
-def _job_status(job: JobRecord) -> JobStatus:
+def _job_status(job: JobRecord, stopped: str | None) -> JobStatus:
     spec = job.spec
     return JobStatus(
         name=spec.name,
@@ -120,13 +124,15 @@ def _job_status(job: JobRecord) -> JobStatus:
         branch_iteration=spec.branch.iteration if spec.branch else None,
         state=job.state,
         verdict=job.verdict,
-        reason="; ".join(filter(None, (job.reason or waits(job), job.tainted))) or None,
+        reason="; ".join(filter(None, (job.reason or waits(job, stopped), job.tainted))) or None,
         iteration=job.iteration,
         target_iteration=spec.target_iteration,
         loss=job.loss,
         learning_rate=job.learning_rate,
         seconds_left=_seconds_left(job),
         gpu_hours=sum(spent_gpu_hours(attempt) for attempt in job.attempts),
+        planned_gpu_hours=spec.planned.gpu_hours if spec.planned else None,
+        scores=job.scores,
         output_dir=spec.output_dir,
         log=job.attempt.log if job.attempt else None,
         attempts=[_attempt_status(attempt) for attempt in job.attempts],
@@ -146,14 +152,19 @@ def _seconds_left(job: JobRecord) -> float | None:
     return max(0, job.spec.target_iteration - job.iteration) * job.seconds_per_iteration
 
 
-def waits(job: JobRecord) -> str | None:
-    """What a job that is not over waits for, in words; None when it runs."""
+def waits(job: JobRecord, stopped: str | None = None) -> str | None:
+    """What a job that is not over waits for, in words; None when it runs.
+
+    `stopped` says why the session launches nothing more, if it does not.
+    """
     if job.is_over or states.is_running(job.state):
         return None
+    if not job.launched and job.spec.awaits:
+        return f"waits for {', '.join(str(awaited) for awaited in job.spec.awaits)}"
     if not job.launched and job.spec.branch is not None:
         return f"waits for checkpoint {job.spec.branch.iteration} of {job.spec.parent}"
     if job.wants_attempt():
-        return "waits for room in the queue (slurm.max_jobs)"
+        return stopped or "waits for room in the queue (slurm.max_jobs)"
     attempt = job.attempt
     if attempt is None or attempt.reason is None:
         return job.warning

@@ -1,9 +1,11 @@
 """What an ended attempt means. COMPLETED is not finished: the target says what finished is."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from autoexp import states
 from autoexp.jobs import Attempt, JobRecord, Verdict
+from autoexp.scores import NoScores, read_scores
 from autoexp.states import Fault, Reaction, StateFacts
 
 
@@ -55,6 +57,17 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
 def counts(job: JobRecord, attempt: Attempt) -> bool:
     """Whether its end says anything: attempts queued ahead end with the one that restarts."""
     return job.restart is None or attempt.number <= job.restart.attempt
+
+
+def with_scores(job: JobRecord, judgement: Judgement) -> Judgement:
+    """Read what a finished job was to write down; without it, the job has failed."""
+    if job.spec.scores is None or judgement.verdict is not Verdict.FINISHED:
+        return judgement
+    try:
+        job.scores = read_scores(Path(job.spec.scores))
+    except NoScores as error:
+        return Judgement(Verdict.FAILED, f"{judgement.reason}, but without scores: {error}")
+    return judgement
 
 
 def made_progress(job: JobRecord, attempt: Attempt) -> bool:

@@ -3,7 +3,7 @@
 The core never asks Prefect for anything: names are replaced before it validates the experiment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,20 +22,25 @@ _TYPES: Mapping[str, tuple[type[_Named], ...]] = {
 """Keys of an experiment that may name a block, and which types it may be of."""
 
 
-def fill_in(values: dict[str, Any]) -> dict[str, Any]:
+Load = Callable[[str, str], _Named]
+
+
+def fill_in(values: dict[str, Any], load: Load | None = None) -> dict[str, Any]:
     """Replace every `{block: NAME}` by the block's settings; what stands beside it wins.
+
+    `load` asks Prefect for a block, by the key that names it and its name.
 
     Raises BadInput when there is no such block, or when it is of another kind than what stands
     beside it.
     """
     named = [key for key in _TYPES if isinstance(values.get(key), dict) and "block" in values[key]]
-    return {**values, **{key: _filled(key, values[key]) for key in named}}
+    return {**values, **{key: _filled(key, values[key], load or load_block) for key in named}}
 
 
-def _filled(key: str, value: dict[str, Any]) -> dict[str, Any]:
+def _filled(key: str, value: dict[str, Any], load: Load) -> dict[str, Any]:
     own = {name: inner for name, inner in value.items() if name != "block"}
     name = value["block"]
-    held = _load(key, str(name)).settings.model_dump(mode="json")
+    held = load(key, str(name)).settings.model_dump(mode="json")
     if own.get("kind", held["kind"]) != held["kind"]:
         raise BadInput(
             f"{key}.block: {name} holds settings of kind {held['kind']}, and a group file says "
@@ -44,7 +49,8 @@ def _filled(key: str, value: dict[str, Any]) -> dict[str, Any]:
     return {**held, **own}
 
 
-def _load(key: str, name: str) -> _Named:
+def load_block(key: str, name: str) -> _Named:
+    """The block of a name; raises BadInput when Prefect has none that fits."""
     for kind in _TYPES[key]:
         try:
             loaded = kind.load(name)

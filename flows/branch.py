@@ -6,6 +6,7 @@ from typing import Any
 from prefect import State, flow
 
 from autoexp import branching
+from autoexp.compose import Composed
 from autoexp.provenance import provenance
 from autoexp.rules.actions import Decay
 from flows.form import ExperimentForm
@@ -36,8 +37,7 @@ async def cooldown(
         experiment: The experiment, filled in here instead of `config` and `overrides`.
     """
 
-    def make(root: Path, flow_run_id: str) -> Path:
-        composed = ask_for(config, overrides, experiment)
+    def make(composed: Composed, root: Path, flow_run_id: str) -> Path:
         return branching.create_branch(
             composed,
             root,
@@ -47,4 +47,4 @@ async def cooldown(
             flow_run_id=flow_run_id,
         )
 
-    return await watch_new(make)
+    return await watch_new(lambda: ask_for(config, overrides, experiment), make)

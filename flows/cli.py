@@ -8,6 +8,15 @@ from collections.abc import Sequence
 
 from autoexp import __version__
 from autoexp.errors import AutoexpError
+from flows.options import (
+    add_agreement,
+    add_experiment,
+    add_origin,
+    add_points,
+    add_session,
+    hours,
+    lines,
+)
 
 _EPILOG = """exit codes:
   0  all jobs finished          2    bad input, nothing submitted
@@ -75,27 +84,32 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     run = commands.add_parser("run", help="start a session: submit the training and watch it")
-    _add_experiment(run)
-    _add_origin(run)
+    add_points(run)
+    add_origin(run)
     run.add_argument("--session", metavar="ID", help="the new session's id; made up by default")
     run.add_argument("--no-monitor", action="store_true", help="only register it, as `submit` does")
-    run.add_argument("--dry-run", action="store_true", help="only show what would be submitted")
+    run.add_argument(
+        "--dry-run", action="store_true", help="show the plan and write its batch scripts, no more"
+    )
+    add_agreement(run)
     run.set_defaults(function="run")
 
     plan = commands.add_parser("plan", help="show what would be submitted, and submit nothing")
-    _add_experiment(plan)
-    _add_origin(plan)
+    add_points(plan)
+    add_origin(plan)
     plan.add_argument("--json", action="store_true", help="for tools")
-    plan.set_defaults(function="plan")
+    plan.add_argument("--svg", metavar="FILE", help="also draw the tree, for a paper or a wiki")
+    plan.set_defaults(module="planning", function="plan")
 
     submit = commands.add_parser("submit", help="register a job in a session, and return at once")
-    _add_experiment(submit)
+    add_points(submit)
     submit.add_argument("--session", metavar="ID", required=True, help="which session")
+    add_agreement(submit)
     submit.set_defaults(module="joining", function="submit")
 
     adopt = commands.add_parser("adopt", help="take a job that was started by hand into a session")
     adopt.add_argument("session", metavar="SESSION")
-    _add_experiment(adopt)
+    add_experiment(adopt)
     adopt.add_argument("--job-id", required=True, help="its SLURM job id")
     adopt.add_argument("--backend", required=True, help="which trainer it runs")
     adopt.add_argument("--save-dir", required=True, help="where its checkpoints land")
@@ -103,20 +117,20 @@ def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     adopt.set_defaults(module="joining", function="adopt")
 
     resume = commands.add_parser("resume", help="take a session up again where it stands")
-    _add_session(resume)
+    add_session(resume)
     resume.set_defaults(function="resume")
 
 
 def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     status = commands.add_parser("status", help="jobs, iterations, losses of a session")
-    _add_session(status)
+    add_session(status)
     how = status.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="the contract in docs/commands.md")
     how.add_argument("--watch", action="store_true", help="keep showing it until it is over")
     status.set_defaults(function="status")
 
     events = commands.add_parser("events", help="what happened, in order")
-    _add_session(events)
+    add_session(events)
     events.add_argument("--json", action="store_true", help="one JSON object per line")
     events.add_argument("--follow", "-f", action="store_true", help="go on as it happens")
     events.set_defaults(function="events_")
@@ -127,16 +141,33 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     explain.set_defaults(module="rules_commands", function="explain")
 
     tail = commands.add_parser("tail", help="the last lines of a job's log")
-    _add_session(tail)
+    add_session(tail)
     tail.add_argument("job", nargs="?", help="the training by default")
-    tail.add_argument("--lines", "-n", type=_lines, default=20, help="how many (20)")
+    tail.add_argument("--lines", "-n", type=lines, default=20, help="how many (20)")
     tail.add_argument("--follow", "-f", action="store_true", help="go on as it is written")
     tail.set_defaults(function="tail")
 
-    plot = commands.add_parser("plot", help="draw the loss curve with its branches")
-    _add_session(plot)
+    plot = commands.add_parser("plot", help="draw loss curves, of several sessions together")
+    plot.add_argument("sessions", metavar="SESSION", nargs="*", help="the newest by default")
     plot.add_argument("--output", "-o", metavar="PNG", help="plot.png in the session by default")
-    plot.set_defaults(function="plot")
+    plot.set_defaults(module="results_commands", function="plot")
+
+    export = commands.add_parser("export", help="a row per job: settings, losses, scores, hours")
+    export.add_argument("sessions", metavar="SESSION", nargs="+")
+    export.add_argument(
+        "--output",
+        "-o",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a .csv or .parquet file, may be given several times; CSV on the terminal by default",
+    )
+    export.add_argument("--tensorboard", metavar="DIR", help="loss curves as event files")
+    export.set_defaults(module="results_commands", function="export")
+
+    compare = commands.add_parser("compare", help="settings that differ, and final losses")
+    compare.add_argument("sessions", metavar="SESSION", nargs="+")
+    compare.set_defaults(module="results_commands", function="compare")
 
 
 def _add_backend(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -171,6 +202,22 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     cancel.add_argument("jobs", metavar="JOB", nargs="*", help="all of the session's by default")
     cancel.set_defaults(module="session_commands", function="cancel")
 
+    retry = commands.add_parser("retry", help="run failed jobs again, from their last checkpoints")
+    retry.add_argument("session", metavar="SESSION")
+    retry.add_argument("jobs", metavar="JOB", nargs="*", help="all that failed by default")
+    retry.set_defaults(module="requests", function="retry")
+
+    budget = commands.add_parser("budget", help="GPU hours planned and spent; change the limit")
+    add_session(budget)
+    budget.add_argument(
+        "--stop-above",
+        type=hours,
+        metavar="HOURS",
+        default=argparse.SUPPRESS,
+        help="launch nothing more above; `none` lifts it",
+    )
+    budget.set_defaults(module="requests", function="budget")
+
     queue = commands.add_parser("queue", help="actions: list, show, retry, drop")
     queue.add_argument("session", metavar="SESSION")
     queue.add_argument("verb", nargs="?", choices=("list", "show", "retry", "drop"), default="list")
@@ -185,7 +232,7 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     listing.add_argument("--json", action="store_true", help="for tools")
     listing.set_defaults(module="session_commands", function="sessions_list")
     show = verbs.add_parser("show", help="what a session is about and where its files are")
-    _add_session(show)
+    add_session(show)
     show.set_defaults(module="session_commands", function="sessions_show")
     remove = verbs.add_parser("remove", help="delete a session's directory, output included")
     remove.add_argument("session", metavar="SESSION")
@@ -222,40 +269,11 @@ def _add_prefect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     deploy.set_defaults(module="prefect_commands", function="deploy")
 
 
-def _lines(word: str) -> int:
-    number = int(word)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} lines: 0 or more")
-    return number
-
-
 def _seconds(word: str) -> float:
     number = float(word)
     if not 30 <= number <= 86400:
         raise argparse.ArgumentTypeError(f"{word}: from 30 seconds to a day")
     return number
-
-
-def _add_experiment(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "experiment",
-        nargs="*",
-        metavar="CONFIG|OVERRIDE",
-        help="a configuration's name or YAML file, and overrides such as backend.args.lr=1e-3",
-    )
-
-
-def _add_origin(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--from",
-        dest="origin",
-        metavar="SESSION[:JOB[@ITERATION]]",
-        help="again as a session was, or a cooldown of it, or cooldowns from a checkpoint of it",
-    )
-
-
-def _add_session(command: argparse.ArgumentParser) -> None:
-    command.add_argument("session", metavar="SESSION", nargs="?", help="the newest by default")
 
 
 if __name__ == "__main__":

@@ -9,27 +9,27 @@ from pathlib import Path
 
 from rich.live import Live
 
-from autoexp import curves
-from autoexp.compose import Composed
-from autoexp.creation import create, output_root
+from autoexp.creation import create
 from autoexp.describing import describe
 from autoexp.errors import BadInput
 from autoexp.journal import Entry, Journal
-from autoexp.plan import Plan, make_plan
-from autoexp.rules.possible import refuse_impossible
 from autoexp.session import Session, sessions_root
 from autoexp.status import status_of
-from flows.finding import compose_words, refuse_if_held, session_path
-from flows.show import console, gains_lines, print_plan, status_view
+from flows import planning
+from flows.finding import refuse_if_held, session_path
+from flows.show import console, status_view
 
 _BLOCK = 65536
 
 
 def run(options: argparse.Namespace) -> int:
     """Create a session and watch it to its end."""
-    composed = compose_words(options.experiment, options.origin)
     if options.dry_run:
-        return _print_plan(composed, options.session)
+        return planning.dry_run(options)
+    composed = planning.wanted(options)
+    if not planning.agree(composed, planning.plan_of(composed, options.session), yes=options.yes):
+        print("nothing was submitted")
+        return 2
     if options.no_monitor:
         from flows.joining import add_jobs
 
@@ -50,15 +50,6 @@ def resume(options: argparse.Namespace) -> int:
     session = Session.load(path)
     refuse_if_held(session)
     return watch(path)
-
-
-def plan(options: argparse.Namespace) -> int:
-    """Show what would be submitted."""
-    composed = compose_words(options.experiment, options.origin)
-    if not options.json:
-        return _print_plan(composed)
-    print(_plan_of(composed).model_dump_json(indent=1))
-    return 0
 
 
 def status(options: argparse.Namespace) -> int:
@@ -167,26 +158,3 @@ def _print_from(log: Path, position: int) -> int:
             position += len(block)
     sys.stdout.flush()
     return position
-
-
-def plot(options: argparse.Namespace) -> int:
-    """Draw the curves and print the picture's path."""
-    from autoexp.plot import draw
-
-    session = Session.load(session_path(options.session))
-    output = Path(options.output).absolute() if options.output else None
-    print(draw(session, output))
-    for line in gains_lines(curves.gains(session)):
-        print(line)
-    return 0
-
-
-def _print_plan(composed: Composed, session: str | None = None) -> int:
-    print_plan(_plan_of(composed, session), console())
-    return 0
-
-
-def _plan_of(composed: Composed, session: str | None = None) -> Plan:
-    refuse_impossible(composed.experiment)
-    path = sessions_root() / (session or "SESSION")
-    return make_plan(composed.experiment, output_root(composed.experiment, path))

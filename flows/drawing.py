@@ -43,14 +43,15 @@ class Drawing:
         self._wishes = wishes
         self._log = log
         self._starting = asyncio.Lock()
-        self._drawn: set[str] = set()
+        self._drawn: set[tuple[str, int]] = set()
         self._flow_run_ids: dict[str, str] = {}
 
     def draw(self, children: asyncio.TaskGroup) -> None:
         """Start the subflows of jobs that have been submitted, or are about to be."""
         for job in self._session.jobs.values():
-            if job.attempts and job.spec.name not in self._drawn:
-                self._drawn.add(job.spec.name)
+            # One that is run again after it had failed is a new story.
+            if job.attempts and (job.spec.name, job.retries) not in self._drawn:
+                self._drawn.add((job.spec.name, job.retries))
                 children.create_task(self._draw(job))
 
     async def outcome(self, name: str) -> JobRecord:

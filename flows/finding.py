@@ -10,7 +10,7 @@ from autoexp.errors import BadInput, SessionHeld, SessionNotFound
 from autoexp.lease import Holder
 from autoexp.origins import compose_from, read_origin
 from autoexp.session import Session, sessions_root
-from flows.composing import compose, fill_in
+from flows.composing import compose, filling_in
 
 
 def compose_words(words: list[str], origin: str | None = None) -> Composed:
@@ -26,7 +26,9 @@ def compose_words(words: list[str], origin: str | None = None) -> Composed:
         if names:
             raise BadInput(f"--from {origin} brings its own configuration: leave out {names[0]}")
         start = read_origin(origin)
-        return compose_from(Session.load(session_path(start.session)), start, overrides, fill_in)
+        return compose_from(
+            Session.load(session_path(start.session)), start, overrides, filling_in()
+        )
     return compose(names[0] if names else None, overrides)
 
 

@@ -21,12 +21,18 @@ from autoexp.provenance import provenance
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.slurm_commands import CommandFailed, run
 from autoexp.session import Session, sessions_root
+from autoexp.study import plan_study
+from flows import planning
 from flows.finding import compose_words, live_holder, session_path
 
 
 def submit(options: argparse.Namespace) -> int:
     """Register a job in a session."""
-    return add_jobs(compose_words(options.experiment), options.session)
+    composed = planning.wanted(options)
+    if not planning.agree(composed, planning.plan_of(composed, options.session), yes=options.yes):
+        print("nothing was submitted")
+        return 2
+    return add_jobs(composed, options.session)
 
 
 def add_jobs(composed: Composed, session_id: str | None) -> int:
@@ -38,7 +44,7 @@ def add_jobs(composed: Composed, session_id: str | None) -> int:
         return 0
     session = Session.load(path)
     refuse_other_scheduler(session, composed.experiment)
-    plan = make_plan(composed.experiment, output_root(session.experiment, path))
+    plan = plan_study(composed, output_root(session.experiment, path))
     for spec in plan.jobs:
         session.refuse_clash(spec)  # at once, instead of by the monitor later
     return _put(session, plan, None, f"autoexp submit by {getpass.getuser()}")
@@ -51,6 +57,8 @@ def adopt(options: argparse.Namespace) -> int:
     """
     composed = compose_words([*options.experiment, f"backend={options.backend}"])
     experiment = composed.experiment
+    if composed.points:
+        raise BadInput("adopt takes one job, and this is a sweep")
     if not isinstance(experiment.slurm, SlurmCluster):
         raise BadInput("adopt takes SLURM jobs: add slurm=NAME of your cluster")
     described = _described_by_slurm(options.job_id, experiment.slurm)

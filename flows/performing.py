@@ -107,10 +107,10 @@ class Performer:
 
     async def _start(self, action: ActionRecord, job: JobRecord) -> None:
         event = action.event
-        assert isinstance(event, CheckpointComplete)
-        mark: Any = job_effects.checkpoint(event.job, event.iteration, return_state=True)
-        self.marks[job.spec.name] = await mark
-        await job_effects.pin(event, job.spec, fresh=not job.launched)
+        if isinstance(event, CheckpointComplete):
+            mark: Any = job_effects.checkpoint(event.job, event.iteration, return_state=True)
+            self.marks[job.spec.name] = await mark
+            await job_effects.pin(event, job.spec, fresh=not job.launched)
         await self._disk.persist(acting.complete, self._session, action, job)
 
     async def _do(self, action: ActionRecord) -> str | None:

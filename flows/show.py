@@ -1,7 +1,8 @@
 """How plans and sessions look in a terminal."""
 
 import shlex
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -16,6 +17,9 @@ from autoexp.machines import SlurmCluster
 from autoexp.plan import Plan
 from autoexp.status import JobStatus, Status
 
+_ROWS = 60
+_FEW = 8
+_SCORES = 3
 _COLOURS = {"finished": "green", "failed": "red", "running": "cyan", "stopped": "yellow"}
 
 
@@ -26,44 +30,76 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def status_table(status: Status) -> Table:
-    """The session's jobs: state, progress, loss, learning rate, time left."""
+    """The session's jobs: state, progress, loss, learning rate, GPU hours, time left."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("job", "state", "iteration", "", "loss", "lr", "left"):
-        right = name in ("iteration", "loss", "lr", "left")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    hours = any(job.planned_gpu_hours or job.gpu_hours for job in status.jobs)
+    for name in ("job", "state", "iteration", "", "loss", "lr", "GPU h", "left"):
+        right = name in ("iteration", "loss", "lr", "GPU h", "left")
+        if name != "GPU h" or hours:
+            table.add_column(name, justify="right" if right else "left", no_wrap=True)
     table.add_column("", overflow="fold")
-    for job in status.jobs:
-        table.add_row(*_cells(job))
+    for job in _most_telling(status.jobs):
+        table.add_row(*_cells(job, hours=hours))
     return table
 
 
+def _most_telling(jobs: Sequence[JobStatus]) -> Sequence[JobStatus]:
+    """All jobs, or of very many those that run or failed, and as many others as there is room."""
+    if len(jobs) <= _ROWS:
+        return jobs
+    telling = [job for job in jobs if job.verdict == Verdict.FAILED or job.state == "RUNNING"]
+    room = _ROWS - len(telling)
+    others = [job for job in jobs if job not in telling][: max(0, room)]
+    kept = {job.name for job in (*telling, *others)}
+    return [job for job in jobs if job.name in kept]
+
+
 def status_view(status: Status) -> RenderableType:
-    """Headline and table."""
-    return Group(_headline(status), Text(), status_table(status))
+    """Headline and table; of very many jobs, how many there are of each kind."""
+    parts: list[RenderableType] = [_headline(status), Text(), status_table(status)]
+    left_out = len(status.jobs) - len(_most_telling(status.jobs))
+    if left_out:
+        parts.append(Text(f"… and {left_out} more jobs; `--json` has all", "dim"))
+    return Group(*parts)
 
 
 def _headline(status: Status) -> Text:
     line = Text.assemble(("session ", "bold"), (status.session, "bold"), "  ")
     line.append(status.state, _COLOURS.get(status.state, ""))
+    words = Counter(_word(job) for job in status.jobs)
+    if len(status.jobs) > _FEW:
+        line.append("  " + ", ".join(f"{count} {word}" for word, count in words.items()))
+    if planned := sum(job.planned_gpu_hours or 0 for job in status.jobs):
+        spent = sum(job.gpu_hours for job in status.jobs)
+        line.append(f"  {spent:.2f} of {planned:.2f} planned GPU hours")
     if status.state == "stopped":
         line.append(f"  nobody watches it: autoexp resume {status.session}", "yellow")
     return line
 
 
-def _cells(job: JobStatus) -> list[RenderableType]:
+def _word(job: JobStatus) -> str:
+    done = job.verdict in (Verdict.FINISHED, Verdict.FAILED)
+    return str(job.verdict) if done else job.state
+
+
+def _cells(job: JobStatus, *, hours: bool) -> list[RenderableType]:
     target = job.target_iteration or 1
     done = job.iteration or 0
-    word = job.verdict if job.verdict in (Verdict.FINISHED, Verdict.FAILED) else job.state
+    word = _word(job)
     colour = {"finished": "green", "failed": "red", "RUNNING": "cyan"}.get(word, "yellow")
+    trains = job.target_iteration is not None
+    planned = "?" if job.planned_gpu_hours is None else f"{job.planned_gpu_hours:.2f}"
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in list(job.scores.items())[:_SCORES])
     return [
         job.name,
-        Text(str(word), colour),
-        f"{done}/{job.target_iteration or '?'}",
-        ProgressBar(total=target, completed=min(done, target), width=20),
+        Text(word, colour),
+        f"{done}/{job.target_iteration}" if trains else "",
+        ProgressBar(total=target, completed=min(done, target), width=20) if trains else "",
         "" if job.loss is None else f"{job.loss:.4f}",
         "" if job.learning_rate is None else f"{job.learning_rate:.1e}",
+        *([f"{job.gpu_hours:.2f}/{planned}"] if hours else []),
         _duration(job.seconds_left),
-        Text(job.reason or "", "dim"),
+        Text.assemble(scores, "  " if scores else "", (job.reason or "", "dim")),
     ]
 
 
@@ -94,13 +130,13 @@ def print_plan(plan: Plan, out: Console) -> None:
     for job in plan.jobs:
         branch = job.branch
         batches = job.trainer.batches(job.machine.workers)
-        tokens = batches.tokens(job.target_iteration or 0) if batches else None
+        tokens = batches.tokens(job.target_iteration) if batches and job.target_iteration else None
         table.add_row(
             job.name,
             job.kind,
             str(branch.iteration) if branch else "",
             str(branch.decay_iterations) if branch else "",
-            branch.shape if branch else "constant",
+            branch.shape if branch else "constant" if job.kind is Kind.TRAIN else "",
             f"{branch.min_lr:g}" if branch else "",
             str(job.target_iteration or ""),
             "" if tokens is None else rounded(tokens),

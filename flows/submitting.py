@@ -10,7 +10,7 @@ from autoexp import acting, arrays
 from autoexp.errors import AutoexpError, SubmissionRefused
 from autoexp.jobs import Attempt, Ending, JobRecord, Verdict, now
 from autoexp.launching import changed_spec
-from autoexp.limits import chain_length
+from autoexp.limits import chain_length, room
 from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session
 from flows.disk import Disk
@@ -120,6 +120,8 @@ class Submitter:
                 await self._submit(job, attempt, fresh=True)
                 continue
             await self._news.next()
+        # Somebody may ask for it to be run again.
+        self._driven.discard(job.spec.name)
 
     async def _begin(self, job: JobRecord) -> Attempt | None:
         """Intend another attempt, once what a killed save has left is out of its way."""
@@ -139,7 +141,9 @@ class Submitter:
         if not job.wants_attempt(chain_length(job)):
             return False
         if self._counted_at != self._news.number:
-            self._counted_at, self._room = self._news.number, self._session.room()
+            jobs = self._session.jobs.values()
+            self._counted_at = self._news.number
+            self._room = room(self._session.experiment, jobs)
         if self._room is None:
             return True
         self._room -= 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect import State, flow
 
+from autoexp.compose import Composed
 from autoexp.creation import create
 from autoexp.provenance import provenance
 from autoexp.session import sessions_root
@@ -37,8 +38,9 @@ async def train(
         session: Id of a session that exists; it is taken up again, and the rest is ignored.
     """
 
-    def make(root: Path, flow_run_id: str) -> Path:
-        composed = ask_for(config, overrides, experiment)
+    def make(composed: Composed, root: Path, flow_run_id: str) -> Path:
         return create(composed, root, provenance=provenance(), flow_run_id=flow_run_id)
 
-    return await (watch(sessions_root() / session) if session else watch_new(make))
+    if session:
+        return await watch(sessions_root() / session)
+    return await watch_new(lambda: ask_for(config, overrides, experiment), make)

@@ -21,6 +21,7 @@ from autoexp.rules import engines
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session, sessions_root
 from flows import form
+from flows.approving import approved
 from flows.composing import compose
 from flows.context import in_foreground
 from flows.engine import SessionRun, failed_jobs
@@ -78,16 +79,21 @@ def session_of(flow_run_id: str, root: Path) -> Path | None:
     return None
 
 
-async def watch_new(make: Callable[[Path, str], Path]) -> State[Any]:
-    """Watch the session that `make(root, flow run id)` creates.
+async def watch_new(
+    ask: Callable[[], Composed], make: Callable[[Composed, Path, str], Path]
+) -> State[Any]:
+    """Watch the session that `make(composed, root, flow run id)` creates of what `ask` composes.
 
-    A flow run that is run again goes on with the session that it made the first time.
+    A plan above its budget is put to somebody before. A flow run that is run again goes on with the
+    session that it made the first time.
     """
     root, flow_run_id = sessions_root(), str(runtime.flow_run.id)
     path = session_of(flow_run_id, root)
     if path is None:
         # Composing may ask Prefect for a block, which is done in a thread without a loop.
-        path = await asyncio.to_thread(make, root, flow_run_id)
+        composed = await asyncio.to_thread(ask)
+        await approved(composed)
+        path = await asyncio.to_thread(make, composed, root, flow_run_id)
         async with get_client() as client:
             await client.update_flow_run(UUID(flow_run_id), name=f"session {path.name}")
     return await watch(path)

@@ -65,6 +65,9 @@ class Launch(Closed):
         description="values to change, by dotted key: `{slurm.nodes: 1}`; texts are templates",
     )
     name: str = Field("", description="the new job's name, a template; has to be new each time")
+    scores: str | None = Field(
+        None, description="JSON file of numbers that a command writes, in its output directory"
+    )
     as_kind: Literal["train", "evaluate", "command"] = Field(
         "evaluate", description="what the job counts as: rules for `train` leave others alone"
     )
@@ -82,6 +85,8 @@ class Launch(Closed):
             self.choose or any(not key.startswith("slurm.") for key in self.set)
         ):
             raise ValueError("of a command only keys of `slurm` can be set")
+        if self.scores is not None and self.command is None:
+            raise ValueError("`scores` is for a `command`; a configuration has stages of its own")
         for group, choice in self.choose.items():
             if not (group + choice).replace("_", "").replace("-", "").isalnum():
                 raise ValueError(f"`{group}: {choice}`: a group and the name of a file in it")

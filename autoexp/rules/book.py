@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from autoexp.events import CheckpointComplete, Event
+from autoexp.events import CheckpointComplete, Event, JobReady
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Start
 from autoexp.rules.decide import Asked, Rule
 from autoexp.rules.language import (
@@ -12,6 +12,7 @@ from autoexp.rules.language import (
     LogRule,
     MetricRule,
     OnCheckpoint,
+    OnReady,
     RuleBase,
     SessionRule,
 )
@@ -50,9 +51,12 @@ class RuleBook:
         self._named = dict(named(rules))
         self._written = tuple(self._read())
         self._starts: dict[tuple[str, int], list[Rule]] = {}
+        self._releases: dict[str, Rule] = {}
         for rule in implied(self._specs.values()):
             if isinstance(rule.on, OnCheckpoint):
                 self._starts.setdefault((rule.on.job, rule.on.iteration), []).append(rule)
+            elif isinstance(rule.on, OnReady):
+                self._releases[rule.on.job] = rule
         self.ends_attempts = any(
             isinstance(asked.action, ENDS_AN_ATTEMPT)
             for rule in self._written
@@ -107,6 +111,8 @@ class RuleBook:
         if isinstance(event, CheckpointComplete):
             # A thousand cooldowns have a thousand rules of their own: looked up, not tried.
             starts = self._starts.get((event.job, event.iteration), [])
+        elif isinstance(event, JobReady) and event.job in self._releases:
+            starts = [self._releases[event.job]]
         return [*starts, *(rule for rule in self._written if rule.fires(event))]
 
     def starts_any(self, event: CheckpointComplete, names: set[str]) -> bool:
@@ -125,13 +131,22 @@ def is_about(rule: RuleBase, spec: "JobSpec") -> bool:
 
 
 def implied(jobs: Iterable["JobSpec"]) -> tuple[Rule, ...]:
-    """The rules that planned jobs imply: each cooldown starts at its parent's checkpoint."""
+    """The rules that planned jobs imply: when those start that wait for others."""
     return tuple(
         Rule(
-            name=f"start-{job.name}",
-            on=OnCheckpoint(job=job.parent, iteration=job.branch.iteration),
-            then=(Asked(Start(job=job.name), job.start_when, job.start_within_s),),
+            f"start-{job.name}",
+            on,
+            (Asked(Start(job=job.name), job.start_when, job.start_within_s),),
         )
         for job in jobs
-        if job.parent is not None and job.branch is not None
+        if (on := _start_of(job)) is not None
     )
+
+
+def _start_of(job: "JobSpec") -> OnCheckpoint | OnReady | None:
+    """A cooldown starts at its parent's checkpoint, what follows others once they are done."""
+    if job.awaits:
+        return OnReady(job=job.name)
+    if job.parent is not None and job.branch is not None:
+        return OnCheckpoint(job=job.parent, iteration=job.branch.iteration)
+    return None

@@ -13,6 +13,7 @@ from autoexp.events import (
     CheckpointComplete,
     Event,
     JobGivenUp,
+    JobReady,
     LoggingStopped,
     LogMatched,
     MetricAlarm,
@@ -198,6 +199,16 @@ class OnCheckpoint(Closed):
         )
 
 
+class OnReady(Closed):
+    """Matches a job that may start; a plan implies it for each job that waits for others."""
+
+    job: str
+
+    def fires(self, event: Event, name: str) -> bool:
+        del name
+        return isinstance(event, JobReady) and event.job == self.job
+
+
 class MetricRule(RuleBase):
     """What the log says about the training. Once per attempt."""
 
@@ -274,5 +285,12 @@ class SessionRule(RuleBase):
 
 
 AnyRule = (
-    LogRule | StateRule | CheckpointRule | MetricRule | InactivityRule | SessionRule | OnCheckpoint
+    LogRule
+    | StateRule
+    | CheckpointRule
+    | MetricRule
+    | InactivityRule
+    | SessionRule
+    | OnCheckpoint
+    | OnReady
 )

@@ -98,6 +98,7 @@ RESTARTS = (
     "monitoring.log_events={again: {substring: 'iteration       50/', jobs: [train], "
     "actions: [{restart: {}}]}}"
 )
+STAGE = "stages={keep: {command: ['true'], after: {cd100: finished}}}"
 LAUNCHES = (
     "monitoring.state_events={after: {verdict: finished, jobs: [train], "
     "actions: [{launch: {name: '{job.name}-eval', command: ['true']}}]}}"
@@ -108,7 +109,7 @@ def test_a_monitor_killed_at_its_first_second_third_durable_step_ends_like_an_un
     make_session: Make, watch: Watch
 ) -> None:
     # Slow enough that the training is not over before its restart has died all its deaths.
-    path = make_session(RESTARTS, LAUNCHES, "backend.args.sleep_per_iteration_ms=60")
+    path = make_session(RESTARTS, LAUNCHES, STAGE, "backend.args.sleep_per_iteration_ms=60")
     count_starts(path)
 
     for n in itertools.count(1):
@@ -120,7 +121,51 @@ def test_a_monitor_killed_at_its_first_second_third_durable_step_ends_like_an_un
     assert n > 10, "the hook killed nothing"
     session = assert_each_job_ran_once(path, restarted="demo")
     reached = {name: job.iteration for name, job in session.jobs.items()}
-    assert reached == {"demo": 300, "demo-eval": None, "demo-cd100": 150, "demo-cd200": 250}
+    assert reached == {
+        "demo": 300,
+        "demo-eval": None,
+        "demo-cd100": 150,
+        "demo-cd200": 250,
+        "demo-keep": None,
+    }
+
+
+def test_a_sweep_of_eighteen_jobs_two_at_a_time_ends_though_it_is_killed_in_the_middle(
+    make_session: Make, watch: Watch
+) -> None:
+    path = make_session(
+        *("backend.args.lr=3e-3,1e-2,3e-2", "backend.args.global_batch_size=32,64"),
+        *(
+            "slurm.max_jobs=2",
+            "backend.args.hidden_size=32",
+            "backend.args.sleep_per_iteration_ms=1",
+        ),
+    )
+    count_starts(path)
+    most = 0
+
+    monitor = watch(path)
+    deadline = time.monotonic() + 120
+    while over(path) < 7:
+        assert time.monotonic() < deadline
+        jobs = Session.load(path).jobs.values()
+        most = max(most, sum(len(job.open_attempts) for job in jobs))
+        time.sleep(0.2)
+    assert monitor.kill() == -signal.SIGKILL
+
+    assert watch(path).wait() == 0
+    session = assert_each_job_ran_once(path)
+    assert len(session.jobs) == 18
+    assert 1 <= most <= 2
+    settings = {tuple(job.spec.settings.values()) for job in session.jobs.values()}
+    assert len(settings) == 6
+    for name, job in session.jobs.items():
+        told = job.spec.command[job.spec.command.index("--lr") + 1]
+        assert float(told) == job.spec.settings["backend.args.lr"], name
+
+
+def over(path: Path) -> int:
+    return sum(job.is_over for job in Session.load(path).jobs.values())
 
 
 def test_random_kills_lose_and_double_nothing(make_session: Make, watch: Watch) -> None:

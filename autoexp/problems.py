@@ -1,0 +1,99 @@
+"""What is wrong with a configuration: the key, where its value came from, the nearest name."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from autoexp import fields
+from autoexp.experiment import Experiment
+
+
+class Origins:
+    """Says where the value of a key came from."""
+
+    def __init__(
+        self,
+        directories: Sequence[Path],
+        name: str,
+        choices: dict[str, str],
+        overrides: Sequence[Override],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._directories = directories
+        self._name = name
+        self._choices = choices
+        self._overrides = overrides
+        self._settings = settings or {}
+
+    def with_settings(self, settings: Mapping[str, Any]) -> "Origins":
+        """The same for one point of a sweep."""
+        return Origins(self._directories, self._name, self._choices, self._overrides, settings)
+
+    def of(self, location: Sequence[str]) -> str:
+        key = ".".join(location)
+        for swept, value in self._settings.items():
+            if f"{key}.".startswith(f"{swept}."):
+                return f"sweep `{swept}={value}`"
+        for override in reversed(self._overrides):
+            if key == override.key_or_group or key.startswith(f"{override.key_or_group}."):
+                return f"override `{override.input_line}`"
+        primary = find_file(self._directories, self._name)
+        choice = self._choices.get(location[0]) if location else None
+        if choice is None or (primary is not None and _mentions(primary, location)):
+            return str(primary or self._name)
+        return str(find_file(self._directories, f"{location[0]}/{choice}") or location[0])
+
+
+def _mentions(path: Path, location: Sequence[str]) -> bool:
+    node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    for part in location:
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def validation_message(
+    error: ValidationError, origins: Origins, below: tuple[str, ...] = ()
+) -> str:
+    """One line per problem: path, what is wrong, the nearest valid name, where it came from.
+
+    `below` is where the validated part stands in the experiment.
+    """
+    found = error.errors()
+    for details in found:
+        details["loc"] = (*below, *details["loc"])
+    lines = [_problem(details, origins) for details in found]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _problem(details: ErrorDetails, origins: Origins) -> str:
+    found = fields.walk(Experiment, details["loc"])
+    path = ".".join(found.path) or "experiment"
+    origin = origins.of(found.path)
+    if details["type"] == "extra_forbidden":
+        names = {*found.beside, *details.get("ctx", {}).get("known", ())}
+        return f"{path}: no such key{nearest(found.path[-1], names)} ({origin})"
+    if details["type"] == "missing":
+        return f"{path}: missing ({origin})"
+    message = details["msg"].removeprefix("Value error, ")
+    shown = details["input"]
+    given = f", got {shown!r}" if isinstance(shown, str | int | float) else ""
+    return f"{path}: {message}{given} ({origin})"
+
+
+def nearest(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def find_file(directories: Sequence[Path], name: str) -> Path | None:
+    """The file that a name means: `demo`, or `backend/demo`."""
+    files = (d / f"{name}{suffix}" for d in directories for suffix in (".yaml", ".yml"))
+    return next((file for file in files if file.is_file()), None)

@@ -1,0 +1,47 @@
+"""The batch scripts of a plan, written into a directory instead of being submitted."""
+
+import shlex
+from pathlib import Path
+
+from autoexp import durable
+from autoexp.jobs import JobRecord, JobSpec
+from autoexp.limits import time_limit
+from autoexp.machines import SlurmCluster
+from autoexp.schedulers.base import Request
+from autoexp.schedulers.slurm_batch import executor_for, launched
+
+
+def write_scripts(jobs: tuple[JobSpec, ...], directory: Path) -> list[Path]:
+    """One script for each job's first attempt; returns their paths.
+
+    Under SLURM it is what `sbatch` would get, with the trainer's command as its last line, where a
+    real one starts the payload. On this machine it is the command and its variables.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for job in jobs:
+        path = directory / f"{job.name}.sh"
+        durable.write(path, _script(job, directory), mode=0o755)
+        written.append(path)
+    return written
+
+
+def _script(job: JobSpec, directory: Path) -> str:
+    machine = job.machine
+    variables = dict(job.environment)
+    if not isinstance(machine, SlurmCluster):
+        return "\n".join(["#!/bin/bash", *_lines(job.command, variables), ""])
+    command = launched(machine, job, job.name)
+    request = Request(
+        name=job.name,
+        log=str(directory / f"{job.name}.log"),
+        machine=machine,
+        time_limit_min=time_limit(JobRecord(spec=job), None),
+    )
+    executor = executor_for(machine, directory, request)
+    return executor.script("\n".join(_lines(command, {**machine.environment, **variables})))
+
+
+def _lines(command: tuple[str, ...], variables: dict[str, str]) -> list[str]:
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return [*exports, shlex.join(command)]

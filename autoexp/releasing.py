@@ -1,0 +1,80 @@
+"""When a planned job may start, or never will: what the jobs that it waits for have become."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from autoexp.errors import SessionError
+from autoexp.events import JobReady
+from autoexp.jobs import JobRecord, JobSpec, Verdict
+from autoexp.rules.templates import fill
+from autoexp.session import Session
+from autoexp.siblings import LATE
+from autoexp.stages import Awaited
+
+Jobs = Mapping[str, JobRecord]
+
+
+def ready(session: Session) -> Iterator[JobReady]:
+    """One event for each job that waited, and has all that it waited for."""
+    for name, job in session.jobs.items():
+        if job.spec.awaits and not job.launched and not job.is_over:
+            event = JobReady(job=name, retries=job.retries)
+            if session.journal.has(event.key):
+                continue
+            if all(_is_there(awaited, session.jobs) for awaited in job.spec.awaits):
+                yield event
+
+
+def _is_there(awaited: Awaited, jobs: Jobs) -> bool:
+    job = jobs.get(awaited.job)
+    if job is None:
+        return False
+    if awaited.checkpoint is not None:
+        return awaited.checkpoint in job.checkpoints
+    return job.verdict is Verdict.FINISHED
+
+
+def hopeless(spec: JobSpec, jobs: Jobs) -> str | None:
+    """Why a job that waits will never start; None while it still may."""
+    for awaited in spec.awaits:
+        job = jobs.get(awaited.job)
+        if job is None:
+            return f"cancelled: {awaited.job} is not a job of this session"
+        if not job.is_over or _is_there(awaited, jobs):
+            continue
+        if job.verdict is Verdict.FAILED and job.spec.awaits and not job.launched:
+            return job.reason  # why that one never started is why this one never will
+        if job.verdict is Verdict.FAILED:
+            return f"cancelled: {awaited.job} failed ({job.reason})"
+        return f"cancelled: {awaited.job} ended without checkpoint {awaited.checkpoint}"
+    return None
+
+
+def filled(session: Session, spec: JobSpec) -> JobSpec:
+    """The job with its command as it is to run: every template filled, once.
+
+    Raises SessionError when a sibling has no checkpoint that its command names.
+    """
+    draft = spec.draft
+    if draft is None:
+        return spec
+    values = dict(draft.values)
+    for name, awaited in draft.late.items():
+        values |= _late(session, name, awaited)
+    changes: dict[str, Any] = {
+        "command": tuple(fill(text, values) for text in draft.command),
+        "environment": {key: fill(text, values) for key, text in draft.environment.items()},
+    }
+    return spec.model_copy(update=changes)
+
+
+def _late(session: Session, name: str, awaited: Awaited) -> dict[str, str]:
+    """The sibling's newest complete checkpoint, or the one that was waited for."""
+    found = [event for event in session.checkpoints() if event.job == awaited.job]
+    if awaited.checkpoint is not None:
+        found = [event for event in found if event.iteration == awaited.checkpoint]
+    if not found:
+        raise SessionError(f"{awaited.job} has no complete checkpoint")
+    newest = max(found, key=lambda event: event.iteration)
+    said = (newest.path, str(newest.iteration))
+    return {f"sibling.{name}.{key}": text for key, text in zip(LATE, said, strict=True)}

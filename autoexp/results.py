@@ -1,0 +1,102 @@
+"""What a study was for: a row for each job and branch, with settings, losses, scores, hours."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from autoexp.curves import read_curve
+from autoexp.jobs import JobRecord, spent_gpu_hours
+from autoexp.plain import flat
+from autoexp.session import Session
+
+Row = dict[str, Any]
+"""Values by column; None where a job has none."""
+
+_TAIL = 3
+"""Logged points that a final loss is the mean of, so that one noisy batch decides nothing."""
+
+
+def rows(sessions: Iterable[Session]) -> list[Row]:
+    """One row per job; every row has all columns, in one order."""
+    found = [_row(session, job) for session in sessions for job in session.jobs.values()]
+    fixed = [key for row in found[:1] for key in row if "." not in key]
+    others = dict.fromkeys(key for row in found for key in row if "." in key)
+    scores = sorted(key for key in others if key.startswith("score."))
+    columns = [*fixed, *scores, *(key for key in others if key not in scores)]
+    return [{column: row.get(column) for column in columns} for row in found]
+
+
+def _row(session: Session, job: JobRecord) -> Row:
+    spec, branch = job.spec, job.spec.branch
+    curve = read_curve(session.path, spec.name)
+    tail = curve.losses[-_TAIL:]
+    started = [a.started_at for a in job.attempts if a.started_at is not None]
+    ended = [a.ended_at for a in job.attempts if a.ended_at is not None]
+    trains = spec.target_iteration is not None
+    batches = spec.trainer.batches(spec.machine.workers) if trains else None
+    return {
+        "session": session.id,
+        "job": spec.name,
+        "kind": str(spec.kind),
+        "parent": spec.parent,
+        "verdict": None if job.verdict is None else str(job.verdict),
+        "reason": job.reason,
+        "iteration": job.iteration,
+        "target_iteration": spec.target_iteration,
+        "branch_iteration": branch.iteration if branch else None,
+        "decay_iterations": branch.decay_iterations if branch else None,
+        "decay_fraction": branch.decay_iterations / branch.target if branch else None,
+        "decay_shape": branch.shape if branch else None,
+        "min_lr": branch.min_lr if branch else None,
+        "tokens": batches.tokens(job.iteration or 0) if batches else None,
+        "final_loss": sum(tail) / len(tail) if tail and trains else None,
+        "gpus": spec.machine.gpus,
+        "gpu_hours_planned": spec.planned.gpu_hours if spec.planned else None,
+        "gpu_hours_spent": sum(spent_gpu_hours(attempt) for attempt in job.attempts),
+        "attempts": len(job.attempts),
+        "job_ids": " ".join(a.job_id for a in job.attempts if a.job_id) or None,
+        "started_at": min(started).isoformat() if started else None,
+        "ended_at": max(ended).isoformat() if ended else None,
+        "git_commit": session.meta.git.get("commit"),
+        **{f"score.{name}": value for name, value in job.scores.items()},
+        **_settings(job),
+    }
+
+
+def _settings(job: JobRecord) -> Row:
+    """The trainer's arguments, and whatever else a sweep has set; lists as text."""
+    arguments = flat({"backend": job.spec.backend.model_dump(mode="json")})
+    found = {**arguments, **flat(job.spec.settings)}
+    # A key without a dot, as a group's choice, would look like a column of every job.
+    named = {key if "." in key else f"setting.{key}": value for key, value in found.items()}
+    return {key: str(v) if isinstance(v, list | dict) else v for key, v in named.items()}
+
+
+def compared(sessions: Sequence[Session]) -> list[Row]:
+    """Rows of trainings and cooldowns, with the settings that differ, and the results."""
+    found = [row for row in rows(sessions) if row["target_iteration"] is not None]
+    scored = _scores_below(sessions)
+    settings = [key for key in (found[0] if found else {}) if "." in key and key[:6] != "score."]
+    differ = [key for key in settings if len({repr(row[key]) for row in found}) > 1]
+    return [
+        {
+            "session": row["session"],
+            "job": row["job"],
+            **{key: row[key] for key in differ},
+            "iteration": row["iteration"],
+            "verdict": row["verdict"],
+            "final_loss": row["final_loss"],
+            "gpu_hours_spent": row["gpu_hours_spent"],
+            **scored.get((row["session"], row["job"]), {}),
+        }
+        for row in found
+    ]
+
+
+def _scores_below(sessions: Sequence[Session]) -> dict[tuple[str, str], Row]:
+    """Scores of what evaluated a job, beside that job."""
+    found: dict[tuple[str, str], Row] = {}
+    for session in sessions:
+        for job in session.jobs.values():
+            place = (session.id, job.spec.parent or job.spec.name)
+            found.setdefault(place, {}).update(job.scores)
+    return found

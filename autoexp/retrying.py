@@ -1,0 +1,80 @@
+"""Running failed jobs again in their session, and what never started because of them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from autoexp.errors import BadInput
+from autoexp.jobs import JobRecord, Verdict, now
+from autoexp.logtail import LogCursor
+from autoexp.rules.actions import Start
+from autoexp.rules.records import ActionStatus
+from autoexp.session import Session
+
+
+def retry(session: Session, jobs: tuple[str, ...]) -> list[str]:
+    """Let failed jobs go on from their last checkpoints; all of them when none is named.
+
+    Repeatable: what has been retried is not failed any more. Raises BadInput for a job that has
+    not failed, or that the scheduler still has.
+    """
+    for name in jobs:
+        refuse(session, name)
+    wanted = [session.jobs[name] for name in jobs] or list(session.jobs.values())
+    chosen = {job.spec.name: job for job in wanted if job.verdict is Verdict.FAILED}
+    for job in _below(session, chosen):
+        chosen[job.spec.name] = job
+    for job in chosen.values():
+        if not job.open_attempts:
+            _again(session, job)
+    return list(chosen)
+
+
+def refuse(session: Session, name: str) -> None:
+    """Raise BadInput for a job that cannot be run again, in words."""
+    job = session.jobs.get(name)
+    if job is None:
+        raise BadInput(f"{name}: no such job; {session.id} has: {', '.join(session.jobs)}")
+    if job.verdict is Verdict.FINISHED:
+        raise BadInput(f"{name}: has finished; only failed jobs can be run again")
+    if job.open_attempts and job.is_over:
+        raise BadInput(f"{name}: still in the queue; try again when its attempts have ended")
+
+
+def _below(session: Session, chosen: Iterable[str]) -> list[JobRecord]:
+    """Jobs that never started, because one of these failed, or one below them."""
+    reached, found = set(chosen), []
+    # Whatever waits for a job stands behind it in the session's order.
+    for job in session.jobs.values():
+        above = {job.spec.parent, *(awaited.job for awaited in job.spec.awaits)}
+        if job.verdict is Verdict.FAILED and not job.launched and above & reached:
+            reached.add(job.spec.name)
+            found.append(job)
+    return found
+
+
+def _again(session: Session, job: JobRecord) -> None:
+    for action in session.actions.values():
+        mine = isinstance(action.action, Start) and action.action.job == job.spec.name
+        if mine and not job.launched and action.status is ActionStatus.FAILED:
+            changes: dict[str, Any] = {"reason": None, "result": None, "asked_at": now()}
+            session.change_action(action, status=ActionStatus.PENDING, **changes)
+    # A failed attempt becomes one that is to be continued: somebody says so.
+    attempts = [
+        attempt if attempt.is_open else attempt.model_copy(update={"verdict": Verdict.CONTINUE})
+        for attempt in job.attempts
+    ]
+    session.change_job(
+        job,
+        attempts=attempts,
+        verdict=None,
+        reason=None,
+        warning=None,
+        cancel_requested=None,
+        ending=None,
+        restart=None,
+        attempts_without_progress=0,
+        cursor=LogCursor(),
+        tail=[],
+        scores={},
+        retries=job.retries + 1,
+    )

@@ -1,0 +1,62 @@
+"""From a composed experiment to the plan of its session: one training, or each point of a sweep."""
+
+from pathlib import Path
+
+from autoexp.compose import Composed
+from autoexp.cost import together
+from autoexp.errors import BadInput
+from autoexp.measured import with_measured_speed
+from autoexp.plan import Plan, make_plan
+from autoexp.sweep.points import Point, some
+from autoexp.sweep.subset import chosen
+
+
+def plan_study(composed: Composed, output_root: Path) -> Plan:
+    """All jobs of a session, point by point.
+
+    Raises BadInput with what is impossible in up to three points, by number and name.
+    """
+    composed = with_measured_speed(composed)
+    if not composed.points:
+        assert composed.experiment.sweep is None, "a sweep has points"
+        return make_plan(composed.experiment, output_root)
+    plans: list[Plan] = []
+    refused: list[str] = []
+    for point in composed.points:
+        try:
+            plans.append(_plan_point(point, output_root))
+        except BadInput as error:
+            refused.append(f"{point.title}: {error}")
+    if refused:
+        raise BadInput("\n".join(some(refused)))
+    jobs = tuple(job for plan in plans for job in plan.jobs)
+    _refuse_doubles([job.name for job in jobs])
+    notes = dict.fromkeys(note for plan in plans for note in plan.notes)
+    cost = together([plan.cost for plan in plans if plan.cost is not None])
+    return Plan(jobs=jobs, notes=tuple(notes), cost=cost)
+
+
+def _plan_point(point: Point, output_root: Path) -> Plan:
+    plan = make_plan(point.experiment, output_root)
+    changes = {"settings": point.settings}
+    return plan.model_copy(
+        update={"jobs": tuple(job.model_copy(update=changes) for job in plan.jobs)}
+    )
+
+
+def _refuse_doubles(names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise BadInput(f"{name}: two jobs of the sweep are called so; see `sweep.name`")
+        seen.add(name)
+
+
+def subset(composed: Composed, text: str | None) -> Composed:
+    """Some of the points alone, as in `--subset 3,5-7`; their names stay what they are."""
+    if text is None:
+        return composed
+    if not composed.points:
+        raise BadInput(f"--subset {text}: there is no sweep")
+    numbers = chosen(text, len(composed.points))
+    return composed._replace(points=tuple(composed.points[number - 1] for number in numbers))

@@ -1,0 +1,71 @@
+"""From a sweep to its points, as plain values. Pure: nothing is composed or validated here."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from autoexp.errors import BadInput
+from autoexp.sweep.expressions import ExpressionError, parse
+from autoexp.sweep.language import Group, Settings
+
+MOST = 10_000
+"""Points of a sweep: more are a slip, as of a grid with one key too many."""
+
+AllValues = Callable[[Settings], Mapping[str, Any]]
+"""From a point's settings to everything that an expression may name."""
+
+
+def expand(sweep: Group, all_values: AllValues = dict) -> list[Settings]:
+    """The settings of each point, in the order in which they are written.
+
+    The last key of a grid moves fastest. Raises BadInput for a filter that cannot be evaluated,
+    and for a sweep without a point.
+    """
+    points = list(itertools.islice(_points(sweep, {}, all_values, "sweep"), MOST + 1))
+    if len(points) > MOST:
+        raise BadInput(f"sweep: more than {MOST} points")
+    if not points:
+        raise BadInput("sweep: no point is left; see `filter`")
+    return points
+
+
+def _points(group: Group, outer: Settings, all_values: AllValues, where: str) -> Iterator[Settings]:
+    filters = [parse(text) for text in group.filter]
+    shared = {**outer, **group.defaults}
+    for own in _grid(group):
+        for chosen in group.list or ({},):
+            settings = {**shared, **own, **chosen}
+            for point in _inner(group, settings, all_values, where):
+                values = all_values(point) if filters else {}
+                try:
+                    if all(each.value(values) for each in filters):
+                        yield point
+                except ExpressionError as error:
+                    raise BadInput(f"{where}.filter: {error}") from error
+
+
+def _grid(group: Group) -> Iterator[Settings]:
+    for combination in itertools.product(*group.grid.values()):
+        yield dict(zip(group.grid, combination, strict=True))
+
+
+def _inner(
+    group: Group, settings: Settings, all_values: AllValues, where: str
+) -> Iterable[Settings]:
+    if not group.groups:
+        yield settings
+    for index, inner in enumerate(group.groups):
+        yield from _points(inner, settings, all_values, f"{where}.groups.{index}")
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The shortest ending of each key that no other key has: `lr` for `backend.args.lr`."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        for length in range(1, len(parts) + 1):
+            ending = ".".join(parts[-length:])
+            if not any(other != key and f".{other}".endswith(f".{ending}") for other in keys):
+                break
+        names[key] = ending
+    return names

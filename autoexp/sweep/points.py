@@ -1,0 +1,164 @@
+"""A sweep's points as values of whole experiments: composed once, changed for each point."""
+
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from autoexp.errors import BadInput
+from autoexp.experiment import Experiment
+from autoexp.plain import escaped, flat, set_value
+from autoexp.sweep.expand import expand, short_names
+from autoexp.sweep.language import Settings, Sweep
+from autoexp.sweep.naming import name_points
+
+TreeOf = Callable[[tuple[str, ...]], DictConfig]
+"""Composes with these choices of group files besides the others."""
+
+_OF_SESSION = ("monitoring", "sweep", "project", "hydra")
+_OF_SCHEDULER = ("slurm.kind", "slurm.max_jobs", "slurm.scheduler_tick_s", "slurm.lost_after_s")
+_OF_BUDGET = ("budget.confirm_above", "budget.stop_above")
+
+
+class Drawn(NamedTuple):
+    """A point before it is validated."""
+
+    number: int
+    """From 1, in the whole sweep."""
+    name: str
+    settings: Settings
+    values: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        return f"sweep point {self.number} ({self.name})"
+
+
+class Point(NamedTuple):
+    """One setting of a sweep, as an experiment of its own."""
+
+    number: int
+    settings: Settings
+    experiment: Experiment
+
+    @property
+    def title(self) -> str:
+        return f"sweep point {self.number} ({self.experiment.project.name})"
+
+
+def swept(overrides: Collection[Override]) -> dict[str, list[Any]]:
+    """The keys that have several values on the command line, as in `a=1,2,3`."""
+    found: dict[str, list[Any]] = {}
+    for override in overrides:
+        if not override.is_sweep_override():
+            continue
+        if not override.is_choice_sweep() and not override.is_range_sweep():
+            raise BadInput(f"{override.input_line}: give values, as in `a=1,2,3` or `a=range(1,9)`")
+        found[override.key_or_group] = list(override.sweep_iterator(lambda value: value))
+    return found
+
+
+def merged_sweep(sweep: Sweep | None, on_command_line: Mapping[str, list[Any]]) -> Sweep | None:
+    """The sweep of the file with that of the command line, which wins."""
+    if not on_command_line:
+        return sweep
+    own = sweep or Sweep()
+    content = own.model_dump()
+    content["grid"] = {**own.grid, **on_command_line}
+    return Sweep.model_validate(content)
+
+
+def draw(
+    project: str,
+    sweep: Sweep,
+    base: Mapping[str, Any],
+    tree_of: TreeOf,
+    groups: Collection[str],
+) -> list[Drawn]:
+    """The points' names and values; `base` is what was composed without the sweep.
+
+    Raises BadInput for a key that all points have to share, and for what `expand` refuses.
+    """
+    for key in sweep.keys():  # noqa: SIM118
+        _refuse_shared(key)
+    trees = _Trees(base, tree_of, groups)
+    short = short_names(sorted(sweep.keys()))
+
+    def known(settings: Settings) -> dict[str, Any]:
+        own = {short[key]: value for key, value in settings.items()}
+        return {**flat(trees.values(settings)), **settings, **own}
+
+    settings = expand(sweep, known)
+    template_values = [known(each) for each in settings] if sweep.name is not None else []
+    names = name_points(project, sweep.name, settings, template_values)
+    return [
+        Drawn(number, name, each, trees.values(each))
+        for number, (name, each) in enumerate(zip(names, settings, strict=True), start=1)
+    ]
+
+
+def _refuse_shared(key: str) -> None:
+    if key.split(".")[0] in _OF_SESSION or key in (*_OF_SCHEDULER, *_OF_BUDGET):
+        raise BadInput(f"sweep: {key}: belongs to the session, which all points share")
+
+
+class _Trees:
+    """Composed values by the choice of group files; composing takes tens of milliseconds."""
+
+    def __init__(self, base: Mapping[str, Any], tree_of: TreeOf, groups: Collection[str]) -> None:
+        self._base = base
+        self._tree_of = tree_of
+        self._groups = groups
+        self._known: dict[tuple[str, ...], tuple[DictConfig | None, Mapping[str, Any]]] = {}
+
+    def values(self, settings: Settings) -> dict[str, Any]:
+        """All values of a point."""
+        chosen = {k: v for k, v in settings.items() if k in self._groups and isinstance(v, str)}
+        changes = {k: v for k, v in settings.items() if k not in chosen}
+        live, plain = self._composed(tuple(f"{k}={v}" for k, v in chosen.items()))
+        if live is not None and changes:
+            plain = _interpolated(live, changes)
+        values = {key: copy.deepcopy(value) for key, value in plain.items() if key != "sweep"}
+        for key, value in changes.items():
+            set_value(values, key, value)
+        return values
+
+    def _composed(self, choices: tuple[str, ...]) -> tuple[DictConfig | None, Mapping[str, Any]]:
+        if choices not in self._known:
+            tree = self._tree_of(choices)
+            tree.pop("sweep", None)
+            plain = self._base
+            if choices:
+                found = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+                assert isinstance(found, dict)
+                plain = {str(key): value for key, value in found.items()}
+            # Values that refer to other keys follow a change of those.
+            refers = _refers(OmegaConf.to_container(tree, resolve=False))
+            self._known[choices] = (tree if refers else None, plain)
+        return self._known[choices]
+
+
+def _refers(value: Any) -> bool:
+    """Whether a text in it refers to another key, and not to the environment alone."""
+    if isinstance(value, Mapping):
+        return any(_refers(inner) for inner in value.values())
+    if isinstance(value, list):
+        return any(_refers(inner) for inner in value)
+    return isinstance(value, str) and "${" in value.replace("${oc.env:", "")
+
+
+def _interpolated(tree: DictConfig, changes: Settings) -> dict[str, Any]:
+    changed = copy.deepcopy(tree)
+    for key, value in changes.items():
+        OmegaConf.update(changed, key, escaped(value), merge=False, force_add=True)
+    found = OmegaConf.to_container(changed, resolve=True, throw_on_missing=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def some(lines: Sequence[str], most: int = 3) -> list[str]:
+    """The first few of many lines, and how many more there are."""
+    more = len(lines) - most
+    return [*lines[:most], *([f"and {more} more points"] if more > 0 else [])]

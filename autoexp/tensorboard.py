@@ -1,0 +1,46 @@
+"""Loss curves as TensorBoard event files, for those who keep their usual tools."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from autoexp.curves import read_curve
+from autoexp.errors import BadInput
+from autoexp.session import Session
+
+
+def write_events(sessions: Iterable[Session], directory: Path) -> list[Path]:
+    """One folder per job below `directory`; written anew each time. Returns the folders.
+
+    Raises BadInput without tensorboardX.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise BadInput(
+            "event files need tensorboardX, which is not installed: "
+            "pip install 'autoexp[tensorboard]'"
+        ) from error
+    written = []
+    for session in sessions:
+        for name, job in session.jobs.items():
+            curve = read_curve(session.path, name)
+            if not curve.iterations and not job.scores:
+                continue
+            folder = directory / session.id / name
+            _remove_old(folder)
+            with SummaryWriter(str(folder)) as writer:
+                points = zip(curve.iterations, curve.losses, curve.learning_rates, strict=True)
+                for iteration, loss, rate in points:
+                    writer.add_scalar("loss", loss, iteration)
+                    writer.add_scalar("learning_rate", rate, iteration)
+                for score, value in job.scores.items():
+                    writer.add_scalar(f"score/{score}", value, 0)
+            written.append(folder)
+    return written
+
+
+def _remove_old(folder: Path) -> None:
+    """Event files of an earlier export: TensorBoard would draw both."""
+    if any(folder.glob("events.out.tfevents.*")):
+        shutil.rmtree(folder)

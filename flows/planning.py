@@ -1,0 +1,134 @@
+"""`autoexp plan` and `run --dry-run`: what would be submitted; and who agrees to its price."""
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from autoexp.budget import total
+from autoexp.compose import Composed
+from autoexp.creation import output_root
+from autoexp.errors import BadInput
+from autoexp.plan import Plan
+from autoexp.rehearsing import write_scripts
+from autoexp.rules.possible import refuse_impossible
+from autoexp.session import sessions_root
+from autoexp.study import plan_study, subset
+from flows.finding import compose_words
+from flows.show import console, print_plan
+from flows.tree import headline, plan_tree
+
+_FEW = 12
+"""Jobs whose command lines are shown."""
+_WIDTH = 120
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Show what would be submitted."""
+    composed = wanted(options)
+    found = plan_of(composed)
+    if options.json:
+        print(json.dumps(as_json(found, composed), indent=1))
+        return 0
+    show(found, composed)
+    if options.svg:
+        _draw(found, composed, Path(options.svg))
+    return 0
+
+
+def wanted(options: argparse.Namespace) -> Composed:
+    """The experiment that was asked for, or some of its points."""
+    origin = getattr(options, "origin", None)
+    return subset(compose_words(options.experiment, origin), options.subset)
+
+
+def plan_of(composed: Composed, session: str | None = None) -> Plan:
+    """The plan of a session that is yet to be made."""
+    refuse_impossible(composed.experiment)
+    path = sessions_root() / (session or "SESSION")
+    return plan_study(composed, output_root(composed.experiment, path))
+
+
+def show(found: Plan, composed: Composed) -> None:
+    """The tree, and for a few jobs their details and command lines."""
+    out = console()
+    out.print(plan_tree(found, composed.experiment.project.name))
+    if len(found.jobs) <= _FEW:
+        out.print()
+        print_plan(found, out)
+    else:
+        for note in found.notes:
+            out.print(f"note: {note}", markup=False)
+
+
+def as_json(found: Plan, composed: Composed) -> dict[str, Any]:
+    """The plan for tools: each job, and the hours of all."""
+    hours = total(found.jobs)
+    return {
+        "project": composed.experiment.project.name,
+        "points": [
+            {"number": p.number, "name": p.experiment.project.name, "settings": p.settings}
+            for p in composed.points
+        ],
+        "gpu_hours": hours.gpu_hours,
+        "jobs_of_unknown_length": hours.unknown,
+        **found.model_dump(mode="json"),
+    }
+
+
+def _draw(found: Plan, composed: Composed, path: Path) -> None:
+    canvas = Console(record=True, width=_WIDTH, file=io.StringIO(), force_terminal=True)
+    name = composed.experiment.project.name
+    canvas.print(plan_tree(found, name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save_svg(str(path), title=f"autoexp plan {name}")
+    console().print(f"drawing: {path}", markup=False, soft_wrap=True)
+
+
+def as_text(found: Plan, composed: Composed) -> str:
+    """The tree without colours."""
+    paper = Console(width=_WIDTH, file=io.StringIO(), record=True)
+    paper.print(plan_tree(found, composed.experiment.project.name))
+    return paper.export_text()
+
+
+def dry_run(options: argparse.Namespace) -> int:
+    """Show the plan and write its batch scripts, instead of submitting them."""
+    composed = wanted(options)
+    found = plan_of(composed, options.session)
+    show(found, composed)
+    name = options.session or composed.experiment.project.name
+    directory = sessions_root() / f"dry-run-{name}"
+    written = write_scripts(found.jobs, directory)
+    console().print(f"\n{len(written)} batch scripts in {directory}", markup=False, soft_wrap=True)
+    return 0
+
+
+# The budget
+
+
+def agree(composed: Composed, found: Plan, *, yes: bool) -> bool:
+    """Whether the plan may go ahead: asks on a terminal above `budget.confirm_above`.
+
+    Raises BadInput where there is nobody to ask.
+    """
+    question = above_budget(composed, found)
+    if question is None or yes:
+        return True
+    if not sys.stdin.isatty():
+        raise BadInput(f"{question}; `--yes` agrees to it, or raise the budget")
+    console().print(plan_tree(found, composed.experiment.project.name))
+    return input(f"{question}. Go ahead? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def above_budget(composed: Composed, found: Plan) -> str | None:
+    """What somebody has to agree to, in words; None when nobody has to."""
+    most = composed.experiment.budget.confirm_above
+    hours = total(found.jobs)
+    if most is None or (hours.gpu_hours <= most and not hours.unknown):
+        return None
+    return f"{headline(found)}: budget.confirm_above is {most:g} GPU hours"

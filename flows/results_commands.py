@@ -1,0 +1,72 @@
+"""`autoexp export`, `compare` and `plot`: what a study was for."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.table import Table
+
+from autoexp import curves, results, tables
+from autoexp.errors import BadInput
+from autoexp.session import Session
+from flows.finding import session_path
+from flows.show import console, gains_lines
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write one row per job and branch."""
+    sessions = _sessions(options.sessions)
+    found = results.rows(sessions)
+    for name in options.output:
+        tables.write(found, Path(name))
+        print(f"{len(found)} rows: {name}", file=sys.stderr)
+    if options.tensorboard:
+        from autoexp.tensorboard import write_events
+
+        folders = write_events(sessions, Path(options.tensorboard))
+        print(f"{len(folders)} curves: {options.tensorboard}", file=sys.stderr)
+    elif not options.output:
+        sys.stdout.write(tables.as_csv(found))
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print settings that differ, and final losses."""
+    found = results.compared(_sessions(options.sessions))
+    if not found:
+        raise BadInput("no training in these sessions, so there is nothing to compare")
+    columns = list(dict.fromkeys(key for row in found for key in row))
+    if len(options.sessions) == 1:
+        columns.remove("session")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name.removeprefix("backend.args."), no_wrap=True)
+    for row in found:
+        table.add_row(*(_cell(row.get(name)) for name in columns))
+    out = console()
+    out.width = max(out.width, 400) if not out.is_terminal else out.width
+    out.print(table)
+    return 0
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def plot(options: argparse.Namespace) -> int:
+    """Draw the curves and print the picture's path."""
+    from autoexp.plot import draw
+
+    sessions = _sessions(options.sessions or [None])
+    output = Path(options.output).absolute() if options.output else None
+    print(draw(*sessions, path=output))
+    for session in sessions:
+        for line in gains_lines(curves.gains(session)):
+            print(line)
+    return 0
+
+
+def _sessions(names: list[str | None]) -> list[Session]:
+    return [Session.load(session_path(name)) for name in names]
