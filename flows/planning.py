@@ -14,7 +14,6 @@ from autoexp.compose import Composed
 from autoexp.creation import output_root
 from autoexp.errors import BadInput
 from autoexp.plan import Plan
-from autoexp.rehearsing import write_scripts
 from autoexp.rules.possible import refuse_impossible
 from autoexp.session import sessions_root
 from autoexp.study import plan_study, subset
@@ -98,6 +97,9 @@ def as_text(found: Plan, composed: Composed) -> str:
 
 def dry_run(options: argparse.Namespace) -> int:
     """Show the plan and write its batch scripts, instead of submitting them."""
+    # Takes submitit, which writes them, and which no other plan needs.
+    from autoexp.rehearsing import write_scripts
+
     composed = wanted(options)
     found = plan_of(composed, options.session)
     show(found, composed)
