@@ -157,6 +157,8 @@ def _local(folder: Path) -> Figure:
 
     async def story(run: SessionRun) -> None:
         trunk = next(iter(run.session.jobs.values()))
+        set_tick(run, 2.0)
+        await asyncio.sleep(1)
         for point in points:
             await asyncio.sleep(random.uniform(0, 2.0))
             await asyncio.to_thread(worlds.save, Path(trunk.spec.save_dir), point)

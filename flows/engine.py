@@ -53,7 +53,9 @@ class SessionRun:
         self._face = Face(session, self._disk, sending, log)
         self._questions = Questions(scheduler, session.experiment.slurm.scheduler_tick_s, log)
         self._submitter = Submitter(session, scheduler, self._disk, self.news, log)
-        self._performer = Performer(session, scheduler, self._disk, self.news, log)
+        self._performer = Performer(
+            session, scheduler, self._disk, self.news, log, self._submitter.drive
+        )
         self._wishes = Wishes(flow_run.id, log)
         marks = self._performer.marks
         self._drawing = Drawing(session, self.news, sending, self._face, self._wishes, marks, log)

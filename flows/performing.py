@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from prefect import State
@@ -48,6 +49,7 @@ class Performer:
         disk: Disk,
         news: News,
         log: "logging.Logger | Any",
+        drive: Callable[[asyncio.TaskGroup], None],
     ) -> None:
         self.marks: dict[str, State[Any]] = {}
         """The task run that stands for a job's checkpoint, by the job's name."""
@@ -56,7 +58,9 @@ class Performer:
         self._disk = disk
         self._news = news
         self._log = log
+        self._drive = drive
         self._performing: set[str] = set()
+        self._starting: set[str] = set()
         self._waiting = Waiting(session, disk, news, log)
         # Hydra keeps what it composes from in one place of the process.
         self._composing = asyncio.Lock()
@@ -77,9 +81,11 @@ class Performer:
 
     def _begin(self, children: asyncio.TaskGroup, action: ActionRecord) -> None:
         self._performing.add(action.key)
-        children.create_task(self._perform(action))
+        if isinstance(action.action, Start):
+            self._starting.add(action.key)
+        children.create_task(self._perform(children, action))
 
-    async def _perform(self, action: ActionRecord) -> None:
+    async def _perform(self, children: asyncio.TaskGroup, action: ActionRecord) -> None:
         try:
             job = await self._disk.persist(acting.begin, self._session, action)
             if isinstance(action.action, Start):
@@ -92,6 +98,10 @@ class Performer:
             await self._note_failure(action, error)
         finally:
             self._performing.discard(action.key)
+            self._starting.discard(action.key)
+        # What was started is not to wait for the next look; what starts together goes together.
+        if not self._starting:
+            self._drive(children)
 
     async def _note_failure(self, action: ActionRecord, error: Exception) -> None:
         # A server that goes away in the middle of a task run must not cost a cooldown.
