@@ -121,8 +121,13 @@ def test_what_happens_is_told_as_events_about_jobs_and_sessions(
     deployed: Deployed, survivor: tuple[str, Path]
 ) -> None:
     _, path = survivor
-    told = deployed.events(path.name)
 
+    def names() -> list[str]:
+        return [event["event"] for event in deployed.events(path.name)]
+
+    # The server writes them down some seconds later.
+    until(lambda: "autoexp.cooldowns.finished" in names(), "the last event")
+    told = deployed.events(path.name)
     counts = Counter(event["event"] for event in told)
     # What was news to the process that was killed may be told by it, or not at all.
     assert counts["autoexp.checkpoint.saved"] >= 6
