@@ -1,4 +1,4 @@
-"""Budgets in tokens, samples and iterations, with a batch size that grows, and what a plan costs."""
+"""Budgets in tokens, samples and iterations, with a growing batch size, and what a plan costs."""
 
 import importlib.util
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""Command lines of torchtitan, Hugging Face's Trainer and described trainers, and what is refused."""
+"""Command lines of torchtitan, Hugging Face's Trainer and described ones, and what is refused."""
 
 import json
 import sys

@@ -19,7 +19,7 @@ CLUSTERS = [site for site in SITES if site not in ("base", "local", "block")]
 
 
 def script_of(site: str, directory: Path, *overrides: str) -> str:
-    """The script of a training, with what it launches as a last comment."""
+    """The script of a training; as comments, what it launches and with which variables."""
     experiment = compose("demo", [f"slurm={site}", *overrides]).experiment
     machine = experiment.slurm
     assert isinstance(machine, SlurmCluster)
@@ -31,11 +31,15 @@ def script_of(site: str, directory: Path, *overrides: str) -> str:
     text = executor_for(machine, directory, request).script(body(machine, directory))
     command = shlex.join(launched(machine, spec, "s1-demo-a1"))
     text += f"# runs: {command}\n"
+    text += "".join(f"# with: {name}={value}\n" for name, value in machine.environment.items())
     return text.replace(sys.executable, "PYTHON").replace(str(directory), "/attempt")
 
 
 @pytest.mark.parametrize("site", CLUSTERS)
-def test_the_batch_script_of_a_site_is_the_recorded_one(site: str, tmp_path: Path) -> None:
+def test_the_batch_script_of_a_site_is_the_recorded_one(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USER", "somebody")
     if os.environ.get("AUTOEXP_TEST_RECORD"):
         (RECORDED / f"{site}.sh").write_text(script_of(site, tmp_path))
     assert script_of(site, tmp_path) == (RECORDED / f"{site}.sh").read_text()
@@ -67,5 +71,6 @@ def test_srun_is_told_the_cpus_of_a_task_which_it_does_not_inherit(
     # srun(1), --cpus-per-task: since 22.05 it no longer reads SLURM_CPUS_PER_TASK, and binds the
     # task, with all its threads, to one core.
     text = script_of("lumi", tmp_path, f"slurm.launcher={launcher}")
-    launch = text.splitlines()[-1].partition("srun ")[2]
+    (runs,) = (line for line in text.splitlines() if line.startswith("# runs: "))
+    launch = runs.partition("srun ")[2]
     assert "--cpus-per-task=56" in launch or "SRUN_CPUS_PER_TASK" in text

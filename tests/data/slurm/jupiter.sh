@@ -18,3 +18,7 @@
 export SUBMITIT_EXECUTOR=slurm
 exec PYTHON -u /attempt/payload.py
 # runs: srun --kill-on-bad-exit=1 --cpus-per-task=288 --ntasks-per-node=1 PYTHON -m torch.distributed.run --nnodes=1 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-id=s1-demo-a1 pretrain.py --lr 1e-3
+# with: TRITON_CACHE_DIR=/tmp/somebody/triton
+# with: TORCHINDUCTOR_CACHE_DIR=/tmp/somebody/inductor
+# with: NCCL_SOCKET_IFNAME=ib0
+# with: GLOO_SOCKET_IFNAME=ib0

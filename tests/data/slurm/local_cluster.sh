@@ -19,3 +19,5 @@
 export SUBMITIT_EXECUTOR=slurm
 exec PYTHON -u /attempt/payload.py
 # runs: PYTHON pretrain.py --lr 1e-3
+# with: TRITON_CACHE_DIR=/tmp/somebody/triton
+# with: TORCHINDUCTOR_CACHE_DIR=/tmp/somebody/inductor
