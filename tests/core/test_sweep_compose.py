@@ -56,7 +56,9 @@ def test_the_shipped_sweep_filters_and_names_its_points() -> None:
     ]
 
 
-def test_five_hundred_points_are_composed_from_files_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_five_hundred_points_are_composed_from_files_as_often_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     composed: list[object] = []
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -68,7 +70,7 @@ def test_five_hundred_points_are_composed_from_files_once(monkeypatch: pytest.Mo
         compose("demo", ["backend.args.lr=range(1,51)", "backend.args.seed=range(10)"])
     ).jobs
     # Hydra takes tens of milliseconds each time: so 500 points take under two seconds.
-    assert len(composed) == 1
+    assert len(composed) <= 2
     assert len(jobs) == 1500
     assert len({job.name for job in jobs}) == 1500
 
