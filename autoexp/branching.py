@@ -25,7 +25,7 @@ def create_branch(
     BadInput when there is no complete checkpoint, or no branch is possible from it.
     """
     experiment = composed.experiment
-    start = _find(checkpoint.absolute(), experiment)
+    start = find_checkpoint(checkpoint.absolute(), experiment)
     branch = Cooldown(at=(start.iteration,), decay=decay)
     alone = experiment.model_copy(update={"cooldowns": (branch,), "start": start})
     return create(
@@ -37,7 +37,8 @@ def create_branch(
     )
 
 
-def _find(checkpoint: Path, experiment: Experiment) -> Start:
+def find_checkpoint(checkpoint: Path, experiment: Experiment) -> Start:
+    """The complete checkpoint at a path; raises BadInput with those that there are."""
     complete = experiment.trainer.checkpoints(checkpoint.parent).complete
     iteration = next((x.iteration for x in complete if x.path == checkpoint), None)
     if iteration is None:

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autoexp import durable, processes
@@ -32,11 +32,11 @@ def create(
     session_id: str | None = None,
     provenance: Provenance | None = None,
     flow_run_id: str | None = None,
-    empty: bool = False,
+    jobs: Callable[[Path], Sequence[JobSpec]] | None = None,
 ) -> Path:
     """Create a session directory, whole or not at all, and return its path.
 
-    An `empty` one has no jobs yet: they are brought in by requests.
+    `jobs` makes others than those that the experiment plans, for where their output goes.
 
     Raises BadInput when the id is taken or the plan is impossible; nothing is left behind then.
     """
@@ -48,7 +48,8 @@ def create(
         )
     _refuse_odd_root(root, composed.experiment)
     path = root / name
-    plan = plan_study(composed, output_root(composed.experiment, path))
+    outputs = output_root(composed.experiment, path)
+    specs = plan_study(composed, outputs).jobs if jobs is None else jobs(outputs)
     refuse_impossible(composed.experiment)
     if path.exists():
         raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
@@ -56,7 +57,6 @@ def create(
     _remove_old_drafts(root)
     draft = root / f".new-{socket.gethostname()}-{os.getpid()}-{name}"
     try:
-        specs = () if empty else plan.jobs
         _fill(draft, path, composed, specs, provenance, flow_run_id)
         draft.rename(path)
     except BaseException as error:

@@ -85,7 +85,10 @@ def adopt(options: argparse.Namespace) -> int:
 def _session_to_join(composed: Composed, name: str) -> Session:
     path = session_path(name)
     if not (path / "session.json").exists():
-        create(composed, path.parent, session_id=name, provenance=provenance(), empty=True)
+        # Without jobs of its own: the adopted one is asked for as of any other session.
+        create(
+            composed, path.parent, session_id=name, provenance=provenance(), jobs=lambda outputs: ()
+        )
     session = Session.load(path)
     refuse_other_scheduler(session, composed.experiment)
     return session

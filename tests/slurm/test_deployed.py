@@ -18,6 +18,10 @@ from tests.slurm.bench import clear_queue, slurm, until
 from tests.slurm.browser import CHROMIUM, open_page
 from tests.slurm.deployed import ROOT, Deployed, Listener, monitor_pid
 
+_DEPLOYMENTS = (
+    *("autoexp/train", "autoexp-cooldown/cooldown"),
+    *("autoexp-evaluate/evaluate", "autoexp-resume/resume"),
+)
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect]
 
 
@@ -206,7 +210,7 @@ def test_cancelling_through_the_api_cancels_the_slurm_jobs(deployed: Deployed) -
 
 
 def test_the_checkout_is_where_deployments_run(deployed: Deployed) -> None:
-    for name in ("autoexp/train", "autoexp-cooldown/cooldown", "autoexp-resume/resume"):
+    for name in _DEPLOYMENTS:
         steps = deployed.ask("GET", f"/deployments/name/{name}")["pull_steps"]
         (step,) = steps
         assert step["prefect.deployments.steps.set_working_directory"]["directory"] == str(ROOT)

@@ -1,0 +1,53 @@
+"""One evaluation on its own, of a checkpoint on disk. Entry point `flows/evaluate.py:evaluate`."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow
+
+from autoexp.compose import Composed
+from autoexp.evaluating import create_evaluation
+from autoexp.provenance import provenance
+from flows.form import ExperimentForm
+from flows.watching import ask_for, cancel_jobs, run_name, watch_new
+
+
+@flow(
+    name="autoexp-evaluate",
+    flow_run_name=run_name,
+    validate_parameters=False,
+    on_cancellation=[cancel_jobs],
+)
+async def evaluate(
+    checkpoint: str,
+    command: tuple[str, ...],
+    scores: str | None = None,
+    config: str = "demo",
+    overrides: tuple[str, ...] = (),
+    experiment: ExperimentForm | None = None,
+) -> State[Any]:
+    """Run a command about a checkpoint on disk, as a session of its own.
+
+    Args:
+        checkpoint: Path of a complete checkpoint's folder, such as `.../iter_0001000`.
+        command: An argument each; `{checkpoint_path}`, `{checkpoint_iteration}`, `{output_dir}` and
+            `{python}` stand for their values. No shell reads it.
+        scores: JSON file of numbers that the command writes in its output directory.
+        config: The experiment that the checkpoint is of: a configuration's name, or a YAML file
+            such as `sessions/ID/config/resolved.yaml`.
+        overrides: Changes to it, such as `slurm=lumi` or `slurm.gpus_per_node=1`.
+        experiment: The experiment, filled in here instead of `config` and `overrides`.
+    """
+
+    def make(composed: Composed, root: Path, flow_run_id: str) -> Path:
+        return create_evaluation(
+            composed,
+            root,
+            Path(checkpoint),
+            command,
+            scores,
+            provenance=provenance(),
+            flow_run_id=flow_run_id,
+        )
+
+    return await watch_new(lambda: ask_for(config, overrides, experiment), make)
