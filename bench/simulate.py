@@ -23,7 +23,7 @@ import autoexp.jobs
 from autoexp import acting, durable, inbox, lease
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import compose
-from autoexp.creation import create
+from autoexp.creation import create, no_jobs
 from autoexp.errors import SchedulerError, SubmissionRefused
 from autoexp.events import CheckpointComplete
 from autoexp.jobs import Attempt, JobRecord, JobSpec
@@ -157,7 +157,7 @@ class Simulation:
 
     def run(self) -> Session:
         """Simulate until all jobs have ended; returns the session as it is on disk then."""
-        path = create(self._composed, self._folder, session_id="sim", empty=True)
+        path = create(self._composed, self._folder, session_id="sim", jobs=no_jobs)
         driver = self._resume(path)
         brought = 0
         while brought < self._families or not driver.session.is_over:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autoexp import inbox
 from autoexp.compose import Composed
-from autoexp.creation import create, output_root
+from autoexp.creation import create, no_jobs, output_root
 from autoexp.describing import describe
 from autoexp.errors import BadInput
 from autoexp.explaining import in_words
@@ -86,9 +86,7 @@ def _session_to_join(composed: Composed, name: str) -> Session:
     path = session_path(name)
     if not (path / "session.json").exists():
         # Without jobs of its own: the adopted one is asked for as of any other session.
-        create(
-            composed, path.parent, session_id=name, provenance=provenance(), jobs=lambda outputs: ()
-        )
+        create(composed, path.parent, session_id=name, provenance=provenance(), jobs=no_jobs)
     session = Session.load(path)
     refuse_other_scheduler(session, composed.experiment)
     return session
