@@ -3,38 +3,33 @@
 from pathlib import Path
 
 from autoexp.compose import Composed
-from autoexp.creation import create, new_id
+from autoexp.creation import new_id
 from autoexp.errors import BadInput
 from autoexp.experiment import Cooldown, Experiment, Start
-from autoexp.provenance import Provenance
 from autoexp.rules.actions import Decay
 
 
-def create_branch(
-    composed: Composed,
-    root: Path,
-    checkpoint: Path,
-    decay: Decay,
-    *,
-    provenance: Provenance | None = None,
-    flow_run_id: str | None = None,
-) -> Path:
-    """Create a session whose only job branches from `checkpoint`; returns its directory.
+def branch_alone(composed: Composed, checkpoint: Path, decay: Decay) -> Composed:
+    """The experiment whose only training is a branch from `checkpoint`.
 
-    `composed` is the experiment that the checkpoint is of; its own cooldowns are left out. Raises
-    BadInput when there is no complete checkpoint, or no branch is possible from it.
+    `composed` is the experiment that the checkpoint is of; its own cooldowns are left out, and so
+    is what follows its training. Raises BadInput when there is no complete checkpoint.
     """
     experiment = composed.experiment
+    if composed.points:
+        raise BadInput(f"{experiment.project.name}: a cooldown is of one training, and not a sweep")
     start = find_checkpoint(checkpoint.absolute(), experiment)
     branch = Cooldown(at=(start.iteration,), decay=decay)
-    alone = experiment.model_copy(update={"cooldowns": (branch,), "start": start})
-    return create(
-        composed._replace(experiment=alone),
-        root,
-        session_id=new_id(f"{experiment.project.name}-cd{start.iteration}"),
-        provenance=provenance,
-        flow_run_id=flow_run_id,
-    )
+    stages = {name: s for name, s in experiment.stages.items() if s is not None and s.each}
+    changes = {"cooldowns": (branch,), "start": start, "stages": stages}
+    return composed._replace(experiment=experiment.model_copy(update=changes))
+
+
+def new_id_of(composed: Composed) -> str:
+    """An id for the session of a branch."""
+    experiment = composed.experiment
+    assert experiment.start is not None
+    return new_id(f"{experiment.project.name}-cd{experiment.start.iteration}")
 
 
 def find_checkpoint(checkpoint: Path, experiment: Experiment) -> Start:

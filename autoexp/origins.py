@@ -61,6 +61,9 @@ def compose_from(
     branch = job.spec.branch
     if origin.iteration is None and branch is None:
         return _composed(base, overrides, fill_in, origin)
+    # What follows the training itself has nothing to follow here.
+    stages = base["stages"].items()
+    base["stages"] = {name: stage for name, stage in stages if stage and stage["each"]}
     if origin.iteration is None:
         assert branch is not None
         found = _start_of(session, job, branch.iteration)

@@ -7,6 +7,7 @@ from prefect import State, flow
 
 from autoexp import branching
 from autoexp.compose import Composed
+from autoexp.creation import create
 from autoexp.provenance import provenance
 from autoexp.rules.actions import Decay
 from flows.form import ExperimentForm
@@ -37,14 +38,17 @@ async def cooldown(
         experiment: The experiment, filled in here instead of `config` and `overrides`.
     """
 
+    def ask() -> Composed:
+        whole = ask_for(config, overrides, experiment)
+        return branching.branch_alone(whole, Path(checkpoint), Decay.model_validate(decay))
+
     def make(composed: Composed, root: Path, flow_run_id: str) -> Path:
-        return branching.create_branch(
+        return create(
             composed,
             root,
-            Path(checkpoint),
-            Decay.model_validate(decay),
+            session_id=branching.new_id_of(composed),
             provenance=provenance(),
             flow_run_id=flow_run_id,
         )
 
-    return await watch_new(lambda: ask_for(config, overrides, experiment), make)
+    return await watch_new(ask, make)

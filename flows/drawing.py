@@ -52,6 +52,7 @@ class Drawing:
             # One that is run again after it had failed is a new story.
             if job.attempts and (job.spec.name, job.retries) not in self._drawn:
                 self._drawn.add((job.spec.name, job.retries))
+                self._flow_run_ids.pop(job.spec.name, None)
                 children.create_task(self._draw(job))
 
     async def outcome(self, name: str) -> JobRecord:

@@ -7,7 +7,7 @@ from pydantic import GetJsonSchemaHandler, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from autoexp.compose import Composed
+from autoexp.compose import Composed, points_of
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 
@@ -52,4 +52,4 @@ def composed(values: Any) -> Composed:
         lines = [f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in error.errors()]
         raise BadInput("\n".join(lines)) from error
     text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return Composed(experiment, "form", (), text, text)
+    return Composed(experiment, "form", (), text, text, points_of(experiment))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from autoexp.describing import describe
-from autoexp.jobs import JobRecord, Verdict
+from autoexp.jobs import JobRecord, Kind, Verdict
 from autoexp.plan import Plan
 from autoexp.session import Session
 from autoexp.status import JobStatus, Status, status_of
@@ -33,14 +33,19 @@ def headline(session: Session) -> str:
 
 def _headline(session: Session, status: Status) -> str:
     about = session.experiment.project.description
-    hours = sum(job.gpu_hours for job in status.jobs)
+    hours = f"{sum(job.gpu_hours for job in status.jobs):.2f}"
+    if planned := sum(job.planned_gpu_hours or 0 for job in status.jobs):
+        hours += f" of {planned:.2f} planned"
     text = f"# {status.session}: {status.state}"
-    facts = f"{len(status.jobs)} jobs, {hours:.2f} GPU hours, {len(status.checkpoints)} checkpoints"
+    facts = f"{len(status.jobs)} jobs, {hours} GPU hours, {len(status.checkpoints)} checkpoints"
     return "\n\n".join(filter(None, [text, _cell(about), facts]))
 
 
 def _table(session: Session, status: Status) -> str:
-    head = ("job", "state", "iteration", "loss", "time left", "GPU hours", "job ids", "nodes")
+    head = (
+        *("job", "state", "iteration", "loss", "time left"),
+        *("GPU hours", "planned", "job ids", "nodes"),
+    )
     rows = [_row(job, session.jobs[job.name]) for job in status.jobs]
     return _markdown_table(head, rows)
 
@@ -52,13 +57,21 @@ def _row(job: JobStatus, record: JobRecord) -> tuple[str, ...]:
     return (
         f"**{job.name}**",
         str(job.verdict) if done else job.state,
-        f"{job.iteration or 0} / {job.target_iteration or '?'}",
-        "" if job.loss is None else f"{job.loss:.4f}",
+        "" if job.target_iteration is None else f"{job.iteration or 0} / {job.target_iteration}",
+        _loss(job),
         "" if job.seconds_left is None else str(timedelta(seconds=round(job.seconds_left))),
         f"{job.gpu_hours:.2f}",
+        "" if job.planned_gpu_hours is None else f"{job.planned_gpu_hours:.2f}",
         ", ".join(ids),
         nodes or "",
     )
+
+
+def _loss(job: JobStatus) -> str:
+    """The last loss, or of an evaluation what it found."""
+    if job.scores:
+        return ", ".join(f"{name} {value:.4g}" for name, value in list(job.scores.items())[:3])
+    return "" if job.loss is None else f"{job.loss:.4f}"
 
 
 def _waiting(status: Status) -> str:
@@ -84,7 +97,7 @@ def _paths(session: Session, status: Status) -> str:
 
 def plan_page(plan: Plan) -> str:
     """What the session was to do when it was made."""
-    head = ("job", "branches at", "decays over", "shape", "to learning rate", "ends at")
+    head = ("job", "follows", "decays over", "shape", "to learning rate", "ends at")
     table = _markdown_table(head, _plan_rows(plan))
     notes = "\n".join(f"- {_cell(note)}" for note in plan.notes)
     return "\n\n".join(filter(None, ["# Plan", table, notes]))
@@ -94,7 +107,9 @@ def _plan_rows(plan: Plan) -> Iterator[tuple[str, ...]]:
     for job in plan.jobs:
         target = str(job.target_iteration or "")
         if job.branch is None:
-            yield (f"**{job.name}**", "", "", "constant", "", target)
+            shape = "constant" if job.kind is Kind.TRAIN else str(job.kind)
+            after = ", ".join(str(awaited) for awaited in job.awaits)
+            yield (f"**{job.name}**", after, "", shape, "", target)
         else:
             branch = job.branch
             yield (

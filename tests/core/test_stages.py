@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from autoexp import acting, inbox
+from autoexp.branching import branch_alone, new_id_of
 from autoexp.compose import compose
 from autoexp.creation import create
 from autoexp.errors import BadInput
 from autoexp.events import JobReady
 from autoexp.jobs import JobSpec, Kind, Verdict
-from autoexp.rules.actions import Start
+from autoexp.origins import Origin, compose_from
+from autoexp.rules.actions import Decay, Start
 from autoexp.session import Session
 from autoexp.setting import setting
 from autoexp.study import plan_study
@@ -300,6 +302,34 @@ def run(story: Story, scores: str | None) -> None:
     if scores is not None:
         path.write_text(scores)
     story.look(name="tiny-evaluate", state="COMPLETED", exit_code=0)
+
+
+# From elsewhere
+
+
+def test_a_cooldown_on_its_own_keeps_the_stages_of_cooldowns(tmp_path: Path) -> None:
+    each = {"each": "cooldown", "command": ["x", "{sibling.cooldown.checkpoint_path}"]}
+    stages = {"convert": CONVERT, "each_one": each}
+    whole = compose("demo", [*TINY, "backend.args.lr=1e-2,2e-2"], setting({"stages": stages}))
+    story = Story(create(whole, tmp_path / "sessions", session_id="s1"))
+    story.submit("tiny-lr0.02")
+    story.save(100, name="tiny-lr0.02")
+    story.look(name="tiny-lr0.02", state="RUNNING")
+
+    again = compose_from(story.session, Origin("s1", "tiny-lr0.02", 100))
+    jobs = {job.name: job for job in plan_study(again, OUT).jobs}
+    assert [job.kind for job in jobs.values()] == [Kind.COOLDOWN, Kind.COMMAND]
+    assert all("0.02" in job.command for job in jobs.values() if job.branch)
+
+    decay = Decay(iterations=20)
+    with pytest.raises(BadInput, match="a cooldown is of one training, and not a sweep"):
+        branch_alone(whole, story.folder(100, name="tiny-lr0.02"), decay)
+    single = compose("demo", TINY, setting({"stages": stages}))
+    alone = branch_alone(single, story.folder(100, name="tiny-lr0.02"), decay)
+    assert [job.name for job in plan_study(alone, OUT).jobs] == [
+        *("tiny-cd100", "tiny-cd100-each_one"),
+    ]
+    assert new_id_of(alone).startswith("tiny-cd100-")
 
 
 # Again

@@ -56,6 +56,12 @@ def test_a_filled_in_form_is_the_experiment_and_can_be_composed_again() -> None:
     assert "train_iters: 400" in made.resolved
 
 
+def test_a_sweep_can_be_filled_in() -> None:
+    made = form.composed({**FILLED, "sweep": {"grid": {"backend.args.lr": [1e-3, 2e-3]}}})
+    names = [point.experiment.project.name for point in made.points]
+    assert [name.rpartition("-")[2] for name in names] == ["lr0.001", "lr0.002"]
+
+
 def test_a_form_that_cannot_be_is_bad_input_with_one_line_per_problem() -> None:
     wrong = {**FILLED, "cooldowns": [{"at": [200], "every": 5, "decay": {"iterations": 50}}]}
     with pytest.raises(BadInput, match=r"cooldowns\.0: .*exactly one of"):
