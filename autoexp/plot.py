@@ -95,5 +95,5 @@ def _dress(
     lines = len(loss.get_legend_handles_labels()[1])
     if 0 < lines <= _INSIDE:
         loss.legend(frameon=False)
-    elif lines <= _LEGEND:
+    elif _INSIDE < lines <= _LEGEND:
         loss.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
