@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import random
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -122,7 +121,13 @@ def _reactions(folder: Path, jobs: int) -> list[Figure]:
         for tick, mine in zip(TICKS, (points[:7], points[7:]), strict=True):
             set_tick(run, tick)
             await asyncio.sleep(2.5)
-            found.append([await _react(run, point, cluster) for point in mine])
+            shares = [(place + 0.5) / len(mine) for place in range(len(mine))]
+            found.append(
+                [
+                    await _react(run, point, cluster, share)
+                    for point, share in zip(mine, shares, strict=True)
+                ]
+            )
 
     with cluster.on_path():
         watch(path, SlurmScheduler(SlurmCluster()), story)
@@ -137,9 +142,19 @@ def _reactions(folder: Path, jobs: int) -> list[Figure]:
     ]
 
 
-async def _react(run: SessionRun, point: int, cluster: FakeCluster) -> float:
-    """Save a checkpoint at some moment between two looks; seconds until sbatch is called."""
-    await asyncio.sleep(random.uniform(0, run.session.experiment.monitoring.file_tick_s))
+async def _between_looks(run: SessionRun, share: float) -> None:
+    """Wait for the next look, and a share of the time to the one after it."""
+    looked_at = run._looked_at
+    await until(lambda: run._looked_at != looked_at, "the next look")
+    await asyncio.sleep(share * run.session.experiment.monitoring.file_tick_s)
+
+
+async def _react(run: SessionRun, point: int, cluster: FakeCluster, share: float) -> float:
+    """Save a checkpoint at some share of the way between two looks; seconds until sbatch is called.
+
+    All shares alike: a few moments by chance would make the median itself a matter of chance.
+    """
+    await _between_looks(run, share)
     trunk = next(iter(run.session.jobs.values()))
     await asyncio.to_thread(worlds.save, Path(trunk.spec.save_dir), point)
     saved = time.time()
@@ -159,8 +174,8 @@ def _local(folder: Path) -> Figure:
         trunk = next(iter(run.session.jobs.values()))
         set_tick(run, 2.0)
         await asyncio.sleep(1)
-        for point in points:
-            await asyncio.sleep(random.uniform(0, 2.0))
+        for place, point in enumerate(points):
+            await _between_looks(run, (place + 0.5) / len(points))
             await asyncio.to_thread(worlds.save, Path(trunk.spec.save_dir), point)
             saved = time.time()
             claim = path / "attempts" / f"{run.session.id}-cd{point}-a1" / "claim"
