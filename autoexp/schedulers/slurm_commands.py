@@ -43,7 +43,7 @@ def environment() -> dict[str, str]:
 def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] = ()) -> str:
     """Run a command and return its output.
 
-    Raises SchedulerUnavailable when it does not end in time or cannot be started, and
+    Raises SchedulerUnavailable when it does not end in time, cannot be started or is killed, and
     CommandFailed with its own words when it fails.
     """
     # Seconds since 1970: no time zone, and no change of the clock in autumn.
@@ -58,11 +58,16 @@ def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] =
             timeout=timeout_s,
             env={**environment(), **clock},
             pass_fds=tuple(pass_fds),
+            # Ctrl-C in the terminal is for the monitor: an sbatch that it ends may have submitted.
+            start_new_session=True,
         )
     except subprocess.TimeoutExpired as error:
         raise SchedulerUnavailable(f"{arguments[0]} gave no answer in {timeout_s:.0f} s") from error
     except OSError as error:
         raise SchedulerUnavailable(f"{arguments[0]} cannot be run: {error}") from error
+    if answer.returncode < 0:
+        # It said nothing about what it had done already.
+        raise SchedulerUnavailable(f"{arguments[0]} was killed by signal {-answer.returncode}")
     if answer.returncode != 0:
         raise CommandFailed(arguments, answer.returncode, answer.stderr or answer.stdout)
     return answer.stdout
