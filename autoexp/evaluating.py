@@ -8,6 +8,7 @@ from autoexp.branching import find_checkpoint
 from autoexp.compose import Composed
 from autoexp.creation import create, new_id
 from autoexp.errors import BadInput
+from autoexp.experiment import Experiment, Start
 from autoexp.jobs import JobSpec, Kind
 from autoexp.provenance import Provenance
 from autoexp.rules.templates import fill, refuse_unknown
@@ -43,33 +44,34 @@ def create_evaluation(
         raise BadInput("command: what is to be run? Give its words, an argument each")
     name = f"{experiment.project.name}-eval{found.iteration}"
 
-    def jobs(outputs: Path) -> tuple[JobSpec, ...]:
-        output = outputs / name
-        values = {
-            "checkpoint_path": found.path,
-            "checkpoint_iteration": str(found.iteration),
-            "output_dir": str(output),
-            "python": sys.executable,
-        }
-        return (
-            JobSpec(
-                name=name,
-                kind=Kind.EVALUATE,
-                backend=experiment.backend,
-                machine=experiment.slurm,
-                container=experiment.container,
-                command=tuple(fill(text, values) for text in command),
-                output_dir=str(output),
-                save_dir=str(output / "checkpoints"),
-                scores=str(output / scores) if scores else None,
-            ),
-        )
-
     return create(
         composed,
         root,
         session_id=new_id(name),
         provenance=provenance,
         flow_run_id=flow_run_id,
-        jobs=jobs,
+        jobs=lambda outputs: (_job(experiment, found, outputs / name, command, scores),),
+    )
+
+
+def _job(
+    experiment: Experiment, found: Start, output: Path, command: Sequence[str], scores: str | None
+) -> JobSpec:
+    """The evaluation; it writes in `output`, whose last part is its name."""
+    values = {
+        "checkpoint_path": found.path,
+        "checkpoint_iteration": str(found.iteration),
+        "output_dir": str(output),
+        "python": sys.executable,
+    }
+    return JobSpec(
+        name=output.name,
+        kind=Kind.EVALUATE,
+        backend=experiment.backend,
+        machine=experiment.slurm,
+        container=experiment.container,
+        command=tuple(fill(text, values) for text in command),
+        output_dir=str(output),
+        save_dir=str(output / "checkpoints"),
+        scores=str(output / scores) if scores else None,
     )

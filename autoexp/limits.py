@@ -27,6 +27,11 @@ def time_limit(job: JobRecord, parent: JobRecord | None) -> float | None:
     return derived if machine.time_limit_min is None else min(derived, machine.time_limit_min)
 
 
+def known_time_limit(spec: JobSpec) -> float | None:
+    """Minutes that the job asks for, or may at most, as far as one can tell before it is begun."""
+    return time_limit(JobRecord(spec=spec), None)
+
+
 def is_measured(spec: JobSpec) -> bool:
     """Whether the job's time is derived from its parent's speed, which is not known beforehand."""
     machine = spec.machine

@@ -12,8 +12,7 @@ from rich.text import Text
 from autoexp.cost import Cost
 from autoexp.curves import Gain
 from autoexp.jobs import JobSpec, Kind, Verdict
-from autoexp.limits import is_measured
-from autoexp.machines import SlurmCluster
+from autoexp.limits import is_measured, known_time_limit
 from autoexp.plan import Plan
 from autoexp.status import JobStatus, Status
 
@@ -156,14 +155,11 @@ def print_plan(plan: Plan, out: Console) -> None:
 
 def _time_asked(job: JobSpec) -> str:
     """The wall time that the job asks for."""
-    machine = job.machine
-    limit = machine.time_limit_min
-    if is_measured(job):
-        at_most = "" if limit is None else f", at most {_duration(limit * 60)}"
-        return f"measured in {job.parent}{at_most}"
-    if isinstance(machine, SlurmCluster) and job.kind is Kind.COOLDOWN:
-        limit = machine.cooldown_time_limit_min
-    return "" if limit is None else _duration(limit * 60)
+    limit = known_time_limit(job)
+    known = "" if limit is None else _duration(limit * 60)
+    if not is_measured(job):
+        return known
+    return f"measured in {job.parent}" + (f", at most {known}" if known else "")
 
 
 def cost_line(cost: Cost) -> str:

@@ -9,6 +9,7 @@ from rich.tree import Tree
 from autoexp.budget import total
 from autoexp.family import walk
 from autoexp.jobs import JobSpec, Kind
+from autoexp.limits import known_time_limit
 from autoexp.plan import Plan
 from autoexp.sweep.naming import as_word
 
@@ -59,8 +60,8 @@ def _parts(job: JobSpec) -> Iterator[str]:
         yield f"{start} → {job.target_iteration}"
     if job.machine.gpus:
         yield f"{job.machine.gpus} GPUs"
-    if job.machine.time_limit_min is not None:
-        yield f"≤ {job.machine.time_limit_min:g} min"
+    if (limit := known_time_limit(job)) is not None:
+        yield f"≤ {limit:g} min"
     if job.planned is not None and job.machine.gpus:
         yield f"{job.planned.gpu_hours:.2f} GPU h ({job.planned.source})"
     elif job.planned is None:
