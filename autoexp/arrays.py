@@ -99,7 +99,7 @@ def submit(session: Session, group: Group, scheduler: Scheduler, *, fresh: bool)
         avoided=session.blame.current(now()),
     )
     name = attempts[0].name
-    ticket = Ticket(name, directory, name, attempts[0].intended_at)
+    ticket = Ticket(name, directory, name, session.meta.script)
     array_id = submit_once(ticket, request, scheduler, fresh=fresh)
     return [f"{array_id}_{attempt.array_index}" for attempt in attempts]
 

@@ -139,6 +139,8 @@ def _fill(
     (draft / "config" / "overrides.txt").write_text(overrides)
     meta = SessionMeta(
         session=path.name,
+        nonce=secrets.token_hex(4),
+        path=str(path),
         created=now(),
         config=composed.config,
         overrides=composed.overrides,

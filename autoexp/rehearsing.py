@@ -38,7 +38,7 @@ def _script(job: JobSpec, directory: Path) -> str:
         machine=machine,
         time_limit_min=time_limit(JobRecord(spec=job), None),
     )
-    executor = executor_for(machine, directory, request)
+    executor = executor_for(machine, directory / "batch.sh", request)
     return executor.script("\n".join(_lines(command, {**machine.environment, **variables})))
 
 

@@ -256,12 +256,12 @@ class Session:
 
     def ticket(self, attempt: Attempt) -> Ticket:
         directory = self.path / "attempts" / attempt.key
-        return Ticket(attempt.key, directory, attempt.name, attempt.intended_at, attempt.job_id)
+        return Ticket(attempt.key, directory, attempt.name, self.meta.script, attempt.job_id)
 
     def submission_ticket(self, attempt: Attempt) -> Ticket:
         """What was submitted: the attempt itself, or the array that it is a task of."""
         directory = self.path / "attempts" / attempt.name
-        return Ticket(attempt.key, directory, attempt.name, attempt.intended_at)
+        return Ticket(attempt.key, directory, attempt.name, self.meta.script)
 
     def settle(self, job: JobRecord, verdict: Verdict, reason: str) -> None:
         """Give a job its final verdict."""

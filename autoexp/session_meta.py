@@ -15,6 +15,10 @@ class SessionMeta(BaseModel):
 
     schema_version: int = schema.VERSION
     session: str
+    nonce: str = ""
+    """Random: an id may be used again, here or under another sessions root."""
+    path: str | None = None
+    """The directory that it was made as; None where an older autoexp has made it."""
     created: datetime
     config: str
     overrides: tuple[str, ...] = ()
@@ -24,3 +28,8 @@ class SessionMeta(BaseModel):
     flow_run_ids: list[str] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
     git: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def script(self) -> str:
+        """File name of its batch scripts, by which SLURM's commands tell its jobs from others."""
+        return f"batch-{self.nonce}.sh" if self.nonce else "batch.sh"

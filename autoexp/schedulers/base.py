@@ -25,15 +25,16 @@ PATIENCE_S = 180.0
 class Ticket(NamedTuple):
     """An attempt as a scheduler sees it: its name there, its directory, perhaps its job id.
 
-    Identity is the pair of id and name, since ids are reused after a controller's loss. Names are
-    used again too, by a session that is made anew under the id of a removed one: a job that was
-    submitted before the attempt was `intended_at` is somebody else's.
+    Identity is the pair of id and name, since ids are reused after a controller's loss. Where the
+    id is not known yet it is name and script: a session of the same id, under another root or of
+    another year, uses the same names.
     """
 
     key: str
     directory: Path
     name: str
-    intended_at: datetime
+    script: str
+    """File name of the batch script, which no other session has."""
     job_id: str | None = None
 
 
@@ -49,6 +50,8 @@ class Sighting(NamedTuple):
     ended_at: datetime | None = None
     warned: bool = False
     """Whether it was told to save because its time limit was near."""
+    job_id: str | None = None
+    """The job that runs the attempt, where it is another one than was thought."""
 
     @classmethod
     def from_exit_file(cls, ended: dict[str, Any], nodes: str | None = None) -> Self:
@@ -245,6 +248,7 @@ def apply(job: str, attempt: Attempt, sighting: Sighting) -> list[Event]:
     attempt.started_at = sighting.started_at or attempt.started_at
     attempt.ended_at = sighting.ended_at or attempt.ended_at
     attempt.warned |= sighting.warned
+    attempt.job_id = sighting.job_id or attempt.job_id
     old, attempt.reason = attempt.state, sighting.reason
     if sighting.state == old:
         return []

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from autoexp import states
@@ -18,17 +18,19 @@ from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.payload import TASKS
 from autoexp.schedulers import slurm_commands
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, read_claim
-from autoexp.schedulers.exit_files import from_exit_file, with_own_account
+from autoexp.schedulers.exit_files import with_own_account
 from autoexp.schedulers.slurm_answers import (
     SACCT_FORMAT,
     SQUEUE_FORMAT,
     Row,
+    of_script,
     read_limit,
     read_sacct,
     read_squeue,
 )
-from autoexp.schedulers.slurm_batch import body, executor_for, launched
+from autoexp.schedulers.slurm_batch import REFUSAL, body, executor_for, launched
 from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
+from autoexp.schedulers.slurm_gone import Gone
 
 # After "Socket timed out" the first healthy squeue did not show an accepted job yet, in 6 of 6
 # tries; 60 ms later it did. Several seconds are asked for, to be sure.
@@ -38,8 +40,7 @@ _ACCOUNTING_LAG_S = 10.0
 _NO_ACCOUNTING = "accounting storage is disabled"
 # sacct's window starts at midnight unless told otherwise.
 _WINDOW = timedelta(days=30)
-# Between this host and the controller's; munge refuses more than five minutes.
-_CLOCKS_DIFFER = timedelta(seconds=60)
+_SQUEUE = ("squeue", "--me", "-h", "-r", "-t", "all")
 
 
 class SlurmScheduler:
@@ -47,7 +48,7 @@ class SlurmScheduler:
 
     def __init__(self, cluster: SlurmCluster) -> None:
         self._cluster = cluster
-        self._missing_s: dict[str, float] = {}
+        self._gone = Gone(cluster.lost_after_s)
         self._failed_at_s: dict[str, float] = {}
         self._has_accounting = True
         self._answered_at: float | None = None
@@ -69,8 +70,15 @@ class SlurmScheduler:
         cluster = _asked(request.machine)
         limit = self._capped(request.time_limit_min, cluster.partition)
         request = request._replace(time_limit_min=limit)
-        executor = executor_for(cluster, ticket.directory, request, lock)
-        return str(executor._submit_command(body(cluster, ticket.directory)).job_id)
+        executor = executor_for(cluster, ticket.directory / ticket.script, request, lock)
+        try:
+            return str(executor._submit_command(body(cluster, ticket.directory)).job_id)
+        except SubmissionRefused as error:
+            # Words that are not SLURM's own, as of a site's wrapper, may come after a submission.
+            found = None if REFUSAL.search(str(error)) else self.find(ticket, in_flight=False)
+            if found is None:
+                raise
+            return found
 
     def _capped(self, wanted: float | None, partition: str | None) -> float | None:
         """The time limit, but no more than the partition allows: such a job pends for ever."""
@@ -97,11 +105,11 @@ class SlurmScheduler:
         return self._longest_array
 
     def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
-        """Look an attempt up by its name, until SLURM has answered healthily for seconds."""
+        """Look an attempt up by name and script, until SLURM has answered healthily for seconds."""
         healthy_since: float | None = None
+        command = [*_SQUEUE, "-o", "%i|%o", "--name", ticket.name]
         while True:
-            rows = self._squeue(["--name", ticket.name])
-            found = [row.job_id for row in rows if _is_of(row, ticket)]
+            found = of_script(self._ask(command), ticket.script)
             if found:
                 # Of an array the id of the whole is asked for, not of a task.
                 return found[0].partition("_")[0] if _is_array(ticket) else found[0]
@@ -115,21 +123,22 @@ class SlurmScheduler:
 
     def _find_in_accounting(self, ticket: Ticket) -> str | None:
         try:
-            rows = self._sacct(["--name", ticket.name])
+            answer = self._ask([*_sacct(), "-o", "JobID,SubmitLine", "--name", ticket.name])
         except SchedulerUnavailable:
             # Without accounting the queue and the claim have to do: a job that started has left
             # its claim, and one that has not is in the queue.
             return None
-        found = next((row.job_id for row in rows if _is_of(row, ticket)), None)
+        found = next(iter(of_script(answer, ticket.script)), None)
         return found.partition("_")[0] if found and _is_array(ticket) else found
 
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
         """One squeue for all; one sacct for those it does not tell all of; then the exit files."""
         try:
-            rows = {(row.job_id, row.name): row for row in self._squeue([])}
+            listed = read_squeue(self._ask([*_SQUEUE, "-O", SQUEUE_FORMAT]))
         except SchedulerUnavailable:
             self._answered_at = None
             raise
+        rows = {(row.job_id, row.name): row for row in listed}
         now_s = time.monotonic()
         healthy_s = 0.0 if self._answered_at is None else now_s - self._answered_at
         self._answered_at = now_s
@@ -141,70 +150,42 @@ class SlurmScheduler:
         }
         gone = [ticket for ticket in tickets if ticket.key not in found]
         failed = [t for t in tickets if t.key in found and found[t.key].state == "FAILED"]
-        listed, answered = self._accounted([*gone, *failed])
-        self._correct_failures(found, failed, listed, answered=answered and self._has_accounting)
-        found |= self._look_behind(gone, listed, healthy_s, answered=answered)
-        self._missing_s = {k: v for k, v in self._missing_s.items() if k not in found}
-        return {t.key: with_own_account(t, found[t.key]) for t in tickets if t.key in found}
+        accounts = self._accounted([*gone, *failed])
+        self._correct_failures(found, failed, accounts)
+        found |= self._gone.sight(gone, accounts, healthy_s, self._end)
+        return {t.key: _of_its_own(t, found[t.key], rows) for t in tickets if t.key in found}
 
-    def _accounted(self, tickets: Sequence[Ticket]) -> tuple[dict[str, Sighting], bool]:
-        """Ends that accounting knows of, by key, and whether it has answered."""
+    def _accounted(self, tickets: Sequence[Ticket]) -> dict[str, Sighting] | None:
+        """What accounting says, by key, and it lags by seconds; None: it does not answer."""
         if not tickets:
-            return {}, True
+            return {}
         try:
-            rows = self._sacct(["-j", ",".join(str(ticket.job_id) for ticket in tickets)])
+            job_ids = ",".join(str(ticket.job_id) for ticket in tickets)
+            rows = read_sacct(self._ask([*_sacct(), "-o", SACCT_FORMAT, "-j", job_ids]))
         except SchedulerUnavailable as error:
             # Where there is no accounting at all, squeue's answers are all that one can have.
             self._has_accounting = _NO_ACCOUNTING not in str(error)
-            return {}, not self._has_accounting
+            return None if self._has_accounting else {}
         listed = {(row.job_id, row.name): row.sighting for row in rows}
         named = {t.key: listed.get((str(t.job_id), t.name)) for t in tickets}
-        # Accounting lags: for seconds it still says PENDING or RUNNING.
-        return {k: s for k, s in named.items() if s and states.is_terminal(s.state)}, True
+        return {key: sighting for key, sighting in named.items() if sighting is not None}
 
     def _correct_failures(
         self,
         found: dict[str, Sighting],
         failed: Sequence[Ticket],
-        listed: dict[str, Sighting],
-        *,
-        answered: bool,
+        accounts: Mapping[str, Sighting] | None,
     ) -> None:
         """Make OUT_OF_MEMORY of a FAILED: of a kill inside a step only accounting knows."""
         now_s = time.monotonic()
         since = {t.key: self._failed_at_s.get(t.key, now_s) for t in failed}
         for key, at_s in since.items():
-            if key in listed:
-                found[key] = found[key]._replace(state=listed[key].state)
-            elif answered and now_s - at_s < _ACCOUNTING_LAG_S:
+            known = (accounts or {}).get(key)
+            if known is not None and states.is_terminal(known.state):
+                found[key] = found[key]._replace(state=known.state)
+            elif accounts is not None and self._has_accounting and now_s - at_s < _ACCOUNTING_LAG_S:
                 del found[key]  # nothing is said of the job yet
         self._failed_at_s = since
-
-    def _look_behind(
-        self,
-        gone: Sequence[Ticket],
-        listed: dict[str, Sighting],
-        healthy_s: float,
-        *,
-        answered: bool,
-    ) -> dict[str, Sighting]:
-        """What is known of jobs that have left the queue."""
-        found: dict[str, Sighting] = {}
-        for ticket in gone:
-            sighting = listed.get(ticket.key) or from_exit_file(ticket)
-            if sighting is None and answered:
-                sighting = self._lost(ticket, healthy_s)
-            if sighting is not None:
-                found[ticket.key] = sighting
-        return found
-
-    def _lost(self, ticket: Ticket, healthy_s: float) -> Sighting | None:
-        """LOST only after minutes of healthy answers without the job."""
-        missing_s = self._missing_s.get(ticket.key)
-        self._missing_s[ticket.key] = 0.0 if missing_s is None else missing_s + healthy_s
-        if self._missing_s[ticket.key] < self._cluster.lost_after_s:
-            return None
-        return Sighting("LOST", "neither squeue nor sacct knows it", ended_at=now())
 
     def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
         """One scancel for all; it answers 0 for unknown ids too, so its words are returned.
@@ -222,20 +203,23 @@ class SlurmScheduler:
             return {key: words or "accepted" for key, words in refused.items()}
         return {ticket.key: f"scancel {ticket.job_id}: accepted" for ticket in tickets}
 
+    def _end(self, ticket: Ticket) -> None:
+        """Cancel a job that is thought lost: by its name too, for its id may be another's by now.
+
+        Raises SchedulerUnavailable without an answer.
+        """
+        job_id = str(ticket.job_id)
+        try:
+            run(["scancel", "--name", ticket.name, job_id], self._cluster.query_timeout_s)
+        except CommandFailed as error:
+            if not slurm_commands.about(job_id, error.stderr):
+                raise SchedulerUnavailable(str(error)) from error
+
     def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
         job_ids = [str(ticket.job_id) for ticket in tickets]
         slurm_commands.exclude_nodes(job_ids, nodes, self._cluster.query_timeout_s)
 
     # Asking
-
-    def _squeue(self, which: list[str]) -> list[Row]:
-        command = ["squeue", "--me", "-h", "-r", "-t", "all", "-O", SQUEUE_FORMAT, *which]
-        return read_squeue(self._ask(command))
-
-    def _sacct(self, which: list[str]) -> list[Row]:
-        since = (now() - _WINDOW).strftime("%Y-%m-%dT%H:%M:%S")
-        command = ["sacct", "-X", "-D", "-n", "-P", "-S", since, "-o", SACCT_FORMAT, *which]
-        return read_sacct(self._ask(command))
 
     def _ask(self, command: list[str]) -> str:
         try:
@@ -250,10 +234,27 @@ def _asked(machine: LocalMachine | SlurmCluster) -> SlurmCluster:
     return machine
 
 
-def _is_of(row: Row, ticket: Ticket) -> bool:
-    """Whether a job of the ticket's name is the ticket's, and not an older session's."""
-    earliest = ticket.intended_at - _CLOCKS_DIFFER
-    return row.name == ticket.name and (row.submitted_at is None or row.submitted_at >= earliest)
+def _sacct() -> list[str]:
+    since = (now() - _WINDOW).strftime("%Y-%m-%dT%H:%M:%S")
+    return ["sacct", "-X", "-D", "-n", "-P", "-S", since]
+
+
+def _of_its_own(
+    ticket: Ticket, sighting: Sighting, rows: Mapping[tuple[str, str], Row]
+) -> Sighting:
+    """What is said of the job that runs the attempt, which may be another than is known.
+
+    Of two copies one has the claim, and the other one's end says nothing.
+    """
+    if not states.is_terminal(sighting.state):
+        return sighting
+    holder = read_claim(ticket.directory)
+    if holder is None or holder == ticket.job_id:
+        return with_own_account(ticket, sighting)
+    if (holder, ticket.name) not in rows:
+        return Sighting("RUNNING", f"run by job {holder}", job_id=holder)
+    its = rows[holder, ticket.name].sighting._replace(job_id=holder)
+    return with_own_account(ticket._replace(job_id=holder), its)
 
 
 def _is_array(ticket: Ticket) -> bool:

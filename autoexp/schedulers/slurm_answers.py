@@ -9,10 +9,10 @@ from autoexp.schedulers.base import Sighting
 
 # One query for everything: 8 ms for one job, 46 ms for 1,000 (SLURM 22.05; --json takes 1 s).
 SQUEUE_FORMAT = (
-    "JobArrayID:.60|,State:.20|,exit_code:.12|,Reason:.80|,SubmitTime:.30|,StartTime:.30|,"
-    "EndTime:.30|,NodeList:.300|,Name:.200|"
+    "JobArrayID:.60|,State:.20|,exit_code:.12|,Reason:.80|,StartTime:.30|,EndTime:.30|,"
+    "NodeList:.300|,Name:.200|"
 )
-SACCT_FORMAT = "JobID,JobName,State,ExitCode,DerivedExitCode,Submit,Start,End,NodeList"
+SACCT_FORMAT = "JobID,JobName,State,ExitCode,DerivedExitCode,Start,End,NodeList"
 
 # SLURM reports a kill for memory as exit signal 125.
 _OUT_OF_MEMORY_SIGNAL = 125
@@ -23,7 +23,6 @@ class Row(NamedTuple):
 
     job_id: str
     name: str
-    submitted_at: datetime | None
     sighting: Sighting
 
 
@@ -32,18 +31,17 @@ def read_squeue(text: str) -> list[Row]:
     rows = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("|")]
-        if len(cells) < 9:
+        if len(cells) < 8:
             continue
-        job_id, state, raw_exit, reason, submitted, start, end, nodes = cells[:8]
+        job_id, state, raw_exit, reason, start, end, nodes = cells[:7]
         # A name may hold the separator itself.
-        name = "|".join(cells[8:-1])
+        name = "|".join(cells[7:-1])
         state = states.clean(state)
         code, signal = _wait_status(raw_exit) if states.is_terminal(state) else (None, None)
         rows.append(
             Row(
                 job_id,
                 name,
-                _time(submitted),
                 Sighting(
                     state=state,
                     reason=None if reason in ("None", "") else reason,
@@ -64,9 +62,9 @@ def read_sacct(text: str) -> list[Row]:
     rows: dict[str, Row] = {}
     for line in text.splitlines():
         cells = line.split("|")
-        if len(cells) < 9:
+        if len(cells) < 8:
             continue
-        job_id, name, state, exit_code, derived, submitted, start, end = cells[:8]
+        job_id, name, state, exit_code, derived, start, end = cells[:7]
         nodes = cells[-1]
         state = states.clean(state)
         code, signal = _pair(exit_code)
@@ -76,7 +74,6 @@ def read_sacct(text: str) -> list[Row]:
         rows[job_id] = Row(
             job_id,
             name,
-            _time(submitted),
             Sighting(
                 state=state,
                 exit_code=code,
@@ -121,3 +118,9 @@ def read_limit(text: str) -> float:
     # sinfo shows minutes and seconds, or hours too; with days in front, hours come first.
     hours, minutes, seconds = [*[0] * (3 - len(numbers)), *numbers][:3]
     return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
+
+
+def of_script(text: str, script: str) -> list[str]:
+    """Ids of the jobs that were made of a batch script: `id|what was submitted` in each line."""
+    rows = (line.partition("|") for line in text.splitlines())
+    return [job_id for job_id, _, words in rows if f"/{script}" in words]

@@ -27,6 +27,8 @@ _PASSING = re.compile(
     "Protocol authentication error|standby mode|I/O error writing script|"
     "No space left on device|Cannot allocate memory"
 )
+# The controller's own no, and what sbatch says of options before it asks the controller.
+REFUSAL = re.compile("Batch job submission failed|[Uu]nrecognized option|[Ii]nvalid .*specif")
 
 
 class AttemptExecutor(submitit.SlurmExecutor):
@@ -36,8 +38,9 @@ class AttemptExecutor(submitit.SlurmExecutor):
     in between waits a minute for it and dies), and lets the outer job's SLURM_* variables in.
     """
 
-    def __init__(self, directory: Path, lock: int, timeout_s: float) -> None:
-        super().__init__(directory)
+    def __init__(self, script: Path, lock: int, timeout_s: float) -> None:
+        super().__init__(script.parent)
+        self._script = script
         self._lock = lock
         self._timeout_s = timeout_s
 
@@ -46,9 +49,8 @@ class AttemptExecutor(submitit.SlurmExecutor):
         return str(self._make_submission_file_text(command, ""))
 
     def _submit_command(self, command: str) -> submitit.SlurmJob[Any]:
-        path = self.folder / "batch.sh"
-        durable.write(path, self.script(command), mode=0o755)
-        answer = _sbatch(path, self._lock, self._timeout_s)
+        durable.write(self._script, self.script(command), mode=0o755)
+        answer = _sbatch(self._script, self._lock, self._timeout_s)
         # With several clusters the answer is `id;cluster`.
         job_id = answer.strip().partition(";")[0]
         if not job_id.isdigit():
@@ -70,10 +72,10 @@ def _sbatch(script: Path, lock: int, timeout_s: float) -> str:
 
 
 def executor_for(
-    cluster: SlurmCluster, directory: Path, request: Request, lock: int = -1
+    cluster: SlurmCluster, script: Path, request: Request, lock: int = -1
 ) -> AttemptExecutor:
     """An executor that holds the options of one attempt."""
-    executor = AttemptExecutor(directory, lock, cluster.query_timeout_s + 30)
+    executor = AttemptExecutor(script, lock, cluster.query_timeout_s + 30)
     known = {
         "account": cluster.account,
         "partition": cluster.partition,

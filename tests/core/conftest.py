@@ -212,7 +212,7 @@ def job_of(tmp_path: Path, no_survivors: None) -> JobOf:
         directory = tmp_path / "attempts" / key
         spec = spec_of(*command, directory=tmp_path / "output", environment=environment)
         attempt = attempt_of(key, str(directory / "job.log"), number=number)
-        return Job(Ticket(key, directory, key, attempt.intended_at), spec, attempt)
+        return Job(Ticket(key, directory, key, "batch.sh"), spec, attempt)
 
     return make
 

@@ -81,9 +81,11 @@ def test_without_a_name_in_the_line_only_the_one_node_of_the_attempt_is_blamed(
 def test_submissions_exclude_blamed_nodes_beside_the_users_own(tmp_path: Path) -> None:
     cluster = SlurmCluster(options={"exclude": "n1"})
     request = Request("name", str(tmp_path / "log"), cluster, avoided=("n2", "n3"))
-    script = executor_for(cluster, tmp_path, request).script("true")
+    script = executor_for(cluster, tmp_path / "batch.sh", request).script("true")
     assert "#SBATCH --exclude=n1,n2,n3\n" in script
-    plain = executor_for(cluster, tmp_path, request._replace(avoided=())).script("true")
+    plain = executor_for(cluster, tmp_path / "batch.sh", request._replace(avoided=())).script(
+        "true"
+    )
     assert "#SBATCH --exclude=n1\n" in plain
 
 
@@ -95,8 +97,8 @@ def test_pending_jobs_are_told_to_avoid_nodes(
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     tickets = [
-        Ticket("k1", tmp_path, "k1", now(), "11"),
-        Ticket("k2", tmp_path, "k2", now(), "12_3"),
+        Ticket("k1", tmp_path, "k1", "batch.sh", "11"),
+        Ticket("k2", tmp_path, "k2", "batch.sh", "12_3"),
     ]
     SlurmScheduler(SlurmCluster()).avoid(tickets, ["n2", "n3"])
     assert (tmp_path / "calls").read_text().splitlines() == [

@@ -27,6 +27,7 @@ SMALL_JOB: dict[str, Any] = {
     "warn_before_limit_s": 0,
     "query_timeout_s": 20,
 }
+WITHOUT_JOBS = ["slurm=local_cluster", "cooldowns=[]"]
 FOR_EVER = ("sleep", "600")
 
 
@@ -68,7 +69,7 @@ class Bench:
     @classmethod
     def create(cls, root: Path) -> Self:
         """A new session without jobs."""
-        return cls(create(compose("demo", ["slurm=local_cluster", "cooldowns=[]"]), root))
+        return cls(create(compose("demo", WITHOUT_JOBS), root))
 
     @property
     def jobs(self) -> dict[str, JobRecord]:

@@ -28,7 +28,7 @@ def script_of(site: str, directory: Path, *overrides: str) -> str:
     request = Request(
         "s1-demo-a1", str(directory / "job.log"), machine, machine.time_limit_min, "4711"
     )
-    text = executor_for(machine, directory, request).script(body(machine, directory))
+    text = executor_for(machine, directory / "batch.sh", request).script(body(machine, directory))
     command = shlex.join(launched(machine, spec, "s1-demo-a1"))
     text += f"# runs: {command}\n"
     text += "".join(f"# with: {name}={value}\n" for name, value in machine.environment.items())

@@ -1,5 +1,6 @@
 """Whatever SLURM does not answer changes nothing; what it refuses is told in its own words."""
 
+import time
 from contextlib import suppress
 
 import pytest
@@ -11,9 +12,9 @@ from autoexp.errors import (
     SubmissionUncertain,
 )
 from autoexp.jobs import Attempt
-from autoexp.schedulers.base import Ticket
+from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.schedulers.slurm import SlurmScheduler
-from tests.slurm.bench import FOR_EVER, Bench, cluster, until
+from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm, until
 from tests.slurm.commands import HIDE_ENDED, Commands
 
 pytestmark = pytest.mark.slurm
@@ -222,3 +223,41 @@ def test_a_time_limit_is_capped_though_the_partition_could_not_be_asked_at_first
         bench.send("long", fresh=True)
 
     bench.wait("RUNNING", "long", seconds=20)
+
+
+def test_a_job_that_only_accounting_knows_lives_for_an_hour_and_is_ended_before_it_is_lost(
+    bench: Bench, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.submit("runs", FOR_EVER)
+    bench.wait("RUNNING", "runs")
+    ticket = bench.ticket("runs")
+    asked = ("sacct", "-X", "-n", "-o", "State", "-j", str(ticket.job_id))
+    until(lambda: "RUNNING" in slurm(*asked), "sacct")
+    commands.tell("squeue", "exit 0")  # healthy, by its own account
+    bench.scheduler = SlurmScheduler(cluster(lost_after_s=0.5))
+
+    def told() -> str:
+        return bench.look().get(ticket.key, Sighting("")).reason or ""
+
+    until(lambda: told() == "squeue does not list it, sacct says RUNNING", "that it is missed")
+    assert bench.attempt("runs").state == "RUNNING"
+    assert not commands.calls("scancel")
+
+    monkeypatch.setattr("autoexp.schedulers.slurm_gone._RUNAWAY_AFTER_S", 1.0)
+    bench.wait("LOST", "runs")
+    assert [call.arguments for call in commands.calls("scancel")] == [
+        f"--name {ticket.name} {ticket.job_id}"
+    ]
+    until(lambda: not bench.processes("runs"), "the end of it")
+
+
+def test_of_a_lost_job_whose_id_was_given_away_the_other_one_is_not_cancelled(bench: Bench) -> None:
+    bench.submit("theirs", FOR_EVER)
+    bench.wait("RUNNING", "theirs")
+    theirs = bench.attempt("theirs")
+    ours = unknown_ticket(bench)._replace(job_id=theirs.job_id)
+    scheduler = SlurmScheduler(cluster(lost_after_s=0.001))
+    until(lambda: scheduler.query([ours]), "LOST")
+    time.sleep(1)
+    bench.look()
+    assert theirs.state == "RUNNING"

@@ -3,15 +3,15 @@
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from autoexp.errors import SubmissionUncertain
-from tests.slurm.bench import Bench, slurm, until
+from autoexp.compose import compose
+from autoexp.creation import create
+from autoexp.errors import SubmissionRefused, SubmissionUncertain
+from tests.slurm.bench import WITHOUT_JOBS, Bench, slurm, until
 from tests.slurm.commands import HIDE_ENDED, Commands
 
 pytestmark = pytest.mark.slurm
@@ -161,41 +161,71 @@ def test_a_job_that_ended_while_nobody_watched_is_not_submitted_again(
     assert_one_job(bench.session.path, ["job"])
 
 
-def test_a_job_of_the_same_name_from_an_older_session_is_not_taken_for_ours(
-    bench: Bench, commands: Commands, monkeypatch: pytest.MonkeyPatch
+def test_a_job_of_the_same_name_in_a_session_of_the_same_id_is_not_taken_for_ours(
+    bench: Bench, commands: Commands, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("autoexp.schedulers.slurm._CLOCKS_DIFFER", timedelta(0))
-    name = f"{bench.session.id}-job-a1"
-    older = slurm(
+    other = Bench(create(compose("demo", WITHOUT_JOBS), tmp_path, session_id=bench.session.id))
+    theirs = [other.submit("job", RUN), other.submit("held", RUN, options={"hold": True})]
+    other.wait("COMPLETED", "job")
+    for name in ("job", "held"):
+        bench.add(name, RUN)
+        bench.begin(name)
+        assert bench.real_jobs(name) == other.real_jobs(name)
+    commands.tell("squeue", HIDE_ENDED)  # of one squeue is asked, of the other one sacct
+
+    ours = [bench.send(name, fresh=False) for name in ("job", "held")]
+
+    assert not set(ours) & set(theirs)
+    commands.behaves()
+    bench.wait("COMPLETED", "job", "held")
+    assert [runs(bench, name) for name in ("job", "held")] == [[job_id] for job_id in ours]
+    assert other.look()[other.attempt("held").key].state == "PENDING"
+
+
+UNHEARD_OF = "quota daemon: cannot write the site's log"
+
+
+def test_words_that_are_not_slurms_are_a_refusal_only_if_the_job_is_not_there(
+    bench: Bench, commands: Commands
+) -> None:
+    commands.tell(
         "sbatch",
-        "--parsable",
-        "-p",
-        "main",
-        "--mem=10M",
-        "-J",
-        name,
-        "-o",
-        "/dev/null",
-        "--wrap",
-        "true",
+        f"""case "$*" in
+*accepted*) "$real" "$@" >/dev/null ;;
+esac
+echo "{UNHEARD_OF}" >&2
+exit 1""",
     )
-    time.sleep(1.1)  # SLURM's times are whole seconds
-    bench.add("job", RUN)
-    bench.begin("job")
-    commands.forget()
+    job_id = bench.submit("accepted", RUN)
+    bench.add("not-taken", RUN)
+    bench.begin("not-taken")
+    with pytest.raises(SubmissionRefused, match=UNHEARD_OF):
+        bench.send("not-taken", fresh=True)
 
-    job_id = bench.send("job", fresh=False)
+    bench.wait("COMPLETED", "accepted")
+    assert bench.real_jobs("accepted") == {job_id}
+    assert runs(bench, "accepted") == [job_id]
+    assert bench.real_jobs("not-taken") == set()
 
-    assert job_id != older.strip()
-    assert len(commands.calls("sbatch")) == 1
-    bench.wait("COMPLETED", "job")
-    assert runs(bench, "job") == [job_id]
+
+def test_the_end_of_a_second_copy_is_not_the_end_of_the_job(bench: Bench) -> None:
+    first = bench.submit("job", ("sh", "-c", "echo $SLURM_JOB_ID >>runs; exec sleep 600"))
+    until(lambda: runs(bench, "job"), "the first copy")
+    ticket = bench.ticket("job")
+    copy = slurm("sbatch", "--parsable", str(ticket.directory / ticket.script)).strip()
+    # As if the answer to the first one had been lost, and the second one had come first.
+    bench.attempt("job").job_id = copy
+
+    bench.watch(lambda: bench.attempt("job").job_id == first, "the job that has the claim")
+    assert bench.attempt("job").state == "RUNNING"
+    bench.scheduler.cancel([bench.ticket("job")])
+    bench.wait("CANCELLED", "job")
 
 
 def test_a_second_copy_of_a_job_finds_the_claim_taken_and_does_nothing(bench: Bench) -> None:
     bench.submit("job", ("sh", "-c", "echo $SLURM_JOB_ID >>runs; exec sleep 600"))
     until(lambda: runs(bench, "job"), "the first copy")
-    script = bench.ticket("job").directory / "batch.sh"
+    script = bench.ticket("job").directory / bench.ticket("job").script
     copy = slurm("sbatch", "--parsable", str(script)).strip()
 
     def state() -> str:
