@@ -78,11 +78,11 @@ class FakeCluster:
 def _queue_row(attempt: Attempt, state: str) -> str:
     start = int(time.time()) - 3600
     code = "256" if state == "FAILED" else "0"
-    cells = (str(attempt.job_id), state, code, "None", str(start), str(start), "N/A", "n1")
+    cells = (str(attempt.job_id), state, code, "None", str(start), "N/A", "n1")
     return "|".join((*cells, attempt.name)) + "|\n"
 
 
 def _account_row(attempt: Attempt, state: str) -> str:
     start = int(time.time()) - 3600
-    cells = (attempt.job_id, attempt.name, state, "0:0", "0:0", start, start, start + 60, "n1")
+    cells = (attempt.job_id, attempt.name, state, "0:0", "0:0", start, start + 60, "n1")
     return "|".join(str(cell) for cell in cells) + "\n"
