@@ -37,6 +37,7 @@ def cancel_directly(
     it has to be asked instead.
     """
     with Session.hold(path) as (session, _):
+        inbox.take_on(session)  # or what waits there would be submitted by the next monitor
         inbox.request_cancel(session, jobs, by)
         wanted = [session.jobs[name] for name in jobs or session.jobs]
         scheduler, monitor = scheduler_for(session.experiment), Monitor(session)

@@ -6,6 +6,7 @@ ticks; taking on is repeatable, so a kill between the effect and the removal doe
 
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -87,22 +88,44 @@ def is_empty(session: Path) -> bool:
     return next((session / "inbox").glob("*.json"), None) is None
 
 
+def waiting_jobs(session: Path) -> list[str]:
+    """Names of jobs that requests bring, and that the session does not know yet."""
+    found = []
+    for path in sorted((session / "inbox").glob("*.json")):
+        with suppress(BadInput, FileNotFoundError):  # the monitor says what is wrong with it
+            request = _read(path)
+            if isinstance(request, SubmitRequest):
+                found += [spec.name for spec in request.jobs]
+    return found
+
+
 def take_on(session: Session) -> list[str]:
     """Carry all waiting requests into the records; returns a line for each. For the monitor."""
     notes: list[str] = []
     for path in sorted((session.path / "inbox").glob("*.json")):
         try:
-            request = _adapter.validate_json(path.read_bytes())
-            notes.append(_apply(session, request))
-        except (ValidationError, BadInput) as error:
-            reason = str(error.errors()[0]["msg"] if isinstance(error, ValidationError) else error)
-            session.record([RequestRefused(job="", request=path.name, reason=reason)])
-            notes.append(f"request refused: {reason}")
+            notes.append(_apply(session, _read(path)))
+        except BadInput as error:
+            session.record([RequestRefused(job="", request=path.name, reason=str(error))])
+            notes.append(f"request refused: {error}")
             # Kept for whoever wrote it, out of the way of the next look.
             path.rename(path.with_suffix(".refused"))
             continue
         path.unlink()
     return notes
+
+
+def _read(path: Path) -> Request:
+    try:
+        return _adapter.validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"][1:])
+        raise BadInput(f"{where}: {problem['msg']}" if where else problem["msg"]) from error
+    except OSError as error:
+        if durable.is_passing(error):
+            raise
+        raise BadInput(f"{path.name} cannot be read: {error.strerror}") from error
 
 
 def _apply(session: Session, request: Request) -> str:
@@ -146,6 +169,9 @@ def drop_waiting(session: Session, by: str) -> None:
 
 def add_jobs(session: Session, request: SubmitRequest) -> str:
     """Take jobs into the session, all of them or none; repeatable. Raises BadInput for a clash."""
+    attempt, first = request.attempt, request.jobs[0]
+    if attempt is not None and attempt.key != f"{session.id}-{first.name}-a1":
+        raise BadInput(f"{attempt.key}: not the key of an attempt at {first.name}")
     for spec in request.jobs:
         # All of them or none: a clash with the last one must not leave the first ones here.
         session.refuse_clash(spec)

@@ -37,7 +37,8 @@ class Verdict(StrEnum):
 class JobSpec(Closed):
     """What is submitted: fixed when the job enters the session."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,159}$")
+    """Part of file names and of the scheduler's job name."""
     kind: Kind
     parent: str | None = None
     branch: Branch | None = None

@@ -65,6 +65,10 @@ def _parse(path: Path) -> Content:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         raise SessionDamaged(_damage(path, str(error))) from error
+    except OSError as error:
+        if durable.is_passing(error):
+            raise
+        raise SessionDamaged(_damage(path, error.strerror or str(error))) from error
     if not isinstance(content, dict):
         raise SessionDamaged(_damage(path, "it holds no object"))
     return content

@@ -62,6 +62,7 @@ class SessionRun:
         self._wishing: asyncio.Task[None] | None = None
         self._cancelling: set[str] = set()
         self._write_failures = 0
+        self._inbox_fails = False
 
     async def run(self) -> None:
         """Watch the session until every job has its verdict, or until it is interrupted."""
@@ -112,6 +113,19 @@ class SessionRun:
 
     # Look
 
+    async def _take_requests(self) -> None:
+        try:
+            notes = await self._disk.run(inbox.take_on, self.session)
+        except OSError as error:
+            if not self._inbox_fails:
+                self.log.warning("%s: requests wait (%s)", self.session.path / "inbox", error)
+            self._inbox_fails = True
+            return
+        self._inbox_fails = False
+        for note in notes:
+            self.news.stir()
+            self.log.info(note)
+
     async def _look(self, children: asyncio.TaskGroup) -> Look:
         """Read what is new; the scheduler's answer is taken when it comes, and not waited for."""
         answers = self._questions.collect()
@@ -119,9 +133,7 @@ class SessionRun:
         self._note_gap()
         try:
             await self._disk.run(self._lease.beat)
-            for note in await self._disk.run(inbox.take_on, self.session):
-                self.news.stir()
-                self.log.info(note)
+            await self._take_requests()
             look = await self._disk.run(self._monitor.look, answers)
         except SessionHeld as error:
             self.news.interrupt(str(error))

@@ -27,13 +27,13 @@ def cancel(options: argparse.Namespace) -> int:
     """Cancel jobs: through the monitor when one is alive, else directly."""
     path = session_path(options.session)
     session = Session.load(path)
-    unknown = [name for name in options.jobs if name not in session.jobs]
+    known = [*session.jobs, *inbox.waiting_jobs(path)]
+    unknown = [name for name in options.jobs if name not in known]
     if unknown:
-        raise BadInput(
-            f"{', '.join(unknown)}: no such job; {session.id} has: {', '.join(session.jobs)}"
-        )
+        raise BadInput(f"{', '.join(unknown)}: no such job; {session.id} has: {', '.join(known)}")
     by = f"autoexp cancel by {getpass.getuser()}"
-    names = options.jobs or [name for name, job in session.jobs.items() if not job.is_over]
+    had_ended = {name for name, job in session.jobs.items() if job.is_over}
+    names = options.jobs or [name for name in known if name not in had_ended]
     holder = live_holder(session)
     if holder is not None:
         inbox.put(path, inbox.CancelRequest(jobs=tuple(options.jobs), by=by))
@@ -49,7 +49,7 @@ def _wait_until_over(path: Path, names: list[str]) -> bool:
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         session = Session.load(path)
-        if all(session.jobs[name].is_over for name in names):
+        if all(name in session.jobs and session.jobs[name].is_over for name in names):
             return True
         time.sleep(0.25)
     return False
@@ -68,7 +68,10 @@ def _report_cancelled(path: Path, names: list[str]) -> None:
         if isinstance(entry.event, CancelAnswered) and entry.event.job in names:
             print(describe(entry.event))
     for name in names:
-        job = session.jobs[name]
+        job = session.jobs.get(name)
+        if job is None:
+            print(f"{name}: the monitor has not taken it on yet")
+            continue
         print(f"{name}: {job.reason if job.is_over else f'{job.state}, not ended yet'}")
 
 

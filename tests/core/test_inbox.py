@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from autoexp import acting, inbox
+from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
 from autoexp.creation import create, output_root
 from autoexp.events import JobAdded, RequestRefused
@@ -17,7 +18,7 @@ from autoexp.jobs import JobSpec, Kind, Verdict
 from autoexp.plan import make_plan
 from autoexp.rules.records import ActionStatus
 from autoexp.session import Session
-from tests.core.conftest import KilledAt, spec_of
+from tests.core.conftest import KilledAt, attempt_of, spec_of
 from tests.core.test_durable import exit_code, in_a_process
 from tests.core.test_monitor import Story
 
@@ -116,6 +117,33 @@ def test_what_cannot_be_read_is_set_aside_with_a_reason_and_the_others_go_on(
     assert {p.stem: p.read_bytes() for p in folder.glob("*.refused")} == broken
     assert "good" in Session.load(story.path).jobs
     assert ask(story) == []
+
+
+def test_an_entry_that_is_no_file_is_set_aside_and_the_others_go_on(story: Story) -> None:
+    folder = story.path / "inbox"
+    (folder / "00-directory.json").mkdir()
+    (folder / "01-dangling.json").symlink_to(folder / "nowhere")
+    reasons = ask(story, submit(job("good")))
+    assert "00-directory.json cannot be read" in reasons[0]
+    assert "01-dangling.json cannot be read" in reasons[1]
+    assert "good" in Session.load(story.path).jobs
+
+
+@pytest.mark.parametrize("name", ["", "../../up", "a/b", ".hidden", "a b", "a\n", "x" * 161])
+def test_a_job_whose_name_is_no_file_name_is_refused(story: Story, name: str) -> None:
+    request = submit(job("good")).model_dump(mode="json")
+    request["jobs"][0]["name"] = name
+    (story.path / "inbox" / "0.json").write_text(json.dumps(request))
+    (reason,) = ask(story)
+    assert "jobs.0.name" in reason
+
+
+def test_an_attempt_of_another_key_than_its_jobs_is_refused(story: Story) -> None:
+    request = submit(job("good"))
+    foreign = attempt_of("../../up", "/log", number=1)
+    (reason,) = ask(story, request.model_copy(update={"attempt": foreign}))
+    assert "../../up" in reason
+    assert "good" not in story.session.jobs
 
 
 # Submitting
@@ -279,3 +307,18 @@ def test_a_kill_at_any_step_repeats_a_request_without_harm(
             break
     assert n > 2
     assert seen == [seen[-1]] * n
+
+
+def test_cancelling_where_nobody_watches_reaches_what_waits_in_the_inbox(
+    session_path: Path,
+) -> None:
+    inbox.put(session_path, submit(job("late"), job("later")))
+    assert cancel_directly(session_path, ("later",), "bob").problem is None
+    jobs = Session.load(session_path).jobs
+    assert jobs["later"].was_cancelled and not jobs["late"].is_over
+
+    inbox.put(session_path, submit(job("last")))
+    assert cancel_directly(session_path, (), "bob").problem is None
+    session = Session.load(session_path)
+    assert all(each.was_cancelled for each in session.jobs.values())
+    assert {"late", "last"} < set(session.jobs) and inbox.is_empty(session_path)
