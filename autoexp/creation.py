@@ -53,6 +53,7 @@ def create(
     refuse_impossible(composed.experiment)
     if path.exists():
         raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
+    _refuse_used(outputs)
     _make_root(root)
     _remove_old_drafts(root)
     draft = root / f".new-{socket.gethostname()}-{os.getpid()}-{name}"
@@ -101,6 +102,14 @@ def _refuse_odd_root(root: Path, experiment: Experiment) -> None:
         )
 
 
+def _refuse_used(outputs: Path) -> None:
+    if outputs.is_dir() and any(outputs.iterdir()):
+        raise BadInput(
+            f"{outputs}: an earlier session of this id wrote here, and its checkpoints would be "
+            "taken for those of the new one; take another id (--session ID), or move them away"
+        )
+
+
 def output_root(experiment: Experiment, session: Path) -> Path:
     """Where a session's jobs write; a root of the user's own is shared by sessions."""
     own = experiment.project.output_root
@@ -140,7 +149,7 @@ def _fill(
     meta = SessionMeta(
         session=path.name,
         nonce=secrets.token_hex(4),
-        path=str(path),
+        path=str(path.absolute()),
         created=now(),
         config=composed.config,
         overrides=composed.overrides,

@@ -92,10 +92,11 @@ class Session:
     @classmethod
     @contextmanager
     def hold(cls, path: Path) -> Iterator[tuple["Session", Lease]]:
-        """Take the lease and read the session; raises SessionHeld when a monitor is alive."""
+        """Take the lease and read the session; raises SessionHeld, or BadInput for a copy."""
         _must_exist(path)
         held = lease.take(path)
         try:
+            schema.read(path / "session.json", SessionMeta).refuse_elsewhere(path)
             schema.upgrade_files(path)
             session = cls.load(path)
             session.journal.repair()

@@ -1,10 +1,12 @@
 """`session.json`: what a session is about."""
 
 from datetime import datetime
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from autoexp import schema
+from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 
 
@@ -33,3 +35,18 @@ class SessionMeta(BaseModel):
     def script(self) -> str:
         """File name of its batch scripts, by which SLURM's commands tell its jobs from others."""
         return f"batch-{self.nonce}.sh" if self.nonce else "batch.sh"
+
+    def refuse_elsewhere(self, path: Path) -> None:
+        """Raise BadInput where `path` is a copy of the session, or where it was moved to.
+
+        A copy would submit its jobs a second time, and jobs write where the session was made.
+        """
+        if self.path is None or (Path(self.path).exists() and path.samefile(self.path)):
+            return
+        if (Path(self.path) / "session.json").exists():
+            advice = "this is a copy: go on with that one, and delete this"
+        else:
+            advice = f"move it back there, or have a link there: ln -s {path} {self.path}"
+        raise BadInput(
+            f"{path}: the session was made as {self.path}, where its jobs write; {advice}"
+        )

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -345,3 +346,48 @@ def test_a_root_with_a_backslash_which_slurm_would_interpret_is_refused(
     with pytest.raises(BadInput, match="backslash"):
         create(composed, tmp_path / "a\\b")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_directory_that_an_earlier_session_of_this_id_used_is_refused(
+    tmp_path: Path,
+) -> None:
+    composed = compose("demo", [f"project.output_root={tmp_path}/out"])
+    earlier = create(composed, tmp_path / "sessions", session_id="s1")
+    old = tmp_path / "out" / "s1" / "demo" / "checkpoints"
+    old.mkdir(parents=True)
+    shutil.rmtree(earlier)
+    with pytest.raises(BadInput, match=f"{tmp_path}/out/s1: an earlier session"):
+        create(composed, tmp_path / "sessions", session_id="s1")
+    assert list((tmp_path / "sessions").iterdir()) == []
+    create(composed, tmp_path / "sessions", session_id="s2")
+
+
+# One session, one place
+
+
+def test_a_copy_of_a_session_is_not_taken_up_beside_the_original(
+    session_path: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "elsewhere" / session_path.name
+    shutil.copytree(session_path, copy)
+    before = (copy / "session.json").read_bytes()
+    with pytest.raises(BadInput, match=f"made as {session_path}.* a copy"), Session.hold(copy):
+        pass
+    assert not (copy / "monitor.json").exists()
+    assert (copy / "session.json").read_bytes() == before
+    assert Session.load(copy).jobs.keys() == Session.load(session_path).jobs.keys()
+    with Session.hold(session_path):
+        pass
+
+
+def test_a_session_that_was_moved_is_taken_up_by_its_old_path_alone(
+    session_path: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "elsewhere"
+    session_path.rename(moved)
+    with pytest.raises(BadInput, match=f"ln -s {moved} {session_path}"), Session.hold(moved):
+        pass
+    session_path.symlink_to(moved)
+    for path in (session_path, moved):
+        with Session.hold(path) as (session, _):
+            assert session.jobs
