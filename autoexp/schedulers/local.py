@@ -142,6 +142,8 @@ def _sight(ticket: Ticket) -> Sighting:
     if started is None:
         if starting:
             return Sighting("PENDING")
+        if payload.processes_with_cookie(ticket.key):
+            return Sighting("RUNNING", f"somebody removed {directory}: how it ends is not known")
         if (directory / "cancelled").exists():
             return Sighting("CANCELLED", ended_at=_now())
         log = directory / "controller.log"
@@ -179,7 +181,8 @@ def _cancel(ticket: Ticket) -> str:
     durable.write(directory / "cancelled", "")
     # Taking the claim ourselves keeps a job that has not started from ever starting.
     if payload.claim(directory, WITHDRAWN):
-        return "cancelled before it started"
+        left = _end_leftovers(ticket.key)  # whose directory somebody removed
+        return "killed what was left of it" if left else "cancelled before it started"
     started = _await_start(directory)
     if started is None:
         raise SchedulerUnavailable(f"{ticket.key} is starting at this very moment; try again")

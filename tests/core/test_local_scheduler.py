@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -178,6 +179,20 @@ def test_once_a_killed_job_counts_as_ended_none_of_its_processes_lives(
     kill_payload(job)
     assert ended(job).state == "FAILED"
     assert [pid for pid in payload.processes_with_cookie(job.ticket.key) if is_alive(pid)] == []
+
+
+def test_a_job_whose_directory_is_removed_runs_for_as_long_as_its_processes_do(
+    running: Running, ended: Ended
+) -> None:
+    job = running()
+    trainer = payload.processes_with_cookie(job.ticket.key)
+    shutil.rmtree(job.directory)
+    assert sight(job).state == "RUNNING"
+    assert f"somebody removed {job.directory}" in (sight(job).reason or "")
+    told = LocalScheduler().cancel([job.ticket])
+    assert told == {job.ticket.key: "killed what was left of it"}
+    assert ended(job).state == "CANCELLED"
+    assert not any(is_alive(pid) for pid in trainer)
 
 
 def test_a_reboot_is_a_node_failure(running: Running, ended: Ended) -> None:
