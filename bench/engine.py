@@ -49,7 +49,9 @@ def engine() -> list[Figure]:
             per_tick, written = asyncio.run(_idle_ticks(run))
         values = [cpu / jobs * 1e6 for cpu in per_tick]
         mark = _MARK_US if jobs >= 100 else None
-        note = "" if mark else "three hops to the session's thread, whatever the number of jobs"
+        note = (
+            "" if mark else "the way to the session's thread and back, whatever the number of jobs"
+        )
         figures.append(Figure(f"{jobs} jobs: CPU per job", "µs", values, below=mark, note=note))
         figures.append(Figure(f"{jobs} jobs: bytes written", "B", [written], below=0))
     return figures

@@ -18,7 +18,7 @@ from autoexp.errors import SessionHeld
 from autoexp.jobs import Verdict
 from autoexp.lease import Lease
 from autoexp.monitor import Look, Monitor
-from autoexp.schedulers.base import Scheduler, Ticket
+from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 from autoexp.session import Session
 from flows.disk import Disk
 from flows.drawing import Drawing
@@ -67,6 +67,7 @@ class SessionRun:
     async def run(self) -> None:
         """Watch the session until every job has its verdict, or until it is interrupted."""
         make_room()
+        listening = asyncio.create_task(self._wishes.listen())
         try:
             async with asyncio.TaskGroup() as children:
                 while not self._is_over():
@@ -76,6 +77,7 @@ class SessionRun:
             await self._flush()
             await self._face.close()
         finally:
+            listening.cancel()
             self._disk.close()
 
     async def tick(self, children: asyncio.TaskGroup) -> None:
@@ -113,9 +115,15 @@ class SessionRun:
 
     # Look
 
-    async def _take_requests(self) -> None:
+    def _read_on(self, answers: dict[str, Sighting]) -> Look:
+        """On the session's thread, in one go: each way there and back costs as much as a look."""
+        self._lease.beat()
+        self._take_requests()
+        return self._monitor.look(answers)
+
+    def _take_requests(self) -> None:
         try:
-            notes = await self._disk.run(inbox.take_on, self.session)
+            notes = inbox.take_on(self.session)
         except OSError as error:
             if not self._inbox_fails:
                 self.log.warning("%s: requests wait (%s)", self.session.path / "inbox", error)
@@ -132,9 +140,7 @@ class SessionRun:
         self._questions.ask_if_due(children, self._monitor.tickets)
         self._note_gap()
         try:
-            await self._disk.run(self._lease.beat)
-            await self._take_requests()
-            look = await self._disk.run(self._monitor.look, answers)
+            look = await self._disk.run(self._read_on, answers)
         except SessionHeld as error:
             self.news.interrupt(str(error))
             return Look([], [], set())

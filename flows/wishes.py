@@ -1,10 +1,12 @@
 """What people wish in Prefect's UI: cancelling the session's flow run, or one job's subflow.
 
 A flow that runs outside a worker, or that outlived its worker, is not told of a cancellation: its
-own state has to be read. A server that is away says nothing. One that was away for long, and heard
-no heartbeats, may hold the run for dead meanwhile: it is told that the run is alive.
+own state has to be read. The server's events, on a connection that stays open, say when; without
+one it is read every few seconds. A server that is away says nothing. One that was away for long,
+and heard no heartbeats, may hold the run for dead meanwhile: it is told that the run is alive.
 """
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -18,11 +20,18 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.events import Event
+from prefect.events.clients import get_events_subscriber
+from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.states import Running
 
-_EVERY_S = 5.0
+_UNTOLD_S = 5.0
+# A connection may be dead and not know it.
+_TOLD_S = 600.0
+_RECONNECT_S = 15.0
 _CANCELLED = frozenset({StateType.CANCELLING, StateType.CANCELLED})
 _DEAD = frozenset({StateType.CRASHED, StateType.FAILED})
+_EVENTS = [f"prefect.flow-run.{kind.value.capitalize()}" for kind in (*_CANCELLED, *_DEAD)]
 
 
 class Wishes:
@@ -32,7 +41,28 @@ class Wishes:
         self._session_run = UUID(flow_run_id) if flow_run_id else None
         self._log = log
         self._job_runs: dict[UUID, str] = {}
-        self._next_at = time.monotonic() + _EVERY_S
+        self._next_at = time.monotonic() + _UNTOLD_S
+        self._told = False
+
+    async def listen(self) -> None:
+        """Take note of what the server says of these flow runs, until this is cancelled."""
+        while self._session_run is not None:
+            try:
+                chosen = EventFilter(event=EventNameFilter(name=_EVENTS))
+                async with get_events_subscriber(chosen, reconnection_attempts=0) as events:
+                    # What happened before is read; from now on one is told.
+                    self._told, self._next_at = True, time.monotonic()
+                    async for event in events:
+                        self._take_note(event)
+            except Exception as error:
+                self._log.debug("Prefect does not say what happens: %s", error)
+            self._told, self._next_at = False, time.monotonic() + _UNTOLD_S
+            await asyncio.sleep(_RECONNECT_S)
+
+    def _take_note(self, event: Event) -> None:
+        run = event.resource.id.removeprefix("prefect.flow-run.")
+        if run in {str(mine) for mine in (self._session_run, *self._job_runs)}:
+            self._next_at = time.monotonic()
 
     def add(self, flow_run_id: str, job: str) -> None:
         """From now on, mind the subflow of a job."""
@@ -48,7 +78,7 @@ class Wishes:
 
     async def cancelled(self) -> list[str] | None:
         """Jobs that somebody cancels in Prefect; empty: all of the session's; None: none."""
-        self._next_at = time.monotonic() + _EVERY_S
+        self._next_at = time.monotonic() + (_TOLD_S if self._told else _UNTOLD_S)
         try:
             return await self._ask()
         except Exception as error:

@@ -40,7 +40,7 @@ def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
 
     with engine.watched(tmp_path, jobs) as (run, _):
         assert asyncio.run(watch(run)) == 0
-    assert hops == ["beat", "take_on", "look"] * 3
+    assert hops == ["_read_on"] * 3
 
 
 def test_what_one_job_does_is_published_once(tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ async def state_of(flow_run_id: str) -> FlowRun:
         return await client.read_flow_run(UUID(flow_run_id))
 
 
-async def test_cancelling_the_sessions_flow_run_cancels_its_jobs(make_session: Make) -> None:
+async def test_cancelling_the_sessions_flow_run_cancels_its_jobs_though_nobody_tells(
+    make_session: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("flows.wishes.get_events_subscriber")
     path = make_session("backend.args.sleep_per_iteration_ms=100")
     run = asyncio.create_task(train(session=path.name, return_state=True))  # type: ignore[var-annotated, arg-type]
     deadline = time.monotonic() + 60
@@ -47,7 +50,10 @@ async def test_cancelling_the_sessions_flow_run_cancels_its_jobs(make_session: M
     assert flow_run.state.is_cancelled()
 
 
-async def test_cancelling_one_cooldowns_subflow_cancels_that_job_alone(make_session: Make) -> None:
+async def test_cancelling_one_cooldowns_subflow_is_told_and_cancels_that_job_alone(
+    make_session: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.wishes._UNTOLD_S", 1000)
     # The branch at 100 is slow, and still runs when the training has ended.
     path = make_session(
         "backend.args.sleep_per_iteration_ms=30", "cooldowns.0.decay.iterations=400"
