@@ -1,15 +1,51 @@
-"""Whether the flow runs in a terminal of its own, as under `autoexp run`, or under a worker."""
+"""Whether the flow runs for a terminal, as under `autoexp run`, or under a worker."""
 
+import asyncio
+import time
+from contextlib import suppress
 from contextvars import ContextVar
 
-_foreground: ContextVar[bool] = ContextVar("foreground", default=False)
+from flows.news import News
 
 
-def enter_foreground() -> None:
-    """From now on, in this context, signals to this process are the user's."""
-    _foreground.set(True)
+class Foreground:
+    """What a terminal's thread, which gets the signals, and the flow's thread tell each other."""
+
+    def __init__(self) -> None:
+        self.is_begun = False
+        self.stopped_by: str | None = None
+        self._stopped_at: float | None = None
+        self._news: News | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def stop(self, by: str) -> None:
+        """Have the flow stop watching, at once or as soon as it begins; jobs keep running."""
+        self.stopped_by, self._stopped_at = by, time.monotonic()
+        if self._loop is not None and self._news is not None:
+            with suppress(RuntimeError):  # it has just ended
+                self._loop.call_soon_threadsafe(self._news.interrupt, by)
+
+    def listen(self, news: News) -> None:
+        """Called by the flow: from now on it can be stopped."""
+        self._news, self._loop = news, asyncio.get_running_loop()
+        if self.stopped_by is not None:
+            news.interrupt(self.stopped_by)
+
+    @property
+    def over_at(self) -> float | None:
+        """Since when nothing is left to do but to tell Prefect so, by the monotonic clock."""
+        ended_at = self._news.ended_at if self._news is not None else None
+        return ended_at if ended_at is not None else self._stopped_at
 
 
-def in_foreground() -> bool:
-    """Whether signals to this process mean: stop watching."""
+_foreground: ContextVar[Foreground | None] = ContextVar("foreground", default=None)
+
+
+def enter_foreground(foreground: Foreground) -> None:
+    """From now on, in this context, somebody at a terminal waits for the flow."""
+    _foreground.set(foreground)
+
+
+def foreground() -> Foreground | None:
+    """The terminal that waits for this flow; None under a worker."""
     return _foreground.get()

@@ -12,22 +12,31 @@ from autoexp.errors import AutoexpError
 from autoexp.jobs import Verdict
 from autoexp.session import Session
 from autoexp.status import status_of
+from flows.beside import leave_within, run_beside, stopping_on_signals
+from flows.context import Foreground, enter_foreground
 from flows.live import LiveView
-from flows.server import embedded_server, is_configured
+from flows.server import answers, embedded_server, is_configured
 from flows.show import console, gains_lines, status_view
 
 INTERRUPTED = 130
+_UNTOLD = (
+    "Prefect could not be told all of this: its server does not answer. "
+    "Nothing is lost: the session's directory has it."
+)
+# For what Prefect sends at the interpreter's exit, for as long as it takes.
+_LAST_WORDS_S = 20.0
 
 
 def watch(path: Path) -> int:
     """Watch a session to its end; returns the exit code of DESIGN.md."""
     out = console()
     out.print(f"session {path.name} in {path}", soft_wrap=True, markup=False)
+    is_told = True
     try:
-        _run_flow(path, out)
+        is_told = _run_flow(path, out)
     except KeyboardInterrupt:
         pass
-    except AutoexpError:
+    except (AutoexpError, OSError):
         raise
     except Exception as error:
         out.print_exception()
@@ -36,52 +45,79 @@ def watch(path: Path) -> int:
             f"running. `autoexp resume {path.name}` takes the session up again"
         ) from error
     session = Session.load(path)
+    if not is_told and session.is_over:
+        _draw(session)  # as the flow would have done, had Prefect taken the picture
+    code = _print_outcome(session, out)
+    if not is_told:
+        out.print(_UNTOLD, markup=False)
+    leave_within(_LAST_WORDS_S if is_told else 1.0, code, _UNTOLD if is_told else "")
+    return code
+
+
+def _run_flow(path: Path, out: Console) -> bool:
+    """Run the session flow; without a Prefect server of the user's own, with an embedded one.
+
+    Returns whether Prefect was told how it ended.
+    """
+    foreground = Foreground()
+    with stopping_on_signals(foreground):
+        server = None
+        if not is_configured():
+            server = embedded_server(path / "prefect-server.log")
+            os.environ["PREFECT_API_URL"] = f"{server.url}/api"
+        # Takes seconds, in which the server starts.
+        from prefect.exceptions import CrashedRun, FailedRun
+        from prefect.settings import PREFECT_API_URL
+
+        from flows.train import train
+
+        _quieten()
+        if server is not None:
+            server.wait()
+            out.print(f"Prefect UI while it runs: {server.url}", markup=False)
+        os.environ["AUTOEXP_SESSIONS"] = str(path.parent)
+        enter_foreground(foreground)
+        url = str(PREFECT_API_URL.value())
+
+        async def watched() -> None:
+            state = await train(session=path.name, return_state=True)
+            # What the flow returned is told from the session's files; only what it raised is news.
+            error = await state.aresult(raise_on_failure=False)
+            if isinstance(error, Exception) and not isinstance(error, (FailedRun, CrashedRun)):
+                raise error
+
+        with LiveView(path, out):
+            return run_beside(foreground, lambda: asyncio.run(watched()), lambda: answers(url))
+
+
+def _print_outcome(session: Session, out: Console) -> int:
     if not session.is_over:
         _say_how_to_go_on(session, out)
         return INTERRUPTED
     _print_end(session, out)
-    failed = any(job.verdict is Verdict.FAILED for job in session.jobs.values())
-    return 1 if failed else 0
+    return 1 if any(job.verdict is Verdict.FAILED for job in session.jobs.values()) else 0
 
 
-def _run_flow(path: Path, out: Console) -> None:
-    """Run the session flow; without a Prefect server of the user's own, with an embedded one."""
-    server = None
-    if not is_configured():
-        server = embedded_server(path / "prefect-server.log")
-        os.environ["PREFECT_API_URL"] = f"{server.url}/api"
-    # Takes seconds, in which the server starts.
-    from prefect.exceptions import CrashedRun, FailedRun
+def _draw(session: Session) -> None:
+    from autoexp import plot
 
-    from flows.context import enter_foreground
-    from flows.train import train
-
-    _quieten()
-    if server is not None:
-        server.wait()
-        out.print(f"Prefect UI while it runs: {server.url}", markup=False)
-    os.environ["AUTOEXP_SESSIONS"] = str(path.parent)
-    enter_foreground()
-
-    async def watched() -> None:
-        state = await train(session=path.name, return_state=True)
-        # What the flow returned is told from the session's files; only what it raised is news.
-        error = await state.aresult(raise_on_failure=False)
-        if isinstance(error, Exception) and not isinstance(error, (FailedRun, CrashedRun)):
-            raise error
-
-    with LiveView(path, out):
-        asyncio.run(watched())
+    plot.draw(session)
 
 
 def _quieten() -> None:
     """Keep Prefect's log off the terminal below warnings; the view shows what happens."""
-    for handler in logging.getLogger("prefect").handlers:
-        handler.setLevel(logging.WARNING)
-    for handler in logging.getLogger().handlers:
-        handler.setLevel(logging.WARNING)
-        # "Still processing items", said at every start and end of a run, is no news to anyone.
-        handler.addFilter(lambda record: "EventsWorker" not in record.name)
+    for name in ("", "prefect", "prefect._internal"):
+        for handler in logging.getLogger(name).handlers:
+            handler.setLevel(logging.WARNING)
+            handler.addFilter(_is_news)
+    # A server that is gone takes no log lines, and each try would write to the terminal.
+    logging.raiseExceptions = False
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what Prefect says of its own sending: autoexp says once that a server is away."""
+    own = record.name.startswith(("prefect.events", "prefect._internal"))
+    return not own and "EventsWorker" not in record.name
 
 
 def _say_how_to_go_on(session: Session, out: Console) -> None:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 from prefect.exceptions import ObjectNotFound
@@ -17,6 +16,7 @@ from autoexp.errors import AutoexpError, BadInput
 from autoexp.machines import SlurmCluster as SlurmSettings
 from blocks import LocalMachine, SlurmCluster
 from flows import automations
+from flows.server import answers
 
 POOL = "slurm-login"
 _CHECKOUT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def deploy(options: argparse.Namespace) -> int:
     """Server (where none answers), pool, blocks, deployments and automations, in one go."""
     url = PREFECT_API_URL.value() or f"http://127.0.0.1:{PREFECT_SERVER_API_PORT.value()}/api"
     environment = {**os.environ, "PREFECT_API_URL": url}
-    if not _answers(url):
+    if not answers(url):
         if PREFECT_API_URL.value() and "127.0.0.1" not in url and "localhost" not in url:
             raise AutoexpError(f"{url}: no Prefect server answers there (PREFECT_API_URL)")
         print(f"starting a Prefect server at {url.removesuffix('/api')}")
@@ -116,15 +116,7 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
 
 def _wait_for(url: str) -> None:
     deadline = time.monotonic() + _PATIENCE_S
-    while not _answers(url):
+    while not answers(url):
         if time.monotonic() > deadline:
             raise AutoexpError(f"{url}: the server did not start; `prefect server start` says why")
         time.sleep(0.5)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=3) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from flows.context import in_foreground
+from flows.context import foreground
 from flows.news import News
 
 _PAUSE_S = 10.0
@@ -24,7 +24,7 @@ class Sending:
     def __init__(self, news: News, log: "logging.Logger | Any") -> None:
         self._news = news
         self._log = log
-        self._patience_s = _FOREGROUND_S if in_foreground() else _WORKER_S
+        self._patience_s = _FOREGROUND_S if foreground() else _WORKER_S
         self._pause_s = min(_PAUSE_S, self._patience_s / 4)
 
     async def until_taken(self, what: str, send: Callable[[], Awaitable[object]]) -> bool:

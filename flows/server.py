@@ -7,6 +7,7 @@ task runs under load, shows no UI, and dies of a Ctrl-C before the flow run's la
 
 import atexit
 import ctypes
+import http.client
 import os
 import signal
 import socket
@@ -65,7 +66,7 @@ class Server:
     def wait(self) -> None:
         """Wait until it answers; raises AutoexpError with its log when it does not."""
         deadline = time.monotonic() + _PATIENCE_S
-        while not self._answers():
+        while not answers(f"{self.url}/api"):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AutoexpError(f"the embedded Prefect server did not start; read {self._log}")
             time.sleep(0.1)
@@ -79,12 +80,16 @@ class Server:
             self._process.kill()
             self._process.wait()
 
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/api/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False
+
+def answers(api_url: str) -> bool:
+    """Whether a Prefect server answers; one that wants to know who asks does."""
+    try:
+        with urllib.request.urlopen(f"{api_url}/health", timeout=3) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def _settings(url: str) -> dict[str, str]:

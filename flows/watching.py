@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from autoexp.session import Session, sessions_root
 from flows import form
 from flows.approving import approved
 from flows.composing import compose
-from flows.context import in_foreground
+from flows.context import foreground
 from flows.engine import SessionRun, failed_jobs
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
@@ -110,16 +109,10 @@ async def watch(path: Path) -> State[Any]:
         if held.experiment.monitoring.log_events and (advice := engines.advice()):
             log.info(advice)
         run = SessionRun(held, lease, scheduler_for(held.experiment), log)
-        if in_foreground():
-            _stop_on_signals(run)
+        if terminal := foreground():
+            terminal.listen(run.news)
         await run.run()
         return _final_state(run)
-
-
-def _stop_on_signals(run: SessionRun) -> None:
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(signum, run.news.interrupt, signum.name)
 
 
 def _final_state(run: SessionRun) -> State[Any]:
