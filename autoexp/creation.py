@@ -5,7 +5,6 @@ import re
 import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -62,11 +61,18 @@ def create(
         draft.rename(path)
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
-        if isinstance(error, OSError) and path.exists():
-            raise BadInput(f"{name}: this session exists already") from error
+        if isinstance(error, OSError):
+            raise _not_made(path, error) from error
         raise
     durable.sync_directory(root)
     return path
+
+
+def _not_made(path: Path, error: OSError) -> BadInput:
+    if path.exists():
+        return BadInput(f"{path.name}: this session exists already")
+    error.filename = error.filename or str(path)
+    return BadInput(f"{path.name}: nothing was made: {durable.in_words(error)}")
 
 
 def no_jobs(outputs: Path) -> Sequence[JobSpec]:
@@ -78,11 +84,11 @@ def no_jobs(outputs: Path) -> Sequence[JobSpec]:
 def _make_root(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=root).close()
+        durable.probe(root)
     except OSError as error:
         raise BadInput(
             f"{root}: sessions cannot be made here ({error.strerror}); "
-            "set AUTOEXP_SESSIONS to a directory that you can write"
+            "free space there, or set AUTOEXP_SESSIONS to a directory that you can write"
         ) from error
 
 

@@ -10,9 +10,13 @@ import json
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# A few records' worth.
+_PROBE = 65536
 _steps = itertools.count(1)
 _kill_at = int(os.environ.get("AUTOEXP_TEST_KILL_AT", "0"))
 
@@ -31,9 +35,37 @@ _PASSING = {
 }
 
 
+def in_words(error: OSError) -> str:
+    """What went wrong, where, and what to do about it, in one line."""
+    said = error.strerror or str(error)
+    where = f"{error.filename}: {said}" if error.filename else said
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}; free space there, then run the same again"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{where}; make it writable for you, then run the same again"
+    return where
+
+
 def is_passing(error: OSError) -> bool:
     """Whether to try again; a file that is missing or forbidden will be so tomorrow."""
     return error.errno in _PASSING
+
+
+def probe(directory: Path, size: int = _PROBE) -> None:
+    """Raise what a write of `size` bytes would, where a disk is full, read-only or away."""
+    with _naming(directory), tempfile.TemporaryFile(dir=directory) as file:
+        file.write(bytes(size))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have errors name the path that is meant: a full disk names none, or a temporary file's."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sync_directory(directory: Path) -> None:
@@ -52,6 +84,13 @@ def write(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
     """
     raw = data.encode() if isinstance(data, str) else data
     step()
+    with _naming(path):
+        _replace(path, raw, mode)
+        sync_directory(path.parent)
+    step()
+
+
+def _replace(path: Path, raw: bytes, mode: int) -> None:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
@@ -64,8 +103,6 @@ def write(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
-    step()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -76,18 +113,23 @@ def write_json(path: Path, value: Any) -> None:
 def append(path: Path, data: bytes) -> None:
     """Append `data` in one write and sync it; a kill leaves at most one torn last line."""
     step()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        size = os.fstat(descriptor).st_size
+    with _naming(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        except OSError:
-            # A full disk took a part of it: what follows must not be glued to that.
-            os.ftruncate(descriptor, size)
-            raise
-    finally:
-        os.close(descriptor)
+            _append_all(descriptor, data)
+        finally:
+            os.close(descriptor)
     step()
+
+
+def _append_all(descriptor: int, data: bytes) -> None:
+    size = os.fstat(descriptor).st_size
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    except OSError:
+        # A full disk took a part of it: what follows must not be glued to that.
+        os.ftruncate(descriptor, size)
+        raise

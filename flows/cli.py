@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from autoexp import __version__
+from autoexp import __version__, durable
 from autoexp.errors import AutoexpError
 from flows.options import (
     add_agreement,
@@ -43,8 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"autoexp: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"autoexp: {durable.in_words(error)}", file=sys.stderr)
         return 1
     return code
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from autoexp import durable
 from autoexp.curves import gains
 from autoexp.errors import AutoexpError
 from autoexp.jobs import Verdict
@@ -23,12 +24,15 @@ _UNTOLD = (
     "Prefect could not be told all of this: its server does not answer. "
     "Nothing is lost: the session's directory has it."
 )
+# In bytes, for the records that are written at the start.
+_ROOM = 65536
 # For what Prefect sends at the interpreter's exit, for as long as it takes.
 _LAST_WORDS_S = 20.0
 
 
 def watch(path: Path) -> int:
     """Watch a session to its end; returns the exit code of DESIGN.md."""
+    _must_be_writable(path)
     out = console()
     out.print(f"session {path.name} in {path}", soft_wrap=True, markup=False)
     is_told = True
@@ -52,6 +56,17 @@ def watch(path: Path) -> int:
         out.print(_UNTOLD, markup=False)
     leave_within(_LAST_WORDS_S if is_told else 1.0, code, _UNTOLD if is_told else "")
     return code
+
+
+def _must_be_writable(path: Path) -> None:
+    """Before anything is begun: a disk may be full, or read-only."""
+    try:
+        durable.probe(path, _ROOM + (path / "session.json").stat().st_size)
+    except OSError as error:
+        raise AutoexpError(
+            f"{path}: the session cannot be written ({error.strerror}), so nothing was changed; "
+            f"free space there or make it writable, then `autoexp resume {path.name}`"
+        ) from error
 
 
 def _run_flow(path: Path, out: Console) -> bool:

@@ -64,8 +64,9 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(OLD)
-    with full_disk(len(OLD)), pytest.raises(OSError):
+    with full_disk(len(OLD)), pytest.raises(OSError) as raised:
         durable.write(path, NEW)
+    assert raised.value.filename == str(path)
     assert path.read_bytes() == OLD
     assert names_in(tmp_path) == ["file"]
 
@@ -149,8 +150,9 @@ def test_an_append_to_a_full_disk_leaves_the_file_as_it_was(
 ) -> None:
     path = tmp_path / "file"
     durable.append(path, b"one\n")
-    with full_disk(7), pytest.raises(OSError):
+    with full_disk(7), pytest.raises(OSError) as raised:
         durable.append(path, b"two\n")
+    assert raised.value.filename == str(path)
     assert path.read_bytes() == b"one\n"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import lease
+from autoexp import durable, lease
 from autoexp.compose import Composed, compose
 from autoexp.creation import create, new_id
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
@@ -61,10 +61,14 @@ def test_an_impossible_plan_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_behind(
-    tmp_path: Path, composed: Composed, full_disk: FullDisk
+    tmp_path: Path, composed: Composed, full_disk: FullDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with full_disk(1000), pytest.raises(OSError):
+    # At once, or in the middle, on a disk that had some room before.
+    with full_disk(1000), pytest.raises(BadInput, match=f"{tmp_path}: sessions cannot be made"):
         create(composed, tmp_path)
+    monkeypatch.setattr(durable, "probe", lambda *_: None)
+    with full_disk(1000), pytest.raises(BadInput, match=f"full: nothing was made: {tmp_path}/"):
+        create(composed, tmp_path, session_id="full")
     assert list(tmp_path.iterdir()) == []
 
 
