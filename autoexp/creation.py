@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from autoexp import durable, processes
+from autoexp import durable, processes, removal
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
@@ -55,6 +55,7 @@ def create(
     _refuse_used(outputs)
     _make_root(root)
     _remove_old_drafts(root)
+    removal.remove_leftovers(root)
     draft = root / f".new-{socket.gethostname()}-{os.getpid()}-{name}"
     try:
         _fill(draft, path, composed, specs, provenance, flow_run_id)

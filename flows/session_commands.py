@@ -3,13 +3,12 @@
 import argparse
 import getpass
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from autoexp import inbox
+from autoexp import inbox, removal
 from autoexp.cancelling import cancel_directly
 from autoexp.creation import output_root
 from autoexp.describing import describe
@@ -125,6 +124,8 @@ def sessions_remove(options: argparse.Namespace) -> int:
     path = session_path(options.session)
     session = Session.load(path)
     refuse_if_held(session)
+    if path.is_symlink():
+        raise BadInput(f"{path}: a link to {path.resolve()}; remove that, and then the link")
     alive = [name for name, job in session.jobs.items() if job.open_attempts]
     if alive and not options.cancel:
         raise BadInput(
@@ -135,7 +136,7 @@ def sessions_remove(options: argparse.Namespace) -> int:
         raise BadInput(f"{session.id}: jobs have not ended yet; nothing was removed, try again")
     _report_cancelled(path, alive)
     outputs = output_root(session.experiment, path)
-    shutil.rmtree(path)
+    removal.remove(path)
     print(f"removed {path}")
     if outputs.exists():
         print(f"kept    {outputs}: outputs and checkpoints, outside of the session")

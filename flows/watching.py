@@ -73,7 +73,8 @@ def ask_for(config: str, overrides: Sequence[str], experiment: Any) -> Composed:
 def session_of(flow_run_id: str, root: Path) -> Path | None:
     """The session that a flow run has made or taken up before, if any."""
     for path in root.glob("*/session.json"):
-        if flow_run_id in path.read_text():
+        # Drafts and what is being removed have names with a dot.
+        if path.parent.name[0] != "." and flow_run_id in path.read_text():
             return path.parent
     return None
 

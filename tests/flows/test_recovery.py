@@ -16,6 +16,7 @@ import pytest
 
 from autoexp.jobs import Verdict
 from autoexp.session import Session
+from flows.watching import session_of
 from tests.flows.conftest import BRANCHES, SMALL, Make, autoexp, edit_job
 
 pytestmark = pytest.mark.prefect
@@ -299,3 +300,11 @@ def test_the_same_flow_run_run_again_finds_its_session(make_session: Make) -> No
     assert session.meta.flow_run_ids == [flow_run_id]
     assert [len(job.attempts) for job in session.jobs.values()] == [1]
     assert session.jobs["again"].verdict is Verdict.FINISHED
+
+
+def test_the_draft_of_a_killed_creation_is_nobodys_session(tmp_path: Path) -> None:
+    for name in (".new-host-1-s", "s"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "session.json").write_text('{"flow_run_ids": ["a-flow-run"]}')
+        found = session_of("a-flow-run", tmp_path)
+        assert found == (tmp_path / name if name == "s" else None)
