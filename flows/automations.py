@@ -15,6 +15,8 @@ _ENDED = {f"{_RUN}.{state}" for state in ("Completed", "Failed", "Cancelled")}
 _ALIVE = {f"{_RUN}.{state}" for state in ("Scheduled", "Pending", "Running", "AwaitingRetry")}
 # Prefect reports some crashes twice; what acts when nothing follows for a while acts once.
 _PAUSE_S = 30.0
+# Reports: with those that come twice, this is after five to ten deaths.
+_CRASHES = 10
 
 
 def recovery(silence_s: float) -> list[AutomationCore]:
@@ -58,6 +60,29 @@ def recovery(silence_s: float) -> list[AutomationCore]:
                 ChangeFlowRunState(
                     state=StateType.SCHEDULED,
                     message="taken up again after a crash",
+                    force=True,
+                )
+            ],
+        ),
+        AutomationCore(
+            name="autoexp: a session that keeps crashing is left alone",
+            description=f"After {_CRASHES} reports of a crash within an hour one more is no help.",
+            trigger=EventTrigger(
+                match={"prefect.resource.id": f"{_RUN}.*"},
+                match_related=_OURS,
+                for_each={"prefect.resource.id"},
+                expect={f"{_RUN}.Crashed"},
+                posture=Posture.Reactive,
+                threshold=_CRASHES,
+                within=timedelta(hours=1),
+            ),
+            actions=[
+                # Before the pause of the automation above is over, for which it is an end.
+                ChangeFlowRunState(
+                    state=StateType.FAILED,
+                    message="its process died again and again within an hour, so it is not taken "
+                    "up any more; jobs keep running. Read the worker's output, mend the cause, "
+                    "then retry this run, or `autoexp resume SESSION`",
                     force=True,
                 )
             ],

@@ -314,7 +314,7 @@ def test_people_are_notified_of_a_failed_job_and_of_the_last_cooldown(deployed: 
         assert "created  autoexp: notify when a job fails" in said
         again = deployed.command(*install, "--notify", "custom-webhook/us")
         assert "created" not in again
-        assert again.count("updated") == 4
+        assert again.count("updated") == 5
         flow_run_id = deployed.run(
             "backend.args.train_iters=200",
             "cooldowns=[{at: [50], decay: {iterations: 50}}]",
