@@ -137,7 +137,11 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _say_how_to_go_on(session: Session, out: Console) -> None:
     alive = [name for name, job in session.jobs.items() if job.open_attempts]
-    out.print(status_view(status_of(session)))
+    status = status_of(session)
+    if status.monitor is not None and status.monitor.pid == os.getpid():
+        # A flow that was left alone holds the session until this process ends.
+        status = status.model_copy(update={"state": "stopped", "monitor": None})
+    out.print(status_view(status))
     out.print(
         f"\nStopped watching; {len(alive)} jobs keep running.\n"
         f"  autoexp resume {session.id}   takes the session up again\n"
