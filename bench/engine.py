@@ -26,7 +26,7 @@ class Still(SessionRun):
 
     def __init__(self, session: Session, lease: Lease, scheduler: Scheduler) -> None:
         super().__init__(session, lease, scheduler, logging.getLogger("bench"))
-        self._drawn = set(session.jobs)
+        self._drawing._drawn = {(name, job.retries) for name, job in session.jobs.items()}
 
 
 @contextmanager
