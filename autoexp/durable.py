@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# A few records' worth.
-_PROBE = 65536
+ROOM = 65536
+"""Bytes, for the records that are written at a start."""
+
 _steps = itertools.count(1)
 _kill_at = int(os.environ.get("AUTOEXP_TEST_KILL_AT", "0"))
 
@@ -51,7 +52,7 @@ def is_passing(error: OSError) -> bool:
     return error.errno in _PASSING
 
 
-def probe(directory: Path, size: int = _PROBE) -> None:
+def probe(directory: Path, size: int = ROOM) -> None:
     """Raise what a write of `size` bytes would, where a disk is full, read-only or away."""
     with _naming(directory), tempfile.TemporaryFile(dir=directory) as file:
         file.write(bytes(size))

@@ -1,6 +1,7 @@
 """The automations that Prefect runs for sessions: taking up those whose process died, notifying."""
 
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from prefect import get_client
@@ -25,10 +26,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
         AutomationCore(
             name="autoexp: a silent session has crashed",
             description=f"Without a heartbeat for {silence_s:.0f} s its process is gone.",
-            trigger=EventTrigger(
-                match={"prefect.resource.id": f"{_RUN}.*"},
-                match_related=_OURS,
-                for_each={"prefect.resource.id"},
+            trigger=_of_each_run(
                 after={f"{_RUN}.heartbeat"},
                 expect={f"{_RUN}.heartbeat", f"{_RUN}.Crashed", *_ENDED},
                 posture=Posture.Proactive,
@@ -45,10 +43,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
         AutomationCore(
             name="autoexp: a crashed session is taken up again",
             description="The same flow run goes on, on any worker of its pool, with the same jobs.",
-            trigger=EventTrigger(
-                match={"prefect.resource.id": f"{_RUN}.*"},
-                match_related=_OURS,
-                for_each={"prefect.resource.id"},
+            trigger=_of_each_run(
                 after={f"{_RUN}.Crashed"},
                 # A run that was held for dead, and was not, may end by itself meanwhile.
                 expect=_ALIVE | _ENDED,
@@ -67,10 +62,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
         AutomationCore(
             name="autoexp: a session that keeps crashing is left alone",
             description=f"After {_CRASHES} reports of a crash within an hour one more is no help.",
-            trigger=EventTrigger(
-                match={"prefect.resource.id": f"{_RUN}.*"},
-                match_related=_OURS,
-                for_each={"prefect.resource.id"},
+            trigger=_of_each_run(
                 expect={f"{_RUN}.Crashed"},
                 posture=Posture.Reactive,
                 threshold=_CRASHES,
@@ -88,6 +80,15 @@ def recovery(silence_s: float) -> list[AutomationCore]:
             ],
         ),
     ]
+
+
+def _of_each_run(**what: Any) -> EventTrigger:
+    return EventTrigger(
+        match={"prefect.resource.id": f"{_RUN}.*"},
+        match_related=_OURS,
+        for_each={"prefect.resource.id"},
+        **what,
+    )
 
 
 def notifications(block: UUID) -> list[AutomationCore]:

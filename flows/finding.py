@@ -1,6 +1,7 @@
 """From what a user types to an experiment, or to a session on disk."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,9 +35,14 @@ def compose_words(words: list[str], origin: str | None = None) -> Composed:
 
 def session_paths() -> list[Path]:
     """All sessions, by creation."""
-    root = sessions_root()
-    found = [path.parent for path in root.glob("*/session.json") if path.parent.name[0] != "."]
-    return sorted(found, key=_created)
+    return sorted(directories(sessions_root()), key=_created)
+
+
+def directories(root: Path) -> Iterator[Path]:
+    """Of all sessions; drafts and what is being removed have names with a dot."""
+    for path in root.glob("*/session.json"):
+        if path.parent.name[0] != ".":
+            yield path.parent
 
 
 def _created(path: Path) -> datetime:

@@ -24,8 +24,6 @@ _UNTOLD = (
     "Prefect could not be told all of this: its server does not answer. "
     "Nothing is lost: the session's directory has it."
 )
-# In bytes, for the records that are written at the start.
-_ROOM = 65536
 # For what Prefect sends at the interpreter's exit, for as long as it takes.
 _LAST_WORDS_S = 20.0
 
@@ -61,7 +59,7 @@ def watch(path: Path) -> int:
 def _must_be_writable(path: Path) -> None:
     """Before anything is begun: a disk may be full, or read-only."""
     try:
-        durable.probe(path, _ROOM + (path / "session.json").stat().st_size)
+        durable.probe(path, durable.ROOM + (path / "session.json").stat().st_size)
     except OSError as error:
         raise AutoexpError(
             f"{path}: the session cannot be written ({error.strerror}), so nothing was changed; "

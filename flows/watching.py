@@ -24,6 +24,7 @@ from flows.approving import approved
 from flows.composing import compose
 from flows.context import foreground
 from flows.engine import SessionRun, failed_jobs
+from flows.finding import directories
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -72,11 +73,9 @@ def ask_for(config: str, overrides: Sequence[str], experiment: Any) -> Composed:
 
 def session_of(flow_run_id: str, root: Path) -> Path | None:
     """The session that a flow run has made or taken up before, if any."""
-    for path in root.glob("*/session.json"):
-        # Drafts and what is being removed have names with a dot.
-        if path.parent.name[0] != "." and flow_run_id in path.read_text():
-            return path.parent
-    return None
+    return next(
+        (p for p in directories(root) if flow_run_id in (p / "session.json").read_text()), None
+    )
 
 
 async def watch_new(

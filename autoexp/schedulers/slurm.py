@@ -109,10 +109,9 @@ class SlurmScheduler:
         healthy_since: float | None = None
         command = [*_SQUEUE, "-o", "%i|%o", "--name", ticket.name]
         while True:
-            found = of_script(self._ask(command), ticket.script)
-            if found:
-                # Of an array the id of the whole is asked for, not of a task.
-                return found[0].partition("_")[0] if _is_array(ticket) else found[0]
+            found = _first(self._ask(command), ticket)
+            if found is not None:
+                return found
             if in_flight:
                 return None
             healthy_since = healthy_since or time.monotonic()
@@ -128,8 +127,7 @@ class SlurmScheduler:
             # Without accounting the queue and the claim have to do: a job that started has left
             # its claim, and one that has not is in the queue.
             return None
-        found = next(iter(of_script(answer, ticket.script)), None)
-        return found.partition("_")[0] if found and _is_array(ticket) else found
+        return _first(answer, ticket)
 
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
         """One squeue for all; one sacct for those it does not tell all of; then the exit files."""
@@ -255,6 +253,12 @@ def _of_its_own(
         return Sighting("RUNNING", f"run by job {holder}", job_id=holder)
     its = rows[holder, ticket.name].sighting._replace(job_id=holder)
     return with_own_account(ticket._replace(job_id=holder), its)
+
+
+def _first(answer: str, ticket: Ticket) -> str | None:
+    """Id of the ticket's job among those listed; of an array that of the whole, not of a task."""
+    found = next(iter(of_script(answer, ticket.script)), None)
+    return found.partition("_")[0] if found and _is_array(ticket) else found
 
 
 def _is_array(ticket: Ticket) -> bool:
