@@ -64,7 +64,7 @@ def estimate(spec: "JobSpec", budget: Budget, minutes: float | None = None) -> E
     """
     if spec.machine.gpus == 0:
         return Estimate(gpu_hours=0.0, source="no GPUs")
-    limit = spec.machine.time_limit_min
+    limit = spec.configured_limit_min
     if spec.target_iteration is not None and budget.seconds_per_iteration is not None:
         start = spec.branch.iteration if spec.branch else 0
         iterations = spec.target_iteration - start

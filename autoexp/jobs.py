@@ -75,6 +75,11 @@ class JobSpec(Closed):
         return self.backend
 
     @property
+    def configured_limit_min(self) -> float | None:
+        """Minutes that it asks for, or may at most, as far as one can tell before it is begun."""
+        return self.machine.configured_limit_min(cooldown=self.kind is Kind.COOLDOWN)
+
+    @property
     def waits(self) -> bool:
         """Whether something has to happen in the session before it may be submitted."""
         branches = self.branch is not None and self.parent is not None

@@ -15,21 +15,15 @@ def time_limit(job: JobRecord, parent: JobRecord | None) -> float | None:
     starts sooner, by SLURM's backfill.
     """
     machine, branch = job.spec.machine, job.spec.branch
-    if not isinstance(machine, SlurmCluster) or job.spec.kind is not Kind.COOLDOWN:
-        return machine.time_limit_min
-    if machine.cooldown_time_limit_min is not None:
-        return machine.cooldown_time_limit_min
+    configured = job.spec.configured_limit_min
+    if not isinstance(machine, SlurmCluster) or not is_measured(job.spec):
+        return configured
     if branch is None or parent is None or parent.mean_seconds_per_iteration is None:
-        return machine.time_limit_min
+        return configured
     done = max([branch.iteration, *job.checkpoints]) - branch.iteration
     training_s = (branch.decay_iterations - done) * parent.mean_seconds_per_iteration
     derived = machine.startup_min + training_s / 60 * machine.time_margin
-    return derived if machine.time_limit_min is None else min(derived, machine.time_limit_min)
-
-
-def known_time_limit(spec: JobSpec) -> float | None:
-    """Minutes that the job asks for, or may at most, as far as one can tell before it is begun."""
-    return time_limit(JobRecord(spec=spec), None)
+    return derived if configured is None else min(derived, configured)
 
 
 def is_measured(spec: JobSpec) -> bool:

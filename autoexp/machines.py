@@ -34,6 +34,11 @@ class LocalMachine(Closed):
         """Processes of a trainer."""
         return 1
 
+    def configured_limit_min(self, *, cooldown: bool) -> float | None:
+        """Minutes that a job may run."""
+        del cooldown  # is nothing special here
+        return self.time_limit_min
+
     @model_validator(mode="after")
     def _warns_in_time(self) -> Self:
         limit_s = None if self.time_limit_min is None else self.time_limit_min * 60
@@ -123,6 +128,11 @@ class SlurmCluster(Closed):
             "torchrun": self.nodes * max(1, self.gpus_per_node),
         }
         return each[self.launcher]
+
+    def configured_limit_min(self, *, cooldown: bool) -> float | None:
+        """Minutes that a job asks for, or may at most; None leaves it to the partition."""
+        fixed = self.cooldown_time_limit_min if cooldown else None
+        return self.time_limit_min if fixed is None else fixed
 
     @field_validator("options")
     @classmethod

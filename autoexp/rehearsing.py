@@ -5,7 +5,6 @@ from pathlib import Path
 
 from autoexp import durable
 from autoexp.jobs import JobSpec
-from autoexp.limits import known_time_limit
 from autoexp.machines import SlurmCluster
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.slurm_batch import executor_for, launched
@@ -36,7 +35,7 @@ def _script(job: JobSpec, directory: Path) -> str:
         name=job.name,
         log=str(directory / f"{job.name}.log"),
         machine=machine,
-        time_limit_min=known_time_limit(job),
+        time_limit_min=job.configured_limit_min,
     )
     executor = executor_for(machine, directory / "batch.sh", request)
     return executor.script("\n".join(_lines(command, {**machine.environment, **variables})))

@@ -12,7 +12,7 @@ from rich.text import Text
 from autoexp.cost import Cost
 from autoexp.curves import Gain
 from autoexp.jobs import JobSpec, Kind, Verdict
-from autoexp.limits import is_measured, known_time_limit
+from autoexp.limits import is_measured
 from autoexp.plan import Plan
 from autoexp.status import JobStatus, Status
 
@@ -155,7 +155,7 @@ def print_plan(plan: Plan, out: Console) -> None:
 
 def _time_asked(job: JobSpec) -> str:
     """The wall time that the job asks for."""
-    limit = known_time_limit(job)
+    limit = job.configured_limit_min
     known = "" if limit is None else _duration(limit * 60)
     if not is_measured(job):
         return known

@@ -9,7 +9,6 @@ from rich.tree import Tree
 from autoexp.budget import total
 from autoexp.family import walk
 from autoexp.jobs import JobSpec, Kind
-from autoexp.limits import known_time_limit
 from autoexp.plan import Plan
 from autoexp.sweep.naming import as_word
 
@@ -60,7 +59,7 @@ def _parts(job: JobSpec) -> Iterator[str]:
         yield f"{start} → {job.target_iteration}"
     if job.machine.gpus:
         yield f"{job.machine.gpus} GPUs"
-    if (limit := known_time_limit(job)) is not None:
+    if (limit := job.configured_limit_min) is not None:
         yield f"≤ {limit:g} min"
     if job.planned is not None and job.machine.gpus:
         yield f"{job.planned.gpu_hours:.2f} GPU h ({job.planned.source})"

@@ -51,6 +51,11 @@ def test_without_a_speed_the_time_limit_counts_and_without_either_nobody_can_tel
     assert "1 jobs of unknown length" in str(total(unknown.jobs))
 
 
+def test_a_cooldown_with_a_time_of_its_own_counts_with_that_one() -> None:
+    times = ["slurm.time_limit_min=60", "slurm.cooldown_time_limit_min=15"]
+    assert hours(plan("slurm=local_cluster", GPUS, *times)) == [4.0, 1.0, 1.0]
+
+
 def test_a_stage_counts_with_its_own_minutes_and_gpus() -> None:
     stage = "stages={s: {command: [x], minutes: 15, slurm: {gpus_per_node: 1}}}"
     assert hours(plan(GPUS, SPEED, "cooldowns=[]", stage)) == [3.0, 0.25]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from autoexp.compose import compose
-from autoexp.limits import is_measured, known_time_limit
+from autoexp.limits import is_measured
 from autoexp.plan import make_plan
 
 ASKED = ("slurm=local_cluster", "slurm.time_limit_min=600", "project.name=t")
@@ -14,7 +14,7 @@ def limits(*overrides: str) -> tuple[float | None, float | None, bool]:
     """Of the training and its cooldown, and whether the latter will be measured."""
     plan = make_plan(compose("demo", [*ASKED, ONE, *overrides]).experiment, Path("/out"))
     trunk, branch = plan.jobs
-    return known_time_limit(trunk), known_time_limit(branch), is_measured(branch)
+    return trunk.configured_limit_min, branch.configured_limit_min, is_measured(branch)
 
 
 def test_a_cooldown_asks_for_what_is_measured_and_no_more_than_its_training() -> None:
@@ -29,4 +29,4 @@ def test_a_cooldown_from_an_older_session_asks_for_the_whole_limit() -> None:
     experiment = compose("demo", [*ASKED, ONE]).experiment
     (branch,) = make_plan(experiment, Path("/out")).cooldowns
     alone = branch.model_copy(update={"parent": None})
-    assert (known_time_limit(alone), is_measured(alone)) == (600, False)
+    assert (alone.configured_limit_min, is_measured(alone)) == (600, False)
