@@ -9,7 +9,8 @@ from datetime import timedelta
 from autoexp import inbox
 from autoexp.blame import Blamed
 from autoexp.errors import SessionError
-from autoexp.events import CheckpointComplete, LogMatched, MetricAlarm, Published, RestartAsked
+from autoexp.events import CheckpointComplete, Published, RestartAsked
+from autoexp.findings import LogMatched, MetricAlarm
 from autoexp.jobs import Ending, JobRecord, RestartRequest, Verdict, now
 from autoexp.releasing import filled
 from autoexp.rules.actions import (

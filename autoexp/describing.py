@@ -10,16 +10,14 @@ from autoexp.events import (
     JobAdded,
     JobGivenUp,
     JobReady,
-    LoggingStopped,
-    LogLost,
-    LogMatched,
-    MetricAlarm,
     Published,
     RequestRefused,
     RestartAsked,
+    RetryAsked,
     StateChanged,
     TrunksFinished,
 )
+from autoexp.findings import LoggingStopped, LogLost, LogMatched, MetricAlarm
 from autoexp.rules.actions import (
     Action,
     Cancel,
@@ -54,6 +52,8 @@ def describe(event: Event) -> str:
             return f"{event.job} attempt {event.attempt}: not submitted ({event.reason})"
         case JobAdded():
             return f"{event.job}: joined the session ({event.by})"
+        case RetryAsked():
+            return f"{event.job}: is run again ({event.by})"
         case RequestRefused():
             return f"request refused: {event.reason}"
         case CancelAnswered():

@@ -6,6 +6,7 @@ from zlib import crc32
 from pydantic import Field, TypeAdapter
 
 from autoexp.backends.base import Closed
+from autoexp.findings import LoggingStopped, LogLost, LogMatched, MetricAlarm
 from autoexp.jobs import Verdict
 
 
@@ -112,6 +113,20 @@ class JobAdded(Closed):
         return f"added/{self.job}"
 
 
+class RetryAsked(Closed):
+    """Somebody asked for a failed job to be run again."""
+
+    kind: Literal["retry_asked"] = "retry_asked"
+    job: str
+    by: str
+    retries: int
+    """How often that is now."""
+
+    @property
+    def key(self) -> str:
+        return f"retried/{self.job}/r{self.retries}"
+
+
 class RequestRefused(Closed):
     """A request in the inbox could not be taken on."""
 
@@ -137,82 +152,6 @@ class CancelAnswered(Closed):
     @property
     def key(self) -> str:
         return f"cancel/{self.job}/a{self.attempt}"
-
-
-class LogLost(Closed):
-    """Bytes of a job's log were lost before they were read."""
-
-    kind: Literal["log_lost"] = "log_lost"
-    job: str
-    attempt: int
-    generation: int
-    message: str
-
-    @property
-    def key(self) -> str:
-        return f"log-lost/{self.job}/a{self.attempt}/{self.generation}"
-
-
-class LogMatched(Closed):
-    """A rule's pattern was found in a job's log: the first time in the attempt, or every time."""
-
-    kind: Literal["log_matched"] = "log_matched"
-    job: str
-    attempt: int
-    rule: str
-    severity: str = "error"
-    iteration: int | None = None
-    """The last iteration that had been logged before."""
-    generation: int
-    offset: int
-    """Where the line begins: the file of the log, and the byte in it."""
-    line: str
-    values: dict[str, str | int | float] = Field(default_factory=dict)
-    """What the pattern's named groups captured."""
-    every: bool = False
-
-    @property
-    def key(self) -> str:
-        place = f"/{self.generation}-{self.offset}" if self.every else ""
-        return f"log/{self.job}/a{self.attempt}/{self.rule}{place}"
-
-
-class MetricAlarm(Closed):
-    """What a job logged broke a metric rule, for the first time in the attempt."""
-
-    kind: Literal["metric_alarm"] = "metric_alarm"
-    job: str
-    attempt: int
-    rule: str
-    iteration: int
-    value: float | None
-    """None: not a number, or missing."""
-    expected: float | None = None
-    last_good: int | None = None
-    """The last logged iteration before the trouble began; None: nothing good was logged."""
-    message: str
-
-    @property
-    def key(self) -> str:
-        return f"metric/{self.job}/a{self.attempt}/{self.rule}"
-
-
-class LoggingStopped(Closed):
-    """A running job has written neither to its log nor a checkpoint for long."""
-
-    kind: Literal["logging_stopped"] = "logging_stopped"
-    job: str
-    attempt: int
-    rule: str
-    generation: int
-    offset: int
-    """How far the log had come."""
-    quiet_s: float
-
-    @property
-    def key(self) -> str:
-        place = f"{self.generation}-{self.offset}"
-        return f"inactive/{self.job}/a{self.attempt}/{self.rule}/{place}"
 
 
 class RestartAsked(Closed):
@@ -279,6 +218,7 @@ Event = Annotated[
     | JobReady
     | AttemptRefused
     | JobAdded
+    | RetryAsked
     | RequestRefused
     | CancelAnswered
     | LogLost

@@ -138,7 +138,7 @@ def _apply(session: Session, request: Request) -> str:
         case ActionRequest():
             return _change_action(session, request)
         case RetryRequest():
-            names = retry(session, request.jobs)
+            names = retry(session, request.jobs, request.by)
             return f"{request.by}: runs {', '.join(names) or 'nothing: no job has failed'} again"
         case BudgetRequest(stop_above=most):
             _change_budget(session, most)

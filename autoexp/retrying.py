@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from autoexp.errors import BadInput
+from autoexp.events import RetryAsked
 from autoexp.jobs import JobRecord, Verdict, now
 from autoexp.logtail import LogCursor
 from autoexp.rules.actions import Start
@@ -11,7 +12,7 @@ from autoexp.rules.records import ActionStatus
 from autoexp.session import Session
 
 
-def retry(session: Session, jobs: tuple[str, ...]) -> list[str]:
+def retry(session: Session, jobs: tuple[str, ...], by: str) -> list[str]:
     """Let failed jobs go on from their last checkpoints; all of them when none is named.
 
     Repeatable: what has been retried is not failed any more. Raises BadInput for a job that has
@@ -25,7 +26,7 @@ def retry(session: Session, jobs: tuple[str, ...]) -> list[str]:
         chosen[job.spec.name] = job
     for job in chosen.values():
         if not job.open_attempts:
-            _again(session, job)
+            _again(session, job, by)
     return list(chosen)
 
 
@@ -52,7 +53,9 @@ def _below(session: Session, chosen: Iterable[str]) -> list[JobRecord]:
     return found
 
 
-def _again(session: Session, job: JobRecord) -> None:
+def _again(session: Session, job: JobRecord, by: str) -> None:
+    # Repeated after a kill in between, the event has the same key and stands once.
+    session.record([RetryAsked(job=job.spec.name, by=by, retries=job.retries + 1)])
     for action in session.actions.values():
         mine = isinstance(action.action, Start) and action.action.job == job.spec.name
         if mine and not job.launched and action.status is ActionStatus.FAILED:

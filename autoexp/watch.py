@@ -7,14 +7,8 @@ from pathlib import Path
 
 from autoexp import states
 from autoexp.backends.base import Progress
-from autoexp.events import (
-    CheckpointComplete,
-    Event,
-    LoggingStopped,
-    LogLost,
-    LogMatched,
-    MetricAlarm,
-)
+from autoexp.events import CheckpointComplete, Event
+from autoexp.findings import LoggingStopped, LogLost, LogMatched, MetricAlarm
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Logged
 from autoexp.loglines import LogLine
 from autoexp.logtail import LogCursor, read_new

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from autoexp.describing import describe, describe_action
 from autoexp.errors import BadInput
-from autoexp.events import LogMatched
 from autoexp.explaining import explain as sentences
+from autoexp.findings import LogMatched
 from autoexp.jobs import Kind
 from autoexp.rehearsal import Rehearsal
 from autoexp.session import Session

@@ -14,13 +14,11 @@ from autoexp.events import (
     Event,
     JobGivenUp,
     JobReady,
-    LoggingStopped,
-    LogMatched,
-    MetricAlarm,
     Published,
     StateChanged,
     TrunksFinished,
 )
+from autoexp.findings import LoggingStopped, LogMatched, MetricAlarm
 from autoexp.rules import patterns, values
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Launch, Restart, Step
 from autoexp.rules.durations import Duration

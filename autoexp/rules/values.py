@@ -10,11 +10,10 @@ from autoexp.events import (
     CheckpointComplete,
     Event,
     JobGivenUp,
-    LogMatched,
-    MetricAlarm,
     Published,
     StateChanged,
 )
+from autoexp.findings import LogMatched, MetricAlarm
 
 if TYPE_CHECKING:
     from autoexp.jobs import JobRecord

@@ -11,7 +11,8 @@ import pytest
 from autoexp import acting, inbox, schema
 from autoexp.blame import Blamed
 from autoexp.errors import BadInput, SessionError
-from autoexp.events import BudgetPassed, LogMatched, TrunksFinished
+from autoexp.events import BudgetPassed, TrunksFinished
+from autoexp.findings import LogMatched
 from autoexp.jobs import Kind, Verdict, now
 from autoexp.launching import launched_jobs
 from autoexp.machines import SlurmCluster

@@ -12,7 +12,8 @@ from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER
 from autoexp.compose import compose
 from autoexp.creation import create
 from autoexp.errors import SessionError
-from autoexp.events import JobGivenUp, LogMatched, MetricAlarm, RestartAsked
+from autoexp.events import JobGivenUp, RestartAsked
+from autoexp.findings import LogMatched, MetricAlarm
 from autoexp.jobs import Verdict
 from autoexp.launching import changed_spec
 from autoexp.rules.actions import Fail, Finish, Restart, Start

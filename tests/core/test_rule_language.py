@@ -14,12 +14,12 @@ from autoexp.events import (
     BudgetPassed,
     CheckpointComplete,
     Event,
-    LogMatched,
     Published,
     StateChanged,
     TrunksFinished,
 )
 from autoexp.experiment import Experiment
+from autoexp.findings import LogMatched
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
 from autoexp.rules.templates import fill, names_in

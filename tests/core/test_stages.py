@@ -12,7 +12,7 @@ from autoexp.branching import branch_alone, new_id_of
 from autoexp.compose import compose
 from autoexp.creation import create
 from autoexp.errors import BadInput
-from autoexp.events import JobReady
+from autoexp.events import JobReady, RetryAsked
 from autoexp.jobs import JobSpec, Kind, Verdict
 from autoexp.origins import Origin, compose_from
 from autoexp.rules.actions import Decay, Start
@@ -390,9 +390,16 @@ def test_a_retry_that_is_killed_at_any_step_is_done_once_when_it_is_repeated(
         inbox.take_on(Session.load(copy))
         jobs = Session.load(copy).jobs.values()
         assert [(job.verdict, job.retries) for job in jobs] == [(None, 1)] * 3
+        assert retried(copy) == ["tiny", "tiny-convert", "tiny-evaluate"]
         if not killed:
             break
     assert step > 3
+
+
+def retried(session: Path) -> list[str]:
+    """The jobs that the journal says were run again."""
+    events = [entry.event for entry in Session.load(session).journal.entries]
+    return [event.job for event in events if isinstance(event, RetryAsked)]
 
 
 def test_a_release_that_is_killed_at_any_step_fills_the_command_once(

@@ -11,7 +11,8 @@ import yaml
 
 from autoexp.compose import compose
 from autoexp.creation import create
-from autoexp.events import CheckpointComplete, MetricAlarm, Published, RestartAsked
+from autoexp.events import CheckpointComplete, Published, RestartAsked
+from autoexp.findings import MetricAlarm
 from autoexp.jobs import Kind, Verdict, now
 from autoexp.rules.actions import Log
 from autoexp.rules.conditions import FileExists
