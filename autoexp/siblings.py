@@ -251,8 +251,13 @@ def _machine(experiment: Experiment, name: str, stage: Stage) -> LocalMachine | 
     for key in ("kind", "max_jobs", "scheduler_tick_s"):
         if key in stage.slurm:
             raise BadInput(f"stages.{name}.slurm.{key}: belongs to the session")
+    changes = stage.slurm
+    if isinstance(machine, LocalMachine):
+        # A stage is written once, for the cluster and for a rehearsal on a laptop.
+        foreign = SlurmCluster.model_fields.keys() - LocalMachine.model_fields.keys()
+        changes = {key: value for key, value in changes.items() if key not in foreign}
     try:
-        return type(machine).model_validate({**machine.model_dump(), **stage.slurm})
+        return type(machine).model_validate({**machine.model_dump(), **changes})
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in ("stages", name, "slurm", *problem["loc"]))

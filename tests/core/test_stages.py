@@ -93,6 +93,14 @@ def test_a_stage_runs_on_its_own_resources() -> None:
     assert (found["tiny"].machine.gpus, found["tiny-s"].machine.gpus) == (4, 1)
 
 
+def test_a_stage_that_is_written_for_the_cluster_runs_on_a_laptop_too() -> None:
+    stages = {"s": {"command": ["x"], "slurm": {"qos": "short", "time_limit_min": 60}}}
+    machines = [jobs(stages, which)["tiny-s"].machine for which in ("slurm=local", "slurm=base")]
+    assert [machine.kind for machine in machines] == ["local", "slurm"]
+    assert [machine.time_limit_min for machine in machines] == [60, 60]
+    assert machines[1].model_dump()["qos"] == "short"
+
+
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
