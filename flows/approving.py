@@ -7,7 +7,8 @@ from pydantic import Field
 
 from autoexp.compose import Composed
 from autoexp.errors import NotAgreed
-from flows.planning import above_budget, as_text, plan_of
+from autoexp.plan import Plan
+from flows.planning import above_budget, as_text
 
 _A_WEEK_S = 7 * 24 * 3600
 
@@ -19,12 +20,11 @@ class Approval(RunInput):
     note: str = Field("", description="why, for the log")
 
 
-async def approved(composed: Composed, session: str | None = None) -> None:
+async def approved(composed: Composed, found: Plan) -> None:
     """Wait until somebody agrees to a plan above `budget.confirm_above`; others go ahead at once.
 
     Raises NotAgreed when the answer is no.
     """
-    found = plan_of(composed, session)
     question = above_budget(composed, found)
     if question is not None:
         await ask(question, f"{question}\n\n```\n{as_text(found, composed)}\n```")

@@ -6,8 +6,12 @@ from typing import Any
 from prefect import State, flow
 
 from autoexp.compose import Composed
-from autoexp.evaluating import create_evaluation
+from autoexp.creation import create, new_id
+from autoexp.evaluating import evaluation
+from autoexp.jobs import JobSpec
+from autoexp.plan import Plan
 from autoexp.provenance import provenance
+from autoexp.session import sessions_root
 from flows.form import ExperimentForm
 from flows.watching import ask_for, cancel_jobs, run_name, watch_new
 
@@ -22,6 +26,7 @@ async def evaluate(
     checkpoint: str,
     command: tuple[str, ...],
     scores: str | None = None,
+    minutes: float | None = None,
     config: str = "demo",
     overrides: tuple[str, ...] = (),
     experiment: ExperimentForm | None = None,
@@ -33,21 +38,27 @@ async def evaluate(
         command: An argument each; `{checkpoint_path}`, `{checkpoint_iteration}`, `{output_dir}` and
             `{python}` stand for their values. No shell reads it.
         scores: JSON file of numbers that the command writes in its output directory.
+        minutes: How long it takes, for the budget; without, its time limit counts.
         config: The experiment that the checkpoint is of: a configuration's name, or a YAML file
             such as `sessions/ID/config/resolved.yaml`.
         overrides: Changes to it, such as `slurm=lumi` or `slurm.gpus_per_node=1`.
         experiment: The experiment, filled in here instead of `config` and `overrides`.
     """
 
+    def job(composed: Composed, outputs: Path) -> JobSpec:
+        return evaluation(composed.experiment, outputs, Path(checkpoint), command, scores, minutes)
+
+    def plan(composed: Composed) -> Plan:
+        return Plan(jobs=(job(composed, sessions_root() / "SESSION"),))
+
     def make(composed: Composed, root: Path, flow_run_id: str) -> Path:
-        return create_evaluation(
+        return create(
             composed,
             root,
-            Path(checkpoint),
-            command,
-            scores,
+            session_id=new_id(plan(composed).trunk.name),
             provenance=provenance(),
             flow_run_id=flow_run_id,
+            jobs=lambda outputs: (job(composed, outputs),),
         )
 
-    return await watch_new(lambda: ask_for(config, overrides, experiment), make)
+    return await watch_new(lambda: ask_for(config, overrides, experiment), make, plan)

@@ -16,6 +16,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
 from autoexp.jobs import Verdict
+from autoexp.plan import Plan
 from autoexp.rules import engines
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session, sessions_root
@@ -25,6 +26,7 @@ from flows.composing import compose
 from flows.context import foreground
 from flows.engine import SessionRun, failed_jobs
 from flows.finding import directories
+from flows.planning import plan_of
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -79,19 +81,21 @@ def session_of(flow_run_id: str, root: Path) -> Path | None:
 
 
 async def watch_new(
-    ask: Callable[[], Composed], make: Callable[[Composed, Path, str], Path]
+    ask: Callable[[], Composed],
+    make: Callable[[Composed, Path, str], Path],
+    plan: Callable[[Composed], Plan] = plan_of,
 ) -> State[Any]:
     """Watch the session that `make(composed, root, flow run id)` creates of what `ask` composes.
 
-    A plan above its budget is put to somebody before. A flow run that is run again goes on with the
-    session that it made the first time.
+    A `plan(composed)` above its budget is put to somebody before. A flow run that is run again goes
+    on with the session that it made the first time.
     """
     root, flow_run_id = sessions_root(), str(runtime.flow_run.id)
     path = session_of(flow_run_id, root)
     if path is None:
         # Composing may ask Prefect for a block, which is done in a thread without a loop.
         composed = await asyncio.to_thread(ask)
-        await approved(composed)
+        await approved(composed, await asyncio.to_thread(plan, composed))
         path = await asyncio.to_thread(make, composed, root, flow_run_id)
         async with get_client() as client:
             await client.update_flow_run(UUID(flow_run_id), name=f"session {path.name}")

@@ -22,12 +22,16 @@ async def test_a_checkpoint_is_evaluated_and_its_scores_are_read(make_session: M
     parent = make_session("cooldowns=[]", "backend.args.train_iters=100")
     await train(session=parent.name, return_state=True)
     checkpoints = parent / "output" / "demo" / "checkpoints"
+    # The training's price, a hundred hours, is not what this one has to be agreed to for.
+    price = ("slurm.gpus_per_node=1", "budget.seconds_per_iteration=3600", "budget.confirm_above=1")
 
     state: State[object] = await evaluate(
         checkpoint=str(checkpoints / "iter_0000100"),
         command=("{python}", "-c", SCORE, "{checkpoint_path}", "{checkpoint_iteration}"),
         scores="scores.json",
+        minutes=30,
         config=str(parent / "config" / "resolved.yaml"),
+        overrides=price,
         return_state=True,
     )
 
@@ -37,6 +41,8 @@ async def test_a_checkpoint_is_evaluated_and_its_scores_are_read(make_session: M
     assert (job.spec.name, job.spec.kind) == ("demo-eval100", Kind.EVALUATE)
     assert (job.verdict, len(job.attempts)) == (Verdict.FINISHED, 1)
     assert job.scores["iteration"] == 100
+    assert job.spec.planned is not None
+    assert job.spec.planned.gpu_hours == 0.5
 
 
 async def test_a_name_that_stands_for_nothing_makes_no_session(make_session: Make) -> None:
