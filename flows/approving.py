@@ -1,8 +1,17 @@
 """Asking in Prefect's UI whether a plan above its budget may go ahead, before it is submitted."""
 
-from prefect import flow, get_run_logger
+from uuid import UUID
+
+from prefect import State, flow, get_client, get_run_logger, runtime
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterName,
+    FlowRunFilterParentFlowRunId,
+)
 from prefect.flow_runs import apause_flow_run
-from prefect.input import RunInput
+from prefect.input import RunInput, keyset_from_base_key
+from prefect.input.actions import aread_flow_run_input
+from prefect.states import Cancelled, Completed
 from pydantic import Field
 
 from autoexp.compose import Composed
@@ -10,6 +19,8 @@ from autoexp.errors import NotAgreed
 from autoexp.plan import Plan
 from flows.planning import above_budget, as_text
 
+_NAME = "approve the plan"
+_PAUSE = "approval"
 _A_WEEK_S = 7 * 24 * 3600
 
 
@@ -26,19 +37,48 @@ async def approved(composed: Composed, found: Plan) -> None:
     Raises NotAgreed when the answer is no.
     """
     question = above_budget(composed, found)
-    if question is not None:
-        await ask(question, f"{question}\n\n```\n{as_text(found, composed)}\n```")
-
-
-@flow(name="approve", flow_run_name="approve the plan", validate_parameters=False)
-async def ask(question: str, text: str) -> None:
-    """Pause, alone, until somebody answers in the UI."""
-    answer = await apause_flow_run(
-        wait_for_input=Approval.with_initial_data(description=text, go_ahead=False),
-        timeout=_A_WEEK_S,
-        poll_interval=2,
-    )
+    if question is None:
+        return
+    answer = await _answered_before()
+    if answer is None:
+        answer = await _ask(f"{question}\n\n```\n{as_text(found, composed)}\n```")
     note = f": {answer.note}" if answer.note else ""
     if not answer.go_ahead:
         raise NotAgreed(f"{question}; somebody said no{note}")
     get_run_logger().info("somebody agreed%s", note)
+
+
+async def _ask(text: str) -> Approval:
+    async def ask() -> Approval:
+        """Pause, alone, until somebody answers in the UI."""
+        return await apause_flow_run(
+            wait_for_input=Approval.with_initial_data(description=text, go_ahead=False),
+            timeout=_A_WEEK_S,
+            poll_interval=2,
+            key=_PAUSE,
+        )
+
+    # A flow run that is run again would take its earlier subflow up, which cannot pause twice.
+    ask.__qualname__ = f"ask.{runtime.flow_run.run_count}"
+    return await flow(name="approve", flow_run_name=_NAME)(ask)()
+
+
+async def _answered_before() -> Approval | None:
+    """What was answered while nobody waited, for the process that had asked was killed.
+
+    Its questions are closed: they lead nowhere.
+    """
+    parent = FlowRunFilterParentFlowRunId(any_=[UUID(str(runtime.flow_run.id))])
+    asked = FlowRunFilter(parent_flow_run_id=parent, name=FlowRunFilterName(any_=[_NAME]))
+    answer = None
+    async with get_client() as client:
+        for run in await client.read_flow_runs(flow_run_filter=asked):
+            if run.state is None or run.state.is_final():
+                continue
+            key = keyset_from_base_key(f"paused-{_PAUSE}")["response"]
+            said = await aread_flow_run_input(key, flow_run_id=run.id)
+            ended: State[None] = Cancelled(message="asked again by a new process")
+            if said is not None:
+                answer, ended = Approval(**said), Completed(message="answered")
+            await client.set_flow_run_state(run.id, ended, force=True)
+    return answer

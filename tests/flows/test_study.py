@@ -4,13 +4,8 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
-from uuid import UUID
 
 import pytest
-from prefect import get_client
-from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
-from prefect.client.schemas.objects import FlowRun
 
 from autoexp import inbox
 from autoexp.compose import compose
@@ -76,56 +71,6 @@ async def test_train_convert_evaluate_gives_a_score_and_a_failed_training_cancel
     kept = path / "output" / f"{GOOD}-keep"
     assert sorted(file.name for file in kept.glob("[a-z]*")) == ["metadata.json", "said"]
     assert (kept / "said").read_text() == "$(touch x) `touch x`; touch x {}"
-
-
-@pytest.mark.parametrize("go_ahead", [True, False])
-async def test_a_deployed_flow_pauses_for_approval_with_the_plan_as_its_text(
-    make_session: Make, tmp_path: Path, go_ahead: bool
-) -> None:
-    del make_session
-    root = tmp_path / "sessions"
-    asked = ["cooldowns=[]", "backend.args.train_iters=50", "slurm.gpus_per_node=1"]
-    price = ["budget.seconds_per_iteration=3600", "budget.confirm_above=49"]
-    running = asyncio.create_task(
-        train("demo", [*SMALL, *asked, *price], return_state=True)  # type: ignore[call-overload]
-    )
-    async with get_client() as client:
-        run = await paused(client)
-        assert not list(root.glob("*"))
-        schema = await read_description(client, run.id)
-        assert "1 jobs: 1 train; 50.00 GPU hours: budget.confirm_above is 49" in schema
-        assert "demo  train  0 → 50" in schema
-        answer = {"go_ahead": go_ahead, "note": "said ann"}
-        await client.resume_flow_run(run.id, run_input=answer)
-    state = await running
-
-    sessions = [path.parent for path in root.glob("*/session.json")]
-    if go_ahead:
-        assert state.is_completed(), state.message
-        assert {job.verdict for job in Session.load(sessions[0]).jobs.values()} == {
-            Verdict.FINISHED
-        }
-    else:
-        assert state.is_failed()
-        assert "somebody said no: said ann" in str(state.message)
-        assert sessions == []
-
-
-async def paused(client: PrefectClient) -> FlowRun:
-    """The flow run that waits for an answer."""
-    name = FlowRunFilterName(any_=["approve the plan"])
-    for _ in range(300):
-        for run in await client.read_flow_runs(flow_run_filter=FlowRunFilter(name=name)):
-            if run.state is not None and run.state.is_paused():
-                return run
-        await asyncio.sleep(0.2)
-    raise AssertionError("nobody was asked")
-
-
-async def read_description(client: PrefectClient, flow_run: UUID) -> str:
-    """The text above the form that the UI shows."""
-    keys = await client.filter_flow_run_input(flow_run, "paused-", limit=20, exclude_keys=set())
-    return "\n".join(entry.value for entry in keys)
 
 
 def verdict(path: Path, name: str) -> Verdict | None:
