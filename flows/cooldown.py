@@ -1,6 +1,6 @@
 """The subflow of one job, a cooldown or the training: it tells the story, and never polls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefect import Flow, State, flow
@@ -23,8 +23,8 @@ def job_flow(
     return the result of another job (Prefect issue 18601).
     """
 
-    async def story(checkpoint: str | None = None) -> State[Any]:
-        del checkpoint  # draws the arrow from the checkpoint that started this job
+    async def story(after: Sequence[str] = ()) -> State[Any]:
+        del after  # draws the arrows from what started this job
         begin(flow_run.id)
         return final_state(await drawing.outcome(spec.name))
 

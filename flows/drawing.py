@@ -7,10 +7,12 @@ from typing import Any
 from uuid import UUID
 
 from prefect import State, get_client, tags
+from prefect.client.schemas.objects import StateDetails
 from prefect.exceptions import PrefectSignal
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Completed
 
-from autoexp.jobs import JobRecord
+from autoexp.jobs import JobRecord, JobSpec
 from autoexp.session import Session
 from flows.cooldown import final_state, job_flow
 from flows.face import Face
@@ -105,8 +107,22 @@ class Drawing:
         # The session's heartbeat is enough: each subflow's would be hundreds of events a day.
         quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
         with quiet, tags(*self._face.tags):
-            shown: Any = subflow(checkpoint=self._marks.get(job.spec.name), return_state=True)
+            shown: Any = subflow(after=self._origins(job.spec), return_state=True)
             await shown
+
+    def _origins(self, spec: JobSpec) -> list[State[Any]]:
+        """Where its arrows come from: its checkpoint, else the jobs that it follows."""
+        if mark := self._marks.get(spec.name):
+            return [mark]
+        above = [awaited.job for awaited in spec.awaits]
+        if not above and spec.parent is not None:
+            above = [spec.parent]
+        shown = [(name, self._flow_run_ids[name]) for name in above if name in self._flow_run_ids]
+        return [
+            # The graph knows a subflow by its flow run's id, also where it has a task run's.
+            Completed(data=name, state_details=StateDetails(task_run_id=UUID(flow_run_id)))
+            for name, flow_run_id in shown
+        ]
 
     async def _mend(self, job: JobRecord) -> bool:
         """Tell the end of a subflow that could not tell it itself; False: it has not begun."""

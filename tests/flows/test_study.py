@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prefect import get_client
 
 from autoexp import inbox
 from autoexp.compose import compose
@@ -71,6 +72,26 @@ async def test_train_convert_evaluate_gives_a_score_and_a_failed_training_cancel
     kept = path / "output" / f"{GOOD}-keep"
     assert sorted(file.name for file in kept.glob("[a-z]*")) == ["metadata.json", "said"]
     assert (kept / "said").read_text() == "$(touch x) `touch x`; touch x {}"
+    assert await arrows(session.meta.flow_run_ids[0]) >= {
+        ("checkpoint 200", f"cooldown {GOOD} @200"),
+        (f"cooldown {GOOD} @200", f"command {GOOD}-cd200-convert"),
+        (f"command {GOOD}-cd200-convert", f"evaluate {GOOD}-cd200-evaluate"),
+    }
+
+
+async def arrows(flow_run_id: str) -> set[tuple[str, str]]:
+    """The run graph's arrows, by the names at both ends."""
+    async with get_client() as client:
+        answer = await client.request(
+            "GET", "/flow_runs/{id}/graph-v2", path_params={"id": flow_run_id}
+        )
+    nodes = {node["id"]: node for _, node in answer.json()["nodes"]}
+    names = {key: node["label"].rpartition(" / ")[2] for key, node in nodes.items()}
+    return {
+        (names[parent["id"]], names[key])
+        for key, node in nodes.items()
+        for parent in node["parents"]
+    }
 
 
 def verdict(path: Path, name: str) -> Verdict | None:
