@@ -8,15 +8,21 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp.jobs import JobRecord, JobSpec, Verdict
+from flows.sending import Turn
 
 if TYPE_CHECKING:
     from flows.drawing import Drawing
 
+_END_WITHIN_S = 5.0
+"""How long an end waits for its turn: to a server that is away, all at once are told in time."""
+
 
 def job_flow(
-    drawing: "Drawing", spec: JobSpec, begin: Callable[[str | None], None]
+    drawing: "Drawing", spec: JobSpec, turn: Turn, begin: Callable[[str | None], None]
 ) -> Flow[..., Any]:
     """A subflow for one job of the session; `begin` says that it has started.
+
+    It starts and ends in turn: `turn` is taken, and is given up by whoever called it.
 
     Each job gets a flow object of its own. Prefect matches the subflows of a flow run that is run
     again by their name and the order of the calls, so with one shared function a call would
@@ -26,7 +32,10 @@ def job_flow(
     async def story(after: Sequence[str] = ()) -> State[Any]:
         del after  # draws the arrows from what started this job
         begin(flow_run.id)
-        return final_state(await drawing.outcome(spec.name))
+        turn.give()
+        job = await drawing.outcome(spec.name)
+        await turn.take(_END_WITHIN_S)
+        return final_state(job)
 
     story.__qualname__ = f"{spec.kind}.{spec.name}"
     decorate = flow(name=str(spec.kind), flow_run_name=spec.title, validate_parameters=False)

@@ -17,7 +17,7 @@ from autoexp.session import Session
 from flows.cooldown import final_state, job_flow
 from flows.face import Face
 from flows.news import News
-from flows.sending import Sending
+from flows.sending import Sending, Turn
 from flows.wishes import Wishes
 
 _RETRY_S = 15.0
@@ -44,7 +44,6 @@ class Drawing:
         self._face = face
         self._wishes = wishes
         self._log = log
-        self._starting = asyncio.Lock()
         self._drawn: set[tuple[str, int]] = set()
         self._flow_run_ids: dict[str, str] = {}
 
@@ -77,33 +76,30 @@ class Drawing:
 
     async def _show(self, job: JobRecord) -> bool:
         """Whether the job's subflow has been shown to its end."""
+        turn = Turn(self._sending.line)
+        await turn.take()
+        try:
+            if self._news.interrupted is None:
+                await self._tell(job, turn)
+        except (Exception, PrefectSignal) as error:
+            turn.give()
+            self._log.warning("%s: Prefect could not show it: %s", job.spec.title, error)
+            return await self._mend(job)
+        finally:
+            turn.give()
+            self._face.start(job.spec.name)
+        return True
+
+    async def _tell(self, job: JobRecord, turn: Turn) -> None:
         name = job.spec.name
-        begun = False
 
         def begin(flow_run_id: str | None) -> None:
-            nonlocal begun
-            begun = True
-            self._starting.release()
             self._face.start(name)
             if flow_run_id is not None:
                 self._flow_run_ids[name] = flow_run_id
                 self._wishes.add(flow_run_id, name)
 
-        # One start at a time: many at once end in "database is locked" on a SQLite server.
-        await self._starting.acquire()
-        try:
-            if self._news.interrupted is None:
-                await self._start(job, begin)
-        except (Exception, PrefectSignal) as error:
-            self._log.warning("%s: Prefect could not show it: %s", job.spec.title, error)
-            return await self._mend(job)
-        finally:
-            if not begun:
-                begin(None)
-        return True
-
-    async def _start(self, job: JobRecord, begin: Any) -> None:
-        subflow = job_flow(self, job.spec, begin)
+        subflow = job_flow(self, job.spec, turn, begin)
         # The session's heartbeat is enough: each subflow's would be hundreds of events a day.
         quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
         with quiet, tags(*self._face.tags):

@@ -111,6 +111,12 @@ class Face:
             self._publishing = None
 
     async def _publish(self) -> None:
+        async with self._sending.line:
+            await self._publish_in_turn()
+        # Last: by now the server has answered, so events find it too.
+        self._telling.tell()
+
+    async def _publish_in_turn(self) -> None:
         await self._tag()
         headline = await self._disk.run(page.headline, self._session)
         text = await self._disk.run(page.session_page, self._session)
@@ -123,8 +129,6 @@ class Face:
                 await self._publish_bar(job)
         if time.monotonic() - self._plotted_at >= _PLOT_EVERY * self._every_s:
             await self._publish_plot()
-        # Last: by now the server has answered, so events find it too.
-        self._telling.tell()
 
     async def _tag(self) -> None:
         """Let the flow run be found by session, project and cluster."""

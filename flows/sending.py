@@ -1,8 +1,10 @@
-"""What Prefect has to get in the end: tried until the server takes it, within patience."""
+"""How Prefect is written to: in turn, and what it has to get in the end until it takes it."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from flows.context import foreground
@@ -14,6 +16,31 @@ _WORKER_S = 24 * 3600.0
 _TALKERS = frozenset({"prefect", "httpx", "httpcore", "websockets"})
 
 
+class Turn:
+    """A place in the line of those that write to Prefect.
+
+    Writes that meet in a server on SQLite are refused ("database is locked", a 503), and Prefect's
+    client sits that out for two seconds each time.
+    """
+
+    def __init__(self, line: asyncio.Lock) -> None:
+        self._line = line
+        self._is_held = False
+
+    async def take(self, within_s: float | None = None) -> None:
+        """Wait until nobody else writes, but not for longer than so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._line.acquire()
+                self._is_held = True
+
+    def give(self) -> None:
+        """Let the next one write; repeatable."""
+        if self._is_held:
+            self._is_held = False
+            self._line.release()
+
+
 class Sending:
     """Sends on while the session goes on, and for a while longer when it is over.
 
@@ -22,6 +49,7 @@ class Sending:
     """
 
     def __init__(self, news: News, log: "logging.Logger | Any") -> None:
+        self.line = asyncio.Lock()
         self._news = news
         self._log = log
         self._patience_s = _FOREGROUND_S if foreground() else _WORKER_S

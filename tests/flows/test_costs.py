@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from bench import engine, worlds
 from flows.disk import Disk
 from flows.engine import make_room
+from flows.train import train
+from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect
 
@@ -81,3 +84,29 @@ def test_effects_that_take_long_do_not_hold_up_the_schedulers_answers(tmp_path: 
 
     with engine.watched(tmp_path, 2) as (run, _):
         assert len(asyncio.run(answered(run))) == 2
+
+
+async def test_the_session_writes_to_its_server_in_turn(
+    make_session: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_session()
+    original = httpx.AsyncClient.send
+    under_way: list[str] = []
+    met: list[tuple[str, ...]] = []
+
+    async def send(client: httpx.AsyncClient, request: httpx.Request, **more: Any) -> Any:
+        # What Prefect itself sends beside, its log lines, is not ours to order.
+        if request.method == "GET" or request.url.path.endswith(("/filter", "/logs/")):
+            return await original(client, request, **more)
+        under_way.append(request.url.path)
+        if len(under_way) > 1:
+            met.append(tuple(under_way))
+        try:
+            return await original(client, request, **more)
+        finally:
+            under_way.remove(request.url.path)
+
+    monkeypatch.setattr(httpx.AsyncClient, "send", send)
+    state = await train(session=path.name, return_state=True)  # type: ignore[var-annotated]
+    assert state.is_completed(), state.message
+    assert met == []
