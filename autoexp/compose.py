@@ -1,9 +1,6 @@
 """From YAML and overrides to a validated experiment: Hydra composes, pydantic judges."""
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +17,13 @@ from yaml import YAMLError
 
 from autoexp import sensitive
 from autoexp.backends.base import COMPOSING
+from autoexp.config_files import groups_in, locate, merged
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.plain import escaped, set_value
-from autoexp.problems import Origins, find_file, nearest, validation_message
+from autoexp.problems import Origins, find_file, validation_message
 from autoexp.sweep.language import Sweep
 from autoexp.sweep.points import Drawn, Point, draw, merged_sweep, some, swept
-
-SHIPPED = Path(__file__).resolve().parent.parent / "configs"
-DEFAULT_CONFIG = "default"
 
 
 class Composed(NamedTuple):
@@ -60,40 +55,19 @@ def compose(
 
     Raises BadInput with one message that names the key, where it came from and the nearest name.
     """
-    directories, name = _locate(config)
-    groups = _groups(directories)
+    paths, name = locate(config)
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        several = swept(parsed)
-        single = [override for override in parsed if override.key_or_group not in several]
-        spelled = [_force(override, groups) for override in single]
-        with _merged(directories) as merged, initialize_config_dir(str(merged), version_base="1.3"):
-
-            def tree_of(choices: tuple[str, ...] = ()) -> DictConfig:
-                return hydra_compose(name, [*spelled, *choices], return_hydra_config=True)
-
-            tree = tree_of()
-            chosen = [override for override in single if override.key_or_group not in groups]
-            origins = Origins(directories, name, dict(tree.hydra.runtime.choices), chosen)
-            tree = _without_hydra(tree)
-            plain = _plain(tree)
-            unresolved = OmegaConf.to_yaml(tree)
-            sweep = _sweep(plain.pop("sweep", None), several, origins)
-            if sweep is not None:
-                _refuse_twice(sweep, chosen)
-                project = str((plain.get("project") or {}).get("name"))
-                drawn = draw(project, sweep, plain, lambda c: _without_hydra(tree_of(c)), groups)
-            _refuse_missing(tree, sweep)
+        read = _read(paths, name, overrides)
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(_hydra_message(error, directories, name, overrides)) from error
-    points: tuple[Point, ...] = ()
-    values = fill_in(plain)
+        raise BadInput(_hydra_message(error, paths, name, overrides)) from error
+    values, sweep = fill_in(read.values), read.sweep
     _refuse_secrets({**values, "sweep": sweep.model_dump() if sweep else {}})
+    points: tuple[Point, ...] = ()
     if sweep is None:
-        experiment = _validated(values, origins)
+        experiment = _validated(values, read.origins)
     else:
-        points = _validated_points(drawn, fill_in, origins)
-        of_all = {"project": points[0].experiment.project.model_copy(update={"name": project})}
+        points = _validated_points(read.drawn, fill_in, read.origins)
+        of_all = {"project": points[0].experiment.project.model_copy(update={"name": read.project})}
         experiment = points[0].experiment.model_copy(update={**of_all, "sweep": sweep})
         values = {**values, "sweep": sweep.model_dump(mode="json", exclude_defaults=True)}
     return Composed(
@@ -101,9 +75,47 @@ def compose(
         config=name,
         overrides=tuple(overrides),
         resolved=yaml.safe_dump(escaped(values), sort_keys=False, allow_unicode=True),
-        unresolved=unresolved,
+        unresolved=read.unresolved,
         points=points,
     )
+
+
+class _Read(NamedTuple):
+    """What Hydra composed, before anything of it is validated but its sweep."""
+
+    values: dict[str, Any]
+    unresolved: str
+    origins: Origins
+    project: str
+    sweep: Sweep | None
+    drawn: Sequence[Drawn]
+    """The sweep's points; none without one."""
+
+
+def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
+    groups = groups_in(paths)
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    several = swept(parsed)
+    single = [override for override in parsed if override.key_or_group not in several]
+    chosen = [override for override in single if override.key_or_group not in groups]
+    spelled = [_force(override, groups) for override in single]
+    with merged(paths) as directory, initialize_config_dir(str(directory), version_base="1.3"):
+
+        def tree_of(choices: tuple[str, ...] = ()) -> DictConfig:
+            return hydra_compose(name, [*spelled, *choices], return_hydra_config=True)
+
+        tree = tree_of()
+        origins = Origins(paths, name, dict(tree.hydra.runtime.choices), chosen)
+        tree = _without_hydra(tree)
+        values = _plain(tree)
+        project = str((values.get("project") or {}).get("name"))
+        sweep = _sweep(values.pop("sweep", None), several, origins)
+        drawn: Sequence[Drawn] = ()
+        if sweep is not None:
+            _refuse_twice(sweep, chosen)
+            drawn = draw(project, sweep, values, lambda c: _without_hydra(tree_of(c)), groups)
+        _refuse_missing(tree, sweep)
+    return _Read(values, OmegaConf.to_yaml(tree), origins, project, sweep, drawn)
 
 
 def _plain(tree: DictConfig) -> dict[str, Any]:
@@ -177,73 +189,6 @@ def _validated_points(
     if refused:
         raise BadInput("\n".join(some(refused)))
     return tuple(points)
-
-
-@contextmanager
-def _merged(directories: Sequence[Path]) -> Iterator[Path]:
-    """One directory that shows all of them, the first one's files before the others'.
-
-    Hydra looks for the primary file in its first directory only, and lets that one's groups win;
-    here a shipped experiment may use a group file of the user's own, and any path will do.
-    """
-    with tempfile.TemporaryDirectory(prefix="autoexp-configs-") as name:
-        merged = Path(name)
-        for directory in directories:
-            for file in sorted(directory.rglob("*.y*ml")):
-                link = (merged / file.relative_to(directory)).with_suffix(".yaml")
-                link.parent.mkdir(parents=True, exist_ok=True)
-                if not link.exists():
-                    link.symlink_to(file)
-        yield merged
-
-
-def available() -> dict[str, Path]:
-    """The runnable experiments by name, the user's own before the shipped ones."""
-    found: dict[str, Path] = {}
-    for directory in _directories():
-        for path in sorted(directory.glob("*.y*ml")):
-            found.setdefault(path.stem, path)
-    return found
-
-
-def _directories() -> list[Path]:
-    own = os.environ.get("AUTOEXP_CONFIGS")
-    candidates = [Path(own) if own else Path("configs"), SHIPPED]
-    if own and not candidates[0].is_dir():
-        raise BadInput(f"AUTOEXP_CONFIGS names {own}, which is not a directory")
-    found = [path.resolve() for path in candidates if path.is_dir()]
-    return list(dict.fromkeys(found))
-
-
-def _locate(config: str | None) -> tuple[list[Path], str]:
-    """The search path, best first, and the name of the primary file in it."""
-    directories = _directories()
-    if config is None:
-        config = DEFAULT_CONFIG
-    if config.endswith((".yaml", ".yml")) or "/" in config:
-        path = Path(config).resolve()
-        if not path.is_file():
-            raise BadInput(f"{config}: no such file, or no file; give a YAML file or a name")
-        return list(dict.fromkeys([path.parent, *directories])), path.stem
-    if config not in available():
-        names = ", ".join(sorted(available()))
-        raise BadInput(
-            f"{config}: no such configuration{nearest(config, available())}; there are: {names}"
-        )
-    return directories, config
-
-
-def _groups(directories: Sequence[Path]) -> frozenset[str]:
-    return frozenset(
-        path.name for directory in directories for path in directory.iterdir() if path.is_dir()
-    )
-
-
-def group_choices(overrides: Sequence[str]) -> dict[str, str]:
-    """Overrides that choose a file of a group, such as `slurm=lumi`."""
-    groups = _groups(_directories())
-    words = (word.partition("=") for word in overrides)
-    return {key: value for key, _, value in words if key in groups and value}
 
 
 def _refuse_secrets(values: Any, path: tuple[str, ...] = ()) -> None:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from autoexp.backends.base import FoundCheckpoint
-from autoexp.compose import Composed, compose, group_choices
+from autoexp.compose import Composed, compose
+from autoexp.config_files import group_choices
 from autoexp.errors import BadInput
 from autoexp.jobs import JobRecord
 from autoexp.plain import escaped

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import SHIPPED, compose
+from autoexp.compose import compose
+from autoexp.config_files import SHIPPED
 from autoexp.machines import SlurmCluster
 from autoexp.plan import make_plan
 from autoexp.schedulers.base import Request
