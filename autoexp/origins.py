@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from autoexp.backends.base import FoundCheckpoint
+from autoexp.backends.base import Branch, FoundCheckpoint
 from autoexp.compose import Composed, compose
 from autoexp.config_files import group_choices
 from autoexp.errors import BadInput
@@ -65,17 +65,12 @@ def compose_from(
     # What follows the training itself has nothing to follow here.
     stages = base["stages"].items()
     base["stages"] = {name: stage for name, stage in stages if stage and stage["each"]}
-    if origin.iteration is None:
+    if origin.iteration is not None:
+        found = _checkpoint(session, job, origin.iteration)
+    else:
         assert branch is not None
         found = _start_of(session, job, branch.iteration)
-        decay = {
-            "iterations": branch.decay_iterations,
-            "shape": branch.shape,
-            "min_lr": branch.min_lr,
-        }
-        base["cooldowns"] = [{"at": [branch.iteration], "decay": decay}]
-    else:
-        found = _checkpoint(session, job, origin.iteration)
+        base["cooldowns"] = [_as_it_was(branch)]
     start = {
         "session": session.id,
         "job": job.spec.name,
@@ -85,17 +80,34 @@ def compose_from(
 
     def branch_there(values: Values) -> Values:
         values = fill_in(values)
-        cooldowns = [_at(cooldown, found.iteration) for cooldown in values.get("cooldowns", [])]
-        # Those of one decay from several points are one from a single point.
-        different = [one for n, one in enumerate(cooldowns) if one not in cooldowns[:n]]
-        if not different:
-            raise BadInput(
-                f"--from {session.id}:{job.spec.name}@{found.iteration}: how long does it decay? "
-                "Add 'cooldowns=[{decay: {iterations: N}}]'"
-            )
-        return {**values, "cooldowns": different, "start": start}
+        return {
+            **values,
+            "cooldowns": _all_from(start, values.get("cooldowns", [])),
+            "start": start,
+        }
 
     return _composed(base, overrides, branch_there, origin)
+
+
+def _as_it_was(branch: Branch) -> Values:
+    decay = {
+        "iterations": branch.decay_iterations,
+        "shape": branch.shape,
+        "min_lr": branch.min_lr,
+    }
+    return {"at": [branch.iteration], "decay": decay}
+
+
+def _all_from(start: Values, cooldowns: Sequence[Any]) -> list[Any]:
+    """The cooldowns from this one checkpoint; those of one decay from several points are one."""
+    moved = [_at(cooldown, start["iteration"]) for cooldown in cooldowns]
+    different = [one for n, one in enumerate(moved) if one not in moved[:n]]
+    if not different:
+        raise BadInput(
+            f"--from {start['session']}:{start['job']}@{start['iteration']}: how long does it "
+            "decay? Add 'cooldowns=[{decay: {iterations: N}}]'"
+        )
+    return different
 
 
 def _at(cooldown: Any, iteration: int) -> Any:
