@@ -34,8 +34,10 @@ def write_events(sessions: Iterable[Session], directory: Path) -> list[Path]:
                 for iteration, loss, rate in points:
                     writer.add_scalar("loss", loss, iteration)
                     writer.add_scalar("learning_rate", rate, iteration)
+                trained = session.jobs.get(job.spec.parent or "")
+                at = trained.iteration if trained else None
                 for score, value in job.scores.items():
-                    writer.add_scalar(f"score/{score}", value, 0)
+                    writer.add_scalar(f"score/{score}", value, at or 0)
             written.append(folder)
     return written
 

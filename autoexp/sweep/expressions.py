@@ -102,7 +102,7 @@ class _Evaluator(SimpleEval):
         hint = f"; did you mean `{near[0]}`?" if near else ""
         known = sorted(self._values, key=lambda key: (key.count("."), key))[:_NAMES_SHOWN]
         raise ExpressionError(
-            f"`{self.expr}`: nothing is called `{name}`{hint} There are: {', '.join(known)}, …"
+            f"`{self.expr}`: nothing is called `{name}`{hint}; there are: {', '.join(known)}, …"
         )
 
     def _items(self, node: ast.List | ast.Tuple) -> list[Any]:
