@@ -103,7 +103,12 @@ class Deployed:
         """End the worker that was started last, and wait for its end."""
         worker = self._workers.pop()
         worker.send_signal(signum)
-        worker.wait(timeout=60)
+        try:
+            worker.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            # Prefect's worker hung once in ten runs; systemd kills it then, and so does this.
+            worker.kill()
+            worker.wait(timeout=60)
 
     def run(self, *overrides: str) -> str:
         """`prefect deployment run autoexp/train`; returns the flow run's id."""
