@@ -41,6 +41,7 @@ def watch(path: Path) -> int:
     except (AutoexpError, OSError):
         raise
     except Exception as error:
+        _must_answer(path, _api_url())
         out.print_exception()
         raise AutoexpError(
             f"{path.name}: the monitor broke down ({type(error).__name__}: {error}); its jobs keep "
@@ -67,6 +68,21 @@ def _must_be_writable(path: Path) -> None:
         ) from error
 
 
+def _must_answer(path: Path, url: str) -> None:
+    if not answers(url):
+        raise AutoexpError(
+            f"{path.name}: Prefect's server at {url} does not answer. Start it (`prefect server "
+            "start`), or unset PREFECT_API_URL to have one started for you; then `autoexp resume "
+            f"{path.name}`. What was submitted keeps running"
+        )
+
+
+def _api_url() -> str:
+    from prefect.settings import PREFECT_API_URL
+
+    return str(PREFECT_API_URL.value())
+
+
 def _run_flow(path: Path, out: Console) -> bool:
     """Run the session flow; without a Prefect server of the user's own, with an embedded one.
 
@@ -80,17 +96,18 @@ def _run_flow(path: Path, out: Console) -> bool:
             os.environ["PREFECT_API_URL"] = f"{server.url}/api"
         # Takes seconds, in which the server starts.
         from prefect.exceptions import CrashedRun, FailedRun
-        from prefect.settings import PREFECT_API_URL
 
         from flows.train import train
 
         _quieten()
-        if server is not None:
+        url = _api_url()
+        if server is None:
+            _must_answer(path, url)
+        else:
             server.wait()
             out.print(f"Prefect UI while it runs: {server.url}", markup=False)
         os.environ["AUTOEXP_SESSIONS"] = str(path.parent)
         enter_foreground(foreground)
-        url = str(PREFECT_API_URL.value())
 
         async def watched() -> None:
             state = await train(session=path.name, return_state=True)

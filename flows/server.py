@@ -82,12 +82,15 @@ class Server:
 
 
 def answers(api_url: str) -> bool:
-    """Whether a Prefect server answers; one that wants to know who asks does."""
+    """Whether a Prefect server answers; one that wants to know who asks, or to be asked else, does.
+
+    Prefect Cloud has no page for its health.
+    """
     try:
         with urllib.request.urlopen(f"{api_url}/health", timeout=3) as answer:
             return bool(answer.status == 200)
     except urllib.error.HTTPError as error:
-        return error.code in (401, 403)
+        return error.code < 500
     except (OSError, http.client.HTTPException):
         return False
 

@@ -13,7 +13,7 @@ import pytest
 from autoexp.session import Session
 from flows.beside import stopping_on_signals
 from flows.context import Foreground
-from tests.flows.conftest import BRANCHES, SMALL, Make
+from tests.flows.conftest import BRANCHES, SMALL, Make, autoexp
 from tests.flows.test_command_line import start_monitor, wait_until_running
 
 pytestmark = pytest.mark.prefect
@@ -118,3 +118,16 @@ def server_of(pid: int) -> int:
             if b"server" in Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0"):
                 return int(number)
     raise AssertionError("no server")
+
+
+def test_a_server_that_is_not_there_is_one_line_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # nobody answers there
+    refused = autoexp("run", "demo", "--session", "s", root=tmp_path)
+    assert refused.returncode != 0
+    assert "Traceback" not in refused.stdout + refused.stderr
+    (line,) = refused.stderr.splitlines()
+    assert "http://127.0.0.1:9/api does not answer" in line
+    assert "`autoexp resume s`" in line
+    assert Session.load(tmp_path / "s").jobs["demo"].attempts == []
