@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from flows.news import News
 
 _RETRY_S = 5.0
+_PATIENCE_S = 15.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,15 +20,22 @@ T = TypeVar("T")
 class Disk:
     """Runs functions that read and write the session; a slow filesystem stops no coroutine."""
 
-    def __init__(self, news: News, log: "logging.Logger | Any") -> None:
+    def __init__(self, path: Path, news: News, log: "logging.Logger | Any") -> None:
+        self._path = path
         self._news = news
         self._log = log
+        self._hangs_since: float | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="session")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run on the session's thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
+        patience = loop.call_later(_PATIENCE_S, self._note_hang)
+        try:
+            return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
+        finally:
+            patience.cancel()
+            self._note_answer()
 
     async def persist(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run, and try on for as long as the disk is full, read-only or away.
@@ -45,6 +55,21 @@ class Disk:
                 if self._news.interrupted is not None:
                     raise asyncio.CancelledError from error
                 await self._news.pause(_RETRY_S)
+
+    def _note_hang(self) -> None:
+        if self._hangs_since is None:
+            self._hangs_since = time.monotonic() - _PATIENCE_S
+            self._log.warning(
+                "%s: the filesystem has not answered for %.0f s. Jobs go on, and so does the "
+                "session as soon as it answers: nothing is lost. Is it mounted and healthy?",
+                self._path,
+                _PATIENCE_S,
+            )
+
+    def _note_answer(self) -> None:
+        if self._hangs_since is not None:
+            hung, self._hangs_since = time.monotonic() - self._hangs_since, None
+            self._log.warning("%s: the filesystem answers again, after %.0f s", self._path, hung)
 
     def close(self) -> None:
         """Wait for what is under way, and end the thread."""

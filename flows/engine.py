@@ -47,7 +47,7 @@ class SessionRun:
         self._looked_at: float | None = None
         self._lease = lease
         self._scheduler = scheduler
-        self._disk = Disk(self.news, log)
+        self._disk = Disk(session.path, self.news, log)
         self._monitor = Monitor(session)
         sending = Sending(self.news, log)
         self._face = Face(session, self._disk, sending, log)

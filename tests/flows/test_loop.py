@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import threading
 import time
 from pathlib import Path
 
@@ -54,7 +55,7 @@ async def test_the_parent_keeps_looking_while_cooldowns_run_and_an_action_sleeps
 
 async def test_an_interruption_ends_the_waiting_for_a_full_disk() -> None:
     news = News()
-    disk = Disk(news, logging.getLogger())
+    disk = Disk(Path("s1"), news, logging.getLogger())
     tried, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def write() -> None:
@@ -68,3 +69,20 @@ async def test_an_interruption_ends_the_waiting_for_a_full_disk() -> None:
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(writing, timeout=60)
     disk.close()
+
+
+async def test_a_filesystem_that_hangs_is_told_once_and_so_is_its_answer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flows.disk._PATIENCE_S", 0.05)
+    answers, loop = threading.Event(), asyncio.get_running_loop()
+    loop.call_later(0.5, answers.set)
+    disk = Disk(Path("/scratch/s1"), News(), logging.getLogger("hanging"))
+
+    await asyncio.gather(*(disk.run(answers.wait) for _ in range(3)))
+    await disk.run(str)
+    disk.close()
+
+    hangs, back = caplog.messages
+    assert "/scratch/s1: the filesystem has not answered" in hangs
+    assert "/scratch/s1: the filesystem answers again" in back

@@ -190,7 +190,7 @@ async def test_a_deadline_counts_from_the_event_however_often_the_monitor_restar
     stamps = set()
     for _ in range(2):  # the second monitor finds nothing new to write
         session, news, log = Session.load(path), News(), logging.getLogger()
-        waiting = Waiting(session, Disk(news, log), news, log)
+        waiting = Waiting(session, Disk(path, news, log), news, log)
         async with asyncio.TaskGroup() as children:
             assert waiting.look(children, session.pending_actions()) == []
         late, early = session.actions["late"], session.actions["early"]
