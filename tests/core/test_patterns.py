@@ -1,15 +1,14 @@
 """Matching log lines: the same answers as plain regular expressions, in bounded time."""
 
 import re
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoexp.loglines import Piece
-from autoexp.rules.engines import lines_with
+from autoexp.rules.engines import Engine, lines_with
 from autoexp.rules.matching import Hit, matcher
 from autoexp.rules.patterns import SEEN, Wanted, groups_of, refuse_slow, unbounded
 from autoexp.rules.widening import widened
@@ -171,11 +170,9 @@ def test_ordinary_patterns_are_taken(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", [r"a.*b.*c.*d", r".*a.*c", r"a.*c"])
-def test_the_worst_line_takes_a_second_or_two(engine: type, pattern: str) -> None:
-    rules = [Wanted("slow", pattern, True)]
-    begun = time.perf_counter()
-    assert hits_of(rules, b"ab" * 500_000, b"abc" * 300_000 + b"d") is not None
-    assert time.perf_counter() - begun < 10
+def test_the_worst_line_comes_to_its_end(engine: type, pattern: str) -> None:
+    # Unbounded, `re` would be at it for days.
+    hits_of([Wanted("slow", pattern, True)], b"ab" * 500_000, b"abc" * 300_000 + b"d")
 
 
 @pytest.mark.parametrize(("pattern", "seen"), [("aa.*bb", SEEN[1]), ("aa.*b.*c.*bb", SEEN[3])])
@@ -185,12 +182,12 @@ def test_a_pattern_sees_the_first_part_of_a_line(engine: type, pattern: str, see
     assert [hit.line.offset for hit in hits_of(rules, fits, not_quite)] == [0]
 
 
-def test_a_hundred_thousand_ordinary_lines_are_passed_over_in_a_moment(engine: type) -> None:
+def test_of_ordinary_lines_none_is_looked_at_by_itself(engine: Callable[..., Engine]) -> None:
     rules = [Wanted(f"r{n}", rf"error {n}: (?P<what>.+)", True) for n in range(50)]
-    lines = [b" iteration %8d | lm loss: 2.34" % n for n in range(100_000)]
-    begun = time.perf_counter()
-    assert hits_of(rules, *lines) == []
-    assert time.perf_counter() - begun < 1
+    ordinary = [b" iteration %8d | lm loss: 2.34" % n for n in range(10_000)]
+    text = b"\n".join([*ordinary, b"error 7: disk", *ordinary])
+    (found,) = engine(rules).lines(text)
+    assert text[slice(*found)].strip() == b"error 7: disk"
 
 
 def test_the_names_of_groups_are_known_beforehand() -> None:
