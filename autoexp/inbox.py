@@ -84,14 +84,23 @@ def put(session: Path, request: Request) -> Path:
 
 
 def is_empty(session: Path) -> bool:
-    """Whether no request waits."""
-    return next((session / "inbox").glob("*.json"), None) is None
+    """Whether no request waits, as far as can be seen."""
+    with suppress(OSError):
+        return not _waiting(session)
+    return True
+
+
+def _waiting(session: Path) -> list[Path]:
+    """Requests that nobody has taken on, in their order; asked at every look, so it is cheap."""
+    with suppress(FileNotFoundError):
+        return sorted(path for path in (session / "inbox").iterdir() if path.suffix == ".json")
+    return []
 
 
 def waiting_jobs(session: Path) -> list[str]:
     """Names of jobs that requests bring, and that the session does not know yet."""
     found = []
-    for path in sorted((session / "inbox").glob("*.json")):
+    for path in _waiting(session):
         with suppress(BadInput, FileNotFoundError):  # the monitor says what is wrong with it
             request = _read(path)
             if isinstance(request, SubmitRequest):
@@ -102,7 +111,7 @@ def waiting_jobs(session: Path) -> list[str]:
 def take_on(session: Session) -> list[str]:
     """Carry all waiting requests into the records; returns a line for each. For the monitor."""
     notes: list[str] = []
-    for path in sorted((session.path / "inbox").glob("*.json")):
+    for path in _waiting(session.path):
         try:
             notes.append(_apply(session, _read(path)))
         except BadInput as error:

@@ -66,7 +66,7 @@ def served() -> Iterator[tuple[Path, Relay]]:
             server.wait()
             relay = Relay(int(server.url.rpartition(":")[2]))
             os.environ["PREFECT_API_URL"] = relay.url
-            os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
+            os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
             yield Path(folder), relay
         finally:
             server.stop()
