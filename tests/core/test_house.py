@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,19 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imported(path: Path) -> tuple[str, ...]:
     """Every module that a file imports, in functions too, and by name as a constant."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree_of(path)):
         match node:
             case ast.Import():
                 yield from (alias.name for alias in node.names)
@@ -78,7 +89,7 @@ def test_a_modules_name_says_what_it_is_about(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_begins_with_a_sentence(path: Path) -> None:
-    text = ast.get_docstring(ast.parse(path.read_text()))
+    text = ast.get_docstring(tree_of(path))
     assert text is not None and text.split("\n\n")[0].rstrip().endswith(".")
 
 
