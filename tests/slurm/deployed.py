@@ -30,6 +30,11 @@ SMALL = [
 ENDED = {"COMPLETED", "FAILED", "CANCELLED"}
 
 
+def _heed_interrupts() -> None:
+    """A script's background ignores SIGINT, which Prefect's worker sends itself on a SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Deployed:
     """A server on a port of its own with a home of its own; `close` ends all that it started."""
 
@@ -95,6 +100,7 @@ class Deployed:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
         self._workers.append(worker)
         return worker
@@ -103,12 +109,7 @@ class Deployed:
         """End the worker that was started last, and wait for its end."""
         worker = self._workers.pop()
         worker.send_signal(signum)
-        try:
-            worker.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            # Prefect's worker hung once in ten runs; systemd kills it then, and so does this.
-            worker.kill()
-            worker.wait(timeout=60)
+        worker.wait(timeout=60)
 
     def run(self, *overrides: str) -> str:
         """`prefect deployment run autoexp/train`; returns the flow run's id."""
