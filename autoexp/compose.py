@@ -9,7 +9,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -98,6 +98,7 @@ def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
     several = swept(parsed)
     single = [override for override in parsed if override.key_or_group not in several]
     chosen = [override for override in single if override.key_or_group not in groups]
+    _refuse_no_names(single, groups)
     spelled = [_force(override, groups) for override in single]
     with merged(paths) as directory, initialize_config_dir(str(directory), version_base="1.3"):
 
@@ -205,6 +206,18 @@ def _refuse_secrets(values: Any, path: tuple[str, ...] = ()) -> None:
             )
 
 
+def _refuse_no_names(overrides: Sequence[Override], groups: frozenset[str]) -> None:
+    """Where a group wants a file's name, Hydra says nothing that helps of a number."""
+    for override in overrides:
+        group, value = override.key_or_group, override.value()
+        is_name = isinstance(value, str | list | dict) or hasattr(value, "text")
+        if group in groups and not is_name and not override.is_delete():
+            raise BadInput(
+                f"override `{override.input_line}`: `{group}` takes the name of a file of that "
+                f"group; its keys are set one by one, as `{group}.KEY=VALUE`"
+            )
+
+
 def _force(override: Override, groups: frozenset[str]) -> str:
     """Let a plain `a.b=c` also set a key that no YAML file mentions.
 
@@ -231,6 +244,11 @@ def _hydra_message(
     said = " ".join(x for x in lines if x and not x.startswith(("full_key", "object_type")))
     key = getattr(error, "full_key", None)
     said = f"{key}: {said}" if key else said
+    if isinstance(error, OverrideParseException):
+        said = (
+            f"override `{error.override}` cannot be read: brackets have to match, and a value with "
+            "`<`, `(` or letters beyond ASCII wants quotes inside the shell's: 'KEY=\"a < 1\"'"
+        )
     file = find_file(directories, name)
     with_overrides = f" with {' '.join(overrides)}" if overrides else ""
     return f"{said} (composing {file or name}{with_overrides})"

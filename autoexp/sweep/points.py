@@ -93,15 +93,30 @@ def draw(
     settings = expand(sweep, known)
     template_values = [known(each) for each in settings] if sweep.name is not None else []
     names = name_points(project, sweep.name, settings, template_values)
-    return [
+    drawn = [
         Drawn(number, name, each, trees.values(each))
         for number, (name, each) in enumerate(zip(names, settings, strict=True), start=1)
     ]
+    _refuse_different(drawn)
+    return drawn
 
 
 def _refuse_shared(key: str) -> None:
     if key.split(".")[0] in _OF_SESSION or key in (*_OF_SCHEDULER, *_OF_BUDGET):
         raise BadInput(f"sweep: {key}: belongs to the session, which all points share")
+
+
+def _refuse_different(drawn: Sequence[Drawn]) -> None:
+    """What all points share must not come from files of a group that they choose, either."""
+    first = flat(drawn[0].values)
+    for point in drawn[1:]:
+        own = flat(point.values)
+        for key in (*_OF_SCHEDULER, *_OF_BUDGET):
+            if own.get(key) != first.get(key):
+                raise BadInput(
+                    f"{point.title}: {key} is {own.get(key)}, and {first.get(key)} in "
+                    f"{drawn[0].title}: it belongs to the session, which all points share"
+                )
 
 
 class _Trees:

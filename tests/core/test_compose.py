@@ -168,6 +168,9 @@ def test_a_value_that_was_left_to_be_filled_in_is_refused(tmp_path: Path) -> Non
         ("bakend=demo", "bakend: no such key; did you mean `backend`?"),
         ("cooldowns.0.dcay=1", "cooldowns.0.dcay: no such key; did you mean `decay`?"),
         ("zzz=1", "zzz: no such key (override `zzz=1`)"),
+        ("slurm=null", "`slurm` takes the name of a file of that group"),
+        ("sweep=3", "`sweep` takes the name of a file of that group"),
+        ("project.name=ö", "override `project.name=ö` cannot be read: brackets have to match"),
         ("backend.args.train_iters=many", "backend.args.train_iters: Input should be a valid "
          "integer"),
         ("backend.args.train_iters=2.5", "backend.args.train_iters: Input should be a valid int"),

@@ -108,6 +108,7 @@ def test_of_many_points_that_fail_a_few_are_told() -> None:
         ("project.name=a,b", "belongs to the session"),
         ("slurm.max_jobs=1,2", "belongs to the session"),
         ("budget.stop_above=1,2", "belongs to the session"),
+        ("slurm=local,base", "slurm.kind is slurm, and local in sweep point 1"),
         ("backend.args.lr=interval(1,2)", "give values, as in `a=1,2,3`"),
     ],
 )
