@@ -145,9 +145,13 @@ def _quieten() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not what Prefect says of its own sending: autoexp says once that a server is away."""
+    """Not what Prefect says of its own sending: autoexp says once that a server is away.
+
+    Nor how a run ended: the job's event has just said that.
+    """
     own = record.name.startswith(("prefect.events", "prefect._internal"))
-    return not own and "EventsWorker" not in record.name
+    told = own or record.getMessage().startswith("Finished in state")
+    return not told and "EventsWorker" not in record.name
 
 
 def _say_how_to_go_on(session: Session, out: Console) -> None:
