@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autoexp.plain import flat
 
@@ -15,11 +15,17 @@ class NoScores(Exception):
     """The file is not there, or holds no numbers; the message says which."""
 
 
-def read_scores(path: Path) -> dict[str, float]:
-    """The numbers in a JSON file, by dotted name; what is no number is left out.
+class Scores(NamedTuple):
+    """What a file of scores holds; texts and switches are left out."""
 
-    Raises NoScores.
-    """
+    numbers: dict[str, float]
+    """By dotted name; all of them finite."""
+    not_finite: tuple[str, ...]
+    """Names of what is NaN, infinite, or too large for a float."""
+
+
+def read_scores(path: Path) -> Scores:
+    """The numbers in a JSON file. Raises NoScores when there is none that can be used."""
     try:
         with path.open("rb") as file:
             raw = file.read(_LARGEST + 1)
@@ -32,18 +38,23 @@ def read_scores(path: Path) -> dict[str, float]:
         raise NoScores(f"{path}: is no JSON ({error})") from error
     if not isinstance(content, dict):
         raise NoScores(f"{path}: holds no object")
-    found = {name: float(value) for name, value in flat(content).items() if _is_number(value)}
-    if not found:
-        raise NoScores(f"{path}: holds no number")
-    if len(found) > _MOST:
-        raise NoScores(f"{path}: holds {len(found)} numbers; {_MOST} at most")
-    return found
+    given = {name: value for name, value in flat(content).items() if _is_number(value)}
+    numbers = {name: float(value) for name, value in given.items() if _is_finite(value)}
+    not_finite = tuple(name for name in given if name not in numbers)
+    if not numbers:
+        what = f"no finite number ({', '.join(not_finite[:3])})" if not_finite else "no number"
+        raise NoScores(f"{path}: holds {what}")
+    if len(numbers) > _MOST:
+        raise NoScores(f"{path}: holds {len(numbers)} numbers; {_MOST} at most")
+    return Scores(numbers, not_finite)
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: int | float) -> bool:
     try:
-        return math.isfinite(float(value))
+        return math.isfinite(value)
     except OverflowError:
         return False

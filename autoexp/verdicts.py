@@ -8,6 +8,8 @@ from autoexp.jobs import Attempt, JobRecord, Verdict
 from autoexp.scores import NoScores, read_scores
 from autoexp.states import Fault, Reaction, StateFacts
 
+_MOST_NAMES = 5
+
 
 class Judgement(NamedTuple):
     """A verdict and the sentence that explains it."""
@@ -64,10 +66,14 @@ def with_scores(job: JobRecord, judgement: Judgement) -> Judgement:
     if job.spec.scores is None or judgement.verdict is not Verdict.FINISHED:
         return judgement
     try:
-        job.scores = read_scores(Path(job.spec.scores))
+        scores = read_scores(Path(job.spec.scores))
     except NoScores as error:
         return Judgement(Verdict.FAILED, f"{judgement.reason}, but without scores: {error}")
-    return judgement
+    job.scores = scores.numbers
+    if not scores.not_finite:
+        return judgement
+    names = ", ".join(scores.not_finite[:_MOST_NAMES])
+    return Judgement(judgement.verdict, f"{judgement.reason}; scores that are not finite: {names}")
 
 
 def made_progress(job: JobRecord, attempt: Attempt) -> bool:

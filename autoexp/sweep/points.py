@@ -98,6 +98,7 @@ def draw(
         for number, (name, each) in enumerate(zip(names, settings, strict=True), start=1)
     ]
     _refuse_different(drawn)
+    _refuse_equal(drawn)
     return drawn
 
 
@@ -117,6 +118,18 @@ def _refuse_different(drawn: Sequence[Drawn]) -> None:
                     f"{point.title}: {key} is {own.get(key)}, and {first.get(key)} in "
                     f"{drawn[0].title}: it belongs to the session, which all points share"
                 )
+
+
+def _refuse_equal(drawn: Sequence[Drawn]) -> None:
+    """Two points of the same settings would be one run, paid for twice."""
+    first: dict[str, Drawn] = {}
+    for point in drawn:
+        same = first.setdefault(repr(sorted(flat(point.values).items())), point)
+        if same is not point:
+            raise BadInput(
+                f"{point.title}: has the settings of {same.title}, so it would be the same run; "
+                "leave it out, or let a seed tell the two apart"
+            )
 
 
 class _Trees:

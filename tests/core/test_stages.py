@@ -270,6 +270,7 @@ def test_scores_are_read_when_the_job_has_finished(story: Story) -> None:
     job = story.job("tiny-evaluate")
     assert job.verdict is Verdict.FINISHED
     assert job.scores == {"loss": 2.5, "tasks.a.accuracy": 1.0}
+    assert job.reason == "exit code 0; scores that are not finite: nan"
     assert Session.load(story.path).jobs["tiny-evaluate"].scores == job.scores
 
 
@@ -281,7 +282,7 @@ def test_scores_are_read_when_the_job_has_finished(story: Story) -> None:
         ("[1]", "holds no object"),
         ('{"a": "b"}', "holds no number"),
         ("[" * 100000, "is no JSON"),
-        ('{"a": 1' + "0" * 400 + "}", "holds no number"),
+        ('{"a": 1' + "0" * 400 + ', "b": -Infinity}', "holds no finite number (a, b)"),
         (" " * (1 << 21), "larger than a MiB"),
     ],
 )

@@ -56,6 +56,12 @@ def test_the_shipped_sweep_filters_and_names_its_points() -> None:
     ]
 
 
+def test_a_point_that_is_there_already_is_refused() -> None:
+    said = refusal("backend.args.lr=3e-3,1e-2,3e-3")
+    assert "sweep point 3 (demo-lr0.003-p3): has the settings of sweep point 1" in said
+    assert "seed" in said
+
+
 def test_five_hundred_points_are_composed_from_files_as_often_as_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
