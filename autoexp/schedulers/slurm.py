@@ -30,7 +30,7 @@ from autoexp.schedulers.slurm_answers import (
 )
 from autoexp.schedulers.slurm_batch import REFUSAL, body, executor_for, launched
 from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
-from autoexp.schedulers.slurm_gone import Gone
+from autoexp.schedulers.slurm_gone import Gone, ended_by_us
 
 # After "Socket timed out" the first healthy squeue did not show an accepted job yet, in 6 of 6
 # tries; 60 ms later it did. Several seconds are asked for, to be sure.
@@ -248,7 +248,7 @@ def _of_its_own(
         return sighting
     holder = read_claim(ticket.directory)
     if holder is None or holder == ticket.job_id:
-        return with_own_account(ticket, sighting)
+        return ended_by_us(ticket, with_own_account(ticket, sighting))
     if (holder, ticket.name) not in rows:
         return Sighting("RUNNING", f"run by job {holder}", job_id=holder)
     its = rows[holder, ticket.name].sighting._replace(job_id=holder)

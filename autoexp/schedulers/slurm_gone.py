@@ -12,6 +12,9 @@ from autoexp.schedulers.exit_files import from_exit_file
 # Accounting says RUNNING for seconds after a job's end, and for ever of one whose end it never
 # heard of (sacctmgr(1), "show runawayjobs").
 _RUNAWAY_AFTER_S = 3600.0
+_GIVEN_UP = "given-up"
+"""Stands in the directory of an attempt that was thought lost, before it is told to end."""
+_UNKNOWN = "SLURM does not know any more how it is"
 
 
 class Gone:
@@ -62,11 +65,22 @@ class Gone:
         return 0.0 if missing is None else missing + healthy_s
 
 
+def ended_by_us(ticket: Ticket, sighting: Sighting) -> Sighting:
+    """The end of a job, which is LOST where it lived and ended because it was thought lost.
+
+    A monitor that was killed between the two sees it as cancelled, and nobody cancelled it.
+    """
+    if sighting.state == "COMPLETED" or not (ticket.directory / _GIVEN_UP).exists():
+        return sighting
+    return sighting._replace(state="LOST", reason=_UNKNOWN)
+
+
 def _given_up(lost: Sequence[Ticket], end: Callable[[Ticket], None]) -> dict[str, Sighting]:
     found = {}
     for ticket in lost:
-        with suppress(SchedulerUnavailable):  # not yet, then
+        with suppress(SchedulerUnavailable, OSError):  # not yet, then
+            ticket.directory.mkdir(parents=True, exist_ok=True)
+            (ticket.directory / _GIVEN_UP).touch()
             end(ticket)
-            reason = "SLURM does not know any more how it is"
-            found[ticket.key] = Sighting("LOST", reason, ended_at=now())
+            found[ticket.key] = Sighting("LOST", _UNKNOWN, ended_at=now())
     return found

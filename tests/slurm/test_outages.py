@@ -250,6 +250,12 @@ def test_a_job_that_only_accounting_knows_lives_for_an_hour_and_is_ended_before_
     ]
     until(lambda: not bench.processes("runs"), "the end of it")
 
+    # A monitor that was killed before it could write that down finds it cancelled.
+    commands.behaves()
+    asked = ("squeue", "-h", "-t", "all", "-o", "%T", "-j", str(ticket.job_id))
+    until(lambda: slurm(*asked).strip() == "CANCELLED", "its cancellation")
+    assert SlurmScheduler(cluster()).query([ticket])[ticket.key].state == "LOST"
+
 
 def test_of_a_lost_job_whose_id_was_given_away_the_other_one_is_not_cancelled(bench: Bench) -> None:
     bench.submit("theirs", FOR_EVER)
