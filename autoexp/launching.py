@@ -1,8 +1,6 @@
 """Jobs that join a session while it runs: from a rule's `launch`, `autoexp submit`, `adopt`."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -13,7 +11,7 @@ from autoexp.jobs import JobSpec, Kind
 from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.plan import make_plan
 from autoexp.rules.actions import Launch
-from autoexp.rules.possible import changed_backend, compose_launched
+from autoexp.rules.possible import compose_launched
 from autoexp.rules.records import ActionRecord
 from autoexp.rules.templates import fill, fill_tree
 from autoexp.session import Session
@@ -87,26 +85,3 @@ def refuse_other_scheduler(session: Session, experiment: Experiment) -> None:
 
 def _where(machine: LocalMachine | SlurmCluster) -> str:
     return "through SLURM" if isinstance(machine, SlurmCluster) else "on this machine"
-
-
-# Restarts with changes
-
-
-def changed_spec(spec: JobSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What changes in a job when its backend does: its command line, environment and target."""
-    if not changes:
-        return {}
-    if spec.kind not in (Kind.TRAIN, Kind.COOLDOWN):
-        raise BadInput(f"{spec.name}: runs a command of its own, which `backend` does not change")
-    backend = changed_backend(spec.backend, changes)
-    again = spec.model_copy(update={"backend": backend})
-    trainer, branch, save_dir = again.trainer, spec.branch, Path(spec.save_dir)
-    command = (
-        trainer.cooldown_command(branch, save_dir) if branch else trainer.trunk_command(save_dir)
-    )
-    return {
-        "backend": backend,
-        "command": command,
-        "environment": trainer.environment(),
-        "target_iteration": branch.target if branch else trainer.train_iters,
-    }

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from autoexp import acting, arrays
+from autoexp.changing import changed_spec
 from autoexp.errors import AutoexpError, SubmissionRefused
 from autoexp.jobs import Attempt, Ending, JobRecord, Verdict, now
-from autoexp.launching import changed_spec
 from autoexp.limits import chain_length, room
 from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session

@@ -1,11 +1,8 @@
 """Whether rules can do what they say: found out when a session is made, instead of at 3 a.m."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from pydantic import ValidationError
-
-from autoexp.backends.kinds import AnyBackend
+from autoexp.changing import changed_backend
 from autoexp.compose import Composed, compose
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
@@ -29,7 +26,7 @@ def refuse_impossible(experiment: Experiment) -> None:
                 elif isinstance(action, Restart) and action.backend:
                     changed_backend(experiment.backend, action.backend)
             except BadInput as error:
-                raise BadInput(f"rule {name}: {error}") from error
+                raise BadInput(f"rule {name}: {action.kind}: {error}") from error
 
 
 def compose_launched(launch: Launch, name: str, values: Values) -> Composed:
@@ -37,22 +34,3 @@ def compose_launched(launch: Launch, name: str, values: Values) -> Composed:
     choices = [f"{group}={choice}" for group, choice in launch.choose.items()]
     changes = {**fill_tree(launch.set, values), "project.name": name}
     return compose(launch.config, choices, setting(changes))
-
-
-def changed_backend(backend: AnyBackend, changes: Mapping[str, Any]) -> AnyBackend:
-    """The backend with changes, validated; raises BadInput."""
-    try:
-        return type(backend).model_validate(_merged(backend.model_dump(), changes))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in ("backend", *problem["loc"]))
-        raise BadInput(f"restart: {where}: {problem['msg']}") from error
-
-
-def _merged(old: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    both = dict(old)
-    for key, value in changes.items():
-        inner = both.get(key)
-        nested = isinstance(inner, dict) and isinstance(value, Mapping)
-        both[key] = _merged(inner, value) if nested else value  # type: ignore[arg-type]
-    return both

@@ -9,13 +9,13 @@ import pytest
 
 from autoexp import acting
 from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER
+from autoexp.changing import changed_spec
 from autoexp.compose import compose
 from autoexp.creation import create
 from autoexp.errors import SessionError
 from autoexp.events import JobGivenUp, RestartAsked
 from autoexp.findings import LogMatched, MetricAlarm
 from autoexp.jobs import Verdict
-from autoexp.launching import changed_spec
 from autoexp.rules.actions import Fail, Finish, Restart, Start
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting

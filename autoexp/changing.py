@@ -1,0 +1,56 @@
+"""Jobs whose backend changes after they were planned: by a restart, or once a sibling is done."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from autoexp.backends.kinds import AnyBackend
+from autoexp.errors import BadInput
+from autoexp.jobs import JobSpec, Kind
+
+
+def changed_spec(spec: JobSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes in a job when its backend does: its command line, environment and target.
+
+    Raises BadInput for a change that the backend does not take.
+    """
+    if not changes:
+        return {}
+    if spec.kind not in (Kind.TRAIN, Kind.COOLDOWN):
+        raise BadInput(f"{spec.name}: runs a command of its own, which `backend` does not change")
+    try:
+        backend = changed_backend(spec.backend, changes)
+    except BadInput as error:
+        raise BadInput(f"{spec.name}: {error}") from error
+    again = spec.model_copy(update={"backend": backend})
+    trainer, branch, save_dir = again.trainer, spec.branch, Path(spec.save_dir)
+    command = (
+        trainer.cooldown_command(branch, save_dir) if branch else trainer.trunk_command(save_dir)
+    )
+    return {
+        "backend": backend,
+        "command": command,
+        "environment": trainer.environment(),
+        "target_iteration": branch.target if branch else trainer.train_iters,
+    }
+
+
+def changed_backend(backend: AnyBackend, changes: Mapping[str, Any]) -> AnyBackend:
+    """The backend with changes, validated; raises BadInput."""
+    try:
+        return type(backend).model_validate(_merged(backend.model_dump(), changes))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in ("backend", *problem["loc"]))
+        raise BadInput(f"{where}: {problem['msg']}") from error
+
+
+def _merged(old: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(old)
+    for key, value in changes.items():
+        inner = both.get(key)
+        nested = isinstance(inner, dict) and isinstance(value, Mapping)
+        both[key] = _merged(inner, value) if nested else value  # type: ignore[arg-type]
+    return both
