@@ -34,6 +34,9 @@ class DemoArgs(Closed):
     seq_length: int = Field(12, gt=0, description="characters of context")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
     seed: int = Field(1234, ge=0, description="seed of the language, the weights and the batches")
+    pretrained_checkpoint: str | None = Field(
+        None, description="checkpoint of another training, whose weights this one begins with"
+    )
     sleep_per_iteration_ms: float = Field(
         0.0, ge=0, description="milliseconds to sleep in each iteration, to look like a big model"
     )

@@ -17,6 +17,7 @@ import pytest
 
 from autoexp import demo_language as language
 from autoexp import demo_trainer as trainer
+from autoexp.demo_checkpoints import PARTIAL, TRACKER
 
 TINY = ("--hidden-size=8", "--embedding-size=4", "--seq-length=3", "--global-batch-size=8")
 SCRIPT = Path(trainer.__file__)
@@ -47,7 +48,7 @@ def checkpoints(save: Path) -> list[str]:
 
 
 def tracked(save: Path) -> str:
-    return (save / trainer.TRACKER).read_text()
+    return (save / TRACKER).read_text()
 
 
 def start(save: Path, *options: str) -> subprocess.Popen[str]:
@@ -163,7 +164,7 @@ def test_a_cooldown_gains_over_the_constant_rate(
     trainer.main([f"--save={trunk}", "--train-iters=250", "--save-interval=50"])
     constant = losses(capsys.readouterr().out)
     shutil.copytree(trunk / "iter_0000200", branch / "iter_0000200")
-    (branch / trainer.TRACKER).write_text("200")
+    (branch / TRACKER).write_text("200")
     trainer.main([f"--save={branch}", f"--load={branch}", "--train-iters=250",
                   "--lr-decay-style=WSD", "--lr-wsd-decay-iters=50",
                   "--override-opt_param-scheduler", "--exit-on-missing-checkpoint"])  # fmt: skip
@@ -373,17 +374,17 @@ def test_a_kill_during_a_save_leaves_no_checkpoint_and_the_next_run_goes_on(
     process = start(tmp_path, f"--load={tmp_path}", "--train-iters=20", "--slow-save-s=60")
     read_until(process, "saving checkpoint at iteration      20")
     until = time.monotonic() + 10
-    while not (tmp_path / trainer.PARTIAL / "rng.json").exists() and time.monotonic() < until:
+    while not (tmp_path / PARTIAL / "rng.json").exists() and time.monotonic() < until:
         time.sleep(0.01)
     process.kill()
     process.communicate()
     assert checkpoints(tmp_path) == ["iter_0000010"] and tracked(tmp_path) == "10"
-    assert (tmp_path / trainer.PARTIAL / "model.npz").exists()
+    assert (tmp_path / PARTIAL / "model.npz").exists()
 
     run(tmp_path, "--train-iters=20", f"--load={tmp_path}")
     assert min(losses(capsys.readouterr().out.split("loaded checkpoint")[1])) == 11
     assert checkpoints(tmp_path) == ["iter_0000010", "iter_0000020"]
-    assert not (tmp_path / trainer.PARTIAL).exists()
+    assert not (tmp_path / PARTIAL).exists()
 
 
 def test_it_runs_as_a_module_and_a_failure_is_exit_1(tmp_path: Path) -> None:
