@@ -11,10 +11,10 @@ class Cost(Closed):
     """Iterations and tokens of a plan; tokens are None where nobody can tell them."""
 
     iterations: int
-    """Of the trunk and all decays."""
+    """Of all trainings and all decays."""
     tokens: int | None
     models: int
-    """Models that come out of cooldowns."""
+    """Models that come out of cooldowns, if they are compared with separate runs."""
     separate_iterations: int
     """Of one run from scratch for each of these models."""
     separate_tokens: int | None
@@ -43,6 +43,11 @@ def together(costs: Sequence[Cost]) -> Cost:
         separate_iterations=sum(cost.separate_iterations for cost in costs),
         separate_tokens=_sum([cost.separate_tokens for cost in costs]),
     )
+
+
+def alone(cost: Cost) -> Cost:
+    """The cost without a comparison: where trainings build on trainings, none is from scratch."""
+    return cost.model_copy(update={"models": 0, "separate_iterations": 0, "separate_tokens": None})
 
 
 def _sum(amounts: Sequence[int | None]) -> int | None:

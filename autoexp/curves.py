@@ -57,7 +57,8 @@ def gains(session: Session) -> list[Gain]:
     """What each cooldown gained, as far as both curves have come."""
     found = []
     for job in session.jobs.values():
-        if job.spec.parent is None or job.iteration != job.spec.target_iteration:
+        reached = job.iteration == job.spec.target_iteration
+        if job.spec.branch is None or job.spec.parent is None or not reached:
             continue
         branch = read_curve(session.path, job.spec.name)
         trunk = _mean_around(read_curve(session.path, job.spec.parent), job.iteration or 0)

@@ -24,19 +24,21 @@ def draw(*sessions: Session, path: Path | None = None) -> Path:
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     colours = matplotlib.colormaps["plasma"]
     drawn = [(session, job.spec) for session in sessions for job in session.jobs.values()]
-    branches = [spec for _, spec in drawn if spec.parent is not None]
-    many_trunks = sum(spec.kind is Kind.TRAIN for _, spec in drawn) > 1
+    branches = [spec for _, spec in drawn if _is_branch(spec)]
+    many_trunks = sum(spec.kind is Kind.TRAIN and spec.parent is None for _, spec in drawn) > 1
     shown: list[float] = []
     for session, spec in drawn:
         curve = read_curve(session.path, spec.name)
         if not curve.iterations:
             continue
         label = spec.title if len(sessions) == 1 else f"{session.id} {spec.title}"
-        if spec.parent is None:
-            _line(loss, rate, curve, _TRUNK, None if many_trunks else label)
+        if not _is_branch(spec):
+            first = spec.parent is None
+            known = None if first and many_trunks else label
+            _line(loss, rate, curve, _TRUNK, known, style="-" if first else "--")
         else:
             place = branches.index(spec) / max(1, len(branches) - 1)
-            curve = _joined(session, spec.parent, curve)
+            curve = _joined(session, spec.parent or "", curve)
             _line(loss, rate, curve, colours(0.1 + 0.7 * place), label, width=2.0)
             loss.plot(curve.iterations[0], curve.losses[0], "o", color=_TRUNK, ms=5, zorder=5)
         shown += curve.losses
@@ -48,11 +50,24 @@ def draw(*sessions: Session, path: Path | None = None) -> Path:
     return target
 
 
+def _is_branch(spec: JobSpec) -> bool:
+    """Whether its curve leaves another one's; a training behind another begins on its own."""
+    return spec.parent is not None and spec.kind is not Kind.TRAIN
+
+
 def _line(
-    loss: Axes, rate: Axes, curve: Curve, colour: object, label: str | None, width: float = 1.2
+    loss: Axes,
+    rate: Axes,
+    curve: Curve,
+    colour: object,
+    label: str | None,
+    *,
+    width: float = 1.2,
+    style: str = "-",
 ) -> None:
-    loss.plot(curve.iterations, curve.losses, color=colour, lw=width, label=label)
-    rate.plot(curve.iterations, curve.learning_rates, color=colour, lw=width)
+    at = curve.iterations
+    loss.plot(at, curve.losses, color=colour, lw=width, ls=style, label=label)
+    rate.plot(at, curve.learning_rates, color=colour, lw=width, ls=style)
 
 
 def _joined(session: Session, parent: str, curve: Curve) -> Curve:

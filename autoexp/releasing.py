@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from autoexp.changing import changed_spec
 from autoexp.errors import SessionError
 from autoexp.events import JobReady
 from autoexp.jobs import JobRecord, JobSpec, Verdict
-from autoexp.rules.templates import fill
+from autoexp.rules.templates import fill, fill_tree
 from autoexp.session import Session
-from autoexp.siblings import LATE
-from autoexp.stages import Awaited
+from autoexp.stages import LATE, Awaited
 
 Jobs = Mapping[str, JobRecord]
 
@@ -53,7 +53,8 @@ def hopeless(spec: JobSpec, jobs: Jobs) -> str | None:
 def filled(session: Session, spec: JobSpec) -> JobSpec:
     """The job with its command as it is to run: every template filled, once.
 
-    Raises SessionError when a sibling has no checkpoint that its command names.
+    Raises SessionError when a sibling has no checkpoint that its command names, and BadInput when
+    its trainer does not take what is put in.
     """
     draft = spec.draft
     if draft is None:
@@ -61,6 +62,8 @@ def filled(session: Session, spec: JobSpec) -> JobSpec:
     values = dict(draft.values)
     for name, awaited in draft.late.items():
         values |= _late(session, name, awaited)
+    if draft.backend:
+        return spec.model_copy(update=changed_spec(spec, fill_tree(draft.backend, values)))
     changes: dict[str, Any] = {
         "command": tuple(fill(text, values) for text in draft.command),
         "environment": {key: fill(text, values) for key, text in draft.environment.items()},

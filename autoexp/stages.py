@@ -1,20 +1,28 @@
-"""What follows a training: jobs of one command each, started by how their siblings are doing."""
+"""What follows a training: further jobs, started by how their siblings are doing."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from autoexp.backends.base import Closed
+from autoexp.rules.templates import texts_in
 
 TRUNK = "stable"
 """What a point's training is called among its siblings."""
 EACH = "cooldown"
 """What the cooldown is called that a stage with `each: cooldown` is for."""
+LATE = ("checkpoint_path", "checkpoint_iteration")
+"""What is known of a sibling only when the stage is released."""
+
+
+def is_first(sibling: str) -> bool:
+    """Whether a sibling is the point's first training or a cooldown of it, and no stage."""
+    return sibling in (TRUNK, EACH) or re.match("cd[0-9]", sibling) is not None
 
 
 def _not_a_training(name: str) -> str:
-    if name in (TRUNK, EACH) or re.match("cd[0-9]", name):
+    if is_first(name):
         raise ValueError("the training is `stable`, its cooldowns are `cd1000` and the like")
     return name
 
@@ -36,11 +44,18 @@ class AtCheckpoint(Closed):
 
 
 class Stage(Closed):
-    """A job of one command in the same session; its siblings' values are put in as data."""
+    """One more job in the same session, or a training with cooldowns of its own.
+
+    What is known of its siblings is put in as data.
+    """
 
     command: tuple[str, ...] = Field(
-        min_length=1,
-        description="an argument each; `{sibling.stable.output_dir}` and the like are filled in",
+        (), description="an argument each; `{sibling.stable.output_dir}` and the like are filled in"
+    )
+    train: dict[str, Any] = Field(
+        default_factory=dict,
+        description="in place of a command: the experiment's training once more, with these "
+        "settings changed, such as `backend.args.lr: 1e-4`; texts are templates",
     )
     kind: Literal["evaluate", "command"] = Field("command", description="what the job counts as")
     each: Literal["cooldown"] | None = Field(
@@ -60,9 +75,24 @@ class Stage(Closed):
         None, description="JSON file of numbers that the command writes, in its output directory"
     )
 
+    @model_validator(mode="after")
+    def _a_command_or_a_training(self) -> Self:
+        if bool(self.command) == bool(self.train):
+            raise ValueError("give exactly one of `command` and `train`")
+        of_commands = ("kind", "environment", "minutes", "scores")
+        fields = type(self).model_fields
+        foreign = [
+            x
+            for x in of_commands
+            if getattr(self, x) != fields[x].get_default(call_default_factory=True)
+        ]
+        if self.train and foreign:
+            raise ValueError(f"{', '.join(foreign)}: of a command, and this is a training")
+        return self
+
     def texts(self) -> tuple[str, ...]:
         """All templates."""
-        return (*self.command, *self.environment.values())
+        return (*self.command, *self.environment.values(), *texts_in(self.train))
 
 
 class Awaited(Closed):
@@ -79,10 +109,12 @@ class Awaited(Closed):
 
 
 class Draft(Closed):
-    """A command whose last values are known when it is released: filled then, in one pass."""
+    """What a job runs, where its last values are known when it is released: filled in one pass."""
 
-    command: tuple[str, ...]
-    environment: dict[str, str]
+    command: tuple[str, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    backend: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the backend, in place of a command."""
     values: dict[str, str]
     """What was known when it was planned, by name."""
     late: dict[str, Awaited]

@@ -143,7 +143,7 @@ def print_plan(plan: Plan, out: Console) -> None:
             _time_asked(job),
         )
     out.print(table)
-    if plan.cost is not None and plan.cost.models:
+    if plan.cost is not None:
         out.print(cost_line(plan.cost), markup=False)
     for note in plan.notes:
         out.print(f"note: {note}", markup=False)
@@ -163,8 +163,10 @@ def _time_asked(job: JobSpec) -> str:
 
 
 def cost_line(cost: Cost) -> str:
-    """What a plan takes beside separate runs."""
+    """What a plan takes, beside separate runs where they are its like."""
     own = _amount(cost.iterations, cost.tokens)
+    if not cost.models:
+        return f"in all {own}"
     separate = _amount(cost.separate_iterations, cost.separate_tokens)
     many = "1 run" if cost.models == 1 else f"{cost.models} runs"
     return f"in all {own}; {many} from scratch would take {separate}"

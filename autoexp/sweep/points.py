@@ -82,7 +82,7 @@ def draw(
     Raises BadInput for a key that all points have to share, and for what `expand` refuses.
     """
     for key in sweep.keys():  # noqa: SIM118
-        _refuse_shared(key)
+        refuse_shared(f"sweep: {key}", key)
     trees = _Trees(base, tree_of, groups)
     short = short_names(sorted(sweep.keys()))
 
@@ -102,9 +102,10 @@ def draw(
     return drawn
 
 
-def _refuse_shared(key: str) -> None:
+def refuse_shared(where: str, key: str) -> None:
+    """Raise BadInput for a key of the experiment that all trainings of a session have to share."""
     if key.split(".")[0] in _OF_SESSION or key in (*_OF_SCHEDULER, *_OF_BUDGET):
-        raise BadInput(f"sweep: {key}: belongs to the session, which all points share")
+        raise BadInput(f"{where}: belongs to the session, which all points share")
 
 
 def _refuse_different(drawn: Sequence[Drawn]) -> None:

@@ -174,6 +174,31 @@ def test_a_cooldown_gains_over_the_constant_rate(
     assert sum(gain) / 2 > 0.05
 
 
+def test_a_training_begins_with_anothers_weights_and_goes_on_from_its_own_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(first, "--train-iters=60", "--lr=1e-2")
+    reached = float(losses(capsys.readouterr().out)[60][0])
+    begin = ["--seed=7", f"--load={second}", "--save-interval=5"]
+    for named in (first / "iter_0000060", first):  # a checkpoint, or where checkpoints are
+        shutil.rmtree(second, ignore_errors=True)
+        run(second, f"--pretrained-checkpoint={named}", "--train-iters=5", "--lr=1e-3", *begin)
+        said = capsys.readouterr().out
+        assert f"loaded pretrained weights from {first / 'iter_0000060'}, at iteration 0" in said
+        assert float(losses(said)[1][0]) == pytest.approx(reached, abs=0.3)
+
+    longer = ["--train-iters=10", "--lr=1e-3", "--override-opt_param-scheduler"]
+    run(second, f"--pretrained-checkpoint={first}", *longer, *begin)
+    said = capsys.readouterr().out
+    assert "at iteration 5" in said
+    assert "pretrained" not in said
+    with pytest.raises(SystemExit, match="there is no checkpoint"):
+        run(tmp_path / "third", f"--pretrained-checkpoint={tmp_path}")
+    with pytest.raises(SystemExit, match="--hidden-size is 9, the checkpoint's"):
+        run(tmp_path / "third", f"--pretrained-checkpoint={first}", "--hidden-size=9")
+
+
 # ---------------------------------------------------------------------------------- log lines
 
 

@@ -143,7 +143,7 @@ def test_a_stage_that_is_written_for_the_cluster_runs_on_a_laptop_too() -> None:
         ({"a": {"command": ["x"], "slurm": {"kind": "slurm"}}}, "belongs to the session"),
         ({"a": {"command": ["x"], "slurm": {"gpu": 1}}}, "stages.a.slurm"),
         ({"stable": {"command": ["x"]}}, "the training is `stable`"),
-        ({"a": {"command": []}}, "stages.a.command"),
+        ({"a": {"command": []}}, "stages.a: give exactly one of `command` and `train`"),
     ],
 )
 def test_a_stage_that_cannot_be_is_refused_with_the_way_to_it(

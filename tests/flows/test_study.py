@@ -79,6 +79,44 @@ async def test_train_convert_evaluate_gives_a_score_and_a_failed_training_cancel
     }
 
 
+async def test_a_training_behind_a_cooldown_is_watched_and_branched_from_like_the_first(
+    make_session: Make, tmp_path: Path
+) -> None:
+    del make_session  # it cancels what a failing test leaves running
+    composed = compose(
+        "finetune",
+        [*SMALL, "cooldowns=[{at: [100], decay: {iterations: 50}}]", "stages.evaluate=null"],
+        setting(
+            {
+                "stages.tune.train": {
+                    "backend.args.pretrained_checkpoint": "{sibling.cooldown.checkpoint_path}",
+                    "backend.args.train_iters": 100,
+                    "cooldowns": [{"at": [50, 100], "decay": {"iterations": 30}}],
+                }
+            }
+        ),
+    )
+    path = create(composed, tmp_path / "sessions")
+    assert (await train(session=path.name, return_state=True)).is_completed()
+
+    session = Session.load(path)
+    ended = {name: (job.verdict, job.iteration) for name, job in session.jobs.items()}
+    assert ended == {
+        "finetune": (Verdict.FINISHED, 300),
+        "finetune-cd100": (Verdict.FINISHED, 150),
+        "finetune-cd100-tune": (Verdict.FINISHED, 100),
+        "finetune-cd100-tune-cd50": (Verdict.FINISHED, 80),
+        "finetune-cd100-tune-cd100": (Verdict.FINISHED, 130),
+    }
+    log = path / "attempts" / f"{session.id}-finetune-cd100-tune-a1" / "job.log"
+    begun = path / "output" / "finetune-cd100" / "checkpoints" / "iter_0000150"
+    assert f"loaded pretrained weights from {begun}, at iteration 0" in log.read_text()
+    assert await arrows(session.meta.flow_run_ids[0]) >= {
+        ("cooldown finetune @100", "train finetune-cd100-tune"),
+        ("checkpoint 50", "cooldown finetune-cd100-tune @50"),
+    }
+
+
 async def arrows(flow_run_id: str) -> set[tuple[str, str]]:
     """The run graph's arrows, by the names at both ends."""
     async with get_client() as client:

@@ -1,0 +1,279 @@
+"""The jobs of one stage: its templates filled as far as can be told, what it waits for."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from autoexp.backends.base import COMPOSING
+from autoexp.budget import estimate
+from autoexp.cost import Cost
+from autoexp.errors import BadInput
+from autoexp.experiment import Experiment
+from autoexp.jobs import JobSpec, Kind
+from autoexp.machines import LocalMachine, SlurmCluster
+from autoexp.plain import flat, set_value
+from autoexp.problems import Origins, validation_message
+from autoexp.rules.templates import fill, fill_tree, names_in, refuse_unknown, texts_in
+from autoexp.stages import EACH, LATE, TRUNK, AtCheckpoint, Awaited, Draft, Stage, is_first
+from autoexp.sweep.points import refuse_shared
+from autoexp.trainings import training
+
+
+def references(name: str, stage: Stage) -> Iterator[str]:
+    """The siblings that a stage waits for."""
+    yield from stage.after
+    if stage.each is not None:
+        yield EACH
+    elif not stage.after and not any("sibling." in text for text in stage.texts()):
+        yield TRUNK
+    for text in stage.texts():
+        try:
+            for part in names_in(text):
+                if part.startswith("sibling."):
+                    yield part.split(".")[1]
+        except ValueError as error:
+            raise BadInput(f"stages.{name}: {error}") from error
+
+
+class Made(NamedTuple):
+    """The jobs of a stage, itself first, by the names that its siblings call them."""
+
+    jobs: dict[str, JobSpec]
+    notes: tuple[str, ...] = ()
+    cost: Cost | None = None
+    """Of a training and its cooldowns."""
+
+
+class Making:
+    """Makes the jobs of one stage, behind those of its siblings that it refers to."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        name: str,
+        stage: Stage,
+        point: JobSpec,
+        siblings: Mapping[str, JobSpec],
+    ) -> None:
+        """`point` is the job that the stage is of: the training, or the cooldown.
+
+        Raises BadInput for a sibling that is not there, and a name that no value will be there for.
+        """
+        self._experiment, self._name, self._stage = experiment, name, stage
+        self._job_name = f"{point.name}-{name}"
+        self._root = Path(point.output_dir).parent
+        self._output = self._root / self._job_name
+        awaited = {
+            sibling: _awaited(name, stage, sibling, siblings)
+            for sibling in dict.fromkeys(references(name, stage))
+        }
+        self._awaits = _needed(awaited, siblings)
+        self._parent = _parent(awaited, siblings) or point.name
+        self._values = self._own_values()
+        self._late: dict[str, Awaited] = {}
+        for sibling, waits in awaited.items():
+            spec = siblings[sibling]
+            said = _values_of(spec).items()
+            self._values |= {f"sibling.{sibling}.{key}": text for key, text in said}
+            if spec.target_iteration is not None:
+                self._late[sibling] = waits
+        self._late_names = {f"sibling.{sibling}.{key}" for sibling in self._late for key in LATE}
+        try:
+            refuse_unknown(iter(stage.texts()), {*self._values, *self._late_names})
+        except ValueError as error:
+            raise BadInput(f"stages.{name}: {error}") from error
+        # What will be known later is shown as it is written.
+        self._shown = {key: f"{{{key}}}" for key in self._late_names} | self._values
+
+    def make(self) -> Made:
+        """A job of one command, or a training with its cooldowns."""
+        return self._training() if self._stage.train else self._command()
+
+    def _own_values(self) -> dict[str, str]:
+        return {
+            "job.name": self._job_name,
+            "job.output_dir": str(self._output),
+            "job.save_dir": str(self._output / "checkpoints"),
+            "python": sys.executable,
+            "project.name": self._experiment.project.name,
+        }
+
+    def _command(self) -> Made:
+        experiment, stage = self._experiment, self._stage
+        spec = JobSpec(
+            name=self._job_name,
+            kind=Kind(stage.kind),
+            parent=self._parent,
+            backend=experiment.backend,
+            machine=_machine(experiment, self._name, stage),
+            container=experiment.container,
+            command=tuple(fill(text, self._shown) for text in stage.command),
+            environment={k: fill(text, self._shown) for k, text in stage.environment.items()},
+            output_dir=str(self._output),
+            save_dir=str(self._output / "checkpoints"),
+            scores=str(self._output / stage.scores) if stage.scores else None,
+            awaits=self._awaits,
+            draft=self._draft(stage.texts(), command=stage.command, environment=stage.environment),
+        )
+        planned = estimate(spec, experiment.budget, stage.minutes)
+        return Made({self._name: spec.model_copy(update={"planned": planned})})
+
+    def _training(self) -> Made:
+        """The experiment's training once more, with the stage's changes."""
+        changes = self._stage.train
+        try:
+            own = training(self._changed(changes), self._root)
+        except BadInput as error:
+            lines = (f"stages.{self._name}: {line}" for line in str(error).splitlines())
+            raise BadInput("\n".join(lines)) from error
+        late = {k: v for k, v in changes.items() if self._names_late(texts_in(v))}
+        draft = self._draft(tuple(texts_in(late)), backend=_backend_of(late))
+        jobs = [job.model_copy(update={"draft": draft}) for job in own.jobs]
+        behind = {"parent": self._parent, "awaits": self._awaits}
+        jobs[0] = jobs[0].model_copy(update=behind)
+        # The cooldown demo-finetune-cd200 is `sibling.finetune-cd200`.
+        first = len(self._job_name) - len(self._name)
+        return Made({job.name[first:]: job for job in jobs}, own.notes, own.cost)
+
+    def _changed(self, changes: Mapping[str, Any]) -> Experiment:
+        inherited = {"backend", "container", "budget", "project"}
+        values = self._experiment.model_dump(include=inherited)
+        values["slurm"] = _machine(self._experiment, self._name, self._stage).model_dump()
+        for key, value in changes.items():
+            self._refuse(key, value)
+            set_value(values, key, fill_tree(value, self._shown))
+        try:
+            changed = Experiment.model_validate(values, context=COMPOSING)
+        except ValidationError as error:
+            origins = Origins((), f"stages.{self._name}.train", {}, ())
+            raise BadInput(validation_message(error, origins)) from error
+        # Longer than what a project may be called: it is made of names that are checked already.
+        project = changed.project.model_copy(update={"name": self._job_name})
+        return changed.model_copy(update={"project": project})
+
+    def _refuse(self, key: str, value: Any) -> None:
+        section = key.split(".")[0]
+        if section == "slurm":
+            raise BadInput(f"train.{key}: say it in `stages.{self._name}.slurm`")
+        if section in ("stages", "start"):
+            raise BadInput(f"train.{key}: belongs to the first training")
+        refuse_shared(f"train.{key}", key)
+        if section != "backend" and (late := self._names_late(texts_in(value))):
+            raise BadInput(
+                f"train.{key}: `{{{late[0]}}}` is not known before the training is released; "
+                "only the backend can be told it"
+            )
+
+    def _names_late(self, texts: Iterator[str]) -> list[str]:
+        return [name for text in texts for name in names_in(text) if name in self._late_names]
+
+    def _draft(self, texts: Sequence[str], **written: Any) -> Draft | None:
+        """What is filled when the stage is released; None if all is known beforehand."""
+        used = {name for text in texts for name in names_in(text)}
+        awaited = {
+            sibling: waits
+            for sibling, waits in self._late.items()
+            if any(f"sibling.{sibling}.{key}" in used for key in LATE)
+        }
+        if not awaited:
+            return None
+        values = {key: text for key, text in self._values.items() if key in used}
+        return Draft(values=values, late=awaited, **written)
+
+
+def _backend_of(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes by dotted key, as a tree below `backend`."""
+    tree: dict[str, Any] = {"backend": {}}
+    for key, value in changes.items():
+        set_value(tree, key, value)
+    found: dict[str, Any] = tree["backend"]
+    return found
+
+
+def _parent(awaited: Mapping[str, Awaited], siblings: Mapping[str, JobSpec]) -> str | None:
+    """The training of another stage that this one is about; None: it is about the first one."""
+    first = {spec.name for sibling, spec in siblings.items() if is_first(sibling)}
+    specs = [siblings[sibling] for sibling in awaited]
+    about = (spec.parent if spec.target_iteration is None else spec.name for spec in specs)
+    return next((name for name in about if name not in first), None)
+
+
+def _needed(awaited: Mapping[str, Awaited], siblings: Mapping[str, JobSpec]) -> tuple[Awaited, ...]:
+    """What a stage waits for, without what the others among it wait for anyway."""
+    by_name = {spec.name: spec for spec in siblings.values()}
+    covered = {inner for sibling in awaited for inner in _behind(siblings[sibling], by_name)}
+    return tuple(dict.fromkeys(each for each in awaited.values() if each not in covered))
+
+
+def _behind(spec: JobSpec, by_name: Mapping[str, JobSpec]) -> Iterator[Awaited]:
+    """All that has been waited for when a job has started."""
+    yield from spec.awaits
+    before = [awaited.job for awaited in spec.awaits]
+    if spec.branch is not None and spec.parent is not None:
+        before.append(spec.parent)
+    for name in before:
+        if name in by_name:
+            yield from _behind(by_name[name], by_name)
+
+
+def _awaited(name: str, stage: Stage, sibling: str, siblings: Mapping[str, JobSpec]) -> Awaited:
+    if sibling not in siblings:
+        raise BadInput(
+            f"stages.{name}: there is no sibling `{sibling}`; there are: {', '.join(siblings)}"
+        )
+    spec, after = siblings[sibling], stage.after.get(sibling)
+    if not isinstance(after, AtCheckpoint):
+        return Awaited(job=spec.name)
+    trainer = spec.trainer
+    if spec.target_iteration is None:
+        raise BadInput(f"stages.{name}: {sibling} makes no checkpoints; wait for its end")
+    iteration = after.checkpoint
+    first = spec.branch.iteration if spec.branch else 0
+    if not first < iteration <= spec.target_iteration or iteration % trainer.save_interval:
+        raise BadInput(
+            f"stages.{name}: {sibling} has no checkpoint {iteration}: they are at multiples of "
+            f"{trainer.save_interval}, up to {spec.target_iteration}"
+        )
+    return Awaited(job=spec.name, checkpoint=iteration)
+
+
+def _values_of(spec: JobSpec) -> dict[str, str]:
+    """What can be said of a job before it runs."""
+    said = {
+        "name": spec.name,
+        "kind": str(spec.kind),
+        "output_dir": spec.output_dir,
+        "save_dir": spec.save_dir,
+        "scores": spec.scores or "",
+        "target_iteration": str(spec.target_iteration or ""),
+    }
+    parameters = flat({"backend": spec.backend.model_dump(mode="json")})
+    return {**{key: _text(value) for key, value in parameters.items()}, **said}
+
+
+def _text(value: Any) -> str:
+    """A parameter as a command would be told it; lists and switches as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _machine(experiment: Experiment, name: str, stage: Stage) -> LocalMachine | SlurmCluster:
+    """Where the session's jobs run, with the stage's changes."""
+    machine = experiment.slurm
+    for key in ("kind", "max_jobs", "scheduler_tick_s"):
+        if key in stage.slurm:
+            raise BadInput(f"stages.{name}.slurm.{key}: belongs to the session")
+    changes = stage.slurm
+    if isinstance(machine, LocalMachine):
+        # A stage is written once, for the cluster and for a rehearsal on a laptop.
+        foreign = SlurmCluster.model_fields.keys() - LocalMachine.model_fields.keys()
+        changes = {key: value for key, value in changes.items() if key not in foreign}
+    try:
+        return type(machine).model_validate({**machine.model_dump(), **changes})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in ("stages", name, "slurm", *problem["loc"]))
+        raise BadInput(f"{where}: {problem['msg']}") from error
