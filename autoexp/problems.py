@@ -78,7 +78,7 @@ def _problem(details: ErrorDetails, origins: Origins) -> str:
     path = ".".join(found.path) or "experiment"
     origin = origins.of(found.path)
     if details["type"] == "extra_forbidden":
-        names = {*found.beside, *details.get("ctx", {}).get("known", ())}
+        names = {*found.beside, *details.get("ctx", {}).get("known", ())} - {found.path[-1]}
         return f"{path}: no such key{nearest(found.path[-1], names)} ({origin})"
     if details["type"] == "missing":
         return f"{path}: missing ({origin})"
