@@ -124,7 +124,8 @@ class Making:
 
     def _training(self) -> Made:
         """The experiment's training once more, with the stage's changes."""
-        changes = self._stage.train
+        # Dotted in the file, nested where the command line overrides one of them: the last counts.
+        changes = flat(self._stage.train)
         try:
             own = training(self._changed(changes), self._root)
         except BadInput as error:
@@ -143,6 +144,9 @@ class Making:
         inherited = {"backend", "container", "budget", "project"}
         values = self._experiment.model_dump(include=inherited)
         values["slurm"] = _machine(self._experiment, self._name, self._stage).model_dump()
+        for section in ("backend", "container"):
+            if f"{section}.kind" in changes:
+                values[section] = {}  # of another kind, nothing of the old one fits
         for key, value in changes.items():
             self._refuse(key, value)
             set_value(values, key, fill_tree(value, self._shown))

@@ -79,6 +79,27 @@ def test_every_cooldown_and_every_point_can_have_a_training_behind_it() -> None:
     assert found["tiny-lr0.02-cd200-report"].parent == "tiny-lr0.02-cd200-tune"
 
 
+def test_its_settings_can_be_overridden_and_swept_on_the_command_line() -> None:
+    tune = "stages.tune.train.backend.args"
+    composed = compose("finetune", [f"{tune}.lr=1e-3,3e-3", f"{tune}.seed=7"])
+    found = {job.name: job for job in plan_study(composed, OUT).jobs}
+    job = found["finetune-lr0.003-cd1000-tune"]
+    assert (argument(job, "--lr"), argument(job, "--seed")) == ("0.003", "7")
+    assert argument(found["finetune-lr0.003-cd1000"], "--lr") == "0.01"
+
+
+def test_it_can_be_of_another_trainer() -> None:
+    own = {
+        "kind": "command",
+        "command": ["t", "{{save_dir}}", "{sibling.stable.name}"],
+        "saves": {"name": "step-{{iteration}}", "renamed": True},
+        "log_line": r"step (?P<iteration>\d+)",
+        "args": {"train_iters": 50, "save_interval": 10},
+    }
+    found = jobs({"other": {"train": {"backend": own}}})["tiny-other"]
+    assert found.command == ("t", "/out/tiny-other/checkpoints", "tiny")
+
+
 def test_a_stage_can_follow_a_cooldown_of_the_second_training() -> None:
     command = ["x", "{sibling.finetune-cd60.output_dir}", "{sibling.stable.name}"]
     found = jobs({"last": {"command": command}, "finetune": FINETUNE})
@@ -98,7 +119,7 @@ def test_a_stage_can_follow_a_cooldown_of_the_second_training() -> None:
         ({"train": {"monitoring.file_tick_s": 1}}, "belongs to the session"),
         ({"train": {"project.name": "x"}}, "belongs to the session"),
         ({"train": {"slurm.nodes": 2}}, "say it in `stages.a.slurm`"),
-        ({"train": {"stages": {}}}, "belongs to the first training"),
+        ({"train": {"stages.b.minutes": 1}}, "belongs to the first training"),
         (
             {"train": {"budget.measured_in": "{sibling.stable.checkpoint_path}"}},
             "only the backend can be told it",
