@@ -14,7 +14,7 @@ from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
 from autoexp.creation import create, output_root
 from autoexp.events import JobAdded, RequestRefused
-from autoexp.jobs import JobSpec, Kind, Verdict
+from autoexp.jobs import Attempt, JobSpec, Kind, Verdict, now
 from autoexp.plan import make_plan
 from autoexp.rules.records import ActionStatus
 from autoexp.session import Session
@@ -31,6 +31,15 @@ def job(name: str, command: str = "true") -> JobSpec:
 
 def submit(*specs: JobSpec) -> inbox.SubmitRequest:
     return inbox.SubmitRequest(jobs=specs, by="ann")
+
+
+def adoption(*specs: JobSpec) -> inbox.SubmitRequest:
+    """The first job runs already, under an id that somebody else was given."""
+    attempt = Attempt(
+        number=1, key="s1-theirs-a1", name="theirs", log="theirs.log", job_id="12345",
+        state="RUNNING", intended_at=now(), submitted_at=now(),
+    )  # fmt: skip
+    return inbox.SubmitRequest(jobs=specs, attempt=attempt, by="ann")
 
 
 def cancel(*names: str, by: str = "ann") -> inbox.CancelRequest:
@@ -276,6 +285,7 @@ def test_a_retry_does_not_bring_a_cancelled_job_back(story: Story) -> None:
 REQUESTS = {
     "cancel": (cancel(),),
     "submit": (submit(job("a"), job("b")),),
+    "adopt": (adoption(job("theirs"), job("b")),),
     "refused": (submit(job("tiny")),),
     "drop": (change("drop"),),
     "retry": (change("drop"), change("retry")),
@@ -299,7 +309,10 @@ def test_a_kill_at_any_step_repeats_a_request_without_harm(
         left = sorted(path.suffix for path in (story.path / "inbox").iterdir())
         again = Session.load(story.path)
         assert sorted(again.meta.jobs) == sorted(again.jobs)
-        jobs = [(record.cancel_requested, record.verdict) for record in again.jobs.values()]
+        jobs = [
+            (record.cancel_requested, record.verdict, [a.job_id for a in record.attempts])
+            for record in again.jobs.values()
+        ]
         actions = [(action.status, action.reason) for action in again.actions.values()]
         kinds = [entry.event.kind for entry in again.journal.entries]
         seen.append((left, list(again.jobs), jobs, actions, kinds))
