@@ -12,6 +12,7 @@ from autoexp.errors import SessionError
 from autoexp.events import CheckpointComplete, Published, RestartAsked
 from autoexp.findings import LogMatched, MetricAlarm
 from autoexp.jobs import Ending, JobRecord, RestartRequest, Verdict, now
+from autoexp.recorder import Recorder
 from autoexp.releasing import filled
 from autoexp.rules.actions import (
     ENDS_AN_ATTEMPT,
@@ -86,12 +87,13 @@ def wait(session: Session, action: ActionRecord, reason: str) -> None:
 # Restarts
 
 
-def ask_restart(session: Session, action: ActionRecord) -> str:
-    """Write down that an attempt is to be replaced; the monitor and the submitter do the rest.
+def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
+    """Write down that an attempt is to be replaced; the job's next steps do the rest.
 
     Several rules may ask for it: there is one restart, from the earliest checkpoint that is asked
     for. Raises SessionError when the attempt has ended already, or nothing is there to go back to.
     """
+    session = recorder.session
     asked, job, number = action.action, session.jobs[action.event.job], action.attempt
     assert isinstance(asked, Restart)
     if number is None:
@@ -111,7 +113,7 @@ def ask_restart(session: Session, action: ActionRecord) -> str:
     event = RestartAsked(
         job=job.spec.name, attempt=number, roll_back_to=back, reason=request.reason
     )
-    session.notice([event])
+    recorder.record_and_decide([event])
     changes: dict[str, object] = {
         "restart": request,
         "restarted": {number: action.key, **job.restarted},
@@ -282,8 +284,9 @@ def _blame(session: Session, action: ActionRecord, nodes: list[str], expires_s: 
     )
 
 
-def publish(session: Session, action: ActionRecord, payload: dict[str, str]) -> None:
-    """Tell the session's own rules what was published."""
+def publish(recorder: Recorder, action: ActionRecord, payload: dict[str, str]) -> None:
+    """Let the session's own rules react to what was published."""
     assert isinstance(action.action, Publish)
     job, name = action.event.job, action.action.name
-    session.notice([Published(job=job, name=name, payload=payload, action=action.key)])
+    event = Published(job=job, name=name, payload=payload, action=action.key)
+    recorder.record_and_decide([event])

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from autoexp import durable, payload
 from autoexp.jobs import Attempt, JobRecord, JobSpec, now
@@ -29,7 +30,7 @@ def groups(jobs: Iterable[JobRecord], longest: int) -> list[Group]:
         attempt = job.unsubmitted
         if attempt is not None and attempt.array_index is not None:
             begun.setdefault(attempt.name, []).append(job)
-        elif _can_join(job.spec) and not job.attempts:
+        elif can_join(job):
             alike = (job.spec.kind, job.spec.machine.model_dump_json())
             fresh.setdefault(alike, []).append(job)
         else:
@@ -42,27 +43,76 @@ def groups(jobs: Iterable[JobRecord], longest: int) -> list[Group]:
     return [*begun.values(), *chunks, *alone]
 
 
-def _can_join(spec: JobSpec) -> bool:
-    return isinstance(spec.machine, SlurmCluster) and spec.machine.arrays
+def can_join(job: JobRecord) -> bool:
+    """Whether a job can go as a task of an array: it is submitted for the first time."""
+    machine = job.spec.machine
+    return isinstance(machine, SlurmCluster) and machine.arrays and not job.attempts
 
 
-def begin(session: Session, group: Group) -> Group:
-    """Write down the intent of an array's attempts; returns the jobs that are in it.
+class Task(NamedTuple):
+    """An attempt that goes as a task of an array."""
+
+    ticket: Ticket
+    spec: JobSpec
+    attempt: Attempt
+
+
+class Array(NamedTuple):
+    """Attempts that are written down, ready to be submitted together."""
+
+    name: str
+    directory: Path
+    script: str
+    tasks: tuple[Task, ...]
+    avoided: tuple[str, ...]
+    fresh: bool
+    """Whether all of them have just been written, so that nobody can have submitted them."""
+
+    @property
+    def title(self) -> str:
+        return f"submit {self.name}"
+
+    def run(self, scheduler: Scheduler) -> list[str]:
+        """Submit the array once; returns the job ids of its tasks, in their order."""
+        for task in self.tasks:
+            orders = scheduler.orders(task.spec, task.attempt)
+            prepare(task.ticket, task.spec, task.attempt, orders)
+        attempts = [task.attempt for task in self.tasks]
+        _prepare_array(self.directory, attempts)
+        request = Request(
+            name=self.name,
+            log=str(self.directory / "task-%a.log"),
+            machine=self.tasks[0].spec.machine,
+            time_limit_min=attempts[0].time_limit_min,
+            tasks=tuple(attempt.array_index or 0 for attempt in attempts),
+            avoided=self.avoided,
+        )
+        ticket = Ticket(self.name, self.directory, self.name, self.script)
+        array_id = submit_once(ticket, request, scheduler, fresh=self.fresh)
+        return [f"{array_id}_{attempt.array_index}" for attempt in attempts]
+
+
+def begin(session: Session, names: Sequence[str]) -> Array | None:
+    """Write down the intent of an array's attempts; None: none of them is wanted now.
 
     A kill in between leaves a shorter array; the others go as another one. After a failed write it
     can be called again, and goes on where it was.
     """
+    group = [session.jobs[name] for name in names if not session.jobs[name].is_ending]
     begun = [job for job in group if job.unsubmitted is not None]
     waiting = [job for job in group if job.wants_attempt()]
     most = room(session.experiment, session.jobs.values())
     joining = waiting if most is None else waiting[:most]
+    if not begun and not joining:
+        return None
     if begun:
         name = begun[0].attempts[-1].name
-    elif joining:
+    else:
         name = f"{session.id}-{joining[0].spec.kind}-array{_next_number(session)}"
     limits = [time_limit(job, session.jobs.get(job.spec.parent or "")) for job in group]
     longest = None if None in limits else max((x for x in limits if x is not None), default=None)
-    for index, job in enumerate(joining, start=len(begun)):
+    first = 1 + max((job.attempts[-1].array_index or 0 for job in begun), default=-1)
+    for index, job in enumerate(joining, start=first):
         attempt = Attempt(
             number=1,
             key=f"{session.id}-{job.spec.name}-a1",
@@ -75,33 +125,18 @@ def begin(session: Session, group: Group) -> Group:
             time_limit_min=longest,
         )
         session.change_job(job, attempts=[attempt])
-    return [*begun, *joining]
+    tasks = tuple(
+        Task(session.ticket(job.attempts[-1]), job.spec, job.attempts[-1].model_copy())
+        for job in (*begun, *joining)
+    )
+    avoided = session.blame.current(now())
+    directory = session.path / "attempts" / name
+    return Array(name, directory, session.meta.script, tasks, avoided, fresh=not begun)
 
 
 def _next_number(session: Session) -> int:
     names = {a.name for job in session.jobs.values() for a in job.attempts if a.name != a.key}
     return len(names) + 1
-
-
-def submit(session: Session, group: Group, scheduler: Scheduler, *, fresh: bool) -> list[str]:
-    """Submit an array once; returns the job ids of its tasks, in the group's order."""
-    attempts = [job.attempts[-1] for job in group]
-    directory = session.path / "attempts" / attempts[0].name
-    for job, attempt in zip(group, attempts, strict=True):
-        prepare(session.ticket(attempt), job.spec, attempt, scheduler.orders(job.spec, attempt))
-    _prepare_array(directory, attempts)
-    request = Request(
-        name=attempts[0].name,
-        log=str(directory / "task-%a.log"),
-        machine=group[0].spec.machine,
-        time_limit_min=attempts[0].time_limit_min,
-        tasks=tuple(attempt.array_index or 0 for attempt in attempts),
-        avoided=session.blame.current(now()),
-    )
-    name = attempts[0].name
-    ticket = Ticket(name, directory, name, session.meta.script)
-    array_id = submit_once(ticket, request, scheduler, fresh=fresh)
-    return [f"{array_id}_{attempt.array_index}" for attempt in attempts]
 
 
 def _prepare_array(directory: Path, attempts: Sequence[Attempt]) -> None:

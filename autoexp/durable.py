@@ -134,3 +134,16 @@ def _append_all(descriptor: int, data: bytes) -> None:
         # A full disk took a part of it: what follows must not be glued to that.
         os.ftruncate(descriptor, size)
         raise
+
+
+def append_once(path: Path, line: str) -> str:
+    """Append a line to a file of the user's, unless it stands there already; says which."""
+    raw = line.replace("\n", " ").encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = path.read_bytes() if path.exists() else b""
+    if raw in content.split(b"\n"):
+        return "stands there already"
+    # A line that somebody left without an end is not continued.
+    start = b"\n" if content and not content.endswith(b"\n") else b""
+    append(path, start + raw + b"\n")
+    return "written"

@@ -1,6 +1,9 @@
 """Jobs that join a session while it runs: from a rule's `launch`, `autoexp submit`, `adopt`."""
 
+import threading
 from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -14,51 +17,79 @@ from autoexp.rules.actions import Launch
 from autoexp.rules.possible import compose_launched
 from autoexp.rules.records import ActionRecord
 from autoexp.rules.templates import fill, fill_tree
+from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session
 
 Values = Mapping[str, str]
+# Hydra keeps what it composes from in one place of the process.
+_composing = threading.Lock()
 
 
-def launched_jobs(
-    session: Session, action: ActionRecord, launch: Launch, values: Values
-) -> tuple[JobSpec, ...]:
-    """The jobs that an action launches, each the same when it is asked again after a kill.
+class Launching(NamedTuple):
+    """The jobs that an action launches, worked out of values: composing takes a while."""
 
-    Raises BadInput when they cannot join the session.
+    action: ActionRecord
+    launch: Launch
+    values: Values
+    experiment: Experiment
+    """The session's."""
+    path: Path
+    """The session's directory."""
+    session_id: str
+
+    @property
+    def title(self) -> str:
+        return f"compose {fill(self.launch.name, self.values)}"
+
+    def run(self, scheduler: Scheduler) -> tuple[JobSpec, ...]:
+        """The jobs; raises BadInput when they cannot be made, or are of another scheduler."""
+        del scheduler
+        launch, name = self.launch, fill(self.launch.name, self.values)
+        root = output_root(self.experiment, self.path)
+        if launch.command is not None:
+            jobs: tuple[JobSpec, ...] = (
+                _command(self.experiment, root, launch, name, self.values),
+            )
+        else:
+            with _composing:
+                composed = compose_launched(launch, name, self.values)
+            refuse_other_scheduler(self.session_id, self.experiment, composed.experiment)
+            if composed.points:
+                raise BadInput(
+                    f"{launch.config}: a rule launches one experiment, and this is a sweep"
+                )
+            jobs = make_plan(composed.experiment, root).jobs
+        of_first = {"kind": Kind(launch.as_kind), "parent": self.action.event.job or None}
+        return (jobs[0].model_copy(update=of_first), *jobs[1:])
+
+
+def launched(session: Session, key: str, jobs: tuple[JobSpec, ...]) -> tuple[JobSpec, ...]:
+    """The jobs as the action `key` launches them, the same ones when it is repeated after a kill.
+
+    Raises BadInput when the session has another job of one of the names.
     """
-    name = fill(launch.name, values)
-    if launch.command is not None:
-        jobs: tuple[JobSpec, ...] = (_command(session, launch, name, values),)
-    else:
-        composed = compose_launched(launch, name, values)
-        refuse_other_scheduler(session, composed.experiment)
-        if composed.points:
-            raise BadInput(f"{launch.config}: a rule launches one experiment, and this is a sweep")
-        root = output_root(session.experiment, session.path)
-        jobs = make_plan(composed.experiment, root).jobs
-    of_first = {"kind": Kind(launch.as_kind), "parent": action.event.job or None}
-    jobs = (jobs[0].model_copy(update=of_first), *jobs[1:])
-    return tuple(_as_launched(session, action, job) for job in jobs)
+    return tuple(_as_launched(session, key, job) for job in jobs)
 
 
-def _as_launched(session: Session, action: ActionRecord, job: JobSpec) -> JobSpec:
+def _as_launched(session: Session, key: str, job: JobSpec) -> JobSpec:
     known = session.jobs.get(job.name)
     if known is None:
-        return job.model_copy(update={"launched_by": action.key})
-    if known.spec.launched_by != action.key:
+        return job.model_copy(update={"launched_by": key})
+    if known.spec.launched_by != key:
         raise BadInput(f"{job.name}: the session has a job of this name; choose another `name`")
     return known.spec
 
 
-def _command(session: Session, launch: Launch, name: str, values: Values) -> JobSpec:
+def _command(
+    experiment: Experiment, root: Path, launch: Launch, name: str, values: Values
+) -> JobSpec:
     """A job of one command, on the session's machine unless the rule changes that."""
-    experiment = session.experiment
     wanted = experiment.slurm.model_dump()
     for key, value in fill_tree(launch.set, values).items():
         wanted[key.removeprefix("slurm.")] = value
     try:
         machine = type(experiment.slurm).model_validate(wanted)
-        output = output_root(experiment, session.path) / name
+        output = root / name
         return JobSpec(
             name=Project(name=name).name,
             kind=Kind.COMMAND,
@@ -73,12 +104,12 @@ def _command(session: Session, launch: Launch, name: str, values: Values) -> Job
         raise BadInput(f"{name}: {error.errors()[0]['msg']}") from error
 
 
-def refuse_other_scheduler(session: Session, experiment: Experiment) -> None:
+def refuse_other_scheduler(session_id: str, own: Experiment, other: Experiment) -> None:
     """One scheduler query for all jobs of a session: they are all of one scheduler."""
-    here, there = session.experiment.slurm, experiment.slurm
+    here, there = own.slurm, other.slurm
     if type(here) is not type(there):
         raise BadInput(
-            f"{session.id} runs its jobs {_where(here)}, and these would run {_where(there)}: "
+            f"{session_id} runs its jobs {_where(here)}, and these would run {_where(there)}: "
             "choose slurm=NAME to match, or make a session of their own"
         )
 

@@ -1,29 +1,35 @@
 """The one monitor of a session: looks at logs, checkpoint folders and the scheduler's answers.
 
-`look` changes records in memory, says what happened, and writes it down in an order in which a kill
-loses nothing: actions, then events, then the records with their log cursors. What was not written
-is seen again at the next look, under the same keys.
+`look` changes records in memory, says what happened, and writes it down through the recorder.
+`next_work` says what is to be done, as values: whoever does it, beside the loop, never reads a
+record. One job that cannot be looked at is that job's warning, never the end of the session.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from autoexp import inbox
+from autoexp.backoff import delay_s
 from autoexp.events import AttemptJudged, Event, JobGivenUp
-from autoexp.jobs import Attempt, JobRecord, Verdict
+from autoexp.jobs import Attempt, JobRecord, JobSpec, Verdict
+from autoexp.limits import room
 from autoexp.logtail import LogCursor
 from autoexp.overview import overview
+from autoexp.recorder import Recorder
 from autoexp.releasing import hopeless, ready
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart
-from autoexp.rules.book import RuleBook
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
 from autoexp.rules.decide import decide
-from autoexp.rules.records import ActionRecord
+from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket, apply
 from autoexp.session import Session
 from autoexp.spending import over_budget
+from autoexp.steps import Cancel, NextStep, Submit, next_step, together
 from autoexp.verdicts import counts, judge, made_progress, saved_iteration, with_scores
 from autoexp.watch import JobWatch
+
+_LONGEST_RETRY_S = 300.0
 
 
 class Look(NamedTuple):
@@ -33,24 +39,75 @@ class Look(NamedTuple):
     actions: list[ActionRecord]
     changed: set[str]
     """Names of jobs of which anything moved, the loss included."""
+    warnings: tuple[str, ...] = ()
+    """What could not be looked at, or written down; each is said once."""
+
+
+class JobView(NamedTuple):
+    """How a job stands, for those who must not read its record."""
+
+    spec: JobSpec
+    retries: int
+    is_begun: bool
+    """Whether it has been submitted, or is about to be."""
+    is_over: bool
+    was_cancelled: bool
+    verdict: Verdict | None
+    reason: str | None
+    log: str | None
+
+    @classmethod
+    def of(cls, job: JobRecord) -> "JobView":
+        log = job.attempt.log if job.attempt else None
+        return cls(
+            *(job.spec, job.retries, bool(job.attempts), job.is_over),
+            *(job.was_cancelled, job.verdict, job.reason, log),
+        )
+
+
+class Work(NamedTuple):
+    """What is to be done now, each thing once, and what those need who do it."""
+
+    steps: list[NextStep]
+    actions: list[ActionRecord]
+    """Copies of the actions that can begin."""
+    jobs: list[JobView]
+    """Of the jobs that changed since the last time."""
+    has_conditions: bool
+    """Whether actions wait for conditions to hold."""
+    is_over: bool
+
+
+class _Failure(NamedTuple):
+    """A step that failed, and may be tried again at a time of the monitor's clock."""
+
+    kind: type
+    times: int
+    retry_at: float
 
 
 class Monitor:
     """Sees all jobs of a session; the caller brings the scheduler's answers and the clock."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
+        self.recorder = Recorder(session)
+        self.asked_to_end: set[str] = set()
+        """Keys of the attempts that the scheduler was asked to end."""
+        self.longest_array: int | None = None
+        """How many jobs may go as one array; None: nobody has asked yet."""
         self._session = session
-        self._book = RuleBook(session.experiment.monitoring, [])
-        self._known_jobs: set[str] = set()
+        self._clock = clock
         self._watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
-        # Seen and not yet on disk: kept when a write fails, as on a full disk.
-        self._unwritten: list[Event] = []
         self._urgent: set[str] = set()
-        # On disk and not yet told to the caller.
-        self._events: list[Event] = []
-        self._actions: list[ActionRecord] = []
-        session.write_first = self._write_down
-        session.notice = self.notice
+        # What is to be looked at when the next steps are chosen, and what is being done.
+        self._candidates = set(session.jobs)
+        self._waiting_for_room: set[str] = set()
+        self._under_way: set[str] = set()
+        self._failures: dict[str, _Failure] = {}
+        self._acting: set[str] = set()
+        self._starting: set[str] = set()
+        self._ready: set[str] = set()
+        self._viewed: set[str] = set(session.jobs)
 
     def tickets(self) -> list[Ticket]:
         """The attempts to ask the scheduler about, all in one query."""
@@ -66,30 +123,172 @@ class Monitor:
 
         Raises OSError when the session cannot be written; what was seen is kept for the next look.
         """
-        self._heed_new_jobs()
+        learn = self.recorder.learn_new_jobs
+        self.recorder.contain("the rules of new jobs cannot be read", "", learn)
         changed: set[str] = set()
         for name, job in self._session.jobs.items():
             open_attempts = job.open_attempts
             if job.is_over and not open_attempts:
                 continue
             before, watch = len(self._unwritten), self._watches[name]
-            self._look_at(job, watch, open_attempts, sightings)
+            try:
+                self._look_at(job, watch, open_attempts, sightings)
+            except Exception as error:
+                # Of this job nothing can be said now; the others are looked at all the same.
+                watch.cannot_read(job, error)
+                self.recorder.warn(f"{name}: {job.warning}", job)
             if len(self._unwritten) > before or watch.dirty:
                 changed.add(name)
-        self._unwritten += self._overview(self._unwritten)
-        self._unwritten += ready(self._session)
+        self.recorder.contain("the session as a whole cannot be looked at", "", self._look_around)
         self._write_down()
         self._save_records()
         changed |= self._give_up()
-        events, actions = self._events, self._actions
-        self._events, self._actions = [], []
-        return Look(events, actions, changed)
+        self._candidates |= changed
+        events, actions, warnings = self.recorder.take()
+        return Look(events, actions, changed, tuple(warnings))
+
+    def _look_around(self) -> None:
+        """See what became true of the session as a whole, and of jobs that wait for others."""
+        rules = self.recorder.book.session_rules
+        self._unwritten.extend(overview(self._session, rules, self._unwritten))
+        self._unwritten.extend(ready(self._session))
+
+    @property
+    def _unwritten(self) -> list[Event]:
+        return self.recorder.unwritten
 
     def flush(self) -> None:
         """Write down what moved since the last look that was worth a write."""
         for name, watch in self._watches.items():
             if watch.dirty:
                 self._save(self._session.jobs[name])
+
+    # Handing over
+
+    def next_work(self, *, after_look: bool = True) -> Work:
+        """What is to be done now and is not under way; cheap while nothing has changed.
+
+        Between two looks, jobs that could start together wait for those that are being started.
+        """
+        changed = self._session.take_changed()
+        self._candidates |= changed
+        self._viewed |= self._candidates
+        steps = self._next_steps(wait=bool(self._starting) and not after_look)
+        actions, has_conditions = self._next_actions()
+        jobs = [JobView.of(self._session.jobs[name]) for name in self._in_order(self._viewed)]
+        self._viewed = set()
+        # A request that came at the last moment, or to a session that had ended, is processed too.
+        is_over = after_look and self._session.is_over and inbox.is_empty(self._session.path)
+        return Work(steps, actions, jobs, has_conditions, is_over)
+
+    def _next_steps(self, *, wait: bool) -> list[NextStep]:
+        now = self._clock()
+        due = {name for name, failure in self._failures.items() if failure.retry_at <= now}
+        chosen = (self._candidates | due) - self._under_way
+        self._candidates &= self._under_way
+        waiting = self._waiting_for_room - self._under_way
+        if not chosen and not waiting:
+            return []
+        places = room(self._session.experiment, self._session.jobs.values())
+        if places != 0:
+            chosen |= waiting
+        found: list[NextStep] = []
+        for name in self._in_order(chosen):
+            job = self._session.jobs[name]
+            self._waiting_for_room.discard(name)
+            try:
+                step = next_step(job, asked=self.asked_to_end)
+            except Exception as error:
+                self.recorder.warn(f"{name}: what it needs next is not known ({error})", job)
+                continue
+            if step is None or not self._may_retry(name, step, now):
+                continue
+            if wait and isinstance(step, Submit) and step.as_array:
+                self._candidates.add(name)
+                continue
+            if isinstance(step, Submit) and job.unsubmitted is None and places is not None:
+                if places <= 0:
+                    self._waiting_for_room.add(name)
+                    continue
+                places -= 1
+            found.append(step)
+        # Until it is known how long an array may be, they go as one step that asks for it.
+        longest = self.longest_array or len(self._session.jobs)
+        steps = together(found, self._session.jobs, longest)
+        self._under_way |= {name for step in steps for name in step.jobs}
+        return steps
+
+    def _in_order(self, names: Collection[str]) -> Iterable[str]:
+        """In the session's order; a few names are not looked for among all of them."""
+        if len(names) < 2:
+            return list(names)
+        return [name for name in self._session.jobs if name in names]
+
+    def _may_retry(self, name: str, step: NextStep, now: float) -> bool:
+        failure = self._failures.get(name)
+        # What is asked for now may be another thing than what failed: that need not wait.
+        return failure is None or failure.kind is not type(step) or failure.retry_at <= now
+
+    def end_step(self, step: NextStep) -> None:
+        """Note that a step has come to its end; the next one is chosen for its jobs."""
+        self._under_way.difference_update(step.jobs)
+        self._candidates.update(step.jobs)
+        for name in step.jobs:
+            self._failures.pop(name, None)
+
+    def fail_step(self, step: NextStep, reason: str) -> int:
+        """Note that a step failed, as a warning of its jobs; returns how often in a row.
+
+        It is tried again after a while, or something else is, if that is asked for meanwhile.
+        """
+        self.recorder.write_down()
+        self._under_way.difference_update(step.jobs)
+        self._candidates.update(step.jobs)
+        tick, count = self._session.experiment.slurm.scheduler_tick_s, 0
+        for name in step.jobs:
+            before = self._failures.get(name)
+            count = before.times + 1 if before and before.kind is type(step) else 1
+            retry_at = self._clock() + delay_s(count, tick, _LONGEST_RETRY_S)
+            self._failures[name] = _Failure(type(step), count, retry_at)
+            job, warning = self._session.jobs[name], _not_done(step, reason)
+            if job.warning != warning:
+                self._session.change_job(job, warning=warning)
+        return count
+
+    def _next_actions(self) -> tuple[list[ActionRecord], bool]:
+        """Actions that can begin, and whether others wait for conditions."""
+        found, has_conditions = [], False
+        for action in self._session.pending_actions():
+            if action.key in self._acting:
+                continue
+            is_conditional = action.when and action.status is ActionStatus.PENDING
+            if is_conditional and action.key not in self._ready:
+                has_conditions = True
+                continue
+            found.append(action.model_copy())
+        self._ready.clear()
+        self._acting |= {action.key for action in found}
+        self._starting |= {a.key for a in found if isinstance(a.action, Start)}
+        return found, has_conditions
+
+    def waiting_actions(self) -> list[ActionRecord]:
+        """Copies of the actions that wait for conditions to hold."""
+        return [
+            action.model_copy()
+            for action in self._session.pending_actions()
+            if action.when
+            and action.status is ActionStatus.PENDING
+            and action.key not in self._acting
+        ]
+
+    def conditions_hold(self, key: str) -> None:
+        """Note that an action's conditions were found to hold: it can begin."""
+        self._ready.add(key)
+
+    def end_action(self, key: str) -> None:
+        """Note that nothing more is being done about an action."""
+        self._acting.discard(key)
+        self._starting.discard(key)
 
     # Looking
 
@@ -105,36 +304,31 @@ class Monitor:
             sighting = sightings.get(attempt.key)
             if sighting is not None:
                 before = attempt.model_copy()
-                self._unwritten += apply(job.spec.name, attempt, sighting)
+                self._unwritten.extend(apply(job.spec.name, attempt, sighting))
                 watch.dirty |= attempt != before
         current = job.attempt
         if current is None or job.is_over or current.verdict is not None:
             return  # a new attempt has a log of its own
         ended = not current.is_open and current.verdict is None
-        watched = self._book.watched(job.spec)
-        try:
-            self._unwritten.extend(watch.read_log(job, current, watched, final=ended))
-            self._unwritten += watch.find_checkpoints(job, current, watched, ended=ended)
-        except OSError as error:
-            # Of this job nothing can be said now; the others are looked at all the same.
-            watch.cannot_read(job, error)
-            return
+        watched = self.recorder.book.watched(job.spec)
+        self._unwritten.extend(watch.read_log(job, current, watched, final=ended))
+        self._unwritten.extend(watch.find_checkpoints(job, current, watched, ended=ended))
         watch.can_read(job)
         if watched.inactivity_rules:
-            self._unwritten += watch.stands_still(job, current, watched)
+            self._unwritten.extend(watch.stands_still(job, current, watched))
         if ended and not self._awaits_decision(job, current):
             self._unwritten.append(self._judge(job, current))
 
     def _awaits_decision(self, job: JobRecord, attempt: Attempt) -> bool:
         """Whether a rule may still say what the end of an attempt means."""
-        if not self._book.ends_attempts or job.cancel_requested or job.ending:
+        if not self.recorder.book.ends_attempts or job.cancel_requested or job.ending:
             return False
         known = self._session.actions
         fresh = [
             action
             for event in self._unwritten
             if event.job == job.spec.name
-            for action in decide(event, self._book.of(event), known)
+            for action in decide(event, self.recorder.book.of(event), known)
         ]
         return any(
             _may_change(action.action, job)
@@ -171,26 +365,9 @@ class Monitor:
     # Deciding and writing down
 
     def _write_down(self) -> None:
-        """Write what was seen: actions, then events. No job is written before (`write_first`)."""
-        for event in self._unwritten:
-            self._decide(event)
-        self._events += self._session.record(self._unwritten)
+        """Write what was seen: actions, then events; the records of their jobs come after."""
         self._urgent |= {event.job for event in self._unwritten}
-        self._unwritten = []
-
-    def _decide(self, event: Event) -> None:
-        for action in decide(event, self._book.of(event), self._session.actions):
-            self._session.save_action(action)
-            self._actions.append(action)
-
-    def notice(self, events: list[Event]) -> None:
-        """Take note of what an action brought about, as if it had been seen."""
-        self._unwritten += events
-        self._write_down()
-
-    def _overview(self, fresh: list[Event]) -> list[Event]:
-        """What became true of the session as a whole."""
-        return overview(self._session, self._book.session_rules, fresh)
+        self.recorder.write_down()
 
     def _save_records(self) -> None:
         every = self._session.experiment.monitoring.save_progress_every_s
@@ -202,20 +379,8 @@ class Monitor:
             return
         for name, job in self._session.jobs.items():
             if name in due or name in self._urgent:
-                self._save(job)
+                self.recorder.contain(f"{name}: cannot be saved", name, self._save, job)
                 self._urgent.discard(name)
-
-    def _heed_new_jobs(self) -> None:
-        """Learn the rules of jobs that joined; a checkpoint may have been there before them."""
-        new = set(self._session.jobs) - self._known_jobs
-        if not new:
-            return
-        specs = [job.spec for job in self._session.jobs.values()]
-        self._book = RuleBook(self._session.experiment.monitoring, specs)
-        for event in self._session.checkpoints():
-            if self._book.starts_any(event, new):
-                self._decide(event)
-        self._known_jobs |= new
 
     def _save(self, job: JobRecord) -> None:
         watch = self._watches[job.spec.name]
@@ -226,20 +391,24 @@ class Monitor:
 
     def _give_up(self) -> set[str]:
         """End jobs that nothing will submit: cancelled ones, cooldowns without a checkpoint."""
-        given_up = set()
+        given_up: set[str] = set()
         for name, job in self._session.jobs.items():
-            if job.is_over or job.open_attempts:
-                continue
-            reason = self._hopeless(job)
-            if reason is not None:
-                finishes = job.ending is not None and job.ending.verdict is Verdict.FINISHED
-                if not finishes:
-                    self.notice([JobGivenUp(job=name, reason=reason, retries=job.retries)])
-                verdict = Verdict.FINISHED if finishes else Verdict.FAILED
-                self._session.settle(job, verdict, reason)
-                self._urgent.discard(name)
-                given_up.add(name)
+            if not job.is_over and not job.open_attempts:
+                self.recorder.contain(f"{name}: cannot be ended", name, self._give_up_one, job)
+                if job.is_over:
+                    self._urgent.discard(name)
+                    given_up.add(name)
         return given_up
+
+    def _give_up_one(self, job: JobRecord) -> None:
+        reason = self._hopeless(job)
+        if reason is None:
+            return
+        finishes = job.ending is not None and job.ending.verdict is Verdict.FINISHED
+        if not finishes:
+            gone = JobGivenUp(job=job.spec.name, reason=reason, retries=job.retries)
+            self.recorder.record_and_decide([gone])
+        self._session.settle(job, Verdict.FINISHED if finishes else Verdict.FAILED, reason)
 
     def _stopped(self) -> str | None:
         """Why nothing more starts, once what was running has ended."""
@@ -286,3 +455,13 @@ def _may_change(action: Action, job: JobRecord) -> bool:
     # A restart is asked for: it may yet become one with a roll back, or be overruled.
     rolls_back = isinstance(action, Restart) and action.roll_back
     return isinstance(action, Finish | Fail) or (rolls_back and job.restart.roll_back_to is None)
+
+
+def _not_done(step: NextStep, reason: str) -> str:
+    match step:
+        case Submit():
+            return f"not submitted yet: {reason}"
+        case Cancel():
+            return f"not cancelled yet: {reason}"
+        case _:
+            return f"not {type(step).__name__.lower()}n yet: {reason}"

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -18,12 +19,24 @@ _INSIDE = 6  # lines whose legend fits beside the curves
 _LEGEND = 24  # lines that a legend has room for
 
 
-def draw(*sessions: Session, path: Path | None = None) -> Path:
+class Subject(NamedTuple):
+    """A session that is drawn: values alone, so that it can be drawn beside its monitor."""
+
+    id: str
+    path: Path
+    jobs: tuple[JobSpec, ...]
+
+    @classmethod
+    def of(cls, session: Session) -> "Subject":
+        return cls(session.id, session.path, tuple(job.spec for job in session.jobs.values()))
+
+
+def draw(*sessions: Subject, path: Path | None = None) -> Path:
     """Draw curves into a PNG, `plot.png` in the first session unless `path` is given."""
     figure = Figure(figsize=(10, 6.5), dpi=110, layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     colours = matplotlib.colormaps["plasma"]
-    drawn = [(session, job.spec) for session in sessions for job in session.jobs.values()]
+    drawn = [(session, spec) for session in sessions for spec in session.jobs]
     branches = [spec for _, spec in drawn if _is_branch(spec)]
     many_trunks = sum(spec.kind is Kind.TRAIN and spec.parent is None for _, spec in drawn) > 1
     shown: list[float] = []
@@ -70,7 +83,7 @@ def _line(
     rate.plot(at, curve.learning_rates, color=colour, lw=width, ls=style)
 
 
-def _joined(session: Session, parent: str, curve: Curve) -> Curve:
+def _joined(session: Subject, parent: str, curve: Curve) -> Curve:
     """The branch with the parent's last point before it in front, so that the lines meet."""
     trunk = read_curve(session.path, parent)
     before = [i for i, at in enumerate(trunk.iterations) if at < curve.iterations[0]]
@@ -88,7 +101,7 @@ def _dress(
     loss: Axes,
     rate: Axes,
     title: str,
-    drawn: Sequence[tuple[Session, JobSpec]],
+    drawn: Sequence[tuple[Subject, JobSpec]],
     shown: Sequence[float],
 ) -> None:
     cooldowns = sum(spec.kind is Kind.COOLDOWN for _, spec in drawn)

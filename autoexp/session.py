@@ -1,7 +1,7 @@
 """The session on disk: the truth about an experiment, whoever opens it can carry on."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,7 @@ class Session:
         self.jobs: dict[str, JobRecord] = {}
         self.actions = Actions()
         self.journal = Journal(path / "events.jsonl")
-        self.write_first: Callable[[], None] = lambda: None
-        """Called before a job is written: no record may tell what the journal does not."""
-        self.notice: Callable[[list[Event]], None] = self.record_all
-        """Called with what an action brought about: rules may react to it."""
+        self._changed: set[str] = set()
         self.blame = BlameList(path / "blame.json")
 
     @property
@@ -110,7 +107,7 @@ class Session:
         durable.write(self.path / "session.json", self.meta.model_dump_json(indent=1) + "\n")
 
     def save_job(self, job: JobRecord) -> None:
-        self.write_first()
+        self._changed.add(job.spec.name)
         path = self.path / "jobs" / f"{job.spec.name}.json"
         durable.write(path, job.model_dump_json(indent=1) + "\n")
 
@@ -158,16 +155,17 @@ class Session:
             if attempt.key in answers
         )
 
-    def record_all(self, events: list[Event]) -> None:
-        """Append events where no monitor decides about them."""
-        self.record(events)
-
     def log_progress(self, job: JobRecord, rows: Iterable[str]) -> None:
         """Append metrics rows; a kill may repeat some, so readers let the last one count."""
         text = "".join(rows)
         if text:
             with (self.path / "metrics" / f"{job.spec.name}.csv").open("a") as file:
                 file.write(text)
+
+    def take_changed(self) -> set[str]:
+        """Names of the jobs that were written, or tried to be, since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     # Jobs and attempts
 

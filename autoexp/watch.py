@@ -49,7 +49,7 @@ class JobWatch:
         """Note that the record is on disk."""
         self.rows, self.dirty, self.saved_at = [], False, time.monotonic()
 
-    def cannot_read(self, job: JobRecord, error: OSError) -> None:
+    def cannot_read(self, job: JobRecord, error: Exception) -> None:
         """Say in the record why nothing new is known of the job."""
         self._tell(job, f"cannot be read: {error}; trying on")
         self._unreadable = True

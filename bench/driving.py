@@ -1,20 +1,19 @@
 """The monitor of a simulated session: the real core, one thing after the other, and its death."""
 
+import logging
 import random
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from autoexp import acting, inbox, lease
-from autoexp.backends.base import FoundCheckpoint
-from autoexp.errors import SchedulerError, SubmissionRefused
-from autoexp.events import CheckpointComplete
-from autoexp.jobs import Attempt, JobRecord
+from autoexp import action_runs, inbox, lease, steps
+from autoexp.errors import SchedulerError
 from autoexp.monitor import Monitor
-from autoexp.rules.actions import Start
-from autoexp.rules.records import ActionRecord
-from autoexp.schedulers.base import Request, Sighting, prepare, submit_once
+from autoexp.phases import run
+from autoexp.schedulers.base import Sighting
 from autoexp.session import Session
 from bench.synthetic import Cluster
+
+_LOG = logging.getLogger(__name__)
 
 
 class Killed(BaseException):
@@ -41,7 +40,7 @@ class Fate:
 
 
 class Driver:
-    """flows/engine.py and flows/submitting.py without Prefect, one thing after the other."""
+    """The loop of a session, one thing after the other: the steps and actions are the real ones."""
 
     def __init__(self, path: Path, cluster: Cluster) -> None:
         (path / lease.FILE).unlink(missing_ok=True)  # the pid of the one that died is ours
@@ -49,52 +48,18 @@ class Driver:
         self.session, _ = self._stack.enter_context(Session.hold(path))
         self.monitor = Monitor(self.session)
         self._cluster = cluster
-        self._known = set(self.session.jobs)
-        self._driven = set(self.session.jobs)
 
     def tick(self) -> None:
-        """Ask, look, decide, act."""
+        """Ask, look, decide, act until nothing is left to do for now."""
         answers: dict[str, Sighting] = {}
         with suppress(SchedulerError):
             answers = self._cluster.query(self.monitor.tickets())
-        inbox.take_on(self.session)
-        look = self.monitor.look(answers)
-        for action in self.session.pending_actions():
-            self._perform(action)
-        self._driven |= look.changed | (self.session.jobs.keys() - self._known)
-        self._known |= self.session.jobs.keys()
-        for name in sorted(self._driven):
-            if self._drive(self.session.jobs[name]):
-                self._driven.discard(name)
-
-    def _perform(self, action: ActionRecord) -> None:
-        job = acting.begin(self.session, action)
-        if isinstance(action.action, Start):
-            assert job is not None and isinstance(action.event, CheckpointComplete)
-            found = FoundCheckpoint(action.event.iteration, Path(action.event.path))
-            job.spec.trainer.seed(found, Path(job.spec.save_dir))
-            acting.complete(self.session, action, job)
-            self._driven.add(job.spec.name)
-        else:
-            acting.done(self.session, action)
-
-    def _drive(self, job: JobRecord) -> bool:
-        """Submit a job if that is wanted; False when it has to be tried again."""
-        attempt, fresh = job.unsubmitted, False
-        if attempt is None:
-            attempt, fresh = self.session.begin_attempt(job), True
-        return attempt is None or self._submit(job, attempt, fresh=fresh)
-
-    def _submit(self, job: JobRecord, attempt: Attempt, *, fresh: bool) -> bool:
-        ticket = self.session.ticket(attempt)
-        request = Request(attempt.name, attempt.log, job.spec.machine)
-        try:
-            prepare(ticket, job.spec, attempt, self._cluster.orders(job.spec, attempt))
-            job_id = submit_once(ticket, request, self._cluster, fresh=fresh)
-        except SubmissionRefused as error:
-            self.session.refuse(job, attempt, str(error))
-        except SchedulerError:
-            return False
-        else:
-            self.session.record_submission(job, attempt, job_id)
-        return True
+        self.monitor.recorder.apply(inbox.take_on)
+        self.monitor.look(answers)
+        work = self.monitor.next_work()
+        while work.steps or work.actions:
+            for action in work.actions:
+                run(action_runs.carry_out(action, self.monitor, _LOG), self._cluster)
+            for step in work.steps:
+                run(steps.carry_out(step, self.monitor, _LOG), self._cluster)
+            work = self.monitor.next_work(after_look=False)

@@ -16,6 +16,7 @@ from autoexp.session import Session
 from bench import worlds
 from bench.fakes import FakeCluster
 from bench.measure import Figure, Traffic
+from flows.children import Children
 from flows.engine import SessionRun
 
 _MARK_US = 15.0
@@ -57,14 +58,14 @@ def engine() -> list[Figure]:
     return figures
 
 
-def mute(run: Still, children: asyncio.TaskGroup) -> None:
+def mute(run: Still) -> None:
     """Let Prefect's artifacts be as they are."""
-    run._face._publishing = children.create_task(asyncio.sleep(0))
+    run._face._publishing = True
 
 
-async def settle(run: Still, children: asyncio.TaskGroup) -> None:
+async def settle(run: Still, children: Children) -> None:
     """See all there is to see. Nothing is published: that is none of the idle ticks' news."""
-    mute(run, children)
+    mute(run)
     with worlds.unsynced():
         await run.tick(children)
         worlds.age(run.session.path)
@@ -72,20 +73,20 @@ async def settle(run: Still, children: asyncio.TaskGroup) -> None:
             await run.tick(children)
             await asyncio.sleep(0.3)
         await run._flush()
-    run._face._publishing = None
+    run._face._publishing = False
     run._face._dirty = run._face._urgent = False
 
 
 def end(run: Still) -> None:
     """Have everybody who waits beside the loop go home."""
-    run.news.interrupt("measured")
-    run.news.publish(last=True)
+    run.updates.interrupt("measured")
+    run._drawing.stop()
 
 
 async def _idle_ticks(run: Still) -> tuple[list[float], float]:
     """Seconds of CPU per tick, and bytes written in all of them."""
     values = []
-    async with asyncio.TaskGroup() as children:
+    async with Children(run.log) as children:
         await settle(run, children)
         start = Traffic.now()
         for _ in range(7):

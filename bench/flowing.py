@@ -40,7 +40,7 @@ def watch(path: Path, scheduler: Scheduler, story: Story) -> None:
                 try:
                     await story(run)
                 finally:
-                    run.news.interrupt("measured")
+                    run.updates.interrupt("measured")
 
             async with asyncio.TaskGroup() as group:
                 group.create_task(tell())

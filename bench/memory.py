@@ -9,6 +9,7 @@ from pathlib import Path
 from autoexp.session import Session
 from bench import disk, engine, worlds
 from bench.measure import Figure, resident_mb
+from flows.children import Children
 
 _TICKS = 10_000
 _JOBS = 1000
@@ -38,12 +39,12 @@ def memory() -> list[Figure]:
 async def _ticks(run: engine.Still) -> tuple[list[float], list[float]]:
     """Resident memory at each tenth of the ticks, and what Python allocated and kept later."""
     sizes, traced, last = [], [], 0.0
-    async with asyncio.TaskGroup() as children:
+    async with Children(run.log) as children:
         await engine.settle(run, children)
         for number in range(1, _TICKS + 1):
             if number % 100 == 0:
                 _let_something_happen(run.session, number)
-                engine.mute(run, children)
+                engine.mute(run)
             await run.tick(children)
             if number % (_TICKS // 10) == 0:
                 gc.collect()

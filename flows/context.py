@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from contextvars import ContextVar
 
-from flows.news import News
+from flows.updates import Updates
 
 
 class Foreground:
@@ -15,26 +15,26 @@ class Foreground:
         self.is_begun = False
         self.stopped_by: str | None = None
         self._stopped_at: float | None = None
-        self._news: News | None = None
+        self._updates: Updates | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def stop(self, by: str) -> None:
         """Have the flow stop watching, at once or as soon as it begins; jobs keep running."""
         self.stopped_by, self._stopped_at = by, time.monotonic()
-        if self._loop is not None and self._news is not None:
+        if self._loop is not None and self._updates is not None:
             with suppress(RuntimeError):  # it has just ended
-                self._loop.call_soon_threadsafe(self._news.interrupt, by)
+                self._loop.call_soon_threadsafe(self._updates.interrupt, by)
 
-    def listen(self, news: News) -> None:
+    def listen(self, updates: Updates) -> None:
         """Called by the flow: from now on it can be stopped."""
-        self._news, self._loop = news, asyncio.get_running_loop()
+        self._updates, self._loop = updates, asyncio.get_running_loop()
         if self.stopped_by is not None:
-            news.interrupt(self.stopped_by)
+            updates.interrupt(self.stopped_by)
 
     @property
     def over_at(self) -> float | None:
         """Since when nothing is left to do but to tell Prefect so, by the monotonic clock."""
-        ended_at = self._news.ended_at if self._news is not None else None
+        ended_at = self._updates.ended_at if self._updates is not None else None
         return ended_at if ended_at is not None else self._stopped_at
 
 

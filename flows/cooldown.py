@@ -7,7 +7,8 @@ from prefect import Flow, State, flow
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from autoexp.jobs import JobRecord, JobSpec, Verdict
+from autoexp.jobs import JobSpec, Verdict
+from autoexp.monitor import JobView
 from flows.sending import Turn
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def job_flow(
     return decorate(story)
 
 
-def final_state(job: JobRecord) -> State[Any]:
+def final_state(job: JobView) -> State[Any]:
     """How the job's subflow ends."""
     if job.was_cancelled:
         return Cancelled(message=job.reason)
@@ -50,7 +51,7 @@ def final_state(job: JobRecord) -> State[Any]:
         case Verdict.FINISHED:
             return Completed(message=job.reason)
         case Verdict.FAILED:
-            log = f". Read {job.attempt.log}" if job.attempt else ""
+            log = f". Read {job.log}" if job.log else ""
             return Failed(message=f"{job.reason}{log}")
         case _:
             return Crashed(message="the monitor was stopped; the job keeps running")

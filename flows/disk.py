@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from flows.news import News
+from autoexp import durable
+from flows.updates import Updates
 
 _RETRY_S = 5.0
 _PATIENCE_S = 15.0
@@ -20,9 +21,9 @@ T = TypeVar("T")
 class Disk:
     """Runs functions that read and write the session; a slow filesystem stops no coroutine."""
 
-    def __init__(self, path: Path, news: News, log: "logging.Logger | Any") -> None:
+    def __init__(self, path: Path, updates: Updates, log: "logging.Logger | Any") -> None:
         self._path = path
-        self._news = news
+        self._updates = updates
         self._log = log
         self._hangs_since: float | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="session")
@@ -41,20 +42,23 @@ class Disk:
         """Run, and try on for as long as the disk is full, read-only or away.
 
         An interruption ends that as a cancellation of the caller: whoever resumes sees to it.
+        Raises OSError for what no other try will change, such as a name that is too long.
         """
         failures = 0
         while True:
             try:
                 done = await self.run(function, *args, **kwargs)
-                self._news.stir()
+                self._updates.mark_changed()
                 return done
             except OSError as error:
+                if not durable.is_passing(error):
+                    raise
                 failures += 1
                 if failures == 1:
                     self._log.warning("the session cannot be written (%s); trying on", error)
-                if self._news.interrupted is not None:
+                if self._updates.interrupted is not None:
                     raise asyncio.CancelledError from error
-                await self._news.pause(_RETRY_S)
+                await self._updates.pause(_RETRY_S)
 
     def _note_hang(self) -> None:
         if self._hangs_since is None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -12,12 +12,13 @@ from prefect.exceptions import PrefectSignal
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed
 
-from autoexp.jobs import JobRecord, JobSpec
-from autoexp.session import Session
+from autoexp.jobs import JobSpec
+from autoexp.monitor import JobView
+from flows.children import Children
 from flows.cooldown import final_state, job_flow
 from flows.face import Face
-from flows.news import News
 from flows.sending import Sending, Turn
+from flows.updates import Updates
 from flows.wishes import Wishes
 
 _RETRY_S = 15.0
@@ -28,8 +29,7 @@ class Drawing:
 
     def __init__(
         self,
-        session: Session,
-        news: News,
+        updates: Updates,
         sending: Sending,
         face: Face,
         wishes: Wishes,
@@ -38,48 +38,60 @@ class Drawing:
     ) -> None:
         # By job, the task run of the checkpoint that launched it: an arrow in the run graph.
         self._marks = marks
-        self._session = session
-        self._news = news
+        self._updates = updates
         self._sending = sending
         self._face = face
         self._wishes = wishes
         self._log = log
         self._drawn: set[tuple[str, int]] = set()
+        self._views: dict[str, JobView] = {}
+        self._changes: dict[str, asyncio.Event] = {}
         self._flow_run_ids: dict[str, str] = {}
 
-    def draw(self, children: asyncio.TaskGroup) -> None:
-        """Start the subflows of jobs that have been submitted, or are about to be."""
-        for job in self._session.jobs.values():
+    def draw(self, children: Children, changed: Sequence[JobView]) -> None:
+        """Start the subflows of jobs that have been submitted, or are about to be; end others."""
+        for job in changed:
+            name = job.spec.name
+            self._views[name] = job
+            if name in self._changes:
+                self._changes[name].set()
             # One that is run again after it had failed is a new story.
-            if job.attempts and (job.spec.name, job.retries) not in self._drawn:
-                self._drawn.add((job.spec.name, job.retries))
-                self._flow_run_ids.pop(job.spec.name, None)
-                children.create_task(self._draw(job))
+            if job.is_begun and (name, job.retries) not in self._drawn:
+                self._drawn.add((name, job.retries))
+                self._flow_run_ids.pop(name, None)
+                self._changes[name] = asyncio.Event()
+                children.spawn(job.spec.title, self._draw(job))
 
-    async def outcome(self, name: str) -> JobRecord:
+    def stop(self) -> None:
+        """Let subflows end that wait for their job: nobody watches any longer."""
+        for change in self._changes.values():
+            change.set()
+
+    async def outcome(self, name: str) -> JobView:
         """Wait until a job has its verdict, or nobody watches any more."""
-        job = self._session.jobs[name]
-        while not job.is_over and self._news.interrupted is None:
-            await self._news.next()
-        return job
+        change = self._changes[name]
+        while not self._views[name].is_over and not self._is_late():
+            await change.wait()
+            change.clear()
+        return self._views[name]
 
-    async def _draw(self, job: JobRecord) -> None:
+    async def _draw(self, job: JobView) -> None:
         name = job.spec.name
         try:
             while not await self._show(job) and not self._is_late():
-                await self._news.pause(_RETRY_S)
+                await self._updates.pause(_RETRY_S)
         finally:
             self._wishes.forget(name)
 
     def _is_late(self) -> bool:
-        return self._news.interrupted is not None or self._news.ended_at is not None
+        return self._updates.interrupted is not None or self._updates.ended_at is not None
 
-    async def _show(self, job: JobRecord) -> bool:
+    async def _show(self, job: JobView) -> bool:
         """Whether the job's subflow has been shown to its end."""
         turn = Turn(self._sending.line)
         await turn.take()
         try:
-            if self._news.interrupted is None:
+            if self._updates.interrupted is None:
                 await self._tell(job, turn)
         except (Exception, PrefectSignal) as error:
             turn.give()
@@ -90,7 +102,7 @@ class Drawing:
             self._face.start(job.spec.name)
         return True
 
-    async def _tell(self, job: JobRecord, turn: Turn) -> None:
+    async def _tell(self, job: JobView, turn: Turn) -> None:
         name = job.spec.name
 
         def begin(flow_run_id: str | None) -> None:
@@ -120,7 +132,7 @@ class Drawing:
             for name, flow_run_id in shown
         ]
 
-    async def _mend(self, job: JobRecord) -> bool:
+    async def _mend(self, job: JobView) -> bool:
         """Tell the end of a subflow that could not tell it itself; False: it has not begun."""
         flow_run_id = self._flow_run_ids.get(job.spec.name)
         if flow_run_id is None:

@@ -1,37 +1,49 @@
 """One session inside one flow run: look, decide, act, publish, sleep.
 
-The loop awaits nothing that can take long: actions and job stories run beside it as task runs and
-subflows of the same flow run, and tell it nothing. Stories learn from the loop what happened.
+The loop awaits nothing that can take long: steps and actions run beside it, and whatever one of
+them raises ends nobody else. Only values come back from the session's thread: nothing here reads a
+record while that thread may change it.
 """
 
 import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect.runtime import flow_run
 
-from autoexp import inbox
+from autoexp import action_runs, inbox, steps
 from autoexp.describing import describe
 from autoexp.errors import SessionHeld
 from autoexp.jobs import Verdict
 from autoexp.lease import Lease
-from autoexp.monitor import Look, Monitor
+from autoexp.monitor import Look, Monitor, Work
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 from autoexp.session import Session
+from flows.children import Children
+from flows.condition_checker import ConditionChecker
 from flows.disk import Disk
 from flows.drawing import Drawing
 from flows.face import Face
-from flows.news import News
-from flows.performing import Performer
+from flows.phase_runner import PhaseRunner
 from flows.questions import Questions
 from flows.sending import Sending
-from flows.submitting import Submitter
+from flows.updates import Updates
 from flows.wishes import Wishes
-from tasks import jobs as effects
 
 _AT_ONCE = 64
+_NOTHING = Work([], [], [], has_conditions=False, is_over=False)
+
+
+class _Found(NamedTuple):
+    """What a tick brought from the session's thread."""
+
+    look: Look
+    work: Work
+    notes: list[str]
+    tickets: list[Ticket] | None
+    """What the scheduler is to be asked about, when it is time."""
 
 
 class SessionRun:
@@ -42,25 +54,22 @@ class SessionRun:
     ) -> None:
         self.session = session
         self.log = log
-        self.news = News()
+        self.updates = Updates()
         self.longest_gap = 0.0
         self._looked_at: float | None = None
         self._lease = lease
-        self._scheduler = scheduler
-        self._disk = Disk(session.path, self.news, log)
+        self._disk = Disk(session.path, self.updates, log)
         self._monitor = Monitor(session)
-        sending = Sending(self.news, log)
+        sending = Sending(self.updates, log)
         self._face = Face(session, self._disk, sending, log)
         self._questions = Questions(scheduler, session.experiment.slurm.scheduler_tick_s, log)
-        self._submitter = Submitter(session, scheduler, self._disk, self.news, log)
-        self._performer = Performer(
-            session, scheduler, self._disk, self.news, log, self._submitter.drive
-        )
+        self._runner = PhaseRunner(scheduler, self._disk, self.updates, log)
+        self._conditions = ConditionChecker(session, self._monitor, self._disk, self.updates, log)
         self._wishes = Wishes(flow_run.id, log)
-        marks = self._performer.marks
-        self._drawing = Drawing(session, self.news, sending, self._face, self._wishes, marks, log)
-        self._wishing: asyncio.Task[None] | None = None
-        self._cancelling: set[str] = set()
+        marks = self._runner.marks
+        self._drawing = Drawing(self.updates, sending, self._face, self._wishes, marks, log)
+        self._wishing = False
+        self._is_done = False
         self._write_failures = 0
         self._inbox_fails = False
 
@@ -69,30 +78,27 @@ class SessionRun:
         make_room()
         listening = asyncio.create_task(self._wishes.listen())
         try:
-            async with asyncio.TaskGroup() as children:
+            async with Children(self.log) as children:
                 while not self._is_over():
                     await self.tick(children)
-                    await self._sleep()
-                self.news.publish(last=True)
+                    await self._sleep(children)
+                self.updates.end()
+                self._drawing.stop()
             await self._flush()
             await self._face.close()
         finally:
             listening.cancel()
             self._disk.close()
 
-    async def tick(self, children: asyncio.TaskGroup) -> None:
+    async def tick(self, children: Children) -> None:
         """Look, decide, act, publish."""
-        look = await self._look(children)
-        self._act(children)
+        look, work = await self._look(children)
+        self._act(children, work)
         self._face.offer(children, look)
         self._heed_wishes(children)
-        if look.changed or look.events or look.actions or self.news.is_due:
-            self.news.publish()
 
     def _is_over(self) -> bool:
-        # A request that came at the last moment, or to a session that had ended, is heeded too.
-        done = self.session.is_over and inbox.is_empty(self.session.path)
-        return done or self.news.interrupted is not None
+        return self._is_done or self.updates.interrupted is not None
 
     async def _flush(self) -> None:
         try:
@@ -100,62 +106,82 @@ class SessionRun:
         except OSError as error:
             self.log.warning("the last lines read are not written (%s): read again later", error)
 
-    def _heed_wishes(self, children: asyncio.TaskGroup) -> None:
-        if self._wishing is None and self._wishes.is_due:
-            self._wishing = children.create_task(self._ask_for_wishes())
+    def _heed_wishes(self, children: Children) -> None:
+        if not self._wishing and self._wishes.is_due:
+            self._wishing = True
+            children.spawn("cancellations in Prefect", self._ask_for_wishes())
 
     async def _ask_for_wishes(self) -> None:
-        jobs = await self._wishes.cancelled()
-        if jobs is not None:
-            who = "cancelled in Prefect"
-            names = await self._disk.persist(inbox.request_cancel, self.session, tuple(jobs), who)
-            if names:
-                self.log.info("%s: %s", who, ", ".join(names))
-        self._wishing = None
+        try:
+            jobs = await self._wishes.cancelled()
+            if jobs is not None:
+                who = "cancelled in Prefect"
+                names = await self._disk.persist(self._request_cancel, tuple(jobs), who)
+                if names:
+                    self.log.info("%s: %s", who, ", ".join(names))
+        finally:
+            self._wishing = False
+
+    def _request_cancel(self, jobs: tuple[str, ...], who: str) -> list[str]:
+        return self._monitor.recorder.apply(inbox.request_cancel, jobs, who)
 
     # Look
 
-    def _read_on(self, answers: dict[str, Sighting]) -> Look:
+    def _read_on(self, answers: dict[str, Sighting], is_time_to_ask: bool) -> _Found:
         """On the session's thread, in one go: each way there and back costs as much as a look."""
         self._lease.beat()
-        self._take_requests()
-        return self._monitor.look(answers)
+        notes = self._take_requests()
+        look = self._monitor.look(answers)
+        tickets = self._monitor.tickets() if is_time_to_ask else None
+        return _Found(look, self._monitor.next_work(), notes, tickets)
 
-    def _take_requests(self) -> None:
+    def _take_requests(self) -> list[str]:
+        """Process requests of other processes; returns a line for each."""
         try:
-            notes = inbox.take_on(self.session)
+            notes = self._monitor.recorder.apply(inbox.take_on)
         except OSError as error:
             if not self._inbox_fails:
                 self.log.warning("%s: requests wait (%s)", self.session.path / "inbox", error)
             self._inbox_fails = True
-            return
+            return []
         self._inbox_fails = False
-        for note in notes:
-            self.news.stir()
-            self.log.info(note)
+        return notes
 
-    async def _look(self, children: asyncio.TaskGroup) -> Look:
+    async def _look(self, children: Children) -> tuple[Look, Work]:
         """Read what is new; the scheduler's answer is taken when it comes, and not waited for."""
         answers = self._questions.collect()
-        self._questions.ask_if_due(children, self._monitor.tickets)
         self._note_gap()
         try:
-            look = await self._disk.run(self._read_on, answers)
+            found = await self._disk.run(self._read_on, answers, self._questions.is_due)
         except SessionHeld as error:
-            self.news.interrupt(str(error))
-            return Look([], [], set())
-        except OSError as error:
-            self._write_failures += 1
-            self.news.stir()  # what was seen is known, though not yet on disk
-            if self._write_failures == 1:
-                self.log.warning("%s: cannot be written (%s); trying on", self.session.path, error)
-            return Look([], [], set())
+            self.updates.interrupt(str(error))
+            return Look([], [], set()), _NOTHING
+        except Exception as error:
+            self._note_write_failure(answers, error)
+            return Look([], [], set()), _NOTHING
         if self._write_failures:
             self.log.warning("written again after %d failures", self._write_failures)
             self._write_failures = 0
-        for event in look.events:
+        for note in found.notes:
+            self.log.info(note)
+        for event in found.look.events:
             self.log.info(describe(event))
-        return look
+        for warning in found.look.warnings:
+            self.log.warning(warning)
+        if found.tickets is not None:
+            self._questions.ask(children, found.tickets)
+        return found.look, found.work
+
+    def _note_write_failure(self, answers: dict[str, Sighting], error: Exception) -> None:
+        """Whatever it is that a look raises, the next one is made: jobs are running out there."""
+        self._questions.give_back(answers)
+        self._write_failures += 1
+        if self._write_failures > 1:
+            return
+        if isinstance(error, OSError):
+            self.log.warning("%s: cannot be written (%s); trying on", self.session.path, error)
+        else:
+            self.log.error("%s: a look failed; trying on", self.session.path, exc_info=error)
 
     def _note_gap(self) -> None:
         """Remember the longest time between two looks: nothing may ever block them."""
@@ -166,40 +192,34 @@ class SessionRun:
 
     # Act
 
-    def _act(self, children: asyncio.TaskGroup) -> None:
-        self._performer.perform(children)
-        self._drawing.draw(children)
-        self._submitter.drive(children)
-        tickets = self._to_cancel()
-        if tickets:
-            children.create_task(self._cancel(tickets))
+    def _act(self, children: Children, work: Work) -> None:
+        self._is_done = work.is_over
+        self._drawing.draw(children, work.jobs)
+        for step in work.steps:
+            phases = steps.carry_out(step, self._monitor, self.log)
+            children.spawn(steps.named(step), self._runner.run(phases))
+        for action in work.actions:
+            phases = action_runs.carry_out(action, self._monitor, self.log)
+            children.spawn(f"action {action.key}", self._runner.run(phases))
+        if work.has_conditions:
+            self._conditions.start_check(children)
 
-    def _to_cancel(self) -> list[Ticket]:
-        """Attempts of jobs that are to end or to restart, and those queued ahead of ended ones."""
-        return [
-            self.session.ticket(attempt)
-            for job in self.session.jobs.values()
-            if job.is_ending
-            for attempt in job.open_attempts
-            if attempt.job_id is not None and attempt.key not in self._cancelling
-        ]
+    # Sleep
 
-    async def _cancel(self, tickets: list[Ticket]) -> None:
-        self._cancelling |= {ticket.key for ticket in tickets}
+    async def _sleep(self, children: Children) -> None:
+        """Until the next look; what was done beside the loop may call for more before that."""
+        until = time.monotonic() + self.session.experiment.monitoring.file_tick_s
+        while not self._is_over() and (left := until - time.monotonic()) > 0:
+            await self.updates.wait_for_change(left)
+            if self.updates.take_changed() and not self._is_over():
+                self._act(children, await self._next_work())
+
+    async def _next_work(self) -> Work:
         try:
-            answers = await effects.cancel(self._scheduler, tickets)
+            return await self._disk.run(self._monitor.next_work, after_look=False)
         except Exception as error:
-            self.log.warning("%d jobs not cancelled yet: %s; trying again", len(tickets), error)
-            await self.news.pause(self.session.experiment.slurm.scheduler_tick_s)
-            self._cancelling -= {ticket.key for ticket in tickets}
-            return
-        await self._disk.persist(self.session.record_answers, answers)
-        for key, answer in answers.items():
-            self.log.info("cancel %s: %s", key, answer)
-
-    async def _sleep(self) -> None:
-        if not self._is_over():
-            await self.news.pause(self.session.experiment.monitoring.file_tick_s)
+            self.log.error("what is to be done next is not known; trying on", exc_info=error)
+            return _NOTHING
 
 
 def make_room() -> None:

@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect import get_client, runtime
@@ -26,10 +26,14 @@ from autoexp.monitor import Look
 from autoexp.session import Session
 from autoexp.status import JobStatus, status_of
 from flows import page
+from flows.children import Children
 from flows.disk import Disk
 from flows.sending import Sending
 from flows.tags import tags_of
 from flows.telling import Telling
+
+if TYPE_CHECKING:
+    from autoexp.plot import Subject
 
 # Drawing takes a few tenths of a second of a core: not at every publication.
 _PLOT_EVERY = 10
@@ -47,7 +51,7 @@ class Face:
         self._sending = sending
         self._log = log
         self._telling = Telling(session)
-        self._publishing: asyncio.Task[None] | None = None
+        self._publishing = False
         self._dirty = True
         self._urgent = True
         self._published_at = 0.0
@@ -63,14 +67,15 @@ class Face:
         self._started.add(job)
         self._urgent = True
 
-    def offer(self, children: asyncio.TaskGroup, look: Look) -> None:
+    def offer(self, children: Children, look: Look) -> None:
         """Publish in the background if something changed and it is time."""
         self._dirty |= bool(look.changed)
         self._urgent |= bool(look.events)
-        if self._publishing is not None or not (self._is_wanted() and self._may_try()):
+        if self._publishing or not (self._is_wanted() and self._may_try()):
             return
         self._dirty = self._urgent = False
-        self._publishing = children.create_task(self._try_to_publish())
+        self._publishing = True
+        children.spawn("publication", self._try_to_publish())
 
     async def close(self) -> None:
         """Publish the end of the story, plot included; wait for a server that is away."""
@@ -108,13 +113,14 @@ class Face:
             self._failures = 0
         finally:
             self._published_at = time.monotonic()
-            self._publishing = None
+            self._publishing = False
 
     async def _publish(self) -> None:
         async with self._sending.line:
             await self._publish_in_turn()
         # Last: by now the server has answered, so events find it too.
-        self._telling.tell()
+        await self._disk.run(self._telling.collect)
+        self._telling.emit()
 
     async def _publish_in_turn(self) -> None:
         await self._tag()
@@ -165,7 +171,8 @@ class Face:
 
     async def _publish_plot(self) -> None:
         # Drawing imports matplotlib, which takes most of a second.
-        path = await asyncio.to_thread(_draw, self._session)
+        subject = await self._disk.run(_subject, self._session)
+        path = await asyncio.to_thread(_draw, subject)
         picture = base64.b64encode(path.read_bytes()).decode()
         url = f"data:image/png;base64,{picture}"
         description = f"loss and learning rate of {self._session.id} ({path})"
@@ -184,10 +191,16 @@ async def _update(artifact: UUID, data: str, description: str) -> None:
         await client.update_artifact(artifact, ArtifactUpdate(data=data, description=description))
 
 
-def _draw(session: Session) -> Path:
+def _subject(session: Session) -> "Subject":
     from autoexp import plot
 
-    return plot.draw(session)
+    return plot.Subject.of(session)
+
+
+def _draw(subject: "Subject") -> Path:
+    from autoexp import plot
+
+    return plot.draw(subject)
 
 
 def _id(made: Any) -> UUID:

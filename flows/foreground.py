@@ -131,7 +131,7 @@ def _print_outcome(session: Session, out: Console) -> int:
 def _draw(session: Session) -> None:
     from autoexp import plot
 
-    plot.draw(session)
+    plot.draw(plot.Subject.of(session))
 
 
 def _quieten() -> None:

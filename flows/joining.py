@@ -43,7 +43,7 @@ def add_jobs(composed: Composed, session_id: str | None) -> int:
         print(f"session {path.name} in {path}\nnobody watches it yet: autoexp resume {path.name}")
         return 0
     session = Session.load(path)
-    refuse_other_scheduler(session, composed.experiment)
+    refuse_other_scheduler(session.id, session.experiment, composed.experiment)
     plan = plan_study(composed, output_root(session.experiment, path))
     for spec in plan.jobs:
         session.refuse_clash(spec)  # at once, instead of by the monitor later
@@ -88,7 +88,7 @@ def _session_to_join(composed: Composed, name: str) -> Session:
         # Without jobs of its own: the adopted one is asked for as of any other session.
         create(composed, path.parent, session_id=name, provenance=provenance(), jobs=no_jobs)
     session = Session.load(path)
-    refuse_other_scheduler(session, composed.experiment)
+    refuse_other_scheduler(session.id, session.experiment, composed.experiment)
     return session
 
 

@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Callable
 from typing import Any
 
+from autoexp.backoff import delay_s
 from autoexp.errors import SchedulerUnavailable
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
+from flows.children import Children
 
 _LONGEST_BACK_OFF_S = 300.0
 
@@ -21,7 +21,7 @@ class Questions:
         self._tick_s = tick_s
         self._log = log
         self._answers: dict[str, Sighting] = {}
-        self._asking: asyncio.Task[None] | None = None
+        self._asking = False
         self._next_at = 0.0
         self._misses = 0
 
@@ -30,10 +30,19 @@ class Questions:
         answers, self._answers = self._answers, {}
         return answers
 
-    def ask_if_due(self, children: asyncio.TaskGroup, tickets: Callable[[], list[Ticket]]) -> None:
-        """Start a query when it is time and none is under way."""
-        if self._asking is None and time.monotonic() >= self._next_at:
-            self._asking = children.create_task(self._ask(tickets()))
+    def give_back(self, answers: dict[str, Sighting]) -> None:
+        """Keep answers that could not be taken in, for the next call of `collect`."""
+        self._answers = {**answers, **self._answers}
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a query, and none is under way."""
+        return not self._asking and time.monotonic() >= self._next_at
+
+    def ask(self, children: Children, tickets: list[Ticket]) -> None:
+        """Start a query about these attempts."""
+        self._asking = True
+        children.spawn("query of the scheduler", self._ask(tickets))
 
     async def _ask(self, tickets: list[Ticket]) -> None:
         started = time.monotonic()
@@ -47,11 +56,11 @@ class Questions:
                 known = isinstance(error, SchedulerUnavailable)
                 what = error if known else f"{type(error).__name__}: {error}"
                 self._log.warning("no answer from the scheduler (%s); no job is touched", what)
-            wait = min(_LONGEST_BACK_OFF_S, wait * 2**self._misses) * random.uniform(0.8, 1.2)
+            wait = delay_s(self._misses, 2 * self._tick_s, _LONGEST_BACK_OFF_S)
         else:
             if self._misses:
                 self._log.warning("the scheduler answers again after %d misses", self._misses)
             self._misses = 0
         finally:
             self._next_at = started + wait
-            self._asking = None
+            self._asking = False

@@ -57,11 +57,11 @@ def _cell(value: object) -> str:
 
 def plot(options: argparse.Namespace) -> int:
     """Draw the curves and print the picture's path."""
-    from autoexp.plot import draw
+    from autoexp.plot import Subject, draw
 
     sessions = _sessions(options.sessions or [None])
     output = Path(options.output).absolute() if options.output else None
-    print(draw(*sessions, path=output))
+    print(draw(*map(Subject.of, sessions), path=output))
     for session in sessions:
         for line in gains_lines(curves.gains(session)):
             print(line)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from flows.context import foreground
-from flows.news import News
+from flows.updates import Updates
 
 _PAUSE_S = 10.0
 _FOREGROUND_S = 20.0
@@ -48,9 +48,9 @@ class Sending:
     is not told would have the session run again.
     """
 
-    def __init__(self, news: News, log: "logging.Logger | Any") -> None:
+    def __init__(self, updates: Updates, log: "logging.Logger | Any") -> None:
         self.line = asyncio.Lock()
-        self._news = news
+        self._updates = updates
         self._log = log
         self._patience_s = _FOREGROUND_S if foreground() else _WORKER_S
         self._pause_s = min(_PAUSE_S, self._patience_s / 4)
@@ -68,14 +68,14 @@ class Sending:
                 if self._is_enough(since):
                     self._log.warning("Prefect never took %s: given up", what)
                     return False
-                await self._news.pause(self._pause_s)
+                await self._updates.pause(self._pause_s)
             else:
                 return True
 
     def _is_enough(self, since: float) -> bool:
-        if self._news.interrupted is not None:
+        if self._updates.interrupted is not None:
             return True
-        ended = self._news.ended_at
+        ended = self._updates.ended_at
         return ended is not None and time.monotonic() - max(since, ended) > self._patience_s
 
 

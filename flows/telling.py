@@ -38,11 +38,14 @@ class Telling:
         self._submitted = {key for key, _, _ in _submissions(session)}
         self._cooldowns_done = _cooldowns_are_done(session)
 
-    def tell(self) -> None:
-        """Emit everything that waits; it does not block."""
+    def collect(self) -> None:
+        """On the session's thread: note what has happened since the last time."""
         self._note_journal()
         self._note_submissions()
         self._note_last_cooldown()
+
+    def emit(self) -> None:
+        """Emit everything that waits; it does not block."""
         waiting, self._waiting = self._waiting, []
         for told in waiting:
             _emit(self._session, told)
@@ -85,14 +88,14 @@ def _told_submission(key: str, job: JobRecord, submitted_at: datetime | None) ->
 def _submissions(session: Session) -> list[tuple[str, JobRecord, datetime | None]]:
     return [
         (attempt.key, job, attempt.submitted_at)
-        for job in list(session.jobs.values())
+        for job in session.jobs.values()
         for attempt in job.attempts
         if attempt.job_id is not None
     ]
 
 
 def _cooldowns(session: Session) -> list[JobRecord]:
-    return [job for job in list(session.jobs.values()) if job.spec.kind is Kind.COOLDOWN]
+    return [job for job in session.jobs.values() if job.spec.kind is Kind.COOLDOWN]
 
 
 def _cooldowns_are_done(session: Session) -> bool:

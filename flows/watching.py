@@ -114,14 +114,14 @@ async def watch(path: Path) -> State[Any]:
             log.info(advice)
         run = SessionRun(held, lease, scheduler_for(held.experiment), log)
         if terminal := foreground():
-            terminal.listen(run.news)
+            terminal.listen(run.updates)
         await run.run()
         return _final_state(run)
 
 
 def _final_state(run: SessionRun) -> State[Any]:
     if not run.session.is_over:
-        return Crashed(message=f"stopped watching ({run.news.interrupted}); jobs keep running")
+        return Crashed(message=f"stopped watching ({run.updates.interrupted}); jobs keep running")
     jobs = run.session.jobs.values()
     if any(job.was_cancelled for job in jobs) and all(
         job.was_cancelled or job.verdict is Verdict.FINISHED for job in jobs

@@ -57,6 +57,7 @@ class Actions(dict[str, ActionRecord]):
         super().__init__()
         self._open: dict[str, None] = {}
         self._starts: dict[str, dict[str, None]] = {}
+        self._done_at: dict[tuple[str, str], datetime] = {}
 
     def __setitem__(self, key: str, action: ActionRecord) -> None:
         super().__setitem__(key, action)
@@ -66,11 +67,20 @@ class Actions(dict[str, ActionRecord]):
             self._open[key] = None
         if isinstance(action.action, Start):
             self._starts.setdefault(action.action.job, {})[key] = None
+        if action.status is ActionStatus.DONE:
+            place = (action.rule, action.event.job)
+            self._done_at[place] = max(
+                self._done_at.get(place, action.updated_at), action.updated_at
+            )
 
     @property
     def pending(self) -> list[ActionRecord]:
         """Actions to do, those that were under way when a monitor died included."""
         return [self[key] for key in self._open]
+
+    def last_done(self, rule: str, job: str) -> datetime | None:
+        """When a rule last did something about a job; None: it has not."""
+        return self._done_at.get((rule, job))
 
     def starts_of(self, job: str) -> list[ActionRecord]:
         """The actions that start a job."""

@@ -14,12 +14,13 @@ from autoexp.errors import BadInput, SessionError
 from autoexp.events import BudgetPassed, TrunksFinished
 from autoexp.findings import LogMatched
 from autoexp.jobs import Kind, Verdict, now
-from autoexp.launching import launched_jobs
+from autoexp.launching import Launching, launched
 from autoexp.machines import SlurmCluster
 from autoexp.rules.actions import Cancel, ExcludeNodes, Launch
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.rules.values import values_of
 from autoexp.schedulers.base import Request, Ticket
+from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.schedulers.slurm_batch import executor_for
 from autoexp.session import Session
@@ -113,7 +114,9 @@ def test_pending_jobs_are_told_to_avoid_nodes(
 def launch(session: Session, action: ActionRecord) -> list[str]:
     assert isinstance(action.action, Launch)
     values = values_of(action.event, action.rule, session)
-    jobs = launched_jobs(session, action, action.action, values)
+    about = (session.experiment, session.path, session.id)
+    made = Launching(action, action.action, values, *about).run(LocalScheduler())
+    jobs = launched(session, action.key, made)
     inbox.add_jobs(session, inbox.SubmitRequest(jobs=jobs, by="rule r"))
     return [job.name for job in jobs]
 

@@ -173,14 +173,23 @@ class Branches(NamedTuple):
         """Bring them to the scheduler, as a monitor does that has just started."""
         wanted = [job for job in self.jobs if job.unsubmitted or not job.attempts]
         for group in arrays.groups(wanted, 100):
-            fresh = group[0].unsubmitted is None
-            joining = arrays.begin(self.session, group) if fresh else group
-            ids = arrays.submit(self.session, joining, self.scheduler, fresh=fresh)
-            for job, job_id in zip(joining, ids, strict=True):
+            array = begin(self.session, group)
+            assert array is not None
+            ids = array.run(self.scheduler)
+            for task, job_id in zip(array.tasks, ids, strict=True):
+                job = self.session.jobs[task.spec.name]
                 self.session.record_submission(job, job.attempts[-1], job_id)
 
     def resume(self) -> "Branches":
         return self._replace(session=Session.load(self.path))
+
+
+def begin(session: Session, jobs: list[JobRecord]) -> arrays.Array | None:
+    return arrays.begin(session, [job.spec.name for job in jobs])
+
+
+def tasks(array: arrays.Array | None) -> list[str]:
+    return [task.spec.name for task in array.tasks] if array else []
 
 
 Make = Callable[..., Branches]
@@ -231,10 +240,12 @@ def test_an_array_takes_no_more_than_the_room_in_the_queue(branches: Make) -> No
     made = branches(max_jobs=2)
     made.drive()
     assert [len(job.open_attempts) for job in made.jobs] == [1, 1, 0]
-    assert arrays.begin(made.session, made.jobs[2:]) == []
+    assert begin(made.session, made.jobs[2:]) is None
     made.jobs[0].attempts[0].state = "COMPLETED"
-    (late,) = arrays.begin(made.session, made.jobs[2:])
-    assert (late.attempts[0].name, late.attempts[0].array_index) == ("s1-cooldown-array2", 0)
+    late = begin(made.session, made.jobs[2:])
+    assert late is not None and late.fresh
+    (task,) = late.tasks
+    assert (task.attempt.name, task.attempt.array_index) == ("s1-cooldown-array2", 0)
 
 
 def test_an_array_is_begun_again_whole_but_for_who_was_cancelled_in_the_meantime(
@@ -245,9 +256,9 @@ def test_an_array_is_begun_again_whole_but_for_who_was_cancelled_in_the_meantime
         write, left = Session.save_job, iter("1")  # whose end stands for a full disk
         patch.setattr(Session, "save_job", lambda *job: next(left) and write(*job))
         with pytest.raises(StopIteration):
-            arrays.begin(made.session, made.jobs)
+            begin(made.session, made.jobs)
     made.session.change_job(made.jobs[1], cancel_requested="ann")
-    assert names([arrays.begin(made.session, made.jobs)]) == [["tiny-cd100", "tiny-cd300"]]
+    assert tasks(begin(made.session, made.jobs)) == ["tiny-cd100", "tiny-cd300"]
     assert made.jobs[0].attempts[0].name == made.jobs[2].attempts[0].name
 
 
@@ -280,7 +291,7 @@ def test_a_task_that_is_no_longer_wanted_is_found_if_the_array_was_submitted(
     if how is not None:
         assert not fate.spares(made.drive)
     else:
-        arrays.begin(made.session, made.jobs)
+        begin(made.session, made.jobs)
     session = Session.load(made.path)
     attempt = session.jobs["tiny-cd200"].attempts[0]
     ticket = session.submission_ticket(attempt)
@@ -293,7 +304,9 @@ def test_a_task_that_is_no_longer_wanted_is_found_if_the_array_was_submitted(
         session.withdraw(session.jobs["tiny-cd200"], attempt)
         session.change_job(session.jobs["tiny-cd200"], cancel_requested="ann")
         others = [job for job in made.resume().jobs if job.unsubmitted]
-        assert arrays.submit(session, others, made.scheduler, fresh=False) == ["100_0", "100_2"]
+        array = begin(session, [session.jobs[job.spec.name] for job in others])
+        assert array is not None and not array.fresh
+        assert array.run(made.scheduler) == ["100_0", "100_2"]
         assert made.scheduler.submissions == {KEYS[0]: 1, KEYS[2]: 1}
 
 

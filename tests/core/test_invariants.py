@@ -1,5 +1,7 @@
 """A session under everything at once: nothing is doubled and nothing lost, whatever dies when."""
 
+import itertools
+import logging
 import os
 import sys
 import tempfile
@@ -13,136 +15,85 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import stateful as hs
 
-from autoexp import acting, inbox, lease, states
-from autoexp.backends.base import FoundCheckpoint
+from autoexp import action_runs, inbox, lease, states, steps
+from autoexp.action_runs import Pin
 from autoexp.compose import Composed
 from autoexp.creation import create
-from autoexp.errors import SchedulerError, SessionError, SubmissionRefused
+from autoexp.errors import SchedulerError
 from autoexp.experiment import Monitoring
-from autoexp.jobs import Attempt, JobRecord, Kind, Verdict
+from autoexp.jobs import Kind, Verdict
 from autoexp.machines import SlurmCluster
-from autoexp.monitor import Monitor
-from autoexp.rules.actions import Restart, Start
-from autoexp.rules.records import ActionRecord, ActionStatus
-from autoexp.schedulers.base import Request, Sighting, find_or_forbid, prepare, submit_once
+from autoexp.monitor import Monitor, Work
+from autoexp.phases import Effect, in_turns
+from autoexp.rules.actions import Start
+from autoexp.rules.records import ActionStatus
+from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.session import Session
 from tests.core.conftest import spec_of
 from tests.core.test_arrays import FakeJob, FakeScheduler, Fate
 
-Work = Iterator[None]
+LOG = logging.getLogger(__name__)
 
 
 class Driver:
-    """flows/engine.py and flows/submitting.py without Prefect; a generator for each coroutine."""
+    """The loop of a session, one thing after the other: the steps and actions are the real ones."""
 
     def __init__(self, path: Path, scheduler: FakeScheduler) -> None:
         (path / lease.FILE).unlink(missing_ok=True)  # the pid of the one that died is ours
         self._held = Session.hold(path)
         self.session, _ = self._held.__enter__()
-        self.monitor = Monitor(self.session)
+        self.monitor = Monitor(self.session, clock=lambda: self._seconds)
         self.scheduler = scheduler
-        self.work: dict[str, Work] = {}
+        self.work: dict[str, Iterator[None]] = {}
+        self.is_over = False
+        self._seconds = 0.0
+        self._numbers = itertools.count()
         self._answers: dict[str, Sighting] = {}
 
     def tick(self) -> None:
+        self._seconds += 1000.0  # whatever failed may be tried again
         answers, self._answers = self._answers, {}
-        self._start("ask", self._ask())
-        inbox.take_on(self.session)
+        if "ask" not in self.work:
+            self._start("ask", self._ask(self.monitor.tickets()))
+        self.monitor.recorder.apply(inbox.take_on)
         self.monitor.look(answers)
-        for action in self.session.pending_actions():
-            self._start(action.key, self._perform(action))
-        for name, job in self.session.jobs.items():
-            if job.launched and not (job.is_over and job.unsubmitted is None):
-                self._start(name, self._drive(job))
-        self._start("cancel", self._cancel())
+        self._hand_over(self.monitor.next_work())
 
     def go_on(self, names: list[str]) -> None:
         for name in names:
             if next(self.work[name], "over") == "over":
                 del self.work[name]
+        self._hand_over(self.monitor.next_work(after_look=False))
 
     def round(self) -> None:
         self.tick()
-        for _ in range(4):
+        for _ in range(6):
             self.go_on(list(self.work))
 
-    def _start(self, name: str, work: Work) -> None:
-        if name not in self.work:
-            self.work[name] = work
-            self.go_on([name])
+    def _hand_over(self, work: Work) -> None:
+        self.is_over = work.is_over
+        for step in work.steps:
+            phases = steps.carry_out(step, self.monitor, LOG)
+            self._start(steps.named(step), in_turns(phases, self._do))
+        for action in work.actions:
+            phases = action_runs.carry_out(action, self.monitor, LOG)
+            self._start(action.key, in_turns(phases, self._do))
 
-    def _ask(self) -> Work:
-        tickets = self.monitor.tickets()
+    def _start(self, name: str, work: Iterator[None]) -> None:
+        name = name if name not in self.work else f"{name} {next(self._numbers)}"
+        self.work[name] = work
+        if next(work, "over") == "over":
+            del self.work[name]
+
+    def _do(self, effect: Effect) -> Any:
+        if isinstance(effect, Pin) and self.scheduler.silent:  # the filesystem fails with it
+            raise RuntimeError("stale file handle")
+        return effect.run(self.scheduler)
+
+    def _ask(self, tickets: list[Ticket]) -> Iterator[None]:
         yield
         with suppress(SchedulerError):
             self._answers |= self.scheduler.query(tickets)
-
-    def _perform(self, action: ActionRecord) -> Work:
-        try:
-            job = acting.begin(self.session, action)
-            yield
-            if isinstance(action.action, Restart):
-                acting.done(self.session, action, acting.ask_restart(self.session, action))
-                return
-        except SessionError as error:
-            acting.fail(self.session, action, str(error))
-            return
-        if self.scheduler.silent:  # the filesystem fails with it
-            acting.fail(self.session, action, "stale file handle")
-            return
-        found = FoundCheckpoint(action.event.iteration, Path(action.event.path))
-        job.spec.trainer.seed(found, Path(job.spec.save_dir))
-        yield
-        acting.complete(self.session, action, job)
-
-    def _cancel(self) -> Work:
-        jobs = [job for job in self.session.jobs.values() if job.is_ending]
-        attempts = [a for job in jobs for a in job.open_attempts if a.job_id is not None]
-        yield
-        with suppress(SchedulerError):
-            self.scheduler.cancel([self.session.ticket(attempt) for attempt in attempts])
-
-    def _drive(self, job: JobRecord) -> Work:
-        while not (job.is_over and job.unsubmitted is None):
-            if job.may_be_replaced:
-                yield
-                acting.replaced(self.session, job, {})
-            elif job.unsubmitted is not None and job.is_ending:
-                yield from self._withdraw(job, job.unsubmitted)
-            elif job.unsubmitted is not None:
-                yield from self._submit(job, job.unsubmitted, fresh=False)
-            elif attempt := self.session.begin_attempt(job):
-                yield
-                yield from self._submit(job, attempt, fresh=True)
-                continue
-            yield
-
-    def _withdraw(self, job: JobRecord, attempt: Attempt) -> Work:
-        ticket = self.session.submission_ticket(attempt)
-        try:
-            job_id = find_or_forbid(ticket, attempt, self.scheduler)
-        except SchedulerError:
-            yield
-            return
-        yield
-        if job_id is None:
-            self.session.withdraw(job, attempt)
-        else:
-            self.session.record_submission(job, attempt, job_id)
-
-    def _submit(self, job: JobRecord, attempt: Attempt, *, fresh: bool) -> Work:
-        ticket = self.session.ticket(attempt)
-        request = Request(attempt.name, attempt.log, job.spec.machine, after=attempt.after)
-        try:
-            prepare(ticket, job.spec, attempt, self.scheduler.orders(job.spec, attempt))
-            job_id = submit_once(ticket, request, self.scheduler, fresh=fresh)
-        except SubmissionRefused as error:
-            self.session.refuse(job, attempt, str(error))
-        except SchedulerError:
-            yield
-        else:
-            yield
-            self.session.record_submission(job, attempt, job_id)
 
 
 REQUESTS: tuple[inbox.Request, ...] = (

@@ -309,10 +309,10 @@ def test_no_record_tells_what_the_journal_does_not(story: Story) -> None:
     with pytest.raises(OSError):
         story.look()
     with pytest.raises(OSError):
-        story.session.change_job(story.job(), warning="of no matter here")
+        story.monitor.recorder.apply(Session.change_job, story.job(), warning="no matter")
     assert Session.load(story.path).jobs["tiny"].checkpoints == []
     (story.path / "away").rename(path)
-    story.session.change_job(story.job(), warning="of no matter here")
+    story.monitor.recorder.apply(Session.change_job, story.job(), warning="no matter")
     assert story.on_disk == ([100], ["tiny-cd100"])
     assert Session.load(story.path).jobs["tiny"].checkpoints == [100]
     assert launches(story.look()) == ["tiny-cd100"]

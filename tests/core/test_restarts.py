@@ -1,32 +1,34 @@
 """Restarts: asked for once, written down first, carried out once, whatever is killed when."""
 
 import itertools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autoexp import acting
+from autoexp import acting, action_runs, phases
 from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER
-from autoexp.changing import changed_spec
 from autoexp.compose import compose
 from autoexp.creation import create
-from autoexp.errors import SessionError
 from autoexp.events import JobGivenUp, RestartAsked
 from autoexp.findings import LogMatched, MetricAlarm
 from autoexp.jobs import Verdict
-from autoexp.rules.actions import Fail, Finish, Restart, Start
+from autoexp.rules.actions import Restart, Start
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting
+from autoexp.schedulers.local import LocalScheduler
 from autoexp.session import Session
 from autoexp.setting import setting
+from autoexp.steps import Replace, carry_out, next_step
 from tests.core.conftest import TINY, KilledAt
 from tests.core.test_monitor import Story, of
 
 NAN = {"nan": {"not_a_number": {"logged": 2}, "actions": [{"restart": {"roll_back": True}}]}}
 HANG = {"hang": {"substring": "it hangs", "actions": [{"restart": {}}]}}
 Rules = dict[str, Any]
+LOG = logging.getLogger()
 
 
 @pytest.fixture
@@ -56,17 +58,9 @@ def log_nan(story: Story, iteration: int) -> None:
     say(story, f" iteration {iteration:8d}/     300 | learning rate: 1.0E-02 | grad norm: nan |")
 
 
-def perform(session: Session, action: ActionRecord) -> None:
-    """What flows/performing.py does, without Prefect."""
-    try:
-        acting.begin(session, action)
-        match action.action:
-            case Restart():
-                acting.done(session, action, acting.ask_restart(session, action))
-            case Fail() | Finish():
-                acting.done(session, action, acting.ask_ending(session, action, "as asked"))
-    except SessionError as error:
-        acting.fail(session, action, str(error))
+def perform(story: Story, action: ActionRecord) -> None:
+    """Carry an action out, one phase after the other."""
+    phases.run(action_runs.carry_out(action, story.monitor, LOG), LocalScheduler())
 
 
 def go_on(story: Story) -> None:
@@ -75,16 +69,14 @@ def go_on(story: Story) -> None:
     story.look()
     for action in session.pending_actions():
         if not isinstance(action.action, Start):
-            perform(session, action)
+            perform(story, action)
     job = story.job()
     if job.restart is not None and job.open_attempts:
         story.look(state="CANCELLED")
     story.look()
     if job.may_be_replaced:
-        assert job.restart is not None
-        if job.restart.roll_back_to is not None:
-            job.spec.trainer.set_aside(Path(job.spec.save_dir), job.restart.roll_back_to)
-        acting.replaced(session, job, changed_spec(job.spec, job.restart.backend))
+        assert next_step(job) == Replace(("tiny",))
+        phases.run(carry_out(Replace(("tiny",)), story.monitor, LOG), LocalScheduler())
     session.begin_attempt(job)
 
 
@@ -196,9 +188,9 @@ def test_failing_a_job_overrules_restarting_it_in_either_order(
         say(story, "out of memory")
         actions = story.look(state="FAILED", exit_code=1).actions
         for action in reversed(actions) if backwards else actions:
-            perform(story.session, action)
+            perform(story, action)
             story.look()
-        assert (story.job().verdict, story.job().reason) == (Verdict.FAILED, "as asked")
+        assert (story.job().verdict, story.job().reason) == (Verdict.FAILED, "rule oom")
 
 
 def test_two_rules_that_restart_the_same_attempt_restart_it_once(
@@ -232,7 +224,7 @@ def test_a_crash_and_a_nan_of_the_same_attempt_are_one_restart_with_roll_back(
     actions = [a for a in story.session.pending_actions() if isinstance(a.action, Restart)]
     assert [action.rule for action in actions] == ["nan", "crash"]
     for action in reversed(actions) if backwards else actions:
-        perform(story.session, action)
+        perform(story, action)
         story.look()
     go_on(story)
     job = Session.load(story.path).jobs["tiny"]
@@ -268,7 +260,7 @@ def test_attempts_queued_ahead_end_with_the_one_that_restarts_and_count_for_noth
         later = first.model_copy(update={**changes, "state": "PENDING", "transitions": 0})
         session.change_job(job, attempts=[*job.attempts, later])
     say(story, "it hangs")
-    perform(session, story.look().actions[0])
+    perform(story, story.look().actions[0])
     ends = {attempt.key: Sighting("CANCELLED") for attempt in job.open_attempts}
     story.monitor.look(ends)
     for _ in range(3):
@@ -294,7 +286,7 @@ def test_a_rule_ends_a_job_that_waits_for_its_next_attempt(
     story = story_of(state_events={"limit": {"to": ["TIMEOUT"], "actions": [{"fail": {}}]}})
     story.look(state="TIMEOUT")
     go_on(story)
-    assert (story.job().verdict, story.job().reason) == (Verdict.FAILED, "as asked")
+    assert (story.job().verdict, story.job().reason) == (Verdict.FAILED, "rule limit")
 
 
 def test_changed_arguments_are_in_the_next_attempts_command(

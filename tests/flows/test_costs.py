@@ -2,15 +2,18 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from autoexp.monitor import JobView
 from bench import engine, worlds
+from flows.children import Children
 from flows.disk import Disk
+from flows.drawing import Drawing
 from flows.engine import make_room
 from flows.train import train
 from tests.flows.conftest import Make
@@ -29,38 +32,49 @@ def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
         hops.append(function.__name__)
         return await original(disk, function, *args, **more)
 
-    async def watch(run: engine.Still) -> int:
-        async with asyncio.TaskGroup() as children:
+    async def watch(run: engine.Still) -> bool:
+        async with Children(run.log) as children:
             await engine.settle(run, children)
-            number = run.news.number
+            run.updates.take_changed()
             monkeypatch.setattr(Disk, "run", counted)
             monkeypatch.setattr("flows.face.get_client", None)
             monkeypatch.setattr("flows.wishes.get_client", None)
             for _ in range(3):
                 await run.tick(children)
+            changed = run.updates.take_changed()
             engine.end(run)
-        return run.news.number - number - 1  # the one that ends it
+        return changed
 
     with engine.watched(tmp_path, jobs) as (run, _):
-        assert asyncio.run(watch(run)) == 0
+        assert not asyncio.run(watch(run))
     assert hops == ["_read_on"] * 3
 
 
-def test_what_one_job_does_is_published_once(tmp_path: Path) -> None:
-    async def watch(run: engine.Still) -> int:
-        async with asyncio.TaskGroup() as children:
-            await engine.settle(run, children)
-            number = run.news.number
-            job = next(iter(run.session.jobs.values()))
-            worlds.grow(run.session, 5000, 1)
-            engine.mute(run, children)
-            await run.tick(children)
-            assert job.iteration == 5000
-            engine.end(run)
-        return run.news.number - number - 1
+def test_what_one_job_does_reaches_those_alone_who_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    draw = Drawing.draw
 
-    with engine.watched(tmp_path, 2) as (run, _):
-        assert asyncio.run(watch(run)) == 1
+    def counted(drawing: Drawing, children: Children, changed: Sequence[JobView]) -> None:
+        told.extend(job.spec.name for job in changed)
+        draw(drawing, children, changed)
+
+    async def watch(run: engine.Still) -> None:
+        async with Children(run.log) as children:
+            await engine.settle(run, children)
+            first = next(iter(run.session.jobs.values()))
+            worlds.grow_job(first, 5000, 1)
+            engine.mute(run)
+            monkeypatch.setattr(Drawing, "draw", counted)
+            for _ in range(3):
+                await run.tick(children)
+            assert first.iteration == 5000
+            assert told == [first.spec.name]
+            engine.end(run)
+
+    with engine.watched(tmp_path, 12) as (run, _):
+        asyncio.run(watch(run))
 
 
 def test_effects_that_take_long_do_not_hold_up_the_schedulers_answers(tmp_path: Path) -> None:
@@ -68,12 +82,12 @@ def test_effects_that_take_long_do_not_hold_up_the_schedulers_answers(tmp_path: 
 
     async def answered(run: engine.Still) -> set[str]:
         make_room()
-        async with asyncio.TaskGroup() as children:
+        async with Children(run.log) as children:
             await engine.settle(run, children)
             for _ in range(20):
-                children.create_task(asyncio.to_thread(done.wait))
+                children.spawn("effect", asyncio.to_thread(done.wait))
             run._questions._next_at = 0.0
-            run._questions.ask_if_due(children, run._monitor.tickets)
+            run._questions.ask(children, run._monitor.tickets())
             for _ in range(100):
                 await asyncio.sleep(0.1)
                 if answers := run._questions.collect():

@@ -16,7 +16,7 @@ from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session
 from flows.disk import Disk
 from flows.engine import SessionRun
-from flows.news import News
+from flows.updates import Updates
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect
@@ -54,8 +54,8 @@ async def test_the_parent_keeps_looking_while_cooldowns_run_and_an_action_sleeps
 
 
 async def test_an_interruption_ends_the_waiting_for_a_full_disk() -> None:
-    news = News()
-    disk = Disk(Path("s1"), news, logging.getLogger())
+    updates = Updates()
+    disk = Disk(Path("s1"), updates, logging.getLogger())
     tried, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def write() -> None:
@@ -64,7 +64,7 @@ async def test_an_interruption_ends_the_waiting_for_a_full_disk() -> None:
 
     writing = asyncio.create_task(disk.persist(write))
     await tried.wait()
-    news.interrupt("SIGINT")
+    updates.interrupt("SIGINT")
     # As a cancellation: the session ends, and no error of its own hides why.
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(writing, timeout=60)
@@ -77,7 +77,7 @@ async def test_a_filesystem_that_hangs_is_told_once_and_so_is_its_answer(
     monkeypatch.setattr("flows.disk._PATIENCE_S", 0.05)
     answers, loop = threading.Event(), asyncio.get_running_loop()
     loop.call_later(0.5, answers.set)
-    disk = Disk(Path("/scratch/s1"), News(), logging.getLogger("hanging"))
+    disk = Disk(Path("/scratch/s1"), Updates(), logging.getLogger("hanging"))
 
     await asyncio.gather(*(disk.run(answers.wait) for _ in range(3)))
     await disk.run(str)

@@ -14,16 +14,18 @@ from autoexp.creation import create
 from autoexp.events import CheckpointComplete, Published, RestartAsked
 from autoexp.findings import MetricAlarm
 from autoexp.jobs import Kind, Verdict, now
+from autoexp.monitor import Monitor
 from autoexp.rules.actions import Log
 from autoexp.rules.conditions import FileExists
 from autoexp.rules.records import ActionRecord
 from autoexp.session import Session
 from autoexp.setting import setting
+from flows.children import Children
 from flows.cli import main
+from flows.condition_checker import ConditionChecker
 from flows.disk import Disk
-from flows.news import News
 from flows.train import train
-from flows.waiting import Waiting
+from flows.updates import Updates
 from tests.flows.conftest import SMALL, Make, autoexp
 from tests.flows.test_session_flow import task_runs
 
@@ -189,10 +191,12 @@ async def test_a_deadline_counts_from_the_event_however_often_the_monitor_restar
 
     stamps = set()
     for _ in range(2):  # the second monitor finds nothing new to write
-        session, news, log = Session.load(path), News(), logging.getLogger()
-        waiting = Waiting(session, Disk(path, news, log), news, log)
-        async with asyncio.TaskGroup() as children:
-            assert waiting.look(children, session.pending_actions()) == []
+        session, updates, log = Session.load(path), Updates(), logging.getLogger()
+        disk, monitor = Disk(path, updates, log), Monitor(session)
+        checker = ConditionChecker(session, monitor, disk, updates, log)
+        async with Children(log) as children:
+            checker.start_check(children)
+        assert monitor.next_work().actions == []
         late, early = session.actions["late"], session.actions["early"]
         assert (late.status, late.reason) == (
             "failed",
@@ -204,7 +208,7 @@ async def test_a_deadline_counts_from_the_event_however_often_the_monitor_restar
 
 
 async def test_an_interruption_does_not_wait_for_a_command_to_end() -> None:
-    news, ended = News(), []
+    updates, ended = Updates(), []
 
     async def command() -> None:
         try:
@@ -212,10 +216,10 @@ async def test_an_interruption_does_not_wait_for_a_command_to_end() -> None:
         finally:
             ended.append("ended")
 
-    waiting = asyncio.create_task(news.unless_interrupted(command()))
+    waiting = asyncio.create_task(updates.unless_interrupted(command()))
     await asyncio.sleep(0.01)
-    news.interrupt("SIGINT")
+    updates.interrupt("SIGINT")
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(waiting, 5)
     assert ended == ["ended"]
-    assert await News().unless_interrupted(asyncio.sleep(0, "done")) == "done"
+    assert await Updates().unless_interrupted(asyncio.sleep(0, "done")) == "done"

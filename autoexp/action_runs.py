@@ -1,0 +1,342 @@
+"""How an action of a rule is carried out, phase by phase; whatever it raises becomes its reason.
+
+The session flow runs the phases: effects as Prefect tasks, writes on the session's thread.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from autoexp import acting, durable, inbox, launching
+from autoexp.backends.base import FoundCheckpoint
+from autoexp.events import CheckpointComplete
+from autoexp.jobs import JobSpec, now
+from autoexp.phases import OnSession, Pause, Phase, Phases, Request, TryAgain
+from autoexp.recorder import Recorder
+from autoexp.rules.actions import (
+    Cancel,
+    ExcludeNodes,
+    Fail,
+    Finish,
+    Launch,
+    Log,
+    Publish,
+    Restart,
+    RunCommand,
+    Start,
+    WriteFile,
+)
+from autoexp.rules.records import ActionRecord
+from autoexp.rules.templates import fill
+from autoexp.rules.values import values_of
+from autoexp.schedulers.base import Scheduler, Ticket
+from autoexp.session import Session
+from autoexp.steps import Logger
+
+if TYPE_CHECKING:
+    from autoexp.monitor import Monitor
+
+_RETRY_S = 5.0
+_SHOWN = 60  # characters of a command in the run graph
+
+Values = Mapping[str, str]
+Doing = Generator[Phase, Any, str | None]
+
+
+class CheckpointMark(NamedTuple):
+    """Stands for a checkpoint in the run graph, with an arrow to the job that it starts."""
+
+    job: str
+    iteration: int
+    starts: str
+
+    @property
+    def title(self) -> str:
+        return f"checkpoint {self.iteration}"
+
+    def run(self, scheduler: Scheduler) -> str:
+        del scheduler
+        return f"{self.job}@{self.iteration}"
+
+
+class Pin(NamedTuple):
+    """Give a branch its own start, which the parent's retention cannot delete."""
+
+    event: CheckpointComplete
+    spec: JobSpec
+    fresh: bool
+    """Whether the branch has not started: what an earlier checkpoint of the same iteration left
+    there, before the training was rolled back, is set aside."""
+
+    @property
+    def title(self) -> str:
+        return f"pin {self.spec.name}"
+
+    def run(self, scheduler: Scheduler) -> int:
+        """Seed the branch; returns how many bytes were copied."""
+        del scheduler
+        event, save_dir = self.event, Path(self.spec.save_dir)
+        aside = save_dir.with_name(f"{save_dir.name}-set-aside-{event.generation}")
+        if self.fresh and event.generation and save_dir.exists() and not aside.exists():
+            save_dir.rename(aside)
+        return self.spec.trainer.seed(FoundCheckpoint(event.iteration, Path(event.path)), save_dir)
+
+
+class LogMessage(NamedTuple):
+    """Say something in the session's log."""
+
+    message: str
+    level: str
+
+    @property
+    def title(self) -> str:
+        return "log"
+
+    def run(self, scheduler: Scheduler) -> str:
+        del scheduler
+        return self.message
+
+
+class Command(NamedTuple):
+    """Run a command to its end; no shell reads its arguments."""
+
+    arguments: tuple[str, ...]
+    directory: Path
+    environment: dict[str, str]
+    timeout_s: float
+    retries: int = 0
+
+    @property
+    def title(self) -> str:
+        return f"run {' '.join(self.arguments)[:_SHOWN]}"
+
+    def run(self, scheduler: Scheduler) -> str:
+        raise NotImplementedError  # the flow runs it through prefect-shell
+
+
+class Publication(NamedTuple):
+    """Emit a Prefect event, to which automations can react."""
+
+    name: str
+    session: str
+    payload: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        return f"publish {self.name}"
+
+    def run(self, scheduler: Scheduler) -> None:
+        del scheduler  # the flow emits it
+
+
+class Line(NamedTuple):
+    """Append a line to a file, unless it stands there already."""
+
+    path: Path
+    text: str
+
+    @property
+    def title(self) -> str:
+        return f"write {self.path}"
+
+    def run(self, scheduler: Scheduler) -> str:
+        del scheduler
+        return durable.append_once(self.path, self.text)
+
+
+class Avoidance(NamedTuple):
+    """Have jobs that wait in the queue start elsewhere."""
+
+    tickets: tuple[Ticket, ...]
+    nodes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return "avoid nodes"
+
+    def run(self, scheduler: Scheduler) -> None:
+        scheduler.avoid(self.tickets, self.nodes)
+
+
+def carry_out(action: ActionRecord, monitor: "Monitor", log: Logger) -> Phases:
+    """Do an action, once; what it raises is written down as its reason.
+
+    What failed for a passing reason is handed over again after a while.
+    """
+    recorder = monitor.recorder
+    try:
+        about = yield OnSession(partial(_begin, recorder, action.key))
+        if isinstance(action.action, Start):
+            yield from _start(action, about, recorder, log)
+        else:
+            result = yield from _do(action, about, recorder)
+            yield _change(recorder, acting.done, action, result)
+    except Exception as error:
+        yield from _note_failure(action, error, recorder, log)
+    yield OnSession(partial(monitor.end_action, action.key))
+
+
+def _change(
+    recorder: Recorder, change: Callable[..., Any], action: ActionRecord, *arguments: Any
+) -> OnSession:
+    """Change the action's own record, of which `action` is a copy."""
+
+    def call() -> Any:
+        found = recorder.session.actions[action.key]
+        return recorder.apply(lambda session: change(session, found, *arguments))
+
+    return OnSession(call)
+
+
+class _About(NamedTuple):
+    """What an action is about, as it stands when it begins."""
+
+    values: Values
+    job: JobSpec | None
+    is_launched: bool
+    path: Path
+    session_id: str
+
+
+def _begin(recorder: Recorder, key: str) -> _About:
+    session = recorder.session
+    action = session.actions[key]
+    recorder.write_down()
+    job = acting.begin(session, action)
+    values = values_of(action.event, action.rule, session)
+    launched = job is not None and job.launched
+    return _About(values, job.spec if job else None, launched, session.path, session.id)
+
+
+def _note_failure(
+    action: ActionRecord, error: Exception, recorder: Recorder, log: Logger
+) -> Phases:
+    # A server that goes away in the middle of a task run must not cost a cooldown.
+    is_passing = isinstance(error, TryAgain) and isinstance(action.action, Start)
+    if is_passing or (isinstance(error, OSError) and durable.is_passing(error)):
+        log.warning("action %s: %s; trying again", action.key, error)
+        yield _change(recorder, acting.postpone, action, str(error))
+        yield Pause(_RETRY_S)
+        return
+    log.error("action %s failed: %s", action.key, error)
+    output = getattr(error, "output", None)
+    try:
+        yield _change(recorder, acting.fail, action, str(error), output)
+    except Exception as worse:
+        log.error("action %s: its end cannot be written (%s); trying again", action.key, worse)
+        yield Pause(_RETRY_S)
+
+
+def _start(action: ActionRecord, about: _About, recorder: Recorder, log: Logger) -> Phases:
+    event, spec = action.event, about.job
+    assert spec is not None
+    if isinstance(event, CheckpointComplete):
+        yield CheckpointMark(event.job, event.iteration, spec.name)
+        copied = yield Pin(event, spec, fresh=not about.is_launched)
+        if copied:
+            warning = "%s: no hard links to %s: copied %.1f MB"
+            log.warning(warning, spec.title, event.path, copied / 1e6)
+    yield _change(recorder, _complete, action, spec.name)
+
+
+def _complete(session: Session, action: ActionRecord, name: str) -> None:
+    acting.complete(session, action, session.jobs[name])
+
+
+def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
+    """Do one action; returns what came of it."""
+    values = about.values
+    match action.action:
+        case Log(message=message, level=level):
+            said: str = yield LogMessage(fill(message, values), level)
+            return said
+        case RunCommand() as command:
+            output: str = yield Command(
+                tuple(fill(argument, values) for argument in command.run),
+                about.path,
+                {key: fill(text, values) for key, text in command.environment.items()},
+                command.timeout,
+                command.retries,
+            )
+            return output
+        case Publish(name=name, payload=payload):
+            filled = {key: fill(text, values) for key, text in payload.items()}
+            yield Publication(name, about.session_id, filled)
+            yield OnSession(partial(acting.publish, recorder, action, filled))
+            return None
+        case WriteFile(path=path, line=line):
+            written: str = yield Line(about.path / fill(path, values), fill(line, values))
+            return written
+        case Launch() as launch:
+            return (yield from _launch(action, launch, about, recorder))
+        case Restart():
+            return (yield from _request_and_avoid(action, recorder, _restart))
+        case Finish(reason=reason) | Fail(reason=reason):
+            ask = partial(_ask, acting.ask_ending, fill(reason, values))
+            return (yield from _requested(action, recorder, ask))
+        case Cancel():
+            ask = partial(_ask, acting.ask_cancel, values)
+            return (yield from _requested(action, recorder, ask))
+        case ExcludeNodes():
+            ask = partial(_ask, acting.exclude_nodes, values)
+            return (yield from _request_and_avoid(action, recorder, ask))
+    raise AssertionError(action.action)
+
+
+Ask = Callable[[Recorder, ActionRecord], str]
+
+
+def _ask(
+    write: Callable[..., str], argument: object, recorder: Recorder, action: ActionRecord
+) -> str:
+    return recorder.apply(lambda session: write(session, action, argument))
+
+
+def _restart(recorder: Recorder, action: ActionRecord) -> str:
+    recorder.write_down()
+    return acting.ask_restart(recorder, action)
+
+
+def _requested(action: ActionRecord, recorder: Recorder, ask: Ask) -> Doing:
+    def call() -> str:
+        return ask(recorder, recorder.session.actions[action.key])
+
+    said: str = yield Request(f"{action.action.kind} {action.event.job}".strip(), call)
+    return said
+
+
+def _request_and_avoid(action: ActionRecord, recorder: Recorder, ask: Ask) -> Doing:
+    """Ask, and have jobs that wait in the queue avoid the nodes that are blamed by now."""
+    said = yield from _requested(action, recorder, ask)
+    avoidance = yield OnSession(partial(_avoidance, recorder.session))
+    if avoidance is not None:
+        yield avoidance
+    return said
+
+
+def _avoidance(session: Session) -> Avoidance | None:
+    nodes = session.blame.current(now())
+    tickets = tuple(
+        session.ticket(attempt)
+        for job in session.jobs.values()
+        for attempt in job.open_attempts
+        if attempt.job_id is not None and attempt.state == "PENDING"
+    )
+    return Avoidance(tickets, nodes) if nodes and tickets else None
+
+
+def _launch(action: ActionRecord, launch: Launch, about: _About, recorder: Recorder) -> Doing:
+    experiment = recorder.session.experiment  # frozen
+    composition = launching.Launching(
+        action, launch, about.values, experiment, about.path, about.session_id
+    )
+    jobs = yield composition
+    by = f"rule {action.rule}"
+
+    def add(session: Session) -> str:
+        joining = launching.launched(session, action.key, jobs)
+        return inbox.add_jobs(session, inbox.SubmitRequest(jobs=joining, by=by))
+
+    added: str = yield Request(f"launch {jobs[0].name}", partial(recorder.apply, add))
+    return added

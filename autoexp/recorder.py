@@ -1,0 +1,128 @@
+"""The one writer of what a monitor sees and does: actions, then the journal, then records.
+
+A kill between two of them loses nothing: what was not written is seen again, under the same keys.
+Everything here runs on the session's thread.
+"""
+
+import errno
+from collections.abc import Callable, Iterable
+from typing import Concatenate, ParamSpec, TypeVar
+
+from autoexp.events import Event
+from autoexp.jobs import JobRecord
+from autoexp.rules.book import RuleBook
+from autoexp.rules.decide import decide
+from autoexp.rules.records import ActionRecord
+from autoexp.session import Session
+
+# Of one name alone: no other try will write it, and no other file suffers from it.
+_OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Recorder:
+    """Decides about events and writes them down, before any record tells of them."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.book = RuleBook(session.experiment.monitoring, [])
+        self.unwritten: list[Event] = []
+        """Seen and not yet on disk: kept when a write fails, as on a full disk."""
+        self._known_jobs: set[str] = set()
+        # On disk and not yet handed over.
+        self._events: list[Event] = []
+        self._actions: list[ActionRecord] = []
+        self._warnings: list[str] = []
+        self._warned: set[str] = set()
+
+    def apply(
+        self, change: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Change records by `change(session, ...)`, once what was seen before is on disk."""
+        self.write_down()
+        return change(self.session, *args, **kwargs)
+
+    def record_and_decide(self, events: Iterable[Event]) -> None:
+        """Write down what an action brought about, as if it had been seen: rules may react."""
+        self.unwritten += events
+        self.write_down()
+
+    def write_down(self) -> None:
+        """Write what was seen: the actions that it calls for, then the events.
+
+        Raises OSError when the disk is full or away; what was seen is kept. What can never be
+        written is a warning and passed by: it must not hold up what was seen beside it.
+        """
+        for event in self.unwritten:
+            self.contain(f"{event.key}: its rules cannot be applied", event.job, self.decide, event)
+        if self.unwritten:
+            self._append(self.unwritten)
+            self.unwritten = []
+
+    def _append(self, events: list[Event]) -> None:
+        try:
+            self._events += self.session.record(events)
+        except OSError:
+            raise
+        except Exception:
+            # One of them cannot be written: the others are.
+            for event in events:
+                what = f"{event.key}: cannot be recorded"
+                self.contain(what, event.job, self._append_one, event)
+
+    def _append_one(self, event: Event) -> None:
+        self._events += self.session.record([event])
+
+    def decide(self, event: Event) -> None:
+        """Write down the actions that an event calls for."""
+        for action in decide(event, self.book.of(event), self.session.actions):
+            self.session.save_action(action)
+            self._actions.append(action)
+
+    def learn_new_jobs(self) -> None:
+        """Learn the rules of jobs that joined; a checkpoint may have been there before them."""
+        new = self.session.jobs.keys() - self._known_jobs
+        if not new:
+            return
+        specs = [job.spec for job in self.session.jobs.values()]
+        self.book = RuleBook(self.session.experiment.monitoring, specs)
+        for event in self.session.checkpoints():
+            if self.book.starts_any(event, new):
+                what = f"{event.key}: its rules cannot be applied"
+                self.contain(what, event.job, self.decide, event)
+        self._known_jobs |= new
+
+    def contain(
+        self, what: str, job: str, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs
+    ) -> bool:
+        """Call; whether it came to its end. What it raises is a warning of the job.
+
+        A disk that cannot be written at all is not contained: it raises OSError.
+        """
+        try:
+            call(*args, **kwargs)
+        except OSError as error:
+            if error.errno not in _OF_THE_NAME:
+                raise
+            self.warn(f"{what} ({error})", self.session.jobs.get(job))
+            return False
+        except Exception as error:
+            self.warn(f"{what} ({type(error).__name__}: {error})", self.session.jobs.get(job))
+            return False
+        return True
+
+    def warn(self, text: str, job: JobRecord | None = None) -> None:
+        """Log a warning once, and show it with the job that it is about."""
+        if job is not None:
+            job.warning = text
+        if text not in self._warned:
+            self._warned.add(text)
+            self._warnings.append(text)
+
+    def take(self) -> tuple[list[Event], list[ActionRecord], list[str]]:
+        """Events, actions and warnings since the last call."""
+        taken = (self._events, self._actions, self._warnings)
+        self._events, self._actions, self._warnings = [], [], []
+        return taken

@@ -1,0 +1,152 @@
+"""Actions whose conditions do not hold yet: looked at every tick, in a thread beside the loop."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from autoexp import acting
+from autoexp.action_runs import Command
+from autoexp.jobs import now
+from autoexp.monitor import Monitor
+from autoexp.rules.checking import Answer, Checked, Facts, JobFacts, check_all
+from autoexp.rules.conditions import CommandTest, commands_in
+from autoexp.rules.durations import spoken
+from autoexp.rules.records import ActionRecord, ActionStatus
+from autoexp.rules.templates import fill
+from autoexp.rules.values import values_of
+from autoexp.session import Session
+from flows.children import Children
+from flows.disk import Disk
+from flows.updates import Updates
+from tasks import effects
+
+
+class _Waiting(NamedTuple):
+    """A copy of an action that waits, and what its conditions are about."""
+
+    action: ActionRecord
+    facts: Facts
+
+
+class ConditionChecker:
+    """Checks conditions; nothing here is awaited by the loop."""
+
+    def __init__(
+        self, session: Session, monitor: Monitor, disk: Disk, updates: Updates, log: Any
+    ) -> None:
+        self._session = session
+        self._monitor = monitor
+        self._disk = disk
+        self._updates = updates
+        self._log: logging.Logger = log
+        self._checking = False
+        self._commands: dict[tuple[str, ...], tuple[float, bool | None]] = {}
+        """By action and arguments: when it was last begun, and what came of it; None: it runs."""
+
+    def start_check(self, children: Children) -> None:
+        """Check all that waits, unless that is under way."""
+        if not self._checking:
+            self._checking = True
+            children.spawn("conditions", self._check(children))
+
+    async def _check(self, children: Children) -> None:
+        try:
+            waiting = await self._disk.run(self._facts)
+            for each, checked in await asyncio.to_thread(_answers, waiting):
+                await self._process(each.action, checked)
+            for each in waiting:
+                for condition in each.action.when:
+                    for command in commands_in(condition):
+                        self._run_if_due(children, each, command)
+        except Exception as error:
+            self._log.warning("conditions could not be checked: %s; trying again", error)
+        finally:
+            self._checking = False
+
+    def _facts(self) -> list[_Waiting]:
+        """On the session's thread: what waits, and what is so at this moment."""
+        session = self._session
+        jobs = {
+            name: JobFacts(job.state, None if job.verdict is None else str(job.verdict))
+            for name, job in session.jobs.items()
+        }
+        return [
+            _Waiting(action, self._facts_of(action, jobs))
+            for action in self._monitor.waiting_actions()
+        ]
+
+    def _facts_of(self, action: ActionRecord, jobs: dict[str, JobFacts]) -> Facts:
+        session = self._session
+        values = values_of(action.event, action.rule, session)
+        job = session.jobs.get(action.event.job)
+
+        def last_answer(command: CommandTest) -> bool | None:
+            arguments = tuple(fill(argument, values) for argument in command.run)
+            return self._commands.get((action.key, *arguments), (0.0, None))[1]
+
+        return Facts(
+            now=now(),
+            asked_at=action.asked_at,
+            acted_at=session.actions.last_done(action.rule, action.event.job),
+            values=values,
+            attempts=len(job.attempts) if job else 0,
+            attempts_without_progress=job.attempts_without_progress if job else 0,
+            jobs=jobs,
+            directory=session.path,
+            commands=last_answer,
+        )
+
+    async def _process(self, action: ActionRecord, checked: Checked) -> None:
+        if checked.answer is Answer.HOLDS:
+            await self._disk.persist(self._monitor.conditions_hold, action.key)
+        elif checked.answer is Answer.NEVER:
+            await self._give_up(action, checked.reason)
+        elif now() > action.asked_at + timedelta(seconds=action.within_s):
+            late = f"not within {spoken(action.within_s)}: {checked.reason}"
+            await self._give_up(action, late)
+        elif action.reason != checked.reason:
+            await self._disk.persist(self._change, acting.wait, action.key, checked.reason)
+
+    async def _give_up(self, action: ActionRecord, reason: str) -> None:
+        self._log.info("action %s is not done: %s", action.key, reason)
+        await self._disk.persist(self._change, acting.fail, action.key, f"not done: {reason}")
+
+    def _change(self, write: Any, key: str, reason: str) -> None:
+        action = self._session.actions[key]
+        if action.status is ActionStatus.PENDING:  # it may have been dropped meanwhile
+            self._monitor.recorder.apply(write, action, reason)
+
+    def _run_if_due(self, children: Children, waiting: _Waiting, command: CommandTest) -> None:
+        arguments = tuple(fill(argument, waiting.facts.values) for argument in command.run)
+        key = (waiting.action.key, *arguments)
+        begun_at, succeeded = self._commands.get(key, (0.0, False))
+        due = time.monotonic() - begun_at >= command.every
+        if key in self._commands and (succeeded or succeeded is None or not due):
+            return
+        self._commands[key] = (time.monotonic(), None)
+        children.spawn(f"condition {waiting.action.key}", self._run(key, command))
+
+    async def _run(self, key: tuple[str, ...], command: CommandTest) -> None:
+        arguments, succeeded = key[1:], True
+        try:
+            effect = Command(arguments, self._session.path, {}, command.timeout)
+            await self._updates.unless_interrupted(effects.run_command(effect))
+        except Exception as error:
+            self._log.debug("`%s` does not hold yet: %s", " ".join(arguments), error)
+            succeeded = False
+        self._commands[key] = (time.monotonic(), succeeded)
+
+
+def _answers(waiting: Sequence[_Waiting]) -> list[tuple[_Waiting, Checked]]:
+    answers = []
+    for each in waiting:
+        try:
+            checked = check_all(each.action.when, each.facts)
+        except Exception as error:
+            # The others are checked all the same; this one has its time until `within` is over.
+            checked = Checked(Answer.NOT_YET, f"cannot be checked: {error}")
+        answers.append((each, checked))
+    return answers

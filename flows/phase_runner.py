@@ -1,0 +1,78 @@
+"""Runs the phases of steps and actions: effects as tasks, writes on the session's thread."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from prefect import State
+from prefect.exceptions import PrefectSignal
+
+from autoexp.action_runs import CheckpointMark, Command
+from autoexp.phases import Effect, OnSession, Pause, Phase, Phases, Request, TryAgain
+from autoexp.schedulers.base import Scheduler
+from flows.disk import Disk
+from flows.sending import is_prefects_own
+from flows.updates import Updates
+from tasks import effects
+
+
+class PhaseRunner:
+    """Carries steps and actions out beside the loop."""
+
+    def __init__(
+        self, scheduler: Scheduler, disk: Disk, updates: Updates, log: "logging.Logger | Any"
+    ) -> None:
+        self.marks: dict[str, State[Any]] = {}
+        """The task run that stands for a job's checkpoint, by the job's name."""
+        self._scheduler = scheduler
+        self._disk = disk
+        self._updates = updates
+        self._log = log
+
+    async def run(self, phases: Phases) -> None:
+        """Run phases to their end; what one raises is thrown into whoever yielded it."""
+        answer: Any = None
+        error: Exception | None = None
+        while True:
+            try:
+                phase = phases.send(answer) if error is None else phases.throw(error)
+            except StopIteration:
+                return
+            answer, error = None, None
+            try:
+                answer = await self._run(phase)
+            except Exception as raised:
+                error = TryAgain(str(raised)) if is_prefects_own(raised) else raised
+                error.__cause__ = raised if error is not raised else raised.__cause__
+            except PrefectSignal as signal:
+                error = TryAgain(f"{type(signal).__name__}: {signal}")
+
+    async def _run(self, phase: Phase) -> Any:
+        match phase:
+            case OnSession(call):
+                return await self._disk.persist(call)
+            case Request(title, call):
+                return await effects.request(title, self._written(call))
+            case Pause(seconds):
+                return await self._updates.pause(seconds)
+            case CheckpointMark():
+                mark: Any = effects.TASKS[CheckpointMark](phase, self._scheduler, return_state=True)
+                self.marks[phase.starts] = state = await mark
+                return await state.aresult()
+            case Command():
+                command = effects.run_command.with_options(retries=phase.retries)
+                return await self._updates.unless_interrupted(command(phase))
+        return await self._do(phase)
+
+    async def _do(self, effect: Effect) -> Any:
+        task = effects.TASKS.get(type(effect))
+        if task is None:  # nothing that people look for in the run graph
+            return await asyncio.to_thread(effect.run, self._scheduler)
+        return await task(effect, self._scheduler)
+
+    def _written(self, call: Callable[[], str]) -> Callable[[], Awaitable[str]]:
+        async def written() -> str:
+            return await self._disk.persist(call)
+
+        return written

@@ -1,0 +1,72 @@
+"""How the loop and what runs beside it wake each other up."""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Updates:
+    """Says that something was done beside the loop, that watching stops, and that it has ended."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+        self._interruption = asyncio.Event()
+        self.interrupted: str | None = None
+        self.ended_at: float | None = None
+        """When the loop looked for the last time, by the monotonic clock."""
+
+    def interrupt(self, by: str) -> None:
+        """Stop watching; jobs keep running."""
+        self.interrupted = by
+        self._interruption.set()
+        self._changed.set()
+
+    def end(self) -> None:
+        """Note that the loop has looked for the last time."""
+        self.ended_at = time.monotonic()
+
+    def mark_changed(self) -> None:
+        """Signal that records have changed: there may be something to do at once."""
+        self._changed.set()
+
+    def take_changed(self) -> bool:
+        """Whether records have changed since the last call."""
+        changed = self._changed.is_set()
+        self._changed.clear()
+        return changed
+
+    async def wait_for_change(self, seconds: float) -> None:
+        """Sleep until something is signalled, but not for longer than so many seconds."""
+        await _wait(self._changed, seconds)
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but wake up at once when the session is interrupted."""
+        await _wait(self._interruption, seconds)
+
+    async def unless_interrupted(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something that may take long; an interruption ends it as a cancellation of the caller.
+
+        Whoever resumes does it again.
+        """
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._interruption.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+        raise asyncio.CancelledError
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

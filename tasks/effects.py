@@ -1,0 +1,107 @@
+"""Every effect of a session as a Prefect task; what repeating does no harm to is retried."""
+
+import asyncio
+import shlex
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from prefect import Task, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+from prefect_shell.commands import ShellOperation
+
+from autoexp import action_runs, arrays, steps
+from autoexp.errors import AutoexpError
+from autoexp.phases import Effect
+from autoexp.schedulers.base import Scheduler
+
+KEPT = 4000  # characters of a command's output that its action keeps
+_LEVELS = {"info": 20, "warning": 30, "error": 40}
+
+
+class CommandFailed(AutoexpError):
+    """A rule's command did not end with exit code 0; `output` is the end of what it printed."""
+
+    def __init__(self, message: str, output: str) -> None:
+        self.output = output
+        super().__init__(message)
+
+
+def _task(name: str, **options: Any) -> Task[..., Any]:
+    """A task that runs an effect in a thread; it is shown by the effect's title."""
+
+    @task(name=name, task_run_name="{effect.title}", cache_policy=NO_CACHE, **options)
+    async def run(effect: Effect, scheduler: Scheduler) -> Any:
+        return await asyncio.to_thread(effect.run, scheduler)
+
+    return run
+
+
+@task(name="request", task_run_name="{what}", cache_policy=NO_CACHE)
+async def request(what: str, write: Callable[[], Awaitable[str]]) -> str:
+    """Write into the session's records what a rule asks for; the monitor sees to it."""
+    said = await write()
+    get_run_logger().info("%s: %s", what, said)
+    return said
+
+
+@task(name="log", cache_policy=NO_CACHE)
+async def log(effect: action_runs.LogMessage, scheduler: Scheduler) -> str:
+    """Say something in the session's log."""
+    del scheduler
+    get_run_logger().log(_LEVELS[effect.level], effect.message)
+    return effect.message
+
+
+@task(
+    name="run command", task_run_name="{effect.title}", cache_policy=NO_CACHE, retry_delay_seconds=5
+)
+async def run_command(effect: action_runs.Command) -> str:
+    """Run a command to its end; returns the end of its output.
+
+    prefect-shell hands its lines to a shell: each argument is quoted, so none is read by it.
+    Raises CommandFailed with the exit code, or when it has not ended in time.
+    """
+    operation = ShellOperation(
+        commands=[f"exec 2>&1; {shlex.join(effect.arguments)}"],
+        working_dir=effect.directory,
+        env=effect.environment,
+        log_prefix=None,
+    )
+    async with operation:
+        process = await operation.atrigger()
+        try:
+            async with asyncio.timeout(effect.timeout_s):
+                await process.await_for_completion()
+        except TimeoutError as error:
+            output = "\n".join(await process.afetch_result())[-KEPT:]
+            raise CommandFailed(f"not ended within {effect.timeout_s:g} s", output) from error
+        except RuntimeError as error:
+            output = "\n".join(await process.afetch_result())[-KEPT:]
+            raise CommandFailed(f"exit code {process.return_code}", output) from error
+        return "\n".join(await process.afetch_result())[-KEPT:]
+
+
+@task(name="publish", task_run_name="{effect.title}", cache_policy=NO_CACHE, retries=2)
+async def publish(effect: action_runs.Publication, scheduler: Scheduler) -> None:
+    """Emit a Prefect event, to which automations can react."""
+    del scheduler
+    resource = {"prefect.resource.id": f"autoexp.session.{effect.session}"}
+    await asyncio.to_thread(
+        emit_event, event=effect.name, resource=resource, payload=effect.payload
+    )
+
+
+TASKS: dict[type, Task[..., Any]] = {
+    steps.Submission: _task("submit"),
+    arrays.Array: _task("submit array"),
+    steps.Withdrawal: _task("withdraw"),
+    steps.Replacement: _task("replace"),
+    steps.Cancellation: _task("cancel"),
+    action_runs.CheckpointMark: _task("checkpoint"),
+    action_runs.Pin: _task("pin"),
+    action_runs.LogMessage: log,
+    action_runs.Publication: publish,
+    action_runs.Line: _task("write file", retries=2),
+    action_runs.Avoidance: _task("avoid nodes", retries=2, retry_delay_seconds=5),
+}
