@@ -1,22 +1,28 @@
 """Cancelling the jobs of a session that nobody watches."""
 
+import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from autoexp import inbox
 from autoexp.errors import SchedulerError
 from autoexp.jobs import JobRecord
 from autoexp.monitor import Monitor
-from autoexp.schedulers.base import Scheduler, find_or_forbid
+from autoexp.phases import Effect, in_turns
+from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session
+from autoexp.steps import Cancel, Cancellation, NextStep, Withdraw, carry_out, next_step, together
 
 # SLURM gives a job KillWait (30 s by default) between SIGTERM and SIGKILL.
 _PATIENCE_S = 90.0
 _SHORTEST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 2.0
+# What came of it is the outcome: whoever asked says it.
+_LOG = logging.getLogger(__name__)
+_LOG.addHandler(logging.NullHandler())
 
 
 class Outcome(NamedTuple):
@@ -37,23 +43,22 @@ def cancel_directly(
     it has to be asked instead.
     """
     with Session.hold(path) as (session, _):
-        inbox.take_on(session)  # or what waits there would be submitted by the next monitor
-        inbox.request_cancel(session, jobs, by)
-        wanted = [session.jobs[name] for name in jobs or session.jobs]
         scheduler, monitor = scheduler_for(session.experiment), Monitor(session)
+        monitor.recorder.apply(inbox.take_on)  # or the next monitor would submit what waits there
+        monitor.recorder.apply(inbox.request_cancel, jobs, by)
+        wanted = [session.jobs[name] for name in jobs or session.jobs]
         answers: dict[str, str] = {}
         pause, deadline = _SHORTEST_PAUSE_S, time.monotonic() + patience_s
         while True:
-            problem = None
+            problem = _end(monitor, wanted, scheduler, answers)
             try:
-                answers |= _cancel(session, wanted, scheduler, answers)
                 monitor.look(scheduler.query(monitor.tickets()))
             except SchedulerError as error:
                 problem = str(error)
             alive = [job.spec.name for job in wanted if not job.is_over or job.open_attempts]
             if not alive:
-                if not jobs:
-                    inbox.drop_waiting(session, by)  # what the ends of the jobs called for
+                if not jobs:  # what the ends of the jobs called for
+                    monitor.recorder.apply(inbox.drop_waiting, by)
                 return Outcome(answers)
             if time.monotonic() > deadline:
                 return Outcome(answers, problem or f"{', '.join(alive)} have not ended yet")
@@ -61,26 +66,28 @@ def cancel_directly(
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def _cancel(
-    session: Session, jobs: Iterable[JobRecord], scheduler: Scheduler, asked: Collection[str]
-) -> dict[str, str]:
-    """Cancel what is in the queue and has not been `asked` to end; what SLURM answered, by key."""
-    tickets = []
-    for job in jobs:
-        _settle_intent(session, job, scheduler)
-        tickets += [session.ticket(attempt) for attempt in job.open_attempts]
-    answers = scheduler.cancel([ticket for ticket in tickets if ticket.key not in asked])
-    session.record_answers(answers)
-    return answers
+def _end(
+    monitor: Monitor,
+    wanted: Iterable[JobRecord],
+    scheduler: Scheduler,
+    answers: dict[str, str],
+) -> str | None:
+    """Withdraw and cancel what the jobs have in the queue, and nothing else; what went wrong."""
+    found = [next_step(job, monitor.asked_to_end) for job in wanted]
+    ends: list[NextStep] = [step for step in found if isinstance(step, Withdraw | Cancel)]
+    problems = []
 
+    def do(effect: Effect) -> Any:
+        try:
+            result = effect.run(scheduler)
+        except SchedulerError as error:
+            problems.append(str(error))
+            raise
+        if isinstance(effect, Cancellation):
+            answers.update(result)
+        return result
 
-def _settle_intent(session: Session, job: JobRecord, scheduler: Scheduler) -> None:
-    """An attempt that may have been submitted is looked up; one that was not is withdrawn."""
-    attempt = job.unsubmitted
-    if attempt is None:
-        return
-    job_id = find_or_forbid(session.submission_ticket(attempt), attempt, scheduler)
-    if job_id is not None:
-        session.record_submission(job, attempt, job_id)
-    else:
-        session.withdraw(job, attempt)
+    for step in together(ends, monitor.recorder.session.jobs, longest=1):
+        for _ in in_turns(carry_out(step, monitor, _LOG), do):
+            pass
+    return problems[-1] if problems else None

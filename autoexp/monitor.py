@@ -89,14 +89,15 @@ class _Failure(NamedTuple):
 class Monitor:
     """Sees all jobs of a session; the caller brings the scheduler's answers and the clock."""
 
-    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, session: Session, clock: Callable[[], float] | None = None) -> None:
         self.recorder = Recorder(session)
         self.asked_to_end: set[str] = set()
         """Keys of the attempts that the scheduler was asked to end."""
         self.longest_array: int | None = None
         """How many jobs may go as one array; None: nobody has asked yet."""
         self._session = session
-        self._clock = clock
+        # Looked up at each call: a simulation has a clock of its own.
+        self._clock = clock or (lambda: time.monotonic())
         self._watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
         self._urgent: set[str] = set()
         # What is to be looked at when the next steps are chosen, and what is being done.

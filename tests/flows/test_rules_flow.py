@@ -128,7 +128,7 @@ async def test_what_rules_ask_for_happens_once_and_is_told(
 
     names = Counter(run.name.partition(" ")[0] for run in await task_runs(session))
     assert names["write"] == sum(a.action.kind == "write_file" for a in session.actions.values())
-    assert names["set"] == names["restart"] == 1
+    assert names["replace"] == names["restart"] == 1
     said = autoexp("explain", path.name, "demo", root=path.parent).stdout
     assert "demo has finished: reached iteration 300." in said
     assert "rule nan did restart the attempt from before the trouble" in said
