@@ -10,7 +10,7 @@ from autoexp import inbox
 from autoexp.errors import SchedulerError
 from autoexp.jobs import JobRecord
 from autoexp.monitor import Monitor
-from autoexp.phases import Effect, in_turns
+from autoexp.phases import Phase, do, in_turns
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session
@@ -77,17 +77,17 @@ def _end(
     ends: list[NextStep] = [step for step in found if isinstance(step, Withdraw | Cancel)]
     problems = []
 
-    def do(effect: Effect) -> Any:
+    def noted(phase: Phase) -> Any:
         try:
-            result = effect.run(scheduler)
+            result = do(phase, scheduler)
         except SchedulerError as error:
             problems.append(str(error))
             raise
-        if isinstance(effect, Cancellation):
+        if isinstance(phase, Cancellation):
             answers.update(result)
         return result
 
     for step in together(ends, monitor.recorder.session.jobs, longest=1):
-        for _ in in_turns(carry_out(step, monitor, _LOG), do):
+        for _ in in_turns(carry_out(step, monitor, _LOG), noted):
             pass
     return problems[-1] if problems else None

@@ -114,9 +114,13 @@ def take_on(session: Session) -> list[str]:
     for path in _waiting(session.path):
         try:
             notes.append(_apply(session, _read(path)))
-        except BadInput as error:
-            session.record([RequestRefused(job="", request=path.name, reason=str(error))])
-            notes.append(f"request refused: {error}")
+        except Exception as error:
+            if isinstance(error, OSError) and durable.is_passing(error):
+                raise
+            # Whatever it is: no request may hold up the session, or those behind it.
+            reason = str(error) if isinstance(error, BadInput) else repr(error)
+            session.record([RequestRefused(job="", request=path.name, reason=reason)])
+            notes.append(f"request refused: {reason}")
             # Kept for whoever wrote it, out of the way of the next look.
             path.rename(path.with_suffix(".refused"))
             continue

@@ -8,6 +8,7 @@ record. One job that cannot be looked at is that job's warning, never the end of
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from autoexp import inbox
@@ -242,7 +243,11 @@ class Monitor:
 
         It is tried again after a while, or something else is, if that is asked for meanwhile.
         """
-        self.recorder.write_down()
+        for name in step.jobs:
+            job, warning = self._session.jobs[name], _not_done(step, reason)
+            if job.warning != warning:
+                change = partial(self._session.change_job, job, warning=warning)
+                self.recorder.contain(f"{name}: cannot be saved", name, change)
         self._under_way.difference_update(step.jobs)
         self._candidates.update(step.jobs)
         tick, count = self._session.experiment.slurm.scheduler_tick_s, 0
@@ -251,9 +256,6 @@ class Monitor:
             count = before.times + 1 if before and before.kind is type(step) else 1
             retry_at = self._clock() + delay_s(count, tick, _LONGEST_RETRY_S)
             self._failures[name] = _Failure(type(step), count, retry_at)
-            job, warning = self._session.jobs[name], _not_done(step, reason)
-            if job.warning != warning:
-                self._session.change_job(job, warning=warning)
         return count
 
     def _next_actions(self) -> tuple[list[ActionRecord], bool]:

@@ -49,8 +49,22 @@ class TryAgain(Exception):
     """An effect could not be done for a reason that is not its own: Prefect is away."""
 
 
-def in_turns(phases: Phases, do: Callable[[Effect], Any]) -> Iterator[None]:
-    """Run phases in this thread, effects by `do`; yields between two, for others to take turns."""
+def do(phase: Phase, scheduler: Scheduler) -> Any:
+    """Run one phase in this thread; pauses are for those who have something else to do."""
+    match phase:
+        case OnSession(call) | Request(_, call):
+            return call()
+        case Pause():
+            return None
+        case _:
+            return phase.run(scheduler)
+
+
+def in_turns(phases: Phases, do: Callable[[Phase], Any]) -> Iterator[None]:
+    """Run each phase by `do`, and stop behind each, for others to take their turn.
+
+    What a phase raises is thrown into whoever yielded it.
+    """
     answer: Any = None
     error: Exception | None = None
     while True:
@@ -60,13 +74,7 @@ def in_turns(phases: Phases, do: Callable[[Effect], Any]) -> Iterator[None]:
             return
         answer, error = None, None
         try:
-            match phase:
-                case OnSession(call) | Request(_, call):
-                    answer = call()
-                case Pause():
-                    pass
-                case _:
-                    answer = do(phase)
+            answer = do(phase)
         except Exception as raised:
             error = raised
         yield
@@ -74,5 +82,5 @@ def in_turns(phases: Phases, do: Callable[[Effect], Any]) -> Iterator[None]:
 
 def run(phases: Phases, scheduler: Scheduler) -> None:
     """Run phases one after the other to their end, where no loop waits beside them."""
-    for _ in in_turns(phases, lambda effect: effect.run(scheduler)):
+    for _ in in_turns(phases, lambda phase: do(phase, scheduler)):
         pass

@@ -19,6 +19,7 @@ from autoexp.errors import SessionHeld
 from autoexp.jobs import Verdict
 from autoexp.lease import Lease
 from autoexp.monitor import Look, Monitor, Work
+from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 from autoexp.session import Session
 from flows.children import Children
@@ -33,6 +34,7 @@ from flows.updates import Updates
 from flows.wishes import Wishes
 
 _AT_ONCE = 64
+_RETRY_S = 5.0
 _NOTHING = Work([], [], [], has_conditions=False, is_over=False)
 
 
@@ -196,13 +198,27 @@ class SessionRun:
         self._is_done = work.is_over
         self._drawing.draw(children, work.jobs)
         for step in work.steps:
-            phases = steps.carry_out(step, self._monitor, self.log)
-            children.spawn(steps.named(step), self._runner.run(phases))
+            children.spawn(steps.named(step), self._take(step))
         for action in work.actions:
-            phases = action_runs.carry_out(action, self._monitor, self.log)
-            children.spawn(f"action {action.key}", self._runner.run(phases))
+            children.spawn(f"action {action.key}", self._do(action))
         if work.has_conditions:
             self._conditions.start_check(children)
+
+    async def _take(self, step: steps.NextStep) -> None:
+        try:
+            await self._runner.run(steps.carry_out(step, self._monitor, self.log))
+        except Exception as error:
+            # Whatever it was: the job's next step is chosen again, after a while.
+            await self._disk.persist(self._monitor.fail_step, step, str(error))
+            raise
+
+    async def _do(self, action: ActionRecord) -> None:
+        try:
+            await self._runner.run(action_runs.carry_out(action, self._monitor, self.log))
+        except Exception:
+            await self.updates.pause(_RETRY_S)
+            await self._disk.persist(self._monitor.end_action, action.key)
+            raise
 
     # Sleep
 

@@ -44,7 +44,6 @@ class PhaseRunner:
                 answer = await self._run(phase)
             except Exception as raised:
                 error = TryAgain(str(raised)) if is_prefects_own(raised) else raised
-                error.__cause__ = raised if error is not raised else raised.__cause__
             except PrefectSignal as signal:
                 error = TryAgain(f"{type(signal).__name__}: {signal}")
 

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import HealthCheck, seed, settings
+from hypothesis import Phase as Stage
 from hypothesis import stateful as hs
 
 from autoexp import action_runs, inbox, lease, states, steps
@@ -24,9 +26,9 @@ from autoexp.experiment import Monitoring
 from autoexp.jobs import Kind, Verdict
 from autoexp.machines import SlurmCluster
 from autoexp.monitor import Monitor, Work
-from autoexp.phases import Effect, in_turns
+from autoexp.phases import Phase, do, in_turns
 from autoexp.rules.actions import Start
-from autoexp.rules.records import ActionStatus
+from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.session import Session
 from tests.core.conftest import spec_of
@@ -47,6 +49,7 @@ class Driver:
         self.work: dict[str, Iterator[None]] = {}
         self.is_over = False
         self._seconds = 0.0
+        self._fails_after = 0
         self._numbers = itertools.count()
         self._answers: dict[str, Sighting] = {}
 
@@ -65,6 +68,10 @@ class Driver:
                 del self.work[name]
         self._hand_over(self.monitor.next_work(after_look=False))
 
+    def fails_after(self, phases: int) -> None:
+        """Let the phase that comes after so many raise, whatever it is."""
+        self._fails_after = phases
+
     def round(self) -> None:
         self.tick()
         for _ in range(6):
@@ -73,11 +80,9 @@ class Driver:
     def _hand_over(self, work: Work) -> None:
         self.is_over = work.is_over
         for step in work.steps:
-            phases = steps.carry_out(step, self.monitor, LOG)
-            self._start(steps.named(step), in_turns(phases, self._do))
+            self._start(steps.named(step), self._take(step))
         for action in work.actions:
-            phases = action_runs.carry_out(action, self.monitor, LOG)
-            self._start(action.key, in_turns(phases, self._do))
+            self._start(action.key, self._act(action))
 
     def _start(self, name: str, work: Iterator[None]) -> None:
         name = name if name not in self.work else f"{name} {next(self._numbers)}"
@@ -85,10 +90,28 @@ class Driver:
         if next(work, "over") == "over":
             del self.work[name]
 
-    def _do(self, effect: Effect) -> Any:
-        if isinstance(effect, Pin) and self.scheduler.silent:  # the filesystem fails with it
+    # As in flows/engine.py, where a child that raises ends nobody else.
+
+    def _take(self, step: steps.NextStep) -> Iterator[None]:
+        try:
+            yield from in_turns(steps.carry_out(step, self.monitor, LOG), self._do)
+        except Exception as error:
+            self.monitor.fail_step(step, str(error))
+
+    def _act(self, action: ActionRecord) -> Iterator[None]:
+        try:
+            yield from in_turns(action_runs.carry_out(action, self.monitor, LOG), self._do)
+        except Exception:
+            yield
+            self.monitor.end_action(action.key)
+
+    def _do(self, phase: Phase) -> Any:
+        self._fails_after -= 1
+        if self._fails_after == 0:
+            raise RuntimeError("whatever it is")
+        if isinstance(phase, Pin) and self.scheduler.silent:  # the filesystem fails with it
             raise RuntimeError("stale file handle")
-        return effect.run(self.scheduler)
+        return do(phase, self.scheduler)
 
     def _ask(self, tickets: list[Ticket]) -> Iterator[None]:
         yield
@@ -107,6 +130,47 @@ REQUESTS: tuple[inbox.Request, ...] = (
 )
 # A rule that ends an attempt and asks for the next one.
 RUNNING_RESTARTS = {"again": {"to": ["RUNNING"], "actions": [{"restart": {}}]}}
+LONG = "b" * 160
+"""The longest name of a job."""
+PATTERNS = (
+    *(r"(?P<n>[-+0-9.,eEKnaif]+)", r"iteration\s+(?P<n>\S*)", r"loss: ?(?P<n>.*)", r"(?P<n>x)?y"),
+    *(r"(?P<n>)z", r"\x00(?P<n>.)", r"(?P<n>\d+)\D*(?P<m>\d*)", r".*(?P<n>..)$"),
+)
+TESTS: tuple[dict[str, Any], ...] = (
+    {"spike": {"times": 1.5, "over": 2, "logged": 1}},
+    {"throughput_below": {"share": 0.5, "over": 2, "logged": 1}},
+    {"not_a_number": {"logged": 1}},
+    {"loss_above": {"value": 1.0, "logged": 1}},
+    {"off_schedule": {"logged": 1}},
+)
+WORDS = (
+    *(b"nan", b"-inf", b"1,000", b"3.2e+4", b"28.2K", b"9" * 5000, b"1e999", b"0x1F", b"1_000"),
+    *(b"loss: nan", b"lm loss: 2,5 |", b" iteration 1,000/ 300 | lm loss: inf |", b"iteration"),
+    *(b" iteration      120/     300 | lm loss: nan | learning rate: inf |", b"xy", b"y", b"z"),
+    *(b"\x1b[31m", b"\x1b[2K\x1b[1G", b"\x1b]0;title\x07", b"\r", b"\n", b"\r\n", b"\0" * 300),
+    *(b"\xff\xfe", b"\xc3", "\u2028\u0085".encode(), b"a" * 3000, b"m" * 1_100_000),
+)
+scribbles = st.lists(st.one_of(st.sampled_from(WORDS), st.binary(max_size=40)), max_size=8)
+
+
+@st.composite
+def user_rules(draw: st.DrawFn) -> dict[str, Any]:
+    """Rules of a user's own about what stands in logs; what they do hurts no job."""
+    actions = [{"log": {"message": "{line} {n}"}}, {"write_file": {"path": "seen", "line": "{n}"}}]
+    logs = {
+        f"r{number}": {
+            "pattern": pattern,
+            "every": draw(st.booleans()),
+            "actions": [draw(st.sampled_from(actions))],
+        }
+        for number, pattern in enumerate(draw(st.lists(st.sampled_from(PATTERNS), max_size=2)))
+    }
+    metrics = draw(
+        st.sampled_from([{}, *({"m": {**test, "actions": [{"log": {}}]}} for test in TESTS)])
+    )
+    return {"log_events": logs, "metric_events": metrics}
+
+
 # What a job survives comes more often than what ends it for good.
 STATES = ("PENDING", "SUSPENDED", "NEW_IN_SLURM_99", "TIMEOUT", "NODE_FAIL") * 3
 which = st.integers(0, 9)
@@ -122,19 +186,29 @@ class Play(hs.RuleBasedStateMachine):
         chain=st.integers(1, 2),
         most=st.sampled_from([None, 2]),
         rare=st.booleans(),
-        rules=st.sampled_from([{}, RUNNING_RESTARTS]),
+        restarts=st.sampled_from([{}, RUNNING_RESTARTS]),
+        rules=user_rules(),
     )
-    def begin(self, chain: int, most: int | None, rare: bool, rules: dict[str, Any]) -> None:
+    def begin(
+        self,
+        chain: int,
+        most: int | None,
+        rare: bool,
+        restarts: dict[str, Any],
+        rules: dict[str, Any],
+    ) -> None:
         self.fate.steps_left = 0
         self.folder = tempfile.TemporaryDirectory()
         old = self.composed.experiment
-        watching = Monitoring(save_progress_every_s=1e6 * rare, state_events=rules)
+        every = 1e6 * rare
+        watching = Monitoring(save_progress_every_s=every, state_events=restarts, **rules)
         changes = {"slurm": SlurmCluster(chain=chain, max_jobs=most), "monitoring": watching}
         changed = self.composed._replace(experiment=old.model_copy(update=changes))
         self.path = create(changed, Path(self.folder.name), session_id="s1")
         self.scheduler = FakeScheduler()
         self.complete: set[tuple[str, int]] = set()
         self.settled: dict[str, tuple[Verdict | None, int]] = {}
+        self.hidden: dict[Path, Path] = {}
         self.resume()
         self.all_goes_well(1)
 
@@ -168,6 +242,36 @@ class Play(hs.RuleBasedStateMachine):
     def next_submission(self, how: str) -> None:
         self.scheduler.next_time = how
 
+    @hs.rule(phases=st.integers(1, 20))
+    def a_child_raises(self, phases: int) -> None:
+        self.driver.fails_after(phases)
+
+    @hs.rule(which=which, pieces=scribbles)
+    def scribble(self, which: int, pieces: list[bytes]) -> None:
+        """A trainer, or what it runs, writes whatever it likes."""
+        job = self.running(which)
+        if job is not None:
+            with job.log.open("ab") as log:
+                log.write(b"".join(pieces))
+
+    @hs.rule(which=which)
+    def hide_log(self, which: int) -> None:
+        """The log of a job cannot be read, until all goes well again."""
+        job = self.running(which)
+        if job is not None and job.log.is_file() and job.log not in self.hidden.values():
+            shown, job.log = job.log, job.log.with_suffix(".hidden")
+            shown.rename(job.log)
+            shown.mkdir()
+            self.hidden[shown] = job.log
+
+    def show_logs(self) -> None:
+        for shown, hidden in self.hidden.items():
+            shown.rmdir()
+            hidden.rename(shown)
+            for job in self.scheduler.jobs.values():
+                job.log = shown if job.log == hidden else job.log
+        self.hidden.clear()
+
     @hs.rule(silent=st.booleans(), full=st.booleans())
     def trouble(self, silent: bool, full: bool) -> None:
         """The scheduler does not answer, or takes no more jobs, until all goes well again."""
@@ -178,7 +282,7 @@ class Play(hs.RuleBasedStateMachine):
     def ask(self, request: inbox.Request) -> None:
         self.let(lambda: inbox.put(self.path, request))
 
-    @hs.rule(name=st.sampled_from(["b1", "b2"]), command=st.sampled_from(["true", "false"]))
+    @hs.rule(name=st.sampled_from(["b1", "b2", LONG]), command=st.sampled_from(["true", "false"]))
     def add(self, name: str, command: str) -> None:
         spec = spec_of(command, name=name, directory=self.path / name, kind=Kind.COMMAND)
         self.ask(inbox.SubmitRequest(jobs=(spec,), by="ann"))
@@ -186,6 +290,7 @@ class Play(hs.RuleBasedStateMachine):
     @hs.rule(times=st.integers(1, 3))
     def all_goes_well(self, times: int) -> None:
         self.scheduler.silent = self.scheduler.full = False
+        self.show_logs()
         for _ in range(times):
             self.let(self.driver.round)
             for place in range(len(self.scheduler.alive)):
@@ -273,8 +378,16 @@ def test_whatever_happens_nothing_is_doubled_and_nothing_is_lost() -> None:
         max_examples=10,
         stateful_step_count=40,
         deadline=None,
-        phases=[Phase.generate, Phase.shrink],
+        phases=[Stage.generate, Stage.shrink],
         suppress_health_check=list(HealthCheck),
     )
-    for number in range(int(os.environ.get("AUTOEXP_TEST_PLAYS", "60")) // 10):
+    first = int(os.environ.get("AUTOEXP_TEST_SEED", "0"))
+    plays, seconds = int(os.environ.get("AUTOEXP_TEST_PLAYS", "60")), os.environ.get("FUZZ_S")
+    until = time.monotonic() + float(seconds) if seconds else None
+    for number in itertools.count(first):
+        if until is None and number - first >= plays // 10:
+            break
+        if until is not None and time.monotonic() > until:
+            print(f"{number - first} times ten plays, from seed {first} on: no finding")
+            break
         hs.run_state_machine_as_test(seed(number)(Play), settings=ten_plays)
