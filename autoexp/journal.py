@@ -1,5 +1,6 @@
 """`events.jsonl`: what happened, in order, append-only; each event once."""
 
+import errno
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from autoexp import durable
-from autoexp.errors import SessionDamaged
+from autoexp.errors import SessionDamaged, SessionHeld
 from autoexp.events import CheckpointComplete, Event, adapter
 from autoexp.jobs import now
 
@@ -62,6 +63,8 @@ class Journal:
         self._position = START
         self._last = b""
         """The line before it, by which a reader knows the file again."""
+        self._torn = b""
+        """What could not be appended at the last try: a part of it may stand in the file."""
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -155,12 +158,42 @@ class Journal:
             return []
         entries = [Entry(now(), event) for event in fresh.values()]
         lines = [_encode(entry) for entry in entries]
-        durable.append(self._path, b"".join(lines))
+        self._write(b"".join(lines))
         for entry, line in zip(entries, lines, strict=True):
             start = self._position
             end = Position(start.entries + 1, start.size + len(line))
             self._add(Line(start, entry, end, line))
         return list(fresh.values())
+
+    def _write(self, data: bytes) -> None:
+        """Append where this process knows the end to be.
+
+        Raises SessionHeld where somebody else has appended: two would tell everything twice.
+        """
+        size = self._position.size
+        if self._torn:
+            self._take_back(size)
+        try:
+            durable.append(self._path, data, behind=size)
+        except durable.OtherSize as other:
+            if other.found > size:
+                raise SessionHeld(
+                    f"{self._path}: another monitor has written into it, so this one ends; "
+                    f"`autoexp status {self._path.parent.name}` says which"
+                ) from None
+            short = "it is shorter than this monitor left it; put it back as it was"
+            raise OSError(errno.ESTALE, short, str(self._path)) from None
+        except OSError:
+            self._torn = data
+            raise
+
+    def _take_back(self, size: int) -> None:
+        """Cut off what a write that failed has left: the disk may have failed at that too."""
+        with suppress(FileNotFoundError), self._path.open("rb") as file:
+            file.seek(size)
+            if self._torn.startswith(file.read(len(self._torn) + 1)):
+                durable.cut(self._path, size)
+        self._torn = b""
 
     def checkpoints(self) -> list[CheckpointComplete]:
         """The checkpoints that were seen complete, in that order."""

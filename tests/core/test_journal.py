@@ -1,5 +1,6 @@
 """The journal is read on from where a reader was, and never from the start again."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from autoexp import durable
 from autoexp import journal as journals
-from autoexp.errors import SessionDamaged
+from autoexp.errors import SessionDamaged, SessionHeld
 from autoexp.events import StateChanged
 from autoexp.journal import START, Journal
+from tests.core.conftest import FullDisk
 
 
 @pytest.fixture
@@ -183,3 +186,43 @@ def test_a_damaged_line_is_named_by_its_number_from_any_place(path: Path) -> Non
         file.write(b"{}\n")
     with pytest.raises(SessionDamaged, match="line 3 does not parse"):
         list(reader.news())
+
+
+def test_who_finds_another_monitors_events_writes_no_more(path: Path) -> None:
+    first, second = written(path, 1), loaded(path)
+    second.append(events(2))
+    whole = path.read_bytes()
+    with pytest.raises(SessionHeld, match="another monitor has written into it"):
+        first.append(events(3))
+    assert path.read_bytes() == whole
+
+
+def test_a_part_that_could_not_be_taken_back_at_once_is_taken_back_before_the_next_append(
+    path: Path, full_disk: FullDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = written(path, 1)
+    size = journal.position.size
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "the disk is away")
+
+    with monkeypatch.context() as patch, full_disk(size + 50):
+        patch.setattr(os, "ftruncate", broken)
+        for number in (2, 3):
+            with pytest.raises(OSError):
+                journal.append(events(number))
+            assert path.stat().st_size == size + 50
+    journal.append(events(4))
+    assert positions(loaded(path).entries) == [1, 4]
+
+
+def test_a_journal_that_was_taken_away_is_waited_for(path: Path) -> None:
+    journal = written(path, 1, 2)
+    away = path.rename(path.with_name("away"))
+    with pytest.raises(FileNotFoundError):
+        journal.append(events(3))
+    away.rename(path)
+    os.truncate(path, 100)
+    with pytest.raises(OSError, match="shorter than this monitor left it") as raised:
+        journal.append(events(3))
+    assert durable.is_passing(raised.value)
