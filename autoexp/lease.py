@@ -130,7 +130,7 @@ def take(directory: Path) -> Lease:
     try:
         with locks.exclusively(directory / LOCK, _PATIENCE_S):
             _refuse_alive(directory)
-            mine = processes.identity(os.getpid()) or {}
+            mine = processes.own_identity()
             content = {**mine, "since": time.time(), "nonce": secrets.token_hex(8)}
             text = json.dumps(content, indent=1) + "\n"
             durable.write(directory / FILE, text)

@@ -153,6 +153,16 @@ def test_a_monitor_on_another_host_is_dead_after_its_silence(session: Path) -> N
     assert_free(session)
 
 
+def test_a_monitor_in_a_container_of_the_hosts_name_is_judged_by_its_heartbeat(
+    session: Path,
+) -> None:
+    written(session, pid=1, start_ticks=1, pid_namespace="pid:[1]")
+    with pytest.raises(SessionHeld):
+        lease.take(session)
+    written(session, pid=1, start_ticks=1, pid_namespace="pid:[1]", age_s=190)
+    assert_free(session)
+
+
 def test_a_heartbeat_from_the_future_says_what_to_do_if_that_monitor_is_gone(session: Path) -> None:
     written(session, host="elsewhere", pid=77, age_s=-7200)
     assert lease.look(session) == ("elsewhere", 77, True)
