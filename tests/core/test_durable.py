@@ -209,20 +209,6 @@ def test_what_passes_is_tried_again_and_what_lasts_is_not(name: str) -> None:
 # What is synced
 
 
-@pytest.fixture
-def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths that are synced from now on, in order."""
-    found: list[str] = []
-    fsync = os.fsync
-
-    def watched(descriptor: int) -> None:
-        found.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", watched)
-    return found
-
-
 def test_a_new_file_that_is_appended_to_is_synced_in_its_parent(
     tmp_path: Path, synced: list[str]
 ) -> None:
