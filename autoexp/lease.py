@@ -117,8 +117,14 @@ class Lease:
     def _refuse_lost(self) -> None:
         now = _elapsed()
         if not self.still_held():
+            directory = self._path.parent
+            if not directory.exists():
+                raise SessionHeld(
+                    f"{directory}: the session is not there any more: somebody removed it, or "
+                    "moved it away; what was submitted goes on"
+                )
             raise SessionHeld(
-                f"{self._path.parent.name}: the lease {self._path} is not this monitor's any more: "
+                f"{directory.name}: the lease {self._path} is not this monitor's any more: "
                 "another one took the session over, or somebody removed the file"
             )
         self._seen = now

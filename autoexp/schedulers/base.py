@@ -223,6 +223,8 @@ def _lock(directory: Path) -> Iterator[int]:
 
 def is_locked(directory: Path) -> bool:
     """Whether somebody is submitting the attempt or, on the local machine, running it."""
+    if not directory.is_dir():
+        return False  # whoever asks does not make a session again that was removed
     with _lock(directory) as descriptor:
         return not locks.try_lock(descriptor)
 

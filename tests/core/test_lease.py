@@ -16,6 +16,7 @@ import pytest
 from autoexp import inbox, lease, processes
 from autoexp.errors import SessionDamaged, SessionHeld
 from autoexp.events import JobAdded
+from autoexp.schedulers.base import is_locked
 from autoexp.session import Session
 from tests.core.conftest import WaitFor
 
@@ -362,8 +363,10 @@ def test_a_session_that_was_taken_away_ends_its_monitor(session: Path) -> None:
     held = lease.take(session)
     session.rename(session.with_name("moved"))
     assert not held.still_held()
-    with pytest.raises(SessionHeld, match="is not this monitor's any more"), held.writing():
+    with pytest.raises(SessionHeld, match="somebody removed it, or moved it away"), held.writing():
         pytest.fail("written into nowhere")
+    assert not is_locked(session / "attempts" / "t-a1")
+    assert not session.exists()
 
 
 def test_a_monitor_gives_back_its_own_lease_and_nobody_elses(session: Path) -> None:
