@@ -278,10 +278,11 @@ def _named_nodes(session: Session, action: ActionRecord) -> list[str]:
 
 def _blame(session: Session, action: ActionRecord, nodes: list[str], expires_s: float) -> None:
     until = now() + timedelta(seconds=expires_s)
-    session.blame.add(
-        Blamed(node=node, evidence=action.event.key, reason=f"rule {action.rule}", until=until)
-        for node in nodes
-    )
+    with session.writing():
+        session.blame.add(
+            Blamed(node=node, evidence=action.event.key, reason=f"rule {action.rule}", until=until)
+            for node in nodes
+        )
 
 
 def publish(recorder: Recorder, action: ActionRecord, payload: dict[str, str]) -> None:

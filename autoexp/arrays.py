@@ -1,7 +1,6 @@
 """Jobs that start together go to SLURM as one array: one submission, ids such as `123_4`."""
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -140,9 +139,9 @@ def _next_number(session: Session) -> int:
 
 
 def _prepare_array(directory: Path, attempts: Sequence[Attempt]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
+    durable.make_directory(directory)
     if (directory / payload.TASKS).exists():
         return
-    shutil.copyfile(payload.__file__, directory / "payload.py")
+    durable.write(directory / "payload.py", Path(payload.__file__).read_bytes())
     tasks = {str(attempt.array_index): attempt.key for attempt in attempts}
     durable.write(directory / payload.TASKS, json.dumps(tasks, indent=1) + "\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoexp import inbox
+from autoexp.backoff import delay_s
 from autoexp.errors import SchedulerError
 from autoexp.jobs import JobRecord
 from autoexp.monitor import Monitor
@@ -48,7 +49,7 @@ def cancel_directly(
         monitor.recorder.apply(inbox.request_cancel, jobs, by)
         wanted = [session.jobs[name] for name in jobs or session.jobs]
         answers: dict[str, str] = {}
-        pause, deadline = _SHORTEST_PAUSE_S, time.monotonic() + patience_s
+        tries, deadline = 0, time.monotonic() + patience_s
         while True:
             problem = _end(monitor, wanted, scheduler, answers)
             try:
@@ -62,8 +63,8 @@ def cancel_directly(
                 return Outcome(answers)
             if time.monotonic() > deadline:
                 return Outcome(answers, problem or f"{', '.join(alive)} have not ended yet")
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            tries += 1
+            time.sleep(delay_s(tries, _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S))
 
 
 def _end(

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from autoexp import durable, processes, removal
+from autoexp import durable, locks, processes, removal
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
@@ -84,8 +84,9 @@ def no_jobs(outputs: Path) -> Sequence[JobSpec]:
 
 def _make_root(root: Path) -> None:
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(root)
         durable.probe(root)
+        locks.probe(root)
     except OSError as error:
         raise BadInput(
             f"{root}: sessions cannot be made here ({error.strerror}); "
@@ -148,11 +149,11 @@ def _fill(
     flow_run_id: str | None,
 ) -> None:
     for folder in ("config", "jobs", "actions", "attempts", "inbox", "metrics"):
-        (draft / folder).mkdir(parents=True)
-    (draft / "config" / "resolved.yaml").write_text(composed.resolved)
-    (draft / "config" / "unresolved.yaml").write_text(composed.unresolved)
+        durable.make_directory(draft / folder)
+    durable.write(draft / "config" / "resolved.yaml", composed.resolved)
+    durable.write(draft / "config" / "unresolved.yaml", composed.unresolved)
     overrides = "".join(f"{line}\n" for line in composed.overrides)
-    (draft / "config" / "overrides.txt").write_text(overrides)
+    durable.write(draft / "config" / "overrides.txt", overrides)
     meta = SessionMeta(
         session=path.name,
         nonce=secrets.token_hex(4),
@@ -178,9 +179,9 @@ def _fill(
 
 
 def _write_provenance(folder: Path, provenance: Provenance, experiment: Experiment) -> None:
-    folder.mkdir()
+    durable.make_directory(folder)
     for name, text in {**provenance.files, **of_experiment(experiment)}.items():
-        (folder / name).write_text(text)
+        durable.write(folder / name, text)
 
 
 def _pin_start(spec: JobSpec, experiment: Experiment, draft: Path, path: Path) -> None:

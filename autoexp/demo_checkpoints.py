@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -72,8 +73,14 @@ def write_checkpoint(run: Learner, args: Namespace, folder: Path) -> None:
 def sync(path: Path) -> None:
     """Return when a file or folder is on disk, not merely in the node's memory."""
     descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some filesystems cannot sync a folder, and order the names in it in their own way.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS) or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def delete_older_checkpoints(run: Learner, args: Namespace) -> None:

@@ -8,6 +8,7 @@ import errno
 import itertools
 import json
 import os
+import secrets
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -28,12 +29,24 @@ def step() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-# A disk that is full or away, a limit that is reached: what fails so may work a moment later.
+# What passes, tried again a moment or a day later, by what the disk wants to say with it.
 _PASSING = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
-    *(errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.EHOSTDOWN),
-    *(errno.ESHUTDOWN, errno.EREMOTEIO, errno.EINTR, errno.EBUSY),
+    # Full, or over a quota: somebody makes room.
+    *(errno.ENOSPC, errno.EDQUOT),
+    # A server or a device that hiccups, or a mount that went read-only until it is mended.
+    *(errno.EIO, errno.EREMOTEIO, errno.EROFS, errno.ETIMEDOUT, errno.EBUSY),
+    # A server that was restarted, or a client that it put out: what was known is looked up anew.
+    *(errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET, errno.ECONNREFUSED),
+    *(errno.EPIPE, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+    # A limit on what is open at once, or on memory; a call that a signal cut short.
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR),
+    # The lock server is away, or its table is full.
+    errno.ENOLCK,
+    # A Kerberos ticket that has run out: whoever logs in renews it.
+    *(errno.EKEYEXPIRED, errno.ENOKEY),
 }
+# A filesystem that cannot sync a directory says one of these; it orders names in its own way.
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 
 
 def in_words(error: OSError) -> str:
@@ -48,7 +61,13 @@ def in_words(error: OSError) -> str:
 
 
 def is_passing(error: OSError) -> bool:
-    """Whether to try again; a file that is missing or forbidden will be so tomorrow."""
+    """Whether to try again: the very same call may work later, without anybody changing the call.
+
+    What is not known to pass lasts, and is said at once. Names that are too long (ENAMETOOLONG),
+    that run in circles (ELOOP), are of the wrong kind (ENOTDIR, EISDIR, EEXIST) or not allowed
+    (EINVAL, EILSEQ) are so tomorrow. EACCES and EPERM last until somebody changes a mode, ENOENT
+    until somebody puts a file back, EFBIG and EMLINK until another file is written.
+    """
     return error.errno in _PASSING
 
 
@@ -70,18 +89,39 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make names created, renamed or removed in `directory` survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    """Make names created, renamed or removed in `directory` survive a power cut.
+
+    Passed over where the filesystem cannot: it then has the guarantee that it gives by itself.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
 
 
-def write(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it, unless it is there; each is synced in its parent."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    sync_directory(path.parent)
+
+
+def write(path: Path, data: str | bytes, *, mode: int = 0o666) -> None:
     """Replace `path` atomically: temporary file beside it, fsync, rename, fsync of the directory.
 
-    Raises OSError when the disk is full or read-only; the old file then stands as it was.
+    From `mode` the umask is taken. Raises OSError when the disk is full or read-only; the old file
+    then stands as it was.
     """
     raw = data.encode() if isinstance(data, str) else data
     step()
@@ -92,13 +132,15 @@ def write(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
 
 
 def _replace(path: Path, raw: bytes, mode: int) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
+    # Beside a name of 255 bytes there has to be room for this one too. The kernel takes the umask
+    # from the mode, or what the directory's own default says.
+    start = path.name.encode()[:100].decode(errors="ignore")
+    temporary = path.with_name(f".{start}.{secrets.token_hex(6)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(raw)
             file.flush()
-            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         temporary.rename(path)
     except BaseException:
@@ -111,20 +153,50 @@ def write_json(path: Path, value: Any) -> None:
     write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def append(path: Path, data: bytes) -> None:
-    """Append `data` in one write and sync it; a kill leaves at most one torn last line."""
+class OtherSize(Exception):
+    """A file that one process alone appends to is not as long as it left it: `found` bytes."""
+
+    def __init__(self, found: int) -> None:
+        super().__init__(found)
+        self.found = found
+
+
+def append(path: Path, data: bytes, *, behind: int | None = None) -> None:
+    """Append `data` in one write and sync it; a kill leaves at most one torn last line.
+
+    Raises OtherSize, and writes nothing, unless the file has `behind` bytes.
+    """
     step()
     with _naming(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            _append_all(descriptor, data)
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+            is_new = False
+        except FileNotFoundError:
+            if behind:
+                raise  # a new one would not have what stood in the old one
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            is_new = True
+        try:
+            size = os.fstat(descriptor).st_size
+            if behind is not None and size != behind:
+                raise OtherSize(size)
+            _append_all(descriptor, data, size)
         finally:
             os.close(descriptor)
+        if is_new:
+            sync_directory(path.parent)
     step()
 
 
-def _append_all(descriptor: int, data: bytes) -> None:
-    size = os.fstat(descriptor).st_size
+def cut(path: Path, size: int) -> None:
+    """Cut off what stands behind the first `size` bytes."""
+    with _naming(path), path.open("r+b") as file:
+        if os.fstat(file.fileno()).st_size > size:
+            file.truncate(size)
+            os.fsync(file.fileno())
+
+
+def _append_all(descriptor: int, data: bytes, size: int) -> None:
     try:
         view = memoryview(data)
         while view:

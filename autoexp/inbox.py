@@ -4,6 +4,9 @@ Other processes never write into a running session. The monitor takes a request 
 ticks; taking on is repeatable, so a kill between the effect and the removal does no harm.
 """
 
+import os
+import pwd
+import stat
 import time
 import uuid
 from contextlib import suppress
@@ -14,13 +17,16 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from autoexp import durable
 from autoexp.backends.base import Closed
-from autoexp.errors import BadInput
+from autoexp.errors import BadInput, SessionHeld
 from autoexp.events import JobAdded, RequestRefused
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.retrying import retry
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.session import Session
+
+_LARGEST = 200 * 10**6
+"""Bytes: ten thousand jobs are a tenth of that."""
 
 By = Annotated[str, Field(description="who asked, and how")]
 
@@ -102,7 +108,7 @@ def waiting_jobs(session: Path) -> list[str]:
     found = []
     for path in _waiting(session):
         with suppress(BadInput, FileNotFoundError):  # the monitor says what is wrong with it
-            request = _read(path)
+            request, _ = _read(path)
             if isinstance(request, SubmitRequest):
                 found += [spec.name for spec in request.jobs]
     return found
@@ -112,33 +118,87 @@ def take_on(session: Session) -> list[str]:
     """Carry all waiting requests into the records; returns a line for each. For the monitor."""
     notes: list[str] = []
     for path in _waiting(session.path):
-        try:
-            notes.append(_apply(session, _read(path)))
-        except Exception as error:
-            if isinstance(error, OSError) and durable.is_passing(error):
+        # With the removal: one that has lost the lease takes nothing away from its successor.
+        with session.writing():
+            try:
+                notes.append(_apply(session, _permitted(session, path)))
+            except SessionHeld:
                 raise
-            # Whatever it is: no request may hold up the session, or those behind it.
-            reason = str(error) if isinstance(error, BadInput) else repr(error)
-            session.record([RequestRefused(job="", request=path.name, reason=reason)])
-            notes.append(f"request refused: {reason}")
-            # Kept for whoever wrote it, out of the way of the next look.
-            path.rename(path.with_suffix(".refused"))
-            continue
-        path.unlink()
+            except Exception as error:
+                if isinstance(error, OSError) and durable.is_passing(error):
+                    raise
+                # Whatever it is: no request may hold up the session, or those behind it.
+                reason = str(error) if isinstance(error, BadInput) else repr(error)
+                notes += _refuse(session, path, reason)
+                continue
+            path.unlink()
     return notes
 
 
-def _read(path: Path) -> Request:
+def _refuse(session: Session, path: Path, reason: str) -> list[str]:
+    """Keep a request for whoever wrote it, out of the way of the next look; say so once."""
+    refused = RequestRefused(job="", request=_in_words(path), reason=reason)
+    said = session.record([refused])
+    stem = path.name.encode(errors="surrogateescape")[:200].decode(errors="surrogateescape")
+    target = path.with_name(f"{stem.removesuffix('.json')}.refused")
+    if target.exists():
+        target = target.with_name(f"{target.stem}-{uuid.uuid4().hex[:8]}.refused")
     try:
-        return _adapter.validate_json(path.read_bytes())
+        path.rename(target)
+    except OSError as error:
+        if durable.is_passing(error):
+            raise  # others are carried in all the same: it stays where it is
+    return [f"request refused: {reason}"] if said else []
+
+
+def _in_words(path: Path) -> str:
+    """A name as it can be written into JSON: on disk it may be any bytes."""
+    return path.name.encode(errors="backslashreplace").decode()
+
+
+def _permitted(session: Session, path: Path) -> Request:
+    """A request, unless it has another user's commands run in the name of this one."""
+    request, owner = _read(path)
+    if not isinstance(request, SubmitRequest):
+        return request  # whoever may write here may cancel and retry what there is
+    # Where a file server maps users, the session's own file shows what ours are mapped to.
+    own = (session.path / "session.json").stat().st_uid
+    if owner not in (0, os.geteuid(), own):
+        raise BadInput(
+            f"{_in_words(path)}: left by another user ({_user(owner)}), whose commands would run "
+            f"as {_user(os.geteuid())}; have {_user(os.geteuid())} submit these jobs"
+        )
+    return request
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"uid {number}"
+
+
+def _read(path: Path) -> tuple[Request, int]:
+    """A request and whose file it is; whatever else lies there is refused, and never waited for."""
+    try:
+        # Whoever opens a FIFO to read would else wait for a writer.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadInput(f"{_in_words(path)} cannot be read: it is no file")
+            raw = file.read(_LARGEST + 1)
+    except OSError as error:
+        if durable.is_passing(error):
+            raise
+        raise BadInput(f"{_in_words(path)} cannot be read: {error.strerror}") from error
+    if len(raw) > _LARGEST:
+        raise BadInput(f"{_in_words(path)} has more than {_LARGEST // 10**6} MB: no request has")
+    try:
+        return _adapter.validate_json(raw), status.st_uid
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"][1:])
         raise BadInput(f"{where}: {problem['msg']}" if where else problem["msg"]) from error
-    except OSError as error:
-        if durable.is_passing(error):
-            raise
-        raise BadInput(f"{path.name} cannot be read: {error.strerror}") from error
 
 
 def _apply(session: Session, request: Request) -> str:

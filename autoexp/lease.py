@@ -1,15 +1,24 @@
-"""The lease on a session: one monitor at a time, and a dead one's is taken over."""
+"""The lease on a session: one monitor at a time, and a dead one's is taken over.
 
-import fcntl
+The holder's name stands in `monitor.json`; its heartbeat is that file's modification time. What a
+holder writes it writes inside `writing()`, which holds `monitor.lock` and has looked whether the
+lease is still its own; who takes a lease over holds the same lock. So where locks reach all hosts
+nothing is written by a monitor that was taken over, whenever it was stopped. Where they are the
+host's own, as on Lustre with `localflock`, a monitor that was stopped between the look and the
+write can do that one write when it wakes.
+"""
+
 import json
 import os
+import secrets
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoexp import durable, processes
+from autoexp import durable, locks, processes
 from autoexp.errors import SessionDamaged, SessionHeld
 
 FILE = "monitor.json"
@@ -17,6 +26,8 @@ LOCK = "monitor.lock"
 HEARTBEAT_S = 10.0
 # A monitor on another host cannot be asked for its process; it is given up after this silence.
 SILENCE_S = 180.0
+# A holder keeps the lock for one round of writes; one that hangs in it for longer is not robbed.
+_PATIENCE_S = 20.0
 
 
 class Holder(NamedTuple):
@@ -27,59 +38,152 @@ class Holder(NamedTuple):
     alive: bool
 
 
+def _elapsed() -> float:
+    """Seconds that go on while a process is stopped, and while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Lease:
     """A held lease. Its heartbeat is the file's modification time: no byte is written."""
 
-    def __init__(self, path: Path, text: str) -> None:
-        self._path = path
+    def __init__(self, directory: Path, text: str) -> None:
+        self._path = directory / FILE
         self._text = text
-        self._beaten = time.monotonic()
+        self._seen = self._beaten = _elapsed()
+        self._mutex = threading.RLock()
+        self._is_writing = False
+
+    def still_held(self) -> bool:
+        """Whether the lease is this monitor's, read from the disk now; any thread may ask.
+
+        Raises OSError where the disk does not answer: then nobody knows.
+        """
+        try:
+            return self._path.read_text() == self._text
+        except FileNotFoundError:
+            return False
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write inside of it, as much or as little as there is: nobody takes the lease over then.
+
+        Rounds may be nested. Raises SessionHeld when the lease is another monitor's by now.
+        """
+        with self._mutex:
+            if self._is_writing:
+                # Only a stop for that long inside of a round can have cost the lease.
+                if _elapsed() - self._seen > HEARTBEAT_S:
+                    self._refuse_lost()
+                yield
+                return
+            with self._round():
+                self._refuse_lost()
+                self._is_writing = True
+                try:
+                    yield
+                finally:
+                    self._is_writing = False
+
+    @contextmanager
+    def _round(self) -> Iterator[None]:
+        """The lock: nobody else holds it for longer than it takes to take a lease over."""
+        try:
+            with locks.exclusively(self._path.with_name(LOCK), _PATIENCE_S):
+                yield
+        except FileNotFoundError:
+            self._refuse_lost()  # the whole session was taken away
+            raise
+        except locks.Busy:
+            raise _locked(self._path.parent) from None
 
     def beat(self) -> None:
         """Renew the lease when it is due.
 
         Raises SessionHeld when another monitor has taken it over meanwhile, as after a
-        filesystem that hung for longer than the silence allowed.
+        filesystem that hung, or a process that was stopped, for longer than the silence allowed.
         """
-        if time.monotonic() - self._beaten < HEARTBEAT_S:
+        if _elapsed() - self._beaten < HEARTBEAT_S:
             return
-        if not self._path.exists() or self._path.read_text() != self._text:
-            raise SessionHeld(
-                f"{self._path.parent.name}: the lease {self._path} is not this monitor's any more: "
-                "another one took the session over, or somebody removed the file"
-            )
-        os.utime(self._path)
-        self._beaten = time.monotonic()
+        with self.writing():
+            self._refuse_lost()
+            os.utime(self._path)  # the file server's own clock, not ours
+            self._beaten = _elapsed()
 
     def release(self) -> None:
         """Give the lease back, unless somebody else holds it by now."""
-        if self._path.exists() and self._path.read_text() == self._text:
-            self._path.unlink()
+        if self.still_held():
+            self._path.unlink(missing_ok=True)
+
+    def _refuse_lost(self) -> None:
+        now = _elapsed()
+        if not self.still_held():
+            directory = self._path.parent
+            if not directory.exists():
+                raise SessionHeld(
+                    f"{directory}: the session is not there any more: somebody removed it, or "
+                    "moved it away; what was submitted goes on"
+                )
+            raise SessionHeld(
+                f"{directory.name}: the lease {self._path} is not this monitor's any more: "
+                "another one took the session over, or somebody removed the file"
+            )
+        self._seen = now
 
 
 def take(directory: Path) -> Lease:
     """Take the lease of the session in `directory`; raises SessionHeld with who holds it."""
-    with _exclusively(directory):
-        holder = look(directory)
-        if holder is not None and holder.alive:
-            raise SessionHeld(
-                f"{directory.name}: held by the monitor with pid {holder.pid} on {holder.host}; "
-                f"look at it with `autoexp status {directory.name} --watch`"
-            )
-        mine = processes.identity(os.getpid())
-        text = json.dumps({**(mine or {}), "since": time.time()}, indent=1) + "\n"
-        durable.write(directory / FILE, text)
-    return Lease(directory / FILE, text)
+    _refuse_alive(directory)
+    try:
+        with locks.exclusively(directory / LOCK, _PATIENCE_S):
+            _refuse_alive(directory)
+            mine = processes.own_identity()
+            content = {**mine, "since": time.time(), "nonce": secrets.token_hex(8)}
+            text = json.dumps(content, indent=1) + "\n"
+            durable.write(directory / FILE, text)
+    except locks.Busy:
+        raise _locked(directory) from None
+    return Lease(directory, text)
+
+
+def _refuse_alive(directory: Path) -> None:
+    holder, ahead_s = _look(directory)
+    if holder is None or not holder.alive:
+        return
+    message = (
+        f"{directory.name}: held by the monitor with pid {holder.pid} on {holder.host}; "
+        f"look at it with `autoexp status {directory.name} --watch`"
+    )
+    if ahead_s > SILENCE_S:
+        message += (
+            f". Its last sign of life is dated {ahead_s:.0f} s ahead of the file server's clock, "
+            "so nobody can tell how old it is: if that monitor is gone for certain, remove "
+            f"{directory / FILE}"
+        )
+    raise SessionHeld(message)
+
+
+def _locked(directory: Path) -> SessionHeld:
+    return SessionHeld(
+        f"{directory.name}: another monitor has been writing for {_PATIENCE_S:.0f} s, or hangs in "
+        f"it: it holds {directory / LOCK}; end it (`fuser` on its host names it), or remove that "
+        "file if its host is gone for certain"
+    )
 
 
 def look(directory: Path) -> Holder | None:
     """Who holds the session, and whether that monitor is alive; None when nobody does."""
+    return _look(directory)[0]
+
+
+def _look(directory: Path) -> tuple[Holder | None, float]:
+    """Also how many seconds ahead of the file server's clock the last heartbeat is dated."""
     path = directory / FILE
     try:
-        raw = path.read_bytes()
-        silence = time.time() - path.stat().st_mtime
+        with path.open("rb") as file:  # opened anew, so that a client's memory of it is refreshed
+            raw = file.read()
+            beaten_at = os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
-        return None
+        return None, 0.0
     try:
         known: dict[str, Any] = json.loads(raw)
         alive = processes.is_alive(known)
@@ -88,16 +192,18 @@ def look(directory: Path) -> Holder | None:
         raise SessionDamaged(
             f"{path} does not parse ({error}); make sure that no monitor runs, then remove it"
         ) from error
-    if alive is None:
-        alive = abs(silence) < SILENCE_S
-    return Holder(host, pid, alive)
+    if alive is not None:
+        return Holder(host, pid, alive), 0.0
+    silence = _server_time(directory) - beaten_at
+    # From the future, by a clock that somebody set: no evidence of death.
+    return Holder(host, pid, silence < SILENCE_S), -silence
 
 
-@contextmanager
-def _exclusively(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+def _server_time(directory: Path) -> float:
+    """What time the clock says by which heartbeats are dated; ours, for who may only read."""
+    path = directory / LOCK
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        os.utime(path)
+        return path.stat().st_mtime
+    except OSError:
+        return time.time()

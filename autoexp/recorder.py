@@ -8,6 +8,7 @@ import errno
 from collections.abc import Callable, Iterable
 from typing import Concatenate, ParamSpec, TypeVar
 
+from autoexp.errors import SessionHeld
 from autoexp.events import Event
 from autoexp.jobs import JobRecord
 from autoexp.rules.book import RuleBook
@@ -41,8 +42,9 @@ class Recorder:
         self, change: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Change records by `change(session, ...)`, once what was seen before is on disk."""
-        self.write_down()
-        return change(self.session, *args, **kwargs)
+        with self.session.writing():
+            self.write_down()
+            return change(self.session, *args, **kwargs)
 
     def record_and_decide(self, events: Iterable[Event]) -> None:
         """Write down what an action brought about, as if it had been seen: rules may react."""
@@ -64,7 +66,7 @@ class Recorder:
     def _append(self, events: list[Event]) -> None:
         try:
             self._events += self.session.record(events)
-        except OSError:
+        except (OSError, SessionHeld):
             raise
         except Exception:
             # One of them cannot be written: the others are.
@@ -99,7 +101,7 @@ class Recorder:
     ) -> bool:
         """Call; whether it came to its end. What it raises is a warning of the job.
 
-        A disk that cannot be written at all is not contained: it raises OSError.
+        Not contained are a disk that cannot be written at all (OSError) and a lease that is lost.
         """
         try:
             call(*args, **kwargs)
@@ -108,6 +110,8 @@ class Recorder:
                 raise
             self.warn(f"{what} ({error})", self.session.jobs.get(job))
             return False
+        except SessionHeld:
+            raise
         except Exception as error:
             self.warn(f"{what} ({type(error).__name__}: {error})", self.session.jobs.get(job))
             return False

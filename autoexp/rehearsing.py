@@ -20,7 +20,7 @@ def write_scripts(jobs: tuple[JobSpec, ...], directory: Path) -> list[Path]:
     written = []
     for job in jobs:
         path = directory / f"{job.name}.sh"
-        durable.write(path, _script(job, directory), mode=0o755)
+        durable.write(path, _script(job, directory), mode=0o777)
         written.append(path)
     return written
 

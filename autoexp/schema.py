@@ -5,7 +5,6 @@ the holder of the lease upgrades it on disk and keeps the original beside it as 
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,7 +55,7 @@ def upgrade_files(session: Path) -> None:
         version = content.get("schema_version", VERSION)
         if version < VERSION:
             upgraded = _upgraded(path, content)
-            shutil.copy2(path, path.with_name(f"{path.name}.v{version}"))
+            durable.write(path.with_name(f"{path.name}.v{version}"), path.read_bytes())
             durable.write_json(path, upgraded)
 
 

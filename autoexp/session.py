@@ -1,10 +1,11 @@
 """The session on disk: the truth about an experiment, whoever opens it can carry on."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from autoexp import durable, lease, schema, states
 from autoexp.blame import BlameList
@@ -28,6 +29,22 @@ from autoexp.schedulers.base import Ticket
 from autoexp.session_meta import SessionMeta
 from autoexp.verdicts import saved_iteration
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _in_a_round(
+    write: "Callable[Concatenate[Session, P], T]",
+) -> "Callable[Concatenate[Session, P], T]":
+    """Have a method write as the holder of the lease alone."""
+
+    @wraps(write)
+    def written(session: "Session", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with session.writing():
+            return write(session, *args, **kwargs)
+
+    return written
+
 
 class Session:
     """One session directory. Reading is free for all; writing needs the lease (see `hold`)."""
@@ -40,6 +57,7 @@ class Session:
         self.journal = Journal(path / "events.jsonl")
         self._changed: set[str] = set()
         self.blame = BlameList(path / "blame.json")
+        self._lease: Lease | None = None
 
     @property
     def id(self) -> str:
@@ -97,15 +115,26 @@ class Session:
             schema.upgrade_files(path)
             session = cls.load(path)
             session.journal.repair()
+            session._lease = held
             yield session, held
         finally:
             held.release()
 
     # Writing: each file at once and whole, and only by the holder of the lease
 
+    def writing(self) -> AbstractContextManager[None]:
+        """A round of writes in which nobody takes the lease over (see `Lease.writing`).
+
+        Every write is one by itself; whoever does several may have them be one. Raises SessionHeld
+        when another monitor holds the session by now.
+        """
+        return nullcontext() if self._lease is None else self._lease.writing()
+
+    @_in_a_round
     def save_meta(self) -> None:
         durable.write(self.path / "session.json", self.meta.model_dump_json(indent=1) + "\n")
 
+    @_in_a_round
     def save_job(self, job: JobRecord) -> None:
         self._changed.add(job.spec.name)
         path = self.path / "jobs" / f"{job.spec.name}.json"
@@ -136,12 +165,14 @@ class Session:
             setattr(action, name, value)
         self.actions[action.key] = action
 
+    @_in_a_round
     def save_action(self, action: ActionRecord) -> None:
         action.updated_at = now()
         path = self.path / "actions" / f"{action.key}.json"
         durable.write(path, action.model_dump_json(indent=1) + "\n")
         self.actions[action.key] = action
 
+    @_in_a_round
     def record(self, events: Iterable[Event]) -> list[Event]:
         """Append the events that are new to the journal and return them."""
         return self.journal.append(events)
@@ -155,12 +186,12 @@ class Session:
             if attempt.key in answers
         )
 
+    @_in_a_round
     def log_progress(self, job: JobRecord, rows: Iterable[str]) -> None:
         """Append metrics rows; a kill may repeat some, so readers let the last one count."""
         text = "".join(rows)
         if text:
-            with (self.path / "metrics" / f"{job.spec.name}.csv").open("a") as file:
-                file.write(text)
+            durable.append(self.path / "metrics" / f"{job.spec.name}.csv", text.encode())
 
     def take_changed(self) -> set[str]:
         """Names of the jobs that were written, or tried to be, since the last call."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from autoexp import durable
+from autoexp.errors import SessionHeld
 from flows.updates import Updates
 
 _RETRY_S = 5.0
@@ -41,8 +42,8 @@ class Disk:
     async def persist(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run, and try on for as long as the disk is full, read-only or away.
 
-        An interruption ends that as a cancellation of the caller: whoever resumes sees to it.
-        Raises OSError for what no other try will change, such as a name that is too long.
+        An interruption ends that as a cancellation of the caller: whoever resumes sees to it. So
+        does a lease that another monitor has taken over. Raises OSError for what no other try will change, such as a name that is too long.
         """
         failures = 0
         while True:
@@ -50,6 +51,9 @@ class Disk:
                 done = await self.run(function, *args, **kwargs)
                 self._updates.mark_changed()
                 return done
+            except SessionHeld as error:
+                self._updates.interrupt(str(error))
+                raise asyncio.CancelledError from error
             except OSError as error:
                 if not durable.is_passing(error):
                     raise

@@ -1,8 +1,6 @@
 """What a scheduler has to do for a session."""
 
-import fcntl
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
-from autoexp import durable, payload, states
+from autoexp import durable, locks, payload, states
 from autoexp.errors import SubmissionUncertain
 from autoexp.events import Event, StateChanged
 from autoexp.jobs import Attempt, JobSpec, gpu_hours, now
@@ -134,9 +132,9 @@ def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, orders: Orders) -> 
     directory = ticket.directory
     if (directory / "spec.json").exists():
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    Path(spec.output_dir).mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(payload.__file__, directory / "payload.py")
+    durable.make_directory(directory)
+    durable.make_directory(Path(spec.output_dir))
+    durable.write(directory / "payload.py", Path(payload.__file__).read_bytes())
     content = {
         "key": ticket.key,
         "command": list(orders.command),
@@ -176,7 +174,7 @@ def find_or_forbid(ticket: Ticket, attempt: Attempt, scheduler: Scheduler) -> st
     attempt's claim is taken away, so that a submission that nobody can see starts nothing.
     """
     own = ticket.directory.parent / attempt.key
-    own.mkdir(parents=True, exist_ok=True)
+    durable.make_directory(own)
     with _lock(ticket.directory) as lock:
         found = _await_turn(ticket, scheduler, lock) or scheduler.find(ticket, in_flight=False)
         if found is None and not payload.claim(own, WITHDRAWN):
@@ -190,7 +188,7 @@ def find_or_forbid(ticket: Ticket, attempt: Attempt, scheduler: Scheduler) -> st
 def _await_turn(ticket: Ticket, scheduler: Scheduler, lock: int) -> str | None:
     """Wait for the lock; the job id, should another process submit the attempt meanwhile."""
     deadline = time.monotonic() + PATIENCE_S
-    while not _try(lock):
+    while not locks.try_lock(lock):
         found = scheduler.find(ticket, in_flight=True)
         if found is not None:
             return found
@@ -214,8 +212,8 @@ def read_claim(directory: Path) -> str | None:
 
 @contextmanager
 def _lock(directory: Path) -> Iterator[int]:
-    directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    durable.make_directory(directory)
+    descriptor = locks.open_lock(directory / LOCK)
     try:
         yield descriptor
     finally:
@@ -223,18 +221,12 @@ def _lock(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _try(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def is_locked(directory: Path) -> bool:
     """Whether somebody is submitting the attempt or, on the local machine, running it."""
+    if not directory.is_dir():
+        return False  # whoever asks does not make a session again that was removed
     with _lock(directory) as descriptor:
-        return not _try(descriptor)
+        return not locks.try_lock(descriptor)
 
 
 def apply(job: str, attempt: Attempt, sighting: Sighting) -> list[Event]:

@@ -49,7 +49,7 @@ class AttemptExecutor(submitit.SlurmExecutor):
         return str(self._make_submission_file_text(command, ""))
 
     def _submit_command(self, command: str) -> submitit.SlurmJob[Any]:
-        durable.write(self._script, self.script(command), mode=0o755)
+        durable.write(self._script, self.script(command), mode=0o777)
         answer = _sbatch(self._script, self._lock, self._timeout_s)
         # With several clusters the answer is `id;cluster`.
         job_id = answer.strip().partition(";")[0]

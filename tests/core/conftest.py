@@ -103,6 +103,20 @@ def killed_at() -> KilledAt:
     return run
 
 
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that are synced from now on, in order."""
+    found: list[str] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        found.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    return found
+
+
 FullDisk = Callable[[int], AbstractContextManager[None]]
 
 

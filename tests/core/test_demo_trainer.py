@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -17,7 +20,7 @@ import pytest
 
 from autoexp import demo_language as language
 from autoexp import demo_trainer as trainer
-from autoexp.demo_checkpoints import PARTIAL, TRACKER
+from autoexp.demo_checkpoints import PARTIAL, TRACKER, sync
 
 TINY = ("--hidden-size=8", "--embedding-size=4", "--seq-length=3", "--global-batch-size=8")
 SCRIPT = Path(trainer.__file__)
@@ -420,3 +423,18 @@ def test_it_runs_as_a_module_and_a_failure_is_exit_1(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr.endswith("RuntimeError: --fail-at-iteration 2: failing as asked\n")
     assert checkpoints(tmp_path) == []
+
+
+def test_a_checkpoint_is_saved_where_folders_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def picky(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        raise OSError(errno.EIO, "the device is broken")
+
+    monkeypatch.setattr(os, "fsync", picky)
+    sync(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="the device is broken"):
+        sync(tmp_path / "file")

@@ -1,5 +1,6 @@
 """Writes that survive: after a failure or a kill the file is the old one or the new one, whole."""
 
+import errno
 import itertools
 import json
 import os
@@ -8,7 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,6 @@ def test_a_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) 
     path.write_bytes(OLD)
     durable.write(path, NEW)
     assert path.read_bytes() == NEW
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert names_in(tmp_path) == ["file.json"]
 
 
@@ -125,7 +125,136 @@ def test_the_environment_chooses_the_step_at_which_a_fresh_process_dies(tmp_path
     assert names_in(tmp_path) == ["1"]
 
 
-# create
+# Names and modes
+
+
+@pytest.fixture
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o027, 0o077], indirect=True, ids=oct)
+def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    durable.write(tmp_path / "file", NEW)
+    durable.write(tmp_path / "script", NEW, mode=0o777)
+    durable.append(tmp_path / "lines", b"one\n")
+    durable.make_directory(tmp_path / "above" / "folder")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes["file"] == modes["lines"] == 0o666 & ~umask
+    assert modes["script"] == modes["above"] == modes["folder"] == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ü" * 127])
+def test_a_name_of_255_bytes_can_be_written(tmp_path: Path, name: str) -> None:
+    durable.write(tmp_path / name, OLD)
+    durable.write(tmp_path / name, NEW)
+    assert (tmp_path / name).read_bytes() == NEW
+    assert names_in(tmp_path) == [name]
+
+
+def test_a_name_that_is_too_long_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as raised:
+        durable.write(tmp_path / ("n" * 256), NEW)
+    assert not durable.is_passing(raised.value)
+    assert names_in(tmp_path) == []
+
+
+LASTS = [
+    "ENAMETOOLONG",
+    "EACCES",
+    "EPERM",
+    "ENOENT",
+    "ENOTDIR",
+    "EISDIR",
+    "EEXIST",
+    "ELOOP",
+    "EINVAL",
+    "EFBIG",
+    "EMLINK",
+    "ENOTEMPTY",
+    "ENOSYS",
+    "ENOTSUP",
+    "EILSEQ",
+]
+PASSES = [
+    "ENOSPC",
+    "EDQUOT",
+    "EIO",
+    "EROFS",
+    "ESTALE",
+    "ETIMEDOUT",
+    "EAGAIN",
+    "EMFILE",
+    "ENFILE",
+    "ENOMEM",
+    "EINTR",
+    "EBUSY",
+    "ENOLCK",
+    "ENOTCONN",
+    "ESHUTDOWN",
+    "EHOSTDOWN",
+    "EKEYEXPIRED",
+]
+
+
+@pytest.mark.parametrize("name", PASSES + LASTS)
+def test_what_passes_is_tried_again_and_what_lasts_is_not(name: str) -> None:
+    error = OSError(getattr(errno, name), "said so")
+    assert durable.is_passing(error) is (name in PASSES)
+    assert not durable.is_passing(OSError("without a number"))
+
+
+# What is synced
+
+
+def test_a_new_file_that_is_appended_to_is_synced_in_its_parent(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    path = tmp_path / "file"
+    durable.append(path, b"one\n")
+    assert synced == [str(path), str(tmp_path)]
+    synced.clear()
+    durable.append(path, b"two\n")
+    assert synced == [str(path)]
+
+
+def test_each_new_directory_is_synced_in_its_parent(tmp_path: Path, synced: list[str]) -> None:
+    durable.make_directory(tmp_path / "a" / "b" / "c")
+    assert synced == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")]
+    synced.clear()
+    durable.make_directory(tmp_path / "a" / "b" / "c")
+    assert synced == []
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        durable.make_directory(tmp_path / "file")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_filesystem_that_cannot_sync_a_directory_is_good_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    fsync = os.fsync
+
+    def picky(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", picky)
+    durable.write(tmp_path / "file", NEW)
+    durable.append(tmp_path / "lines", b"one\n")
+    durable.make_directory(tmp_path / "a" / "b")
+    durable.sync_directory(tmp_path)
+    assert names_in(tmp_path) == ["a", "file", "lines"]
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "the device is broken")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="the device is broken"):
+        durable.sync_directory(tmp_path)
 
 
 # append

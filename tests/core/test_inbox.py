@@ -138,6 +138,42 @@ def test_an_entry_that_is_no_file_is_set_aside_and_the_others_go_on(story: Story
     assert "good" in Session.load(story.path).jobs
 
 
+@pytest.mark.parametrize("name", [b"\xff.json", b"n" * 250 + b".json", b"\xff" * 250 + b".json"])
+def test_an_entry_of_any_name_is_set_aside_once_and_the_others_go_on(
+    story: Story, name: bytes
+) -> None:
+    folder = story.path / "inbox"
+    for _ in range(2):
+        (folder / os.fsdecode(name)).write_text("{")
+        reasons = ask(story, submit(job("good")))
+        assert len(reasons) <= 1
+        assert ask(story) == []
+    assert [path.suffix for path in folder.iterdir()] == [".refused"] * 2
+    assert "good" in Session.load(story.path).jobs
+
+
+def test_a_pipe_in_the_inbox_is_not_waited_for(story: Story) -> None:
+    os.mkfifo(story.path / "inbox" / "00.json")
+    (reason,) = ask(story, submit(job("good")))
+    assert "00.json cannot be read: it is no file" in reason
+    assert "good" in Session.load(story.path).jobs
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_another_users_request_runs_nothing_in_this_users_name(story: Story) -> None:
+    folder = story.path / "inbox"
+    inbox.put(story.path, submit(job("evil")))
+    inbox.put(story.path, cancel(by="a colleague"))
+    for path in folder.iterdir():
+        os.chown(path, 65534, 65534)
+    reasons = ask(story)
+    assert any(
+        "left by another user (nobody), whose commands would run as root" in r for r in reasons
+    )
+    assert "evil" not in story.session.jobs
+    assert not list(folder.glob("*.json"))
+
+
 @pytest.mark.parametrize("name", ["", "../../up", "a/b", ".hidden", "a b", "a\n", "x" * 161])
 def test_a_job_whose_name_is_no_file_name_is_refused(story: Story, name: str) -> None:
     request = submit(job("good")).model_dump(mode="json")

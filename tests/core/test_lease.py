@@ -7,14 +7,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autoexp import lease, processes
+from autoexp import inbox, lease, processes
 from autoexp.errors import SessionDamaged, SessionHeld
+from autoexp.events import JobAdded
+from autoexp.schedulers.base import is_locked
+from autoexp.session import Session
 from tests.core.conftest import WaitFor
 
 HOLD = """
@@ -137,7 +140,7 @@ def test_a_pid_from_before_a_reboot_is_dead(session: Path) -> None:
     assert_free(session)
 
 
-@pytest.mark.parametrize("age_s", [0, 170, -5])
+@pytest.mark.parametrize("age_s", [0, 170, -5, -100_000])
 def test_a_monitor_on_another_host_is_alive_while_its_heart_beats(
     session: Path, age_s: float
 ) -> None:
@@ -146,10 +149,54 @@ def test_a_monitor_on_another_host_is_alive_while_its_heart_beats(
         lease.take(session)
 
 
-@pytest.mark.parametrize("age_s", [190, -100_000])
-def test_a_monitor_on_another_host_is_dead_after_its_silence(session: Path, age_s: float) -> None:
-    written(session, host="elsewhere", pid=77, age_s=age_s)
+def test_a_monitor_on_another_host_is_dead_after_its_silence(session: Path) -> None:
+    written(session, host="elsewhere", pid=77, age_s=190)
     assert_free(session)
+
+
+def test_a_monitor_in_a_container_of_the_hosts_name_is_judged_by_its_heartbeat(
+    session: Path,
+) -> None:
+    written(session, pid=1, start_ticks=1, pid_namespace="pid:[1]")
+    with pytest.raises(SessionHeld):
+        lease.take(session)
+    written(session, pid=1, start_ticks=1, pid_namespace="pid:[1]", age_s=190)
+    assert_free(session)
+
+
+def test_a_heartbeat_from_the_future_says_what_to_do_if_that_monitor_is_gone(session: Path) -> None:
+    written(session, host="elsewhere", pid=77, age_s=-7200)
+    assert lease.look(session) == ("elsewhere", 77, True)
+    with pytest.raises(SessionHeld, match=r"dated 7[12]\d\d s ahead .* remove .*monitor.json"):
+        lease.take(session)
+    (session / lease.FILE).unlink()
+    assert_free(session)
+
+
+@pytest.mark.parametrize("ahead_s", [-86_400, -600, 600, 86_400])
+@pytest.mark.parametrize(("age_s", "alive"), [(5, True), (170, True), (190, False)])
+def test_a_heartbeat_is_dated_by_the_file_servers_clock_and_never_by_ours(
+    session: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: float, age_s: float, alive: bool
+) -> None:
+    server = time.time() + ahead_s
+    (session / lease.LOCK).touch()
+    written(session, host="elsewhere", pid=77)
+    os.utime(session / lease.FILE, (server - age_s,) * 2)
+    utime = os.utime
+    monkeypatch.setattr(os, "utime", lambda path, at=None: utime(path, at or (server, server)))
+    assert lease.look(session) == ("elsewhere", 77, alive)
+
+
+def test_who_may_only_read_judges_by_the_clock_at_hand(
+    session: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError
+
+    written(session, host="elsewhere", pid=77, age_s=190)
+    (session / lease.LOCK).touch()
+    monkeypatch.setattr(os, "utime", forbidden)
+    assert lease.look(session) == ("elsewhere", 77, False)
 
 
 def test_a_live_monitor_on_this_host_is_never_given_up_for_its_silence(
@@ -185,6 +232,141 @@ def test_a_monitor_whose_lease_was_taken_over_meanwhile_learns_it(
     written(session, host="elsewhere")
     with pytest.raises(SessionHeld, match=r"demo-1: the lease .* is not this monitor's any more"):
         held.beat()
+
+
+# Two that think they hold it
+
+WRITER = """
+import sys
+from pathlib import Path
+from autoexp import lease
+lease.HEARTBEAT_S = float(sys.argv[2])
+held = lease.take(Path(sys.argv[1]))
+lines = Path(sys.argv[1], "lines").open("a", buffering=1)
+print("held", flush=True)
+try:
+    for number in range(10**9):
+        with held.writing():
+            print(held._path.parent.joinpath("go").exists() and "late" or "early", file=lines)
+except lease.SessionHeld as error:
+    print("lost", error, flush=True)
+"""
+
+
+@pytest.fixture
+def writer(session: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A monitor that writes all the time, and beats so seldom that no beat tells it anything."""
+    command = [sys.executable, "-c", WRITER, str(session), "1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def test_a_monitor_that_was_stopped_for_longer_than_the_silence_writes_nothing_when_it_wakes(
+    session: Path,
+    writer: "subprocess.Popen[bytes]",
+    wait_for: WaitFor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = session / "lines"
+    wait_for(lambda: lines.exists() and lines.stat().st_size > 1000, "lines")
+    # Seen from another host, silent for long; wherever it is stopped, in a round or between two.
+    monkeypatch.setattr(processes, "is_alive", lambda _: None)
+    monkeypatch.setattr(lease, "SILENCE_S", 0.0)
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.2)
+    taken = None
+    while taken is None:
+        os.kill(writer.pid, signal.SIGSTOP)
+        try:
+            taken = lease.take(session)
+        except SessionHeld as error:  # it was in the middle of a round
+            assert "hangs in it" in str(error)
+            os.kill(writer.pid, signal.SIGCONT)
+    (session / "go").touch()
+    before = lines.read_bytes()
+
+    os.kill(writer.pid, signal.SIGCONT)
+
+    assert writer.stdout is not None
+    assert b"is not this monitor's any more" in writer.stdout.readline()
+    assert lines.read_bytes() == before
+    assert taken.still_held()
+
+
+def test_who_is_stopped_in_the_middle_of_a_round_is_not_taken_over(
+    session: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = lease.take(session)
+    monkeypatch.setattr(processes, "is_alive", lambda _: None)
+    monkeypatch.setattr(lease, "SILENCE_S", 0.0)
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.1)
+    with held.writing(), pytest.raises(SessionHeld, match="remove that file if its host is gone"):
+        lease.take(session)
+    assert held.still_held()
+    lease.take(session)
+    assert not held.still_held()
+
+
+def test_a_lease_that_is_lost_inside_of_a_round_is_noticed_before_the_next_write(
+    session: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where locks reach no other host."""
+    clock = [1000.0]
+    monkeypatch.setattr(lease, "_elapsed", lambda: clock[0])
+    held = lease.take(session)
+    with held.writing():
+        written(session, host="elsewhere")
+        clock[0] += lease.SILENCE_S
+        with pytest.raises(SessionHeld), held.writing():
+            pytest.fail("written after the lease was lost")
+
+
+def test_looks_inside_of_a_round_cost_nothing(
+    session: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = lease.take(session)
+    looks: list[Path] = []
+    monkeypatch.setattr(held, "still_held", lambda: looks.append(session) or True)
+    with held.writing():
+        for _ in range(100):
+            with held.writing():
+                pass
+    assert len(looks) == 1
+
+
+def test_a_session_whose_lease_was_taken_over_writes_no_file(session_path: Path) -> None:
+    with Session.hold(session_path) as (held, _):
+        written(session_path, host="elsewhere")
+        job = next(iter(held.jobs.values()))
+        before = {path: path.read_bytes() for path in session_path.rglob("*") if path.is_file()}
+        writes: list[Callable[[], object]] = [
+            held.save_meta,
+            lambda: held.save_job(job),
+            lambda: held.change_job(job, reason="x"),
+            lambda: held.record([JobAdded(job=job.spec.name, by="x")]),
+            lambda: held.log_progress(job, ["1,2,3\n"]),
+            lambda: inbox.take_on(held),
+        ]
+        inbox.put(session_path, inbox.CancelRequest(by="somebody"))
+        request = next((session_path / "inbox").iterdir())
+        for write in writes:
+            with pytest.raises(SessionHeld):
+                write()
+        assert request.exists()
+        request.unlink()
+        assert before == {p: p.read_bytes() for p in session_path.rglob("*") if p.is_file()}
+
+
+def test_a_session_that_was_taken_away_ends_its_monitor(session: Path) -> None:
+    held = lease.take(session)
+    session.rename(session.with_name("moved"))
+    assert not held.still_held()
+    with pytest.raises(SessionHeld, match="somebody removed it, or moved it away"), held.writing():
+        pytest.fail("written into nowhere")
+    assert not is_locked(session / "attempts" / "t-a1")
+    assert not session.exists()
 
 
 def test_a_monitor_gives_back_its_own_lease_and_nobody_elses(session: Path) -> None:

@@ -396,3 +396,28 @@ def test_a_session_that_was_moved_is_taken_up_by_its_old_path_alone(
     for path in (session_path, moved):
         with Session.hold(path) as (session, _):
             assert session.jobs
+
+
+def test_metrics_rows_are_on_disk_before_the_record_that_says_they_were_read(
+    session_path: Path, synced: list[str]
+) -> None:
+    session = Session.load(session_path)
+    session.log_progress(session.jobs["tiny"], ["1,2,3\n"])
+    folder = session_path / "metrics"
+    assert synced == [str(folder / "tiny.csv"), str(folder)]
+
+
+def test_a_new_session_is_on_disk_whole_before_anything_is_submitted(
+    tmp_path: Path, composed: Composed, synced: list[str]
+) -> None:
+    path = create(composed, tmp_path / "root" / "sessions", session_id="s")
+    # Made in a draft beside it, and renamed.
+    (draft,) = {Path(name) for name in synced if Path(name).name.startswith(".new-")}
+    holding = {entry.parent for entry in path.rglob("*")}
+    wanted = {str(draft / folder.relative_to(path)) for folder in holding}
+    assert wanted <= set(synced)
+    assert synced[-1] == str(path.parent)
+    assert str(tmp_path / "root") in synced
+    assert str(tmp_path) in synced
+    files = [entry for entry in path.rglob("*") if entry.is_file()]
+    assert len(files) <= sum(name.endswith(".tmp") for name in synced)
