@@ -190,7 +190,10 @@ class WriteFile(Closed):
     """Append a line to a file, unless it stands there already."""
 
     kind: Literal["write_file"] = "write_file"
-    path: str = Field(description="the file, a template; relative to the session's directory")
+    path: str = Field(
+        description="the file, a template; relative to the session's directory. A value that an "
+        "event brings never leads out of the directory that stands in front of it"
+    )
     line: str = Field(description="the line, a template")
 
     def texts(self) -> Iterator[str]:
