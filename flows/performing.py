@@ -28,6 +28,7 @@ from autoexp.rules.templates import fill
 from autoexp.rules.values import values_of
 from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session
+from autoexp.write_targets import write_target
 from flows.disk import Disk
 from flows.news import News
 from flows.sending import is_prefects_own
@@ -136,8 +137,8 @@ class Performer:
                 await effects.publish(name, self._session.id, filled)
                 await self._disk.persist(acting.publish, self._session, action, filled)
                 return None
-            case WriteFile(path=path, line=line):
-                where = self._session.path / fill(path, values)
+            case WriteFile(line=line):
+                where = write_target(self._session, action, values)
                 return await effects.write_file(where, fill(line, values))
             case Launch():
                 return await self._launch(action, action.action, values)
