@@ -21,6 +21,7 @@ from autoexp.rules.templates import fill, fill_tree, names_in, refuse_unknown, t
 from autoexp.stages import EACH, LATE, TRUNK, AtCheckpoint, Awaited, Draft, Stage, is_first
 from autoexp.sweep.points import refuse_shared
 from autoexp.trainings import training
+from autoexp.written import settled
 
 
 def references(name: str, stage: Stage) -> Iterator[str]:
@@ -150,6 +151,7 @@ class Making:
         for key, value in changes.items():
             self._refuse(key, value)
             set_value(values, key, fill_tree(value, self._shown))
+        values = settled(values, Experiment, lambda path, why: BadInput(f"{'.'.join(path)}: {why}"))
         try:
             changed = Experiment.model_validate(values, context=COMPOSING)
         except ValidationError as error:
