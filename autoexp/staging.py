@@ -15,6 +15,7 @@ from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobSpec, Kind
 from autoexp.machines import LocalMachine, SlurmCluster
+from autoexp.names import check_job
 from autoexp.plain import flat, set_value
 from autoexp.problems import Origins, validation_message
 from autoexp.rules.templates import fill, fill_tree, names_in, refuse_unknown, texts_in
@@ -106,7 +107,7 @@ class Making:
     def _command(self) -> Made:
         experiment, stage = self._experiment, self._stage
         spec = JobSpec(
-            name=self._job_name,
+            name=check_job(self._job_name),
             kind=Kind(stage.kind),
             parent=self._parent,
             backend=experiment.backend,

@@ -16,7 +16,6 @@ from hypothesis import stateful as hs
 from autoexp import acting, inbox, lease, states
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
-from autoexp.creation import create
 from autoexp.errors import SchedulerError, SessionError, SubmissionRefused
 from autoexp.experiment import Monitoring
 from autoexp.jobs import Attempt, JobRecord, Kind, Verdict
@@ -26,7 +25,7 @@ from autoexp.rules.actions import Restart, Start
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Request, Sighting, find_or_forbid, prepare, submit_once
 from autoexp.session import Session
-from tests.core.conftest import spec_of
+from tests.core.conftest import create, spec_of
 from tests.core.test_arrays import FakeJob, FakeScheduler, Fate
 
 Work = Iterator[None]

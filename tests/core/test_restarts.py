@@ -11,7 +11,6 @@ from autoexp import acting
 from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER
 from autoexp.changing import changed_spec
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.errors import SessionError
 from autoexp.events import JobGivenUp, RestartAsked
 from autoexp.findings import LogMatched, MetricAlarm
@@ -21,7 +20,7 @@ from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting
 from autoexp.session import Session
 from autoexp.setting import setting
-from tests.core.conftest import TINY, KilledAt
+from tests.core.conftest import TINY, KilledAt, create
 from tests.core.test_monitor import Story, of
 
 NAN = {"nan": {"not_a_number": {"logged": 2}, "actions": [{"restart": {"roll_back": True}}]}}

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoexp.compose import Composed
-from autoexp.creation import create
 from autoexp.events import AttemptJudged, CheckpointComplete, Event, JobGivenUp, StateChanged
 from autoexp.experiment import Cooldown, Decay, Experiment, Project
 from autoexp.jobs import Verdict
@@ -18,6 +17,7 @@ from autoexp.rules.decide import Asked, Rule, action_key, decide
 from autoexp.rules.language import OnCheckpoint
 from autoexp.rules.records import ActionRecord
 from autoexp.session import Session
+from tests.core.conftest import create
 
 CHECKPOINT = CheckpointComplete(job="t", iteration=100, path="/t/iter_0000100")
 BOTH = Rule(
