@@ -33,6 +33,7 @@ from autoexp.rules.values import values_of
 from autoexp.schedulers.base import Scheduler, Ticket
 from autoexp.session import Session
 from autoexp.steps import Logger
+from autoexp.write_targets import write_target
 
 if TYPE_CHECKING:
     from autoexp.monitor import Monitor
@@ -133,16 +134,22 @@ class Publication(NamedTuple):
 class Line(NamedTuple):
     """Append a line to a file, unless it stands there already."""
 
-    path: Path
+    session: Path
+    """The session's directory."""
+    action: ActionRecord
+    values: Values
     text: str
 
     @property
     def title(self) -> str:
-        return f"write {self.path}"
+        assert isinstance(self.action.action, WriteFile)
+        return f"write {fill(self.action.action.path, self.values)}"
 
     def run(self, scheduler: Scheduler) -> str:
+        """Raises SessionError for a file that the rule may not write."""
         del scheduler
-        return durable.append_once(self.path, self.text)
+        path = write_target(self.session, self.action, self.values)
+        return durable.append_once(path, self.text)
 
 
 class Avoidance(NamedTuple):
@@ -265,8 +272,8 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
             yield Publication(name, about.session_id, filled)
             yield OnSession(partial(acting.publish, recorder, action, filled))
             return None
-        case WriteFile(path=path, line=line):
-            written: str = yield Line(about.path / fill(path, values), fill(line, values))
+        case WriteFile(line=line):
+            written: str = yield Line(about.path, action, values, fill(line, values))
             return written
         case Launch() as launch:
             return (yield from _launch(action, launch, about, recorder))

@@ -1,10 +1,9 @@
 """From YAML and overrides to a validated experiment: Hydra composes, pydantic judges."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,15 +14,15 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from autoexp import sensitive
+from autoexp import sensitive, written
 from autoexp.backends.base import COMPOSING
-from autoexp.config_files import groups_in, locate, merged
+from autoexp.config_files import Groups, locate, merged
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
-from autoexp.plain import escaped, set_value
+from autoexp.plain import dump, escaped, set_value
 from autoexp.problems import Origins, find_file, validation_message
 from autoexp.sweep.language import Sweep
-from autoexp.sweep.points import Drawn, Point, draw, merged_sweep, some, swept
+from autoexp.sweep.points import Drawn, Point, Trees, draw, merged_sweep, some, swept
 
 
 class Composed(NamedTuple):
@@ -74,7 +73,7 @@ def compose(
         experiment=experiment,
         config=name,
         overrides=tuple(overrides),
-        resolved=yaml.safe_dump(escaped(values), sort_keys=False, allow_unicode=True),
+        resolved=dump(escaped(written.plain(values))),
         unresolved=read.unresolved,
         points=points,
     )
@@ -93,14 +92,18 @@ class _Read(NamedTuple):
 
 
 def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
-    groups = groups_in(paths)
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    several = swept(parsed)
-    single = [override for override in parsed if override.key_or_group not in several]
-    chosen = [override for override in single if override.key_or_group not in groups]
-    _refuse_no_names(single, groups)
-    spelled = [_force(override, groups) for override in single]
-    with merged(paths) as directory, initialize_config_dir(str(directory), version_base="1.3"):
+    groups = Groups(paths)
+    parsed = _parsed(overrides, groups)
+    several = swept(override for override, _ in parsed)
+    single = [pair for pair in parsed if pair[0].key_or_group not in several]
+    chosen = [override for override, _ in single if override.key_or_group not in groups]
+    _refuse_no_names([override for override, _ in single], groups)
+    spelled = [_force(override, line, groups) for override, line in single]
+    named = {x.key_or_group for x, _ in parsed if x.key_or_group in groups}
+    with (
+        merged(paths, name, named) as directory,
+        initialize_config_dir(str(directory), version_base="1.3"),
+    ):
 
         def tree_of(choices: tuple[str, ...] = ()) -> DictConfig:
             return hydra_compose(name, [*spelled, *choices], return_hydra_config=True)
@@ -108,26 +111,49 @@ def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
         tree = tree_of()
         origins = Origins(paths, name, dict(tree.hydra.runtime.choices), chosen)
         tree = _without_hydra(tree)
-        values = _plain(tree)
+
+        def plain(found: DictConfig) -> dict[str, Any]:
+            return _settled(written.read(OmegaConf.to_container(found, resolve=True)), origins)
+
+        values = plain(tree)
         project = str((values.get("project") or {}).get("name"))
         sweep = _sweep(values.pop("sweep", None), several, origins)
         drawn: Sequence[Drawn] = ()
         if sweep is not None:
             _refuse_twice(sweep, chosen)
-            drawn = draw(project, sweep, values, lambda c: _without_hydra(tree_of(c)), groups)
+            trees = Trees(values, lambda c: _without_hydra(tree_of(c)), groups, plain)
+            drawn = draw(project, sweep, trees)
         _refuse_missing(tree, sweep)
-    return _Read(values, OmegaConf.to_yaml(tree), origins, project, sweep, drawn)
+    unresolved = written.unmarked(OmegaConf.to_yaml(tree))
+    return _Read(values, unresolved, origins, project, sweep, drawn)
 
 
-def _plain(tree: DictConfig) -> dict[str, Any]:
-    found = OmegaConf.to_container(tree, resolve=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+def _parsed(overrides: Sequence[str], groups: Container[str]) -> list[tuple[Override, str]]:
+    """The overrides, and each as Hydra is told it: its scalars as they are written."""
+    parser = OverridesParser.create()
+    found = []
+    for override in parser.parse_overrides(list(overrides)):
+        line, key = str(override.input_line), override.key_or_group
+        told = line if key in groups or key.startswith("hydra") else written.marked_override(line)
+        (marked,) = parser.parse_overrides([told])
+        marked.input_line = line
+        found.append((marked, told))
+    return found
+
+
+def _settled(values: dict[str, Any], origins: Origins) -> dict[str, Any]:
+    """Values in which a field that is text has what was written, byte for byte."""
+
+    def refuse(path: Sequence[str], reason: str) -> BadInput:
+        return BadInput(f"{'.'.join(path)}: {reason} ({origins.of(path)})")
+
+    found: dict[str, Any] = written.settled(values, Experiment, refuse)
+    return found
 
 
 def _validated(values: dict[str, Any], origins: Origins) -> Experiment:
     try:
-        return Experiment.model_validate(values, context=COMPOSING)
+        return Experiment.model_validate(_settled(values, origins), context=COMPOSING)
     except ValidationError as error:
         raise BadInput(validation_message(error, origins)) from error
 
@@ -136,10 +162,10 @@ def _validated(values: dict[str, Any], origins: Origins) -> Experiment:
 
 
 def _sweep(
-    written: Any, on_command_line: Mapping[str, list[Any]], origins: Origins
+    content: Any, on_command_line: Mapping[str, list[Any]], origins: Origins
 ) -> Sweep | None:
     try:
-        sweep = None if written is None else Sweep.model_validate(written)
+        sweep = None if content is None else Sweep.model_validate(content)
         return merged_sweep(sweep, on_command_line)
     except ValidationError as error:
         raise BadInput(validation_message(error, origins, below=("sweep",))) from error
@@ -154,7 +180,8 @@ def points_of(experiment: Experiment) -> tuple[Point, ...]:
         return ()
     base = experiment.model_dump(exclude={"sweep"})
     nothing: DictConfig = OmegaConf.create({})
-    drawn = draw(experiment.project.name, experiment.sweep, base, lambda _: nothing, ())
+    trees = Trees(base, lambda _: nothing, (), dict)
+    drawn = draw(experiment.project.name, experiment.sweep, trees)
     return _validated_points(drawn, dict, Origins((), "what was filled in", {}, ()))
 
 
@@ -206,7 +233,7 @@ def _refuse_secrets(values: Any, path: tuple[str, ...] = ()) -> None:
             )
 
 
-def _refuse_no_names(overrides: Sequence[Override], groups: frozenset[str]) -> None:
+def _refuse_no_names(overrides: Sequence[Override], groups: Container[str]) -> None:
     """Where a group wants a file's name, Hydra says nothing that helps of a number."""
     for override in overrides:
         group, value = override.key_or_group, override.value()
@@ -218,13 +245,12 @@ def _refuse_no_names(overrides: Sequence[Override], groups: frozenset[str]) -> N
             )
 
 
-def _force(override: Override, groups: frozenset[str]) -> str:
+def _force(override: Override, line: str, groups: Container[str]) -> str:
     """Let a plain `a.b=c` also set a key that no YAML file mentions.
 
     Hydra would ask for a `+` there. Whether the key exists is for the model to say, which knows
     the nearest name.
     """
-    line = str(override.input_line)
     if override.type is OverrideType.CHANGE and override.key_or_group not in groups:
         return f"++{line}"
     return line

@@ -2,33 +2,92 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from autoexp.errors import BadInput
-from autoexp.problems import nearest
+from autoexp.problems import find_file, nearest
+from autoexp.written import marked_yaml
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = "default"
 
 
 @contextmanager
-def merged(paths: Sequence[Path]) -> Iterator[Path]:
-    """One directory that shows all of them, the first one's files before the others'.
+def merged(paths: Sequence[Path], name: str, groups: Iterable[str]) -> Iterator[Path]:
+    """One directory that shows what a configuration may use, the first path's files before others'.
 
     Hydra looks for the primary file in its first directory only, and lets that one's groups win;
-    here a shipped experiment may use a group file of the user's own, and any path will do.
+    here a shipped experiment may use a group file of the user's own, and any path will do. Only
+    the files and groups are shown that `name` and its defaults name, and these `groups`: a user's
+    folder may hold anything else.
     """
-    with tempfile.TemporaryDirectory(prefix="autoexp-configs-") as name:
-        shown = Path(name)
-        for directory in paths:
-            for file in sorted(directory.rglob("*.y*ml")):
-                link = (shown / file.relative_to(directory)).with_suffix(".yaml")
-                link.parent.mkdir(parents=True, exist_ok=True)
-                if not link.exists():
-                    link.symlink_to(file)
+    with tempfile.TemporaryDirectory(prefix="autoexp-configs-") as folder:
+        shown = Path(folder)
+        waiting, seen = [name, *(f"{group}/*" for group in groups)], set[str]()
+        while waiting:
+            reference = waiting.pop()
+            if reference not in seen:
+                seen.add(reference)
+                for config, file in _files_of(paths, reference):
+                    waiting += _show(file, shown / f"{config}.yaml", config)
         yield shown
+
+
+def _files_of(paths: Sequence[Path], reference: str) -> Iterator[tuple[str, Path]]:
+    """The files that `demo`, `slurm/lumi` or `slurm/*` means, by their names in Hydra."""
+    group, _, name = reference.rpartition("/")
+    if name != "*":
+        file = find_file(paths, reference)
+        yield from [] if file is None else [(reference, file)]
+        return
+    for directory in paths:
+        for file in sorted((directory / group).glob("*.y*ml")):
+            yield f"{group}/{file.stem}", file
+
+
+def _show(file: Path, shown: Path, config: str) -> list[str]:
+    """Let Hydra see a file, its scalars as they are written; returns what its defaults refer to."""
+    if shown.exists():
+        return []
+    shown.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        text = file.read_text()
+        shown.write_text(marked_yaml(text))
+    except (OSError, UnicodeDecodeError):
+        shown.unlink(missing_ok=True)
+        shown.symlink_to(file)  # so that Hydra says what is wrong with it, if it is asked for
+        return []
+    group = config.rpartition("/")[0]
+    return [found for entry in defaults_of(text) for found in _references(entry, group)]
+
+
+def defaults_of(text: str) -> list[Any]:
+    """The defaults list of a configuration file; empty for one that cannot be read."""
+    try:
+        content = yaml.load(text, Loader=yaml.CBaseLoader)
+    except yaml.YAMLError:
+        return []
+    found = content.get("defaults") if isinstance(content, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _references(entry: Any, group: str) -> Iterator[str]:
+    """What an entry of a defaults list refers to: a file, or all files of a group."""
+    names = entry if isinstance(entry, dict) else {entry: None}
+    for written, choice in names.items():
+        name = str(written).split()[-1:]  # behind `optional` and `override`
+        path = name[0].partition("@")[0] if name else ""
+        path = path.lstrip("/") if path.startswith("/") or not group else f"{group}/{path}"
+        if "${" in path:
+            path = path.partition("${")[0].rpartition("/")[0]
+            yield from [f"{path}/*"] if path else []
+        elif path and path != "_self_":
+            yield path if choice is None else f"{path}/*"
 
 
 def available() -> dict[str, Path]:
@@ -68,15 +127,27 @@ def locate(config: str | None) -> tuple[list[Path], str]:
     return found, config
 
 
-def groups_in(paths: Sequence[Path]) -> frozenset[str]:
-    """Names of the groups, which are directories of files to choose from."""
-    return frozenset(
-        path.name for directory in paths for path in directory.iterdir() if path.is_dir()
-    )
+class Groups:
+    """The names of groups, which are directories of files to choose from."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._known: dict[str, bool] = {}
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self._known:
+            self._known[str(name)] = self._is_group(str(name))
+        return self._known[str(name)]
+
+    def _is_group(self, name: str) -> bool:
+        if not name or "." in name or name.startswith("/"):
+            return False
+        # Only the directory of this name is looked into: a folder may hold many, of many files.
+        return any(any((path / name).glob("*.y*ml")) for path in self._paths)
 
 
 def group_choices(overrides: Sequence[str]) -> dict[str, str]:
     """Overrides that choose a file of a group, such as `slurm=lumi`."""
-    groups = groups_in(directories())
+    groups = Groups(directories())
     words = (word.partition("=") for word in overrides)
     return {key: value for key, _, value in words if key in groups and value}

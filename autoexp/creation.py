@@ -5,51 +5,45 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from autoexp import durable, locks, processes, removal
+from autoexp import durable, locks, names, processes, removal
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobRecord, JobSpec, now
 from autoexp.machines import LocalMachine
+from autoexp.plan import Plan
 from autoexp.provenance import Provenance, of_experiment
-from autoexp.rules.possible import refuse_impossible
 from autoexp.session import Session
 from autoexp.session_meta import SessionMeta
-from autoexp.study import plan_study
-
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 def create(
     composed: Composed,
+    plan: Plan,
     root: Path,
     *,
-    session_id: str | None = None,
+    session_id: str,
     provenance: Provenance | None = None,
     flow_run_id: str | None = None,
-    jobs: Callable[[Path], Sequence[JobSpec]] | None = None,
 ) -> Path:
     """Create a session directory, whole or not at all, and return its path.
 
-    `jobs` makes others than those that the experiment plans, for where their output goes.
+    `plan` is what was made of `composed` for the `output_root` of this id, and agreed to: its jobs
+    are submitted as they stand there.
 
-    Raises BadInput when the id is taken or the plan is impossible; nothing is left behind then.
+    Raises BadInput when the id is taken or a name too long; nothing is left behind then.
     """
-    name = session_id or new_id(composed.experiment.project.name)
-    if not _ID.fullmatch(name):
-        raise BadInput(
-            f"{name!r} cannot be a session's id: letters, digits, `.`, `_` and `-`, "
-            "starting with a letter or digit, 80 at most; it becomes a part of job names"
-        )
+    name = session_id
+    names.check_id(name)
+    names.check_keys(name, (spec.name for spec in plan.jobs))
     _refuse_odd_root(root, composed.experiment)
     path = root / name
     outputs = output_root(composed.experiment, path)
-    specs = plan_study(composed, outputs).jobs if jobs is None else jobs(outputs)
-    refuse_impossible(composed.experiment)
+    assert all(Path(spec.output_dir).is_relative_to(outputs) for spec in plan.jobs), "planned so"
     if path.exists():
         raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
     _refuse_used(outputs)
@@ -58,7 +52,7 @@ def create(
     removal.remove_leftovers(root)
     draft = root / f".new-{socket.gethostname()}-{os.getpid()}-{name}"
     try:
-        _fill(draft, path, composed, specs, provenance, flow_run_id)
+        _fill(draft, path, composed, plan.jobs, provenance, flow_run_id)
         draft.rename(path)
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -74,12 +68,6 @@ def _not_made(path: Path, error: OSError) -> BadInput:
         return BadInput(f"{path.name}: this session exists already")
     error.filename = error.filename or str(path)
     return BadInput(f"{path.name}: nothing was made: {durable.in_words(error)}")
-
-
-def no_jobs(outputs: Path) -> Sequence[JobSpec]:
-    """For a session whose jobs are all brought in by requests."""
-    del outputs
-    return ()
 
 
 def _make_root(root: Path) -> None:
@@ -128,7 +116,8 @@ def new_id(project: str) -> str:
     """A short, readable id: project, month and day, four random characters."""
     alphabet = "abcdefghjkmnpqrstuvwxyz23456789"
     tail = "".join(secrets.choice(alphabet) for _ in range(4))
-    return f"{project}-{now().astimezone():%m%d}-{tail}"
+    end = f"-{now().astimezone():%m%d}-{tail}"
+    return project[: names.LONGEST_ID - len(end)] + end
 
 
 def _remove_old_drafts(root: Path) -> None:

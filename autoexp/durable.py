@@ -18,6 +18,8 @@ from typing import Any
 
 ROOM = 65536
 """Bytes, for the records that are written at a start."""
+LONGEST_NAME = 255 - len("..xxxxxxxx.tmp")
+"""Bytes of the name of a file that `write` can replace: its temporary file has a longer one."""
 
 _steps = itertools.count(1)
 _kill_at = int(os.environ.get("AUTOEXP_TEST_KILL_AT", "0"))

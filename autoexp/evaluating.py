@@ -9,6 +9,7 @@ from autoexp.budget import estimate
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobSpec, Kind
+from autoexp.names import check_job
 from autoexp.rules.templates import fill, refuse_unknown
 
 
@@ -44,7 +45,7 @@ def evaluation(
     except ValueError as error:
         raise BadInput(f"command: {error}") from error
     spec = JobSpec(
-        name=name,
+        name=check_job(name),
         kind=Kind.EVALUATE,
         backend=experiment.backend,
         machine=experiment.slurm,

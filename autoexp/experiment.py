@@ -18,7 +18,8 @@ from autoexp.sweep.language import Sweep
 JobName = Annotated[
     str,
     Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=60,
         description="letters, digits, `.`, `_`, `-`; 60 characters at most: it is part of file "
         "names and of the scheduler's job name",
     ),
@@ -65,7 +66,8 @@ class Cooldown(Closed):
     decay: Decay = Field(default_factory=Decay, description="how the learning rate decays")
     name: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9._-]{1,40}$",
+        pattern=r"^[A-Za-z0-9._-]+$",
+        max_length=40,
         description="tells two cooldowns from one checkpoint apart; part of the job's name",
     )
 

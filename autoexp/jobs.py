@@ -13,6 +13,7 @@ from autoexp.budget import Estimate
 from autoexp.containers import Container, NoContainer
 from autoexp.logtail import LogCursor
 from autoexp.machines import Machine
+from autoexp.names import LONGEST_JOB
 from autoexp.rules.conditions import Condition
 from autoexp.stages import Awaited, Draft
 
@@ -37,7 +38,7 @@ class Verdict(StrEnum):
 class JobSpec(Closed):
     """What is submitted: fixed when the job enters the session."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,159}$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_JOB)
     """Part of file names and of the scheduler's job name."""
     kind: Kind
     parent: str | None = None

@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from autoexp.backends.base import Branch, FoundCheckpoint
 from autoexp.compose import Composed, compose
 from autoexp.config_files import group_choices
 from autoexp.errors import BadInput
 from autoexp.jobs import JobRecord
-from autoexp.plain import escaped
+from autoexp.plain import dump, escaped
 from autoexp.session import Session
 
 _WRITTEN = re.compile(r"(?P<session>[^:@]+)(:(?P<job>[^:@]+)(@(?P<iteration>[0-9]+))?)?")
@@ -156,6 +154,6 @@ def _composed(
     name = re.sub(r"[^A-Za-z0-9_-]", "_", f"from_{origin.session}")
     with tempfile.TemporaryDirectory(prefix="autoexp-from-") as directory:
         file = Path(directory) / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        file.write_text(dump(content))
         composed = compose(str(file), others, fill_in)
     return composed._replace(overrides=tuple(overrides))

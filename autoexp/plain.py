@@ -1,10 +1,22 @@
 """Plain values of a configuration: nested mappings, and their dotted keys."""
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from autoexp.errors import BadInput
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that Hydra's reader would take for a number, such as `12345e6`."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9._]+[eE][-+]?[0-9]+"), list("-+0123456789.")
+)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -37,3 +49,8 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(node, dict):
             raise BadInput(f"{key}: {part} holds a value, and no keys")
     node[last] = copy.deepcopy(value)
+
+
+def dump(values: Any) -> str:
+    """Plain values as YAML, in their order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

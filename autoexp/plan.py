@@ -28,6 +28,10 @@ class Plan(Closed):
         return tuple(job for job in self.jobs if job.kind is Kind.COOLDOWN)
 
 
+NO_JOBS = Plan(jobs=())
+"""Of a session whose jobs are all brought in by requests."""
+
+
 def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None = None) -> Plan:
     """Work out all jobs of a session that writes below `output_root`.
 

@@ -1,12 +1,12 @@
 """What is wrong with a configuration: the key, where its value came from, the nearest name."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -45,18 +45,36 @@ class Origins:
                 return f"override `{override.input_line}`"
         primary = find_file(self._directories, self._name)
         choice = self._choices.get(location[0]) if location else None
-        if choice is None or (primary is not None and _mentions(primary, location)):
-            return str(primary or self._name)
-        return str(find_file(self._directories, f"{location[0]}/{choice}") or location[0])
+        group = find_file(self._directories, f"{location[0]}/{choice}") if choice else None
+        for file, path in ((primary, location), (group, location[1:]), (group, location)):
+            if file is not None and (line := _line_of(file, path)) is not None:
+                return f"{file}, line {line}"
+        return str(group or primary or self._name)
 
 
-def _mentions(path: Path, location: Sequence[str]) -> bool:
-    node: Any = OmegaConf.to_container(OmegaConf.load(path))
+def _line_of(file: Path, location: Sequence[str]) -> int | None:
+    """The line of a file in which a key stands; None where it does not stand there."""
+    try:
+        node: Any = yaml.compose(file.read_text(), Loader=yaml.CBaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    line = None
     for part in location:
-        if not isinstance(node, dict) or part not in node:
-            return False
-        node = node[part]
-    return True
+        place = next(((at, inner) for name, at, inner in _inside(node) if name == part), None)
+        if place is None:
+            return None
+        line, node = place
+    return line
+
+
+def _inside(node: Any) -> Iterator[tuple[str, int, Any]]:
+    """The keys of a mapping or the positions of a sequence, their lines and what stands there."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield str(key.value), key.start_mark.line + 1, value
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield str(index), item.start_mark.line + 1, item
 
 
 def validation_message(

@@ -51,8 +51,10 @@ def _variables(value: Any) -> Any:
                 f"`{name}` looks like a secret, and a configuration is written down: leave it "
                 "out and export it instead, since jobs inherit your environment"
             )
-    # YAML reads `1` as a number; in an environment everything is text.
-    return {name: x if isinstance(x, str) else str(x) for name, x in value.items()}
+        if value[name] is None:
+            raise ValueError(f'`{name}` has no value: write "" for an empty one')
+    # What comes as a number, as from a form, is text in an environment.
+    return {name: str(x).lower() if isinstance(x, bool) else str(x) for name, x in value.items()}
 
 
 Variables = Annotated[dict[str, str], BeforeValidator(_variables)]

@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from autoexp import durable, lease, schema, states
+from autoexp import durable, lease, names, schema, states
 from autoexp.blame import BlameList
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.events import (
@@ -95,8 +95,8 @@ class Session:
                 "put it back from a backup, then resume the session"
             )
         specs = {name: job.spec for name, job in session.jobs.items()}
-        names = in_order(specs, session.meta.jobs)
-        session.jobs = {name: session.jobs[name] for name in names}
+        ordered = in_order(specs, session.meta.jobs)
+        session.jobs = {name: session.jobs[name] for name in ordered}
         for file in sorted((path / "actions").glob("*.json")):
             action = schema.read(file, ActionRecord)
             session.actions[action.key] = action
@@ -223,8 +223,10 @@ class Session:
             self.save_meta()
 
     def refuse_clash(self, spec: JobSpec) -> None:
-        """Raise BadInput when the session has another job of this name."""
+        """Raise BadInput when another job has this name, or it is too long for this session."""
         known = self.jobs.get(spec.name)
+        if known is None:
+            names.check_keys(self.id, [spec.name])
         if known is not None and known.spec != spec:
             raise BadInput(
                 f"{spec.name}: {self.id} has another job of this name; "
@@ -239,7 +241,7 @@ class Session:
             return None
         ahead = job.open_attempts
         number = len(job.attempts) + 1
-        key = f"{self.id}-{job.spec.name}-a{number}"
+        key = names.attempt_key(self.id, job.spec.name, number)
         attempt = Attempt(
             number=number,
             key=key,

@@ -30,7 +30,8 @@ def _not_a_training(name: str) -> str:
 StageName = Annotated[
     str,
     Field(
-        pattern=r"^[a-z][a-z0-9_]{0,19}$",
+        pattern=r"^[a-z][a-z0-9_]*$",
+        max_length=20,
         description="lower case, digits and `_`, 20 characters at most",
     ),
     AfterValidator(_not_a_training),

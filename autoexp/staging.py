@@ -15,12 +15,14 @@ from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobSpec, Kind
 from autoexp.machines import LocalMachine, SlurmCluster
+from autoexp.names import check_job
 from autoexp.plain import flat, set_value
 from autoexp.problems import Origins, validation_message
 from autoexp.rules.templates import fill, fill_tree, names_in, refuse_unknown, texts_in
 from autoexp.stages import EACH, LATE, TRUNK, AtCheckpoint, Awaited, Draft, Stage, is_first
 from autoexp.sweep.points import refuse_shared
 from autoexp.trainings import training
+from autoexp.written import settled
 
 
 def references(name: str, stage: Stage) -> Iterator[str]:
@@ -105,7 +107,7 @@ class Making:
     def _command(self) -> Made:
         experiment, stage = self._experiment, self._stage
         spec = JobSpec(
-            name=self._job_name,
+            name=check_job(self._job_name),
             kind=Kind(stage.kind),
             parent=self._parent,
             backend=experiment.backend,
@@ -150,6 +152,7 @@ class Making:
         for key, value in changes.items():
             self._refuse(key, value)
             set_value(values, key, fill_tree(value, self._shown))
+        values = settled(values, Experiment, lambda path, why: BadInput(f"{'.'.join(path)}: {why}"))
         try:
             changed = Experiment.model_validate(values, context=COMPOSING)
         except ValidationError as error:

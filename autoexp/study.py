@@ -5,18 +5,19 @@ from pathlib import Path
 from autoexp.compose import Composed
 from autoexp.cost import together
 from autoexp.errors import BadInput
-from autoexp.measured import with_measured_speed
 from autoexp.plan import Plan, make_plan
+from autoexp.rules.possible import refuse_impossible
 from autoexp.sweep.points import Point, some
 from autoexp.sweep.subset import chosen
 
 
 def plan_study(composed: Composed, output_root: Path) -> Plan:
-    """All jobs of a session, point by point.
+    """All jobs of a session, point by point, once for all: what is agreed to is what is submitted.
 
-    Raises BadInput with what is impossible in up to three points, by number and name.
+    Raises BadInput with what is impossible in up to three points, by number and name, and for rules
+    that could not do what they say.
     """
-    composed = with_measured_speed(composed)
+    refuse_impossible(composed.experiment)
     if not composed.points:
         assert composed.experiment.sweep is None, "a sweep has points"
         return make_plan(composed.experiment, output_root)

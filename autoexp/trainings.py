@@ -11,6 +11,7 @@ from autoexp.cost import Cost, cost_of
 from autoexp.errors import BadInput
 from autoexp.experiment import Cooldown, Experiment, Start
 from autoexp.jobs import JobSpec, Kind
+from autoexp.names import check_job
 from autoexp.rules.planned import all_cooldowns
 
 
@@ -186,11 +187,14 @@ def _job(
     branch: Branch | None,
     save_dir: Path | None = None,
 ) -> JobSpec:
-    """A job that writes in `output_dir`, whose last part is its name."""
+    """A job that writes in `output_dir`, whose last part is its name.
+
+    Raises BadInput when that is too long.
+    """
     trainer = experiment.trainer
     save_dir = save_dir or output_dir / "checkpoints"
     return JobSpec(
-        name=output_dir.name,
+        name=check_job(output_dir.name),
         kind=kind,
         parent=experiment.project.name if branch and not experiment.start else None,
         branch=branch,

@@ -22,9 +22,9 @@ from unittest import mock
 import autoexp.jobs
 from autoexp import durable, inbox
 from autoexp.compose import compose
-from autoexp.creation import create, no_jobs
+from autoexp.creation import create
 from autoexp.jobs import JobSpec
-from autoexp.plan import make_plan
+from autoexp.plan import NO_JOBS, make_plan
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionStatus
 from autoexp.session import Session
@@ -70,7 +70,7 @@ class Simulation:
 
     def run(self) -> Session:
         """Simulate until all jobs have ended; returns the session as it is on disk then."""
-        path = create(self._composed, self._folder, session_id="sim", jobs=no_jobs)
+        path = create(self._composed, NO_JOBS, self._folder, session_id="sim")
         driver = self._resume(path)
         brought = 0
         while brought < self._families or not driver.session.is_over:

@@ -10,8 +10,9 @@ from unittest import mock
 
 from autoexp.backends.megatron_layout import TRACKER, folder_name
 from autoexp.compose import Composed, compose
-from autoexp.creation import create, no_jobs
+from autoexp.creation import create
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind, now
+from autoexp.plan import NO_JOBS
 from autoexp.session import Session
 
 # As many arguments and variables as a Megatron run on a real cluster has.
@@ -64,7 +65,7 @@ def unsynced() -> Iterator[None]:
 def build(root: Path, jobs: int, *overrides: str, lines: int = 200, saves: int = 3) -> Path:
     """A session of running jobs, each with a log and complete checkpoints; returns its path."""
     with unsynced():
-        path = create(experiment(*overrides), root, session_id="big", jobs=no_jobs)
+        path = create(experiment(*overrides), NO_JOBS, root, session_id="big")
         session = Session.load(path)
         plan = compose("demo", ["cooldowns=[]", *overrides])
         trunk = _trunk(plan, root)

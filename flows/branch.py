@@ -7,8 +7,6 @@ from prefect import State, flow
 
 from autoexp import branching
 from autoexp.compose import Composed
-from autoexp.creation import create
-from autoexp.provenance import provenance
 from autoexp.rules.actions import Decay
 from flows.form import ExperimentForm
 from flows.watching import ask_for, cancel_jobs, run_name, watch_new
@@ -42,13 +40,4 @@ async def cooldown(
         whole = ask_for(config, overrides, experiment)
         return branching.branch_alone(whole, Path(checkpoint), Decay.model_validate(decay))
 
-    def make(composed: Composed, root: Path, flow_run_id: str) -> Path:
-        return create(
-            composed,
-            root,
-            session_id=branching.new_id_of(composed),
-            provenance=provenance(),
-            flow_run_id=flow_run_id,
-        )
-
-    return await watch_new(ask, make)
+    return await watch_new(ask, branching.new_id_of)

@@ -26,20 +26,20 @@ def run(options: argparse.Namespace) -> int:
     """Create a session and watch it to its end."""
     if options.dry_run:
         return planning.dry_run(options)
-    composed = planning.wanted(options)
-    if not planning.agree(composed, planning.plan_of(composed, options.session), yes=options.yes):
-        print("nothing was submitted")
-        return 2
     if options.no_monitor:
-        from flows.joining import add_jobs
+        from flows.joining import submit
 
-        return add_jobs(composed, options.session)
+        return submit(options)
     from autoexp.provenance import provenance
     from flows.foreground import watch
 
-    root = sessions_root()
-    path = create(composed, root, session_id=options.session, provenance=provenance())
-    return watch(path)
+    composed, root = planning.wanted(options), sessions_root()
+    session = options.session or planning.id_for(composed)
+    plan = planning.plan_of(composed, session)
+    if not planning.agree(composed, plan, yes=options.yes):
+        print("nothing was submitted")
+        return 2
+    return watch(create(composed, plan, root, session_id=session, provenance=provenance()))
 
 
 def resume(options: argparse.Namespace) -> int:

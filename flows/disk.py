@@ -43,7 +43,8 @@ class Disk:
         """Run, and try on for as long as the disk is full, read-only or away.
 
         An interruption ends that as a cancellation of the caller: whoever resumes sees to it. So
-        does a lease that another monitor has taken over. Raises OSError for what no other try will change, such as a name that is too long.
+        does a lease that another monitor has taken over. Raises OSError for what no other try will
+        change, such as a name that is too long.
         """
         failures = 0
         while True:

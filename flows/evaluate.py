@@ -6,11 +6,10 @@ from typing import Any
 from prefect import State, flow
 
 from autoexp.compose import Composed
-from autoexp.creation import create, new_id
+from autoexp.creation import new_id, output_root
 from autoexp.evaluating import evaluation
 from autoexp.jobs import JobSpec
 from autoexp.plan import Plan
-from autoexp.provenance import provenance
 from autoexp.session import sessions_root
 from flows.form import ExperimentForm
 from flows.watching import ask_for, cancel_jobs, run_name, watch_new
@@ -48,17 +47,11 @@ async def evaluate(
     def job(composed: Composed, outputs: Path) -> JobSpec:
         return evaluation(composed.experiment, outputs, Path(checkpoint), command, scores, minutes)
 
-    def plan(composed: Composed) -> Plan:
-        return Plan(jobs=(job(composed, sessions_root() / "SESSION"),))
+    def id_of(composed: Composed) -> str:
+        return new_id(job(composed, Path()).name)
 
-    def make(composed: Composed, root: Path, flow_run_id: str) -> Path:
-        return create(
-            composed,
-            root,
-            session_id=new_id(plan(composed).trunk.name),
-            provenance=provenance(),
-            flow_run_id=flow_run_id,
-            jobs=lambda outputs: (job(composed, outputs),),
-        )
+    def plan(composed: Composed, session: str) -> Plan:
+        outputs = output_root(composed.experiment, sessions_root() / session)
+        return Plan(jobs=(job(composed, outputs),))
 
-    return await watch_new(lambda: ask_for(config, overrides, experiment), make, plan)
+    return await watch_new(lambda: ask_for(config, overrides, experiment), id_of, plan)

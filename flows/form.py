@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import yaml
 from pydantic import GetJsonSchemaHandler, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -10,6 +9,7 @@ from pydantic_core import CoreSchema
 from autoexp.compose import Composed, points_of
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
+from autoexp.plain import dump
 
 
 class ExperimentForm(Experiment):
@@ -51,5 +51,5 @@ def composed(values: Any) -> Composed:
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in error.errors()]
         raise BadInput("\n".join(lines)) from error
-    text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = dump(experiment.model_dump(mode="json"))
     return Composed(experiment, "form", (), text, text, points_of(experiment))

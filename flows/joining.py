@@ -9,15 +9,17 @@ from pathlib import Path
 
 from autoexp import inbox
 from autoexp.compose import Composed
-from autoexp.creation import create, no_jobs, output_root
+from autoexp.creation import create, output_root
 from autoexp.describing import describe
 from autoexp.errors import BadInput
 from autoexp.explaining import in_words
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.launching import refuse_other_scheduler
 from autoexp.machines import SlurmCluster
-from autoexp.plan import Plan, make_plan
+from autoexp.names import attempt_key
+from autoexp.plan import NO_JOBS, Plan, make_plan
 from autoexp.provenance import provenance
+from autoexp.rules.possible import refuse_impossible
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.slurm_commands import CommandFailed, run
 from autoexp.session import Session, sessions_root
@@ -27,27 +29,26 @@ from flows.finding import compose_words, live_holder, session_path
 
 
 def submit(options: argparse.Namespace) -> int:
-    """Register a job in a session."""
+    """Add an experiment's jobs to a session, which is made if there is none of that id."""
     composed = planning.wanted(options)
-    if not planning.agree(composed, planning.plan_of(composed, options.session), yes=options.yes):
+    name = options.session or planning.id_for(composed)
+    path = sessions_root() / name
+    session = Session.load(path) if (path / "session.json").exists() else None
+    if session is None:
+        plan = planning.plan_of(composed, name)
+    else:
+        refuse_other_scheduler(session.id, session.experiment, composed.experiment)
+        plan = plan_study(composed, output_root(session.experiment, path))
+        for spec in plan.jobs:
+            session.refuse_clash(spec)  # at once, instead of by the monitor later
+    if not planning.agree(composed, plan, yes=options.yes):
         print("nothing was submitted")
         return 2
-    return add_jobs(composed, options.session)
-
-
-def add_jobs(composed: Composed, session_id: str | None) -> int:
-    """Add an experiment's jobs to a session, which is made if there is none of that id."""
-    path = sessions_root() / session_id if session_id else None
-    if path is None or not (path / "session.json").exists():
-        path = create(composed, sessions_root(), session_id=session_id, provenance=provenance())
-        print(f"session {path.name} in {path}\nnobody watches it yet: autoexp resume {path.name}")
-        return 0
-    session = Session.load(path)
-    refuse_other_scheduler(session.id, session.experiment, composed.experiment)
-    plan = plan_study(composed, output_root(session.experiment, path))
-    for spec in plan.jobs:
-        session.refuse_clash(spec)  # at once, instead of by the monitor later
-    return _put(session, plan, None, f"autoexp submit by {getpass.getuser()}")
+    if session is not None:
+        return _put(session, plan, None, f"autoexp submit by {getpass.getuser()}")
+    create(composed, plan, sessions_root(), session_id=name, provenance=provenance())
+    print(f"session {name} in {path}\nnobody watches it yet: autoexp resume {name}")
+    return 0
 
 
 def adopt(options: argparse.Namespace) -> int:
@@ -61,6 +62,7 @@ def adopt(options: argparse.Namespace) -> int:
         raise BadInput("adopt takes one job, and this is a sweep")
     if not isinstance(experiment.slurm, SlurmCluster):
         raise BadInput("adopt takes SLURM jobs: add slurm=NAME of your cluster")
+    refuse_impossible(experiment)
     described = _described_by_slurm(options.job_id, experiment.slurm)
     session = _session_to_join(composed, options.session)
     save_dir = Path(options.save_dir).absolute()
@@ -69,7 +71,7 @@ def adopt(options: argparse.Namespace) -> int:
         session.refuse_clash(spec)  # at once, instead of by the monitor later
     attempt = Attempt(
         number=1,
-        key=f"{session.id}-{plan.trunk.name}-a1",
+        key=attempt_key(session.id, plan.trunk.name, 1),
         name=described["JobName"],
         log=options.log or described["StdOut"],
         job_id=options.job_id,
@@ -86,7 +88,7 @@ def _session_to_join(composed: Composed, name: str) -> Session:
     path = session_path(name)
     if not (path / "session.json").exists():
         # Without jobs of its own: the adopted one is asked for as of any other session.
-        create(composed, path.parent, session_id=name, provenance=provenance(), jobs=no_jobs)
+        create(composed, NO_JOBS, path.parent, session_id=path.name, provenance=provenance())
     session = Session.load(path)
     refuse_other_scheduler(session.id, session.experiment, composed.experiment)
     return session

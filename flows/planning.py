@@ -11,10 +11,11 @@ from rich.console import Console
 
 from autoexp.budget import total
 from autoexp.compose import Composed
-from autoexp.creation import output_root
+from autoexp.creation import new_id, output_root
 from autoexp.errors import BadInput
+from autoexp.measured import with_measured_speed
+from autoexp.names import check_id, check_keys
 from autoexp.plan import Plan
-from autoexp.rules.possible import refuse_impossible
 from autoexp.session import sessions_root
 from autoexp.study import plan_study, subset
 from flows.finding import compose_words
@@ -40,16 +41,28 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def wanted(options: argparse.Namespace) -> Composed:
-    """The experiment that was asked for, or some of its points."""
+    """The experiment that was asked for, or some of its points, with the speed measured before."""
     origin = getattr(options, "origin", None)
-    return subset(compose_words(options.experiment, origin), options.subset)
+    composed = subset(compose_words(options.experiment, origin), options.subset)
+    return with_measured_speed(composed)
 
 
 def plan_of(composed: Composed, session: str | None = None) -> Plan:
-    """The plan of a session that is yet to be made."""
-    refuse_impossible(composed.experiment)
+    """The plan of a session that is yet to be made; without an id, of one that will get one.
+
+    Raises BadInput for what is impossible, and for names that are too long.
+    """
+    named = session or id_for(composed)
+    check_id(named)
     path = sessions_root() / (session or "SESSION")
-    return plan_study(composed, output_root(composed.experiment, path))
+    found = plan_study(composed, output_root(composed.experiment, path))
+    check_keys(named, (job.name for job in found.jobs))
+    return found
+
+
+def id_for(composed: Composed) -> str:
+    """An id for a session of the experiment."""
+    return new_id(composed.experiment.project.name)
 
 
 def show(found: Plan, composed: Composed) -> None:

@@ -4,14 +4,10 @@ Entry point `flows/train.py:train`. Prefect loads this file as a module named `t
 defines nothing but flows.
 """
 
-from pathlib import Path
 from typing import Any
 
 from prefect import State, flow
 
-from autoexp.compose import Composed
-from autoexp.creation import create
-from autoexp.provenance import provenance
 from autoexp.session import sessions_root
 from flows.form import ExperimentForm
 from flows.watching import ask_for, cancel_jobs, run_name, watch, watch_new
@@ -38,9 +34,6 @@ async def train(
         session: Id of a session that exists; it is taken up again, and the rest is ignored.
     """
 
-    def make(composed: Composed, root: Path, flow_run_id: str) -> Path:
-        return create(composed, root, provenance=provenance(), flow_run_id=flow_run_id)
-
     if session:
         return await watch(sessions_root() / session)
-    return await watch_new(lambda: ask_for(config, overrides, experiment), make)
+    return await watch_new(lambda: ask_for(config, overrides, experiment))

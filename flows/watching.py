@@ -15,8 +15,11 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
+from autoexp.creation import create
 from autoexp.jobs import Verdict
+from autoexp.measured import with_measured_speed
 from autoexp.plan import Plan
+from autoexp.provenance import provenance
 from autoexp.rules import engines
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session, sessions_root
@@ -26,7 +29,7 @@ from flows.composing import compose
 from flows.context import foreground
 from flows.engine import SessionRun, failed_jobs
 from flows.finding import directories
-from flows.planning import plan_of
+from flows.planning import id_for, plan_of
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -70,7 +73,8 @@ def _close_subflows(flow_run: FlowRun) -> None:
 
 def ask_for(config: str, overrides: Sequence[str], experiment: Any) -> Composed:
     """The experiment that the flow's parameters mean: a filled-in form, or a configuration."""
-    return compose(config, list(overrides)) if experiment is None else form.composed(experiment)
+    asked = compose(config, list(overrides)) if experiment is None else form.composed(experiment)
+    return with_measured_speed(asked)
 
 
 def session_of(flow_run_id: str, root: Path) -> Path | None:
@@ -82,21 +86,30 @@ def session_of(flow_run_id: str, root: Path) -> Path | None:
 
 async def watch_new(
     ask: Callable[[], Composed],
-    make: Callable[[Composed, Path, str], Path],
-    plan: Callable[[Composed], Plan] = plan_of,
+    id_of: Callable[[Composed], str] = id_for,
+    plan: Callable[[Composed, str], Plan] = plan_of,
 ) -> State[Any]:
-    """Watch the session that `make(composed, root, flow run id)` creates of what `ask` composes.
+    """Watch a new session of what `ask` composes, with a new id of `id_of(composed)`.
 
-    A `plan(composed)` above its budget is put to somebody before. A flow run that is run again goes
-    on with the session that it made the first time.
+    The `plan(composed, id)` is made once: above its budget it is put to somebody, and what was
+    agreed to is what is submitted. A flow run that is run again goes on with the session that it
+    made the first time.
     """
     root, flow_run_id = sessions_root(), str(runtime.flow_run.id)
     path = session_of(flow_run_id, root)
     if path is None:
         # Composing may ask Prefect for a block, which is done in a thread without a loop.
         composed = await asyncio.to_thread(ask)
-        await approved(composed, await asyncio.to_thread(plan, composed))
-        path = await asyncio.to_thread(make, composed, root, flow_run_id)
+        session_id = await asyncio.to_thread(id_of, composed)
+        planned = await asyncio.to_thread(plan, composed, session_id)
+        await approved(composed, planned)
+        path = await asyncio.to_thread(
+            create,
+            *(composed, planned, root),
+            session_id=session_id,
+            provenance=provenance(),
+            flow_run_id=flow_run_id,
+        )
         async with get_client() as client:
             await client.update_flow_run(UUID(flow_run_id), name=f"session {path.name}")
     return await watch(path)

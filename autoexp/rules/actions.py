@@ -34,7 +34,10 @@ class LaunchedCooldown(Closed):
 
     decay: Decay = Field(default_factory=Decay, description="how the learning rate decays")
     name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9._-]{1,40}$", description="part of the job's name"
+        None,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        max_length=40,
+        description="part of the job's name",
     )
 
 
@@ -179,7 +182,7 @@ class Publish(Closed):
     """Emit a Prefect event, for Prefect's automations and for other rules of the session."""
 
     kind: Literal["publish"] = "publish"
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,60}$", description="the event's name")
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=60, description="the event's name")
     payload: dict[str, str] = Field(default_factory=dict, description="what it says, templates")
 
     def texts(self) -> Iterator[str]:
@@ -190,7 +193,10 @@ class WriteFile(Closed):
     """Append a line to a file, unless it stands there already."""
 
     kind: Literal["write_file"] = "write_file"
-    path: str = Field(description="the file, a template; relative to the session's directory")
+    path: str = Field(
+        description="the file, a template; relative to the session's directory. A value that an "
+        "event brings never leads out of the directory that stands in front of it"
+    )
     line: str = Field(description="the line, a template")
 
     def texts(self) -> Iterator[str]:

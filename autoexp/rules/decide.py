@@ -1,14 +1,19 @@
 """Deciding: which actions an event calls for. Pure: no clock, no disk, no Prefect."""
 
+import hashlib
 import re
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+from autoexp import durable
 from autoexp.events import Event
 from autoexp.rules.actions import Action
 from autoexp.rules.conditions import Condition
 from autoexp.rules.language import AnyRule
 from autoexp.rules.records import ActionRecord
+
+_LONGEST_KEY = durable.LONGEST_NAME - len(".json")
+_HASH_LENGTH = 16
 
 
 class Asked(NamedTuple):
@@ -34,8 +39,16 @@ class Rule(NamedTuple):
 
 
 def action_key(rule: str, event_key: str, position: int) -> str:
-    """Identity of an action, fit for a file name: the rule, the event and the place in the rule."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", f"{rule}--{event_key}--{position}")
+    """Identity of an action, fit for a file name: the rule, the event and the place in the rule.
+
+    One that is too long for a file's name is its head and a hash of the whole.
+    """
+    whole = f"{rule}--{event_key}--{position}"
+    key = re.sub(r"[^A-Za-z0-9._-]", "_", whole)
+    if len(key) <= _LONGEST_KEY:
+        return key
+    tail = f"--{hashlib.sha256(whole.encode()).hexdigest()[:_HASH_LENGTH]}--{position}"
+    return key[: _LONGEST_KEY - len(tail)] + tail
 
 
 def decide(

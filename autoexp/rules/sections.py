@@ -19,7 +19,7 @@ from autoexp.rules.language import (
     StateRule,
 )
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=40)]
 R = TypeVar("R", bound=RuleBase)
 Named = dict[Name, R | None]
 

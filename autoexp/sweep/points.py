@@ -1,12 +1,13 @@
 """A sweep's points as values of whole experiments: composed once, changed for each point."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from autoexp import written
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.plain import escaped, flat, set_value
@@ -48,7 +49,7 @@ class Point(NamedTuple):
         return f"sweep point {self.number} ({self.experiment.project.name})"
 
 
-def swept(overrides: Collection[Override]) -> dict[str, list[Any]]:
+def swept(overrides: Iterable[Override]) -> dict[str, list[Any]]:
     """The keys that have several values on the command line, as in `a=1,2,3`."""
     found: dict[str, list[Any]] = {}
     for override in overrides:
@@ -56,8 +57,18 @@ def swept(overrides: Collection[Override]) -> dict[str, list[Any]]:
             continue
         if not override.is_choice_sweep() and not override.is_range_sweep():
             raise BadInput(f"{override.input_line}: give values, as in `a=1,2,3` or `a=range(1,9)`")
-        found[override.key_or_group] = list(override.sweep_iterator(lambda value: value))
+        values = list(override.sweep_iterator(lambda value: value))
+        found[override.key_or_group] = _choices(override.key_or_group, values)
     return found
+
+
+def _choices(key: str, values: list[Any]) -> list[Any]:
+    def refuse(path: Sequence[str], reason: str) -> BadInput:
+        del path
+        return BadInput(f"{key}: {reason}")
+
+    choices: list[Any] = written.settled(written.read(values), list[Any], refuse)
+    return choices
 
 
 def merged_sweep(sweep: Sweep | None, on_command_line: Mapping[str, list[Any]]) -> Sweep | None:
@@ -70,20 +81,13 @@ def merged_sweep(sweep: Sweep | None, on_command_line: Mapping[str, list[Any]]) 
     return Sweep.model_validate(content)
 
 
-def draw(
-    project: str,
-    sweep: Sweep,
-    base: Mapping[str, Any],
-    tree_of: TreeOf,
-    groups: Collection[str],
-) -> list[Drawn]:
-    """The points' names and values; `base` is what was composed without the sweep.
+def draw(project: str, sweep: Sweep, trees: "Trees") -> list[Drawn]:
+    """The points' names and values.
 
     Raises BadInput for a key that all points have to share, and for what `expand` refuses.
     """
     for key in sweep.keys():  # noqa: SIM118
         refuse_shared(f"sweep: {key}", key)
-    trees = _Trees(base, tree_of, groups)
     short = short_names(sorted(sweep.keys()))
 
     def known(settings: Settings) -> dict[str, Any]:
@@ -133,10 +137,18 @@ def _refuse_equal(drawn: Sequence[Drawn]) -> None:
             )
 
 
-class _Trees:
+class Trees:
     """Composed values by the choice of group files; composing takes tens of milliseconds."""
 
-    def __init__(self, base: Mapping[str, Any], tree_of: TreeOf, groups: Collection[str]) -> None:
+    def __init__(
+        self,
+        base: Mapping[str, Any],
+        tree_of: TreeOf,
+        groups: Container[str],
+        plain: Callable[[DictConfig], dict[str, Any]],
+    ) -> None:
+        """`base` is what was composed without the sweep, `plain` reads what was composed."""
+        self._plain = plain
         self._base = base
         self._tree_of = tree_of
         self._groups = groups
@@ -148,7 +160,7 @@ class _Trees:
         changes = {k: v for k, v in settings.items() if k not in chosen}
         live, plain = self._composed(tuple(f"{k}={v}" for k, v in chosen.items()))
         if live is not None and changes:
-            plain = _interpolated(live, changes)
+            plain = self._interpolated(live, changes)
         values = {key: copy.deepcopy(value) for key, value in plain.items() if key != "sweep"}
         for key, value in changes.items():
             set_value(values, key, value)
@@ -160,13 +172,20 @@ class _Trees:
             tree.pop("sweep", None)
             plain = self._base
             if choices:
-                found = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-                assert isinstance(found, dict)
-                plain = {str(key): value for key, value in found.items()}
+                OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+                plain = self._plain(tree)
             # Values that refer to other keys follow a change of those.
             refers = _refers(OmegaConf.to_container(tree, resolve=False))
             self._known[choices] = (tree if refers else None, plain)
         return self._known[choices]
+
+    def _interpolated(self, tree: DictConfig, changes: Settings) -> dict[str, Any]:
+        changed = copy.deepcopy(tree)
+        for key, value in changes.items():
+            told = escaped(written.plain(value))
+            OmegaConf.update(changed, key, told, merge=False, force_add=True)
+        OmegaConf.to_container(changed, resolve=True, throw_on_missing=True)
+        return self._plain(changed)
 
 
 def _refers(value: Any) -> bool:
@@ -176,15 +195,6 @@ def _refers(value: Any) -> bool:
     if isinstance(value, list):
         return any(_refers(inner) for inner in value)
     return isinstance(value, str) and "${" in value.replace("${oc.env:", "")
-
-
-def _interpolated(tree: DictConfig, changes: Settings) -> dict[str, Any]:
-    changed = copy.deepcopy(tree)
-    for key, value in changes.items():
-        OmegaConf.update(changed, key, escaped(value), merge=False, force_add=True)
-    found = OmegaConf.to_container(changed, resolve=True, throw_on_missing=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
 
 
 def some(lines: Sequence[str], most: int = 3) -> list[str]:

@@ -15,16 +15,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from autoexp import durable
+from autoexp import creation, durable
 from autoexp.backends.demo import DemoBackend
 from autoexp.compose import Composed, compose
-from autoexp.creation import create
+from autoexp.creation import new_id, output_root
 from autoexp.jobs import Attempt, JobSpec, Kind, now
 from autoexp.machines import LocalMachine
 from autoexp.payload import process_identity
 from autoexp.rules import matching
 from autoexp.rules.engines import Hyperscan, Searching, best_engine
 from autoexp.schedulers.base import Orders, Ticket, prepare
+from autoexp.study import plan_study
 
 _OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
 _MARK = "AUTOEXP_TEST_MARK"
@@ -37,6 +38,13 @@ TINY = (
     "monitoring.save_progress_every_s=0",
     "cooldowns=[{at: [100, 200], decay: {iterations: 50}}]",
 )
+
+
+def create(composed: Composed, root: Path, *, session_id: str | None = None, **others: Any) -> Path:
+    """A new session of what is composed, planned as `autoexp run` does."""
+    name = session_id or new_id(composed.experiment.project.name)
+    plan = plan_study(composed, output_root(composed.experiment, root / name))
+    return creation.create(composed, plan, root, session_id=name, **others)
 
 
 @pytest.fixture(autouse=True)

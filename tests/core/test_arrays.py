@@ -16,12 +16,11 @@ import pytest
 from autoexp import arrays, durable, errors, payload, states
 from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER, folder_name
 from autoexp.compose import Composed
-from autoexp.creation import create
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind
 from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, find_or_forbid
 from autoexp.session import Session
-from tests.core.conftest import spec_of
+from tests.core.conftest import create, spec_of
 
 
 class Killed(BaseException):

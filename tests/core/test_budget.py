@@ -8,17 +8,17 @@ import pytest
 from autoexp import inbox
 from autoexp.budget import total
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.errors import BadInput, SessionNotFound
 from autoexp.events import BudgetPassed
 from autoexp.jobs import Verdict, now
 from autoexp.limits import room
+from autoexp.measured import with_measured_speed
 from autoexp.plan import Plan
 from autoexp.session import Session
 from autoexp.spending import spent
 from autoexp.status import status_of
 from autoexp.study import plan_study
-from tests.core.conftest import TINY
+from tests.core.conftest import TINY, create
 from tests.core.test_monitor import Story
 
 GPUS = "slurm.gpus_per_node=4"
@@ -26,7 +26,7 @@ SPEED = "budget.seconds_per_iteration=9"
 
 
 def plan(*overrides: str) -> Plan:
-    return plan_study(compose("demo", [*TINY, *overrides]), Path("/out"))
+    return plan_study(with_measured_speed(compose("demo", [*TINY, *overrides])), Path("/out"))
 
 
 def hours(found: Plan) -> list[float | None]:

@@ -10,7 +10,7 @@ import pytest
 
 from autoexp import lease
 from autoexp.compose import Composed
-from autoexp.creation import create
+from tests.core.conftest import create
 
 ROOM = b"x" * 4096
 

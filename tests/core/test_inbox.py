@@ -12,13 +12,13 @@ import pytest
 from autoexp import acting, inbox
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
-from autoexp.creation import create, output_root
+from autoexp.creation import output_root
 from autoexp.events import JobAdded, RequestRefused
 from autoexp.jobs import Attempt, JobSpec, Kind, Verdict, now
 from autoexp.plan import make_plan
 from autoexp.rules.records import ActionStatus
 from autoexp.session import Session
-from tests.core.conftest import KilledAt, attempt_of, spec_of
+from tests.core.conftest import KilledAt, attempt_of, create, spec_of
 from tests.core.test_durable import exit_code, in_a_process
 from tests.core.test_monitor import Story
 

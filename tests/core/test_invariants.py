@@ -20,7 +20,6 @@ from hypothesis import stateful as hs
 from autoexp import action_runs, inbox, lease, states, steps
 from autoexp.action_runs import Pin
 from autoexp.compose import Composed
-from autoexp.creation import create
 from autoexp.errors import SchedulerError
 from autoexp.experiment import Monitoring
 from autoexp.jobs import Kind, Verdict
@@ -31,7 +30,7 @@ from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.session import Session
-from tests.core.conftest import spec_of
+from tests.core.conftest import create, spec_of
 from tests.core.test_arrays import FakeJob, FakeScheduler, Fate
 
 LOG = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoexp.compose import Composed, compose
-from autoexp.creation import create
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment, Project
 from autoexp.plan import Plan, make_plan
 from autoexp.session import Session
+from tests.core.conftest import create
 
 ROOT = Path("/out")
 FIFTY = {"iterations": 50}

@@ -10,8 +10,7 @@ import pytest
 
 from autoexp import removal
 from autoexp.compose import Composed
-from autoexp.creation import create
-from tests.core.conftest import KilledAt
+from tests.core.conftest import KilledAt, create
 
 
 def autoexp(root: Path, *words: str) -> "subprocess.CompletedProcess[str]":

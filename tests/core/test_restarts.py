@@ -11,7 +11,6 @@ import pytest
 from autoexp import acting, action_runs, phases
 from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.events import JobGivenUp, RestartAsked
 from autoexp.findings import LogMatched, MetricAlarm
 from autoexp.jobs import Verdict
@@ -22,7 +21,7 @@ from autoexp.schedulers.local import LocalScheduler
 from autoexp.session import Session
 from autoexp.setting import setting
 from autoexp.steps import Replace, carry_out, next_step
-from tests.core.conftest import TINY, KilledAt
+from tests.core.conftest import TINY, KilledAt, create
 from tests.core.test_monitor import Story, of
 
 NAN = {"nan": {"not_a_number": {"logged": 2}, "actions": [{"restart": {"roll_back": True}}]}}

@@ -12,14 +12,13 @@ from tensorboardX.proto.event_pb2 import Event
 
 from autoexp import tables
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.errors import BadInput
 from autoexp.plot import draw
 from autoexp.provenance import Provenance
 from autoexp.results import compared, rows
 from autoexp.session import Session
 from autoexp.tensorboard import write_events
-from tests.core.conftest import TINY
+from tests.core.conftest import TINY, create
 
 
 @pytest.fixture

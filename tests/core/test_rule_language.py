@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.errors import BadInput
 from autoexp.events import (
     BudgetPassed,
@@ -26,6 +25,7 @@ from autoexp.rules.templates import fill, names_in
 from autoexp.rules.values import typed, values_of
 from autoexp.session import Session
 from autoexp.setting import setting
+from tests.core.conftest import create
 
 LOG = [{"log": {}}]
 

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoexp.compose import Composed
-from autoexp.creation import create
 from autoexp.events import AttemptJudged, CheckpointComplete, Event, JobGivenUp, StateChanged
 from autoexp.experiment import Cooldown, Decay, Experiment, Project
 from autoexp.jobs import Verdict
@@ -18,6 +17,7 @@ from autoexp.rules.decide import Asked, Rule, action_key, decide
 from autoexp.rules.language import OnCheckpoint
 from autoexp.rules.records import ActionRecord
 from autoexp.session import Session
+from tests.core.conftest import create
 
 CHECKPOINT = CheckpointComplete(job="t", iteration=100, path="/t/iter_0000100")
 BOTH = Rule(
@@ -90,6 +90,21 @@ def test_an_actions_key_tells_rule_event_and_position_apart() -> None:
         for position in (0, 1)
     ]
     assert len(set(keys)) == len(keys)
+
+
+def test_a_key_too_long_for_a_file_keeps_its_head_and_tells_itself_apart() -> None:
+    event = f"log/{'j' * 160}/a1/{'r' * 40}/0-"
+    keys = [action_key("r" * 40, f"{event}{n}", position) for n in (1, 2) for position in (0, 1)]
+    assert len({*keys}) == 4 and keys[0] == action_key("r" * 40, f"{event}1", 0)
+    for key in keys:
+        assert key.startswith(f"{'r' * 40}--log_jjj")
+        assert len(f".{key}.json.xxxxxxxx.tmp") == 255
+
+
+def test_a_key_that_fits_stays_what_sessions_have_on_disk() -> None:
+    assert action_key("r", "state/j/a1/0/FAILED", 0) == "r--state_j_a1_0_FAILED--0"
+    longest = action_key("r" * 40, "e" * 191, 0)
+    assert longest == f"{'r' * 40}--{'e' * 191}--0" and len(longest) == 236
 
 
 def test_the_longest_names_still_make_file_names(tmp_path: Path, composed: Composed) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from autoexp import durable, lease
 from autoexp.compose import Composed, compose
-from autoexp.creation import create, new_id
+from autoexp.creation import new_id
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.events import CheckpointComplete, JobGivenUp
 from autoexp.jobs import Attempt, JobRecord, Verdict
@@ -19,7 +19,7 @@ from autoexp.machines import SlurmCluster
 from autoexp.rules.book import implied
 from autoexp.rules.decide import decide
 from autoexp.session import Session, sessions_root
-from tests.core.conftest import FullDisk, KilledAt
+from tests.core.conftest import FullDisk, KilledAt, create
 
 SEEN = CheckpointComplete(job="tiny", iteration=100, path="/c/iter_0000100")
 NEXT = SEEN.model_copy(update={"iteration": 200})

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.errors import BadInput
 from autoexp.jobs import JobSpec, Kind, Verdict
 from autoexp.origins import Origin, compose_from
 from autoexp.session import Session
 from autoexp.setting import setting
 from autoexp.study import plan_study
-from tests.core.conftest import TINY, KilledAt
+from tests.core.conftest import TINY, KilledAt, create
 from tests.core.test_monitor import Story
 from tests.core.test_stages import OUT, ask, finish, jobs, refusal, started
 

@@ -10,7 +10,6 @@ import pytest
 from autoexp import acting, inbox
 from autoexp.branching import branch_alone, new_id_of
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.errors import BadInput
 from autoexp.events import JobReady, RetryAsked
 from autoexp.jobs import JobSpec, Kind, Verdict
@@ -19,7 +18,7 @@ from autoexp.rules.actions import Decay, Start
 from autoexp.session import Session
 from autoexp.setting import setting
 from autoexp.study import plan_study
-from tests.core.conftest import TINY, KilledAt
+from tests.core.conftest import TINY, KilledAt, create
 from tests.core.test_monitor import Story
 
 OUT = Path("/out")

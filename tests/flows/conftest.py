@@ -11,8 +11,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.session import Session
+from tests.core.conftest import create
 
 SMALL = (
     "backend.args.train_iters=300",

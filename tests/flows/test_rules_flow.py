@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.events import CheckpointComplete, Published, RestartAsked
 from autoexp.findings import MetricAlarm
 from autoexp.jobs import Kind, Verdict, now
@@ -26,6 +25,7 @@ from flows.condition_checker import ConditionChecker
 from flows.disk import Disk
 from flows.train import train
 from flows.updates import Updates
+from tests.core.conftest import create
 from tests.flows.conftest import SMALL, Make, autoexp
 from tests.flows.test_session_flow import task_runs
 

@@ -10,12 +10,12 @@ from prefect import get_client
 
 from autoexp import inbox
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.jobs import Verdict
 from autoexp.results import rows
 from autoexp.session import Session
 from autoexp.setting import setting
 from flows.train import train
+from tests.core.conftest import create
 from tests.flows.conftest import SMALL, Make
 
 pytestmark = pytest.mark.prefect

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.events import StateChanged
 from autoexp.jobs import Attempt, JobRecord, Kind
 from autoexp.machines import SlurmCluster
@@ -18,6 +17,7 @@ from autoexp.payload import processes_with_cookie
 from autoexp.schedulers.base import Request, Sighting, Ticket, prepare, submit_once
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session import Session
+from tests.core.conftest import create
 
 # One CPU and little memory each, and no GPU: two dozen at once.
 SMALL_JOB: dict[str, Any] = {

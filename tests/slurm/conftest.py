@@ -12,7 +12,7 @@ import pytest
 from prefect.settings import get_current_settings
 
 from autoexp.compose import compose
-from autoexp.creation import create
+from tests.core.conftest import create
 from tests.flows import conftest as flows
 from tests.slurm.bench import Bench, clear_queue, slurm, until
 from tests.slurm.commands import Commands

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.errors import SubmissionRefused, SubmissionUncertain
+from tests.core.conftest import create
 from tests.slurm.bench import WITHOUT_JOBS, Bench, slurm, until
 from tests.slurm.commands import HIDE_ENDED, Commands
 

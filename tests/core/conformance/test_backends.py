@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.jobs import Verdict
 from autoexp.monitor import Monitor
 from autoexp.schedulers.base import Sighting
@@ -23,6 +22,7 @@ from tests.core.conformance.huggingface import saving as huggingface_saving
 from tests.core.conformance.megatron import DEMO, LEGACY, MEGATRON
 from tests.core.conformance.torchtitan import TORCHTITAN
 from tests.core.conformance.trainer import Trainer
+from tests.core.conftest import create
 
 TRAINERS = (DEMO, MEGATRON, LEGACY, TORCHTITAN, HUGGINGFACE, TRACKED, MARKED)
 

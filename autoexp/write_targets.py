@@ -1,0 +1,73 @@
+"""The file that a `write_file` action means: what a log line says never leads out of its directory.
+
+A path is a template. Its leading parts without a captured value are the rule's own words and name
+the directory; what stands behind them stays below it, links included.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from autoexp import lease
+from autoexp.errors import SessionError
+from autoexp.rules import values as known
+from autoexp.rules.actions import WriteFile
+from autoexp.rules.records import ActionRecord
+from autoexp.rules.templates import fill, names_in
+
+_LONGEST_PART = 255
+"""Bytes of a file's name."""
+_RECORDS = {
+    *("session.json", "events.jsonl", "blame.json", "jobs", "actions", "attempts", "inbox"),
+    *("metrics", "config", "provenance", lease.FILE, lease.LOCK),
+}
+"""What autoexp itself keeps in a session's directory; a name with a dot in front is its own too."""
+
+
+def write_target(session: Path, action: ActionRecord, values: Mapping[str, str]) -> Path:
+    """The file that a `write_file` action appends to; raises SessionError for one that it may not.
+
+    `session` is the session's directory. A rule may name any directory itself; what an event brings
+    may only choose a file below it.
+    """
+    assert isinstance(action.action, WriteFile)
+    template = action.action.path
+    trusted = {*known.OF_SESSION, *known.OF_JOB} - {"event", *known.facts(action.event)}
+    parts = template.split("/")
+    first = next((n for n, part in enumerate(parts) if not trusted >= set(names_in(part))), None)
+    if first is None:
+        whole = session / fill(template, values)
+        directory, relative = whole.parent, whole.name
+    else:
+        before = "".join(f"{part}/" for part in parts[:first])
+        directory = session / fill(before, values)
+        relative = fill("/".join(parts[first:]), values)
+    found = path_below(directory, relative)
+    _refuse_record(session.resolve(), found)
+    return found
+
+
+def path_below(directory: Path, relative: str) -> Path:
+    """The path of a file below a directory, all links followed.
+
+    Raises SessionError for a path that leaves the directory, or that no file can have.
+    """
+    if not relative.isprintable():
+        raise SessionError(f"{relative!r}: no file may be called so: it cannot be printed")
+    if any(len(part.encode()) > _LONGEST_PART for part in relative.split("/")):
+        raise SessionError(f"{relative[:80]}…: a name in it is longer than {_LONGEST_PART} bytes")
+    base = directory.resolve()
+    path = (base / relative).resolve()
+    if relative.startswith("/") or not path.is_relative_to(base) or path == base:
+        raise SessionError(f"{relative}: leads out of {directory}; nothing was written")
+    if path.exists() and not path.is_file():
+        raise SessionError(f"{path}: is no file that can be written")
+    return path
+
+
+def _refuse_record(session: Path, path: Path) -> None:
+    """What a session has on disk is written by its monitor alone."""
+    if not path.is_relative_to(session):
+        return
+    first = path.relative_to(session).parts[0]
+    if first in _RECORDS or first.startswith("."):
+        raise SessionError(f"{path}: is a record of the session, which no rule may write")
