@@ -123,6 +123,14 @@ def append(path: Path, data: bytes) -> None:
     step()
 
 
+def cut(path: Path, size: int) -> None:
+    """Cut off what stands behind the first `size` bytes."""
+    with _naming(path), path.open("r+b") as file:
+        if os.fstat(file.fileno()).st_size > size:
+            file.truncate(size)
+            os.fsync(file.fileno())
+
+
 def _append_all(descriptor: int, data: bytes) -> None:
     size = os.fstat(descriptor).st_size
     try:

@@ -1,7 +1,9 @@
 """`events.jsonl`: what happened, in order, append-only; each event once."""
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -21,22 +23,53 @@ class Entry(NamedTuple):
     event: Event
 
 
+class Position(NamedTuple):
+    """A place between two entries, from which a reader goes on."""
+
+    entries: int
+    """How many stand before it."""
+    size: int
+    """Bytes before it."""
+
+
+class Line(NamedTuple):
+    """An entry as it stands in the file, between two places."""
+
+    start: Position
+    entry: Entry
+    end: Position
+    raw: bytes
+
+
+START = Position(0, 0)
+_RECENT = 1000
+"""Entries that are kept in memory: about a megabyte."""
+
+
 class Journal:
     """The events of a session; a torn last line is an append that did not happen.
 
-    In memory are the keys, and of the events the checkpoints alone: a hundred thousand events
-    would take 120 MB.
+    In memory are the keys, and of the events the checkpoints and the newest alone: a hundred
+    thousand events would take 120 MB.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._keys: set[str] = set()
         self._checkpoints: list[CheckpointComplete] = []
-        self._size = 0
-        """Bytes that were read or written so far: whole lines."""
+        self._recent: deque[tuple[Position, Entry]] = deque(maxlen=_RECENT)
+        """The newest entries, each with the place before it."""
+        self._position = START
+        self._last = b""
+        """The line before it, by which a reader knows the file again."""
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    @property
+    def position(self) -> Position:
+        """The end: behind everything that was read or appended so far."""
+        return self._position
 
     def load(self) -> None:
         """Read the journal; raises SessionDamaged with the line that does not parse."""
@@ -44,39 +77,73 @@ class Journal:
             pass
 
     def news(self) -> Iterator[Entry]:
-        """The entries that were appended since the last call; raises SessionDamaged."""
-        for entry, size in self._read(self._size, len(self._keys)):
-            self._add(entry, size)
-            yield entry
+        """The entries that were appended since the last call; raises SessionDamaged.
+
+        For a reader in another process: it goes on from the byte that it had come to.
+        """
+        for line in self._read(self._where_to_go_on()):
+            known = line.entry.event.key in self._keys
+            self._add(line)
+            if not known:
+                yield line.entry
+
+    def _where_to_go_on(self) -> Position:
+        """The end, or the start where the file is not what was read: each event comes once."""
+        size = len(self._last)
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._position.size - size)
+                if file.read(size) == self._last:
+                    return self._position
+        except FileNotFoundError:
+            return self._position
+        # A writer takes back what a full disk took a part of, and writes it once more.
+        self._recent.clear()
+        return START
+
+    def since(self, position: Position) -> tuple[list[Entry], Position]:
+        """The entries behind a place, and the place behind them; any thread may ask.
+
+        What was appended lately is in memory; of what is older those bytes alone are read.
+        """
+        end = self._position
+        if position.size >= end.size:
+            return [], end
+        recent = tuple(self._recent)  # a copy at once: the session's thread may append meanwhile
+        if not recent or position.size < recent[0][0].size:
+            return [line.entry for line in self._read(position, end)], end
+        return [entry for at, entry in recent if position.size <= at.size < end.size], end
+
+    def last(self, count: int) -> list[Entry]:
+        """The newest entries, in order; no more than the last thousand."""
+        return [entry for _, entry in tuple(self._recent)[-count:]]
 
     @property
     def entries(self) -> list[Entry]:
         """All entries, in order, read from disk; raises SessionDamaged."""
-        return [entry for entry, _ in self._read(0, 0)]
+        return [line.entry for line in self._read(START)]
 
-    def _read(self, start: int, number: int) -> Iterator[tuple[Entry, int]]:
-        """The entries from a place in the file on, and how many bytes each has."""
+    def _read(self, start: Position, end: Position | None = None) -> Iterator[Line]:
+        """The entries from one place to another; each key once is the caller's business."""
         try:
             file = self._path.open("rb")
         except FileNotFoundError:
             return
         with file:
-            file.seek(start)
+            file.seek(start.size)
             for line in file:
                 if not line.endswith(b"\n"):
                     return  # it is being written, or was torn by a kill
-                number += 1
-                yield self._parse(line[:-1], number), len(line)
+                if end is not None and start.size >= end.size:
+                    return
+                behind = Position(start.entries + 1, start.size + len(line))
+                yield Line(start, self._parse(line[:-1], behind.entries), behind, line)
+                start = behind
 
     def repair(self) -> None:
         """Cut off a torn last line; its event will be seen again. For the lease's holder alone."""
-        try:
-            raw = self._path.read_bytes()
-        except FileNotFoundError:
-            return
-        whole = raw.rfind(b"\n") + 1
-        if whole < len(raw):
-            durable.write(self._path, raw[:whole])
+        with suppress(FileNotFoundError):
+            durable.cut(self._path, self._position.size)
 
     def append(self, events: Iterable[Event]) -> list[Event]:
         """Append the events whose keys are new, in one write; returns them."""
@@ -90,7 +157,9 @@ class Journal:
         lines = [_encode(entry) for entry in entries]
         durable.append(self._path, b"".join(lines))
         for entry, line in zip(entries, lines, strict=True):
-            self._add(entry, len(line))
+            start = self._position
+            end = Position(start.entries + 1, start.size + len(line))
+            self._add(Line(start, entry, end, line))
         return list(fresh.values())
 
     def checkpoints(self) -> list[CheckpointComplete]:
@@ -101,11 +170,15 @@ class Journal:
         """Whether an event stands in it."""
         return key in self._keys
 
-    def _add(self, entry: Entry, size: int) -> None:
-        self._size += size
-        self._keys.add(entry.event.key)
-        if isinstance(entry.event, CheckpointComplete):
-            self._checkpoints.append(entry.event)
+    def _add(self, line: Line) -> None:
+        event = line.entry.event
+        if event.key not in self._keys:
+            self._keys.add(event.key)
+            self._recent.append((line.start, line.entry))
+            if isinstance(event, CheckpointComplete):
+                self._checkpoints.append(event)
+        self._last = line.raw
+        self._position = line.end  # last: whoever asks for what is behind a place finds it
 
     def _parse(self, line: bytes, number: int) -> Entry:
         try:
