@@ -73,13 +73,10 @@ def _must_answer(path: Path, url: str) -> None:
     wrong = problem(url)
     if wrong is None:
         return
-    advice = (
-        ""
-        if "export" in wrong
-        else (
-            ". Start it (`prefect server start`), or unset PREFECT_API_URL to have one started for you"
-        )
+    start = (
+        ". Start it (`prefect server start`), or unset PREFECT_API_URL to have one started for you"
     )
+    advice = "" if "export" in wrong else start
     raise AutoexpError(
         f"{path.name}: Prefect's server at {wrong}{advice}; then `autoexp resume {path.name}`"
         f"{_left_running(path)}"
