@@ -14,6 +14,7 @@ from autoexp.creation import output_root
 from autoexp.describing import describe
 from autoexp.errors import BadInput, SessionError
 from autoexp.events import CancelAnswered
+from autoexp.journal import Position
 from autoexp.session import Session, sessions_root
 from autoexp.status import state_of, status_of
 from flows.finding import live_holder, refuse_if_held, session_path, session_paths
@@ -26,6 +27,7 @@ def cancel(options: argparse.Namespace) -> int:
     """Cancel jobs: through the monitor when one is alive, else directly."""
     path = session_path(options.session)
     session = Session.load(path)
+    begun = session.journal.position
     known = [*session.jobs, *inbox.waiting_jobs(path)]
     unknown = [name for name in options.jobs if name not in known]
     if unknown:
@@ -37,17 +39,17 @@ def cancel(options: argparse.Namespace) -> int:
     if holder is not None:
         inbox.put(path, inbox.CancelRequest(jobs=tuple(options.jobs), by=by))
         print(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
-        over = _wait_until_over(path, names)
+        over = _wait_until_over(session, names)
     else:
         over = _cancel_unwatched(path, tuple(options.jobs), by)
-    _report_cancelled(path, names)
+    _report_cancelled(path, names, begun)
     return 0 if over else 1
 
 
-def _wait_until_over(path: Path, names: list[str]) -> bool:
+def _wait_until_over(session: Session, names: list[str]) -> bool:
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
-        session = Session.load(path)
+        session = Session.load(session.path, session.journal)
         if all(name in session.jobs and session.jobs[name].is_over for name in names):
             return True
         time.sleep(0.25)
@@ -61,9 +63,10 @@ def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
     return outcome.problem is None
 
 
-def _report_cancelled(path: Path, names: list[str]) -> None:
+def _report_cancelled(path: Path, names: list[str], begun: Position) -> None:
+    """What became of each job; of the scheduler's answers those since `begun`."""
     session = Session.load(path)
-    for entry in session.journal.entries:
+    for entry in session.journal.since(begun)[0]:
         if isinstance(entry.event, CancelAnswered) and entry.event.job in names:
             print(describe(entry.event))
     for name in names:
@@ -134,7 +137,7 @@ def sessions_remove(options: argparse.Namespace) -> int:
         )
     if alive and not _cancel_unwatched(path, (), "autoexp sessions remove"):
         raise BadInput(f"{session.id}: jobs have not ended yet; nothing was removed, try again")
-    _report_cancelled(path, alive)
+    _report_cancelled(path, alive, session.journal.position)
     outputs = output_root(session.experiment, path)
     removal.remove(path)
     print(f"removed {path}")
