@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from autoexp import durable, processes, removal
+from autoexp import durable, find, processes, removal
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
@@ -37,9 +37,14 @@ def create(
 
     `jobs` makes others than those that the experiment plans, for where their output goes.
 
+    A flow run makes one session, however often it is run: the one that it has made is returned.
+
     Raises BadInput when the id is taken or the plan is impossible; nothing is left behind then.
     """
-    name = session_id or new_id(composed.experiment.project.name)
+    if flow_run_id and (made := find.session_of(flow_run_id, root)) is not None:
+        return made
+    decided = find.claimed(flow_run_id, root) if flow_run_id else None
+    name = decided or session_id or new_id(composed.experiment.project.name)
     if not _ID.fullmatch(name):
         raise BadInput(
             f"{name!r} cannot be a session's id: letters, digits, `.`, `_` and `-`, "
@@ -56,6 +61,8 @@ def create(
     _make_root(root)
     _remove_old_drafts(root)
     removal.remove_leftovers(root)
+    if flow_run_id:
+        _claim(flow_run_id, path)
     draft = root / f".new-{socket.gethostname()}-{os.getpid()}-{name}"
     try:
         _fill(draft, path, composed, specs, provenance, flow_run_id)
@@ -67,6 +74,16 @@ def create(
         raise
     durable.sync_directory(root)
     return path
+
+
+def _claim(flow_run_id: str, path: Path) -> None:
+    """Before the session is there: killed in between, it is made under this name later."""
+    try:
+        is_ours = find.claim(flow_run_id, path.parent, path.name)
+    except OSError as error:
+        raise _not_made(path, error) from error
+    if not is_ours:
+        raise BadInput(f"{flow_run_id}: another process makes the session of this flow run")
 
 
 def _not_made(path: Path, error: OSError) -> BadInput:
@@ -175,6 +192,7 @@ def _fill(
         if spec.branch is not None and spec.parent is None:
             _pin_start(spec, composed.experiment, draft, path)
     session.save_meta()
+    (draft / find.MARK).touch()
 
 
 def _write_provenance(folder: Path, provenance: Provenance, experiment: Experiment) -> None:

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import signal
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,3 +143,15 @@ def _append_all(descriptor: int, data: bytes) -> None:
         # A full disk took a part of it: what follows must not be glued to that.
         os.ftruncate(descriptor, size)
         raise
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a regular file; raises OSError for anything else, and waits for no pipe."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)

@@ -77,7 +77,7 @@ def test_nobody_imports_what_prefect_keeps_to_itself(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_is_one_room(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 300
+    assert len(path.read_text().splitlines()) <= 500
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
