@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoexp import durable, locks, names, processes, removal
+from autoexp import durable, find, locks, names, processes, removal
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
@@ -35,8 +35,12 @@ def create(
     `plan` is what was made of `composed` for the `output_root` of this id, and agreed to: its jobs
     are submitted as they stand there.
 
+    A flow run makes one session, however often it is run: the one that it has made is returned.
+
     Raises BadInput when the id is taken or a name too long; nothing is left behind then.
     """
+    if flow_run_id and (made := find.session_of(flow_run_id, root)) is not None:
+        return made
     name = session_id
     names.check_id(name)
     names.check_keys(name, (spec.name for spec in plan.jobs))
@@ -50,6 +54,8 @@ def create(
     _make_root(root)
     _remove_old_drafts(root)
     removal.remove_leftovers(root)
+    if flow_run_id:
+        _claim(flow_run_id, path)
     draft = root / f".new-{socket.gethostname()}-{os.getpid()}-{name}"
     try:
         _fill(draft, path, composed, plan.jobs, provenance, flow_run_id)
@@ -61,6 +67,16 @@ def create(
         raise
     durable.sync_directory(root)
     return path
+
+
+def _claim(flow_run_id: str, path: Path) -> None:
+    """Before the session is there: killed in between, it is made under this name later."""
+    try:
+        is_ours = find.claim(flow_run_id, path.parent, path.name)
+    except OSError as error:
+        raise _not_made(path, error) from error
+    if not is_ours:
+        raise BadInput(f"{flow_run_id}: another process makes the session of this flow run")
 
 
 def _not_made(path: Path, error: OSError) -> BadInput:
@@ -165,6 +181,7 @@ def _fill(
         if spec.branch is not None and spec.parent is None:
             _pin_start(spec, composed.experiment, draft, path)
     session.save_meta()
+    (draft / find.MARK).touch()
 
 
 def _write_provenance(folder: Path, provenance: Provenance, experiment: Experiment) -> None:

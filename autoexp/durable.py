@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import signal
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -221,3 +222,15 @@ def append_once(path: Path, line: str) -> str:
     start = b"\n" if content and not content.endswith(b"\n") else b""
     append(path, start + raw + b"\n")
     return "written"
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a regular file; raises OSError for anything else, and waits for no pipe."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)

@@ -1,5 +1,6 @@
 """Removing a session directory: gone in one step, and deleted after it."""
 
+import os
 import secrets
 import shutil
 from contextlib import suppress
@@ -33,12 +34,25 @@ def remove_leftovers(root: Path) -> None:
 
 
 def _delete(doomed: Path) -> None:
-    """As far as it can be; somebody else may be at the same."""
+    """As far as it can be; somebody else may be at the same. No link is followed, wherever it is.
+
+    Whoever may write below the root may put one there.
+    """
     with suppress(OSError):
-        for entry in doomed.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
-            durable.step()
+        descriptor = os.open(doomed, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            _empty(descriptor)
+        finally:
+            os.close(descriptor)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _empty(directory: int) -> None:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.name, ignore_errors=True, dir_fd=directory)
+            else:
+                with suppress(FileNotFoundError):
+                    os.unlink(entry.name, dir_fd=directory)
+            durable.step()

@@ -61,8 +61,8 @@ def upgrade_files(session: Path) -> None:
 
 def _parse(path: Path) -> Content:
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
+        content = json.loads(durable.read(path))
+    except (ValueError, RecursionError) as error:
         raise SessionDamaged(_damage(path, str(error))) from error
     except OSError as error:
         if durable.is_passing(error):

@@ -81,10 +81,15 @@ class Session:
     # Reading
 
     @classmethod
-    def load(cls, path: Path) -> "Session":
-        """Read a session; raises SessionNotFound, or SessionDamaged with the file's path."""
+    def load(cls, path: Path, journal: Journal | None = None) -> "Session":
+        """Read a session; raises SessionNotFound, or SessionDamaged with the file's path.
+
+        Given the journal of an earlier reading, only what has been appended since is read of it.
+        """
         _must_exist(path)
         session = cls(path, schema.read(path / "session.json", SessionMeta))
+        if journal is not None:
+            session.journal = journal
         for file in sorted((path / "jobs").glob("*.json")):
             record = schema.read(file, JobRecord)
             session.jobs[record.spec.name] = record

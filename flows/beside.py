@@ -20,6 +20,8 @@ from flows.context import Foreground
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_S = 20.0
+# A server may look healthy and take nothing; a thousand subflows take minutes to end.
+_LONGEST_S = 900.0
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def run_beside(
     """Run the flow to its end in a thread of its own, and raise what it raises.
 
     False: it was left alone, as its session is over and nobody hears (`is_heard`) what it has to
-    tell. What it had to do for the session is done by then, and on disk.
+    tell, or only seems to. What it had to do for the session is done by then, and on disk.
     """
     raised: list[BaseException] = []
 
@@ -82,7 +84,8 @@ def run_beside(
             continue
         if is_heard():
             heard_at = time.monotonic()
-        if time.monotonic() - max(since, heard_at) > _PATIENCE_S:
+        ended = time.monotonic()
+        if ended - max(since, heard_at) > _PATIENCE_S or ended - since > _LONGEST_S:
             return False
     if raised:
         raise raised[0]

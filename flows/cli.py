@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     options = parse(arguments)
     # Prefect and Hydra take seconds to import: `--help` and bad options answer before that.
+    importlib.import_module("flows.server").bypass_proxies()
     module = importlib.import_module(f"flows.{options.module}")
     try:
         code: int = getattr(module, options.function)(options)

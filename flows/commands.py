@@ -72,7 +72,7 @@ def _watch(path: Path) -> None:
         while not session.is_over:
             time.sleep(pause)
             began = time.monotonic()
-            session = Session.load(path)
+            session = Session.load(path, session.journal)
             live.update(status_view(status_of(session)), refresh=True)
             # A thousand jobs take a while to read: no more than a twentieth of the time.
             pause = max(1.0, 20 * (time.monotonic() - began))
@@ -92,11 +92,11 @@ def events_(options: argparse.Namespace) -> int:
 
 
 def _entries(path: Path, *, follow: bool) -> Iterator[Entry]:
-    journal = Journal(path / "events.jsonl")
+    journal, seen = (Journal(path / "events.jsonl") for _ in range(2))
     while True:
         began = time.monotonic()
         # Before the journal: what happened last is still printed.
-        is_over = follow and Session.load(path).is_over
+        is_over = follow and Session.load(path, seen).is_over
         yield from journal.news()
         if not follow or is_over:
             return
@@ -116,7 +116,8 @@ def tail(options: argparse.Namespace) -> int:
     log, start = Path(attempt.log), _last_lines(Path(attempt.log), options.lines)
     _print_name(log)
     while True:
-        job = Session.load(path).jobs[name]  # before the log: what it said last is still printed
+        # Before the log: what it said last is still printed.
+        job = Session.load(path, session.journal).jobs[name]
         start = _print_from(log, start)
         if not options.follow or job.is_over:
             return 0

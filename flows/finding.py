@@ -1,11 +1,8 @@
 """From what a user types to an experiment, or to a session on disk."""
 
-import json
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
-from autoexp import lease
+from autoexp import find, lease
 from autoexp.compose import Composed
 from autoexp.errors import BadInput, SessionHeld, SessionNotFound
 from autoexp.lease import Holder
@@ -34,24 +31,8 @@ def compose_words(words: list[str], origin: str | None = None) -> Composed:
 
 
 def session_paths() -> list[Path]:
-    """All sessions, by creation."""
-    return sorted(directories(sessions_root()), key=_created)
-
-
-def directories(root: Path) -> Iterator[Path]:
-    """Of all sessions; drafts and what is being removed have names with a dot."""
-    for path in root.glob("*/session.json"):
-        if path.parent.name[0] != ".":
-            yield path.parent
-
-
-def _created(path: Path) -> datetime:
-    """When a session was made; of a damaged one, when its file was last written."""
-    file = path / "session.json"
-    try:
-        return datetime.fromisoformat(json.loads(file.read_bytes())["created"])
-    except (ValueError, TypeError, KeyError):
-        return datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    """All sessions that can be read, by creation."""
+    return [found.path for found in find.below(sessions_root()) if found.problem is None]
 
 
 def session_path(name: str | None) -> Path:

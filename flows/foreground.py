@@ -16,7 +16,7 @@ from autoexp.status import status_of
 from flows.beside import leave_within, run_beside, stopping_on_signals
 from flows.context import Foreground, enter_foreground
 from flows.live import LiveView
-from flows.server import answers, embedded_server, is_configured
+from flows.server import answers, embedded_server, problem
 from flows.show import console, gains_lines, status_view
 
 INTERRUPTED = 130
@@ -26,6 +26,7 @@ _UNTOLD = (
 )
 # For what Prefect sends at the interpreter's exit, for as long as it takes.
 _LAST_WORDS_S = 20.0
+_FIRST_ANSWER_S = 60.0
 
 
 def watch(path: Path) -> int:
@@ -44,8 +45,8 @@ def watch(path: Path) -> int:
         _must_answer(path, _api_url())
         out.print_exception()
         raise AutoexpError(
-            f"{path.name}: the monitor broke down ({type(error).__name__}: {error}); its jobs keep "
-            f"running. `autoexp resume {path.name}` takes the session up again"
+            f"{path.name}: the monitor broke down ({type(error).__name__}: {error})"
+            f"{_left_running(path)}. `autoexp resume {path.name}` takes the session up again"
         ) from error
     session = Session.load(path)
     if not is_told and session.is_over:
@@ -69,12 +70,50 @@ def _must_be_writable(path: Path) -> None:
 
 
 def _must_answer(path: Path, url: str) -> None:
-    if not answers(url):
+    wrong = problem(url)
+    if wrong is None:
+        return
+    start = (
+        ". Start it (`prefect server start`), or unset PREFECT_API_URL to have one started for you"
+    )
+    advice = "" if "export" in wrong else start
+    raise AutoexpError(
+        f"{path.name}: Prefect's server at {wrong}{advice}; then `autoexp resume {path.name}`"
+        f"{_left_running(path)}"
+    )
+
+
+async def _must_take_requests(path: Path, url: str) -> None:
+    """Ask for what needs the server's database and the right login, not for its health alone.
+
+    Prefect's own client would try on for many minutes.
+    """
+    from prefect import get_client
+
+    try:
+        async with asyncio.timeout(_FIRST_ANSWER_S), get_client() as client:
+            await client.read_flow_runs(limit=1)
+    except Exception as error:
+        said = " ".join(str(error).split())[:200] or f"nothing within {_FIRST_ANSWER_S:.0f} s"
         raise AutoexpError(
-            f"{path.name}: Prefect's server at {url} does not answer. Start it (`prefect server "
-            "start`), or unset PREFECT_API_URL to have one started for you; then `autoexp resume "
-            f"{path.name}`. What was submitted keeps running"
-        )
+            f"{path.name}: Prefect's server at {url} is there, but does not list its flow runs "
+            f"({said}). See to it, or to PREFECT_API_URL and the login (PREFECT_API_KEY, "
+            f"PREFECT_API_AUTH_STRING); then `autoexp resume {path.name}`{_left_running(path)}"
+        ) from error
+
+
+def _left_running(path: Path) -> str:
+    """What is said of jobs where a monitor ends early."""
+    count = len(_alive(Session.load(path)))
+    return f"; {_counted(count)} running" if count else ""
+
+
+def _alive(session: Session) -> list[str]:
+    return [name for name, job in session.jobs.items() if job.open_attempts]
+
+
+def _counted(count: int) -> str:
+    return "1 job keeps" if count == 1 else f"{count} jobs keep"
 
 
 def _api_url() -> str:
@@ -90,9 +129,7 @@ def _run_flow(path: Path, out: Console) -> bool:
     """
     foreground = Foreground()
     with stopping_on_signals(foreground):
-        server = None
-        if not is_configured():
-            server = embedded_server(path / "prefect-server.log")
+        if (server := embedded_server(path / "prefect-server.log")) is not None:
             os.environ["PREFECT_API_URL"] = f"{server.url}/api"
         # Takes seconds, in which the server starts.
         from prefect.exceptions import CrashedRun, FailedRun
@@ -106,6 +143,7 @@ def _run_flow(path: Path, out: Console) -> bool:
         else:
             server.wait()
             out.print(f"Prefect UI while it runs: {server.url}", markup=False)
+        asyncio.run(_must_take_requests(path, url))
         os.environ["AUTOEXP_SESSIONS"] = str(path.parent)
         enter_foreground(foreground)
 
@@ -155,14 +193,14 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _say_how_to_go_on(session: Session, out: Console) -> None:
-    alive = [name for name, job in session.jobs.items() if job.open_attempts]
+    alive = _alive(session)
     status = status_of(session)
     if status.monitor is not None and status.monitor.pid == os.getpid():
         # A flow that was left alone holds the session until this process ends.
         status = status.model_copy(update={"state": "stopped", "monitor": None})
     out.print(status_view(status))
     out.print(
-        f"\nStopped watching; {len(alive)} jobs keep running.\n"
+        f"\nStopped watching; {_counted(len(alive)) if alive else 'no job is'} running.\n"
         f"  autoexp resume {session.id}   takes the session up again\n"
         f"  autoexp cancel {session.id}   cancels its jobs",
         markup=False,

@@ -14,6 +14,7 @@ from autoexp.describing import describe
 from autoexp.errors import BadInput
 from autoexp.explaining import in_words
 from autoexp.jobs import Attempt, JobSpec, now
+from autoexp.journal import Journal
 from autoexp.launching import refuse_other_scheduler
 from autoexp.machines import SlurmCluster
 from autoexp.names import attempt_key
@@ -169,8 +170,9 @@ def _print_action(session: Session, action: ActionRecord) -> None:
 def _follow_actions(path: Path) -> int:
     """Print each action as it is asked for, and again whenever it has moved, to the end."""
     shown: dict[str, tuple[str, str | None]] = {}
+    journal = Journal(path / "events.jsonl")
     while True:
-        session = Session.load(path)
+        session = Session.load(path, journal)
         for key, action in session.actions.items():
             stands = (action.status, action.reason)
             if shown.get(key) != stands:

@@ -53,12 +53,13 @@ class LiveView:
             self._run_lines()
 
     def _run_table(self) -> None:
+        journal = Journal(self._path / "events.jsonl")
         with Live(console=self._out, auto_refresh=False, transient=True) as live:
             pause = _REFRESH_S
             while not self._done.wait(pause):
                 began = time.monotonic()
                 try:
-                    session = Session.load(self._path)
+                    session = Session.load(self._path, journal)
                 except AutoexpError:
                     continue  # the monitor itself says what is wrong
                 live.update(status_view(status_of(session)), refresh=True)

@@ -82,7 +82,7 @@ def _waiting(status: Status) -> str:
 def _last_events(session: Session) -> str:
     lines = [
         f"- {entry.time.astimezone():%Y-%m-%d %H:%M:%S} {_cell(describe(entry.event))}"
-        for entry in reversed(session.journal.entries[-_EVENTS:])
+        for entry in reversed(session.journal.last(_EVENTS))
     ]
     return "\n".join(["## Last events", "", *lines]) if lines else ""
 

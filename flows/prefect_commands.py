@@ -16,7 +16,7 @@ from autoexp.errors import AutoexpError, BadInput
 from autoexp.machines import SlurmCluster as SlurmSettings
 from blocks import LocalMachine, SlurmCluster
 from flows import automations
-from flows.server import answers
+from flows.server import answers, is_local, problem
 
 POOL = "slurm-login"
 _CHECKOUT = Path(__file__).resolve().parent.parent
@@ -64,9 +64,9 @@ def deploy(options: argparse.Namespace) -> int:
     """Server (where none answers), pool, blocks, deployments and automations, in one go."""
     url = PREFECT_API_URL.value() or f"http://127.0.0.1:{PREFECT_SERVER_API_PORT.value()}/api"
     environment = {**os.environ, "PREFECT_API_URL": url}
-    if not answers(url):
-        if PREFECT_API_URL.value() and "127.0.0.1" not in url and "localhost" not in url:
-            raise AutoexpError(f"{url}: no Prefect server answers there (PREFECT_API_URL)")
+    if (wrong := problem(url)) is not None:
+        if not is_local(url) or "export" in wrong:
+            raise AutoexpError(f"Prefect's server at {wrong} (PREFECT_API_URL)")
         print(f"starting a Prefect server at {url.removesuffix('/api')}")
         _prefect("server", "start", "--background", environment=environment)
         _wait_for(url)

@@ -1,13 +1,14 @@
-"""The embedded Prefect server: for a first try without a server of one's own.
+"""The Prefect server: the one that Prefect's settings name, or an embedded one for a first try.
 
-With PREFECT_API_URL set, or any Prefect profile on disk, that server is used instead. The
-embedded one is a `prefect server start` of its own, not Prefect's ephemeral mode, which drops
+The embedded one is a `prefect server start` of its own, not Prefect's ephemeral mode, which drops
 task runs under load, shows no UI, and dies of a Ctrl-C before the flow run's last state is sent.
 """
 
 import atexit
 import ctypes
 import http.client
+import ipaddress
+import json
 import os
 import signal
 import socket
@@ -16,29 +17,185 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from autoexp.errors import AutoexpError
 
 _PATIENCE_S = 180.0
 _PR_SET_PDEATHSIG = 1
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LARGEST_PAGE = 65536
+# The text of whatever Prefect warns of may stand in front of it.
+_MARK = "PREFECT_API_URL="
 
 
-def is_configured() -> bool:
-    """Whether the user has told Prefect which server to talk to."""
-    if os.environ.get("PREFECT_API_URL"):
+# Which server
+
+
+def configured_url() -> str | None:
+    """The server that Prefect's settings name: by variable, .env, prefect.toml, profile.
+
+    Prefect itself is asked, in a process of its own: the settings that it finds at its import are
+    those of the whole process, and the embedded server has yet to come. Raises AutoexpError when
+    the settings cannot be read.
+    """
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
+    if not _may_be_configured():
+        return None
+    ask = f"from prefect.settings import PREFECT_API_URL as u; print('{_MARK}', u.value() or '')"
+    answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    _, found, url = answer.stdout.rpartition(_MARK)
+    if answer.returncode != 0 or not found:
+        said = answer.stderr.strip().splitlines() or ["no answer"]
+        raise AutoexpError(
+            f"Prefect's settings cannot be read ({said[-1].strip()[:300]}); "
+            "`prefect config view` says where they are from"
+        )
+    return url.strip() or None
+
+
+def _may_be_configured() -> bool:
+    """Whether a source of settings may name a server; asking Prefect takes a second or two."""
+    if any(os.environ.get(name) for name in ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH")):
         return True
-    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
-    profiles = home / "profiles.toml"
-    return profiles.exists() and "PREFECT_API_URL" in profiles.read_text()
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    return (
+        _mentions(Path(".env"), "prefect_")
+        or _mentions(Path("prefect.toml"), "")
+        or _mentions(Path("pyproject.toml"), "tool.prefect")
+        or _mentions(home / "profiles.toml", "prefect_api_url")
+    )
 
 
-def embedded_server(log: Path) -> "Server":
-    """Start a server on a free port of this machine; it ends after everything else in here.
+def _mentions(path: Path, word: str) -> bool:
+    try:
+        return word in path.read_text(errors="replace").lower()
+    except OSError:
+        return path.is_file()  # Prefect says why it cannot be read
+
+
+# Proxies
+
+
+def bypass_proxies() -> None:
+    """Have this process, and all that it starts, reach this machine's own servers directly.
+
+    A proxy stands elsewhere, where `127.0.0.1` is another machine. Prefect's client, curl and
+    others read both spellings of the variable.
+    """
+    proxies = urllib.request.getproxies_environment()
+    if not any(value for name, value in proxies.items() if name != "no"):
+        return
+    known = [host.strip() for host in proxies.get("no", "").split(",") if host.strip()]
+    if "*" not in known:
+        known += [host for host in _LOOPBACK if host not in known]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(known)
+
+
+def _proxy_of(url: str) -> str:
+    """Which proxy is asked for a URL, without its password; empty: none."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if is_local(url) or urllib.request.proxy_bypass(host):
+        return ""
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+    name = urlsplit(proxy if "://" in proxy else f"//{proxy}")
+    return f"{name.hostname}:{name.port}" if proxy and name.port else name.hostname or ""
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL means this machine by a loopback address."""
+    host = urlsplit(url).hostname or ""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+# Whether it answers
+
+
+class _Page(NamedTuple):
+    status: int
+    body: bytes
+
+    @property
+    def is_healthy(self) -> bool:
+        return self.status == 200 and self.body.strip() == b"true"
+
+    @property
+    def is_json(self) -> bool:
+        with suppress(ValueError):
+            return isinstance(json.loads(self.body), dict)
+        return False
+
+
+def answers(url: str) -> bool:
+    """Whether a Prefect server answers at the API's URL."""
+    return problem(url) is None
+
+
+def problem(url: str) -> str | None:
+    """Why this is no URL of an API that answers, in words that go on from "Prefect's server at".
+
+    None: it is one, or wants to know who asks. Prefect Cloud has no page for its health, but says
+    so in JSON.
+    """
+    root = url.rstrip("/")
+    try:
+        if urlsplit(root).scheme not in ("http", "https"):
+            return f"{url} has no http:// or https:// in front"
+        page = _get(f"{root}/health")
+    except (OSError, http.client.HTTPException):
+        return f"{url} does not answer{_advice(root)}"
+    except ValueError as error:
+        return f"{url} is no address ({error})"
+    if page.is_healthy:
+        return None
+    if page.status >= 500:
+        return f"{url} does not answer (HTTP {page.status}){_advice(root)}"
+    with suppress(OSError, http.client.HTTPException):
+        if _get(f"{root}/api/health").is_healthy:
+            return f"{url} has its API at {root}/api: export PREFECT_API_URL={root}/api"
+    if page.is_json:
+        return None
+    return f"{url} does not answer: a page that is not Prefect's came (HTTP {page.status})" + (
+        _advice(root)
+    )
+
+
+def _advice(url: str) -> str:
+    proxy = _proxy_of(url)
+    host = urlsplit(url).hostname
+    return f"; the proxy {proxy} was asked, add {host} to no_proxy to go past it" if proxy else ""
+
+
+def _get(url: str) -> _Page:
+    """A page, as Prefect's own client would get it."""
+    handlers = [urllib.request.ProxyHandler({})] if is_local(url) else []
+    try:
+        with urllib.request.build_opener(*handlers).open(url, timeout=3) as answer:
+            return _Page(answer.status, answer.read(_LARGEST_PAGE))
+    except urllib.error.HTTPError as error:
+        with error:
+            return _Page(error.code, error.read(_LARGEST_PAGE))
+
+
+# The embedded one
+
+
+def embedded_server(log: Path) -> "Server | None":
+    """Start a server, unless Prefect's settings name one; it ends after everything else in here.
 
     To be called before Prefect is imported: what Prefect registers for the interpreter's exit then
     runs before the server is stopped, and the last events and log lines still reach it.
     """
+    if configured_url() is not None:
+        return None
     server = Server(log)
     atexit.register(server.stop)
     return server
@@ -79,20 +236,6 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def answers(api_url: str) -> bool:
-    """Whether a Prefect server answers; one that wants to know who asks, or to be asked else, does.
-
-    Prefect Cloud has no page for its health.
-    """
-    try:
-        with urllib.request.urlopen(f"{api_url}/health", timeout=3) as answer:
-            return bool(answer.status == 200)
-    except urllib.error.HTTPError as error:
-        return error.code < 500
-    except (OSError, http.client.HTTPException):
-        return False
 
 
 def _settings(url: str) -> dict[str, str]:

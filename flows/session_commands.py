@@ -3,20 +3,22 @@
 import argparse
 import getpass
 import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from autoexp import inbox, removal
+from autoexp import find, inbox, removal
 from autoexp.cancelling import cancel_directly
 from autoexp.creation import output_root
 from autoexp.describing import describe
-from autoexp.errors import BadInput, SessionError
+from autoexp.errors import AutoexpError, BadInput
 from autoexp.events import CancelAnswered
+from autoexp.journal import Position
 from autoexp.session import Session, sessions_root
 from autoexp.status import state_of, status_of
-from flows.finding import live_holder, refuse_if_held, session_path, session_paths
+from flows.finding import live_holder, refuse_if_held, session_path
 from flows.show import console, status_view
 
 _PATIENCE_S = 90.0
@@ -26,6 +28,7 @@ def cancel(options: argparse.Namespace) -> int:
     """Cancel jobs: through the monitor when one is alive, else directly."""
     path = session_path(options.session)
     session = Session.load(path)
+    begun = session.journal.position
     known = [*session.jobs, *inbox.waiting_jobs(path)]
     unknown = [name for name in options.jobs if name not in known]
     if unknown:
@@ -37,17 +40,17 @@ def cancel(options: argparse.Namespace) -> int:
     if holder is not None:
         inbox.put(path, inbox.CancelRequest(jobs=tuple(options.jobs), by=by))
         print(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
-        over = _wait_until_over(path, names)
+        over = _wait_until_over(session, names)
     else:
         over = _cancel_unwatched(path, tuple(options.jobs), by)
-    _report_cancelled(path, names)
+    _report_cancelled(path, names, begun)
     return 0 if over else 1
 
 
-def _wait_until_over(path: Path, names: list[str]) -> bool:
+def _wait_until_over(session: Session, names: list[str]) -> bool:
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
-        session = Session.load(path)
+        session = Session.load(session.path, session.journal)
         if all(name in session.jobs and session.jobs[name].is_over for name in names):
             return True
         time.sleep(0.25)
@@ -61,9 +64,10 @@ def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
     return outcome.problem is None
 
 
-def _report_cancelled(path: Path, names: list[str]) -> None:
+def _report_cancelled(path: Path, names: list[str], begun: Position) -> None:
+    """What became of each job; of the scheduler's answers those since `begun`."""
     session = Session.load(path)
-    for entry in session.journal.entries:
+    for entry in session.journal.since(begun)[0]:
         if isinstance(entry.event, CancelAnswered) and entry.event.job in names:
             print(describe(entry.event))
     for name in names:
@@ -75,34 +79,53 @@ def _report_cancelled(path: Path, names: list[str]) -> None:
 
 
 def sessions_list(options: argparse.Namespace) -> int:
-    """List the sessions below the root."""
-    rows: list[dict[str, Any]] = []
-    code = 0
-    for path in session_paths():
-        try:
-            rows.append(_row(Session.load(path)))
-        except SessionError as error:
-            print(f"autoexp: {error}", file=sys.stderr)
-            rows.append({"session": path.name, "created": "?", "state": "damaged", "jobs": 0})
-            code = error.exit_code
+    """List what lies below the root; what cannot be read is one line with its reason."""
+    rows, problems = [], []
+    for found in find.below(sessions_root()):
+        row, problem = _row(found)
+        rows.append(row)
+        problems.append(problem)
     if options.json:
         print(json.dumps(rows, indent=1))
+        for problem in filter(None, problems):
+            print(f"autoexp: {problem}", file=sys.stderr)
     elif not rows:
         print(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
-    for row in [] if options.json else rows:
-        print(
-            f"{row['session']:<28} {row['created'][:16]:<16}  {row['state']:<9} {row['jobs']} jobs"
-        )
-    return code
+    for row, problem in [] if options.json else zip(rows, problems, strict=True):
+        said = problem or f"{row['jobs']} jobs"
+        print(f"{row['session']:<28} {row['created'][:16]:<16}  {row['state']:<9} {said}")
+    return (
+        1
+        if any(problem and _is_own(row) for row, problem in zip(rows, problems, strict=True))
+        else 0
+    )
 
 
-def _row(session: Session) -> dict[str, Any]:
+def _is_own(row: dict[str, Any]) -> bool:
+    """Not somebody else's, in a root that people share."""
+    path: Path = sessions_root() / row["session"]
+    return path.lstat().st_uid == os.geteuid()
+
+
+def _row(found: find.Found) -> tuple[dict[str, Any], str | None]:
+    """What is said of a session, and why it cannot be read."""
+    if found.problem is not None:
+        return _unknown(found), found.problem
+    try:
+        session = Session.load(found.path)
+        watched = live_holder(session) is not None
+    except (AutoexpError, OSError) as error:
+        return _unknown(found), str(error)
     return {
         "session": session.id,
         "created": session.meta.created.isoformat(),
-        "state": state_of(session, watched=live_holder(session) is not None),
+        "state": state_of(session, watched=watched),
         "jobs": len(session.jobs),
-    }
+    }, None
+
+
+def _unknown(found: find.Found) -> dict[str, Any]:
+    return {"session": found.path.name, "created": "?", "state": "damaged", "jobs": 0}
 
 
 def sessions_show(options: argparse.Namespace) -> int:
@@ -134,8 +157,9 @@ def sessions_remove(options: argparse.Namespace) -> int:
         )
     if alive and not _cancel_unwatched(path, (), "autoexp sessions remove"):
         raise BadInput(f"{session.id}: jobs have not ended yet; nothing was removed, try again")
-    _report_cancelled(path, alive)
+    _report_cancelled(path, alive, session.journal.position)
     outputs = output_root(session.experiment, path)
+    find.forget(path, session.meta.flow_run_ids)
     removal.remove(path)
     print(f"removed {path}")
     if outputs.exists():

@@ -34,7 +34,7 @@ class Telling:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._waiting: list[Told] = []
-        self._told = len(session.journal)
+        self._told = session.journal.position
         self._submitted = {key for key, _, _ in _submissions(session)}
         self._cooldowns_done = _cooldowns_are_done(session)
 
@@ -51,8 +51,7 @@ class Telling:
             _emit(self._session, told)
 
     def _note_journal(self) -> None:
-        fresh = self._session.journal.entries[self._told :]
-        self._told += len(fresh)
+        fresh, self._told = self._session.journal.since(self._told)
         for time, event in fresh:
             payload = {"message": describe(event), **_payload(event)}
             name = _name(event, self._session)

@@ -1,8 +1,10 @@
 """What every session flow does: make or find its session, hold it, watch it, say how it ended."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,9 +15,11 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
+from autoexp import find
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
 from autoexp.creation import create
+from autoexp.find import session_of
 from autoexp.jobs import Verdict
 from autoexp.measured import with_measured_speed
 from autoexp.plan import Plan
@@ -28,7 +32,6 @@ from flows.approving import approved
 from flows.composing import compose
 from flows.context import foreground
 from flows.engine import SessionRun, failed_jobs
-from flows.finding import directories
 from flows.planning import id_for, plan_of
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
@@ -36,7 +39,9 @@ _CHECKOUT = Path(__file__).resolve().parent.parent
 
 def run_name() -> str:
     """`session demo-1124-k3fq`; a session that is yet to be made is named when it is."""
-    made = session_of(str(runtime.flow_run.id), sessions_root())
+    made = None
+    with suppress(OSError):  # whoever looks for the session itself says what is wrong
+        made = session_of(str(runtime.flow_run.id), sessions_root())
     named = runtime.flow_run.parameters.get("session")
     return f"session {made.name if made else named or 'new'}"
 
@@ -49,7 +54,10 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     """
     # Hooks run in a directory of their own, and deployments in the checkout.
     root = sessions_root() if "AUTOEXP_SESSIONS" in os.environ else _CHECKOUT / "sessions"
+    named = flow_run.parameters.get("session")
     path = session_of(str(flow_run.id), root)
+    if path is None and named and find.is_of(root / named, str(flow_run.id)):
+        path = root / named  # where the root's index could not be written
     if path is None:
         return
     log = flow_run_logger(flow_run, flow)
@@ -77,13 +85,6 @@ def ask_for(config: str, overrides: Sequence[str], experiment: Any) -> Composed:
     return with_measured_speed(asked)
 
 
-def session_of(flow_run_id: str, root: Path) -> Path | None:
-    """The session that a flow run has made or taken up before, if any."""
-    return next(
-        (p for p in directories(root) if flow_run_id in (p / "session.json").read_text()), None
-    )
-
-
 async def watch_new(
     ask: Callable[[], Composed],
     id_of: Callable[[Composed], str] = id_for,
@@ -100,7 +101,10 @@ async def watch_new(
     if path is None:
         # Composing may ask Prefect for a block, which is done in a thread without a loop.
         composed = await asyncio.to_thread(ask)
-        session_id = await asyncio.to_thread(id_of, composed)
+        # Decided already where this flow run was killed while it made its session.
+        session_id = find.claimed(flow_run_id, root)
+        if session_id is None:
+            session_id = await asyncio.to_thread(id_of, composed)
         planned = await asyncio.to_thread(plan, composed, session_id)
         await approved(composed, planned)
         path = await asyncio.to_thread(
@@ -119,9 +123,7 @@ async def watch(path: Path) -> State[Any]:
     """Hold a session and watch it until it is over, or until this process is told to stop."""
     log = get_run_logger()
     with Session.hold(path) as (held, lease):
-        if runtime.flow_run.id not in held.meta.flow_run_ids:
-            held.meta.flow_run_ids.append(runtime.flow_run.id)
-            held.save_meta()
+        _take_up(held, str(runtime.flow_run.id), log)
         log.info("session %s in %s", held.id, path)
         if held.experiment.monitoring.log_events and (advice := engines.advice()):
             log.info(advice)
@@ -132,9 +134,23 @@ async def watch(path: Path) -> State[Any]:
         return _final_state(run)
 
 
+def _take_up(session: Session, flow_run_id: str, log: "logging.Logger | Any") -> None:
+    """Write down that this flow run watches the session, so that whoever cancels it finds it."""
+    if flow_run_id in session.meta.flow_run_ids:
+        return
+    try:
+        find.take_up(session.path, [*session.meta.flow_run_ids, flow_run_id])
+    except OSError as error:
+        log.warning("%s: flow runs cannot be noted there: %s", session.path.parent, error.strerror)
+    session.meta.flow_run_ids.append(flow_run_id)
+    session.save_meta()
+
+
 def _final_state(run: SessionRun) -> State[Any]:
     if not run.session.is_over:
-        return Crashed(message=f"stopped watching ({run.updates.interrupted}); jobs keep running")
+        running = any(job.open_attempts for job in run.session.jobs.values())
+        left = "jobs keep running" if running else "no job is running"
+        return Crashed(message=f"stopped watching ({run.updates.interrupted}); {left}")
     jobs = run.session.jobs.values()
     if any(job.was_cancelled for job in jobs) and all(
         job.was_cancelled or job.verdict is Verdict.FINISHED for job in jobs

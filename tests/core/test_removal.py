@@ -69,3 +69,24 @@ def test_a_link_to_a_moved_session_is_not_followed(tmp_path: Path, composed: Com
     assert answer.returncode == 2
     assert f"a link to {path}" in answer.stderr
     assert (path / "session.json").exists()
+
+
+def test_what_looks_like_a_removed_session_and_is_a_link_is_not_followed(
+    tmp_path: Path, composed: Composed
+) -> None:
+    victim = tmp_path / "victim"
+    (victim / "thesis").mkdir(parents=True)
+    (victim / "thesis" / "chapter1").touch()
+    (victim / "weights.pt").touch()
+    root = tmp_path / "root"
+    create(composed, root, session_id="s")
+    (root / f"{removal._PREFIX}x").symlink_to(victim)
+    (root / f"{removal._PREFIX}y").mkdir()
+    (root / f"{removal._PREFIX}y" / "jobs").symlink_to(victim)
+
+    create(composed, root, session_id="t")
+    removal.remove(root / "s")
+
+    assert (victim / "thesis" / "chapter1").exists()
+    assert (victim / "weights.pt").exists()
+    assert not (root / f"{removal._PREFIX}y").exists()

@@ -39,7 +39,7 @@ def test_a_session_holds_its_experiment_and_a_file_for_each_job(
     session_path: Path, composed: Composed
 ) -> None:
     assert sorted(p.name for p in session_path.iterdir()) == sorted(
-        ["session.json", "config", "jobs", "actions", "attempts", "inbox", "metrics"]
+        ["session.json", "config", "jobs", "actions", "attempts", "inbox", "metrics", "indexed"]
     )
     names = {p.name for p in (session_path / "jobs").iterdir()}
     assert names == {"tiny.json", "tiny-cd100.json", "tiny-cd200.json"}

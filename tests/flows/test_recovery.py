@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from autoexp.find import session_of
 from autoexp.jobs import Verdict
 from autoexp.session import Session
-from flows.watching import session_of
 from tests.flows.conftest import BRANCHES, SMALL, Make, autoexp, edit_job
 
 pytestmark = pytest.mark.prefect

@@ -1,0 +1,160 @@
+"""Finding sessions below their root: all of them, and the one of a flow run.
+
+Below a root that people share lie others' sessions, and things that are none: none of that stops
+anybody. Which session a flow run has made or taken up stands in an index of its user's own:
+`.flow-runs-<uid>/<flow run id>`, a link that is made in one step, before the session counts. So
+whoever runs the flow run again makes that session or goes on with it, and never a second one.
+"""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from autoexp import durable
+
+MARK = "indexed"
+"""A file in each session whose flow runs stand in the index; others have to be read for them."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Found(NamedTuple):
+    """Something that lies below the sessions root."""
+
+    path: Path
+    created: datetime
+    problem: str | None = None
+    """Why it is no session that can be read."""
+
+
+def below(root: Path) -> list[Found]:
+    """The sessions by creation, and what cannot be read with the reason; raises for the root alone.
+
+    Drafts and what is being removed have names with a dot; a folder without `session.json` is
+    none.
+    """
+    found = [_look(path) for path in _visible(root)]
+    return sorted(filter(None, found), key=lambda one: one.created)
+
+
+def _visible(root: Path) -> Iterator[Path]:
+    with suppress(FileNotFoundError), os.scandir(root) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name[0] != ".":
+                yield root / entry.name
+
+
+def _look(path: Path) -> Found | None:
+    file = path / "session.json"
+    try:
+        if not path.is_dir():
+            kind = "a link to nowhere" if path.is_symlink() else "a file, not a directory"
+            return Found(path, _changed(path), f"{path} is {kind}")
+        created = datetime.fromisoformat(json.loads(durable.read(file))["created"])
+        return Found(path, created if created.tzinfo else created.replace(tzinfo=UTC))
+    except FileNotFoundError:
+        if file.is_symlink():
+            return Found(path, _changed(file), f"{file} is a link to nowhere")
+        return None
+    except OSError as error:
+        return Found(path, _changed(path), f"{file} cannot be read: {error.strerror}")
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return Found(path, _changed(file), f"{file} does not parse")
+
+
+def _changed(path: Path) -> datetime:
+    with suppress(OSError):
+        return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
+    return datetime.fromtimestamp(0, UTC)
+
+
+# The session of a flow run
+
+
+def session_of(flow_run_id: str, root: Path) -> Path | None:
+    """The session that a flow run has made or taken up before, if any; no other one is read.
+
+    Sessions from before there was an index are read for it, as far as they can be.
+    """
+    name = claimed(flow_run_id, root)
+    if name is not None:
+        return root / name if is_of(root / name, flow_run_id) else None
+    for path in _visible(root):
+        with suppress(OSError):
+            if not (path / MARK).exists() and _names(path, flow_run_id):
+                return path
+    return None
+
+
+def claimed(flow_run_id: str, root: Path) -> str | None:
+    """The name of the session that a flow run is to make, or has; None: nobody has decided yet."""
+    try:
+        name = _entry(flow_run_id, root).readlink().name
+    except OSError:
+        return None
+    return name if _NAME.fullmatch(name) else None
+
+
+def claim(flow_run_id: str, root: Path, name: str) -> bool:
+    """Decide which session a flow run makes, once and for all; whether it is this one.
+
+    To be called before the session is there; a kill in between leaves the name alone, which
+    whoever runs the flow run again takes.
+    """
+    entry = _entry(flow_run_id, root)
+    _make_index(entry.parent)
+    with suppress(FileExistsError):
+        entry.symlink_to(Path("..", name))
+    durable.sync_directory(entry.parent)
+    durable.step()
+    return claimed(flow_run_id, root) == name
+
+
+def take_up(path: Path, flow_run_ids: Iterable[str]) -> None:
+    """Have these flow runs found as those of a session that exists. For the lease's holder."""
+    for flow_run_id in flow_run_ids:
+        entry = _entry(flow_run_id, path.parent)
+        _make_index(entry.parent)
+        draft = entry.with_name(f".{secrets.token_hex(8)}")
+        draft.symlink_to(Path("..", path.name))
+        draft.rename(entry)
+        durable.sync_directory(entry.parent)
+    (path / MARK).touch()
+
+
+def forget(path: Path, flow_run_ids: Iterable[str]) -> None:
+    """Let flow runs make new sessions: theirs is about to be removed."""
+    for flow_run_id in flow_run_ids:
+        with suppress(OSError):
+            if claimed(flow_run_id, path.parent) == path.name:
+                _entry(flow_run_id, path.parent).unlink()
+
+
+def is_of(path: Path, flow_run_id: str) -> bool:
+    """Whether a session that is there names a flow run as its own."""
+    try:
+        return _names(path, flow_run_id)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # whoever opens it says what is wrong; a second one would double its jobs
+
+
+def _entry(flow_run_id: str, root: Path) -> Path:
+    return root / f".flow-runs-{os.geteuid()}" / re.sub(r"[^A-Za-z0-9-]", "-", flow_run_id)
+
+
+def _make_index(index: Path) -> None:
+    if not index.is_dir():
+        index.mkdir(exist_ok=True)
+        durable.sync_directory(index.parent)
+    durable.step()
+
+
+def _names(path: Path, flow_run_id: str) -> bool:
+    return json.dumps(flow_run_id).encode() in durable.read(path / "session.json")

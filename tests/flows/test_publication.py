@@ -1,0 +1,94 @@
+"""What a publication reads: nothing of the journal that was read before."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autoexp.compose import compose
+from autoexp.creation import create
+from autoexp.events import LogMatched
+from autoexp.jobs import now
+from autoexp.journal import Journal
+from autoexp.session import Session
+from autoexp.status import status_of
+from flows import page
+from flows.telling import Telling
+
+MANY = 20_000
+
+
+def line(number: int) -> LogMatched:
+    return LogMatched.model_validate(
+        {
+            "job": "demo",
+            "attempt": 1,
+            "rule": "r",
+            "severity": "warning",
+            "iteration": 1,
+            "generation": 0,
+            "offset": number,
+            "line": "x",
+            "values": {},
+            "every": True,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def long_session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = create(compose("demo", ["cooldowns=[]"]), tmp_path_factory.mktemp("root"))
+    time = now().isoformat()
+    with (path / "events.jsonl").open("w") as file:
+        for number in range(MANY):
+            event = line(number)
+            content = {"time": time, "key": event.key, "event": event.model_dump(mode="json")}
+            file.write(json.dumps(content) + "\n")
+    return path
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the lines that are read from disk."""
+    numbers: list[int] = []
+    parse = Journal._parse
+
+    def counted(journal: Journal, raw: bytes, number: int) -> object:
+        numbers.append(number)
+        return parse(journal, raw, number)
+
+    monkeypatch.setattr(Journal, "_parse", counted)
+    return numbers
+
+
+def test_a_publication_reads_nothing_of_a_long_journal_again(
+    long_session: Path, parsed: list[int]
+) -> None:
+    session = Session.load(long_session)
+    assert len(parsed) == MANY
+    parsed.clear()
+    telling = Telling(session)
+    for number in range(MANY, MANY + 5):
+        session.record([line(number)])
+        text = page.session_page(session)
+        assert status_of(session).events == number + 1
+        telling._note_journal()
+
+    assert parsed == []
+    assert text.count("\n- ") >= 12
+    told = [told.key for told in telling._waiting]
+    assert told == [line(number).key for number in range(MANY, MANY + 5)]
+
+
+def test_who_looks_at_a_session_again_reads_what_is_new_in_its_journal(
+    long_session: Path, parsed: list[int]
+) -> None:
+    writer, seen = Session.load(long_session), Session.load(long_session)
+    before = len(seen.journal)
+    writer.record([line(MANY + 100), line(MANY + 101)])
+    parsed.clear()
+
+    again = Session.load(long_session, seen.journal)
+
+    assert parsed == [before + 1, before + 2]
+    assert len(again.journal) == before + 2

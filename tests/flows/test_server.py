@@ -1,0 +1,234 @@
+"""Which Prefect server is asked, past which proxies, and what is said of one that is none."""
+
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from autoexp.session import Session
+from flows import beside, server
+from flows.context import Foreground
+
+Serve = Callable[..., str]
+PROXY = "http://somebody:secret@127.0.0.1:9"
+SOURCES = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts servers of a few pages; whatever else they are asked for is `otherwise`."""
+    with ExitStack() as stack:
+
+        def start(pages: dict[str, bytes], otherwise: tuple[int, bytes] = (404, b"")) -> str:
+            class Handler(http.server.BaseHTTPRequestHandler):
+                def do_GET(self) -> None:
+                    found = pages.get(self.path)
+                    status, body = otherwise if found is None else (200, found)
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+                do_POST = do_GET
+
+                def log_message(self, *_: object) -> None:
+                    pass
+
+            started = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            threading.Thread(target=started.serve_forever, daemon=True).start()
+            stack.callback(started.server_close)
+            stack.callback(started.shutdown)
+            return f"http://127.0.0.1:{started.server_address[1]}"
+
+        yield start
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the proxies of whoever runs the tests."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+def test_this_machines_own_servers_are_reached_past_every_proxy(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    proxy = serve({}, (503, b"<html>ERR_ACCESS_DENIED</html>"))
+    url = serve({"/api/health": b"true"})
+    for name in ("http_proxy", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, proxy)
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    assert server.answers(f"{url}/api")
+    get = f"import urllib.request as r; print(r.urlopen('{url}/api/health').read())"
+    command = [sys.executable, "-c", get]
+    assert subprocess.run(command, capture_output=True).returncode != 0
+
+    monkeypatch.setenv("no_proxy", "")  # for it to be put back
+    monkeypatch.delenv("no_proxy")
+    server.bypass_proxies()
+
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"]
+    assert os.environ["no_proxy"].split(",")[0] == "intranet.example"
+    assert subprocess.run(command, capture_output=True).stdout == b"b'true'\n"
+    again = os.environ["no_proxy"]
+    server.bypass_proxies()
+    assert os.environ["no_proxy"] == again
+
+
+def test_without_proxies_or_with_none_for_everything_no_variable_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.bypass_proxies()
+    assert "no_proxy" not in os.environ
+    monkeypatch.setenv("http_proxy", PROXY)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("NO_PROXY", "*")
+    server.bypass_proxies()
+    assert os.environ["no_proxy"] == "*"
+
+
+def test_a_url_without_its_path_is_told_the_right_one(serve: Serve) -> None:
+    url = serve({"/api/health": b"true"}, (404, b'{"detail": "Not Found"}'))
+    assert server.problem(f"{url}/api") is None
+    assert server.problem(f"{url}/api/") is None
+    for wrong in (url, f"{url}/"):
+        assert f"export PREFECT_API_URL={url}/api" in str(server.problem(wrong))
+
+
+def test_a_page_that_is_not_prefects_is_no_health(serve: Serve) -> None:
+    page = serve({}, (200, b"<html>maintenance</html>"))
+    assert "a page that is not Prefect's came (HTTP 200)" in str(server.problem(f"{page}/api"))
+    login = serve({}, (403, b"<html>who are you?</html>"))
+    assert "(HTTP 403)" in str(server.problem(f"{login}/api"))
+    other = serve({"/api/health": b'{"status": "ok"}'}, (503, b"{}"))
+    assert server.problem(f"{other}/other/") is not None
+    cloud = serve({}, (404, b'{"detail": "Not Found"}'))
+    assert server.problem(f"{cloud}/api/accounts/1/workspaces/2") is None
+
+
+def test_a_proxy_in_between_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    proxy = serve({}, (503, b"<html>ERR_ACCESS_DENIED</html>"))
+    monkeypatch.setenv("http_proxy", proxy.replace("//", "//somebody:secret@"))
+    said = str(server.problem("http://login1.cluster:4200/api"))
+    assert f"the proxy {proxy.removeprefix('http://')} was asked" in said
+    assert "add login1.cluster to no_proxy" in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:4200/api", "", "http://[x/api", "http://a b/api"])
+def test_what_is_no_address_is_said_and_not_raised(url: str) -> None:
+    assert server.problem(url)
+
+
+PROFILES = """
+# PREFECT_API_URL = "http://127.0.0.1:1/api"
+active = "mine"
+
+[profiles.mine]
+{mine}
+
+[profiles.other]
+PREFECT_API_URL = "http://127.0.0.1:9/api"
+"""
+OF_MINE = 'PREFECT_API_URL = "http://127.0.0.1:7/api"'
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({}, None),
+        ({"home/profiles.toml": ""}, None),
+        ({"home/profiles.toml": PROFILES.format(mine="")}, None),
+        ({"home/profiles.toml": PROFILES.format(mine=OF_MINE)}, "http://127.0.0.1:7/api"),
+        ({"pyproject.toml": "[tool.prefect]\napi.url = 'http://a/api'"}, "http://a/api"),
+        (
+            {
+                "home/profiles.toml": PROFILES.format(mine=OF_MINE),
+                "prefect.toml": "api.url = 'http://b/api'",
+                "pyproject.toml": "[tool.prefect]\napi.url = 'http://a/api'",
+            },
+            "http://b/api",
+        ),
+        (
+            {".env": "PREFECT_API_URL=http://c/api", "prefect.toml": "api.url = 'http://b/api'"},
+            "http://c/api",
+        ),
+    ],
+)
+def test_the_server_is_the_one_that_prefects_own_settings_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, str],
+    found: str | None,
+) -> None:
+    for name in SOURCES:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    assert server.configured_url() == found
+    monkeypatch.setenv("PREFECT_API_URL", "http://d/api")
+    assert server.configured_url() == "http://d/api"
+
+
+def test_settings_that_cannot_be_read_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SOURCES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prefect.toml").write_text("api.url =\n")
+    with pytest.raises(server.AutoexpError, match=r"settings cannot be read .*prefect\.toml"):
+        server.configured_url()
+
+
+def test_a_server_that_answers_for_its_health_and_nothing_else_is_not_waited_for(
+    tmp_path: Path, serve: Serve
+) -> None:
+    url = serve({"/api/health": b"true"}, (500, b'{"exception_message": "no such table"}'))
+    impatient = (
+        "import sys; from flows import cli, foreground; foreground._FIRST_ANSWER_S = 1.0;"
+        "raise SystemExit(cli.main(sys.argv[1:]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", impatient, "run", "demo", "--session", "s"],
+        env={**os.environ, "AUTOEXP_SESSIONS": str(tmp_path), "PREFECT_API_URL": f"{url}/api"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 1
+    (line,) = [said for said in run.stderr.splitlines() if said.startswith("autoexp:")]
+    assert "is there, but does not list its flow runs" in line
+    assert "`autoexp resume s`" in line
+    assert "running" not in line  # nothing was submitted
+    assert "Traceback" not in run.stdout + run.stderr
+    assert Session.load(tmp_path / "s").jobs["demo"].attempts == []
+
+
+def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_healthy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beside, "_LONGEST_S", 0.5)
+    foreground, tells = Foreground(), threading.Event()
+    foreground.stop("SIGTERM")
+
+    ended = beside.run_beside(foreground, lambda: void(tells.wait(60)), lambda: True)
+
+    tells.set()
+    assert not ended
+
+
+def void(_: object) -> None:
+    """Takes a value, and is none."""
