@@ -23,6 +23,8 @@ def explain(session: Session, job: JobRecord) -> Iterator[str]:
     """The job's story: its state first, then what led there."""
     name = job.spec.name
     yield _state(job)
+    if job.warning is not None:
+        yield f"Warning: {job.warning}."
     yield from _requests(job)
     for entry in session.journal.entries:
         if entry.event.job != name:

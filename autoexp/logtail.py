@@ -1,5 +1,6 @@
 """Reads the new complete lines of a growing log file, each of them once.
 
+A line ends at `\\n`, at `\\r`, as the pieces of a progress bar do, and at a NUL.
 Nothing is held between two calls: the cursor says where reading stands, the caller stores it, and
 another process carries on from it. A byte is read at most twice, however slowly a line grows.
 """
@@ -13,7 +14,7 @@ from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp.loglines import LogLine, Piece
+from autoexp.loglines import LogLine, Piece, with_newlines
 
 MAX_LINE = 1 << 20  # bytes of a line that are kept; the rest of a longer one is skipped
 MAX_LINES = 100_000  # lines of one call, about: eight MiB of empty ones would take a gigabyte
@@ -32,10 +33,12 @@ class LogCursor(BaseModel):
     offset: int = Field(
         0,
         ge=0,
-        description="bytes consumed: up to behind a newline, inside a line that is being skipped, "
+        description="bytes consumed: up to behind a line, inside a line that is being skipped, "
         "or up to the end the file had when its unterminated rest was taken as a line",
     )
-    scanned: int = Field(0, ge=0, description="bytes looked at: from offset on without a newline")
+    scanned: int = Field(
+        0, ge=0, description="bytes looked at: from offset on without a line's end"
+    )
     skipping: bool = Field(False, description="offset lies in a line longer than MAX_LINE")
     seam: int = Field(0, ge=0, description="CRC-32 of up to 64 bytes before scanned")
     size: int = Field(0, ge=0, description="bytes the file had at the last look")
@@ -73,6 +76,7 @@ class Reading(NamedTuple):
     cursor: LogCursor
     lost: str | None  # what could not be read, or perhaps not, and why
     more: bool  # a bound was hit: call again
+    share: float = 0.0  # of the bytes and lines that one call reads at most, about
 
     @property
     def lines(self) -> list[LogLine]:
@@ -92,7 +96,7 @@ def read_new(path: Path, cursor: LogCursor, *, final: bool = False, limit: int =
     try:
         if cursor.stands_at_end_of(path.stat(), final=final):
             return Reading([], cursor, None, False)
-        file = FileIO(path)
+        file = FileIO(path, opener=_open)
     except FileNotFoundError:
         # Renamed, and nothing new at the path: a running job's log comes back, an ended one's not.
         file = _find(path, cursor.newest_file()) if final else None
@@ -101,7 +105,9 @@ def read_new(path: Path, cursor: LogCursor, *, final: bool = False, limit: int =
     with file:
         work = _Pass(path, cursor, limit)
         complete = work.reach(file) and work.read(file, final=final)
-    return Reading(work.pieces, work.cursor, "; ".join(work.lost) or None, not complete)
+    lost = "; ".join(work.lost) or None
+    share = max((limit - work.budget) / LIMIT, work.lines / MAX_LINES)
+    return Reading(work.pieces, work.cursor, lost, not complete, share)
 
 
 class _Pass:
@@ -147,7 +153,8 @@ class _Pass:
             if not block:
                 return self._say_it_shrank()
             tail = (tail + block)[-SEAM:]
-            if not self._take(file, block, seam=crc32(tail)):
+            self.lines += block.count(b"\n") + (block.count(b"\r") if b"\r" in block else 0)
+            if not self._take(file, with_newlines(block), seam=crc32(tail)):
                 return self._say_it_shrank()
             self.budget -= len(block)
         return not final or self._take_rest(file)
@@ -161,7 +168,7 @@ class _Pass:
             head = _read(file, self.cursor.scanned - at, at)
             if at + len(head) < self.cursor.scanned:
                 return False
-            at, skipping = self._cut(head + block, at, skipping)
+            at, skipping = self._cut(with_newlines(head) + block, at, skipping)
         self._move(offset=at, scanned=end, skipping=skipping, seam=seam)
         return True
 
@@ -181,9 +188,8 @@ class _Pass:
         return offset + (len(data) if skipping else end), skipping
 
     def _add(self, offset: int, data: bytes) -> None:
-        self.lines += data.count(b"\n") + 1
-        kept = data[:MAX_LINE]
-        self.pieces.append(Piece(self.cursor.generation, offset, kept, cut=kept != data))
+        if data := data[:MAX_LINE]:
+            self.pieces.append(Piece(self.cursor.generation, offset, data))
 
     def _take_rest(self, file: FileIO) -> bool:
         at, end = self.cursor.offset, self.cursor.scanned
@@ -191,7 +197,7 @@ class _Pass:
             rest = _read(file, end - at, at)
             if at + len(rest) < end:
                 return self._say_it_shrank()
-            self._add(at, rest)
+            self._add(at, with_newlines(rest))
             self._move(offset=end)
         return True
 
@@ -224,6 +230,11 @@ class _Pass:
 
     def _move(self, **changes: Any) -> None:
         self.cursor = self.cursor.model_copy(update=changes)
+
+
+def _open(path: str, flags: int) -> int:
+    """Opens what a path names without waiting for it: a named pipe would wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _find(path: Path, cursor: LogCursor) -> FileIO | None:

@@ -319,7 +319,7 @@ class Monitor:
         watch.can_read(job)
         if watched.inactivity_rules:
             self._unwritten.extend(watch.stands_still(job, current, watched))
-        if ended and not self._awaits_decision(job, current):
+        if ended and watch.at_end and not self._awaits_decision(job, current):
             self._unwritten.append(self._judge(job, current))
 
     def _awaits_decision(self, job: JobRecord, attempt: Attempt) -> bool:

@@ -43,10 +43,13 @@ class Rehearsal:
         """What would have fired, in the order of the log."""
         watched = self._book.watched(self._job.spec)
         history: set[str] = set()
-        for event in JobWatch().read_log(self._job, self._attempt, watched, final=True):
-            actions = decide(event, self._book.of(event), history)
-            history |= {action.key for action in actions}
-            yield Fired(event, actions)
+        watch, reads_on = JobWatch(), True
+        while reads_on:
+            for event in watch.read_log(self._job, self._attempt, watched, final=True):
+                actions = decide(event, self._book.of(event), history)
+                history |= {action.key for action in actions}
+                yield Fired(event, actions)
+            reads_on = not watch.at_end
 
     @property
     def counts(self) -> dict[str, int]:
@@ -58,6 +61,11 @@ class Rehearsal:
         """The rules about log lines and metrics that did not fire."""
         watched = self._book.watched(self._job.spec)
         return [n for n in (*watched.log_rules, *watched.metric_rules) if n not in self.counts]
+
+    @property
+    def warning(self) -> str | None:
+        """What of the log could not be read."""
+        return self._job.warning
 
     @property
     def reached(self) -> int | None:

@@ -9,6 +9,7 @@ from autoexp.plain import flat
 
 _LARGEST = 1 << 20
 _MOST = 2000
+_LONGEST = 400  # digits: a float has 309 at most
 
 
 class NoScores(Exception):
@@ -19,7 +20,7 @@ class Scores(NamedTuple):
     """What a file of scores holds; texts and switches are left out."""
 
     numbers: dict[str, float]
-    """By dotted name; all of them finite."""
+    """By dotted name, which can be written down; all of them finite."""
     not_finite: tuple[str, ...]
     """Names of what is NaN, infinite, or too large for a float."""
 
@@ -31,14 +32,14 @@ def read_scores(path: Path) -> Scores:
             raw = file.read(_LARGEST + 1)
         if len(raw) > _LARGEST:
             raise NoScores(f"{path}: larger than a MiB, so it is not read")
-        content = json.loads(raw)
+        content = json.loads(raw, parse_int=_whole)
     except OSError as error:
         raise NoScores(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise NoScores(f"{path}: is no JSON ({error})") from error
     if not isinstance(content, dict):
         raise NoScores(f"{path}: holds no object")
-    given = {name: value for name, value in flat(content).items() if _is_number(value)}
+    given = {name: value for name, value in _flat(content, path).items() if _is_number(value)}
     numbers = {name: float(value) for name, value in given.items() if _is_finite(value)}
     not_finite = tuple(name for name in given if name not in numbers)
     if not numbers:
@@ -47,6 +48,20 @@ def read_scores(path: Path) -> Scores:
     if len(numbers) > _MOST:
         raise NoScores(f"{path}: holds {len(numbers)} numbers; {_MOST} at most")
     return Scores(numbers, not_finite)
+
+
+def _whole(digits: str) -> int | float:
+    """A whole number; one that Python does not read for its length is too large anyway."""
+    return int(digits) if len(digits) < _LONGEST else math.inf
+
+
+def _flat(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        found = flat(content)
+    except RecursionError as error:
+        raise NoScores(f"{path}: nested too deeply") from error
+    # JSON can name what no file can be written with: half of a character.
+    return {name.encode(errors="backslashreplace").decode(): found[name] for name in found}
 
 
 def _is_number(value: Any) -> bool:

@@ -6,22 +6,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoexp import states
-from autoexp.backends.base import Progress
+from autoexp.backends.base import MOST_ITERATIONS, Progress, Unread
 from autoexp.events import CheckpointComplete, Event
 from autoexp.findings import LoggingStopped, LogLost, LogMatched, MetricAlarm
-from autoexp.jobs import Attempt, JobRecord, JobSpec, Logged
-from autoexp.loglines import LogLine
-from autoexp.logtail import LogCursor, read_new
+from autoexp.jobs import Attempt, JobRecord, JobSpec
+from autoexp.line_events import (
+    in_words,
+    log_matched,
+    metric_alarms,
+    metrics_row,
+    place_of,
+    printable,
+)
+from autoexp.loglines import LogLine, Piece
+from autoexp.logtail import BLOCK, LIMIT, LogCursor, read_new
 from autoexp.rules.book import Watched
+from autoexp.rules.language import LogRule
 from autoexp.rules.matching import Hit
-from autoexp.rules.metrics import Expectation, alarm, clean
-from autoexp.rules.values import typed
+from autoexp.rules.metrics import as_logged, smoothed, with_logged
 
 # A folder changed this recently may change again within the clock's grain: look once more.
 _RACY_NS = 2_000_000_000
 # The longest time between two looks that counts as time in which a job was watched.
 _LONGEST_LOOK_S = 60.0
-_SHOWN = 1000  # bytes of a line that an event keeps
+# What one look reads of one log, so that no log holds up the other jobs: four times what one call
+# of `read_new` reads at most, or less where the lines are events.
+_PORTIONS = 4.0
+_EVENTS = 1000  # that count as one portion
+_LIMIT_OF_EVENTS = BLOCK >> 2  # bytes of one call where every line may be an event
 
 Stamp = tuple[int, int, int] | None
 
@@ -35,11 +47,15 @@ class JobWatch:
         self.dirty = False
         """Whether the record has moved since it was saved."""
         self.saved_at = 0.0
+        self.at_end = True
+        """Whether the last look read the log to its end; else the next one goes on from there."""
         self._watched_of: JobSpec | None = None
         self._watched: tuple[str, ...] = ()
         self._stamps: list[Stamp] = []
         self._racy = True
-        self._unreadable = False
+        self._unreadable: str | None = None
+        self._passed_by: set[str] = set()
+        self._row_of: int | None = None
         self._quiet_s = 0.0
         self._quiet_at: tuple[int, int, int] | None = None
         self._stopped: set[str] = set()
@@ -48,17 +64,31 @@ class JobWatch:
     def saved(self) -> None:
         """Note that the record is on disk."""
         self.rows, self.dirty, self.saved_at = [], False, time.monotonic()
+        self._row_of = None
 
     def cannot_read(self, job: JobRecord, error: Exception) -> None:
         """Say in the record why nothing new is known of the job."""
-        self._tell(job, f"cannot be read: {error}; trying on")
-        self._unreadable = True
+        self._unreadable = f"cannot be read: {error}; trying on"
+        self._tell(job, self._unreadable)
 
     def can_read(self, job: JobRecord) -> None:
         """Take back what `cannot_read` said."""
-        if self._unreadable:
+        if self._unreadable is not None and job.warning == self._unreadable:
             self._tell(job, None)
-            self._unreadable = False
+        self._unreadable = None
+
+    def pass_by(self, job: JobRecord, place: str, error: Exception | str) -> None:
+        """Say in the record what was passed by because it could not be read, each kind once."""
+        what = error if isinstance(error, str) else in_words(error)
+        kind = f"{what.split()[0]} {type(error)}"
+        if kind not in self._passed_by:
+            self._passed_by.add(kind)
+            self._tell(job, f"{place}: {what}; passed by")
+
+    def _pass_line(
+        self, job: JobRecord, attempt: Attempt, line: LogLine, error: Exception | str
+    ) -> None:
+        self.pass_by(job, place_of(attempt, line.generation, line.offset), error)
 
     def _tell(self, job: JobRecord, warning: str | None) -> None:
         self.dirty |= job.warning != warning
@@ -67,77 +97,108 @@ class JobWatch:
     def read_log(
         self, job: JobRecord, attempt: Attempt, watched: Watched, *, final: bool
     ) -> Iterator[Event]:
-        """Take in the new lines of the attempt's log; `final` when it has ended.
+        """Take in new lines of the attempt's log, so many at most; `final` when it has ended.
 
-        Yields what happened as it is found, so that a read that fails later loses nothing.
+        Yields what happened as it is found, so that a read that fails later loses nothing. Raises
+        OSError alone: a line that cannot be handled is passed by, with a warning.
         """
+        self.at_end = False
         if _has_nothing_new(attempt.log, job.cursor, final=final):
+            self.at_end = True
             return
-        more = True
-        while more:
-            reading = read_new(Path(attempt.log), job.cursor, final=final)
+        limit = _LIMIT_OF_EVENTS if any(r.every for r in watched.log_rules.values()) else LIMIT
+        left = _PORTIONS
+        while left > 0 and not self.at_end:
+            reading = read_new(Path(attempt.log), job.cursor, final=final, limit=limit)
+            left -= reading.share
             if reading.cursor != job.cursor:
+                # Moved before anything is made of the lines: none of them is met twice.
                 job.cursor = reading.cursor
                 self.dirty = True
             for piece in reading.pieces:
-                for line, hits in watched.lines.search(piece, job.spec.trainer.PROGRESS_MARK):
-                    for hit in hits:
-                        yield from self._note(job, attempt, watched, hit)
-                    yield from self._take_in(job, attempt, watched, line)
+                for event in self._read_piece(job, attempt, watched, piece):
+                    left -= 1 / _EVENTS
+                    yield event
             if reading.lost:
                 yield LogLost(
                     job=job.spec.name,
                     attempt=attempt.number,
                     generation=job.cursor.generation,
-                    message=reading.lost,
+                    message=printable(reading.lost),
                 )
-            more = reading.more
+            self.at_end = not reading.more
+
+    def _read_piece(
+        self, job: JobRecord, attempt: Attempt, watched: Watched, piece: Piece
+    ) -> Iterator[Event]:
+        line = piece.line(0, 0)
+        try:
+            for line, is_suspect, is_marked in watched.lines.candidates(
+                piece, job.spec.trainer.PROGRESS_MARK
+            ):
+                if is_suspect:
+                    yield from self._match(job, attempt, watched, line)
+                if is_marked:
+                    yield from self._take_in(job, attempt, watched, line)
+        except Exception as error:
+            self._pass_line(job, attempt, line, error)
+
+    def _match(
+        self, job: JobRecord, attempt: Attempt, watched: Watched, line: LogLine
+    ) -> list[LogMatched]:
+        """Count what the rules find in a line; the first find of an attempt is an event."""
+        events: list[LogMatched] = []
+        try:
+            for hit in watched.lines.hits(line):
+                events += self._note(job, attempt, watched.log_rules[hit.name], hit)
+        except Exception as error:
+            self._pass_line(job, attempt, line, error)
+        return events
 
     def _note(
-        self, job: JobRecord, attempt: Attempt, watched: Watched, hit: Hit
+        self, job: JobRecord, attempt: Attempt, rule: LogRule, hit: Hit
     ) -> Iterator[LogMatched]:
-        """Count a line that a rule wants; the first of an attempt is an event."""
         seen = attempt.matches.get(hit.name, 0)
         attempt.matches[hit.name] = seen + 1
         self.dirty = True
-        rule = watched.log_rules[hit.name]
         if seen == 0 or rule.every:
-            yield LogMatched(
-                job=job.spec.name,
-                attempt=attempt.number,
-                rule=hit.name,
-                severity=rule.severity,
-                iteration=job.iteration,
-                generation=hit.line.generation,
-                offset=hit.line.offset,
-                line=_text(hit.line.text[:_SHOWN]),
-                values={name: typed(_text(value)) for name, value in hit.groups.items()},
-                every=rule.every,
-            )
+            yield log_matched(job, attempt, rule, hit)
 
     def _take_in(
         self, job: JobRecord, attempt: Attempt, watched: Watched, line: LogLine
-    ) -> Iterator[MetricAlarm]:
-        progress = job.spec.trainer.progress(line.text)
-        if progress is not None:
-            yield from self._move_on(job, attempt, watched, progress)
+    ) -> list[MetricAlarm]:
+        """Move on to what a progress line says."""
+        alarms: list[MetricAlarm] = []
+        try:
+            progress = job.spec.trainer.progress(line.text)
+            if isinstance(progress, Unread):
+                self._pass_line(job, attempt, line, f"{progress.what} is no step number")
+            elif progress is not None:
+                if progress.unread is not None:
+                    self._pass_line(job, attempt, line, f"{progress.unread} is no number")
+                alarms += self._move_on(job, attempt, watched, progress)
+        except Exception as error:
+            self._pass_line(job, attempt, line, error)
+        return alarms
 
     def _move_on(
         self, job: JobRecord, attempt: Attempt, watched: Watched, progress: Progress
     ) -> Iterator[MetricAlarm]:
+        logged = as_logged(progress)
         self.dirty = True
-        job.iteration = progress.iteration
-        job.loss = progress.loss
-        job.logs_loss |= progress.loss is not None
-        job.learning_rate = progress.learning_rate
-        job.seconds_per_iteration = progress.seconds_per_iteration
-        job.mean_seconds_per_iteration = _mean(
-            job.mean_seconds_per_iteration, progress.seconds_per_iteration
-        )
-        self.rows.append(_row(progress))
+        job.iteration = logged.iteration
+        job.loss = logged.loss
+        job.logs_loss |= logged.loss is not None
+        job.learning_rate = logged.learning_rate
+        job.seconds_per_iteration = logged.seconds
+        job.mean_seconds_per_iteration = smoothed(job.mean_seconds_per_iteration, logged.seconds)
+        if self.rows and self._row_of == logged.iteration:
+            self.rows.pop()  # the same step again, as a progress bar shows it
+        self.rows.append(metrics_row(logged))
+        self._row_of = logged.iteration
         if watched.metric_rules:
-            _remember(job, progress, watched.window)
-            yield from _alarms(job, attempt, watched)
+            job.tail = with_logged(job.tail, logged, watched.window)
+            yield from metric_alarms(job, attempt, watched.metric_rules)
 
     def stands_still(
         self, job: JobRecord, attempt: Attempt, watched: Watched
@@ -180,7 +241,15 @@ class JobWatch:
             return []
         trainer, save_dir = job.spec.trainer, Path(job.spec.save_dir)
         now = time.time_ns()
-        scan = trainer.checkpoints(save_dir)
+        try:
+            scan = trainer.checkpoints(save_dir)
+        except OSError:
+            raise
+        except Exception as error:
+            # Not again before something moves there.
+            self._stamps, self._racy = stamps, False
+            self.pass_by(job, str(save_dir), error)
+            return []
         fresh = any(stamp is not None and now - stamp[2] < _RACY_NS for stamp in stamps)
         # Only now: a scan that fails is repeated at the next look.
         self._stamps, self._racy = stamps, fresh or scan.unfinished
@@ -191,7 +260,8 @@ class JobWatch:
             found
             for found in scan.complete
             # A branch's own start was seeded; it is the parent's checkpoint, not the branch's.
-            if found.iteration > start
+            if start < found.iteration < MOST_ITERATIONS
+            and printable(str(found.path)) == str(found.path)
             and found.iteration not in known
             # What an attempt that is to be rolled back still saves is set aside with the rest.
             and (back is None or found.iteration <= back)
@@ -222,63 +292,9 @@ def _has_nothing_new(log: str, cursor: LogCursor, *, final: bool) -> bool:
         return False
 
 
-def _remember(job: JobRecord, progress: Progress, window: int) -> None:
-    """Keep the last logged iterations; a trainer that began again begins a new tail."""
-    if job.tail and progress.iteration <= job.tail[-1].iteration:
-        job.tail = []
-    loss = clean(progress.loss)
-    row = Logged(progress.iteration, loss, progress.learning_rate, progress.seconds_per_iteration)
-    job.tail = [*job.tail, row][-window:]
-
-
-def _alarms(job: JobRecord, attempt: Attempt, watched: Watched) -> Iterator[MetricAlarm]:
-    branch, trainer = job.spec.branch, job.spec.trainer
-    known = Expectation(
-        logs_loss=job.logs_loss,
-        planned_rate=lambda at: None if branch is None else trainer.planned_rate(branch, at),
-        peak_rate=None if branch is None else trainer.planned_rate(branch, branch.iteration),
-    )
-    for name, rule in watched.metric_rules.items():
-        found = None if name in attempt.matches else alarm(rule, job.tail, known)
-        if found is not None:
-            attempt.matches[name] = 1
-            yield MetricAlarm(
-                job=job.spec.name,
-                attempt=attempt.number,
-                rule=name,
-                iteration=job.tail[-1].iteration,
-                value=found.value,
-                expected=found.expected,
-                last_good=found.last_good,
-                message=found.message,
-            )
-
-
-def _text(raw: bytes) -> str:
-    """What is not UTF-8 is shown as it is written in a program: records are text."""
-    return raw.decode(errors="backslashreplace")
-
-
-def _mean(mean: float | None, seconds: float | None) -> float | None:
-    if mean is None or seconds is None:
-        return mean if seconds is None else seconds
-    return 0.9 * mean + 0.1 * seconds
-
-
 def _stamp(path: str) -> Stamp:
     try:
         stat = os.stat(path)  # noqa: PTH116
     except FileNotFoundError:
         return None
     return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-
-
-def _row(progress: Progress) -> str:
-    """A line of the metrics file: iteration, loss, learning rate, seconds per iteration."""
-    cells = (
-        progress.iteration,
-        progress.loss,
-        progress.learning_rate,
-        progress.seconds_per_iteration,
-    )
-    return ",".join("" if cell is None else repr(cell) for cell in cells) + "\n"

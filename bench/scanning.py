@@ -175,8 +175,11 @@ def _whole_watch(log: Path, title: str) -> Figure:
             attempt.matches = {}
 
             def look(watch: JobWatch = watch) -> None:
-                for _ in watch.read_log(job, attempt, book.watched(job.spec), final=True):
-                    pass
+                reads_on = True
+                while reads_on:
+                    for _ in watch.read_log(job, attempt, book.watched(job.spec), final=True):
+                        pass
+                    reads_on = not watch.at_end
 
             values.append(_rate(log, look))
     return Figure(f"{title}: all of a look, metrics too", "MB/s", values)

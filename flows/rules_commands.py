@@ -31,6 +31,8 @@ def rules_test(options: argparse.Namespace) -> int:
     for name, count in rehearsal.counts.items():
         if count > 1:
             print(f"{name}: {count} lines")
+    if rehearsal.warning is not None:
+        print(rehearsal.warning)
     reached = "no iteration" if rehearsal.reached is None else f"iteration {rehearsal.reached}"
     print(f"{fired} events, up to {reached}; silent: {', '.join(rehearsal.silent) or 'no rule'}")
     return 0 if fired else 1

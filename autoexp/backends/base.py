@@ -33,6 +33,17 @@ class Branch(Closed):
         return self.iteration + self.decay_iterations
 
 
+MOST_ITERATIONS = 1 << 53
+"""Below it a float counts exactly; a step number that is not below it is no step number."""
+
+
+class Unread(NamedTuple):
+    """A progress line whose iteration cannot be read."""
+
+    what: str
+    """The part of the line, as `iteration '28.2K'`."""
+
+
 class Progress(NamedTuple):
     """What one log line says; None where it says nothing."""
 
@@ -42,6 +53,8 @@ class Progress(NamedTuple):
     """Nats per token; None when the trainer left it out, as Megatron does with a NaN."""
     learning_rate: float | None
     seconds_per_iteration: float | None
+    unread: str | None = None
+    """What stands where a number belongs, as `loss 'n/a'`."""
 
 
 class FoundCheckpoint(NamedTuple):
@@ -120,8 +133,8 @@ class Backend(Protocol):
         Only while nothing runs that saves there. Returns the names of what was moved.
         """
 
-    def progress(self, line: bytes) -> Progress | None:
-        """What a log line says about the training, if anything."""
+    def progress(self, line: bytes) -> Progress | Unread | None:
+        """What a log line says about the training, if anything; it never raises."""
 
     def set_aside(self, save_dir: Path, after: int) -> list[str]:
         """Rename the checkpoints behind iteration `after`, so that training resumes at or before.

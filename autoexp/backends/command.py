@@ -4,20 +4,22 @@ import sys
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from autoexp.backends.base import (
+    COMPOSING,
     Branch,
     CheckpointScan,
     Closed,
     Defaults,
     FoundCheckpoint,
     Progress,
+    Unread,
 )
 from autoexp.backends.batches import Batches
 from autoexp.backends.flags import Argument, refuse_names, word
 from autoexp.backends.layout import Layout
-from autoexp.backends.logline import LinePattern
+from autoexp.backends.logline import LinePattern, refuse_pattern
 from autoexp.backends.placeholders import change_options, fill, names_of, pattern_of
 from autoexp.backends.schedules import decayed
 from autoexp.sensitive import Variables
@@ -105,7 +107,8 @@ class CommandBackend(Closed, Defaults):
     saves: Checkpoints = Field(description="its checkpoints")
     log_line: str = Field(
         description="regular expression of a progress line, with groups `iteration`, `loss`, "
-        "`learning_rate`, `seconds`; colours are taken out before",
+        "`learning_rate`, `seconds`; colours are taken out before, and of a long line it sees the "
+        "first 1 to 4 KiB, as rules do",
     )
     source: str | None = Field(None, description="its checkout, as the job sees it")
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
@@ -117,10 +120,12 @@ class CommandBackend(Closed, Defaults):
         return None if source is None else str(Path(source).expanduser().absolute())
 
     @model_validator(mode="after")
-    def _placeholders_fit(self) -> Self:
+    def _placeholders_fit(self, info: ValidationInfo) -> Self:
         extra = self.args.__pydantic_extra__
         refuse_names(type(self).__name__, extra, ours={}, at=("args",))
         LinePattern(self.log_line)
+        if info.context == COMPOSING:
+            refuse_pattern(self.log_line)
         own = self._values(self.args.train_iters, Path())
         used = names_of(self.command, own, "command")
         branch = {
@@ -224,7 +229,7 @@ class CommandBackend(Closed, Defaults):
     def planned_rate(self, branch: Branch, iteration: int) -> float | None:
         return decayed(self.args.lr, branch, iteration)
 
-    def progress(self, line: bytes) -> Progress | None:
+    def progress(self, line: bytes) -> Progress | Unread | None:
         return LinePattern(self.log_line).read(line)
 
 

@@ -14,6 +14,7 @@ from autoexp.backends.base import (
     Defaults,
     FoundCheckpoint,
     Progress,
+    Unread,
 )
 from autoexp.backends.batches import Batches
 from autoexp.backends.megatron_layout import TORCH_DIST
@@ -124,7 +125,7 @@ class DemoBackend(Closed, Defaults):
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
         return TORCH_DIST.seed(checkpoint, save_dir)
 
-    def progress(self, line: bytes) -> Progress | None:
+    def progress(self, line: bytes) -> Progress | Unread | None:
         return megatron_layout.progress(line)
 
     def set_aside(self, save_dir: Path, after: int) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp.backends.base import (
     COMPOSING,
+    MOST_ITERATIONS,
     Branch,
     CheckpointScan,
     Closed,
@@ -171,7 +172,7 @@ class HuggingFaceBackend(Closed, Defaults):
 def _state(found: FoundCheckpoint) -> dict[str, Any]:
     try:
         state = json.loads((found.path / _STATE).read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return state if isinstance(state, dict) else {}
 
@@ -179,23 +180,28 @@ def _state(found: FoundCheckpoint) -> dict[str, Any]:
 def _history(found: FoundCheckpoint) -> tuple[Progress, ...]:
     """The story that a checkpoint tells; a loss that is no finite number is None."""
     state = _state(found)
-    target = state.get("max_steps")
+    target, history = state.get("max_steps"), state.get("log_history")
     return tuple(
         Progress(
             iteration=entry["step"],
-            target=target,
+            target=target if _is_iteration(target) else None,
             loss=_finite(entry["loss"]),
             learning_rate=_finite(entry.get("learning_rate")),
             seconds_per_iteration=None,
         )
-        for entry in state.get("log_history", [])
-        if "loss" in entry and isinstance(entry.get("step"), int)
+        for entry in (history if isinstance(history, list) else ())
+        if isinstance(entry, dict) and "loss" in entry and _is_iteration(entry.get("step"))
     )
+
+
+def _is_iteration(value: Any) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and 0 <= value < MOST_ITERATIONS
 
 
 def _finite(value: Any) -> float | None:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

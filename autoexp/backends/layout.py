@@ -65,7 +65,7 @@ class Layout:
             text = (root / self.tracker).read_bytes().strip()
         except FileNotFoundError:
             return None
-        return int(text) if text.isdigit() else None
+        return int(text) if text.isdigit() and len(text) < 16 else None
 
     def is_complete(self, path: Path) -> bool:
         """Whether a checkpoint is whole, as far as its files say."""
@@ -165,7 +165,7 @@ def _matches(path: Path, pattern: str) -> bool:
 def _parses(path: Path) -> bool:
     try:
         json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return False
     return True
 

@@ -1,53 +1,116 @@
-"""Reading a trainer's progress line by a pattern."""
+"""Reading a trainer's progress line by a pattern, and the numbers that trainers print."""
 
 import math
 import re
 from functools import lru_cache
 
-from autoexp.backends.base import Progress
+from autoexp.backends.base import MOST_ITERATIONS, Progress, Unread
+from autoexp.loglines import without_escapes
+from autoexp.rules.patterns import SEEN, refuse_slow, unbounded
 
-COLOURS = re.compile(rb"\x1b\[[0-9;]*m")
 _GROUPS = ("iteration", "loss", "learning_rate", "seconds")
+_AROUND = b" \t,;:|()[]{}'\""
+_GROUPED = re.compile(rb"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
+_THOUSANDS = {b"k": 1e3, b"K": 1e3, b"M": 1e6, b"G": 1e9, b"B": 1e9, b"T": 1e12}
+_MOST_SECONDS = 1e6  # an iteration of eleven days: a date, or a counter, read by mistake
+_SHOWN = 40  # bytes of a text that is no number
 
 
 class LinePattern:
     """A regular expression with a group `iteration` and perhaps others."""
 
     def __init__(self, pattern: str) -> None:
-        self._pattern = _compiled(pattern)
+        self._pattern, self._seen = _compiled(pattern)
 
-    def read(self, line: bytes) -> Progress | None:
-        """What the line says; a loss that is no finite number is None."""
-        match = self._pattern.search(COLOURS.sub(b"", line))
-        if match is None:
-            return None
-        found = match.groupdict()
-        return Progress(
-            iteration=int(found["iteration"]),
-            target=None,
-            loss=_finite(found.get("loss")),
-            learning_rate=_finite(found.get("learning_rate")),
-            seconds_per_iteration=_finite(found.get("seconds")),
-        )
+    def read(self, line: bytes) -> Progress | Unread | None:
+        """What the line says, its last piece where it is a progress bar.
+
+        A loss that is no finite number is None. What is no number at all is said.
+        """
+        for piece in reversed(without_escapes(line).split(b"\r")):
+            if match := self._pattern.search(piece[: self._seen]):
+                return _progress(match.groupdict())
+        return None
+
+
+def refuse_pattern(pattern: str) -> None:
+    """Raise ValueError for a pattern that could take too long on some line of a log."""
+    refuse_slow(pattern)
+
+
+def _progress(found: dict[str, bytes | None]) -> Progress | Unread | None:
+    text = found["iteration"]
+    if not text:
+        return None  # it may be left out of a pattern's match, as of one of two alternatives
+    iteration = whole(text)
+    if iteration is None:
+        return Unread(_said("iteration", text))
+    values = {name: number(found.get(name) or b"nan") for name in _GROUPS[1:]}
+    seconds = values["seconds"]
+    if seconds is not None and not math.isnan(seconds) and not 0 <= seconds <= _MOST_SECONDS:
+        values["seconds"] = None
+    unread = [_said(name, found[name] or b"") for name, value in values.items() if value is None]
+    return Progress(
+        iteration=iteration,
+        target=None,
+        loss=finite(values["loss"]),
+        learning_rate=finite(values["learning_rate"]),
+        seconds_per_iteration=finite(values["seconds"]),
+        unread=", ".join(unread) or None,
+    )
+
+
+def _said(name: str, text: bytes) -> str:
+    return f"{name} {text[:_SHOWN].decode(errors='backslashreplace')!r}"
+
+
+def number(text: bytes) -> float | None:
+    """The number that trainers print so: `2.34,`, `1,234.5`, `3.2e+4`, `28.2K`, `nan`; else None.
+
+    As Python reads it, it may be infinite.
+    """
+    text = text.strip(_AROUND)
+    scale = _THOUSANDS.get(text[-1:], 1.0)
+    digits = text if scale == 1.0 else text[:-1]
+    if _GROUPED.fullmatch(digits):
+        digits = digits.replace(b",", b"")
+    try:
+        return float(digits) * scale
+    except ValueError:
+        return None
+
+
+def whole(text: bytes) -> int | None:
+    """The whole number that a text is exactly, `1,000` and `3.2e+4` too; None where it is none.
+
+    `28.2K` is a rounded one. Nor is it one that no iteration can have: below 0, or huge.
+    """
+    text = text.strip(_AROUND)
+    value = number(text)
+    if value is None or text[-1:] in _THOUSANDS or not 0 <= value < MOST_ITERATIONS:
+        return None
+    return int(value) if value.is_integer() else None
+
+
+def finite(value: float | None) -> float | None:
+    """A number as metrics keep it: what is not finite is None."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 @lru_cache
-def _compiled(pattern: str) -> re.Pattern[bytes]:
+def _compiled(pattern: str) -> tuple[re.Pattern[bytes], int]:
+    """A pattern, and how many bytes of a line it sees: as rules do, or a line could take hours."""
     try:
         compiled = re.compile(pattern.encode())
-    except re.error as error:
+    except (re.error, OverflowError) as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
     groups = set(compiled.groupindex)
     if "iteration" not in groups:
         raise ValueError(f"{pattern!r} has no group `(?P<iteration>[0-9]+)`")
     if unknown := groups - set(_GROUPS):
         raise ValueError(f"group `{min(unknown)}`: there are {', '.join(_GROUPS)}")
-    return compiled
-
-
-def _finite(text: bytes | None) -> float | None:
     try:
-        value = math.nan if text is None else float(text.replace(b",", b""))
+        repeats = unbounded(pattern)
     except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        repeats = len(SEEN)  # of a session that is older than the refusal of such patterns
+    return compiled, SEEN[min(repeats, len(SEEN) - 1)]

@@ -20,6 +20,7 @@ from autoexp.backends.base import (
     Defaults,
     FoundCheckpoint,
     Progress,
+    Unread,
 )
 from autoexp.backends.batches import Batches
 from autoexp.backends.flags import flags, refuse_names
@@ -195,5 +196,5 @@ class MegatronBackend(Closed, Defaults):
     def planned_rate(self, branch: Branch, iteration: int) -> float | None:
         return decayed(self.args.lr, branch, iteration)
 
-    def progress(self, line: bytes) -> Progress | None:
+    def progress(self, line: bytes) -> Progress | Unread | None:
         return megatron_layout.progress(line)

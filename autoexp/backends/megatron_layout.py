@@ -3,11 +3,12 @@
 Source: Megatron-LM of August 2026, megatron/training/{checkpointing,training}.py.
 """
 
-import math
 import re
 
-from autoexp.backends.base import Progress
+from autoexp.backends.base import Progress, Unread
 from autoexp.backends.layout import Layout
+from autoexp.backends.logline import finite, number, whole
+from autoexp.loglines import without_escapes
 
 PROGRESS_MARK = b"iteration"
 """In every iteration line, and in few others: a search in memory before a regular expression."""
@@ -23,9 +24,10 @@ TORCH_DIST = Layout(
 TORCH = Layout(name=_FOLDER, must_exist=("*",), tracker=TRACKER)
 
 _ITERATION = re.compile(rb"\biteration\s+(\d+)/\s*(\d+)\s*\|")
-_LOSS = re.compile(rb"\|\s*lm loss:\s*([-+0-9.eE]+|nan|inf)\s*\|")
+# `lm_loss` is what its multimodal examples print.
+_LOSS = re.compile(rb"\|\s*lm[ _]loss:\s*([-+0-9.eE]+)\s*\|")
 _LEARNING_RATE = re.compile(rb"\|\s*learning rate:\s*([-+0-9.eE]+)\s*\|")
-_ELAPSED = re.compile(rb"\|\s*elapsed time per iteration \(ms\):\s*([0-9.]+)\s*\|")
+_ELAPSED = re.compile(rb"\|\s*elapsed time per iteration \(ms\):\s*([0-9.,]+)\s*\|")
 
 
 def folder_name(iteration: int) -> str:
@@ -33,26 +35,30 @@ def folder_name(iteration: int) -> str:
     return f"iter_{iteration:07d}"
 
 
-def progress(line: bytes) -> Progress | None:
-    """Read an iteration line; the loss is None where Megatron left it out (a NaN)."""
-    match = _ITERATION.search(line)
+def progress(line: bytes) -> Progress | Unread | None:
+    """Read an iteration line; the loss is None where Megatron left it out (a NaN).
+
+    Of two that ranks have written into one line, it is the last one.
+    """
+    line = without_escapes(line)
+    *_, match = None, *_ITERATION.finditer(line)
     if match is None:
         return None
-    milliseconds = number(_ELAPSED, line)
+    iteration = whole(match[1])
+    if iteration is None:
+        return Unread(f"an iteration of {len(match[1])} digits")
+    rest = line[match.start() :]
+    milliseconds = _value(_ELAPSED, rest)
     return Progress(
-        iteration=int(match[1]),
-        target=int(match[2]),
-        loss=number(_LOSS, line),
-        learning_rate=number(_LEARNING_RATE, line),
+        iteration=iteration,
+        target=whole(match[2]),
+        loss=_value(_LOSS, rest),
+        learning_rate=_value(_LEARNING_RATE, rest),
         seconds_per_iteration=None if milliseconds is None else milliseconds / 1000,
     )
 
 
-def number(pattern: re.Pattern[bytes], line: bytes) -> float | None:
+def _value(pattern: re.Pattern[bytes], line: bytes) -> float | None:
     """The first group of `pattern` in `line` as a finite number; None where there is none."""
     match = pattern.search(line)
-    try:
-        value = float(match[1]) if match else math.nan
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+    return finite(number(match[1])) if match else None

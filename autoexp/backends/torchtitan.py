@@ -20,6 +20,7 @@ from autoexp.backends.base import (
     Defaults,
     FoundCheckpoint,
     Progress,
+    Unread,
 )
 from autoexp.backends.batches import Batches
 from autoexp.backends.flags import refuse_names, word
@@ -31,7 +32,9 @@ from autoexp.sensitive import Variables
 
 _FOLDER = "checkpoint"
 _LAYOUT = Layout(name=re.compile(r"step-(?P<iteration>\d+)"), must_exist=(".metadata",))
-_LINE = LinePattern(r"\bstep:\s*(?P<iteration>\d+)\s+loss:\s*(?P<loss>[-+0-9.eE]+|nan|inf)\b")
+_LINE = LinePattern(
+    r"\bstep:\s{0,9}(?P<iteration>[0-9,]+)\s{1,9}loss:\s{0,9}(?P<loss>[-+]?(?:nan|inf|[0-9.eE+-]+))"
+)
 _SHAPES = {"minus_sqrt": "sqrt", "linear": "linear", "cosine": "cosine"}
 
 
@@ -150,7 +153,7 @@ class TorchtitanBackend(Closed, Defaults):
     def planned_rate(self, branch: Branch, iteration: int) -> float | None:
         return decayed(self.args.optimizer.lr, branch, iteration)
 
-    def progress(self, line: bytes) -> Progress | None:
+    def progress(self, line: bytes) -> Progress | Unread | None:
         return _LINE.read(line)
 
 

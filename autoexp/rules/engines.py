@@ -3,6 +3,7 @@
 Picked by measurement (docs/performance.md). To install Hyperscan: `pip install autoexp[fast]`.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -20,9 +21,15 @@ class Engine(Protocol):
         """All lines that match a pattern, in order, and perhaps some that do not."""
 
 
-def lines_with(data: bytes, text: bytes) -> Iterator[Span]:
-    """The lines that have `text` in them; with an empty one, all."""
-    at = data.find(text)
+_LINE = re.compile(rb"[^\n]+")
+
+
+def lines_with(data: bytes, text: bytes, at: int = 0) -> Iterator[Span]:
+    """The lines from a place on that have `text` in them; with an empty text, all lines."""
+    if not text:
+        yield from (line.span() for line in _LINE.finditer(data, at))
+        return
+    at = data.find(text, at)
     while at >= 0:
         start = data.rfind(b"\n", 0, at) + 1
         end = data.find(b"\n", at)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from autoexp.loglines import LogLine, Piece
+from autoexp.loglines import LogLine, Piece, PlainPiece
 from autoexp.rules.engines import Engine, EngineType, Span, best_engine, lines_with
 from autoexp.rules.patterns import SEEN, Wanted, unbounded
 from autoexp.rules.widening import anchor
@@ -20,6 +20,16 @@ class Hit(NamedTuple):
     name: str
     line: LogLine
     groups: dict[str, bytes]
+
+
+class Candidate(NamedTuple):
+    """A line that somebody has to look at."""
+
+    line: LogLine
+    is_suspect: bool
+    """Whether a rule's pattern may be found in it."""
+    is_marked: bool
+    """Whether it may be a progress line."""
 
 
 class _Compiled(NamedTuple):
@@ -42,20 +52,35 @@ class Matcher:
     def search(
         self, piece: Piece, mark: bytes | None = None
     ) -> Iterator[tuple[LogLine, list[Hit]]]:
-        """The lines with a hit in them or the `mark`, in order; hits in the order of the rules.
-
-        An empty mark stands in every line.
-        """
-        data = piece.data
-        spans = self._engine.lines(data) if self._compiled else iter(())
-        marked = iter(()) if mark is None else lines_with(data, mark)
-        for span, is_suspect, is_marked in _merged(spans, marked):
-            line = piece.line(*span)
-            hits = list(self._hits(line)) if is_suspect else []
+        """The lines with a hit in them or the `mark`, in order; hits in the order of the rules."""
+        for line, is_suspect, is_marked in self.candidates(piece, mark):
+            hits = list(self.hits(line)) if is_suspect else []
             if hits or is_marked:
                 yield line, hits
 
-    def _hits(self, line: LogLine) -> Iterator[Hit]:
+    def candidates(self, piece: Piece, mark: bytes | None = None) -> Iterator[Candidate]:
+        """The lines that may have a hit in them, and those with the `mark`, in order.
+
+        An empty mark stands in every line.
+        """
+        plain = PlainPiece(piece)
+        spans = self._suspects(plain.data) if self._compiled else iter(())
+        marked = iter(()) if mark is None else lines_with(plain.data, mark)
+        for span, is_suspect, is_marked in _merged(spans, marked):
+            yield Candidate(plain.line(*span), is_suspect, is_marked)
+
+    def _suspects(self, data: bytes) -> Iterator[Span]:
+        """The lines that the engine picks; all that are left where it breaks down."""
+        at = 0
+        try:
+            for span in self._engine.lines(data):
+                yield span
+                at = span[1]
+        except Exception:  # whatever a foreign engine raises: no line is lost by it
+            yield from lines_with(data, b"", at)
+
+    def hits(self, line: LogLine) -> Iterator[Hit]:
+        """What the rules find in a line, in their order."""
         for name, seen, text, regex in self._compiled:
             shown = line.text[:seen]
             if text not in shown:

@@ -1,10 +1,11 @@
 """Metric rules: what a job logged, against what is to be expected. Pure functions of its tail."""
 
-import math
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import NamedTuple
 
+from autoexp.backends.base import MOST_ITERATIONS, Progress
+from autoexp.backends.logline import finite
 from autoexp.jobs import Logged
 from autoexp.rules.language import MetricRule
 from autoexp.rules.metric_tests import (
@@ -14,6 +15,8 @@ from autoexp.rules.metric_tests import (
     Spike,
     ThroughputBelow,
 )
+
+_SHOWN = 40  # characters of a number
 
 
 class Alarm(NamedTuple):
@@ -89,6 +92,8 @@ def _spike(
     if len(usual) < test.over:
         return None
     middle = median(usual)
+    if middle <= 0:
+        return None  # nothing is so many times nothing, or less
     losses = [row.loss for row in recent if row.loss is not None]
     if len(losses) < len(recent) or min(losses) <= test.times * middle:
         return None
@@ -104,6 +109,8 @@ def _slow(
     if len(usual) < test.over or len(now) < len(recent):
         return None
     middle = median(usual)
+    if middle <= 0:
+        return None  # rounded to nothing
     # A share of the throughput: half the speed is twice the time.
     if min(now) * test.share <= middle:
         return None
@@ -137,6 +144,35 @@ def _nearest_plan(row: Logged, known: Expectation) -> float | None:
     return min(found, key=lambda plan: abs(plan - rate))
 
 
-def clean(loss: float | None) -> float | None:
-    """A loss that is no number is as good as none."""
-    return None if loss is None or not math.isfinite(loss) else loss
+def as_logged(progress: Progress) -> Logged:
+    """What a progress line says, as it is recorded: a number that is not finite is none.
+
+    Raises ValueError for a step number that no training has.
+    """
+    if not 0 <= progress.iteration < MOST_ITERATIONS:
+        raise ValueError(f"iteration {str(progress.iteration)[:_SHOWN]} is no step number")
+    return Logged(
+        progress.iteration,
+        finite(progress.loss),
+        finite(progress.learning_rate),
+        finite(progress.seconds_per_iteration),
+    )
+
+
+def with_logged(tail: list[Logged], logged: Logged, window: int) -> list[Logged]:
+    """The last logged iterations; a trainer that began again begins a new tail.
+
+    Progress bars show a step more than once: the last time counts.
+    """
+    if tail and logged.iteration == tail[-1].iteration:
+        tail = tail[:-1]
+    elif tail and logged.iteration < tail[-1].iteration:
+        tail = []
+    return [*tail, logged][-window:]
+
+
+def smoothed(mean: float | None, value: float | None) -> float | None:
+    """An exponentially weighted mean with one more value in it."""
+    if mean is None or value is None:
+        return mean if value is None else value
+    return 0.9 * mean + 0.1 * value

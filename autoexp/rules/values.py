@@ -1,5 +1,6 @@
 """The values that an event gives to templates and conditions, as text."""
 
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ from autoexp.findings import LogMatched, MetricAlarm
 if TYPE_CHECKING:
     from autoexp.jobs import JobRecord
     from autoexp.session import Session
+
+_LONGEST_NUMBER = 30  # characters; any float is shorter
+_BOUNDS = {int: 1 << 63, float: math.inf}
 
 OF_SESSION = ("session.id", "session.path", "project.name", "rule", "event", "python")
 OF_JOB = (
@@ -102,12 +106,17 @@ def _of_job(job: "JobRecord") -> dict[str, str]:
 
 
 def typed(text: str) -> str | int | float:
-    """A number where writing the number gives the same text; else the text, byte for byte."""
+    """A number where writing the number gives the same text; else the text, byte for byte.
+
+    What JSON cannot hold for every reader is text too: NaN, infinities, more than 64 bits.
+    """
+    if len(text) > _LONGEST_NUMBER:
+        return text
     for kind in (int, float):
         try:
             number = kind(text)
         except ValueError:
             continue
-        if str(number) == text:
+        if str(number) == text and abs(number) < _BOUNDS[kind]:
             return number
     return text

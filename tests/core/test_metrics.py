@@ -40,6 +40,8 @@ def rates(*pairs: tuple[int, float]) -> list[Logged]:
         ({"spike": {"times": 2, "over": 3, "logged": 1}}, tail(2.0, 1.0, 3.0, 4.0), "quiet"),
         ({"spike": {"times": 2, "over": 3, "logged": 1}}, tail(2.0, 3.0, 9.0), "quiet"),
         ({"spike": {"times": 2, "over": 3, "logged": 2}}, tail(2.0, 2.0, 2.0, 5.0, 5.0), 30),
+        ({"spike": {"times": 2, "over": 3, "logged": 1}}, tail(0.0, 0.0, 0.0, 5.0), "quiet"),
+        ({"spike": {"times": 2, "over": 3, "logged": 1}}, tail(-1.0, -1.0, -1.0, -1.0), "quiet"),
         ({"spike": {"times": 2, "over": 3, "logged": 2}}, tail(2.0, 2.0, 2.0, 5.0, 2.0), "quiet"),
     ],
 )

@@ -14,6 +14,7 @@ from autoexp.backends.megatron_layout import TRACKER, folder_name
 from autoexp.compose import Composed
 from autoexp.events import CheckpointComplete, JobGivenUp
 from autoexp.jobs import JobRecord, Verdict
+from autoexp.logtail import LIMIT
 from autoexp.monitor import Look, Monitor
 from autoexp.schedulers.base import Sighting
 from autoexp.session import Session
@@ -348,3 +349,17 @@ def test_why_a_job_waits_is_on_disk_though_nothing_else_moves(story: Story) -> N
     story.look(state="RUNNING", reason="Resources")
     record = Session.load(story.path).jobs["tiny"]
     assert record.attempt is not None and record.attempt.reason == "Resources"
+
+
+# Logs
+
+
+def test_a_verdict_waits_for_the_end_of_the_log(story: Story) -> None:
+    attempt = story.job().attempts[0]
+    story.log(100)
+    os.truncate(attempt.log, 5 * LIMIT)  # a hole of NUL bytes
+    story.log(300, end="")
+    story.look(state="COMPLETED", exit_code=0)
+    assert attempt.verdict is None and not story.job().is_over
+    story.look()
+    assert story.job().verdict is Verdict.FINISHED

@@ -67,6 +67,25 @@ def test_a_rule_fires_on_what_was_recorded_and_not_on_a_near_miss(
     assert not fired(preset, rule, misses, tmp_path / "misses")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Detected 1 oom-kill event(s) in StepId=5189.0 cgroup. Some of your processes",
+        "Detected 1 oom-kill event(s) in step 5189.0 cgroup. Some of your processes",
+        "Detected 3 oom_kill events in StepId=5189.0. Some of the step tasks have been OOM Killed.",
+        "Detected 1 oom_kill event in StepId=5189.0. Some of the step tasks have been OOM Killed.",
+    ],
+)
+def test_every_release_of_slurm_says_in_its_own_words_that_memory_ran_out(
+    line: str, tmp_path: Path
+) -> None:
+    rule = rules_of("production")["host_out_of_memory"]
+    assert isinstance(rule, LogRule) and rule.pattern is not None
+    found = re.search(rule.pattern, f"slurmstepd: error: {line}")
+    assert found is not None and found["step"] == "5189.0"
+    assert fired("production", "host_out_of_memory", line, tmp_path / "job.log")
+
+
 def test_no_recorded_line_is_of_a_rule_that_is_gone() -> None:
     assert {path.stem for path in DATA.iterdir()} == {rule for _, rule in RULES}
 
