@@ -8,6 +8,7 @@ line: the more repeats without a bound a pattern has, the less. At worst, on a l
 import re
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 with warnings.catch_warnings():
@@ -68,8 +69,7 @@ class _Speed:
 
     def measure(self, parsed: Any, *, inside: bool = False) -> int:
         count = 0
-        flat = list(_flat(parsed))
-        for (operation, argument), following in zip(flat, [*flat[1:], (None, None)], strict=True):
+        for (operation, argument), following in pairwise([*_flat(parsed), (None, None)]):
             if operation in (constants.MAX_REPEAT, constants.MIN_REPEAT):
                 counted = self._repeat(argument, inside=inside)
                 count += 0 if _ends_by_itself(argument, following) else counted

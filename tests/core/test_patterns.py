@@ -190,3 +190,9 @@ def test_of_ordinary_lines_none_is_looked_at_by_itself(engine: Callable[..., Eng
 
 def test_the_names_of_groups_are_known_beforehand() -> None:
     assert groups_of(r"(?P<rank>\d+):(?P<what>.*)") == ("rank", "what")
+
+
+@pytest.mark.parametrize("pattern", ["(?P<n>)z", "()a", "a|", "(?P<n>|a)z", "(?=)x", "(?:)"])
+def test_an_empty_group_or_branch_is_taken(pattern: str) -> None:
+    refuse_slow(pattern)
+    assert unbounded(pattern) == 0
