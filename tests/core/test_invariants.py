@@ -133,7 +133,7 @@ LONG = "b" * 160
 """The longest name of a job."""
 PATTERNS = (
     *(r"(?P<n>[-+0-9.,eEKnaif]+)", r"iteration\s+(?P<n>\S*)", r"loss: ?(?P<n>.*)", r"(?P<n>x)?y"),
-    *(r"(?P<n>)z", r"\x00(?P<n>.)", r"(?P<n>\d+)\D*(?P<m>\d*)", r".*(?P<n>..)$"),
+    *(r"(?P<n>)z", r"\x00(?P<n>.)", r"(?P<n>\d+)\D{0,9}(?P<m>\d*)", r".*(?P<n>..)$"),
 )
 TESTS: tuple[dict[str, Any], ...] = (
     {"spike": {"times": 1.5, "over": 2, "logged": 1}},
