@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from autoexp.compose import Composed
+from autoexp.plan import Plan
 from autoexp.session import Session, sessions_root
+from autoexp.study import plan_study
 from flows.cli import main
 
 SWEEP = ("backend.args.lr=1e-3,2e-3,3e-3", "backend.args.seed=1,2")
@@ -128,3 +131,22 @@ def test_more_points_join_a_session_later(run: Run) -> None:
     assert list(session.jobs) == ["demo-lr0.001-seed1", "demo-lr0.001-seed2"]
     (request,) = (sessions_root() / "s1" / "inbox").glob("*.json")
     assert "demo-lr0.003-seed1" in request.read_text()
+
+
+def test_what_is_submitted_is_planned_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Path] = []
+
+    def counting(composed: Composed, outputs: Path) -> Plan:
+        planned.append(outputs)
+        return plan_study(composed, outputs)
+
+    monkeypatch.setattr("flows.planning.plan_study", counting)
+    monkeypatch.setattr("flows.joining.plan_study", counting)
+    words = ("demo", "cooldowns=[]", "backend.args.train_iters=200")
+    assert run("submit", *words, "--session", "one")[0] == 0
+    assert planned == [sessions_root() / "one" / "output"]
+    assert run("submit", *words, "project.name=two", "--session", "one")[0] == 0
+    assert run("run", *words, "--no-monitor")[0] == 0
+    assert len(planned) == 3
+    assert run("run", *words, "budget.confirm_above=1", "slurm.gpus_per_node=1")[0] == 2
+    assert len(planned) == 4 and not planned[-1].parent.exists()
