@@ -138,10 +138,10 @@ def _fill(
 ) -> None:
     for folder in ("config", "jobs", "actions", "attempts", "inbox", "metrics"):
         (draft / folder).mkdir(parents=True)
-    (draft / "config" / "resolved.yaml").write_text(composed.resolved)
-    (draft / "config" / "unresolved.yaml").write_text(composed.unresolved)
+    (draft / "config" / "resolved.yaml").write_text(composed.resolved, encoding="utf-8")
+    (draft / "config" / "unresolved.yaml").write_text(composed.unresolved, encoding="utf-8")
     overrides = "".join(f"{line}\n" for line in composed.overrides)
-    (draft / "config" / "overrides.txt").write_text(overrides)
+    (draft / "config" / "overrides.txt").write_text(overrides, encoding="utf-8")
     meta = SessionMeta(
         session=path.name,
         nonce=secrets.token_hex(4),
@@ -169,7 +169,7 @@ def _fill(
 def _write_provenance(folder: Path, provenance: Provenance, experiment: Experiment) -> None:
     folder.mkdir()
     for name, text in {**provenance.files, **of_experiment(experiment)}.items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _pin_start(spec: JobSpec, experiment: Experiment, draft: Path, path: Path) -> None:

@@ -158,7 +158,10 @@ def test_what_cannot_be_read_is_left_to_the_reader(text: str) -> None:
 
 
 def marks(lines: Sequence[str]) -> list[str]:
-    return [marked_override(line).replace("\ue000", "<").replace("\ue001", ">") for line in lines]
+    return [
+        marked_override(line).replace("\U0010fffc", "<").replace("\U0010fffd", ">")
+        for line in lines
+    ]
 
 
 def test_scalars_of_overrides_are_marked_but_those_of_functions() -> None:

@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -150,3 +153,28 @@ def test_what_is_submitted_is_planned_once(run: Run, monkeypatch: pytest.MonkeyP
     assert len(planned) == 3
     assert run("run", *words, "budget.confirm_above=1", "slurm.gpus_per_node=1")[0] == 2
     assert len(planned) == 4 and not planned[-1].parent.exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+def test_a_terminal_of_another_code_gets_question_marks(
+    code: dict[str, str], tmp_path: Path
+) -> None:
+    config = tmp_path / "exp.yaml"
+    text = "defaults: [demo, _self_]\nproject: {description: 学习 é →}\n"
+    config.write_text(text, encoding="utf-8")
+    environment = {**os.environ, **code, "AUTOEXP_SESSIONS": str(tmp_path / "sessions")}
+    for words in (["plan"], ["submit", "--session", "s"]):
+        said = subprocess.run(
+            [sys.executable, "-m", "autoexp", *words, str(config)],
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+        assert said.returncode == 0, said.stderr.decode()
+    assert Session.load(tmp_path / "sessions" / "s").experiment.project.description == "学习 é →"
