@@ -170,3 +170,8 @@ def test_scalars_of_overrides_are_marked_but_those_of_functions() -> None:
         *('a="<1e3>"', 'a=["<1>",x 1,{b: "<off>"}]', "a=range(1,9)", 'a="<1>",b'),
         *("~a", "a=", "a='1'", "a=[1"),
     ]
+
+
+def test_an_override_of_bytes_that_are_no_letters_is_refused() -> None:
+    with pytest.raises(BadInput, match="cannot be read"):
+        compose("demo", ["project.description=\udcff"])
