@@ -1,5 +1,6 @@
 """From YAML and overrides to a validated experiment: Hydra composes, pydantic judges."""
 
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,6 +133,9 @@ def _parsed(overrides: Sequence[str], groups: Container[str]) -> list[tuple[Over
     """The overrides, and each as Hydra is told it: its scalars as they are written."""
     parser = OverridesParser.create()
     found = []
+    for line in overrides:
+        if re.search("[\ud800-\udfff]", line):  # bytes that the terminal's code has no letter for
+            raise BadInput(f"override {line!r}: cannot be read; is this terminal's code UTF-8?")
     for override in parser.parse_overrides(list(overrides)):
         line, key = str(override.input_line), override.key_or_group
         told = line if key in groups or key.startswith("hydra") else written.marked_override(line)

@@ -56,8 +56,8 @@ def _show(file: Path, shown: Path, config: str) -> list[str]:
         return []
     shown.parent.mkdir(parents=True, exist_ok=True)
     try:
-        text = file.read_text()
-        shown.write_text(marked_yaml(text))
+        text = file.read_text(encoding="utf-8")
+        shown.write_text(marked_yaml(text), encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         shown.unlink(missing_ok=True)
         shown.symlink_to(file)  # so that Hydra says what is wrong with it, if it is asked for

@@ -154,6 +154,6 @@ def _composed(
     name = re.sub(r"[^A-Za-z0-9_-]", "_", f"from_{origin.session}")
     with tempfile.TemporaryDirectory(prefix="autoexp-from-") as directory:
         file = Path(directory) / f"{name}.yaml"
-        file.write_text(dump(content))
+        file.write_text(dump(content), encoding="utf-8")
         composed = compose(str(file), others, fill_in)
     return composed._replace(overrides=tuple(overrides))

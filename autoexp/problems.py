@@ -55,7 +55,7 @@ class Origins:
 def _line_of(file: Path, location: Sequence[str]) -> int | None:
     """The line of a file in which a key stands; None where it does not stand there."""
     try:
-        node: Any = yaml.compose(file.read_text(), Loader=yaml.CBaseLoader)
+        node: Any = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.CBaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     line = None

@@ -16,7 +16,7 @@ from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 from pydantic import BaseModel
 
-_START, _END = "\ue000", "\ue001"  # of private use: no configuration holds them
+_START, _END = "\U0010fffc", "\U0010fffd"  # of private use: no configuration holds them
 _MARKED = re.compile(f"{_START}([^{_START}{_END}]*){_END}")
 _SWITCH = re.compile("true|false", re.IGNORECASE)
 # Switches in YAML 1.1, and words to everybody else.

@@ -55,7 +55,7 @@ def _trees(source: Path, script: str) -> Iterator[ast.Module]:
         paths += sorted((source / folder).rglob("*.py"))
     for path in paths:
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             continue
         if "add_argument" in text or "Factory(" in text or "dataclass" in text:

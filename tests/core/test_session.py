@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import durable, lease
+from autoexp import creation, durable, lease
 from autoexp.compose import Composed, compose
-from autoexp.creation import new_id
+from autoexp.creation import new_id, output_root
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.events import CheckpointComplete, JobGivenUp
 from autoexp.jobs import Attempt, JobRecord, Verdict
@@ -19,6 +19,7 @@ from autoexp.machines import SlurmCluster
 from autoexp.rules.book import implied
 from autoexp.rules.decide import decide
 from autoexp.session import Session, sessions_root
+from autoexp.study import plan_study
 from tests.core.conftest import FullDisk, KilledAt, create
 
 SEEN = CheckpointComplete(job="tiny", iteration=100, path="/c/iter_0000100")
@@ -104,6 +105,16 @@ def test_an_id_that_is_no_plain_name_is_bad_input(
     with pytest.raises(BadInput):
         create(composed, root, session_id=name.format(tmp=tmp_path))
     assert not list(tmp_path.rglob("session.json"))
+
+
+def test_a_session_has_the_jobs_of_the_plan_that_it_is_made_with(
+    tmp_path: Path, composed: Composed
+) -> None:
+    outputs = output_root(composed.experiment, tmp_path / "s1")
+    plan = plan_study(composed, outputs)
+    agreed = plan.model_copy(update={"jobs": plan.jobs[:2]})
+    path = creation.create(composed, agreed, tmp_path, session_id="s1")
+    assert Session.load(path).plan.jobs == plan.jobs[:2]
 
 
 def test_sessions_of_the_same_moment_get_different_ids() -> None:

@@ -158,7 +158,10 @@ def test_what_cannot_be_read_is_left_to_the_reader(text: str) -> None:
 
 
 def marks(lines: Sequence[str]) -> list[str]:
-    return [marked_override(line).replace("\ue000", "<").replace("\ue001", ">") for line in lines]
+    return [
+        marked_override(line).replace("\U0010fffc", "<").replace("\U0010fffd", ">")
+        for line in lines
+    ]
 
 
 def test_scalars_of_overrides_are_marked_but_those_of_functions() -> None:
@@ -167,3 +170,8 @@ def test_scalars_of_overrides_are_marked_but_those_of_functions() -> None:
         *('a="<1e3>"', 'a=["<1>",x 1,{b: "<off>"}]', "a=range(1,9)", 'a="<1>",b'),
         *("~a", "a=", "a='1'", "a=[1"),
     ]
+
+
+def test_an_override_of_bytes_that_are_no_letters_is_refused() -> None:
+    with pytest.raises(BadInput, match="cannot be read"):
+        compose("demo", ["project.description=\udcff"])

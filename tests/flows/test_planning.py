@@ -3,13 +3,19 @@
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from autoexp.compose import Composed
+from autoexp.plan import Plan
 from autoexp.session import Session, sessions_root
+from autoexp.study import plan_study
 from flows.cli import main
 
 SWEEP = ("backend.args.lr=1e-3,2e-3,3e-3", "backend.args.seed=1,2")
@@ -128,3 +134,47 @@ def test_more_points_join_a_session_later(run: Run) -> None:
     assert list(session.jobs) == ["demo-lr0.001-seed1", "demo-lr0.001-seed2"]
     (request,) = (sessions_root() / "s1" / "inbox").glob("*.json")
     assert "demo-lr0.003-seed1" in request.read_text()
+
+
+def test_what_is_submitted_is_planned_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Path] = []
+
+    def counting(composed: Composed, outputs: Path) -> Plan:
+        planned.append(outputs)
+        return plan_study(composed, outputs)
+
+    monkeypatch.setattr("flows.planning.plan_study", counting)
+    monkeypatch.setattr("flows.joining.plan_study", counting)
+    words = ("demo", "cooldowns=[]", "backend.args.train_iters=200")
+    assert run("submit", *words, "--session", "one")[0] == 0
+    assert planned == [sessions_root() / "one" / "output"]
+    assert run("submit", *words, "project.name=two", "--session", "one")[0] == 0
+    assert run("run", *words, "--no-monitor")[0] == 0
+    assert len(planned) == 3
+    assert run("run", *words, "budget.confirm_above=1", "slurm.gpus_per_node=1")[0] == 2
+    assert len(planned) == 4 and not planned[-1].parent.exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+def test_a_terminal_of_another_code_gets_question_marks(
+    code: dict[str, str], tmp_path: Path
+) -> None:
+    config = tmp_path / "exp.yaml"
+    text = "defaults: [demo, _self_]\nproject: {description: 学习 é →}\n"
+    config.write_text(text, encoding="utf-8")
+    environment = {**os.environ, **code, "AUTOEXP_SESSIONS": str(tmp_path / "sessions")}
+    for words in (["plan"], ["submit", "--session", "s"]):
+        said = subprocess.run(
+            [sys.executable, "-m", "autoexp", *words, str(config)],
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+        assert said.returncode == 0, said.stderr.decode()
+    assert Session.load(tmp_path / "sessions" / "s").experiment.project.description == "学习 é →"
