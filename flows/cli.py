@@ -1,7 +1,9 @@
 """The command line: what to type, and which function answers. Heavy imports wait until needed."""
 
 import argparse
+import codecs
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -24,9 +26,13 @@ _EPILOG = """exit codes:
                                 130  interrupted (jobs keep running)
 Sessions lie in $AUTOEXP_SESSIONS, else in sessions/ of the working directory."""
 
+_PLAIN = {"→": "->", "…": "...", "–": "-", "—": "-", "·": ".", "×": "x", "µ": "u"}
+_PLAIN |= dict.fromkeys("━─╸╺", "-") | dict.fromkeys("│┃", "|") | dict.fromkeys("├└┌┐┘┤", "+")
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
+    _print_in_any_encoding()
     options = parse(arguments)
     # Prefect and Hydra take seconds to import: `--help` and bad options answer before that.
     importlib.import_module("flows.server").bypass_proxies()
@@ -47,6 +53,20 @@ def main(arguments: Sequence[str]) -> int:
         print(f"autoexp: {durable.in_words(error)}", file=sys.stderr)
         return 1
     return code
+
+
+def _print_in_any_encoding() -> None:
+    """Have nothing fail for a character that a terminal or a file has no code for."""
+    codecs.register_error("plain", _in_plain_characters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lost = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character, "?") for character in lost), error.end
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

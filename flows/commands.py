@@ -57,7 +57,8 @@ def status(options: argparse.Namespace) -> int:
     path = session_path(options.session)
     session = Session.load(path)
     if options.json:
-        print(status_of(session).model_dump_json(indent=1))
+        # In ASCII, so that no terminal's encoding changes it.
+        print(json.dumps(status_of(session).model_dump(mode="json"), indent=1))
     elif options.watch:
         _watch(path)
     else:

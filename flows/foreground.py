@@ -91,7 +91,15 @@ async def _must_take_requests(path: Path, url: str) -> None:
     from prefect import get_client
 
     try:
-        async with asyncio.timeout(_FIRST_ANSWER_S), get_client() as client:
+        connection = get_client()
+    except (ImportError, ValueError) as error:
+        raise AutoexpError(
+            f"{path.name}: Prefect's client does not start ({error}). Where this is about a proxy, "
+            "unset the variables that name it (`env | grep -i proxy`), or install what is missing; "
+            f"then `autoexp resume {path.name}`{_left_running(path)}"
+        ) from error
+    try:
+        async with asyncio.timeout(_FIRST_ANSWER_S), connection as client:
             await client.read_flow_runs(limit=1)
     except Exception as error:
         said = " ".join(str(error).split())[:200] or f"nothing within {_FIRST_ANSWER_S:.0f} s"

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
+from autoexp import lease
 from autoexp.describing import describe
 from autoexp.jobs import JobRecord, Kind, Verdict
 from autoexp.plan import Plan
 from autoexp.session import Session
-from autoexp.status import JobStatus, Status, status_of
+from autoexp.status import JobStatus, Status, state_of, status_of
 
 _EVENTS = 12
 
@@ -27,8 +28,9 @@ def session_page(session: Session) -> str:
 
 def headline(session: Session) -> str:
     """One line for lists of artifacts."""
-    status = status_of(session)
-    return f"session {status.session}: {status.state}"
+    holder = lease.look(session.path)
+    watched = holder is not None and holder.alive
+    return f"session {session.id}: {state_of(session, watched=watched)}"
 
 
 def _headline(session: Session, status: Status) -> str:

@@ -93,7 +93,7 @@ def sessions_list(options: argparse.Namespace) -> int:
         print(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
     for row, problem in [] if options.json else zip(rows, problems, strict=True):
         said = problem or f"{row['jobs']} jobs"
-        print(f"{row['session']:<28} {row['created'][:16]:<16}  {row['state']:<9} {said}")
+        print(f"{row['session']:<28} {row['created'][:16]:<16}  {row['state']:<10} {said}")
     return (
         1
         if any(problem and _is_own(row) for row, problem in zip(rows, problems, strict=True))
@@ -110,12 +110,12 @@ def _is_own(row: dict[str, Any]) -> bool:
 def _row(found: find.Found) -> tuple[dict[str, Any], str | None]:
     """What is said of a session, and why it cannot be read."""
     if found.problem is not None:
-        return _unknown(found), found.problem
+        return _unknown(found, "unreadable"), found.problem
     try:
         session = Session.load(found.path)
         watched = live_holder(session) is not None
     except (AutoexpError, OSError) as error:
-        return _unknown(found), str(error)
+        return _unknown(found, "damaged"), str(error)
     return {
         "session": session.id,
         "created": session.meta.created.isoformat(),
@@ -124,8 +124,8 @@ def _row(found: find.Found) -> tuple[dict[str, Any], str | None]:
     }, None
 
 
-def _unknown(found: find.Found) -> dict[str, Any]:
-    return {"session": found.path.name, "created": "?", "state": "damaged", "jobs": 0}
+def _unknown(found: find.Found, state: str) -> dict[str, Any]:
+    return {"session": found.path.name, "created": "?", "state": state, "jobs": 0}
 
 
 def sessions_show(options: argparse.Namespace) -> int:

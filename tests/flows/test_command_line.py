@@ -183,3 +183,23 @@ def test_a_path_that_looks_like_code_is_only_a_path(tmp_path: Path) -> None:
     assert f"{path}/output/demo-cd100/checkpoints" in command
     assert (path / "output" / "demo-cd100" / "checkpoints" / "iter_0000150").is_dir()
     assert sorted(found.name for found in tmp_path.iterdir()) == [root.name]
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""},
+    ],
+    ids=["latin-1", "C"],
+)
+def test_a_terminal_without_some_characters_gets_others(
+    tmp_path: Path, encoding: dict[str, str]
+) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "autoexp", "plan", "demo", "project.description=größer → 2"],
+        env={**os.environ, "AUTOEXP_SESSIONS": str(tmp_path), **encoding},
+        capture_output=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert b"0 -> 2000" in answer.stdout
