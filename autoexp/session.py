@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,7 @@ class Session:
                 "put it back from a backup, then resume the session"
             )
         specs = {name: job.spec for name, job in session.jobs.items()}
-        names = in_order(specs, session.meta.jobs)
-        session.jobs = {name: session.jobs[name] for name in names}
+        session.jobs = {name: session.jobs[name] for name in in_order(specs, session.meta.jobs)}
         for file in sorted((path / "actions").glob("*.json")):
             action = schema.read(file, ActionRecord)
             session.actions[action.key] = action
@@ -91,16 +90,19 @@ class Session:
 
     @classmethod
     @contextmanager
-    def hold(cls, path: Path) -> Iterator[tuple["Session", Lease]]:
-        """Take the lease and read the session; raises SessionHeld, or BadInput for a copy."""
+    def hold(
+        cls, path: Path, guard: AbstractContextManager[None] | None = None
+    ) -> Iterator[tuple["Session", Lease]]:
+        """Take the lease, enter `guard`, and read; raises SessionHeld, or BadInput for a copy."""
         _must_exist(path)
         held = lease.take(path)
         try:
-            schema.read(path / "session.json", SessionMeta).refuse_elsewhere(path)
-            schema.upgrade_files(path)
-            session = cls.load(path)
-            session.journal.repair()
-            yield session, held
+            with guard or nullcontext():
+                schema.read(path / "session.json", SessionMeta).refuse_elsewhere(path)
+                schema.upgrade_files(path)
+                session = cls.load(path)
+                session.journal.repair()
+                yield session, held
         finally:
             held.release()
 

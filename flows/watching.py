@@ -1,6 +1,7 @@
 """What every session flow does: make or find its session, hold it, watch it, say how it ended."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +14,12 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
+from autoexp import starts
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
+from autoexp.errors import SessionGivenUp
 from autoexp.jobs import Verdict
+from autoexp.lease import Lease
 from autoexp.plan import Plan
 from autoexp.rules import engines
 from autoexp.schedulers.choose import scheduler_for
@@ -103,20 +107,36 @@ async def watch_new(
 
 
 async def watch(path: Path) -> State[Any]:
-    """Hold a session and watch it until it is over, or until this process is told to stop."""
+    """Hold a session and watch it until it is over, or until this process is told to stop.
+
+    A person at a terminal always goes on; a flow run that died here too often fails.
+    """
     log = get_run_logger()
-    with Session.hold(path) as (held, lease):
-        if runtime.flow_run.id not in held.meta.flow_run_ids:
-            held.meta.flow_run_ids.append(runtime.flow_run.id)
-            held.save_meta()
-        log.info("session %s in %s", held.id, path)
-        if held.experiment.monitoring.log_events and (advice := engines.advice()):
-            log.info(advice)
-        run = SessionRun(held, lease, scheduler_for(held.experiment), log)
-        if terminal := foreground():
-            terminal.listen(run.news)
-        await run.run()
-        return _final_state(run)
+    by = None if foreground() else str(runtime.flow_run.id)
+    try:
+        with Session.hold(path, starts.counted(path, by)) as (held, lease):
+            settled = asyncio.get_running_loop().call_later(starts.SETTLED_S, starts.forget, path)
+            try:
+                return await _watch(held, lease, log)
+            finally:
+                settled.cancel()
+    except SessionGivenUp as error:
+        log.error("%s", error)
+        return Failed(message=str(error))
+
+
+async def _watch(held: Session, lease: Lease, log: "logging.Logger | Any") -> State[Any]:
+    if runtime.flow_run.id not in held.meta.flow_run_ids:
+        held.meta.flow_run_ids.append(runtime.flow_run.id)
+        held.save_meta()
+    log.info("session %s in %s", held.id, held.path)
+    if held.experiment.monitoring.log_events and (advice := engines.advice()):
+        log.info(advice)
+    run = SessionRun(held, lease, scheduler_for(held.experiment), log)
+    if terminal := foreground():
+        terminal.listen(run.news)
+    await run.run()
+    return _final_state(run)
 
 
 def _final_state(run: SessionRun) -> State[Any]:
