@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL
@@ -68,6 +70,15 @@ def autoexp(
         text=True,
         timeout=timeout,
     )
+
+
+def until(condition: Callable[[], Any], what: str, *, seconds: float = 180) -> Any:
+    """Ask until the answer is yes, and return it; fail after `seconds`, naming `what`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for: {what}"
+        time.sleep(0.1)
+    return answer
 
 
 def edit_job(path: Path, name: str, edit: Callable[[list[str]], list[str]]) -> None:
