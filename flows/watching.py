@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from flows.finding import directories
 from flows.planning import plan_of
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
+_LATE_S = 10.0
 
 
 def run_name() -> str:
@@ -59,17 +61,28 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
         log.info("cancel %s: %s", key, answer)
     if outcome.problem is not None:
         log.error("not ended yet: %s; `autoexp cancel %s` asks again", outcome.problem, path.name)
-    _close_subflows(flow_run)
+    begun = sum(bool(job.attempts) for job in Session.load(path).jobs.values())
+    _close_subflows(flow_run, begun)
 
 
-def _close_subflows(flow_run: FlowRun) -> None:
-    """The jobs' subflows died with the flow's process, and cannot tell their end themselves."""
+def _close_subflows(flow_run: FlowRun, begun: int) -> None:
+    """The jobs' subflows died with the flow's process, and cannot tell their end themselves.
+
+    One for each job that was `begun`; the last that the process asked for, as it was killed, the
+    server may still be writing.
+    """
     mine = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]))
     ended: State[Any] = Cancelled(message="cancelled with its session")
+    deadline = time.monotonic() + _LATE_S
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=mine):
-            if run.state is not None and not run.state.is_final():
-                client.set_flow_run_state(run.id, ended, force=True)
+        while True:
+            runs = client.read_flow_runs(flow_run_filter=mine)
+            for run in runs:
+                if run.state is None or not run.state.is_final():
+                    client.set_flow_run_state(run.id, ended, force=True)
+            if len(runs) >= begun or time.monotonic() > deadline:
+                return
+            time.sleep(0.5)
 
 
 def ask_for(config: str, overrides: Sequence[str], experiment: Any) -> Composed:

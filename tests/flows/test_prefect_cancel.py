@@ -1,17 +1,20 @@
 """Cancelling in Prefect's UI, which sets the flow run's state to Cancelling."""
 
 import asyncio
+import threading
 import time
 from uuid import UUID
 
 import pytest
-from prefect import get_client
+from prefect import Task, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Pending
 
+from autoexp import lease
 from autoexp.session import Session
 from flows.train import train
-from tests.flows.conftest import Make
+from flows.watching import cancel_jobs
+from tests.flows.conftest import Make, until
 from tests.flows.test_session_flow import subflows
 
 pytestmark = pytest.mark.prefect
@@ -76,3 +79,25 @@ async def test_cancelling_one_cooldowns_subflow_is_told_and_cancels_that_job_alo
 async def subflows_of(path: object) -> list[FlowRun]:
     session = Session.load(path)  # type: ignore[arg-type]
     return await subflows(session) if session.meta.flow_run_ids else []
+
+
+def test_a_subflow_that_the_server_writes_after_its_process_was_killed_is_closed_too(
+    make_session: Make,
+) -> None:
+    path = make_session("cooldowns=[]")
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(train, state=Cancelling())
+        with Session.hold(path) as (session, _):
+            session.meta.flow_run_ids.append(str(run.id))
+            session.save_meta()
+            session.begin_attempt(session.jobs["demo"])
+        # What a worker runs once it has killed the flow's process.
+        hook = threading.Thread(target=cancel_jobs, args=(train, run, run.state))
+        hook.start()
+        until(lambda: Session.load(path).is_over and lease.look(path) is None, "the end of the job")
+        above = client.create_task_run(Task(lambda: None), run.id, dynamic_key="late")
+        late = client.create_flow_run(train, parent_task_run_id=above.id, state=Pending())
+        hook.join()
+        state = client.read_flow_run(late.id).state
+    assert state is not None
+    assert state.is_cancelled()

@@ -194,19 +194,23 @@ def test_cancelling_through_the_api_cancels_the_slurm_jobs(deployed: Deployed) -
         return not any(row.startswith(path.name) for row in rows)
 
     asked = time.monotonic()
-    until(gone, "the end of the jobs", seconds=60)
+    until(gone, "the end of the jobs", seconds=240)
     ended = deployed.ended(flow_run_id)
 
     print(f"the jobs were gone {time.monotonic() - asked:.1f} s after the request")
     assert ended["state_type"] == "CANCELLED"
-    logs = deployed.ask(
-        "POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "limit": 200}
-    )
-    said = [entry["message"] for entry in logs if entry["message"].startswith("cancel ")]
+
+    def answers() -> list[str]:
+        body = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "limit": 200}
+        logs = deployed.ask("POST", "/logs/filter", body)
+        return [entry["message"] for entry in logs if entry["message"].startswith("cancel ")]
+
+    said = until(answers, "SLURM's answer in the run's log")
     assert len(said) == 1, said
     assert path.name in said[0]
     assert Session.load(path).jobs["demo"].state == "CANCELLED"
-    assert {run["state_type"] for run in deployed.subflows(flow_run_id)} == {"CANCELLED"}
+    # The request may have come before the training's subflow was drawn: then there is none.
+    assert {run["state_type"] for run in deployed.subflows(flow_run_id)} <= {"CANCELLED"}
 
 
 def test_the_checkout_is_where_deployments_run(deployed: Deployed) -> None:
