@@ -14,7 +14,7 @@ from autoexp import lease
 from autoexp.session import Session
 from flows.train import train
 from flows.watching import cancel_jobs
-from tests.flows.conftest import Make, until
+from tests.flows.conftest import PATIENCE_S, Make, until
 from tests.flows.test_session_flow import subflows
 
 pytestmark = pytest.mark.prefect
@@ -34,15 +34,15 @@ async def test_cancelling_the_sessions_flow_run_cancels_its_jobs_though_nobody_t
     make_session: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr("flows.wishes.get_events_subscriber")
-    path = make_session("backend.args.sleep_per_iteration_ms=100")
+    path = make_session("backend.args.sleep_per_iteration_ms=1000")
     run = asyncio.create_task(train(session=path.name, return_state=True))  # type: ignore[var-annotated, arg-type]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while Session.load(path).jobs["demo"].state != "RUNNING":
         assert time.monotonic() < deadline
         await asyncio.sleep(0.2)
 
     await cancel(Session.load(path).meta.flow_run_ids[-1])
-    state = await asyncio.wait_for(run, 60)
+    state = await asyncio.wait_for(run, PATIENCE_S)
 
     assert state.is_cancelled()
     session = Session.load(path)
@@ -59,16 +59,16 @@ async def test_cancelling_one_cooldowns_subflow_is_told_and_cancels_that_job_alo
     monkeypatch.setattr("flows.wishes._UNTOLD_S", 1000)
     # The branch at 100 is slow, and still runs when the training has ended.
     path = make_session(
-        "backend.args.sleep_per_iteration_ms=30", "cooldowns.0.decay.iterations=400"
+        "backend.args.sleep_per_iteration_ms=30", "cooldowns.0.decay.iterations=4000"
     )
     run = asyncio.create_task(train(session=path.name, return_state=True))  # type: ignore[var-annotated, arg-type]
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE_S
     while not (drawn := [r for r in await subflows_of(path) if r.name == "cooldown demo @100"]):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.5)
 
     await cancel(drawn[0].id)
-    state = await asyncio.wait_for(run, 120)
+    state = await asyncio.wait_for(run, PATIENCE_S)
 
     verdicts = {name: job.verdict for name, job in Session.load(path).jobs.items()}
     assert verdicts == {"demo": "finished", "demo-cd100": "failed", "demo-cd200": "finished"}

@@ -20,7 +20,7 @@ from autoexp.jobs import Verdict
 from autoexp.session import Session
 from flows.train import train
 from flows.watching import session_of
-from tests.flows.conftest import BRANCHES, SMALL, Make, autoexp, edit_job, until
+from tests.flows.conftest import BRANCHES, PATIENCE_S, SMALL, Make, autoexp, edit_job, until
 
 pytestmark = pytest.mark.prefect
 
@@ -101,10 +101,14 @@ def assert_each_job_ran_once(path: Path, *, restarted: str | None = None) -> Ses
     return session
 
 
-# A restart at iteration 50, before which nothing is saved; another job when the training is done.
+# A restart at iteration 10, before which nothing is saved; another job when the training is done.
 RESTARTS = (
-    "monitoring.log_events={again: {substring: 'iteration       50/', jobs: [train], "
+    "monitoring.log_events={again: {substring: 'iteration       10/', jobs: [train], "
     "actions: [{restart: {}}]}}"
+)
+# The training must not be over before its restart has died all its deaths.
+SLOW_AT_FIRST = (
+    '[ -e ../begun ] && exec "$@"; touch ../begun; exec "$@" --sleep-per-iteration-ms 1000'
 )
 STAGE = "stages={keep: {command: ['true'], after: {cd100: finished}}}"
 LAUNCHES = (
@@ -116,8 +120,8 @@ LAUNCHES = (
 def test_a_monitor_killed_at_its_first_second_third_durable_step_ends_like_an_undisturbed_one(
     make_session: Make, watch: Watch
 ) -> None:
-    # Slow enough that the training is not over before its restart has died all its deaths.
-    path = make_session(RESTARTS, LAUNCHES, STAGE, "backend.args.sleep_per_iteration_ms=60")
+    path = make_session(RESTARTS, LAUNCHES, STAGE)
+    edit_job(path, "demo", lambda command: ["/bin/sh", "-c", SLOW_AT_FIRST, "sh", *command])
     count_starts(path)
 
     for n in itertools.count(1):
@@ -153,7 +157,7 @@ def test_a_sweep_of_eighteen_jobs_two_at_a_time_ends_though_it_is_killed_in_the_
     most = 0
 
     monitor = watch(path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while over(path) < 7:
         assert time.monotonic() < deadline
         jobs = Session.load(path).jobs.values()
@@ -204,7 +208,7 @@ def test_random_kills_lose_and_double_nothing(make_session: Make, watch: Watch) 
 def wait_for_end_of_attempt(path: Path, job: str = "demo") -> None:
     attempt = Session.load(path).jobs[job].attempts[-1]
     ended = Path(attempt.log).parent / "exit.json"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not ended.exists():
         assert time.monotonic() < deadline, f"{job} does not end"
         time.sleep(0.1)
@@ -212,7 +216,7 @@ def wait_for_end_of_attempt(path: Path, job: str = "demo") -> None:
 
 def kill_once_running(path: Path, watch: Watch) -> None:
     monitor = watch(path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while Session.load(path).jobs["demo"].state != "RUNNING":
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -279,7 +283,7 @@ def test_the_same_flow_run_run_again_finds_its_session(make_session: Make) -> No
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not (made := list(root.glob("again-*/attempts/*/started.json"))):
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -298,7 +302,7 @@ def test_the_same_flow_run_run_again_finds_its_session(make_session: Make) -> No
         },
         cwd=Path(__file__).parents[2],
         capture_output=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
 
     assert again.returncode == 0, again.stderr[-3000:]
