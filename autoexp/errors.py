@@ -7,6 +7,7 @@
         SessionNotFound        no such session below the sessions root                   exit 2
         SessionHeld            another live monitor holds the session                    exit 3
         SessionDamaged         a file of the session does not parse                      exit 1
+        SessionGivenUp         its process died at every start                           exit 1
       SchedulerError
         SchedulerUnavailable   no information: an outage, never a state of a job
         SubmissionRefused      the scheduler said no for a lasting reason
@@ -51,6 +52,10 @@ class SessionHeld(SessionError):
 
 class SessionDamaged(SessionError):
     """A file of the session does not parse; nothing is skipped or overwritten."""
+
+
+class SessionGivenUp(SessionError):
+    """The session's process died again and again without getting anywhere."""
 
 
 class SchedulerError(AutoexpError):

@@ -48,6 +48,7 @@ def upgrade_files(session: Path) -> None:
     for path in (
         session / "session.json",
         *session.glob("blame.json"),
+        *session.glob("starts.json"),
         *session.glob("jobs/*.json"),
         *session.glob("actions/*.json"),
     ):

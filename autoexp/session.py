@@ -111,17 +111,20 @@ class Session:
 
     @classmethod
     @contextmanager
-    def hold(cls, path: Path) -> Iterator[tuple["Session", Lease]]:
-        """Take the lease and read the session; raises SessionHeld, or BadInput for a copy."""
+    def hold(
+        cls, path: Path, guard: AbstractContextManager[None] | None = None
+    ) -> Iterator[tuple["Session", Lease]]:
+        """Take the lease, enter `guard`, and read; raises SessionHeld, or BadInput for a copy."""
         _must_exist(path)
         held = lease.take(path)
         try:
-            schema.read(path / "session.json", SessionMeta).refuse_elsewhere(path)
-            schema.upgrade_files(path)
-            session = cls.load(path)
-            session.journal.repair()
-            session._lease = held
-            yield session, held
+            with guard or nullcontext():
+                schema.read(path / "session.json", SessionMeta).refuse_elsewhere(path)
+                schema.upgrade_files(path)
+                session = cls.load(path)
+                session.journal.repair()
+                session._lease = held
+                yield session, held
         finally:
             held.release()
 

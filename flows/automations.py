@@ -16,8 +16,10 @@ _ENDED = {f"{_RUN}.{state}" for state in ("Completed", "Failed", "Cancelled")}
 _ALIVE = {f"{_RUN}.{state}" for state in ("Scheduled", "Pending", "Running", "AwaitingRetry")}
 # Prefect reports some crashes twice; what acts when nothing follows for a while acts once.
 _PAUSE_S = 30.0
-# Reports: with those that come twice, this is after five to ten deaths.
-_CRASHES = 10
+# Reports, some of which come twice and some of which a busy server loses: what dies at every start
+# reports once a minute or so, and the next report is counted instead of a lost one. A session that
+# exists gives up by itself before that (autoexp/starts.py); this is for what dies before.
+_CRASHES = 12
 
 
 def recovery(silence_s: float) -> list[AutomationCore]:
@@ -74,7 +76,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
                     state=StateType.FAILED,
                     message="its process died again and again within an hour, so it is not taken "
                     "up any more; jobs keep running. Read the worker's output, mend the cause, "
-                    "then retry this run, or `autoexp resume SESSION`",
+                    "then retry this run, or `autoexp resume SESSION` if it has made one",
                     force=True,
                 )
             ],

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +16,14 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from autoexp import find
+from autoexp import find, monitor_starts
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
 from autoexp.creation import create
+from autoexp.errors import SessionGivenUp
 from autoexp.find import session_of
 from autoexp.jobs import Verdict
+from autoexp.lease import Lease
 from autoexp.measured import with_measured_speed
 from autoexp.plan import Plan
 from autoexp.provenance import provenance
@@ -35,6 +38,7 @@ from flows.engine import SessionRun, failed_jobs
 from flows.planning import id_for, plan_of
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
+_LATE_S = 10.0
 
 
 def run_name() -> str:
@@ -66,17 +70,28 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
         log.info("cancel %s: %s", key, answer)
     if outcome.problem is not None:
         log.error("not ended yet: %s; `autoexp cancel %s` asks again", outcome.problem, path.name)
-    _close_subflows(flow_run)
+    begun = sum(bool(job.attempts) for job in Session.load(path).jobs.values())
+    _close_subflows(flow_run, begun)
 
 
-def _close_subflows(flow_run: FlowRun) -> None:
-    """The jobs' subflows died with the flow's process, and cannot tell their end themselves."""
+def _close_subflows(flow_run: FlowRun, begun: int) -> None:
+    """The jobs' subflows died with the flow's process, and cannot tell their end themselves.
+
+    One for each job that was `begun`; the last that the process asked for, as it was killed, the
+    server may still be writing.
+    """
     mine = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]))
     ended: State[Any] = Cancelled(message="cancelled with its session")
+    deadline = time.monotonic() + _LATE_S
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=mine):
-            if run.state is not None and not run.state.is_final():
-                client.set_flow_run_state(run.id, ended, force=True)
+        while True:
+            runs = client.read_flow_runs(flow_run_filter=mine)
+            for run in runs:
+                if run.state is None or not run.state.is_final():
+                    client.set_flow_run_state(run.id, ended, force=True)
+            if len(runs) >= begun or time.monotonic() > deadline:
+                return
+            time.sleep(0.5)
 
 
 def ask_for(config: str, overrides: Sequence[str], experiment: Any) -> Composed:
@@ -120,18 +135,36 @@ async def watch_new(
 
 
 async def watch(path: Path) -> State[Any]:
-    """Hold a session and watch it until it is over, or until this process is told to stop."""
+    """Hold a session and watch it until it is over, or until this process is told to stop.
+
+    A person at a terminal always goes on; a flow run that died here too often fails.
+    """
     log = get_run_logger()
-    with Session.hold(path) as (held, lease):
-        _take_up(held, str(runtime.flow_run.id), log)
-        log.info("session %s in %s", held.id, path)
-        if held.experiment.monitoring.log_events and (advice := engines.advice()):
-            log.info(advice)
-        run = SessionRun(held, lease, scheduler_for(held.experiment), log)
-        if terminal := foreground():
-            terminal.listen(run.updates)
-        await run.run()
-        return _final_state(run)
+    by = None if foreground() else str(runtime.flow_run.id)
+    try:
+        with Session.hold(path, monitor_starts.counted(path, by)) as (held, lease):
+            settled = asyncio.get_running_loop().call_later(
+                monitor_starts.SETTLED_S, monitor_starts.forget, path
+            )
+            try:
+                return await _watch(held, lease, log)
+            finally:
+                settled.cancel()
+    except SessionGivenUp as error:
+        log.error("%s", error)
+        return Failed(message=str(error))
+
+
+async def _watch(held: Session, lease: Lease, log: "logging.Logger | Any") -> State[Any]:
+    _take_up(held, str(runtime.flow_run.id), log)
+    log.info("session %s in %s", held.id, held.path)
+    if held.experiment.monitoring.log_events and (advice := engines.advice()):
+        log.info(advice)
+    run = SessionRun(held, lease, scheduler_for(held.experiment), log)
+    if terminal := foreground():
+        terminal.listen(run.updates)
+    await run.run()
+    return _final_state(run)
 
 
 def _take_up(session: Session, flow_run_id: str, log: "logging.Logger | Any") -> None:

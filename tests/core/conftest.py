@@ -149,10 +149,10 @@ WaitFor = Callable[[Callable[[], object], str], None]
 
 @pytest.fixture
 def wait_for() -> WaitFor:
-    """`wait_for(condition, what)` waits for other processes; fails after 20 s, naming `what`."""
+    """`wait_for(condition, what)` waits for other processes; after two minutes it fails."""
 
     def wait(condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not condition():
             assert time.monotonic() < deadline, f"waited in vain for: {what}"
             time.sleep(0.01)

@@ -1,5 +1,6 @@
 """The training command inside an image, word for word."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -99,9 +100,41 @@ def test_an_image_has_to_be_named_and_an_unknown_key_is_refused() -> None:
         trunk("container=apptainer", "container.image=x", "container.bind=[/data]")
 
 
+def image_of_this_machine(folder: Path) -> Path:
+    """An image in a directory: a root of its own, whose programs are this machine's, bound."""
+    for name in ("dev", "etc", "proc", "root", "sys", "tmp", "usr", "var/tmp"):
+        (folder / name).mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        if Path("/", name).is_symlink():
+            (folder / name).symlink_to(f"usr/{name}")
+    for name in ("passwd", "group", "hosts", "resolv.conf", "of-the-image"):
+        (folder / "etc" / name).touch()
+    return folder
+
+
 @pytest.mark.skipif(shutil.which("apptainer") is None, reason="there is no apptainer here")
-def test_apptainer_runs_the_command(tmp_path: Path) -> None:
-    # The machine's own root is an image, too: nothing is fetched.
-    spec = trunk("container=apptainer", "container.image=/", "container.gpus=none")
-    inside = spec.container.inside((sys.executable, "-c", "print(1)"), str(tmp_path), ())
-    assert subprocess.run(inside, capture_output=True, text=True).stdout == "1\n"
+def test_apptainer_runs_the_command_in_the_image_with_its_variables_and_its_output_directory(
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    spec = trunk(
+        "container=apptainer",
+        f"container.image={image_of_this_machine(tmp_path / 'image')}",
+        "container.gpus=none",
+        "container.binds=['/usr:/usr:ro']",
+        "container.variables={SAID: two words}",
+    )
+    found = orders(spec)
+    script = (
+        "import os; from pathlib import Path; Path('seen').write_text("
+        "repr([os.environ['SAID'], os.path.exists('/etc/of-the-image'), os.getcwd()]))"
+    )
+    inside = spec.container.inside((sys.executable, "-c", script), str(output), ())
+
+    answer = subprocess.run(
+        inside, env={**os.environ, **found.environment}, capture_output=True, text=True
+    )
+
+    assert answer.returncode == 0, answer.stderr
+    assert ast.literal_eval((output / "seen").read_text()) == ["two words", True, str(output)]

@@ -177,7 +177,7 @@ def test_a_signal_that_comes_while_the_command_is_being_started_is_passed_on_too
         "supervisor._on_signal(15, None); print(supervisor.run())"
     )
     spec = str(job.directory / "spec.json")
-    assert subprocess.check_output([sys.executable, "-c", early, spec], timeout=20) == b"-15\n"
+    assert subprocess.check_output([sys.executable, "-c", early, spec], timeout=120) == b"-15\n"
 
 
 def test_a_command_that_ignores_it_is_killed_after_the_grace_time(

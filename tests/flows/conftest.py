@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL
@@ -22,6 +24,8 @@ SMALL = (
     "monitoring.file_tick_s=0.25",
     "slurm.scheduler_tick_s=0.25",
 )
+PATIENCE_S = 300.0
+"""For what comes, sooner or later: machines differ, and others use them too."""
 BRANCHES = "cooldowns=[{at: [100, 200], decay: {iterations: 50}}]"
 
 Make = Callable[..., Path]
@@ -31,7 +35,7 @@ Make = Callable[..., Path]
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One server for the whole run: it takes many seconds to start."""
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-    with prefect_test_harness(server_startup_timeout=180):
+    with prefect_test_harness(server_startup_timeout=600):
         url = str(PREFECT_API_URL.value())
         # For the processes that tests start, too.
         with pytest.MonkeyPatch.context() as patch:
@@ -54,7 +58,7 @@ def make_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ma
 
 
 def autoexp(
-    *arguments: str, root: Path, timeout: float = 120, embedded_server: bool = False
+    *arguments: str, root: Path, timeout: float = PATIENCE_S, embedded_server: bool = False
 ) -> "subprocess.CompletedProcess[str]":
     """Run the command line as a user would."""
     environment = {**os.environ, "AUTOEXP_SESSIONS": str(root)}
@@ -68,6 +72,23 @@ def autoexp(
         text=True,
         timeout=timeout,
     )
+
+
+def until(condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE_S) -> Any:
+    """Ask until the answer is yes, and return it; fail after `seconds`, naming `what`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for: {what}"
+        time.sleep(0.1)
+    return answer
+
+
+def hold_back(path: Path, name: str = "demo") -> Path:
+    """Have a job's trainer begin, and go no further, until the file that is returned is there."""
+    gate = path / f"{name}-may-go"
+    wait = f'until [ -e {gate} ]; do sleep 0.1; done; exec "$@"'
+    edit_job(path, name, lambda command: ["/bin/sh", "-c", wait, "sh", *command])
+    return gate
 
 
 def edit_job(path: Path, name: str, edit: Callable[[list[str]], list[str]]) -> None:

@@ -116,7 +116,7 @@ async def question(
     client: PrefectClient, parent: UUID | None = None, besides: Sequence[UUID] = ()
 ) -> FlowRun:
     """The one that waits for an answer, once its form is there."""
-    for _ in range(300):
+    for _ in range(1500):
         for run in await questions(client, parent):
             waits = run.state is not None and run.state.is_paused() and run.id not in besides
             if waits and await read_description(client, run.id):

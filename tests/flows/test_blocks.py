@@ -93,7 +93,7 @@ def test_a_preset_becomes_a_block_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_all_blocks_are_registered_with_one_command() -> None:
     command = [sys.executable, "-m", "prefect", "block", "register", "-m", "blocks"]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    said = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert said.returncode == 0, said.stderr
     assert "autoexp SLURM cluster" in said.stdout
     assert "autoexp local machine" in said.stdout

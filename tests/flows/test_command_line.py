@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from autoexp.session import Session
-from tests.flows.conftest import BRANCHES, SMALL, Make, autoexp
+from tests.flows.conftest import BRANCHES, PATIENCE_S, SMALL, Make, autoexp, hold_back, until
 
 pytestmark = pytest.mark.prefect
 
@@ -25,22 +24,23 @@ def start_monitor(path: Path) -> "subprocess.Popen[str]":
         stderr=subprocess.STDOUT,
         text=True,
         process_group=0,
+        preexec_fn=heed_interrupts,
     )
 
 
+def heed_interrupts() -> None:
+    """What a script runs in its background ignores SIGINT, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait_until_running(path: Path, job: str = "demo") -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if Session.load(path).jobs[job].state == "RUNNING":
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{job} does not run")
+    until(lambda: Session.load(path).jobs[job].state == "RUNNING", f"{job} running")
 
 
 def interrupt(monitor: "subprocess.Popen[str]") -> str:
     """Ctrl-C: the whole process group gets SIGINT."""
     os.killpg(monitor.pid, signal.SIGINT)
-    output, _ = monitor.communicate(timeout=60)
+    output, _ = monitor.communicate(timeout=PATIENCE_S)
     return output
 
 
@@ -114,7 +114,8 @@ def test_a_session_runs_from_the_command_line_and_is_listed_shown_and_removed(
 def test_ctrl_c_leaves_jobs_running_and_resume_brings_the_session_to_its_end(
     make_session: Make,
 ) -> None:
-    path = make_session("backend.args.sleep_per_iteration_ms=20")
+    path = make_session()
+    gate = hold_back(path)
     monitor = start_monitor(path)
     wait_until_running(path)
 
@@ -128,6 +129,7 @@ def test_ctrl_c_leaves_jobs_running_and_resume_brings_the_session_to_its_end(
     before = status["jobs"][0]["attempts"]
     assert before[0]["state"] == "RUNNING"
 
+    gate.touch()
     # A Prefect server that has never heard of it does as well.
     answer = autoexp("resume", path.name, root=path.parent, embedded_server=True)
     assert answer.returncode == 0, answer.stdout + answer.stderr
@@ -138,7 +140,7 @@ def test_ctrl_c_leaves_jobs_running_and_resume_brings_the_session_to_its_end(
 
 
 def test_cancel_ends_the_jobs_of_a_session_that_nobody_watches(make_session: Make) -> None:
-    path = make_session("backend.args.sleep_per_iteration_ms=100")
+    path = make_session("backend.args.sleep_per_iteration_ms=1000")
     monitor = start_monitor(path)
     wait_until_running(path)
     interrupt(monitor)
@@ -152,7 +154,7 @@ def test_cancel_ends_the_jobs_of_a_session_that_nobody_watches(make_session: Mak
 
 
 def test_cancel_goes_through_the_monitor_where_one_is_alive(make_session: Make) -> None:
-    path = make_session("backend.args.sleep_per_iteration_ms=100")
+    path = make_session("backend.args.sleep_per_iteration_ms=1000")
     monitor = start_monitor(path)
     wait_until_running(path)
 
@@ -164,7 +166,7 @@ def test_cancel_goes_through_the_monitor_where_one_is_alive(make_session: Make) 
 
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert f"pid {monitor.pid}" in answer.stdout
-    output, _ = monitor.communicate(timeout=60)
+    output, _ = monitor.communicate(timeout=PATIENCE_S)
     assert monitor.returncode == 1, output
     assert "Finished in state" not in output  # Prefect's words for what the view tells
     session = Session.load(path)

@@ -89,7 +89,7 @@ def test_effects_that_take_long_do_not_hold_up_the_schedulers_answers(tmp_path: 
                 children.spawn("effect", asyncio.to_thread(done.wait))
             run._questions._next_at = 0.0
             run._questions.ask(children, run._monitor.tickets())
-            for _ in range(100):
+            for _ in range(3000):
                 await asyncio.sleep(0.1)
                 if answers := run._questions.collect():
                     break

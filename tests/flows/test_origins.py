@@ -47,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     (place / "said.txt").write_text(answer.stdout + answer.stderr)

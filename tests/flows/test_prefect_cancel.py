@@ -1,17 +1,20 @@
 """Cancelling in Prefect's UI, which sets the flow run's state to Cancelling."""
 
 import asyncio
+import threading
 import time
 from uuid import UUID
 
 import pytest
-from prefect import get_client
+from prefect import Task, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Pending
 
+from autoexp import lease
 from autoexp.session import Session
 from flows.train import train
-from tests.flows.conftest import Make
+from flows.watching import cancel_jobs
+from tests.flows.conftest import PATIENCE_S, Make, until
 from tests.flows.test_session_flow import subflows
 
 pytestmark = pytest.mark.prefect
@@ -31,15 +34,15 @@ async def test_cancelling_the_sessions_flow_run_cancels_its_jobs_though_nobody_t
     make_session: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr("flows.wishes.get_events_subscriber")
-    path = make_session("backend.args.sleep_per_iteration_ms=100")
+    path = make_session("backend.args.sleep_per_iteration_ms=1000")
     run = asyncio.create_task(train(session=path.name, return_state=True))  # type: ignore[var-annotated, arg-type]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while Session.load(path).jobs["demo"].state != "RUNNING":
         assert time.monotonic() < deadline
         await asyncio.sleep(0.2)
 
     await cancel(Session.load(path).meta.flow_run_ids[-1])
-    state = await asyncio.wait_for(run, 60)
+    state = await asyncio.wait_for(run, PATIENCE_S)
 
     assert state.is_cancelled()
     session = Session.load(path)
@@ -56,16 +59,16 @@ async def test_cancelling_one_cooldowns_subflow_is_told_and_cancels_that_job_alo
     monkeypatch.setattr("flows.wishes._UNTOLD_S", 1000)
     # The branch at 100 is slow, and still runs when the training has ended.
     path = make_session(
-        "backend.args.sleep_per_iteration_ms=30", "cooldowns.0.decay.iterations=400"
+        "backend.args.sleep_per_iteration_ms=30", "cooldowns.0.decay.iterations=4000"
     )
     run = asyncio.create_task(train(session=path.name, return_state=True))  # type: ignore[var-annotated, arg-type]
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE_S
     while not (drawn := [r for r in await subflows_of(path) if r.name == "cooldown demo @100"]):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.5)
 
     await cancel(drawn[0].id)
-    state = await asyncio.wait_for(run, 120)
+    state = await asyncio.wait_for(run, PATIENCE_S)
 
     verdicts = {name: job.verdict for name, job in Session.load(path).jobs.items()}
     assert verdicts == {"demo": "finished", "demo-cd100": "failed", "demo-cd200": "finished"}
@@ -76,3 +79,25 @@ async def test_cancelling_one_cooldowns_subflow_is_told_and_cancels_that_job_alo
 async def subflows_of(path: object) -> list[FlowRun]:
     session = Session.load(path)  # type: ignore[arg-type]
     return await subflows(session) if session.meta.flow_run_ids else []
+
+
+def test_a_subflow_that_the_server_writes_after_its_process_was_killed_is_closed_too(
+    make_session: Make,
+) -> None:
+    path = make_session("cooldowns=[]")
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(train, state=Cancelling())
+        with Session.hold(path) as (session, _):
+            session.meta.flow_run_ids.append(str(run.id))
+            session.save_meta()
+            session.begin_attempt(session.jobs["demo"])
+        # What a worker runs once it has killed the flow's process.
+        hook = threading.Thread(target=cancel_jobs, args=(train, run, run.state))
+        hook.start()
+        until(lambda: Session.load(path).is_over and lease.look(path) is None, "the end of the job")
+        above = client.create_task_run(Task(lambda: None), run.id, dynamic_key="late")
+        late = client.create_flow_run(train, parent_task_run_id=above.id, state=Pending())
+        hook.join()
+        state = client.read_flow_run(late.id).state
+    assert state is not None
+    assert state.is_cancelled()

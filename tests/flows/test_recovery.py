@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prefect import get_client
 
+from autoexp import monitor_starts
 from autoexp.find import session_of
 from autoexp.jobs import Verdict
 from autoexp.session import Session
-from tests.flows.conftest import BRANCHES, SMALL, Make, autoexp, edit_job
+from flows.train import train
+from tests.flows.conftest import BRANCHES, PATIENCE_S, SMALL, Make, autoexp, edit_job, until
 
 pytestmark = pytest.mark.prefect
 
@@ -29,11 +32,15 @@ FAILS = "--fail-at-iteration"
 class Monitor:
     """The session flow in a process of its own, as Prefect would run it again."""
 
-    def __init__(self, zygote: "subprocess.Popen[str]", path: Path, kill_at: int) -> None:
+    def __init__(
+        self, zygote: "subprocess.Popen[str]", path: Path, kill_at: int, flow_run_id: str | None
+    ) -> None:
         assert zygote.stdin is not None
         assert zygote.stdout is not None
         self._answers = zygote.stdout
         order = {"session": path.name, "root": str(path.parent), "kill_at": kill_at}
+        if flow_run_id is not None:
+            order["flow_run_id"] = flow_run_id
         zygote.stdin.write(json.dumps(order) + "\n")
         zygote.stdin.flush()
         self.pid = int(self._answers.readline())
@@ -65,7 +72,7 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
             text=True,
         ) as zygote,
     ):
-        yield lambda path, kill_at=0: Monitor(zygote, path, kill_at)
+        yield lambda path, kill_at=0, run=None: Monitor(zygote, path, kill_at, run)
         assert zygote.stdin is not None
         zygote.stdin.close()
 
@@ -77,27 +84,31 @@ def count_starts(path: Path) -> None:
         edit_job(path, name, lambda command, note=note: ["/bin/sh", "-c", note, "sh", *command])
 
 
-def starts(path: Path) -> Counter[str]:
+def ran(path: Path) -> Counter[str]:
     return Counter((path / "starts").read_text().split())
 
 
 def assert_each_job_ran_once(path: Path, *, restarted: str | None = None) -> Session:
     """Each job ran once, and the one that a rule restarted twice."""
     session = Session.load(path)
-    ran = {name: 2 if name == restarted else 1 for name in session.jobs}
+    times = {name: 2 if name == restarted else 1 for name in session.jobs}
     assert {job.verdict for job in session.jobs.values()} == {Verdict.FINISHED}
-    assert {name: len(job.attempts) for name, job in session.jobs.items()} == ran
-    assert starts(path) == {n: x for n, x in ran.items() if not session.jobs[n].spec.launched_by}
+    assert {name: len(job.attempts) for name, job in session.jobs.items()} == times
+    assert ran(path) == {n: x for n, x in times.items() if not session.jobs[n].spec.launched_by}
     keys = [entry.event.key for entry in session.journal.entries]
     assert len(keys) == len(set(keys))
     assert {action.status for action in session.actions.values()} <= {"done"}
     return session
 
 
-# A restart at iteration 50, before which nothing is saved; another job when the training is done.
+# A restart at iteration 10, before which nothing is saved; another job when the training is done.
 RESTARTS = (
-    "monitoring.log_events={again: {substring: 'iteration       50/', jobs: [train], "
+    "monitoring.log_events={again: {substring: 'iteration       10/', jobs: [train], "
     "actions: [{restart: {}}]}}"
+)
+# The training must not be over before its restart has died all its deaths.
+SLOW_AT_FIRST = (
+    '[ -e ../begun ] && exec "$@"; touch ../begun; exec "$@" --sleep-per-iteration-ms 1000'
 )
 STAGE = "stages={keep: {command: ['true'], after: {cd100: finished}}}"
 LAUNCHES = (
@@ -109,8 +120,8 @@ LAUNCHES = (
 def test_a_monitor_killed_at_its_first_second_third_durable_step_ends_like_an_undisturbed_one(
     make_session: Make, watch: Watch
 ) -> None:
-    # Slow enough that the training is not over before its restart has died all its deaths.
-    path = make_session(RESTARTS, LAUNCHES, STAGE, "backend.args.sleep_per_iteration_ms=60")
+    path = make_session(RESTARTS, LAUNCHES, STAGE)
+    edit_job(path, "demo", lambda command: ["/bin/sh", "-c", SLOW_AT_FIRST, "sh", *command])
     count_starts(path)
 
     for n in itertools.count(1):
@@ -146,7 +157,7 @@ def test_a_sweep_of_eighteen_jobs_two_at_a_time_ends_though_it_is_killed_in_the_
     most = 0
 
     monitor = watch(path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while over(path) < 7:
         assert time.monotonic() < deadline
         jobs = Session.load(path).jobs.values()
@@ -197,7 +208,7 @@ def test_random_kills_lose_and_double_nothing(make_session: Make, watch: Watch) 
 def wait_for_end_of_attempt(path: Path, job: str = "demo") -> None:
     attempt = Session.load(path).jobs[job].attempts[-1]
     ended = Path(attempt.log).parent / "exit.json"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not ended.exists():
         assert time.monotonic() < deadline, f"{job} does not end"
         time.sleep(0.1)
@@ -205,7 +216,7 @@ def wait_for_end_of_attempt(path: Path, job: str = "demo") -> None:
 
 def kill_once_running(path: Path, watch: Watch) -> None:
     monitor = watch(path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while Session.load(path).jobs["demo"].state != "RUNNING":
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -272,7 +283,7 @@ def test_the_same_flow_run_run_again_finds_its_session(make_session: Make) -> No
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not (made := list(root.glob("again-*/attempts/*/started.json"))):
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -291,7 +302,7 @@ def test_the_same_flow_run_run_again_finds_its_session(make_session: Make) -> No
         },
         cwd=Path(__file__).parents[2],
         capture_output=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
 
     assert again.returncode == 0, again.stderr[-3000:]
@@ -300,6 +311,49 @@ def test_the_same_flow_run_run_again_finds_its_session(make_session: Make) -> No
     assert session.meta.flow_run_ids == [flow_run_id]
     assert [len(job.attempts) for job in session.jobs.values()] == [1]
     assert session.jobs["again"].verdict is Verdict.FINISHED
+
+
+def test_a_session_that_dies_at_every_start_fails_and_a_person_may_always_go_on(
+    make_session: Make, watch: Watch
+) -> None:
+    path = make_session("cooldowns=[]")
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(train, parameters={"session": path.name})
+        # The lease and the count are four steps: whatever is written after that is its death.
+        for _ in range(monitor_starts.MOST_DEATHS):
+            assert watch(path, 5, str(run.id)).wait() == -signal.SIGKILL
+
+        assert watch(path, 0, str(run.id)).wait() == 1
+
+        state = client.read_flow_run(run.id).state
+    assert state is not None
+    assert state.is_failed()
+    message = state.message or ""
+    assert message.startswith(f"{path.name}: its process died 5 times")
+    assert f"`autoexp resume {path.name}`" in message
+    assert Session.load(path).jobs["demo"].attempts == []
+    assert not (path / "monitor.json").exists()
+
+    answer = autoexp("resume", path.name, root=path.parent)
+
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert not (path / monitor_starts.FILE).exists()
+
+
+def test_a_monitor_that_is_told_to_stop_has_not_died(make_session: Make, watch: Watch) -> None:
+    path = make_session("cooldowns=[]", "backend.args.sleep_per_iteration_ms=1000")
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(train, parameters={"session": path.name})
+    monitor = watch(path, 0, str(run.id))
+    until(lambda: Session.load(path).jobs["demo"].state == "RUNNING", "a running job")
+    assert (path / monitor_starts.FILE).exists()
+
+    # As a worker stops what it runs.
+    os.kill(monitor.pid, signal.SIGTERM)
+
+    monitor.wait()
+    assert not (path / monitor_starts.FILE).exists()
+    assert not (path / "monitor.json").exists()
 
 
 def test_the_draft_of_a_killed_creation_is_nobodys_session(tmp_path: Path) -> None:

@@ -208,18 +208,19 @@ async def test_a_deadline_counts_from_the_event_however_often_the_monitor_restar
 
 
 async def test_an_interruption_does_not_wait_for_a_command_to_end() -> None:
-    updates, ended = Updates(), []
+    updates, ended, begun = Updates(), [], asyncio.Event()
 
     async def command() -> None:
+        begun.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             ended.append("ended")
 
     waiting = asyncio.create_task(updates.unless_interrupted(command()))
-    await asyncio.sleep(0.01)
+    await begun.wait()
     updates.interrupt("SIGINT")
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 300)
     assert ended == ["ended"]
     assert await Updates().unless_interrupted(asyncio.sleep(0, "done")) == "done"

@@ -98,7 +98,16 @@ async def test_a_training_and_its_cooldowns_are_one_flow_run_with_all_it_shows(
 
 
 async def test_a_cooldown_starts_while_the_training_goes_on(make_session: Make) -> None:
-    session, _, _ = await run_to_the_end(make_session())
+    path = make_session()
+    begun = path / "cooldown-begun"
+    # The training's last word waits for the cooldown; if that never comes, it ends without.
+    last = f'"$@"; code=$?; n=0; until [ -e {begun} ]; do sleep 0.1; n=$((n + 1)); '
+    last += "[ $n -lt 1200 ] || break; done; exit $code"
+    edit_job(path, "demo", lambda command: ["/bin/sh", "-c", last, "sh", *command])
+    first = f'touch {begun}; exec "$@"'
+    edit_job(path, "demo-cd100", lambda command: ["/bin/sh", "-c", first, "sh", *command])
+
+    session, _, _ = await run_to_the_end(path)
 
     trunk, branch = session.jobs["demo"].attempts[0], session.jobs["demo-cd100"].attempts[0]
     assert branch.started_at is not None
@@ -158,9 +167,9 @@ async def test_a_run_that_ends_early_goes_on_until_its_target(make_session: Make
     # saves and exits 0, and that is not the end.
     path = make_session(
         "cooldowns=[]",
-        "backend.args.sleep_per_iteration_ms=25",
-        "slurm.time_limit_min=0.1",
-        "slurm.warn_before_limit_s=2",
+        "backend.args.sleep_per_iteration_ms=60",
+        "slurm.time_limit_min=0.2",
+        "slurm.warn_before_limit_s=3",
     )
 
     session, state, _ = await run_to_the_end(path)

@@ -136,7 +136,7 @@ def verdict(path: Path, name: str) -> Verdict | None:
     return Session.load(path).jobs[name].verdict
 
 
-def wait(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait(condition: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

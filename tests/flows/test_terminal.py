@@ -13,21 +13,21 @@ import pytest
 from autoexp.session import Session
 from flows.beside import stopping_on_signals
 from flows.context import Foreground
-from tests.flows.conftest import BRANCHES, SMALL, Make, autoexp
+from tests.flows.conftest import BRANCHES, PATIENCE_S, SMALL, Make, autoexp, until
 from tests.flows.test_command_line import start_monitor, wait_until_running
 
 pytestmark = pytest.mark.prefect
 
 
 def test_a_kill_and_a_lost_terminal_end_the_watching_as_ctrl_c_does(make_session: Make) -> None:
-    path = make_session("backend.args.sleep_per_iteration_ms=60")
+    path = make_session("backend.args.sleep_per_iteration_ms=600")
     monitor = start_monitor(path)
     wait_until_running(path)
     wait_until_drawn(path)
 
     monitor.send_signal(signal.SIGTERM)
 
-    output, _ = monitor.communicate(timeout=60)
+    output, _ = monitor.communicate(timeout=PATIENCE_S)
     assert monitor.returncode == 130, output
     assert "Traceback" not in output
     assert f"autoexp resume {path.name}" in output
@@ -52,10 +52,7 @@ def test_a_kill_and_a_lost_terminal_end_the_watching_as_ctrl_c_does(make_session
 
 def wait_until_drawn(path: Path) -> None:
     """Every subflow has Prefect put its handler for SIGTERM once more."""
-    deadline = time.monotonic() + 30
-    while not list((path / "metrics").glob("demo.csv")):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: list((path / "metrics").glob("demo.csv")), "the first iterations")
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:
@@ -94,7 +91,7 @@ def test_a_server_that_dies_in_the_middle_keeps_nobody_waiting_at_the_end(tmp_pa
         assert run.poll() is None
         time.sleep(0.1)
 
-    output, _ = run.communicate(timeout=30)
+    output, _ = run.communicate(timeout=PATIENCE_S)
 
     assert run.returncode == 0, output
     assert "demo-cd200: " in output
@@ -104,10 +101,7 @@ def test_a_server_that_dies_in_the_middle_keeps_nobody_waiting_at_the_end(tmp_pa
 
 
 def wait_until_running_below(path: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not (path / "session.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until((path / "session.json").exists, "the session's directory")
     wait_until_running(path)
 
 

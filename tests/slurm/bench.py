@@ -25,13 +25,15 @@ SMALL_JOB: dict[str, Any] = {
     "cpus_per_task": 1,
     "time_limit_min": 10,
     "warn_before_limit_s": 0,
-    "query_timeout_s": 20,
+    "query_timeout_s": 60,
 }
 WITHOUT_JOBS = ["slurm=local_cluster", "cooldowns=[]"]
 FOR_EVER = ("sleep", "600")
+PATIENCE_S = 300.0
+"""For what comes, sooner or later: machines differ, and others use them too."""
 
 
-def until(condition: Callable[[], Any], what: str, *, seconds: float = 60) -> Any:
+def until(condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE_S) -> Any:
     """Ask until the answer is yes, and return it; fail after `seconds`, naming `what`."""
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
@@ -45,7 +47,11 @@ def slurm(*arguments: str) -> str:
     real = os.environ["PATH"].split(":")
     path = ":".join(folder for folder in real if "autoexp-commands" not in folder)
     answer = subprocess.run(
-        arguments, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60
+        arguments,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert answer.returncode == 0, f"{arguments}: {answer.stderr}"
     return answer.stdout
@@ -141,7 +147,9 @@ class Bench:
         self._monitor.look(sightings)
         return sightings
 
-    def watch(self, condition: Callable[[], Any], what: str, *, seconds: float = 60) -> None:
+    def watch(
+        self, condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE_S
+    ) -> None:
         """Look, until the condition holds."""
 
         def looked() -> Any:
@@ -150,7 +158,7 @@ class Bench:
 
         until(looked, what, seconds=seconds)
 
-    def wait(self, state: str, *names: str, seconds: float = 60) -> None:
+    def wait(self, state: str, *names: str, seconds: float = PATIENCE_S) -> None:
         """Watch until all the named jobs are in a state, by which they may well go on."""
 
         def reached() -> bool:

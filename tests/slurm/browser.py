@@ -26,7 +26,7 @@ def open_page(url: str, picture: Path, *, width: int = 1600, height: int = 1000)
             ],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
     assert answer.returncode == 0, answer.stderr[-2000:]
     assert picture.read_bytes().startswith(b"\x89PNG")

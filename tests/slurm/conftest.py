@@ -25,9 +25,9 @@ _OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
 def answers() -> bool:
     """Whether a cluster answers here; the first call makes it this run's alone, to its end."""
     _alone.append(os.open(__file__, os.O_RDONLY))
-    until(lambda: _try_lock(_alone[0]), "the end of another run of these tests", seconds=1200)
+    until(lambda: _try_lock(_alone[0]), "the end of another run of these tests", seconds=3600)
     try:
-        if subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode != 0:
+        if subprocess.run(["sinfo"], capture_output=True, timeout=120).returncode != 0:
             return False
     except (OSError, subprocess.TimeoutExpired):
         return False
@@ -83,7 +83,7 @@ def prefect_server() -> Iterator[None]:
         # two seconds later. Nobody here looks at what they write.
         for service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER", "TRIGGERS", "SCHEDULER"):
             patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
-        with flows.prefect_test_harness(server_startup_timeout=180):
+        with flows.prefect_test_harness(server_startup_timeout=600):
             yield
 
 
@@ -98,14 +98,14 @@ class Cluster:
             | {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"},
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=600,
         )
         assert answer.returncode == 0, answer.stdout + answer.stderr
 
     def mend(self) -> None:
         """Bring back what is down and wait until every node is idle."""
         self("up")
-        until(self._is_idle, "three idle nodes", seconds=90)
+        until(self._is_idle, "three idle nodes")
 
     @staticmethod
     def _is_idle() -> bool:

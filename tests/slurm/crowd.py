@@ -51,7 +51,7 @@ def gather(bench: Bench, cluster: Cluster) -> None:
                     slurm("scontrol", "update", f"JobId={_id(bench, name)}", "StartTime=now")
         return all(_has_come_to_its_end(bench, name) for name in bench.jobs)
 
-    bench.watch(done, "the end of all of them", seconds=150)
+    bench.watch(done, "the end of all of them")
 
 
 def _has_come_to_its_end(bench: Bench, name: str) -> bool:

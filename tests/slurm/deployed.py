@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autoexp.session import Session
-from tests.slurm.bench import until
+from tests.slurm.bench import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -58,7 +58,7 @@ class Deployed:
 
     # What a person types
 
-    def command(self, *words: str, timeout: float = 240) -> str:
+    def command(self, *words: str, timeout: float = 2 * PATIENCE_S) -> str:
         """Run a command, and return what it says; fails with that when it fails."""
         answer = subprocess.run(
             words,
@@ -83,12 +83,12 @@ class Deployed:
             stderr=log,
             start_new_session=True,
         )
-        until(self._answers, "the server", seconds=180)
+        until(self._answers, "the server")
 
     def stop_server(self) -> None:
         assert self._server is not None
         self._server.terminate()
-        self._server.wait(timeout=60)
+        self._server.wait(timeout=PATIENCE_S)
 
     def start_worker(self) -> "subprocess.Popen[bytes]":
         log = (self.folder / "worker.log").open("ab")
@@ -109,7 +109,7 @@ class Deployed:
         """End the worker that was started last, and wait for its end."""
         worker = self._workers.pop()
         worker.send_signal(signum)
-        worker.wait(timeout=60)
+        worker.wait(timeout=PATIENCE_S)
 
     def run(self, *overrides: str) -> str:
         """`prefect deployment run autoexp/train`; returns the flow run's id."""
@@ -129,7 +129,7 @@ class Deployed:
         request = urllib.request.Request(f"{self.url}/api{path}", data, headers, method=method)
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
+                with urllib.request.urlopen(request, timeout=120) as answer:
                     return json.loads(answer.read() or b"null")
             except urllib.error.HTTPError as error:
                 # A busy SQLite: Prefect's own client tries again, too.
@@ -160,7 +160,7 @@ class Deployed:
         found: list[dict[str, Any]] = self.ask("POST", "/artifacts/filter", body)
         return found[0]
 
-    def ended(self, flow_run_id: str, *, seconds: float = 150) -> dict[str, Any]:
+    def ended(self, flow_run_id: str, *, seconds: float = 2 * PATIENCE_S) -> dict[str, Any]:
         """Wait for the end of a flow run."""
 
         def over() -> bool:
@@ -170,7 +170,7 @@ class Deployed:
         until(over, f"the end of flow run {flow_run_id}", seconds=seconds)
         return self.flow_run(flow_run_id)
 
-    def session(self, flow_run_id: str, *, seconds: float = 90) -> Path:
+    def session(self, flow_run_id: str, *, seconds: float = PATIENCE_S) -> Path:
         """Wait for the session that a flow run makes."""
         found: list[Path] = []
 
@@ -183,7 +183,7 @@ class Deployed:
         until(made, "the session's directory", seconds=seconds)
         return found[0]
 
-    def seen(self, path: Path, key: str, *, seconds: float = 90) -> None:
+    def seen(self, path: Path, key: str, *, seconds: float = PATIENCE_S) -> None:
         """Wait for an event whose key begins like this."""
 
         def found() -> bool:

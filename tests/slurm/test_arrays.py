@@ -34,7 +34,7 @@ async def test_cooldowns_that_start_together_are_one_array_of_which_one_task_goe
     commands.forget()
 
     running = asyncio.create_task(run_to_the_end(path))
-    asked = await asyncio.to_thread(until, lambda: throttle(path), "the array", seconds=90)
+    asked = await asyncio.to_thread(until, lambda: throttle(path), "the array")
     ended = await running
 
     assert ended.state == "COMPLETED", ended.message

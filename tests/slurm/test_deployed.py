@@ -183,7 +183,7 @@ def test_the_pages_show_the_session_in_a_real_browser(
 
 
 def test_cancelling_through_the_api_cancels_the_slurm_jobs(deployed: Deployed) -> None:
-    flow_run_id = deployed.run("backend.args.sleep_per_iteration_ms=200")
+    flow_run_id = deployed.run("backend.args.sleep_per_iteration_ms=1000")
     path = deployed.session(flow_run_id)
     deployed.seen(path, "state/demo/a1/1/RUNNING")
     body = {"state": {"type": "CANCELLING"}, "force": True}
@@ -194,19 +194,23 @@ def test_cancelling_through_the_api_cancels_the_slurm_jobs(deployed: Deployed) -
         return not any(row.startswith(path.name) for row in rows)
 
     asked = time.monotonic()
-    until(gone, "the end of the jobs", seconds=60)
+    until(gone, "the end of the jobs")
     ended = deployed.ended(flow_run_id)
 
     print(f"the jobs were gone {time.monotonic() - asked:.1f} s after the request")
     assert ended["state_type"] == "CANCELLED"
-    logs = deployed.ask(
-        "POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "limit": 200}
-    )
-    said = [entry["message"] for entry in logs if entry["message"].startswith("cancel ")]
+
+    def answers() -> list[str]:
+        body = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "limit": 200}
+        logs = deployed.ask("POST", "/logs/filter", body)
+        return [entry["message"] for entry in logs if entry["message"].startswith("cancel ")]
+
+    said = until(answers, "SLURM's answer in the run's log")
     assert len(said) == 1, said
     assert path.name in said[0]
     assert Session.load(path).jobs["demo"].state == "CANCELLED"
-    assert {run["state_type"] for run in deployed.subflows(flow_run_id)} == {"CANCELLED"}
+    # The request may have come before the training's subflow was drawn: then there is none.
+    assert {run["state_type"] for run in deployed.subflows(flow_run_id)} <= {"CANCELLED"}
 
 
 def test_the_checkout_is_where_deployments_run(deployed: Deployed) -> None:
@@ -242,11 +246,11 @@ def test_a_stopped_worker_cancels_nothing_and_the_next_one_takes_the_session_up(
     first = monitor_pid(path)
     deployed.kill_worker(signal.SIGTERM)
 
-    until(lambda: not Path(f"/proc/{first}").exists(), "the end of the flow's process", seconds=60)
+    until(lambda: not Path(f"/proc/{first}").exists(), "the end of the flow's process")
     rows = slurm("squeue", "-h", "-o", "%j %T").splitlines()
     assert f"{path.name}-demo-a1 RUNNING" in rows
     deployed.start_worker()
-    ended = deployed.ended(flow_run_id, seconds=200)
+    ended = deployed.ended(flow_run_id)
 
     assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
     assert Session.load(path).meta.flow_run_ids == [flow_run_id]
@@ -262,10 +266,10 @@ def test_a_server_that_is_away_for_a_minute_changes_nothing_about_the_end(
     deployed.seen(path, "checkpoint/demo/50")
     deployed.stop_server()
     # Both cooldowns start, and all jobs end, while nobody can be told.
-    deployed.seen(path, "verdict/demo-cd200/a1", seconds=120)
+    deployed.seen(path, "verdict/demo-cd200/a1")
     time.sleep(20)
     deployed.start_server()
-    ended = deployed.ended(flow_run_id, seconds=120)
+    ended = deployed.ended(flow_run_id)
 
     assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
     assert ended["run_count"] == 1
@@ -287,7 +291,7 @@ def test_fifty_cooldowns_at_once_reach_their_end_on_one_sqlite_server(deployed: 
         "slurm.gpus_per_node=0",
         "backend.args.hidden_size=16",
     )
-    ended = deployed.ended(flow_run_id, seconds=280)
+    ended = deployed.ended(flow_run_id)
 
     assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
     drawn = deployed.subflows(flow_run_id)
@@ -321,6 +325,6 @@ def test_people_are_notified_of_a_failed_job_and_of_the_last_cooldown(deployed: 
             "backend.args.fail_at_iteration=120",
         )
         assert deployed.ended(flow_run_id)["state_type"] == "FAILED"
-        until(lambda: len(listener.heard) >= 2, "two messages", seconds=60)
+        until(lambda: len(listener.heard) >= 2, "two messages")
     assert any("demo attempt 1: failed" in said for said in listener.heard)
     assert any("the cooldowns of" in said for said in listener.heard)

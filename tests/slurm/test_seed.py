@@ -33,7 +33,7 @@ def test_one_session_of_two_jobs_with_the_cooldown_from_iteration_100(
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
     )
     clear_queue(name)
 

@@ -144,7 +144,7 @@ async def test_cancel_ends_what_runs_and_what_waits(make_session: Make) -> None:
     running = asyncio.create_task(run_to_the_end(path))
     # The training has all GPUs of the one node, so its first cooldown waits.
     await seen(path, "checkpoint/demo/100")
-    deadline = asyncio.get_running_loop().time() + 30
+    deadline = asyncio.get_running_loop().time() + 300
     while Session.load(path).jobs["demo-cd100"].state != "PENDING":
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.2)

@@ -7,7 +7,7 @@ from tests.slurm.bench import FOR_EVER, Bench, slurm, until
 
 pytestmark = pytest.mark.slurm
 
-POLITE = "trap 'sleep 1; echo saved; exit 0' TERM; echo ready; sleep 600 & wait"
+POLITE = "trap 'sleep 0.5; echo saved; exit 0' TERM; echo ready; sleep 600 & wait"
 DEAF = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
 
 

@@ -45,7 +45,7 @@ async def test_a_sweep_of_eighteen_jobs_goes_as_arrays_and_its_hours_agree_with_
     # The cooldowns of one look are an array too.
     assert len(commands.calls("sbatch")) < 18
 
-    await asyncio.to_thread(until, lambda: is_accounted(session), "accounting", seconds=30)
+    await asyncio.to_thread(until, lambda: is_accounted(session), "accounting")
     hours = accounted_hours(session)
     for row in rows([session]):
         # Accounting counts whole seconds.

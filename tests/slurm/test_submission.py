@@ -69,7 +69,7 @@ def test_a_monitor_killed_at_any_step_of_a_submission_leaves_exactly_one_job(ben
         name = f"killed-at-{step}"
         bench.add(name, RUN)
         names.append(name)
-        code = start_submission(bench, name, kill_at=step).wait(timeout=60)
+        code = start_submission(bench, name, kill_at=step).wait(timeout=300)
         assert code in (0, -9), code
         if code == 0:
             break
@@ -152,7 +152,7 @@ def test_a_job_that_ended_while_nobody_watched_is_not_submitted_again(
     bench.add("job", RUN)
     # The monitor dies before it reads the answer.
     commands.tell("sbatch", '"$real" "$@" >/dev/null; kill -9 "$PPID"; exit 0')
-    assert start_submission(bench, "job").wait(timeout=60) == -9
+    assert start_submission(bench, "job").wait(timeout=300) == -9
     until(lambda: runs(bench, "job"), "the job")
     commands.tell("squeue", HIDE_ENDED)
 

@@ -59,7 +59,7 @@ def session(
         try:
             watch_and_die(root)
             let_it_happen(root / ID)
-            assert autoexp("resume", ID, root=root, timeout=240).returncode == 1
+            assert autoexp("resume", ID, root=root).returncode == 1
             yield Session.load(root / ID)
         finally:
             clear_queue(ID)
@@ -92,7 +92,7 @@ def let_it_happen(path: Path) -> None:
     time.sleep(4)
     slurm("scontrol", "update", f"JobId={ids['requeued']}", "StartTime=now")
     for name in ("demo", "fails", "limited"):
-        until(lambda name=name: exit_file(path, jobs[name]), f"the end of {name}", seconds=90)
+        until(lambda name=name: exit_file(path, jobs[name]), f"the end of {name}")
 
 
 def checkpoints(job: JobRecord) -> list[Path]:

@@ -59,7 +59,7 @@ def glimpse(path: Path) -> list[Glimpse]:
 
 async def seen(path: Path, condition: str) -> None:
     """Wait until the journal has an event whose key begins like this."""
-    deadline = asyncio.get_running_loop().time() + 90
+    deadline = asyncio.get_running_loop().time() + 300
     while not any(e.event.key.startswith(condition) for e in Session.load(path).journal.entries):
         assert asyncio.get_running_loop().time() < deadline, f"waited in vain for {condition}"
         await asyncio.sleep(0.2)
