@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import schema
+from autoexp import monitor_starts, schema
 from autoexp.errors import SessionGivenUp
 from autoexp.events import AttemptRefused
 from autoexp.lease import look
