@@ -32,6 +32,8 @@ class Recorder:
         self.unwritten: list[Event] = []
         """Seen and not yet on disk: kept when a write fails, as on a full disk."""
         self._known_jobs: set[str] = set()
+        # On disk, and no rule could be asked about them.
+        self._undecided: list[Event] = []
         # On disk and not yet handed over.
         self._events: list[Event] = []
         self._actions: list[ActionRecord] = []
@@ -54,28 +56,37 @@ class Recorder:
     def write_down(self) -> None:
         """Write what was seen: the actions that it calls for, then the events.
 
-        Raises OSError when the disk is full or away; what was seen is kept. What can never be
-        written is a warning and passed by: it must not hold up what was seen beside it.
+        Raises OSError when the disk is full or away; what was seen is kept. What fails for a reason
+        of its own is a warning, holds up nothing that was seen beside it, and is tried again at the
+        next look.
         """
-        for event in self.unwritten:
-            self.contain(f"{event.key}: its rules cannot be applied", event.job, self.decide, event)
-        if self.unwritten:
-            self._append(self.unwritten)
-            self.unwritten = []
+        if not self.unwritten and not self._undecided:
+            return
+        failed = [event for event in (*self._undecided, *self.unwritten) if not self._ask(event)]
+        self.unwritten = self._append(self.unwritten)
+        self._undecided = failed
 
-    def _append(self, events: list[Event]) -> None:
+    def _append(self, events: list[Event]) -> list[Event]:
+        """Append events to the journal; returns those that cannot be written, now at least."""
         try:
-            self._events += self.session.record(events)
+            self._write(events)
         except (OSError, SessionHeld):
             raise
         except Exception:
-            # One of them cannot be written: the others are.
-            for event in events:
-                what = f"{event.key}: cannot be recorded"
-                self.contain(what, event.job, self._append_one, event)
+            # One of them is at fault: the others are written.
+            what = "cannot be recorded"
+            return [
+                e for e in events if not self.contain(f"{e.key}: {what}", e.job, self._write, [e])
+            ]
+        return []
 
-    def _append_one(self, event: Event) -> None:
-        self._events += self.session.record([event])
+    def _write(self, events: list[Event]) -> None:
+        self._events += self.session.record(events)
+
+    def _ask(self, event: Event) -> bool:
+        """Whether the rules could be asked about an event."""
+        what = f"{event.key}: its rules cannot be applied"
+        return self.contain(what, event.job, self.decide, event)
 
     def decide(self, event: Event) -> None:
         """Write down the actions that an event calls for."""
@@ -91,9 +102,8 @@ class Recorder:
         specs = [job.spec for job in self.session.jobs.values()]
         self.book = RuleBook(self.session.experiment.monitoring, specs)
         for event in self.session.checkpoints():
-            if self.book.starts_any(event, new):
-                what = f"{event.key}: its rules cannot be applied"
-                self.contain(what, event.job, self.decide, event)
+            if self.book.starts_any(event, new) and not self._ask(event):
+                self._undecided.append(event)
         self._known_jobs |= new
 
     def contain(
