@@ -138,7 +138,7 @@ class Monitor:
             except Exception as error:
                 # Of this job nothing can be said now; the others are looked at all the same.
                 watch.cannot_read(job, error)
-                self.recorder.warn(f"{name}: {job.warning}", job)
+                self.recorder.warn(f"{name}: {job.warning}")
             if len(self._unwritten) > before or watch.dirty:
                 changed.add(name)
         self.recorder.contain("the session as a whole cannot be looked at", "", self._look_around)
