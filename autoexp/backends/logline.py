@@ -13,6 +13,7 @@ _AROUND = b" \t,;:|()[]{}'\""
 _GROUPED = re.compile(rb"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _THOUSANDS = {b"k": 1e3, b"K": 1e3, b"M": 1e6, b"G": 1e9, b"B": 1e9, b"T": 1e12}
 _MOST_SECONDS = 1e6  # an iteration of eleven days: a date, or a counter, read by mistake
+_SURELY_EXACT = 16  # digits: fewer are below MOST_ITERATIONS
 _SHOWN = 40  # bytes of a text that is no number
 
 
@@ -69,7 +70,10 @@ def number(text: bytes) -> float | None:
 
     As Python reads it, it may be infinite.
     """
-    text = text.strip(_AROUND)
+    try:
+        return float(text)
+    except ValueError:
+        text = text.strip(_AROUND)
     scale = _THOUSANDS.get(text[-1:], 1.0)
     digits = text if scale == 1.0 else text[:-1]
     if _GROUPED.fullmatch(digits):
@@ -85,6 +89,8 @@ def whole(text: bytes) -> int | None:
 
     `28.2K` is a rounded one. Nor is it one that no iteration can have: below 0, or huge.
     """
+    if len(text) < _SURELY_EXACT and text.isdigit():
+        return int(text)
     text = text.strip(_AROUND)
     value = number(text)
     if value is None or text[-1:] in _THOUSANDS or not 0 <= value < MOST_ITERATIONS:
