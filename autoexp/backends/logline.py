@@ -6,12 +6,14 @@ from functools import lru_cache
 
 from autoexp.backends.base import MOST_ITERATIONS, Progress, Unread
 from autoexp.loglines import without_escapes
-from autoexp.rules.patterns import SEEN, refuse_slow, unbounded
+from autoexp.rules.patterns import refuse_slow, unbounded
 
 _GROUPS = ("iteration", "loss", "learning_rate", "seconds")
 _AROUND = b" \t,;:|()[]{}'\""
 _GROUPED = re.compile(rb"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _THOUSANDS = {b"k": 1e3, b"K": 1e3, b"M": 1e6, b"G": 1e9, b"B": 1e9, b"T": 1e12}
+_SEEN = (1 << 16, 1 << 13, 1 << 11, 1 << 10)
+"""Bytes of a line that a pattern sees, by how many repeats without a bound it has."""
 _MOST_SECONDS = 1e6  # an iteration of eleven days: a date, or a counter, read by mistake
 _SURELY_EXACT = 16  # digits: fewer are below MOST_ITERATIONS
 _SHOWN = 40  # bytes of a text that is no number
@@ -105,7 +107,7 @@ def finite(value: float | None) -> float | None:
 
 @lru_cache
 def _compiled(pattern: str) -> tuple[re.Pattern[bytes], int]:
-    """A pattern, and how many bytes of a line it sees: as rules do, or a line could take hours."""
+    """A pattern, and how many bytes of a line it sees: or one could take hours."""
     try:
         compiled = re.compile(pattern.encode())
     except (re.error, OverflowError) as error:
@@ -118,5 +120,5 @@ def _compiled(pattern: str) -> tuple[re.Pattern[bytes], int]:
     try:
         repeats = unbounded(pattern)
     except ValueError:
-        repeats = len(SEEN)  # of a session that is older than the refusal of such patterns
-    return compiled, SEEN[min(repeats, len(SEEN) - 1)]
+        repeats = len(_SEEN)  # of a session that is older than the refusal of such patterns
+    return compiled, _SEEN[min(repeats, len(_SEEN) - 1)]

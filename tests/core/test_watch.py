@@ -319,6 +319,14 @@ def test_a_step_that_is_no_number_is_said_once_with_its_place_and_reading_goes_o
     assert (watching.job.iteration, watching.job.warning) == (1300, None)
 
 
+def test_a_step_number_of_thousands_of_digits_is_said(tmp_path: Path) -> None:
+    watching = Watching(tmp_path, described(COMMON["log_line"]))  # type: ignore[arg-type]
+    watching.write(b"it " + b"9" * 5000 + b" loss=2.0 lr=0.01\nit 60 loss=1.0 lr=0.01\n")
+    watching.look()
+    assert watching.job.iteration == 60
+    assert watching.job.warning is not None and "byte 0: iteration '9999" in watching.job.warning
+
+
 @pytest.mark.parametrize("error", [ValueError("\udcff"), RecursionError(), MemoryError()])
 def test_whatever_a_line_makes_raise_is_passed_by(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
