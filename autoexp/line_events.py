@@ -1,9 +1,11 @@
 """What lines of a log mean for their job, as events and in words; all of it can be written down."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+from autoexp.events import Event
 from autoexp.findings import LogMatched, MetricAlarm
 from autoexp.jobs import Attempt, JobRecord, Logged
+from autoexp.loglines import LogLine
 from autoexp.rules.language import LogRule, MetricRule
 from autoexp.rules.matching import Hit
 from autoexp.rules.metrics import Expectation, alarm
@@ -28,41 +30,53 @@ def log_matched(job: JobRecord, attempt: Attempt, rule: LogRule, hit: Hit) -> Lo
     )
 
 
-def metric_alarms(
-    job: JobRecord, attempt: Attempt, rules: Mapping[str, MetricRule]
-) -> Iterator[MetricAlarm]:
-    """The metric rules that the job's tail breaks, each once in an attempt."""
-    branch, trainer = job.spec.branch, job.spec.trainer
-    known = Expectation(
-        logs_loss=job.logs_loss,
-        planned_rate=lambda at: None if branch is None else trainer.planned_rate(branch, at),
-        peak_rate=None if branch is None else trainer.planned_rate(branch, branch.iteration),
-    )
+def add_alarms(
+    job: JobRecord, attempt: Attempt, rules: Mapping[str, MetricRule], events: list[Event]
+) -> None:
+    """Add an event for each metric rule that the job's tail breaks, once in an attempt."""
+    known, tail = _expectation(job), job.tail
     for name, rule in rules.items():
-        found = None if name in attempt.matches else alarm(rule, job.tail, known)
+        found = None if name in attempt.matches else alarm(rule, tail, known)
         if found is not None:
             attempt.matches[name] = 1
-            yield MetricAlarm(
+            event = MetricAlarm(
                 job=job.spec.name,
                 attempt=attempt.number,
                 rule=name,
-                iteration=job.tail[-1].iteration,
+                iteration=tail[-1].iteration,
                 value=found.value,
                 expected=found.expected,
                 last_good=found.last_good,
                 message=found.message,
             )
+            events.append(event)
+
+
+def _expectation(job: JobRecord) -> Expectation:
+    branch, trainer = job.spec.branch, job.spec.trainer
+    if branch is None:
+        return Expectation(job.logs_loss, _no_plan, None)
+    return Expectation(
+        logs_loss=job.logs_loss,
+        planned_rate=lambda at: trainer.planned_rate(branch, at),
+        peak_rate=trainer.planned_rate(branch, branch.iteration),
+    )
+
+
+def _no_plan(iteration: int) -> None:
+    """A training keeps the rate that its own command line says."""
+    del iteration
 
 
 def metrics_row(logged: Logged) -> str:
     """A line of the metrics file: iteration, loss, learning rate, seconds per iteration."""
-    return ",".join("" if cell is None else repr(cell) for cell in logged) + "\n"
+    return ",".join(["" if cell is None else repr(cell) for cell in logged]) + "\n"
 
 
-def place_of(attempt: Attempt, generation: int, offset: int) -> str:
+def place_of(attempt: Attempt, line: LogLine) -> str:
     """Where a line stands in an attempt's log, for people."""
-    file = f", file {generation} of it" if generation else ""
-    return f"{attempt.log}{file}, byte {offset}"
+    file = f", file {line.generation} of it" if line.generation else ""
+    return f"{attempt.log}{file}, byte {line.offset}"
 
 
 def in_words(error: Exception) -> str:

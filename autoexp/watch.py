@@ -8,12 +8,12 @@ from pathlib import Path
 from autoexp import states
 from autoexp.backends.base import MOST_ITERATIONS, Progress, Unread
 from autoexp.events import CheckpointComplete, Event
-from autoexp.findings import LoggingStopped, LogLost, LogMatched, MetricAlarm
+from autoexp.findings import LoggingStopped, LogLost, LogMatched
 from autoexp.jobs import Attempt, JobRecord, JobSpec
 from autoexp.line_events import (
+    add_alarms,
     in_words,
     log_matched,
-    metric_alarms,
     metrics_row,
     place_of,
     printable,
@@ -85,11 +85,6 @@ class JobWatch:
             self._passed_by.add(kind)
             self._tell(job, f"{place}: {what}; passed by")
 
-    def _pass_line(
-        self, job: JobRecord, attempt: Attempt, line: LogLine, error: Exception | str
-    ) -> None:
-        self.pass_by(job, place_of(attempt, line.generation, line.offset), error)
-
     def _tell(self, job: JobRecord, warning: str | None) -> None:
         self.dirty |= job.warning != warning
         job.warning = warning
@@ -112,7 +107,6 @@ class JobWatch:
             reading = read_new(Path(attempt.log), job.cursor, final=final, limit=limit)
             left -= reading.share
             if reading.cursor != job.cursor:
-                # Moved before anything is made of the lines: none of them is met twice.
                 job.cursor = reading.cursor
                 self.dirty = True
             for piece in reading.pieces:
@@ -133,15 +127,14 @@ class JobWatch:
     ) -> Iterator[Event]:
         line = piece.line(0, 0)
         try:
-            for line, is_suspect, is_marked in watched.lines.candidates(
-                piece, job.spec.trainer.PROGRESS_MARK
-            ):
+            mark = job.spec.trainer.PROGRESS_MARK
+            for line, is_suspect, is_marked in watched.lines.candidates(piece, mark):
                 if is_suspect:
                     yield from self._match(job, attempt, watched, line)
                 if is_marked:
                     yield from self._take_in(job, attempt, watched, line)
         except Exception as error:
-            self._pass_line(job, attempt, line, error)
+            self.pass_by(job, place_of(attempt, line), error)
 
     def _match(
         self, job: JobRecord, attempt: Attempt, watched: Watched, line: LogLine
@@ -152,7 +145,7 @@ class JobWatch:
             for hit in watched.lines.hits(line):
                 events += self._note(job, attempt, watched.log_rules[hit.name], hit)
         except Exception as error:
-            self._pass_line(job, attempt, line, error)
+            self.pass_by(job, place_of(attempt, line), error)
         return events
 
     def _note(
@@ -166,30 +159,37 @@ class JobWatch:
 
     def _take_in(
         self, job: JobRecord, attempt: Attempt, watched: Watched, line: LogLine
-    ) -> list[MetricAlarm]:
+    ) -> list[Event]:
         """Move on to what a progress line says."""
-        alarms: list[MetricAlarm] = []
+        alarms: list[Event] = []
         try:
             progress = job.spec.trainer.progress(line.text)
             if isinstance(progress, Unread):
-                self._pass_line(job, attempt, line, f"{progress.what} is no step number")
+                self.pass_by(job, place_of(attempt, line), f"{progress.what} is no step number")
             elif progress is not None:
                 if progress.unread is not None:
-                    self._pass_line(job, attempt, line, f"{progress.unread} is no number")
-                alarms += self._move_on(job, attempt, watched, progress)
+                    self.pass_by(job, place_of(attempt, line), f"{progress.unread} is no number")
+                self._move_on(job, attempt, watched, progress, alarms)
         except Exception as error:
-            self._pass_line(job, attempt, line, error)
+            self.pass_by(job, place_of(attempt, line), error)
         return alarms
 
     def _move_on(
-        self, job: JobRecord, attempt: Attempt, watched: Watched, progress: Progress
-    ) -> Iterator[MetricAlarm]:
+        self,
+        job: JobRecord,
+        attempt: Attempt,
+        watched: Watched,
+        progress: Progress,
+        events: list[Event],
+    ) -> None:
         logged = as_logged(progress)
         self.dirty = True
         job.iteration = logged.iteration
         job.loss = logged.loss
-        job.logs_loss |= logged.loss is not None
-        job.learning_rate = logged.learning_rate
+        if logged.loss is not None and not job.logs_loss:
+            job.logs_loss = True
+        if logged.learning_rate != job.learning_rate:
+            job.learning_rate = logged.learning_rate
         job.seconds_per_iteration = logged.seconds
         job.mean_seconds_per_iteration = smoothed(job.mean_seconds_per_iteration, logged.seconds)
         if self.rows and self._row_of == logged.iteration:
@@ -198,7 +198,7 @@ class JobWatch:
         self._row_of = logged.iteration
         if watched.metric_rules:
             job.tail = with_logged(job.tail, logged, watched.window)
-            yield from metric_alarms(job, attempt, watched.metric_rules)
+            add_alarms(job, attempt, watched.metric_rules, events)
 
     def stands_still(
         self, job: JobRecord, attempt: Attempt, watched: Watched
@@ -271,7 +271,7 @@ class JobWatch:
         for progress in scan.progress:
             # A checkpoint tells the whole story, a branch's its parent's too.
             if progress.iteration > max(start, job.iteration or 0):
-                events += self._move_on(job, attempt, watched, progress)
+                self._move_on(job, attempt, watched, progress, events)
         return events + [
             CheckpointComplete(
                 job=job.spec.name,

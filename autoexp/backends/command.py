@@ -108,7 +108,7 @@ class CommandBackend(Closed, Defaults):
     log_line: str = Field(
         description="regular expression of a progress line, with groups `iteration`, `loss`, "
         "`learning_rate`, `seconds`; colours are taken out before, and of a long line it sees the "
-        "first 1 to 4 KiB, as rules do",
+        "first 1 to 64 KiB, the less the more repeats it has",
     )
     source: str | None = Field(None, description="its checkout, as the job sees it")
     variables: Variables = Field(default_factory=dict, description="variables that it needs")

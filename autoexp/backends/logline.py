@@ -6,13 +6,16 @@ from functools import lru_cache
 
 from autoexp.backends.base import MOST_ITERATIONS, Progress, Unread
 from autoexp.loglines import without_escapes
-from autoexp.rules.patterns import SEEN, refuse_slow, unbounded
+from autoexp.rules.patterns import refuse_slow, unbounded
 
 _GROUPS = ("iteration", "loss", "learning_rate", "seconds")
 _AROUND = b" \t,;:|()[]{}'\""
 _GROUPED = re.compile(rb"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _THOUSANDS = {b"k": 1e3, b"K": 1e3, b"M": 1e6, b"G": 1e9, b"B": 1e9, b"T": 1e12}
+_SEEN = (1 << 16, 1 << 13, 1 << 11, 1 << 10)
+"""Bytes of a line that a pattern sees, by how many repeats without a bound it has."""
 _MOST_SECONDS = 1e6  # an iteration of eleven days: a date, or a counter, read by mistake
+_SURELY_EXACT = 16  # digits: fewer are below MOST_ITERATIONS
 _SHOWN = 40  # bytes of a text that is no number
 
 
@@ -69,7 +72,10 @@ def number(text: bytes) -> float | None:
 
     As Python reads it, it may be infinite.
     """
-    text = text.strip(_AROUND)
+    try:
+        return float(text)
+    except ValueError:
+        text = text.strip(_AROUND)
     scale = _THOUSANDS.get(text[-1:], 1.0)
     digits = text if scale == 1.0 else text[:-1]
     if _GROUPED.fullmatch(digits):
@@ -85,6 +91,8 @@ def whole(text: bytes) -> int | None:
 
     `28.2K` is a rounded one. Nor is it one that no iteration can have: below 0, or huge.
     """
+    if len(text) < _SURELY_EXACT and text.isdigit():
+        return int(text)
     text = text.strip(_AROUND)
     value = number(text)
     if value is None or text[-1:] in _THOUSANDS or not 0 <= value < MOST_ITERATIONS:
@@ -99,7 +107,7 @@ def finite(value: float | None) -> float | None:
 
 @lru_cache
 def _compiled(pattern: str) -> tuple[re.Pattern[bytes], int]:
-    """A pattern, and how many bytes of a line it sees: as rules do, or a line could take hours."""
+    """A pattern, and how many bytes of a line it sees: or one could take hours."""
     try:
         compiled = re.compile(pattern.encode())
     except (re.error, OverflowError) as error:
@@ -112,5 +120,5 @@ def _compiled(pattern: str) -> tuple[re.Pattern[bytes], int]:
     try:
         repeats = unbounded(pattern)
     except ValueError:
-        repeats = len(SEEN)  # of a session that is older than the refusal of such patterns
-    return compiled, SEEN[min(repeats, len(SEEN) - 1)]
+        repeats = len(_SEEN)  # of a session that is older than the refusal of such patterns
+    return compiled, _SEEN[min(repeats, len(_SEEN) - 1)]

@@ -3,11 +3,12 @@
 Source: Megatron-LM of August 2026, megatron/training/{checkpointing,training}.py.
 """
 
+import math
 import re
 
 from autoexp.backends.base import Progress, Unread
 from autoexp.backends.layout import Layout
-from autoexp.backends.logline import finite, number, whole
+from autoexp.backends.logline import number, whole
 from autoexp.loglines import without_escapes
 
 PROGRESS_MARK = b"iteration"
@@ -23,7 +24,8 @@ TORCH_DIST = Layout(
 # The legacy format tells of a folder nothing but that the tracker has come this far.
 TORCH = Layout(name=_FOLDER, must_exist=("*",), tracker=TRACKER)
 
-_ITERATION = re.compile(rb"\biteration\s+(\d+)/\s*(\d+)\s*\|")
+# Without `\b` before it, `re` looks for the word as fast as memory allows.
+_ITERATION = re.compile(rb"iteration\s+(\d+)/\s*(\d+)\s*\|")
 # `lm_loss` is what its multimodal examples print.
 _LOSS = re.compile(rb"\|\s*lm[ _]loss:\s*([-+0-9.eE]+)\s*\|")
 _LEARNING_RATE = re.compile(rb"\|\s*learning rate:\s*([-+0-9.eE]+)\s*\|")
@@ -41,24 +43,29 @@ def progress(line: bytes) -> Progress | Unread | None:
     Of two that ranks have written into one line, it is the last one.
     """
     line = without_escapes(line)
-    *_, match = None, *_ITERATION.finditer(line)
+    match = _ITERATION.search(line)
+    while match is not None and (later := _ITERATION.search(line, match.end())) is not None:
+        match = later
     if match is None:
         return None
     iteration = whole(match[1])
     if iteration is None:
         return Unread(f"an iteration of {len(match[1])} digits")
-    rest = line[match.start() :]
-    milliseconds = _value(_ELAPSED, rest)
+    start = match.start()
+    milliseconds = _value(_ELAPSED, line, start)
     return Progress(
-        iteration=iteration,
-        target=whole(match[2]),
-        loss=_value(_LOSS, rest),
-        learning_rate=_value(_LEARNING_RATE, rest),
-        seconds_per_iteration=None if milliseconds is None else milliseconds / 1000,
+        iteration,
+        whole(match[2]),
+        _value(_LOSS, line, start),
+        _value(_LEARNING_RATE, line, start),
+        None if milliseconds is None else milliseconds / 1000,
     )
 
 
-def _value(pattern: re.Pattern[bytes], line: bytes) -> float | None:
-    """The first group of `pattern` in `line` as a finite number; None where there is none."""
-    match = pattern.search(line)
-    return finite(number(match[1])) if match else None
+def _value(pattern: re.Pattern[bytes], line: bytes, start: int) -> float | None:
+    """The first group of `pattern` from a place on as a finite number; None where there is none."""
+    match = pattern.search(line, start)
+    if match is None:
+        return None
+    value = number(match[1])
+    return value if value is None or math.isfinite(value) else None

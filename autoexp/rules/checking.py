@@ -1,5 +1,6 @@
 """Whether conditions hold: yes, not yet, or never. Files are looked at, nothing is changed."""
 
+import glob
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -7,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+from autoexp.backends.logline import number
 from autoexp.rules.conditions import (
     AllOf,
     AnyOf,
@@ -31,6 +33,7 @@ from autoexp.rules.durations import spoken
 from autoexp.rules.templates import fill
 
 _LOOKED_AT = 1 << 20  # bytes of a file whose content is asked for
+_SHOWN = 40  # characters of a value that is no number
 
 
 class Answer(Enum):
@@ -89,13 +92,14 @@ def check(condition: Condition, facts: Facts) -> Checked:
     """What one condition says."""
     match condition:
         case Value(value=test):
-            return _never_unless(_value_fits(test, facts), f"{test.name} does not fit")
+            return _value(test, facts)
         case FileExists(file_exists=path):
             where = _path(path, facts)
-            return _wait_unless(where.exists(), f"waits for {where}")
+            return _wait_unless(_exists(where), f"waits for {where}")
         case Glob(glob=test):
-            pattern = _path(test.pattern, facts)
-            found = sum(1 for _ in Path(pattern.anchor).glob(str(pattern)[len(pattern.anchor) :]))
+            values = {name: glob.escape(value) for name, value in facts.values.items()}
+            pattern = facts.directory / fill(test.pattern, values)
+            found = _count(pattern)
             return _wait_unless(
                 found >= test.at_least, f"waits for {test.at_least} files {pattern}, has {found}"
             )
@@ -139,8 +143,30 @@ def _path(text: str, facts: Facts) -> Path:
     return facts.directory / fill(text, facts.values)
 
 
-def _value_fits(test: ValueTest, facts: Facts) -> bool:
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False  # no file can have such a name, or nobody can look there now
+
+
+def _count(pattern: Path) -> int:
+    """How many files a pattern finds; none where it is no pattern."""
+    try:
+        return sum(1 for _ in Path(pattern.anchor).glob(str(pattern)[len(pattern.anchor) :]))
+    except (OSError, ValueError):
+        return 0
+
+
+def _value(test: ValueTest, facts: Facts) -> Checked:
     text = facts.values.get(test.name, "")
+    compares = test.above is not None or test.below is not None
+    if compares and number(text.encode(errors="replace")) is None:
+        return Checked(Answer.NEVER, f"{test.name} is {text[:_SHOWN]!r}, which is no number")
+    return _never_unless(_value_fits(test, text), f"{test.name} does not fit")
+
+
+def _value_fits(test: ValueTest, text: str) -> bool:
     if test.equals is not None and not _same(test.equals, text):
         return False
     if test.one_of is not None and not any(_same(each, text) for each in test.one_of):
@@ -149,21 +175,17 @@ def _value_fits(test: ValueTest, facts: Facts) -> bool:
         return False
     if test.above is None and test.below is None:
         return True
-    try:
-        number = float(text)
-    except ValueError:
+    value = number(text.encode(errors="replace"))
+    if value is None:
         return False
-    above = test.above is None or number > test.above
-    return above and (test.below is None or number < test.below)
+    above = test.above is None or value > test.above
+    return above and (test.below is None or value < test.below)
 
 
 def _same(wanted: str | int | float, text: str) -> bool:
     if isinstance(wanted, str):
         return wanted == text
-    try:
-        return float(text) == wanted
-    except ValueError:
-        return False
+    return number(text.encode(errors="replace")) == wanted
 
 
 def _content(test: ContentTest, facts: Facts) -> Checked:
@@ -172,8 +194,8 @@ def _content(test: ContentTest, facts: Facts) -> Checked:
     try:
         with path.open("rb") as file:
             return _wait_unless(text.encode() in file.read(_LOOKED_AT), waits)
-    except FileNotFoundError:
-        return Checked(Answer.NOT_YET, waits)
+    except (OSError, ValueError):
+        return Checked(Answer.NOT_YET, waits)  # not there, or no name that a file can have
 
 
 def _job(test: JobTest, facts: Facts) -> Checked:

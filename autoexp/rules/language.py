@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterator
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from autoexp.backends.base import Closed
+from autoexp.backends.base import COMPOSING, Closed
 from autoexp.events import (
     AttemptJudged,
     BudgetPassed,
@@ -72,11 +72,13 @@ class LogRule(RuleBase):
     every: bool = Field(False, description="each line is an event of its own")
 
     @model_validator(mode="after")
-    def _one_pattern(self) -> Self:
+    def _one_pattern(self, info: ValidationInfo) -> Self:
         if (self.pattern is None) == (self.substring is None):
             raise ValueError("give exactly one of `pattern` and `substring`")
         if self.pattern is not None:
             patterns.refuse_slow(self.pattern)
+        if info.context == COMPOSING:
+            patterns.refuse_escapes(self.pattern or self.substring or "")
         return self
 
     def names(self) -> set[str]:

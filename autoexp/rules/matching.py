@@ -22,16 +22,6 @@ class Hit(NamedTuple):
     groups: dict[str, bytes]
 
 
-class Candidate(NamedTuple):
-    """A line that somebody has to look at."""
-
-    line: LogLine
-    is_suspect: bool
-    """Whether a rule's pattern may be found in it."""
-    is_marked: bool
-    """Whether it may be a progress line."""
-
-
 class _Compiled(NamedTuple):
     name: str
     seen: int
@@ -58,8 +48,10 @@ class Matcher:
             if hits or is_marked:
                 yield line, hits
 
-    def candidates(self, piece: Piece, mark: bytes | None = None) -> Iterator[Candidate]:
-        """The lines that may have a hit in them, and those with the `mark`, in order.
+    def candidates(
+        self, piece: Piece, mark: bytes | None = None
+    ) -> Iterator[tuple[LogLine, bool, bool]]:
+        """The lines that may have a hit in them or have the mark, in order, and which of them.
 
         An empty mark stands in every line.
         """
@@ -67,7 +59,7 @@ class Matcher:
         spans = self._suspects(plain.data) if self._compiled else iter(())
         marked = iter(()) if mark is None else lines_with(plain.data, mark)
         for span, is_suspect, is_marked in _merged(spans, marked):
-            yield Candidate(plain.line(*span), is_suspect, is_marked)
+            yield plain.line(*span), is_suspect, is_marked
 
     def _suspects(self, data: bytes) -> Iterator[Span]:
         """The lines that the engine picks; all that are left where it breaks down."""

@@ -1,11 +1,11 @@
 """Metric rules: what a job logged, against what is to be expected. Pure functions of its tail."""
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from statistics import median
 from typing import NamedTuple
 
 from autoexp.backends.base import MOST_ITERATIONS, Progress
-from autoexp.backends.logline import finite
 from autoexp.jobs import Logged
 from autoexp.rules.language import MetricRule
 from autoexp.rules.metric_tests import (
@@ -51,17 +51,16 @@ def alarm(rule: MetricRule, tail: Sequence[Logged], known: Expectation) -> Alarm
     if len(tail) < test.logged:
         return None
     recent = tail[-test.logged :]
-    before = tail[: -test.logged]
-    last_good = before[-1].iteration if before else None
+    last_good = tail[-test.logged - 1].iteration if len(tail) > test.logged else None
     match test:
         case NotANumber():
             return _not_a_number(recent, last_good, known)
         case LossAbove():
             return _loss_above(test, recent, last_good)
         case Spike():
-            return _spike(test, before, recent, last_good)
+            return _spike(test, tail, recent, last_good)
         case ThroughputBelow():
-            return _slow(test, before, recent, last_good)
+            return _slow(test, tail, recent, last_good)
         case OffSchedule():
             return _off_schedule(test, recent, last_good, known)
 
@@ -86,34 +85,39 @@ def _loss_above(test: LossAbove, recent: Sequence[Logged], last_good: int | None
 
 
 def _spike(
-    test: Spike, before: Sequence[Logged], recent: Sequence[Logged], last_good: int | None
+    test: Spike, tail: Sequence[Logged], recent: Sequence[Logged], last_good: int | None
 ) -> Alarm | None:
-    usual = [row.loss for row in before[-test.over :] if row.loss is not None]
-    if len(usual) < test.over:
-        return None
-    middle = median(usual)
-    if middle <= 0:
-        return None  # nothing is so many times nothing, or less
     losses = [row.loss for row in recent if row.loss is not None]
-    if len(losses) < len(recent) or min(losses) <= test.times * middle:
+    before = tail[-test.logged - test.over : -test.logged]
+    usual = [loss for _, loss, _, _ in before if loss is not None]
+    if len(usual) < test.over or len(losses) < len(recent):
+        return None
+    least = min(losses)
+    if least <= test.times * min(usual):
+        return None  # nor is it above the median, which takes longer to find
+    middle = median(usual)
+    # Nothing is so many times nothing, or less.
+    if middle <= 0 or least <= test.times * middle:
         return None
     message = f"loss {losses[-1]:.4g} is {losses[-1] / middle:.1f} times the median {middle:.4g}"
     return Alarm(losses[-1], middle, last_good, message)
 
 
 def _slow(
-    test: ThroughputBelow, before: Sequence[Logged], recent: Sequence[Logged], last_good: int | None
+    test: ThroughputBelow, tail: Sequence[Logged], recent: Sequence[Logged], last_good: int | None
 ) -> Alarm | None:
-    usual = [row.seconds for row in before[-test.over :] if row.seconds is not None]
+    before = tail[-test.logged - test.over : -test.logged]
+    usual = [seconds for _, _, _, seconds in before if seconds is not None]
     now = [row.seconds for row in recent if row.seconds is not None]
     if len(usual) < test.over or len(now) < len(recent):
         return None
-    middle = median(usual)
-    if middle <= 0:
-        return None  # rounded to nothing
     # A share of the throughput: half the speed is twice the time.
-    if min(now) * test.share <= middle:
-        return None
+    least = min(now) * test.share
+    if least <= min(usual):
+        return None  # nor is it above the median, which takes longer to find
+    middle = median(usual)
+    if middle <= 0 or least <= middle:
+        return None  # 0 is what was rounded to nothing
     message = f"{now[-1]:.3g} s per iteration, where {middle:.3g} s is usual"
     return Alarm(now[-1], middle, last_good, message)
 
@@ -149,13 +153,14 @@ def as_logged(progress: Progress) -> Logged:
 
     Raises ValueError for a step number that no training has.
     """
-    if not 0 <= progress.iteration < MOST_ITERATIONS:
-        raise ValueError(f"iteration {str(progress.iteration)[:_SHOWN]} is no step number")
+    iteration, _, loss, rate, seconds, _ = progress
+    if not 0 <= iteration < MOST_ITERATIONS:
+        raise ValueError(f"iteration {str(iteration)[:_SHOWN]} is no step number")
     return Logged(
-        progress.iteration,
-        finite(progress.loss),
-        finite(progress.learning_rate),
-        finite(progress.seconds_per_iteration),
+        iteration,
+        loss if loss is None or isfinite(loss) else None,
+        rate if rate is None or isfinite(rate) else None,
+        seconds if seconds is None or isfinite(seconds) else None,
     )
 
 
@@ -164,11 +169,11 @@ def with_logged(tail: list[Logged], logged: Logged, window: int) -> list[Logged]
 
     Progress bars show a step more than once: the last time counts.
     """
-    if tail and logged.iteration == tail[-1].iteration:
-        tail = tail[:-1]
-    elif tail and logged.iteration < tail[-1].iteration:
-        tail = []
-    return [*tail, logged][-window:]
+    if tail and logged.iteration <= tail[-1].iteration:
+        tail = tail[:-1] if logged.iteration == tail[-1].iteration else []
+    kept = tail[-window + 1 :] if window > 1 else []
+    kept.append(logged)
+    return kept
 
 
 def smoothed(mean: float | None, value: float | None) -> float | None:

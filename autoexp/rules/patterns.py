@@ -56,6 +56,14 @@ def refuse_slow(pattern: str) -> None:
         )
 
 
+def refuse_escapes(pattern: str) -> None:
+    """Raise ValueError for a pattern that asks for what is taken out of lines before."""
+    if any(written in pattern for written in ("\x1b", r"\x1b", r"\x1B", r"\033")):
+        raise ValueError(
+            f"{pattern!r} asks for a terminal escape: lines are read without colours and the like"
+        )
+
+
 def unbounded(pattern: str) -> int:
     """How many repeats without a bound a pattern has."""
     parsed = parse(pattern.encode())

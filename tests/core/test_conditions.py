@@ -100,6 +100,48 @@ def test_a_value_in_a_path_is_data(tmp_path: Path) -> None:
     assert check(condition, facts(tmp_path, values=values)).answer is Answer.HOLDS
 
 
+@pytest.mark.parametrize(
+    ("captured", "answer"),
+    [
+        ("1,000", "holds"),
+        ("3.2e+4", "holds"),
+        ("28.2K", "holds"),
+        ("inf", "holds"),
+        ("9" * 5000, "holds"),
+        ("nan", "never"),
+        ("n/a", "never"),
+        ("", "never"),
+    ],
+)
+def test_a_captured_number_compares_as_trainers_print_it(
+    tmp_path: Path, captured: str, answer: str
+) -> None:
+    condition = ADAPTER.validate_python({"value": {"name": "x", "above": 999}})
+    found = check(condition, facts(tmp_path, values={"x": captured}))
+    assert found.answer is Answer(answer)
+    if captured == "n/a":
+        assert found.reason == "x is 'n/a', which is no number"
+
+
+@pytest.mark.parametrize("captured", ["x" * 4000, "**a", "[", "a\0b", "*", "{place}"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"file_exists": "{x}"},
+        {"glob": {"pattern": "{x}"}},
+        {"file_contains": {"path": "{x}", "text": "{x}"}},
+    ],
+    ids=str,
+)
+def test_a_captured_value_in_a_path_raises_nothing_and_finds_nothing_else(
+    tmp_path: Path, captured: str, written: dict[str, Any]
+) -> None:
+    (tmp_path / "file").write_text("")
+    condition = ADAPTER.validate_python(written)
+    found = check(condition, facts(tmp_path, values={"x": captured}))
+    assert found.answer is Answer.NOT_YET
+
+
 def test_the_commands_inside_of_other_conditions_are_found() -> None:
     nested = {"any_of": [{"none_of": [{"command": {"run": ["a"]}}]}, {"command": {"run": ["b"]}}]}
     found = commands_in(ADAPTER.validate_python(nested))

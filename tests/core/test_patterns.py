@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from autoexp.backends.base import COMPOSING
 from autoexp.loglines import Piece
 from autoexp.rules.engines import Engine, lines_with
+from autoexp.rules.language import LogRule
 from autoexp.rules.matching import Hit, matcher
 from autoexp.rules.patterns import SEEN, Wanted, groups_of, refuse_slow, unbounded
 from autoexp.rules.widening import widened
@@ -160,6 +163,16 @@ def test_a_repeat_that_ends_at_what_follows_does_not_count(pattern: str, counted
 def test_what_is_no_regular_expression_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="is no regular expression"):
         refuse_slow(pattern)
+
+
+@pytest.mark.parametrize("key", ["pattern", "substring"])
+@pytest.mark.parametrize("text", ["\x1b.31merror", r"\x1b\[31merror", r"\033\[0m"])
+def test_a_pattern_that_asks_for_a_terminal_escape_is_refused_where_it_is_written(
+    key: str, text: str
+) -> None:
+    with pytest.raises(ValidationError, match="terminal escape"):
+        LogRule.model_validate({key: text}, context=COMPOSING)
+    LogRule.model_validate({key: text})  # as an older session has it
 
 
 @pytest.mark.parametrize("pattern", [*PATTERNS, r"step (?P<n>\d+) of (?P<all>\d+), \w+: .*"])

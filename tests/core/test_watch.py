@@ -319,6 +319,14 @@ def test_a_step_that_is_no_number_is_said_once_with_its_place_and_reading_goes_o
     assert (watching.job.iteration, watching.job.warning) == (1300, None)
 
 
+def test_a_step_number_of_thousands_of_digits_is_said(tmp_path: Path) -> None:
+    watching = Watching(tmp_path, described(COMMON["log_line"]))  # type: ignore[arg-type]
+    watching.write(b"it " + b"9" * 5000 + b" loss=2.0 lr=0.01\nit 60 loss=1.0 lr=0.01\n")
+    watching.look()
+    assert watching.job.iteration == 60
+    assert watching.job.warning is not None and "byte 0: iteration '9999" in watching.job.warning
+
+
 @pytest.mark.parametrize("error", [ValueError("\udcff"), RecursionError(), MemoryError()])
 def test_whatever_a_line_makes_raise_is_passed_by(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -514,6 +522,12 @@ FRAGMENTS = st.one_of(
     ),
     st.just(b"\n" + SHOWN + b"\n"),
 )
+COMMON_FRAGMENTS = st.sampled_from(
+    [
+        b"loss: nan x\nloss: -inf\nloss: 1,000 \n",
+        b"\n".join([*(iteration_line(n, 0.0) for n in range(1, 4)), iteration_line(4), b""]),
+    ]
+)
 ATOMS = st.sampled_from(
     (
         *(
@@ -547,11 +561,17 @@ METRICS = {
 }
 
 
+def _only_texts(watch: JobWatch, job: JobRecord, place: str, error: Exception | str) -> None:
+    """In the place of `pass_by`: whatever was raised is a fault, though it would be contained."""
+    if isinstance(error, Exception):
+        raise AssertionError(place) from error
+
+
 @pytest.mark.filterwarnings("ignore:Possible nested set")
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 @given(
-    st.lists(FRAGMENTS, max_size=30),
-    st.lists(st.lists(ATOMS, min_size=1, max_size=4), max_size=3),
+    st.lists(FRAGMENTS | COMMON_FRAGMENTS, max_size=30),
+    st.lists(st.lists(ATOMS, min_size=1, max_size=4) | st.just(["loss: (?P<x>.+)"]), max_size=3),
     st.booleans(),
     LOG_LINES,
     st.lists(st.integers(1, 6000), max_size=20),
@@ -579,6 +599,7 @@ def test_any_bytes_in_any_pieces_are_read_as_at_once(
         mock.patch.object(logtail, "MAX_LINE", 4000),
         mock.patch.object(logtail, "BLOCK", 700),
         mock.patch.object(logtail, "MAX_LINES", 50),
+        mock.patch.object(JobWatch, "pass_by", _only_texts),
     ):
         at_once = Watching(Path(one), backend, log_events=rules, metric_events=METRICS)
         at_once.write(data)
