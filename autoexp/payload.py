@@ -5,7 +5,8 @@ disk while a job is queued does not change what it runs. Hence the standard libr
 nothing of Prefect: compute nodes reach no server.
 
     spec.json      what to run: key, command, environment, cwd, log, grace_s, warning_signal
-    claim          who runs it: created exclusively; a second copy that finds it exits 0
+    claim          who runs it: created exclusively, on disk before it counts; a second copy that
+                   finds it exits 0
     started.json   the running process: host, pid, start ticks, boot id
     exit.json      how it ended, written atomically
 
@@ -34,6 +35,9 @@ from typing import Any
 
 COOKIE = "AUTOEXP_KEY"
 OWNER = ".owner"
+# The first counts. What an older payload, or a machine that went down, left empty, never fills: the
+# next one counts then, which again only one can take.
+CLAIMS = ("claim", "claim.2", "claim.3")
 TASKS = "tasks.json"
 _OWNER_CHECK_S = 5.0
 _LEFTOVERS_PATIENCE_S = 5.0
@@ -86,19 +90,49 @@ def scheduler_job_id() -> str:
 
 
 def claim(directory: Path, job_id: str) -> bool:
-    """Take the attempt's key for `job_id`; False when another job holds it."""
-    holder = directory / "claim"
-    temporary = directory / f".claim.{os.getpid()}"
-    temporary.write_text(job_id)
+    """Take the attempt's key for `job_id`, for good; False when another job holds it."""
+    temporary = directory / f".claim.{socket.gethostname()}.{os.getpid()}"
+    with temporary.open("w") as file:
+        file.write(job_id)
+        file.flush()
+        os.fsync(file.fileno())
     try:
-        # link(2) creates the name with its content at once, and refuses an existing one.
-        os.link(temporary, holder)
-    except FileExistsError:
-        # A requeued job comes again under its own id.
-        return holder.read_text() == job_id
+        for name in CLAIMS:
+            try:
+                # link(2) creates the name with its content at once, and refuses an existing one.
+                os.link(temporary, directory / name)
+            except FileExistsError:
+                if holder := (directory / name).read_text():
+                    # A requeued job comes again under its own id.
+                    return holder == job_id
+            else:
+                sync_directory(directory)
+                return True
+        return False
     finally:
         temporary.unlink()
-    return True
+
+
+def claimed_by(directory: Path) -> str | None:
+    """Who holds the attempt's key; None: nobody. An empty claim is none: its content was lost."""
+    for name in CLAIMS:
+        try:
+            holder = (directory / name).read_text()
+        except FileNotFoundError:
+            return None
+        if holder:
+            return holder
+    return None
+
+
+def sync_directory(directory: Path) -> None:
+    """Have a new name in a directory survive the machine; some filesystems know no such call."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: Path, value: dict[str, Any], patience_s: float = 0.0) -> None:
@@ -265,7 +299,7 @@ def main(directory: Path) -> int:
     spec = json.loads((directory / "spec.json").read_text())
     job_id = scheduler_job_id()
     if not claim(directory, job_id):
-        holder = (directory / "claim").read_text()
+        holder = claimed_by(directory)
         print(f"{spec['key']} is run by job {holder}; job {job_id} has nothing to do", flush=True)
         return 0
     wait = is_owned_elsewhere(spec, directory)

@@ -181,7 +181,7 @@ def find_or_forbid(ticket: Ticket, attempt: Attempt, scheduler: Scheduler) -> st
         found = _await_turn(ticket, scheduler, lock) or scheduler.find(ticket, in_flight=False)
         if found is None and not payload.claim(own, WITHDRAWN):
             # It has started between the question and the claim: it says itself who it is.
-            return (own / "claim").read_text()
+            return payload.claimed_by(own)
     if found is None or attempt.array_index is None:
         return found
     return f"{found}_{attempt.array_index}"
@@ -205,10 +205,7 @@ def _await_turn(ticket: Ticket, scheduler: Scheduler, lock: int) -> str | None:
 
 def read_claim(directory: Path) -> str | None:
     """The id of the job that runs the attempt in `directory`; None: none has started."""
-    try:
-        holder = (directory / "claim").read_text()
-    except FileNotFoundError:
-        return None
+    holder = payload.claimed_by(directory)
     return None if holder == WITHDRAWN else holder
 
 

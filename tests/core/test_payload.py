@@ -1,11 +1,14 @@
 """What runs inside a job, as real processes: one run per key, signals passed on, nothing left."""
 
+import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -339,3 +342,51 @@ def test_the_log_grows_as_it_happens_behind_what_was_there(
         (job.output / "go").write_text("on\n")
     assert job.log == b"before\nout\nerr\non\n"
     assert process.returncode == 0
+
+
+# The claim
+
+
+def test_a_claim_is_on_disk_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    link, fsync = os.link, os.fsync
+
+    def synced(descriptor: int) -> None:
+        steps.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
+        fsync(descriptor)
+
+    def linked(source: Path, name: Path) -> None:
+        steps.append("link")
+        link(source, name)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", linked)
+    assert payload.claim(tmp_path, "41")
+    assert steps == ["sync file", "link", "sync folder"]
+    assert [path.name for path in tmp_path.iterdir()] == ["claim"]
+
+
+def test_an_empty_claim_is_none_and_one_job_alone_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "claim").touch()
+    assert payload.claimed_by(tmp_path) is None
+    took = [job_id for job_id in ("41", "42", "43") if payload.claim(tmp_path, job_id)]
+    assert took == ["41"]
+    assert payload.claimed_by(tmp_path) == "41"
+    assert payload.claim(tmp_path, "41")  # requeued
+
+
+def test_a_filesystem_that_cannot_sync_a_directory_still_has_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    assert payload.claim(tmp_path, "41")
+    assert not payload.claim(tmp_path, "42")
