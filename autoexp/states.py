@@ -78,6 +78,13 @@ def clean(cell: str) -> str:
     return words[0].rstrip("+") if words else ""
 
 
+def canceller(cell: str) -> int | None:
+    """User id of whoever cancelled a job, of the cell `CANCELLED by 1000`; None: it is not said."""
+    state, by, who = [*cell.split(), "", "", ""][:3]
+    known = (state, by) == ("CANCELLED", "by") and who.isascii() and who.isdigit()
+    return int(who[:10]) if known else None
+
+
 def is_terminal(state: str) -> bool:
     """Whether the attempt is over; an unknown state is live."""
     return state in _TERMINAL
