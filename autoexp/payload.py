@@ -34,6 +34,8 @@ from types import FrameType
 from typing import Any
 
 COOKIE = "AUTOEXP_KEY"
+ATTEMPT = "AUTOEXP_ATTEMPT"
+"""Names the attempt's directory: sessions of one id under several roots have the same keys."""
 OWNER = ".owner"
 # The first counts. What an older payload, or a machine that went down, left empty, never fills: the
 # next one counts then, which again only one can take.
@@ -65,9 +67,13 @@ def process_identity(pid: int) -> dict[str, Any] | None:
     return {"host": host, "pid": pid, "start_ticks": int(fields[19]), "boot_id": boot_id}
 
 
-def processes_with_cookie(key: str) -> list[int]:
-    """Processes of this user that carry the attempt's key in their environment, but this one."""
-    cookie = f"{COOKIE}={key}".encode()
+def processes_with_cookie(key: str, directory: Path | None = None) -> list[int]:
+    """Processes of this user that carry the attempt's key in their environment, but this one.
+
+    Of the attempt in `directory` alone, where it is given.
+    """
+    cookie, attempt = f"{COOKIE}={key}".encode(), f"{ATTEMPT}=".encode()
+    own = attempt + os.fsencode(directory.resolve()) if directory else b""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -76,7 +82,9 @@ def processes_with_cookie(key: str) -> list[int]:
             environment = (entry / "environ").read_bytes()
         except OSError:  # another user's process, or one that ended meanwhile
             continue
-        if cookie in environment.split(b"\0"):
+        variables = environment.split(b"\0")
+        named = [variable for variable in variables if variable.startswith(attempt)]
+        if cookie in variables and (directory is None or named in ([], [own])):
             found.append(int(entry.name))
     return found
 
@@ -201,8 +209,9 @@ def rendezvous(key: str) -> dict[str, str]:
 class Supervisor:
     """Runs one command in its own session and passes signals on to it."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], directory: Path) -> None:
         self._spec = spec
+        self._directory = directory
         self._child: subprocess.Popen[bytes] | None = None
         self._early: list[int] = []
         self.notes = dict.fromkeys(("warned", "terminated", "limit", "superseded"), False)
@@ -235,7 +244,8 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
         key = self._spec["key"]
-        return {**kept, **rendezvous(key), **self._spec["environment"], COOKIE: key}
+        cookie = {COOKIE: key, ATTEMPT: str(self._directory)}
+        return {**kept, **rendezvous(key), **self._spec["environment"], **cookie}
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
@@ -263,11 +273,11 @@ class Supervisor:
             os.killpg(self._child.pid, signum)
 
 
-def end_leftovers(key: str) -> None:
+def end_leftovers(key: str, directory: Path) -> None:
     """End what the command left behind: orphaned workers would go on writing checkpoints."""
     deadline = time.monotonic() + _LEFTOVERS_PATIENCE_S
     # A kill takes effect a moment later, and what is dying may have forked.
-    while (left := processes_with_cookie(key)) and time.monotonic() < deadline:
+    while (left := processes_with_cookie(key, directory)) and time.monotonic() < deadline:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -307,11 +317,11 @@ def main(directory: Path) -> int:
     this = {**(process_identity(os.getpid()) or {}), "job_id": job_id, "started_at": started}
     write_json(directory / "started.json", this)
     (directory / "exit.json").unlink(missing_ok=True)
-    supervisor, reason = Supervisor(spec), None
+    supervisor, reason = Supervisor(spec, directory), None
     try:
         take_over(spec, wait=wait)
         code = supervisor.run()
-        end_leftovers(spec["key"])
+        end_leftovers(spec["key"], directory)
     except OSError as error:
         code, reason = 127, f"could not start: {error}"
         print(reason, file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,7 +57,7 @@ class Sighting(NamedTuple):
     def from_exit_file(cls, ended: dict[str, Any], nodes: str | None = None) -> Self:
         """How a job ended as its payload wrote it down: COMPLETED, FAILED, or TIMEOUT."""
         state = "COMPLETED" if ended["exit_code"] == 0 else "FAILED"
-        return cls(
+        own = cls(
             state="TIMEOUT" if ended["limit"] else state,
             reason=ended["reason"],
             exit_code=ended["exit_code"],
@@ -67,6 +67,13 @@ class Sighting(NamedTuple):
             ended_at=datetime.fromtimestamp(ended["ended_at"], UTC),
             warned=ended["warned"],
         )
+        return own.at_its_limit()
+
+    def at_its_limit(self) -> Self:
+        """The end of a command that did not survive our warning: it is the time limit's."""
+        if not self.warned or self.state != "FAILED":
+            return self
+        return self._replace(state="TIMEOUT", reason=states.ENDED_ON_WARNING)
 
 
 class Orders(NamedTuple):
@@ -92,6 +99,8 @@ class Request(NamedTuple):
     """Indices of an array's tasks; empty for a job of its own."""
     avoided: tuple[str, ...] = ()
     """Nodes that it must not run on."""
+    still_ours: Callable[[], None] | None = None
+    """Raises once the session is another monitor's: asked last, under the submission's lock."""
 
 
 class Scheduler(Protocol):
@@ -154,8 +163,9 @@ def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh
     """Submit an attempt unless that has happened already; returns its job id.
 
     `fresh` says that this very process has just written the intent, so that nobody can have
-    submitted it. Otherwise the attempt is first looked up by its key. The lock is inherited by
-    the process that submits, so one that outlived a killed monitor is waited for.
+    submitted it, for as long as the session is its own (`Request.still_ours`). Otherwise the
+    attempt is first looked up by its key. The lock is inherited by the process that submits, so
+    one that outlived a killed monitor is waited for.
     """
     with _lock(ticket.directory) as lock:
         found = _await_turn(ticket, scheduler, lock)
@@ -164,6 +174,10 @@ def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh
         if found is not None:
             return found
         durable.step()
+        # A process that was stopped for long goes on here, and others have taken its place. One
+        # that is stopped from here on holds the lock, for which they wait.
+        if request.still_ours is not None:
+            request.still_ours()
         job_id = scheduler.submit(ticket, request, lock)
         durable.step()
         return job_id

@@ -390,3 +390,22 @@ def test_a_filesystem_that_cannot_sync_a_directory_still_has_claims(
     monkeypatch.setattr(os, "fsync", only_files)
     assert payload.claim(tmp_path, "41")
     assert not payload.claim(tmp_path, "42")
+
+
+def test_what_is_left_of_an_attempt_is_not_another_sessions_of_the_same_key(
+    tmp_path: Path, no_survivors: None
+) -> None:
+    (tmp_path / "ours").mkdir()
+    mine, theirs, old = (
+        subprocess.Popen(["sleep", "60"], env={**os.environ, payload.COOKIE: "s1-j-a1", **more})
+        for more in (
+            {payload.ATTEMPT: str((tmp_path / "ours").resolve())},
+            {payload.ATTEMPT: str(tmp_path / "theirs")},
+            {},  # as of a payload that said less
+        )
+    )
+    payload.end_leftovers("s1-j-a1", tmp_path / "ours")
+    assert (mine.wait(20), old.wait(20)) == (-9, -9)
+    assert theirs.poll() is None
+    theirs.kill()
+    theirs.wait()
