@@ -41,6 +41,7 @@ OWNER = ".owner"
 # next one counts then, which again only one can take.
 CLAIMS = ("claim", "claim.2", "claim.3")
 TASKS = "tasks.json"
+_CLAIM_PATIENCE_S = 10.0
 _OWNER_CHECK_S = 5.0
 _LEFTOVERS_PATIENCE_S = 5.0
 _EXIT_FILE_PATIENCE_S = 60.0
@@ -107,10 +108,9 @@ def claim(directory: Path, job_id: str) -> bool:
     try:
         for name in CLAIMS:
             try:
-                # link(2) creates the name with its content at once, and refuses an existing one.
-                os.link(temporary, directory / name)
+                _create(temporary, directory / name)
             except FileExistsError:
-                if holder := (directory / name).read_text():
+                if holder := _content(directory / name):
                     # A requeued job comes again under its own id.
                     return holder == job_id
             else:
@@ -119,6 +119,31 @@ def claim(directory: Path, job_id: str) -> bool:
         return False
     finally:
         temporary.unlink()
+
+
+def _create(temporary: Path, name: Path) -> None:
+    """Give a file another name that is not there yet; raises FileExistsError where it is."""
+    try:
+        # link(2) creates the name with its content at once, and refuses an existing one.
+        os.link(temporary, name)
+    except FileExistsError:
+        raise
+    except OSError:  # a filesystem without hard links
+        with name.open("x") as file:
+            file.write(temporary.read_text())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _content(path: Path) -> str:
+    """What a claim says; without hard links it is empty for a moment, and is waited for."""
+    deadline = time.monotonic() + _CLAIM_PATIENCE_S
+    while True:
+        content = path.read_text()
+        age = time.time() - path.stat().st_mtime
+        if content or age > _CLAIM_PATIENCE_S or time.monotonic() > deadline:
+            return content
+        time.sleep(0.1)
 
 
 def claimed_by(directory: Path) -> str | None:
@@ -209,7 +234,7 @@ def rendezvous(key: str) -> dict[str, str]:
 class Supervisor:
     """Runs one command in its own session and passes signals on to it."""
 
-    def __init__(self, spec: dict[str, Any], directory: Path) -> None:
+    def __init__(self, spec: dict[str, Any], directory: Path | None = None) -> None:
         self._spec = spec
         self._directory = directory
         self._child: subprocess.Popen[bytes] | None = None
@@ -244,7 +269,7 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
         key = self._spec["key"]
-        cookie = {COOKIE: key, ATTEMPT: str(self._directory)}
+        cookie = {COOKIE: key} | ({ATTEMPT: str(self._directory)} if self._directory else {})
         return {**kept, **rendezvous(key), **self._spec["environment"], **cookie}
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:

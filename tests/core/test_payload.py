@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -370,6 +371,7 @@ def test_a_claim_is_on_disk_before_it_counts(
 
 def test_an_empty_claim_is_none_and_one_job_alone_takes_it(tmp_path: Path) -> None:
     (tmp_path / "claim").touch()
+    os.utime(tmp_path / "claim", (1, 1))
     assert payload.claimed_by(tmp_path) is None
     took = [job_id for job_id in ("41", "42", "43") if payload.claim(tmp_path, job_id)]
     assert took == ["41"]
@@ -409,3 +411,21 @@ def test_what_is_left_of_an_attempt_is_not_another_sessions_of_the_same_key(
     assert theirs.poll() is None
     theirs.kill()
     theirs.wait()
+
+
+def test_without_hard_links_one_job_alone_has_the_claim_and_one_that_is_being_written_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Path) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert [payload.claim(tmp_path, job_id) for job_id in ("41", "42", "41")] == [True, False, True]
+
+    (tmp_path / "claim").write_text("")
+    writer = threading.Timer(0.3, lambda: (tmp_path / "claim").write_text("43"))
+    writer.start()
+    assert not payload.claim(tmp_path, "44")
+    writer.join()
+    assert payload.claimed_by(tmp_path) == "43"
+    assert [path.name for path in tmp_path.iterdir()] == ["claim"]
