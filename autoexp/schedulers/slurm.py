@@ -6,6 +6,7 @@ hangs raises SchedulerUnavailable and says nothing about any job.
 
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,8 @@ _WINDOW = timedelta(days=30)
 _SQUEUE = ("squeue", "--me", "-h", "-r", "-t", "all")
 # Of these ends accounting knows more: a kill for memory inside a step, and who cancelled a job.
 _MORE_IN_ACCOUNTING = ("FAILED", "CANCELLED")
+# For how long an answer of squeue says whose an id is: a controller does not lose jobs unnoticed.
+_KNOWN_S = 60.0
 _UNKNOWN_NODE = "Invalid node name"
 
 _log = logging.getLogger(__name__)
@@ -64,6 +67,7 @@ class SlurmScheduler:
         self._uncapped: dict[str, tuple[str | None, float]] = {}
         self._renamed: dict[tuple[str, str, str], bool] = {}
         self._states: dict[str, str] = {}
+        self._seen: set[tuple[str, str | None]] = set()
         self._said: set[str] = set()
 
     def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
@@ -224,7 +228,9 @@ class SlurmScheduler:
         now_s = time.monotonic()
         healthy_s = 0.0 if self._answered_at is None else now_s - self._answered_at
         self._answered_at = now_s
-        found = {key: row.sighting for key, row in self._own(tickets, listed).items()}
+        own = self._own(tickets, listed)
+        self._seen = {(key, row.job_id) for key, row in own.items()}
+        found = {key: row.sighting for key, row in own.items()}
         gone = [ticket for ticket in tickets if ticket.key not in found]
         ended = [t for t in tickets if t.key in found and found[t.key].state in _MORE_IN_ACCOUNTING]
         accounts = self._accounted([*gone, *ended])
@@ -318,17 +324,23 @@ class SlurmScheduler:
     def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
         """One scancel for all; it answers 0 for unknown ids too, so its words are returned.
 
-        squeue is asked before, for an id may be another job's by now. Raises SchedulerUnavailable
-        for words that say nothing of a job: they are no answer.
+        An id may be another job's by now: squeue is asked before, unless it has just told. Raises
+        SchedulerUnavailable for words that say nothing of a job: they are no answer.
         """
-        if not tickets:
-            return {}
-        listed = self._listed()
-        own, ids = self._own(tickets, listed), {row.job_id for row in listed}
-        others = [t for t in tickets if t.key not in own and str(t.job_id) in ids]
+        others = self._others(tickets)
         wanted = [ticket for ticket in tickets if ticket not in others]
         spared = {t.key: f"job {t.job_id} is another one by now: not cancelled" for t in others}
         return spared | (self._scancel(wanted) if wanted else {})
+
+    def _others(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Those whose id is another job's, as after a controller's loss."""
+        known_s = math.inf if self._answered_at is None else time.monotonic() - self._answered_at
+        unsure = [t for t in tickets if known_s > _KNOWN_S or (t.key, t.job_id) not in self._seen]
+        if not unsure:
+            return []
+        listed = self._listed()
+        own, ids = self._own(unsure, listed), {row.job_id for row in listed}
+        return [t for t in unsure if t.key not in own and str(t.job_id) in ids]
 
     def _scancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
         try:

@@ -13,8 +13,9 @@ from autoexp.schedulers.exit_files import from_exit_file
 # Accounting says RUNNING for seconds after a job's end, and for ever of one whose end it never
 # heard of (sacctmgr(1), "show runawayjobs").
 _RUNAWAY_AFTER_S = 3600.0
-# How often the bound of `lost_after_s` has to pass where accounting, too, should have been heard.
+# Where sacct is silent: how often `lost_after_s` has to pass, and for how long at the least.
 _WITHOUT_ACCOUNTS = 3
+_SHORTEST_SILENCE_S = 20.0
 _GIVEN_UP = "given-up"
 """Stands in the directory of an attempt that was thought lost, before it is told to end."""
 _UNKNOWN = "SLURM does not know any more how it is"
@@ -45,6 +46,7 @@ class Gone:
         found: dict[str, Sighting] = {}
         lost: dict[str, str] = {}
         missing: dict[str, Missing] = {}
+        silence_s = max(_SHORTEST_SILENCE_S, self._lost_after_s * _WITHOUT_ACCOUNTS)
         for ticket in tickets:
             known = None if accounts is None else accounts.get(ticket.key)
             if known is not None and states.is_terminal(known.state):
@@ -56,9 +58,9 @@ class Gone:
                 # What is missed for the first time is missing since now.
                 gone = Missing() if gone is None else gone.longer(healthy_s, accounts is None)
                 missing[ticket.key] = gone
-                if accounts is None and gone.silent_s >= self._lost_after_s * _WITHOUT_ACCOUNTS:
+                if accounts is None and gone.silent_s >= silence_s:
                     lost[ticket.key] = f"{_UNKNOWN}, and sacct does not answer"
-                elif accounts is None and gone.silent_s >= self._lost_after_s:
+                elif accounts is None and gone.silent_s >= silence_s / _WITHOUT_ACCOUNTS:
                     found[ticket.key] = _unheard_of(ticket, before)
                 elif accounts is None or gone.answered_s < self._lost_after_s:
                     continue

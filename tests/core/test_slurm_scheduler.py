@@ -442,6 +442,7 @@ esac""",
     )
     scheduler = SlurmScheduler(SlurmCluster())
     assert scheduler.query([ticket]) == {}
+    assert SlurmScheduler(SlurmCluster()).cancel([ticket]) == scheduler.cancel([ticket])
     assert "another one by now" in scheduler.cancel([ticket])[ticket.key]
     assert fakes.calls("scancel") == []
 
