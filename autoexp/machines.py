@@ -1,15 +1,17 @@
 """Where jobs run, as configured: this machine, or a SLURM cluster."""
 
 import difflib
+import os
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from autoexp.backends.base import Closed
+from autoexp.backends.base import COMPOSING, Closed
 from autoexp.sbatch import OPTIONS, OURS
 from autoexp.sensitive import Variables
 
+_CHOOSES_CLUSTER = ("SBATCH_CLUSTERS", "SLURM_CLUSTERS")
 _CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 OptionValue = str | int | float | bool
@@ -161,7 +163,15 @@ class SlurmCluster(Closed):
         return {name.replace("_", "-"): value for name, value in options.items()}
 
     @model_validator(mode="after")
-    def _one_cluster(self) -> Self:
+    def _one_cluster(self, info: ValidationInfo) -> Self:
+        chosen = [name for name in _CHOOSES_CLUSTER if os.environ.get(name)]
+        said = "clusters" in self.options or "clusters" in self.model_fields_set
+        if info.context == COMPOSING and chosen and not said:
+            # autoexp keeps such variables from SLURM's commands: jobs would go somewhere else.
+            raise ValueError(
+                f"${chosen[0]} chooses a cluster, and the configuration does not say which: add "
+                f"`clusters: {os.environ[chosen[0]]}`, or `clusters: null` for the machine's own"
+            )
         if self.at is not None and (self.at == "all" or not _CLUSTER.fullmatch(self.at)):
             raise ValueError(
                 f"`clusters` is to name one cluster, not {self.at!r}: jobs of several may have the "
