@@ -194,9 +194,12 @@ class SlurmScheduler:
             _log.warning("%s", words)
 
     def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
-        """Look an attempt up by name and script, until SLURM has answered healthily for seconds."""
+        """Look an attempt up by its script, until SLURM has answered healthily for seconds.
+
+        Its directory is named as the job was, which somebody may have renamed since.
+        """
         healthy_since: float | None = None
-        command = [*_SQUEUE, "-o", "%i|%o", "--name", ticket.name]
+        command = [*_SQUEUE, "-o", "%i|%o"]
         while True:
             found = _first(self._ask(command), ticket)
             if found is not None:
@@ -270,7 +273,7 @@ class SlurmScheduler:
             scripts = read_scripts(submitted(",".join(row.job_id for _, row in unsure)))
             for ticket, row in unsure:
                 if row.job_id in scripts:
-                    own = f"/{ticket.name}/{ticket.script}" in scripts[row.job_id]
+                    own = f"/{_script(ticket)}" in scripts[row.job_id]
                     self._renamed[ticket.key, row.job_id, row.name] = own
         return {
             ticket.key: row
@@ -423,8 +426,13 @@ def _of_its_own(
 
 def _first(answer: str, ticket: Ticket) -> str | None:
     """Id of the ticket's job among those listed; of an array that of the whole, not of a task."""
-    found = next(iter(of_script(answer, ticket.script)), None)
+    found = next(iter(of_script(answer, _script(ticket))), None)
     return found.partition("_")[0] if found and _is_array(ticket) else found
+
+
+def _script(ticket: Ticket) -> str:
+    """The end of the batch script's path, which no other job has."""
+    return f"{ticket.name}/{ticket.script}"
 
 
 def _is_array(ticket: Ticket) -> bool:

@@ -416,6 +416,19 @@ esac""",
     assert scheduler.cancel([ticket])[ticket.key] == "scancel 41: accepted"
 
 
+def test_a_job_is_found_after_a_kill_though_somebody_renamed_it_and_among_many(
+    fakes: Fakes, ticket: Ticket
+) -> None:
+    fakes.says(
+        "squeue",
+        "39|/other/s1-j-a1/batch-0000.sh",
+        f"40|/x/s1-j-a2/{ticket.script}",
+        f"41|/x/s1-j-a1/{ticket.script}",
+    )
+    assert SlurmScheduler(SlurmCluster()).find(ticket, in_flight=False) == "41"
+    assert "--name" not in fakes.calls("squeue")[0]
+
+
 def test_a_renamed_job_that_left_the_queue_is_known_in_accounting_by_its_script(
     fakes: Fakes, ticket: Ticket
 ) -> None:
