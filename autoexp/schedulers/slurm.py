@@ -238,7 +238,11 @@ class SlurmScheduler:
         ended = [t for t in tickets if t.key in found and found[t.key].state in _MORE_IN_ACCOUNTING]
         accounts = self._accounted([*gone, *ended])
         self._complete(found, ended, accounts)
-        found |= self._gone.sight(gone, accounts, healthy_s, self._states, self._end)
+        missed = self._gone.sight(gone, accounts, healthy_s, self._states, self._end)
+        for key, sighting in missed.items():
+            if not states.is_terminal(sighting.state):
+                self._say(f"{key}: {sighting.reason}")
+        found |= missed
         rows = {(row.job_id, row.name): row for row in listed}
         told = {t.key: _of_its_own(t, found[t.key], rows) for t in tickets if t.key in found}
         self._states |= {key: sighting.state for key, sighting in told.items()}

@@ -487,7 +487,11 @@ def test_who_cancelled_a_job_is_said(fakes: Fakes, ticket: Ticket) -> None:
 
 @pytest.mark.parametrize("how", ["is refused", "cannot be run"])
 def test_where_sacct_never_answers_a_job_that_squeue_forgot_comes_to_an_end(
-    fakes: Fakes, ticket: Ticket, clock: Callable[[float], None], how: str
+    fakes: Fakes,
+    ticket: Ticket,
+    clock: Callable[[float], None],
+    caplog: pytest.LogCaptureFixture,
+    how: str,
 ) -> None:
     if how == "is refused":
         fakes.fails("sacct", REFUSED)
@@ -507,6 +511,7 @@ def test_where_sacct_never_answers_a_job_that_squeue_forgot_comes_to_an_end(
     assert all(last is not None and last.state == "LOST" for last in told[9:])
     assert told[9] is not None and "sacct does not answer" in (told[9].reason or "")
     assert fakes.calls("scancel")[0] == "--name s1-j-a1 41"
+    assert caplog.messages == [f"{ticket.key}: {warned.reason}"]
 
 
 def test_an_outage_of_squeue_or_an_answer_of_sacct_starts_the_count_of_its_silence_anew(
