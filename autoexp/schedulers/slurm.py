@@ -66,6 +66,7 @@ class SlurmScheduler:
         self._longest_min: dict[str | None, float] = {}
         self._uncapped: dict[str, tuple[str | None, float]] = {}
         self._renamed: dict[tuple[str, str, str], bool] = {}
+        self._nodes: dict[str, str | None] = {}
         self._states: dict[str, str] = {}
         self._seen: set[tuple[str, str | None]] = set()
         self._said: set[str] = set()
@@ -89,7 +90,8 @@ class SlurmScheduler:
                 f"looked up on {self._cluster.at or 'this machine'}; see `slurm.clusters`"
             )
         limit = self._capped(request.time_limit_min, cluster.partition, ticket.name)
-        request = request._replace(time_limit_min=limit)
+        avoided = self._by_name(request.avoided)
+        request = request._replace(time_limit_min=limit, avoided=avoided)
         while True:
             executor = executor_for(cluster, ticket.directory / ticket.script, request, lock)
             try:
@@ -177,15 +179,20 @@ class SlurmScheduler:
         try:
             known = set(self._ask(["sinfo", "-h", "-a", "-N", "-o", "%N"]).split())
         except SchedulerUnavailable:
-            known = set()
-        # A log may have the long name, as `lrdn0001.leonardo.local`; SLURM has the short one.
-        named = ((node, node.partition(".")[0]) for node in nodes)
-        fewer = {long if long in known else short for long, short in named if {long, short} & known}
-        if fewer == set(nodes):
-            fewer = set()  # then it is one of the user's own
-        left_out = sorted(set(nodes) - fewer)
-        self._say(f"SLURM does not know these nodes by name, jobs may start there: {left_out}")
-        return tuple(sorted(fewer))
+            return ()
+        for node in nodes:
+            # A log may have the long name, as `lrdn0001.leonardo.local`; SLURM has the short one.
+            names = [name for name in (node, node.partition(".")[0]) if name in known]
+            self._nodes[node] = names[0] if names else None
+            if not names:
+                self._say(f"SLURM does not know a node {node}: jobs do not avoid it")
+        fewer = self._by_name(nodes)
+        return () if fewer == tuple(nodes) else fewer  # then it is one of the user's own
+
+    def _by_name(self, nodes: Sequence[str]) -> tuple[str, ...]:
+        """Nodes as SLURM calls them, without those that it is known not to know."""
+        named = (self._nodes.get(node, node) for node in nodes)
+        return tuple(sorted({name for name in named if name is not None}))
 
     def _say(self, words: str) -> None:
         """Say it once."""
@@ -374,6 +381,7 @@ class SlurmScheduler:
     def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
         """One update for all; a job that has started meanwhile is no failure."""
         which = f"JobId={','.join(str(ticket.job_id) for ticket in tickets)}"
+        nodes = self._by_name(nodes)
         while nodes:
             try:
                 self._run(["scontrol", "update", which, f"ExcNodeList={','.join(nodes)}"])

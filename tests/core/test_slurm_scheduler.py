@@ -364,9 +364,13 @@ def test_a_node_that_slurm_does_not_know_is_left_out_of_the_submission(
         f'grep -q "exclude=.*ghost" "$2" && {{ echo "{UNKNOWN_NODE}" >&2; exit 1; }}\necho 41',
     )
     names = ("ghost", "n2", "lrdn0001.leonardo.local")
-    assert submit(SlurmCluster(), ticket, avoided=names) == "41"
-    assert "#SBATCH --exclude=lrdn0001,n2\n" in script_of(ticket)
-    assert "ghost" in caplog.text
+    scheduler = SlurmScheduler(SlurmCluster())
+    for _ in range(2):
+        request = request_of(SlurmCluster(), ticket, avoided=names)
+        assert scheduler.submit(ticket, request, 0) == "41"
+        assert "#SBATCH --exclude=lrdn0001,n2\n" in script_of(ticket)
+    assert (len(fakes.calls("sbatch")), len(fakes.calls("sinfo"))) == (3, 1)
+    assert caplog.messages == ["SLURM does not know a node ghost: jobs do not avoid it"]
 
 
 def test_without_the_names_of_nodes_none_is_avoided_and_the_users_own_mistake_is_told(
