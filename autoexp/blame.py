@@ -62,4 +62,6 @@ class BlameList:
 
     def current(self, at: datetime) -> tuple[str, ...]:
         """The nodes to avoid at a time."""
-        return tuple(sorted({entry.node for entry in self.nodes if entry.until > at}))
+        current = {entry.node for entry in self.nodes if entry.until > at}
+        # Whoever wrote the file: what cannot be a name reaches no command line.
+        return tuple(sorted(node for node in current if _NAME.fullmatch(node)))

@@ -12,7 +12,7 @@ from autoexp.sensitive import Variables
 
 # What the payload and the launcher say inside the job; Docker passes nothing on by itself.
 _OF_THE_JOB = (
-    *("AUTOEXP_KEY", "MASTER_ADDR", "MASTER_PORT", "PET_RDZV_ENDPOINT"),
+    *("AUTOEXP_KEY", "AUTOEXP_ATTEMPT", "MASTER_ADDR", "MASTER_PORT", "PET_RDZV_ENDPOINT"),
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     *("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NODEID"),
 )

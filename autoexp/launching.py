@@ -112,6 +112,12 @@ def refuse_other_scheduler(session_id: str, own: Experiment, other: Experiment) 
             f"{session_id} runs its jobs {_where(here)}, and these would run {_where(there)}: "
             "choose slurm=NAME to match, or make a session of their own"
         )
+    if isinstance(here, SlurmCluster) and isinstance(there, SlurmCluster) and here.at != there.at:
+        raise BadInput(
+            f"{session.id} runs its jobs on {here.at or 'the cluster of this machine'}, and these "
+            f"would run on {there.at or 'the cluster of this machine'}; see slurm.clusters, or "
+            "make a session of their own"
+        )
 
 
 def _where(machine: LocalMachine | SlurmCluster) -> str:

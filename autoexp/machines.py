@@ -1,13 +1,18 @@
 """Where jobs run, as configured: this machine, or a SLURM cluster."""
 
 import difflib
+import os
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from autoexp.backends.base import Closed
+from autoexp.backends.base import COMPOSING, Closed
 from autoexp.sbatch import OPTIONS, OURS
 from autoexp.sensitive import Variables
+
+_CHOOSES_CLUSTER = ("SBATCH_CLUSTERS", "SLURM_CLUSTERS")
+_CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 OptionValue = str | int | float | bool
 
@@ -58,6 +63,10 @@ class SlurmCluster(Closed):
     query_timeout_s: float = Field(30.0, gt=0, description="seconds a SLURM command may take")
     max_jobs: int | None = Field(None, gt=0, description="jobs of a session in the queue at once")
 
+    clusters: str | None = Field(
+        None,
+        description="which cluster, where the login node serves several (`sbatch --clusters`): one",
+    )
     account: str | None = Field(None, description="who pays; often required")
     partition: str | None = Field(None, description="which nodes; the cluster's default if unset")
     qos: str | None = Field(None, description="quality of service")
@@ -120,6 +129,12 @@ class SlurmCluster(Closed):
         return self.nodes * self.gpus_per_node
 
     @property
+    def at(self) -> str | None:
+        """The cluster that every command asks; None: the machine's own."""
+        own = self.options.get("clusters")
+        return self.clusters or None if own is None else str(own)
+
+    @property
     def workers(self) -> int:
         """Processes of a trainer: one for each GPU under torchrun, one for each task under srun."""
         each = {
@@ -146,6 +161,23 @@ class SlurmCluster(Closed):
                 hint = f"; did you mean `{near[0]}`?" if near else ""
                 raise ValueError(f"`{name}` is no option of sbatch{hint}")
         return {name.replace("_", "-"): value for name, value in options.items()}
+
+    @model_validator(mode="after")
+    def _one_cluster(self, info: ValidationInfo) -> Self:
+        chosen = [name for name in _CHOOSES_CLUSTER if os.environ.get(name)]
+        said = "clusters" in self.options or "clusters" in self.model_fields_set
+        if info.context == COMPOSING and chosen and not said:
+            # autoexp keeps such variables from SLURM's commands: jobs would go somewhere else.
+            raise ValueError(
+                f"${chosen[0]} chooses a cluster, and the configuration does not say which: add "
+                f"`clusters: {os.environ[chosen[0]]}`, or `clusters: null` for the machine's own"
+            )
+        if self.at is not None and (self.at == "all" or not _CLUSTER.fullmatch(self.at)):
+            raise ValueError(
+                f"`clusters` is to name one cluster, not {self.at!r}: jobs of several may have the "
+                "same id. It comes from $SBATCH_CLUSTERS or $SLURM_CLUSTERS unless it is set"
+            )
+        return self
 
     @model_validator(mode="after")
     def _launcher_fits(self) -> Self:

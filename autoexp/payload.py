@@ -5,7 +5,8 @@ disk while a job is queued does not change what it runs. Hence the standard libr
 nothing of Prefect: compute nodes reach no server.
 
     spec.json      what to run: key, command, environment, cwd, log, grace_s, warning_signal
-    claim          who runs it: created exclusively; a second copy that finds it exits 0
+    claim          who runs it: created exclusively, on disk before it counts; a second copy that
+                   finds it exits 0
     started.json   the running process: host, pid, start ticks, boot id
     exit.json      how it ended, written atomically
 
@@ -33,8 +34,14 @@ from types import FrameType
 from typing import Any
 
 COOKIE = "AUTOEXP_KEY"
+ATTEMPT = "AUTOEXP_ATTEMPT"
+"""Names the attempt's directory: sessions of one id under several roots have the same keys."""
 OWNER = ".owner"
+# The first counts. What an older payload, or a machine that went down, left empty, never fills: the
+# next one counts then, which again only one can take.
+CLAIMS = ("claim", "claim.2", "claim.3")
 TASKS = "tasks.json"
+_CLAIM_PATIENCE_S = 10.0
 _OWNER_CHECK_S = 5.0
 _LEFTOVERS_PATIENCE_S = 5.0
 _EXIT_FILE_PATIENCE_S = 60.0
@@ -61,9 +68,13 @@ def process_identity(pid: int) -> dict[str, Any] | None:
     return {"host": host, "pid": pid, "start_ticks": int(fields[19]), "boot_id": boot_id}
 
 
-def processes_with_cookie(key: str) -> list[int]:
-    """Processes of this user that carry the attempt's key in their environment, but this one."""
-    cookie = f"{COOKIE}={key}".encode()
+def processes_with_cookie(key: str, directory: Path | None = None) -> list[int]:
+    """Processes of this user that carry the attempt's key in their environment, but this one.
+
+    Of the attempt in `directory` alone, where it is given.
+    """
+    cookie, attempt = f"{COOKIE}={key}".encode(), f"{ATTEMPT}=".encode()
+    own = attempt + os.fsencode(directory.resolve()) if directory else b""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -72,7 +83,9 @@ def processes_with_cookie(key: str) -> list[int]:
             environment = (entry / "environ").read_bytes()
         except OSError:  # another user's process, or one that ended meanwhile
             continue
-        if cookie in environment.split(b"\0"):
+        variables = environment.split(b"\0")
+        named = [variable for variable in variables if variable.startswith(attempt)]
+        if cookie in variables and (directory is None or named in ([], [own])):
             found.append(int(entry.name))
     return found
 
@@ -86,19 +99,73 @@ def scheduler_job_id() -> str:
 
 
 def claim(directory: Path, job_id: str) -> bool:
-    """Take the attempt's key for `job_id`; False when another job holds it."""
-    holder = directory / "claim"
-    temporary = directory / f".claim.{os.getpid()}"
-    temporary.write_text(job_id)
+    """Take the attempt's key for `job_id`, for good; False when another job holds it."""
+    temporary = directory / f".claim.{socket.gethostname()}.{os.getpid()}"
+    with temporary.open("w") as file:
+        file.write(job_id)
+        file.flush()
+        os.fsync(file.fileno())
     try:
-        # link(2) creates the name with its content at once, and refuses an existing one.
-        os.link(temporary, holder)
-    except FileExistsError:
-        # A requeued job comes again under its own id.
-        return holder.read_text() == job_id
+        for name in CLAIMS:
+            try:
+                _create(temporary, directory / name)
+            except FileExistsError:
+                if holder := _content(directory / name):
+                    # A requeued job comes again under its own id.
+                    return holder == job_id
+            else:
+                sync_directory(directory)
+                return True
+        return False
     finally:
         temporary.unlink()
-    return True
+
+
+def _create(temporary: Path, name: Path) -> None:
+    """Give a file another name that is not there yet; raises FileExistsError where it is."""
+    try:
+        # link(2) creates the name with its content at once, and refuses an existing one.
+        os.link(temporary, name)
+    except FileExistsError:
+        raise
+    except OSError:  # a filesystem without hard links
+        with name.open("x") as file:
+            file.write(temporary.read_text())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _content(path: Path) -> str:
+    """What a claim says; without hard links it is empty for a moment, and is waited for."""
+    deadline = time.monotonic() + _CLAIM_PATIENCE_S
+    while True:
+        content = path.read_text()
+        age = time.time() - path.stat().st_mtime
+        if content or age > _CLAIM_PATIENCE_S or time.monotonic() > deadline:
+            return content
+        time.sleep(0.1)
+
+
+def claimed_by(directory: Path) -> str | None:
+    """Who holds the attempt's key; None: nobody. An empty claim is none: its content was lost."""
+    for name in CLAIMS:
+        try:
+            holder = (directory / name).read_text()
+        except FileNotFoundError:
+            return None
+        if holder:
+            return holder
+    return None
+
+
+def sync_directory(directory: Path) -> None:
+    """Have a new name in a directory survive the machine; some filesystems know no such call."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: Path, value: dict[str, Any], patience_s: float = 0.0) -> None:
@@ -167,8 +234,9 @@ def rendezvous(key: str) -> dict[str, str]:
 class Supervisor:
     """Runs one command in its own session and passes signals on to it."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], directory: Path | None = None) -> None:
         self._spec = spec
+        self._directory = directory
         self._child: subprocess.Popen[bytes] | None = None
         self._early: list[int] = []
         self.notes = dict.fromkeys(("warned", "terminated", "limit", "superseded"), False)
@@ -201,7 +269,8 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
         key = self._spec["key"]
-        return {**kept, **rendezvous(key), **self._spec["environment"], COOKIE: key}
+        cookie = {COOKIE: key} | ({ATTEMPT: str(self._directory)} if self._directory else {})
+        return {**kept, **rendezvous(key), **self._spec["environment"], **cookie}
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
@@ -229,11 +298,11 @@ class Supervisor:
             os.killpg(self._child.pid, signum)
 
 
-def end_leftovers(key: str) -> None:
+def end_leftovers(key: str, directory: Path) -> None:
     """End what the command left behind: orphaned workers would go on writing checkpoints."""
     deadline = time.monotonic() + _LEFTOVERS_PATIENCE_S
     # A kill takes effect a moment later, and what is dying may have forked.
-    while (left := processes_with_cookie(key)) and time.monotonic() < deadline:
+    while (left := processes_with_cookie(key, directory)) and time.monotonic() < deadline:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -265,7 +334,7 @@ def main(directory: Path) -> int:
     spec = json.loads((directory / "spec.json").read_text())
     job_id = scheduler_job_id()
     if not claim(directory, job_id):
-        holder = (directory / "claim").read_text()
+        holder = claimed_by(directory)
         print(f"{spec['key']} is run by job {holder}; job {job_id} has nothing to do", flush=True)
         return 0
     wait = is_owned_elsewhere(spec, directory)
@@ -273,11 +342,11 @@ def main(directory: Path) -> int:
     this = {**(process_identity(os.getpid()) or {}), "job_id": job_id, "started_at": started}
     write_json(directory / "started.json", this)
     (directory / "exit.json").unlink(missing_ok=True)
-    supervisor, reason = Supervisor(spec), None
+    supervisor, reason = Supervisor(spec, directory), None
     try:
         take_over(spec, wait=wait)
         code = supervisor.run()
-        end_leftovers(spec["key"])
+        end_leftovers(spec["key"], directory)
     except OSError as error:
         code, reason = 127, f"could not start: {error}"
         print(reason, file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 Source: squeue(1) and sacct(1), JOB STATE CODES, of SLURM 22.05 to 25.05.
 """
 
+import re
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -49,6 +50,10 @@ _TERMINAL = {
     "LOST": StateFacts(Fault.INFRASTRUCTURE, Reaction.RESUBMIT, "unknown to the scheduler"),
 }
 
+ENDED_ON_WARNING = "ended on the warning before its time limit"
+"""The reason of a TIMEOUT that the scheduler calls FAILED: the command ended, and not well, after
+we had told it to save because the limit was near."""
+
 # Live states need no row of their own: whatever is not listed above is alive, because waiting is
 # cheaper than forgetting. These are named so that a reader can look them up.
 #   PENDING CONFIGURING RUNNING SUSPENDED STOPPED SIGNALING STAGE_OUT COMPLETING RESIZING
@@ -57,17 +62,55 @@ _TERMINAL = {
 WAITING = "WAITING"  # no attempt yet: waits for its checkpoint or for room in the queue
 SUBMITTING = "SUBMITTING"  # the intent is on disk, the scheduler's answer is not
 
-# Reasons for which a pending job waits for ever unless somebody does something.
+# Reasons for which a pending job waits for ever unless somebody does something. Source: SLURM's
+# src/common/job_state_reason.c and job_reason_codes of 20.11 to 25.11, and what slurmctld writes in
+# their place (`state_desc` in job_mgr.c, job_scheduler.c, node_scheduler.c, reservation.c).
+_LIMIT = (
+    "asks for more than a limit of the QOS or the account allows; ask for less, or see slurm.qos"
+)
+_USED_UP = "what the account or the QOS was granted is used up; see slurm.account, or ask the site"
+_RESERVATION = "its reservation is gone; see slurm.options.reservation, then cancel it"
+_HELD = "held after a failed start or a requeue; see why, then `scontrol release` lets it go"
+_DOWN = "the partition takes no jobs now; wait for the site, or see slurm.partition"
 _STUCK = {
     "DependencyNeverSatisfied": "the job it depends on failed; cancel it",
     "PartitionTimeLimit": "more time than the partition allows; lower slurm.time_limit_min",
-    "PartitionNodeLimit": "more nodes than the partition allows; lower slurm.nodes",
+    "PartitionNodeLimit": "more nodes than the partition allows, or has up; lower slurm.nodes",
+    "PartitionConfig": "breaks a limit of the partition; see slurm.partition",
+    "PartitionDown": _DOWN,
+    "PartitionInactive": _DOWN,
     "JobHeldUser": "held; `scontrol release` lets it go",
-    "JobHeldAdmin": "held by an admin; ask them",
+    "JobHeldAdmin": "held by an admin, or after a failed start; ask them",
+    "JobHoldMaxRequeue": "held, for it was requeued too often; see why, then `scontrol release`",
+    "JobLaunchFailure": _HELD,
     "BadConstraints": "no node has what it asks for; see slurm.options.constraint",
     "InvalidAccount": "the account is not valid any more; see slurm.account",
+    "AccountNotAllowed": "the partition does not take this account; see slurm.account",
     "InvalidQOS": "the QOS is not valid any more; see slurm.qos",
+    "QOSNotAllowed": "the partition or the account does not take this QOS; see slurm.qos",
+    "QOSUsageThreshold": _USED_UP,
+    "AccountingPolicy": _LIMIT,
+    "AssociationTimeLimit": _LIMIT,
+    "QOSTimeLimit": _LIMIT,
+    "MaxMemPerLimit": "more memory than the partition allows; lower slurm.options.mem",
+    "ReservationDeleted": _RESERVATION,
+    "ReservationInvalid": _RESERVATION,
+    "BurstBufferOperation": "its burst buffer failed; see slurm.options.bb",
+    "DeadLine": "cannot end before its deadline; see slurm.options.deadline",
 }
+_STUCK_LIKE = (
+    ("held|special exit", _HELD),
+    ("reservation .*(was deleted|is invalid)", _RESERVATION),
+    ("not in group permitted", "you may not use this partition; see slurm.partition"),
+    ("burst buffer .*error", "its burst buffer failed; see slurm.options.bb"),
+    # What one job asks for, and not what many have together: that passes.
+    ("(QOS|Assoc)Max.*(PerJob|PerNode)|MaxWall|QOSMin", _LIMIT),
+    # Of past jobs too. `…RunMinutes` are those of running jobs, and pass.
+    (
+        "(QOS|Assoc)Grp(?!.*Run)(.*Minutes|Wall)|(QOS|assoc).*group (max TRES.* minutes|wall)",
+        _USED_UP,
+    ),
+)
 
 _RUNS = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"})
 
@@ -76,6 +119,13 @@ def clean(cell: str) -> str:
     """The bare state of a cell such as `CANCELLED by 1000` or `COMPLETED+`."""
     words = cell.split()
     return words[0].rstrip("+") if words else ""
+
+
+def canceller(cell: str) -> int | None:
+    """User id of whoever cancelled a job, of the cell `CANCELLED by 1000`; None: it is not said."""
+    state, by, who = [*cell.split(), "", "", ""][:3]
+    known = (state, by) == ("CANCELLED", "by") and who.isascii() and who.isdigit()
+    return int(who[:10]) if known else None
 
 
 def is_terminal(state: str) -> bool:
@@ -90,9 +140,12 @@ def is_running(state: str) -> bool:
 
 def stuck(reason: str) -> str | None:
     """What to do about a pending job with this reason; None when waiting is all it takes."""
-    if reason in _STUCK:
-        return _STUCK[reason]
-    return "more time than a limit allows; see slurm.qos" if "MaxWall" in reason else None
+    # A reason's text has underscores instead of spaces in some versions, and parentheses in others.
+    plain = reason.strip("() ").replace("_", " ")
+    if plain in _STUCK:
+        return _STUCK[plain]
+    found = (advice for words, advice in _STUCK_LIKE if re.search(words, plain, re.IGNORECASE))
+    return next(found, None)
 
 
 def facts(state: str) -> StateFacts:

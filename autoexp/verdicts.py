@@ -6,9 +6,10 @@ from typing import NamedTuple
 from autoexp import states
 from autoexp.jobs import Attempt, JobRecord, Verdict
 from autoexp.scores import NoScores, read_scores
-from autoexp.states import Fault, Reaction, StateFacts
+from autoexp.states import ENDED_ON_WARNING, Fault, Reaction, StateFacts
 
 _MOST_NAMES = 5
+_ON_SAVING = 'docs/slurm.md, "The warning before the time limit"'
 
 
 class Judgement(NamedTuple):
@@ -22,11 +23,11 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
     """Judge an attempt in a terminal state, after its log and its checkpoints have been read.
 
     After a warning that the time limit is near, an ending with progress is an interruption,
-    whatever its exit code (torchrun exits 1 there).
+    whatever its exit code (torchrun exits 1 there), and one without is the time limit's.
     """
     facts = states.facts(attempt.state)
     ended_well = facts.reaction is Reaction.JUDGE
-    how = _how_it_ended(attempt, facts)
+    how = _how_it_ended(job, attempt, facts)
     target = job.spec.target_iteration
     rolled_back = job.restart is not None and job.restart.roll_back_to is not None
     reached = target is not None and ended_well and _reached(job) >= target
@@ -44,7 +45,7 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
     elif target is None and ended_well:
         return Judgement(Verdict.FINISHED, "exit code 0")
     again = facts.reaction is Reaction.RESUBMIT or job.restart is not None
-    interrupted = again or (attempt.warned and progressed)
+    interrupted = again or (attempt.warned and (progressed or attempt.state == "FAILED"))
     if not interrupted and not ended_well:
         return Judgement(Verdict.FAILED, how)
     if not progressed and job.attempts_without_progress + 1 >= most_without_progress:
@@ -91,15 +92,28 @@ def _reached(job: JobRecord) -> int:
     return max(job.iteration or 0, saved_iteration(job))
 
 
-def _how_it_ended(attempt: Attempt, facts: StateFacts) -> str:
-    """The end in words: `FAILED (exit code 1)`, `CANCELLED by someone else`."""
-    details = []
+def _how_it_ended(job: JobRecord, attempt: Attempt, facts: StateFacts) -> str:
+    """The end in words: `FAILED (exit code 1)`, `CANCELLED by ann (by someone else)`."""
+    if attempt.warned and (attempt.reason == ENDED_ON_WARNING or attempt.state == "FAILED"):
+        return _on_warning(job, attempt)
+    state, details = attempt.state, []
     if attempt.exit_code is not None:
         details.append(f"exit code {attempt.exit_code}")
     if attempt.signal:
         details.append(f"signal {attempt.signal}")
-    if attempt.reason:
+    cancelled = facts.fault is Fault.CANCELLED
+    if cancelled and (attempt.reason or "").startswith("by "):
+        state = f"{state} {attempt.reason}"  # as accounting has it, by name
+    elif attempt.reason:
         details.append(attempt.reason)
-    if facts.fault is Fault.CANCELLED:
+    if cancelled:
         details.append("by someone else")
-    return f"{attempt.state} ({', '.join(details)})" if details else attempt.state
+    return f"{state} ({', '.join(details)})" if details else state
+
+
+def _on_warning(job: JobRecord, attempt: Attempt) -> str:
+    """The end of a command that we had told to save, and that ended before its time limit."""
+    early = f"ended on the warning {job.spec.machine.warn_before_limit_s} s before the limit"
+    if made_progress(job, attempt):
+        return early
+    return f"{early} without a new checkpoint; it does not save on SIGTERM: see {_ON_SAVING}"

@@ -5,13 +5,16 @@ import getpass
 import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autoexp import inbox
 from autoexp.compose import Composed
 from autoexp.creation import create, output_root
 from autoexp.describing import describe
-from autoexp.errors import BadInput
+from autoexp.errors import AutoexpError, BadInput
+from autoexp.experiment import Experiment
 from autoexp.explaining import in_words
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.journal import Journal
@@ -22,11 +25,14 @@ from autoexp.plan import NO_JOBS, Plan, make_plan
 from autoexp.provenance import provenance
 from autoexp.rules.possible import refuse_impossible
 from autoexp.rules.records import ActionRecord
-from autoexp.schedulers.slurm_commands import CommandFailed, run
+from autoexp.schedulers.slurm_commands import CommandFailed, at, run
 from autoexp.session import Session, sessions_root
 from autoexp.study import plan_study
 from flows import planning
 from flows.finding import compose_words, live_holder, session_path
+
+_ADOPTED = ".autoexp-session"
+"""Names the session that adopted the job which writes its checkpoints here."""
 
 
 def submit(options: argparse.Namespace) -> int:
@@ -65,8 +71,60 @@ def adopt(options: argparse.Namespace) -> int:
         raise BadInput("adopt takes SLURM jobs: add slurm=NAME of your cluster")
     refuse_impossible(experiment)
     described = _described_by_slurm(options.job_id, experiment.slurm)
-    session = _session_to_join(composed, options.session)
     save_dir = Path(options.save_dir).absolute()
+    with _adopted_by(save_dir, session_path(options.session)):
+        session = _session_to_join(composed, options.session)
+        return _put_adopted(session, experiment, save_dir, described, options)
+
+
+@contextmanager
+def _adopted_by(save_dir: Path, session: Path) -> Iterator[None]:
+    """Mark the folder as the session's own: two that adopt one job would both submit it again.
+
+    Raises BadInput where another session has it, and is not over.
+    """
+    mark = save_dir / _ADOPTED
+    save_dir.mkdir(parents=True, exist_ok=True)
+    mine = str(session.resolve())
+    fresh = False
+    with suppress(FileExistsError):
+        with mark.open("x") as file:
+            file.write(mine)
+        fresh = True
+    holder = mark.read_text().strip()
+    if holder != mine:
+        if _goes_on(Path(holder)):
+            raise BadInput(
+                f"{save_dir} is written by a job of session {holder}, which goes on: end it with "
+                f"`autoexp cancel`, or remove {mark} if nothing of it writes there"
+            )
+        mark.write_text(mine)
+    try:
+        yield
+    except BaseException:
+        if fresh:
+            mark.unlink()
+        raise
+
+
+def _goes_on(session: Path) -> bool:
+    """Whether a session exists and is not over, as far as can be seen."""
+    if not (session / "session.json").exists():
+        return False
+    try:
+        return not inbox.is_empty(session) or not Session.load(session).is_over
+    except AutoexpError:
+        return True
+
+
+def _put_adopted(
+    session: Session,
+    experiment: Experiment,
+    save_dir: Path,
+    described: dict[str, str],
+    options: argparse.Namespace,
+) -> int:
+    cluster = experiment.slurm
     plan = make_plan(experiment, output_root(session.experiment, session.path), save_dir)
     for spec in plan.jobs:
         session.refuse_clash(spec)  # at once, instead of by the monitor later
@@ -79,7 +137,7 @@ def adopt(options: argparse.Namespace) -> int:
         state="PENDING",
         intended_at=now(),
         submitted_at=now(),
-        gpus=experiment.slurm.gpus,
+        gpus=cluster.gpus,
         first_iteration=0,
     )
     return _put(session, plan, attempt, f"autoexp adopt by {getpass.getuser()}")
@@ -100,7 +158,8 @@ def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:
     if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job_id):
         raise BadInput(f"{job_id}: no SLURM job id, such as 123, or 123_4 for a task of an array")
     try:
-        answer = run(["scontrol", "show", "job", job_id], cluster.query_timeout_s)
+        command = at(cluster.at, ["scontrol", "show", "job", job_id])
+        answer = run(command, cluster.query_timeout_s)
     except CommandFailed as error:
         raise BadInput(f"job {job_id}: {error.stderr}; `squeue --me` lists yours") from error
     if "ArrayTaskId=" in answer and "_" not in job_id:

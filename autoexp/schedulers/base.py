@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,7 +55,7 @@ class Sighting(NamedTuple):
     def from_exit_file(cls, ended: dict[str, Any], nodes: str | None = None) -> Self:
         """How a job ended as its payload wrote it down: COMPLETED, FAILED, or TIMEOUT."""
         state = "COMPLETED" if ended["exit_code"] == 0 else "FAILED"
-        return cls(
+        own = cls(
             state="TIMEOUT" if ended["limit"] else state,
             reason=ended["reason"],
             exit_code=ended["exit_code"],
@@ -65,6 +65,13 @@ class Sighting(NamedTuple):
             ended_at=datetime.fromtimestamp(ended["ended_at"], UTC),
             warned=ended["warned"],
         )
+        return own.at_its_limit()
+
+    def at_its_limit(self) -> Self:
+        """The end of a command that did not survive our warning: it is the time limit's."""
+        if not self.warned or self.state != "FAILED":
+            return self
+        return self._replace(state="TIMEOUT", reason=states.ENDED_ON_WARNING)
 
 
 class Orders(NamedTuple):
@@ -90,6 +97,8 @@ class Request(NamedTuple):
     """Indices of an array's tasks; empty for a job of its own."""
     avoided: tuple[str, ...] = ()
     """Nodes that it must not run on."""
+    still_ours: Callable[[], None] | None = None
+    """Raises once the session is another monitor's: asked last, under the submission's lock."""
 
 
 class Scheduler(Protocol):
@@ -152,8 +161,9 @@ def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh
     """Submit an attempt unless that has happened already; returns its job id.
 
     `fresh` says that this very process has just written the intent, so that nobody can have
-    submitted it. Otherwise the attempt is first looked up by its key. The lock is inherited by
-    the process that submits, so one that outlived a killed monitor is waited for.
+    submitted it, for as long as the session is its own (`Request.still_ours`). Otherwise the
+    attempt is first looked up by its key. The lock is inherited by the process that submits, so
+    one that outlived a killed monitor is waited for.
     """
     with _lock(ticket.directory) as lock:
         found = _await_turn(ticket, scheduler, lock)
@@ -162,6 +172,10 @@ def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh
         if found is not None:
             return found
         durable.step()
+        # A process that was stopped for long goes on here, and others have taken its place. One
+        # that is stopped from here on holds the lock, for which they wait.
+        if request.still_ours is not None:
+            request.still_ours()
         job_id = scheduler.submit(ticket, request, lock)
         durable.step()
         return job_id
@@ -179,7 +193,7 @@ def find_or_forbid(ticket: Ticket, attempt: Attempt, scheduler: Scheduler) -> st
         found = _await_turn(ticket, scheduler, lock) or scheduler.find(ticket, in_flight=False)
         if found is None and not payload.claim(own, WITHDRAWN):
             # It has started between the question and the claim: it says itself who it is.
-            return (own / "claim").read_text()
+            return payload.claimed_by(own)
     if found is None or attempt.array_index is None:
         return found
     return f"{found}_{attempt.array_index}"
@@ -203,10 +217,7 @@ def _await_turn(ticket: Ticket, scheduler: Scheduler, lock: int) -> str | None:
 
 def read_claim(directory: Path) -> str | None:
     """The id of the job that runs the attempt in `directory`; None: none has started."""
-    try:
-        holder = (directory / "claim").read_text()
-    except FileNotFoundError:
-        return None
+    holder = payload.claimed_by(directory)
     return None if holder == WITHDRAWN else holder
 
 

@@ -36,6 +36,7 @@ def with_own_account(ticket: Ticket, sighting: Sighting) -> Sighting:
     if ended is None or ended["superseded"]:
         own_end = sighting.exit_code != 0 or sighting.state == "COMPLETED"
         return sighting if own_end else sighting._replace(exit_code=None)
-    return sighting._replace(
+    known = sighting._replace(
         exit_code=ended["exit_code"], signal=ended["signal"], warned=ended["warned"]
     )
+    return known.at_its_limit()

@@ -142,7 +142,7 @@ def _sight(ticket: Ticket) -> Sighting:
     if started is None:
         if starting:
             return Sighting("PENDING")
-        if payload.processes_with_cookie(ticket.key):
+        if payload.processes_with_cookie(ticket.key, ticket.directory):
             return Sighting("RUNNING", f"somebody removed {directory}: how it ends is not known")
         if (directory / "cancelled").exists():
             return Sighting("CANCELLED", ended_at=_now())
@@ -151,7 +151,7 @@ def _sight(ticket: Ticket) -> Sighting:
     since = _time(started["started_at"])
     if alive is not False:
         return Sighting("RUNNING", nodes=started["host"], started_at=since)
-    if _end_leftovers(ticket.key):
+    if _end_leftovers(ticket):
         return Sighting("RUNNING", nodes=started["host"], started_at=since)
     if (directory / "cancelled").exists():
         return Sighting("CANCELLED", nodes=started["host"], started_at=since, ended_at=_now())
@@ -170,7 +170,7 @@ def _ended(directory: Path, ended: dict[str, Any]) -> Sighting:
     started = _read_json(directory / "started.json") or {}
     sighting = Sighting.from_exit_file(ended, nodes=started.get("host"))
     if (directory / "cancelled").exists():
-        return sighting._replace(state="CANCELLED")
+        return sighting._replace(state="CANCELLED", reason=ended["reason"])
     return sighting
 
 
@@ -181,7 +181,7 @@ def _cancel(ticket: Ticket) -> str:
     durable.write(directory / "cancelled", "")
     # Taking the claim ourselves keeps a job that has not started from ever starting.
     if payload.claim(directory, WITHDRAWN):
-        left = _end_leftovers(ticket.key)  # whose directory somebody removed
+        left = _end_leftovers(ticket)  # whose directory somebody removed
         return "killed what was left of it" if left else "cancelled before it started"
     started = _await_start(directory)
     if started is None:
@@ -193,13 +193,13 @@ def _cancel(ticket: Ticket) -> str:
         # The payload passes it on, and kills what has not ended after its grace time.
         _kill(started["pid"], signal.SIGTERM)
         return "told to end (SIGTERM)"
-    _end_leftovers(ticket.key)
+    _end_leftovers(ticket)
     return "killed what was left of it"
 
 
-def _end_leftovers(key: str) -> bool:
+def _end_leftovers(ticket: Ticket) -> bool:
     """Kill what a killed payload left running; whether there was anything."""
-    left = payload.processes_with_cookie(key)
+    left = payload.processes_with_cookie(ticket.key, ticket.directory)
     for pid in left:
         _kill(pid, signal.SIGKILL)
     return bool(left)

@@ -5,10 +5,12 @@ hangs raises SchedulerUnavailable and says nothing about any job.
 """
 
 import json
+import logging
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 from autoexp import states
@@ -24,11 +26,12 @@ from autoexp.schedulers.slurm_answers import (
     SQUEUE_FORMAT,
     Row,
     of_script,
-    read_limit,
+    read_longest,
     read_sacct,
+    read_scripts,
     read_squeue,
 )
-from autoexp.schedulers.slurm_batch import REFUSAL, body, executor_for, launched
+from autoexp.schedulers.slurm_batch import REFUSAL, as_time, body, executor_for, launched
 from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
 from autoexp.schedulers.slurm_gone import Gone, ended_by_us
 
@@ -41,6 +44,13 @@ _NO_ACCOUNTING = "accounting storage is disabled"
 # sacct's window starts at midnight unless told otherwise.
 _WINDOW = timedelta(days=30)
 _SQUEUE = ("squeue", "--me", "-h", "-r", "-t", "all")
+# Of these ends accounting knows more: a kill for memory inside a step, and who cancelled a job.
+_MORE_IN_ACCOUNTING = ("FAILED", "CANCELLED")
+# For how long an answer of squeue says whose an id is: a controller does not lose jobs unnoticed.
+_KNOWN_S = 60.0
+_UNKNOWN_NODE = "Invalid node name"
+
+_log = logging.getLogger(__name__)
 
 
 class SlurmScheduler:
@@ -49,11 +59,17 @@ class SlurmScheduler:
     def __init__(self, cluster: SlurmCluster) -> None:
         self._cluster = cluster
         self._gone = Gone(cluster.lost_after_s)
-        self._failed_at_s: dict[str, float] = {}
+        self._ended_at_s: dict[str, float] = {}
         self._has_accounting = True
         self._answered_at: float | None = None
         self._longest_array: int | None = None
         self._longest_min: dict[str | None, float] = {}
+        self._uncapped: dict[str, tuple[str | None, float]] = {}
+        self._renamed: dict[tuple[str, str, str], bool] = {}
+        self._nodes: dict[str, str | None] = {}
+        self._states: dict[str, str] = {}
+        self._seen: set[tuple[str, str | None]] = set()
+        self._said: set[str] = set()
 
     def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
         cluster = _asked(spec.machine)
@@ -68,46 +84,129 @@ class SlurmScheduler:
 
     def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
         cluster = _asked(request.machine)
-        limit = self._capped(request.time_limit_min, cluster.partition)
-        request = request._replace(time_limit_min=limit)
-        executor = executor_for(cluster, ticket.directory / ticket.script, request, lock)
-        try:
-            return str(executor._submit_command(body(cluster, ticket.directory)).job_id)
-        except SubmissionRefused as error:
-            # Words that are not SLURM's own, as of a site's wrapper, may come after a submission.
-            found = None if REFUSAL.search(str(error)) else self.find(ticket, in_flight=False)
-            if found is None:
-                raise
-            return found
+        if cluster.at != self._cluster.at:
+            raise SubmissionRefused(
+                f"it is for cluster {cluster.at or 'of this machine'}, the session's jobs are "
+                f"looked up on {self._cluster.at or 'this machine'}; see `slurm.clusters`"
+            )
+        limit = self._capped(request.time_limit_min, cluster.partition, ticket.name)
+        avoided = self._by_name(request.avoided)
+        request = request._replace(time_limit_min=limit, avoided=avoided)
+        while True:
+            executor = executor_for(cluster, ticket.directory / ticket.script, request, lock)
+            try:
+                job = executor._submit_command(body(cluster, ticket.directory))
+            except SubmissionRefused as error:
+                if request.avoided and _UNKNOWN_NODE in str(error):
+                    request = request._replace(avoided=self._fewer(request.avoided))
+                    continue
+                # Words that are not SLURM's own, as of a site's wrapper, may come after a
+                # submission.
+                found = None if REFUSAL.search(str(error)) else self.find(ticket, in_flight=False)
+                if found is None:
+                    raise
+                return found
+            if executor.sent_to not in (None, cluster.at):
+                self._take_back(str(job.job_id), executor.sent_to)
+            return str(job.job_id)
 
-    def _capped(self, wanted: float | None, partition: str | None) -> float | None:
+    def _take_back(self, job_id: str, cluster: str | None) -> None:
+        """Refuse a job that went to a cluster where nobody asks about it."""
+        with suppress(SchedulerUnavailable, CommandFailed):
+            run(slurm_commands.at(cluster, ["scancel", job_id]), self._cluster.query_timeout_s)
+        raise SubmissionRefused(
+            f"sbatch sent it as job {job_id} to cluster {cluster}, where it was cancelled: "
+            f"set `slurm.clusters={cluster}`, so that it is looked up there"
+        )
+
+    # Limits, which are asked for and never waited for
+
+    def _capped(self, wanted: float | None, partition: str | None, name: str) -> float | None:
         """The time limit, but no more than the partition allows: such a job pends for ever."""
         if wanted is None:
             return None
-        if partition not in self._longest_min:
-            self._longest_min[partition] = self._ask_longest(partition)
-        return min(wanted, self._longest_min[partition])
+        longest = self._longest(partition)
+        if longest is None:
+            self._uncapped[name] = (partition, wanted)
+            return wanted
+        if longest < wanted:
+            where = f"partition {partition}" if partition else "the default partition"
+            self._say(f"{where} allows {longest:g} min: jobs ask for that, not for {wanted:g} min")
+        return min(wanted, longest)
 
-    def _ask_longest(self, partition: str | None) -> float:
-        """The partition's time limit in minutes; infinite where there is none."""
-        which = ["-p", partition] if partition else []
-        answer = self._ask(["sinfo", "-h", "-o", "%P %l", *which])
-        lines = [line.split() for line in answer.splitlines()]
-        limits = [x[1] for x in lines if len(x) == 2 and (partition or x[0].endswith("*"))]
-        return min((read_limit(limit) for limit in limits), default=math.inf)
+    def _longest(self, partition: str | None) -> float | None:
+        """Most minutes that a partition, or the best of several, allows; None: nobody says."""
+        if partition not in self._longest_min:
+            which = ["-p", partition] if partition else []
+            try:
+                answer = self._ask(["sinfo", "-h", "-o", "%P %l", *which])
+            except SchedulerUnavailable as error:
+                self._say(
+                    f"no time limit is known of partition {partition or '(default)'}: {error}"
+                )
+                return None
+            self._longest_min[partition] = read_longest(answer, default=partition is None)
+        return self._longest_min[partition]
+
+    def _shorten(self, ticket: Ticket, sighting: Sighting) -> None:
+        """Lower the limit of a job that went uncapped, and waits for ever therefore."""
+        if sighting.reason != "PartitionTimeLimit" or ticket.name not in self._uncapped:
+            return
+        partition, wanted = self._uncapped[ticket.name]
+        longest = self._longest(partition)
+        if longest is not None and longest < wanted:
+            update = [f"JobId={ticket.job_id}", f"TimeLimit={as_time(longest)}"]
+            with suppress(SchedulerUnavailable):
+                self._ask(["scontrol", "update", *update])
 
     def longest_array(self) -> int:
-        """SLURM's MaxArraySize, 1001 unless the site has set it (slurm.conf(5))."""
+        """SLURM's MaxArraySize, 1001 unless the site has set it (slurm.conf(5)).
+
+        1 where nobody says: jobs go one by one then.
+        """
         if self._longest_array is None:
-            answer = self._ask(["scontrol", "show", "config"])
+            try:
+                answer = self._ask(["scontrol", "show", "config"])
+            except SchedulerUnavailable as error:
+                self._say(f"the longest array is not known, jobs go one by one: {error}")
+                return 1
             found = re.search(r"MaxArraySize\s*=\s*(\d+)", answer)
             self._longest_array = int(found[1]) - 1 if found else 1000
         return self._longest_array
 
+    def _fewer(self, nodes: Sequence[str]) -> tuple[str, ...]:
+        """Those of the nodes that SLURM knows, by its own names: fewer than before."""
+        try:
+            known = set(self._ask(["sinfo", "-h", "-a", "-N", "-o", "%N"]).split())
+        except SchedulerUnavailable:
+            return ()
+        for node in nodes:
+            # A log may have the long name, as `lrdn0001.leonardo.local`; SLURM has the short one.
+            names = [name for name in (node, node.partition(".")[0]) if name in known]
+            self._nodes[node] = names[0] if names else None
+            if not names:
+                self._say(f"SLURM does not know a node {node}: jobs do not avoid it")
+        fewer = self._by_name(nodes)
+        return () if fewer == tuple(nodes) else fewer  # then it is one of the user's own
+
+    def _by_name(self, nodes: Sequence[str]) -> tuple[str, ...]:
+        """Nodes as SLURM calls them, without those that it is known not to know."""
+        named = (self._nodes.get(node, node) for node in nodes)
+        return tuple(sorted({name for name in named if name is not None}))
+
+    def _say(self, words: str) -> None:
+        """Say it once."""
+        if words not in self._said:
+            self._said.add(words)
+            _log.warning("%s", words)
+
     def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
-        """Look an attempt up by name and script, until SLURM has answered healthily for seconds."""
+        """Look an attempt up by its script, until SLURM has answered healthily for seconds.
+
+        Its directory is named as the job was, which somebody may have renamed since.
+        """
         healthy_since: float | None = None
-        command = [*_SQUEUE, "-o", "%i|%o", "--name", ticket.name]
+        command = [*_SQUEUE, "-o", "%i|%o"]
         while True:
             found = _first(self._ask(command), ticket)
             if found is not None:
@@ -132,26 +231,75 @@ class SlurmScheduler:
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
         """One squeue for all; one sacct for those it does not tell all of; then the exit files."""
         try:
-            listed = read_squeue(self._ask([*_SQUEUE, "-O", SQUEUE_FORMAT]))
+            listed = self._listed()
         except SchedulerUnavailable:
             self._answered_at = None
             raise
-        rows = {(row.job_id, row.name): row for row in listed}
         now_s = time.monotonic()
         healthy_s = 0.0 if self._answered_at is None else now_s - self._answered_at
         self._answered_at = now_s
-        # Identity is id and name: after a controller's loss ids are used again.
-        found = {
-            ticket.key: rows[str(ticket.job_id), ticket.name].sighting
-            for ticket in tickets
-            if (str(ticket.job_id), ticket.name) in rows
-        }
+        own = self._own(tickets, listed)
+        self._seen = {(key, row.job_id) for key, row in own.items()}
+        found = {key: row.sighting for key, row in own.items()}
         gone = [ticket for ticket in tickets if ticket.key not in found]
-        failed = [t for t in tickets if t.key in found and found[t.key].state == "FAILED"]
-        accounts = self._accounted([*gone, *failed])
-        self._correct_failures(found, failed, accounts)
-        found |= self._gone.sight(gone, accounts, healthy_s, self._end)
-        return {t.key: _of_its_own(t, found[t.key], rows) for t in tickets if t.key in found}
+        ended = [t for t in tickets if t.key in found and found[t.key].state in _MORE_IN_ACCOUNTING]
+        accounts = self._accounted([*gone, *ended])
+        self._complete(found, ended, accounts)
+        missed = self._gone.sight(gone, accounts, healthy_s, self._states, self._end)
+        for key, sighting in missed.items():
+            if not states.is_terminal(sighting.state):
+                self._say(f"{key}: {sighting.reason}")
+        found |= missed
+        rows = {(row.job_id, row.name): row for row in listed}
+        told = {t.key: _of_its_own(t, found[t.key], rows) for t in tickets if t.key in found}
+        self._states |= {key: sighting.state for key, sighting in told.items()}
+        for ticket in tickets if self._uncapped else ():
+            if ticket.key in told:
+                self._shorten(ticket, told[ticket.key])
+        return told
+
+    def _listed(self) -> list[Row]:
+        return read_squeue(self._ask([*_SQUEUE, "-O", SQUEUE_FORMAT]))
+
+    def _own(self, tickets: Sequence[Ticket], listed: Sequence[Row]) -> dict[str, Row]:
+        """The tickets' jobs among those that squeue listed, by key."""
+        return self._ours(tickets, listed, self._submitted)
+
+    def _ours(
+        self, tickets: Sequence[Ticket], listed: Sequence[Row], submitted: Callable[[str], str]
+    ) -> dict[str, Row]:
+        """The tickets' jobs among those listed, by key; `submitted` says of ids what they run.
+
+        Identity is id and name: after a controller's loss ids are used again. A job that somebody
+        has renamed is known by its script.
+        """
+        by_id = {row.job_id: row for row in listed}
+        pairs = [(t, by_id[str(t.job_id)]) for t in tickets if str(t.job_id) in by_id]
+        unsure = [
+            (ticket, row)
+            for ticket, row in pairs
+            if row.name != ticket.name and (ticket.key, *row[:2]) not in self._renamed
+        ]
+        if unsure:
+            scripts = read_scripts(submitted(",".join(row.job_id for _, row in unsure)))
+            for ticket, row in unsure:
+                if row.job_id in scripts:
+                    own = f"/{_script(ticket)}" in scripts[row.job_id]
+                    self._renamed[ticket.key, row.job_id, row.name] = own
+        return {
+            ticket.key: row
+            for ticket, row in pairs
+            if row.name == ticket.name or self._renamed.get((ticket.key, *row[:2]))
+        }
+
+    def _submitted(self, job_ids: str) -> str:
+        return self._ask([*_SQUEUE, "-o", "%i|%o", "-j", job_ids])
+
+    def _submitted_once(self, job_ids: str) -> str:
+        try:
+            return self._ask([*_sacct(), "-o", "JobID,SubmitLine", "-j", job_ids])
+        except SchedulerUnavailable:  # it knows the line since 21.08
+            return ""
 
     def _accounted(self, tickets: Sequence[Ticket]) -> dict[str, Sighting] | None:
         """What accounting says, by key, and it lags by seconds; None: it does not answer."""
@@ -164,36 +312,53 @@ class SlurmScheduler:
             # Where there is no accounting at all, squeue's answers are all that one can have.
             self._has_accounting = _NO_ACCOUNTING not in str(error)
             return None if self._has_accounting else {}
-        listed = {(row.job_id, row.name): row.sighting for row in rows}
-        named = {t.key: listed.get((str(t.job_id), t.name)) for t in tickets}
-        return {key: sighting for key, sighting in named.items() if sighting is not None}
+        ours = self._ours(tickets, rows, self._submitted_once)
+        return {key: row.sighting for key, row in ours.items()}
 
-    def _correct_failures(
+    def _complete(
         self,
         found: dict[str, Sighting],
-        failed: Sequence[Ticket],
+        ended: Sequence[Ticket],
         accounts: Mapping[str, Sighting] | None,
     ) -> None:
-        """Make OUT_OF_MEMORY of a FAILED: of a kill inside a step only accounting knows."""
+        """Add what only accounting knows: a kill inside a step for memory, who cancelled a job."""
         now_s = time.monotonic()
-        since = {t.key: self._failed_at_s.get(t.key, now_s) for t in failed}
+        since = {t.key: self._ended_at_s.get(t.key, now_s) for t in ended}
         for key, at_s in since.items():
             known = (accounts or {}).get(key)
             if known is not None and states.is_terminal(known.state):
-                found[key] = found[key]._replace(state=known.state)
+                reason = known.reason or found[key].reason
+                found[key] = found[key]._replace(state=known.state, reason=reason)
             elif accounts is not None and self._has_accounting and now_s - at_s < _ACCOUNTING_LAG_S:
                 del found[key]  # nothing is said of the job yet
-        self._failed_at_s = since
+        self._ended_at_s = since
+
+    # Cancelling
 
     def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
         """One scancel for all; it answers 0 for unknown ids too, so its words are returned.
 
-        Raises SchedulerUnavailable for words that say nothing of a job: they are no answer.
+        An id may be another job's by now: squeue is asked before, unless it has just told. Raises
+        SchedulerUnavailable for words that say nothing of a job: they are no answer.
         """
-        if not tickets:
-            return {}
+        others = self._others(tickets)
+        wanted = [ticket for ticket in tickets if ticket not in others]
+        spared = {t.key: f"job {t.job_id} is another one by now: not cancelled" for t in others}
+        return spared | (self._scancel(wanted) if wanted else {})
+
+    def _others(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Those whose id is another job's, as after a controller's loss."""
+        known_s = math.inf if self._answered_at is None else time.monotonic() - self._answered_at
+        unsure = [t for t in tickets if known_s > _KNOWN_S or (t.key, t.job_id) not in self._seen]
+        if not unsure:
+            return []
+        listed = self._listed()
+        own, ids = self._own(unsure, listed), {row.job_id for row in listed}
+        return [t for t in unsure if t.key not in own and str(t.job_id) in ids]
+
+    def _scancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
         try:
-            run(["scancel", *(str(t.job_id) for t in tickets)], self._cluster.query_timeout_s)
+            self._run(["scancel", *(str(t.job_id) for t in tickets)])
         except CommandFailed as error:
             refused = {t.key: slurm_commands.about(str(t.job_id), error.stderr) for t in tickets}
             if NO_ANSWER.search(error.stderr) or not any(refused.values()):
@@ -208,20 +373,36 @@ class SlurmScheduler:
         """
         job_id = str(ticket.job_id)
         try:
-            run(["scancel", "--name", ticket.name, job_id], self._cluster.query_timeout_s)
+            self._run(["scancel", "--name", ticket.name, job_id])
         except CommandFailed as error:
             if not slurm_commands.about(job_id, error.stderr):
                 raise SchedulerUnavailable(str(error)) from error
 
     def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
-        job_ids = [str(ticket.job_id) for ticket in tickets]
-        slurm_commands.exclude_nodes(job_ids, nodes, self._cluster.query_timeout_s)
+        """One update for all; a job that has started meanwhile is no failure."""
+        which = f"JobId={','.join(str(ticket.job_id) for ticket in tickets)}"
+        nodes = self._by_name(nodes)
+        while nodes:
+            try:
+                self._run(["scontrol", "update", which, f"ExcNodeList={','.join(nodes)}"])
+                return
+            except CommandFailed as error:
+                if _UNKNOWN_NODE in error.stderr:
+                    nodes = self._fewer(nodes)
+                elif "no longer pending" in error.stderr or "Invalid job" in error.stderr:
+                    return
+                else:
+                    raise SchedulerUnavailable(str(error)) from error
 
     # Asking
 
-    def _ask(self, command: list[str]) -> str:
+    def _run(self, command: Sequence[str]) -> str:
+        asked = slurm_commands.at(self._cluster.at, command)
+        return run(asked, self._cluster.query_timeout_s)
+
+    def _ask(self, command: Sequence[str]) -> str:
         try:
-            return run(command, self._cluster.query_timeout_s)
+            return self._run(command)
         except CommandFailed as error:
             raise SchedulerUnavailable(str(error)) from error
 
@@ -257,8 +438,13 @@ def _of_its_own(
 
 def _first(answer: str, ticket: Ticket) -> str | None:
     """Id of the ticket's job among those listed; of an array that of the whole, not of a task."""
-    found = next(iter(of_script(answer, ticket.script)), None)
+    found = next(iter(of_script(answer, _script(ticket))), None)
     return found.partition("_")[0] if found and _is_array(ticket) else found
+
+
+def _script(ticket: Ticket) -> str:
+    """The end of the batch script's path, which no other job has."""
+    return f"{ticket.name}/{ticket.script}"
 
 
 def _is_array(ticket: Ticket) -> bool:

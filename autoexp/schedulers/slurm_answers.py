@@ -1,6 +1,7 @@
 """What squeue and sacct say about jobs, read into sightings."""
 
 import math
+import pwd
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -66,6 +67,7 @@ def read_sacct(text: str) -> list[Row]:
             continue
         job_id, name, state, exit_code, derived, start, end = cells[:7]
         nodes = cells[-1]
+        reason = _by_whom(state)
         state = states.clean(state)
         code, signal = _pair(exit_code)
         if state == "FAILED" and _pair(derived)[1] == _OUT_OF_MEMORY_SIGNAL:
@@ -76,6 +78,7 @@ def read_sacct(text: str) -> list[Row]:
             name,
             Sighting(
                 state=state,
+                reason=reason,
                 exit_code=code,
                 signal=signal,
                 nodes=None if nodes in ("None assigned", "") else nodes,
@@ -84,6 +87,17 @@ def read_sacct(text: str) -> list[Row]:
             ),
         )
     return list(rows.values())
+
+
+def _by_whom(cell: str) -> str | None:
+    """Who cancelled a job: `by ann` of the cell `CANCELLED by 1000`."""
+    uid = states.canceller(cell)
+    if uid is None:
+        return None
+    try:
+        return f"by {pwd.getpwuid(uid).pw_name}"
+    except (KeyError, OverflowError):  # who is unknown on this node
+        return f"by the user of id {uid}"
 
 
 def _wait_status(cell: str) -> tuple[int | None, int | None]:
@@ -120,7 +134,23 @@ def read_limit(text: str) -> float:
     return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
 
 
-def of_script(text: str, script: str) -> list[str]:
-    """Ids of the jobs that were made of a batch script: `id|what was submitted` in each line."""
+def read_longest(text: str, *, default: bool) -> float:
+    """Most minutes that partitions allow, by `sinfo -h -o "%P %l"`; infinite without a limit.
+
+    `default` takes the default partition alone.
+    """
+    lines = [line.split() for line in text.splitlines()]
+    limits = [x[1] for x in lines if len(x) == 2 and (not default or x[0].endswith("*"))]
+    # A job may run in any of the partitions it is given, so the longest counts.
+    return max((read_limit(limit) for limit in limits), default=math.inf)
+
+
+def read_scripts(text: str) -> dict[str, str]:
+    """What each job was made of: `id|what was submitted` in each line."""
     rows = (line.partition("|") for line in text.splitlines())
-    return [job_id for job_id, _, words in rows if f"/{script}" in words]
+    return {job_id: words for job_id, bar, words in rows if bar}
+
+
+def of_script(text: str, script: str) -> list[str]:
+    """Ids of the jobs that were made of a batch script."""
+    return [job_id for job_id, words in read_scripts(text).items() if f"/{script}" in words]

@@ -4,7 +4,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import submitit
 
@@ -21,14 +21,45 @@ from autoexp.schedulers.base import Request
 from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
 
 # What sbatch says when it may work later. No answer at all is another matter (NO_ANSWER), and
-# everything else is lasting. The words are those of SLURM's src/common/slurm_errno.c.
+# everything else is lasting. The words are of SLURM 20.11 to 25.11: in src/sbatch/sbatch.c, which
+# tries again by itself for a while, src/common/slurm_errno.c, and for limits on the number of jobs
+# the reasons of src/common/job_state_reason.c.
 _PASSING = re.compile(
     "(Max|Grp)SubmitJob|Resource temporarily unavailable|Slurm temporarily unable|"
+    "Unable to create job record|job queue full|Job creation temporarily disabled|"
+    "Requested nodes are busy|Required ports are in use|Rate limit exceeded|"
+    "Required partition not available|"
     "Protocol authentication error|standby mode|I/O error writing script|"
     "No space left on device|Cannot allocate memory"
 )
+# How sites say it in a plugin or a wrapper (TACC: "Too many simultaneous jobs in queue").
+_PASSING_AT_SITES = re.compile(
+    r"too many (\w+ )?jobs|(submit|submission|job) limit (was |is |has been )?(reached|exceeded)|"
+    r"(reached|exceed\w*) (\w+ ){0,3}(limit|number) of (\w+ ){0,2}(jobs|submissions)|"
+    r"maximum number of (\w+ )?jobs|max(imum)? job limit|(try again|retry) (later|momentarily)",
+    re.IGNORECASE,
+)
+# The last line is the same for every limit. Behind the name of a limit on a job's size waiting is
+# in vain; older plugins name none, and then a limit on the number of jobs is likelier.
+_POLICY = re.compile(r"Job violates accounting/QOS policy.*")
+_NAMED_LIMIT = re.compile(r"\b(QOS|Assoc|Max|Min|Partition|Invalid)[A-Z]\w+|\bPartition\w+Limit")
 # The controller's own no, and what sbatch says of options before it asks the controller.
 REFUSAL = re.compile("Batch job submission failed|[Uu]nrecognized option|[Ii]nvalid .*specif")
+
+
+# `12` or `12;cluster` as --parsable has it, or as a wrapper says it that drops the option.
+_ANSWER = re.compile(
+    r"^(?:Submitted batch job )?(?P<job_id>[0-9]+)(?:;(?P<cluster>\S+)| on cluster (?P<named>\S+))?"
+    r"[ \t\r]*$",
+    re.MULTILINE,
+)
+
+
+class Answer(NamedTuple):
+    """What sbatch says of a job that it has submitted."""
+
+    job_id: str
+    cluster: str | None
 
 
 class AttemptExecutor(submitit.SlurmExecutor):
@@ -43,6 +74,8 @@ class AttemptExecutor(submitit.SlurmExecutor):
         self._script = script
         self._lock = lock
         self._timeout_s = timeout_s
+        self.sent_to: str | None = None
+        """The cluster that took the job, where sbatch has named one."""
 
     def script(self, command: str) -> str:
         """The batch script around a shell command."""
@@ -50,12 +83,20 @@ class AttemptExecutor(submitit.SlurmExecutor):
 
     def _submit_command(self, command: str) -> submitit.SlurmJob[Any]:
         durable.write(self._script, self.script(command), mode=0o777)
-        answer = _sbatch(self._script, self._lock, self._timeout_s)
-        # With several clusters the answer is `id;cluster`.
-        job_id = answer.strip().partition(";")[0]
-        if not job_id.isdigit():
-            raise SubmissionUncertain(f"sbatch answered {answer!r}, which is no job id")
-        return submitit.SlurmJob(self.folder, job_id, tasks=[0])
+        answer = read_answer(_sbatch(self._script, self._lock, self._timeout_s))
+        self.sent_to = answer.cluster
+        return submitit.SlurmJob(self.folder, answer.job_id, tasks=[0])
+
+
+def read_answer(text: str) -> Answer:
+    """The id in sbatch's answer, behind whatever a site's wrapper has to say before it.
+
+    Raises SubmissionUncertain where there is none.
+    """
+    found = list(_ANSWER.finditer(text))
+    if not found:
+        raise SubmissionUncertain(f"sbatch answered {text[-500:]!r}, which is no job id")
+    return Answer(found[-1]["job_id"], found[-1]["cluster"] or found[-1]["named"])
 
 
 def _sbatch(script: Path, lock: int, timeout_s: float) -> str:
@@ -64,11 +105,19 @@ def _sbatch(script: Path, lock: int, timeout_s: float) -> str:
     except SchedulerUnavailable as error:
         raise SubmissionUncertain(str(error)) from error
     except CommandFailed as error:
-        if _PASSING.search(error.stderr):
+        if is_passing(error.stderr):
             raise SubmissionPostponed(error.stderr) from error
         if NO_ANSWER.search(error.stderr):
             raise SubmissionUncertain(error.stderr) from error
         raise SubmissionRefused(error.stderr) from error
+
+
+def is_passing(words: str) -> bool:
+    """Whether sbatch may take the job later, by its words."""
+    if _PASSING.search(words) or _PASSING_AT_SITES.search(words):
+        return True
+    rest = _POLICY.sub("", words)
+    return rest != words and not _NAMED_LIMIT.search(rest)
 
 
 def executor_for(
@@ -116,6 +165,8 @@ def _additional(cluster: SlurmCluster, request: Request) -> dict[str, Any]:
         parameters["dependency"] = f"afterany:{request.after}"
     # A flag that is off is left out. Spelled as submitit spells them, so that they replace its own.
     own = {k.replace("-", "_"): v for k, v in cluster.options.items() if v is not False}
+    if cluster.at is not None:
+        own["clusters"] = cluster.at
     avoided = [str(own["exclude"])] if own.get("exclude") else []
     if request.avoided:
         own["exclude"] = ",".join([*avoided, *request.avoided])

@@ -8,11 +8,18 @@ from collections.abc import Sequence
 from autoexp.errors import SchedulerUnavailable
 
 # An outer job's variables would become options of the inner one (sbatch(1), INPUT ENVIRONMENT
-# VARIABLES), and a user's preferences would filter what squeue and sacct show; SLURM_CONF says
-# where the cluster is.
+# VARIABLES), and a user's preferences would filter what squeue and sacct show. A cluster that is
+# chosen by a variable is `slurm.clusters`, which goes to every command.
 _SCRUBBED = (
     *("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_"),
     *("PMI", "SUBMITIT_", "PREFECT_"),
+)
+
+# Where the cluster is, and who the user is for it: SLURM's own client asks for these with getenv
+# in src/common/{read_config,fetch_config,sack_api}.c, src/interfaces/auth.c and auth_jwt.c (25.11).
+_KEPT = (
+    *("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"),
+    *("SLURM_SACK_SOCKET", "SLURM_SACK_KEY", "SLURM_SACK_JWKS"),
 )
 
 # A command says so when it got no answer: what it asked for may have happened or not. The words are
@@ -35,9 +42,13 @@ class CommandFailed(Exception):
 def environment() -> dict[str, str]:
     """The environment for SLURM's commands, and so for the jobs that they start."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
-    if "SLURM_CONF" in os.environ:
-        kept["SLURM_CONF"] = os.environ["SLURM_CONF"]
-    return kept
+    return kept | {name: os.environ[name] for name in _KEPT if name in os.environ}
+
+
+def at(cluster: str | None, command: Sequence[str]) -> list[str]:
+    """The command, asked of a cluster by name; all of SLURM's commands take `--clusters`."""
+    name, *arguments = command
+    return [name, *([f"--clusters={cluster}"] if cluster else []), *arguments]
 
 
 def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] = ()) -> str:
@@ -71,16 +82,6 @@ def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] =
     if answer.returncode != 0:
         raise CommandFailed(arguments, answer.returncode, answer.stderr or answer.stdout)
     return answer.stdout
-
-
-def exclude_nodes(job_ids: Sequence[str], nodes: Sequence[str], timeout_s: float) -> None:
-    """Have pending jobs start on other nodes; one that has started meanwhile is no failure."""
-    which, excluded = f"JobId={','.join(job_ids)}", f"ExcNodeList={','.join(nodes)}"
-    try:
-        run(["scontrol", "update", which, excluded], timeout_s)
-    except CommandFailed as error:
-        if "no longer pending" not in error.stderr and "Invalid job" not in error.stderr:
-            raise SchedulerUnavailable(str(error)) from error
 
 
 def about(job_id: str, words: str) -> str:

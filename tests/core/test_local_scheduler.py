@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from autoexp import payload
-from autoexp.errors import SchedulerUnavailable
+from autoexp import payload, states
+from autoexp.errors import SchedulerUnavailable, SessionHeld
 from autoexp.machines import LocalMachine
 from autoexp.schedulers import local
 from autoexp.schedulers.base import Request, Sighting, is_locked, submit_once
@@ -306,3 +306,42 @@ def test_of_many_processes_that_submit_an_attempt_exactly_one_does(
     ids = {(job.output / f"id{number}").read_text() for number in range(3)}
     assert ids == {(job.directory / "claim").read_text()}
     assert (job.output / "runs").read_text() == "run\n"
+
+
+def test_a_process_that_lost_the_session_meanwhile_submits_nothing_though_the_intent_is_fresh(
+    job_of: JobOf, ended: Ended
+) -> None:
+    job = job_of("sh", "-c", COUNT)
+    job.prepare()
+    held = is_locked(job.directory)
+    asked_under_lock: list[bool] = []
+
+    def lost() -> None:
+        asked_under_lock.append(is_locked(job.directory))
+        raise SessionHeld("s1 is another monitor's")
+
+    request = Request(job.ticket.name, job.attempt.log, LocalMachine(), still_ours=lost)
+    for fresh in (True, False):
+        with pytest.raises(SessionHeld):
+            submit_once(job.ticket, request, LocalScheduler(), fresh=fresh)
+    assert (held, asked_under_lock) == (False, [True, True])
+    assert not (job.directory / "controller.log").exists()
+
+    assert submit(job)  # its successor
+    assert ended(job).state == "COMPLETED"
+    # What has been submitted is found, whoever asks.
+    found = submit_once(job.ticket, request, LocalScheduler(), fresh=False)
+    assert found == payload.claimed_by(job.directory)
+    assert (job.output / "runs").read_text() == "run\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["exec sleep 60", "trap 'exit 1' TERM; while :; do sleep 0.02; done"]
+)
+def test_a_command_that_dies_of_the_warning_has_reached_its_time_limit(
+    job_of: JobOf, ended: Ended, command: str
+) -> None:
+    job = job_of("sh", "-c", command)
+    submit(job, minutes=3 / 60, warn_s=2)
+    told = ended(job)
+    assert (told.state, told.reason, told.warned) == ("TIMEOUT", states.ENDED_ON_WARNING, True)

@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from autoexp.backends.base import COMPOSING
 from autoexp.compose import compose
 from autoexp.errors import BadInput
 from autoexp.machines import SlurmCluster
@@ -79,3 +80,17 @@ def test_variables_are_text_whatever_yaml_reads() -> None:
 )
 def test_a_value_out_of_bounds_or_a_misspelt_key_is_refused(settings: dict[str, object]) -> None:
     assert next(iter(settings)) in refusal(**settings)
+
+
+def test_a_cluster_that_the_shell_chooses_and_no_file_takes_over_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_CLUSTERS", "doduo")
+    own = {"kind": "slurm", "account": "a"}
+    with pytest.raises(
+        ValidationError, match=r"\$SLURM_CLUSTERS chooses a cluster.*clusters: doduo"
+    ):
+        SlurmCluster.model_validate(own, context=COMPOSING)
+    for said in ({"clusters": "other"}, {"clusters": None}, {"options": {"clusters": "other"}}):
+        SlurmCluster.model_validate({**own, **said}, context=COMPOSING)
+    SlurmCluster.model_validate(own)  # what is recorded is as it was

@@ -1,11 +1,15 @@
 """What runs inside a job, as real processes: one run per key, signals passed on, nothing left."""
 
+import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -339,3 +343,89 @@ def test_the_log_grows_as_it_happens_behind_what_was_there(
         (job.output / "go").write_text("on\n")
     assert job.log == b"before\nout\nerr\non\n"
     assert process.returncode == 0
+
+
+# The claim
+
+
+def test_a_claim_is_on_disk_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    link, fsync = os.link, os.fsync
+
+    def synced(descriptor: int) -> None:
+        steps.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
+        fsync(descriptor)
+
+    def linked(source: Path, name: Path) -> None:
+        steps.append("link")
+        link(source, name)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", linked)
+    assert payload.claim(tmp_path, "41")
+    assert steps == ["sync file", "link", "sync folder"]
+    assert [path.name for path in tmp_path.iterdir()] == ["claim"]
+
+
+def test_an_empty_claim_is_none_and_one_job_alone_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "claim").touch()
+    os.utime(tmp_path / "claim", (1, 1))
+    assert payload.claimed_by(tmp_path) is None
+    took = [job_id for job_id in ("41", "42", "43") if payload.claim(tmp_path, job_id)]
+    assert took == ["41"]
+    assert payload.claimed_by(tmp_path) == "41"
+    assert payload.claim(tmp_path, "41")  # requeued
+
+
+def test_a_filesystem_that_cannot_sync_a_directory_still_has_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    assert payload.claim(tmp_path, "41")
+    assert not payload.claim(tmp_path, "42")
+
+
+def test_what_is_left_of_an_attempt_is_not_another_sessions_of_the_same_key(
+    tmp_path: Path, no_survivors: None
+) -> None:
+    (tmp_path / "ours").mkdir()
+    mine, theirs, old = (
+        subprocess.Popen(["sleep", "60"], env={**os.environ, payload.COOKIE: "s1-j-a1", **more})
+        for more in (
+            {payload.ATTEMPT: str((tmp_path / "ours").resolve())},
+            {payload.ATTEMPT: str(tmp_path / "theirs")},
+            {},  # as of a payload that said less
+        )
+    )
+    payload.end_leftovers("s1-j-a1", tmp_path / "ours")
+    assert (mine.wait(20), old.wait(20)) == (-9, -9)
+    assert theirs.poll() is None
+    theirs.kill()
+    theirs.wait()
+
+
+def test_without_hard_links_one_job_alone_has_the_claim_and_one_that_is_being_written_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Path) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert [payload.claim(tmp_path, job_id) for job_id in ("41", "42", "41")] == [True, False, True]
+
+    (tmp_path / "claim").write_text("")
+    writer = threading.Timer(0.3, lambda: (tmp_path / "claim").write_text("43"))
+    writer.start()
+    assert not payload.claim(tmp_path, "44")
+    writer.join()
+    assert payload.claimed_by(tmp_path) == "43"
+    assert [path.name for path in tmp_path.iterdir()] == ["claim"]

@@ -27,11 +27,17 @@ def judged(
     idle_before: int = 0,
     exit_code: int | None = None,
     signal: int | None = None,
+    reason: str | None = None,
     branch: Branch | None = None,
 ) -> Judgement:
     """Judge the only attempt of a job; three attempts without progress are the most."""
     attempt = attempt_of(
-        state=state, first_iteration=first, warned=warned, exit_code=exit_code, signal=signal
+        state=state,
+        first_iteration=first,
+        warned=warned,
+        exit_code=exit_code,
+        signal=signal,
+        reason=reason,
     )
     job = JobRecord(
         spec=spec_of("true", target_iteration=target, branch=branch),
@@ -78,11 +84,40 @@ def test_what_was_the_users_fault_has_failed_in_spite_of_progress(state: str) ->
     assert judged(state, saved=(100,)).verdict is FAILED
 
 
-@pytest.mark.parametrize(("saved", "verdict"), [((100,), CONTINUE), ((), FAILED)])
-def test_an_error_after_the_warning_is_an_interruption_if_something_was_saved(
-    saved: tuple[int, ...], verdict: Verdict
+def test_an_error_after_the_warning_is_an_interruption() -> None:
+    verdict, reason = judged("FAILED", saved=(100,), warned=True, exit_code=1)
+    assert verdict is CONTINUE
+    assert reason == "ended on the warning 30 s before the limit at iteration 100 of 300"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        {"state": "TIMEOUT", "reason": states.ENDED_ON_WARNING},
+        {"state": "FAILED", "reason": "NonZeroExitCode"},
+    ],
+)
+def test_a_trainer_that_dies_of_the_warning_without_saving_has_reached_its_time_limit(
+    ending: dict[str, str],
 ) -> None:
-    assert judged("FAILED", saved=saved, warned=True, exit_code=1).verdict is verdict
+    verdict, reason = judged(**ending, warned=True, signal=15)  # type: ignore[arg-type]
+    words = "ended on the warning 30 s before the limit without a new checkpoint; it does not save"
+    assert verdict is CONTINUE
+    assert reason.startswith(words)
+    again = judged(**ending, warned=True, signal=15, idle_before=2)  # type: ignore[arg-type]
+    assert again.verdict is FAILED
+    assert again.reason.startswith(words)
+    assert "3 attempts in a row" in again.reason
+
+
+@pytest.mark.parametrize("state", [state for state in USERS if state != "FAILED"])
+def test_what_is_not_of_the_warning_is_not_put_down_to_it(state: str) -> None:
+    assert "warning" not in judged(state, warned=True).reason
+
+
+def test_of_a_cancelled_attempt_it_is_said_who_cancelled_it() -> None:
+    reason = judged("CANCELLED", reason="by ann", signal=15).reason
+    assert reason == "CANCELLED by ann (signal 15, by someone else)"
 
 
 @pytest.mark.parametrize("state", ["COMPLETED", *RESUBMITTED])
@@ -161,7 +196,9 @@ def test_every_ending_has_a_verdict_and_a_reason(
     if verdict is CONTINUE:
         assert target not in saved
         assert saved or idle + 1 < 3
-        assert states.facts(state).reaction is not states.Reaction.FAIL or (warned and saved)
+        assert states.facts(state).reaction is not states.Reaction.FAIL or (
+            warned and (saved or state == "FAILED")
+        )
 
 
 def test_a_record_tells_where_its_job_would_go_on() -> None:

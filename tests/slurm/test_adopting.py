@@ -3,6 +3,7 @@
 import json
 import secrets
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,24 @@ def test_what_cannot_be_adopted_is_refused_with_the_reason_and_leaves_no_session
     assert answer.returncode == 2
     assert "slurm=NAME" in answer.stderr
     assert json.loads(autoexp("sessions", "list", "--json", root=root).stdout) == []
+
+
+def test_a_job_is_adopted_by_one_session_until_that_is_over_or_gone(
+    commands: Commands, tmp_path: Path
+) -> None:
+    root, save_dir, log = tmp_path / "sessions", tmp_path / ID, tmp_path / "my run.log"
+    job_id = start_by_hand(save_dir, log)
+    taken = ("--job-id", job_id, "--backend", "demo", "--save-dir", str(save_dir))
+    try:
+        for _ in range(2):  # a request may be given twice
+            assert autoexp("adopt", ID, *taken, *MINE, SLOWLY, root=root).returncode == 0
+        refused = autoexp("adopt", f"{ID}-2", *taken, *MINE, SLOWLY, root=root)
+        assert refused.returncode == 2
+        assert f"session {root / ID}, which goes on" in refused.stderr
+        assert not (root / f"{ID}-2").exists()
+
+        shutil.rmtree(root / ID)
+        assert autoexp("adopt", f"{ID}-2", *taken, *MINE, SLOWLY, root=root).returncode == 0
+    finally:
+        slurm("scancel", job_id)
+    del commands
