@@ -242,8 +242,7 @@ def _start(action: ActionRecord, about: _About, recorder: Recorder, log: Logger)
         yield CheckpointMark(event.job, event.iteration, spec.name)
         copied = yield Pin(event, spec, fresh=not about.is_launched)
         if copied:
-            warning = "%s: no hard links to %s: copied %.1f MB"
-            log.warning(warning, spec.title, event.path, copied / 1e6)
+            log.info("%s: pinned %s by a copy of %.1f MB", spec.title, event.path, copied / 1e6)
     yield _change(recorder, _complete, action, spec.name)
 
 

@@ -1,10 +1,13 @@
 """Loss curves of a session and what each cooldown gained over its trunk."""
 
 import csv
+from bisect import bisect_right
 from pathlib import Path
 from typing import NamedTuple
 
+from autoexp.jobs import JobRecord, Verdict
 from autoexp.session import Session
+from autoexp.starts import branch_was_seen
 
 # Logged points that are averaged at a curve's end, so that one noisy batch decides nothing.
 _TAIL = 3
@@ -18,6 +21,11 @@ class Curve(NamedTuple):
     losses: list[float]
     """Nats per token."""
     learning_rates: list[float]
+
+    def behind(self, iteration: int) -> "Curve":
+        """The points behind an iteration: a branch has no others."""
+        first = bisect_right(self.iterations, iteration)
+        return Curve(self.iterations[first:], self.losses[first:], self.learning_rates[first:])
 
 
 class Gain(NamedTuple):
@@ -54,18 +62,38 @@ def read_curve(session: Path, job: str) -> Curve:
 
 
 def gains(session: Session) -> list[Gain]:
-    """What each cooldown gained, as far as both curves have come."""
+    """What each cooldown gained, as far as both curves have come.
+
+    Only of those that are known to have begun at their branch points: a training from 0 has losses
+    too, and they compare with nothing.
+    """
     found = []
-    for job in session.jobs.values():
-        reached = job.iteration == job.spec.target_iteration
-        if job.spec.branch is None or job.spec.parent is None or not reached:
-            continue
+    for job in filter(branch_was_seen, _ended_branches(session)):
         branch = read_curve(session.path, job.spec.name)
-        trunk = _mean_around(read_curve(session.path, job.spec.parent), job.iteration or 0)
+        trunk = _mean_around(read_curve(session.path, job.spec.parent or ""), job.iteration or 0)
         if branch.losses and trunk is not None:
             tail = branch.losses[-_TAIL:]
             found.append(Gain(job.spec.name, branch.iterations[-1], sum(tail) / len(tail), trunk))
     return found
+
+
+def without_seen_start(session: Session) -> list[str]:
+    """Cooldowns that reached their end, of which nobody saw where they began: no gain is known."""
+    return [
+        job.spec.name
+        for job in _ended_branches(session)
+        if not branch_was_seen(job) and job.verdict is not Verdict.FAILED
+    ]
+
+
+def _ended_branches(session: Session) -> list[JobRecord]:
+    return [
+        job
+        for job in session.jobs.values()
+        if job.spec.branch is not None
+        and job.spec.parent is not None
+        and job.iteration == job.spec.target_iteration
+    ]
 
 
 def _mean_around(curve: Curve, iteration: int) -> float | None:

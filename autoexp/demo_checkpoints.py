@@ -36,11 +36,13 @@ def save_checkpoint(run: Learner, args: Namespace) -> None:
     """Write a folder under another name, rename it once it is on disk, then move the tracker."""
     say(f"[{now()}] saving checkpoint at iteration {run.iteration:7d} to {args.save} in npz format")
     partial, folder = args.save / PARTIAL, args.save / f"iter_{run.iteration:07d}"
-    if partial.exists():  # of a save that was killed
+    if args.write_in_place:  # as most trainers do it
+        partial = folder
+    elif partial.exists():  # of a save that was killed
         shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    partial.mkdir(parents=True, exist_ok=args.write_in_place)
     write_checkpoint(run, args, partial)
-    if folder.exists():  # torn, or complete but killed before the tracker moved
+    if folder.exists() and folder != partial:  # torn, or killed before the tracker moved
         shutil.rmtree(folder)
     partial.rename(folder)
     sync(args.save)

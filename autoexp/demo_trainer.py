@@ -118,6 +118,8 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("to see what a supervisor does about it").add_argument
     add("--fail-at-iteration", type=_count, help="raise instead of iteration N, exit 1")
     add("--nan-at-iteration", type=_count, help="diverge: loss and weights are NaN from N on")
+    add("--ignore-checkpoint", action="store_true", help="begin at 0, whatever --load holds")
+    add("--write-in-place", action="store_true", help="save over an older save's files")
     add("--sleep-per-iteration-ms", type=_amount, default=0.0, help="train slower")
     add("--slow-save-s", type=_amount, default=0.0, help="sleep in a save, before the renaming")
     args = parser.parse_args(argv)
@@ -156,7 +158,7 @@ def main(argv: list[str] | None = None, stop: list[int] | None = None) -> int:
     say(f" entropy floor of the synthetic language: {spoken.entropy_floor:.6E} nats per character")
     sizes = language.Sizes(args.seq_length, args.embedding_size, args.hidden_size)
     run = Learner(sizes, args.seed, args.weight_decay)
-    if args.load:
+    if args.load and not args.ignore_checkpoint:
         load_checkpoint(run, args)
     elif args.pretrained_checkpoint:
         load_weights(run, args)

@@ -14,6 +14,7 @@ from autoexp.events import (
     RequestRefused,
     RestartAsked,
     RetryAsked,
+    StartedElsewhere,
     StateChanged,
     TrunksFinished,
 )
@@ -42,6 +43,8 @@ def describe(event: Event) -> str:
         case StateChanged():
             because = f" ({event.reason})" if event.reason else ""
             return f"{event.job} attempt {event.attempt}: {event.old} -> {event.new}{because}"
+        case StartedElsewhere():
+            return f"{event.job} attempt {event.attempt}: {event.reason}"
         case AttemptJudged():
             return f"{event.job} attempt {event.attempt}: {event.verdict} ({event.reason})"
         case JobGivenUp():

@@ -45,6 +45,19 @@ class StateChanged(Closed):
         return f"state/{self.job}/a{self.attempt}/{self.position}/{self.new}"
 
 
+class StartedElsewhere(Closed):
+    """An attempt did not begin at the checkpoint that it had to go on from."""
+
+    kind: Literal["started_elsewhere"] = "started_elsewhere"
+    job: str
+    attempt: int
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"start/{self.job}/a{self.attempt}"
+
+
 class AttemptJudged(Closed):
     """An attempt ended, and what that means for its job."""
 
@@ -213,6 +226,7 @@ class Published(Closed):
 Event = Annotated[
     CheckpointComplete
     | StateChanged
+    | StartedElsewhere
     | AttemptJudged
     | JobGivenUp
     | JobReady

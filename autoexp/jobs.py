@@ -131,6 +131,20 @@ class Attempt(BaseModel):
     """Job id of the attempt that has to end before this one starts (a chain)."""
     first_iteration: int | None = None
     """Iteration the job had reached when the attempt was made: progress is measured from here."""
+    earliest_start: int | None = None
+    """Where it may begin at the earliest, if less: queued behind another attempt, it may itself
+    have saved what was found when that one was judged."""
+    started_from: int | None = None
+    """Iteration that it began from, as its trainer says; UNDECIDED: a line more will tell."""
+    first_logged: tuple[int, ...] = ()
+    """The first two iterations that it logged."""
+    fell_back: tuple[int, int] | None = None
+    """An iteration that it logged after it had come further, and the checkpoint behind which it
+    should have been."""
+    saved: int | None = None
+    """The newest checkpoint that was found while it was the one that ran."""
+    wrong_start: str | None = None
+    """Why it did not begin where it had to; it never counts as finished."""
     verdict: Verdict | None = None
     matches: dict[str, int] = Field(default_factory=dict)
     """How many lines of its log each rule's pattern was found in."""

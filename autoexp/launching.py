@@ -114,7 +114,7 @@ def refuse_other_scheduler(session_id: str, own: Experiment, other: Experiment) 
         )
     if isinstance(here, SlurmCluster) and isinstance(there, SlurmCluster) and here.at != there.at:
         raise BadInput(
-            f"{session.id} runs its jobs on {here.at or 'the cluster of this machine'}, and these "
+            f"{session_id} runs its jobs on {here.at or 'the cluster of this machine'}, and these "
             f"would run on {there.at or 'the cluster of this machine'}; see slurm.clusters, or "
             "make a session of their own"
         )

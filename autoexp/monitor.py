@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from autoexp import inbox
+from autoexp import inbox, starts
 from autoexp.backoff import delay_s
-from autoexp.events import AttemptJudged, Event, JobGivenUp
-from autoexp.jobs import Attempt, JobRecord, JobSpec, Verdict
+from autoexp.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
+from autoexp.jobs import Attempt, Ending, JobRecord, JobSpec, Verdict
 from autoexp.limits import room
 from autoexp.logtail import LogCursor
 from autoexp.overview import overview
@@ -315,12 +315,27 @@ class Monitor:
         ended = not current.is_open and current.verdict is None
         watched = self.recorder.book.watched(job.spec)
         self._unwritten.extend(watch.read_log(job, current, watched, final=ended))
+        starts.check(job, current)
         self._unwritten.extend(watch.find_checkpoints(job, current, watched, ended=ended))
+        if ended and watch.at_end:
+            starts.note_pinned(job, current)
         watch.can_read(job)
+        if current.wrong_start is not None:
+            self._end_wrong_start(job, watch, current, current.wrong_start)
         if watched.inactivity_rules:
             self._unwritten.extend(watch.stands_still(job, current, watched))
         if ended and watch.at_end and not self._awaits_decision(job, current):
             self._unwritten.append(self._judge(job, current))
+
+    def _end_wrong_start(
+        self, job: JobRecord, watch: JobWatch, attempt: Attempt, reason: str
+    ) -> None:
+        """Have a job end, and fail, of which an attempt did not begin where it had to."""
+        event = StartedElsewhere(job=job.spec.name, attempt=attempt.number, reason=reason)
+        if job.ending is None or job.ending.action != event.key:
+            self._unwritten.append(event)
+            job.ending = Ending(verdict=Verdict.FAILED, action=event.key, reason=reason)
+            watch.dirty = True
 
     def _awaits_decision(self, job: JobRecord, attempt: Attempt) -> bool:
         """Whether a rule may still say what the end of an attempt means."""
@@ -354,6 +369,7 @@ class Monitor:
             job.cursor, job.tail = LogCursor(), []
             for later in job.open_attempts:
                 later.first_iteration = saved_iteration(job)
+                later.earliest_start = starts.earliest_of_next(job, attempt)
         else:
             job.verdict, job.reason = judgement.verdict, judgement.reason
         return AttemptJudged(

@@ -42,6 +42,8 @@ def draw(*sessions: Subject, path: Path | None = None) -> Path:
     shown: list[float] = []
     for session, spec in drawn:
         curve = read_curve(session.path, spec.name)
+        if spec.branch is not None:
+            curve = curve.behind(spec.branch.iteration)
         if not curve.iterations:
             continue
         label = spec.title if len(sessions) == 1 else f"{session.id} {spec.title}"

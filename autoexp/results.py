@@ -7,6 +7,7 @@ from autoexp.curves import read_curve
 from autoexp.jobs import JobRecord, spent_gpu_hours
 from autoexp.plain import flat
 from autoexp.session import Session
+from autoexp.starts import ended_wrongly
 
 Row = dict[str, Any]
 """Values by column; None where a job has none."""
@@ -48,7 +49,7 @@ def _row(session: Session, job: JobRecord) -> Row:
         "decay_shape": branch.shape if branch else None,
         "min_lr": branch.min_lr if branch else None,
         "tokens": batches.tokens(job.iteration or 0) if batches else None,
-        "final_loss": sum(tail) / len(tail) if tail and trains else None,
+        "final_loss": sum(tail) / len(tail) if tail and trains and not ended_wrongly(job) else None,
         "gpus": spec.machine.gpus,
         "gpu_hours_planned": spec.planned.gpu_hours if spec.planned else None,
         "gpu_hours_spent": sum(spent_gpu_hours(attempt) for attempt in job.attempts),

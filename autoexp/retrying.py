@@ -5,11 +5,12 @@ from typing import Any
 
 from autoexp.errors import BadInput
 from autoexp.events import RetryAsked
-from autoexp.jobs import JobRecord, Verdict, now
+from autoexp.jobs import JobRecord, RestartRequest, Verdict, now
 from autoexp.logtail import LogCursor
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionStatus
 from autoexp.session import Session
+from autoexp.starts import ended_wrongly
 
 
 def retry(session: Session, jobs: tuple[str, ...], by: str) -> list[str]:
@@ -61,6 +62,7 @@ def _again(session: Session, job: JobRecord, by: str) -> None:
         if mine and not job.launched and action.status is ActionStatus.FAILED:
             changes: dict[str, Any] = {"reason": None, "result": None, "asked_at": now()}
             session.change_action(action, status=ActionStatus.PENDING, **changes)
+    back = _begun_wrongly(job)
     # A failed attempt becomes one that is to be continued: somebody says so.
     attempts = [
         attempt if attempt.is_open else attempt.model_copy(update={"verdict": Verdict.CONTINUE})
@@ -74,10 +76,23 @@ def _again(session: Session, job: JobRecord, by: str) -> None:
         warning=None,
         cancel_requested=None,
         ending=None,
-        restart=None,
+        restart=None if back is None else _rolled_back(job, back, by),
+        checkpoints=[at for at in job.checkpoints if back is None or at <= back],
+        roll_backs=[*job.roll_backs, *([] if back is None else [back])],
         attempts_without_progress=0,
         cursor=LogCursor(),
         tail=[],
         scores={},
         retries=job.retries + 1,
+    )
+
+
+def _begun_wrongly(job: JobRecord) -> int | None:
+    """Where the job had to begin, if it did not: what it has left is set aside."""
+    return job.attempt.first_iteration if job.attempt and ended_wrongly(job) else None
+
+
+def _rolled_back(job: JobRecord, back: int, by: str) -> RestartRequest:
+    return RestartRequest(
+        attempt=job.attempts[-1].number, action="retry", reason=by, roll_back_to=back
     )

@@ -25,6 +25,8 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
     After a warning that the time limit is near, an ending with progress is an interruption,
     whatever its exit code (torchrun exits 1 there), and one without is the time limit's.
     """
+    if attempt.wrong_start is not None:
+        return Judgement(Verdict.FAILED, attempt.wrong_start)
     facts = states.facts(attempt.state)
     ended_well = facts.reaction is Reaction.JUDGE
     how = _how_it_ended(job, attempt, facts)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from autoexp import states
+from autoexp import starts, states
 from autoexp.backends.base import MOST_ITERATIONS, Progress, Unread
 from autoexp.events import CheckpointComplete, Event
 from autoexp.findings import LoggingStopped, LogLost, LogMatched
@@ -163,12 +163,14 @@ class JobWatch:
         """Move on to what a progress line says."""
         alarms: list[Event] = []
         try:
+            self.dirty |= starts.note_line(job, attempt, line.text)
             progress = job.spec.trainer.progress(line.text)
             if isinstance(progress, Unread):
                 self.pass_by(job, place_of(attempt, line), f"{progress.what} is no step number")
             elif progress is not None:
                 if progress.unread is not None:
                     self.pass_by(job, place_of(attempt, line), f"{progress.unread} is no number")
+                starts.note_logged(job, attempt, progress.iteration)
                 self._move_on(job, attempt, watched, progress, alarms)
         except Exception as error:
             self.pass_by(job, place_of(attempt, line), error)
@@ -253,6 +255,9 @@ class JobWatch:
         fresh = any(stamp is not None and now - stamp[2] < _RACY_NS for stamp in stamps)
         # Only now: a scan that fails is repeated at the next look.
         self._stamps, self._racy = stamps, fresh or scan.unfinished
+        starts.note_saved(job, attempt, scan.complete)
+        if attempt.wrong_start is not None:
+            return []  # nothing counts of what it saved
         start = job.spec.branch.iteration if job.spec.branch else 0
         known = set(job.checkpoints)
         back = None if job.restart is None else job.restart.roll_back_to
@@ -267,6 +272,8 @@ class JobWatch:
             and (back is None or found.iteration <= back)
         ]
         job.checkpoints += [found.iteration for found in new]
+        if new and not ended:
+            attempt.saved = max(job.checkpoints)
         events: list[Event] = []
         for progress in scan.progress:
             # A checkpoint tells the whole story, a branch's its parent's too.

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from autoexp import durable
-from autoexp.curves import gains
+from autoexp.curves import gains, without_seen_start
 from autoexp.errors import AutoexpError
 from autoexp.jobs import Verdict
 from autoexp.session import Session
@@ -218,7 +218,7 @@ def _say_how_to_go_on(session: Session, out: Console) -> None:
 def _print_end(session: Session, out: Console) -> None:
     out.print(status_view(status_of(session)))
     out.print()
-    for line in gains_lines(gains(session)):
+    for line in gains_lines(gains(session), without_seen_start(session)):
         out.print(line, markup=False)
     for job in session.jobs.values():
         if job.verdict is Verdict.FAILED:

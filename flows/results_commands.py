@@ -63,7 +63,7 @@ def plot(options: argparse.Namespace) -> int:
     output = Path(options.output).absolute() if options.output else None
     print(draw(*map(Subject.of, sessions), path=output))
     for session in sessions:
-        for line in gains_lines(curves.gains(session)):
+        for line in gains_lines(curves.gains(session), curves.without_seen_start(session)):
             print(line)
     return 0
 

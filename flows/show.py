@@ -110,13 +110,16 @@ def _duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def gains_lines(found: Iterable[Gain]) -> list[str]:
-    """What each cooldown gained over the trunk."""
-    return [
+def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
+    """What each cooldown gained over the trunk; `unseen` are those whose start nobody saw."""
+    lines = [
         f"{gain.job}: {gain.loss:.3f} at iteration {gain.iteration}, trunk {gain.trunk_loss:.3f}: "
         f"gained {gain.gain:.3f} nats"
         for gain in found
     ]
+    if names := ", ".join(unseen):
+        lines.append(f"{names}: no gain is shown, as its log does not say where it began")
+    return lines
 
 
 def print_plan(plan: Plan, out: Console) -> None:

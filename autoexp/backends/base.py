@@ -11,6 +11,10 @@ COMPOSING = "composing"
 """Context of a validation that judges what a user wrote, and not what a session recorded."""
 
 
+UNDECIDED = -1
+"""Where a training begins that has started: from a checkpoint or not, its next lines say."""
+
+
 class Closed(BaseModel):
     """A frozen model in which a misspelt key is an error."""
 
@@ -75,11 +79,25 @@ class CheckpointScan(NamedTuple):
     """What the newest checkpoint says of the training so far, where the log does not say it."""
 
 
+class PinChanges(NamedTuple):
+    """Files of a pinned checkpoint that have other contents than when it was pinned."""
+
+    seed: tuple[str, ...] = ()
+    """In the job's own save directory."""
+    origin: tuple[str, ...] = ()
+    """In the checkpoint that was pinned, changed in place."""
+    path: str = ""
+    """That checkpoint."""
+
+
 class Backend(Protocol):
     """One trainer: command lines, checkpoints, progress, cooldowns."""
 
     PROGRESS_MARK: ClassVar[bytes]
-    """Bytes in every line of which `progress` says something: the other lines are passed over."""
+    """Bytes in every line of which `progress` or `read_start` says something: the other lines are
+    passed over."""
+    LOGS_DONE: ClassVar[bool]
+    """Whether a logged iteration has been done: the first one lies behind where it began."""
 
     @property
     def train_iters(self) -> int:
@@ -88,6 +106,10 @@ class Backend(Protocol):
     @property
     def save_interval(self) -> int:
         """Iterations between checkpoints: branch points are multiples of it."""
+
+    @property
+    def log_interval(self) -> int | None:
+        """Iterations between two progress lines; None where it is not known."""
 
     @property
     def final_lr(self) -> float:
@@ -124,8 +146,12 @@ class Backend(Protocol):
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
         """Pin `checkpoint` as the start of a branch that saves in `save_dir`; repeatable.
 
-        Returns how many bytes were copied, where hard links did not do.
+        Nothing that is written there changes `checkpoint`: hard links only for a trainer that
+        writes files aside and renames them. Returns how many bytes were copied.
         """
+
+    def pin_changes(self, save_dir: Path) -> PinChanges:
+        """Compare what was pinned in `save_dir`, and what it was pinned from, with now."""
 
     def clear_torn(self, save_dir: Path) -> list[str]:
         """Move aside what a killed save left, where the trainer would start from it.
@@ -135,6 +161,12 @@ class Backend(Protocol):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         """What a log line says about the training, if anything; it never raises."""
+
+    def read_start(self, line: bytes, earlier: int | None) -> int | None:
+        """The iteration that the training begins from, where a log line says so.
+
+        `earlier` is what lines before it said; UNDECIDED is an answer too.
+        """
 
     def set_aside(self, save_dir: Path, after: int) -> list[str]:
         """Rename the checkpoints behind iteration `after`, so that training resumes at or before.
@@ -151,6 +183,15 @@ class Defaults:
     """What a backend does that has nothing to say about it."""
 
     PROGRESS_MARK: ClassVar[bytes] = b""
+    LOGS_DONE: ClassVar[bool] = True
+
+    @property
+    def log_interval(self) -> int | None:
+        return None
+
+    def read_start(self, line: bytes, earlier: int | None) -> int | None:
+        del line, earlier
+        return None
 
     def problems(self, workers: int) -> list[str]:
         del workers

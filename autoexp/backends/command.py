@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from autoexp.backends.base import (
     Closed,
     Defaults,
     FoundCheckpoint,
+    PinChanges,
     Progress,
     Unread,
 )
@@ -55,9 +56,13 @@ class Checkpoints(Closed):
     tracker: str | None = Field(
         None, description="file in the folder that names the newest iteration, written last"
     )
-    renamed: bool = Field(False, description="checkpoints get their name once they are complete")
+    renamed: bool = Field(
+        False,
+        description="checkpoints get their name once they are complete, and no file of one is "
+        "opened for writing again: a branch is seeded by hard links; by copies otherwise",
+    )
     overwritten: bool = Field(
-        False, description="files of old checkpoints are written again: copy them for a branch"
+        False, description="files of old checkpoints are written again: copies, `renamed` or not"
     )
     trusts_torn: bool = Field(
         True, description="the trainer might resume from a torn one: move those aside before"
@@ -82,12 +87,14 @@ class Checkpoints(Closed):
             must_not_exist=self.must_not_exist,
             must_parse=self.must_parse,
             tracker=self.tracker,
-            overwritten=self.overwritten,
+            renames=self.renamed and not self.overwritten,
         )
 
 
 class CommandBackend(Closed, Defaults):
     """A trainer of your own; nothing of it is Python of autoexp's."""
+
+    LOGS_DONE: ClassVar[bool] = False
 
     kind: Literal["command"] = "command"
     command: tuple[str, ...] = Field(
@@ -110,6 +117,11 @@ class CommandBackend(Closed, Defaults):
         "`learning_rate`, `seconds`; colours are taken out before, and of a long line it sees the "
         "first 1 to 64 KiB, the less the more repeats it has",
     )
+    start_line: str | None = Field(
+        None,
+        description="regular expression of the line with which it says where it begins, with a "
+        "group `iteration`: the checkpoint's, 0 without one",
+    )
     source: str | None = Field(None, description="its checkout, as the job sees it")
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
     args: CommandArgs
@@ -124,8 +136,12 @@ class CommandBackend(Closed, Defaults):
         extra = self.args.__pydantic_extra__
         refuse_names(type(self).__name__, extra, ours={}, at=("args",))
         LinePattern(self.log_line)
+        if self.start_line is not None:
+            LinePattern(self.start_line)
         if info.context == COMPOSING:
-            refuse_pattern(self.log_line)
+            for pattern in (self.log_line, self.start_line):
+                if pattern is not None:
+                    refuse_pattern(pattern)
         own = self._values(self.args.train_iters, Path())
         used = names_of(self.command, own, "command")
         branch = {
@@ -218,6 +234,9 @@ class CommandBackend(Closed, Defaults):
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
         return self.saves.layout.seed(checkpoint, self._root(save_dir))
 
+    def pin_changes(self, save_dir: Path) -> PinChanges:
+        return self.saves.layout.pin_changes(self._root(save_dir))
+
     def clear_torn(self, save_dir: Path) -> list[str]:
         if not self.saves.trusts_torn:
             return []
@@ -231,6 +250,11 @@ class CommandBackend(Closed, Defaults):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return LinePattern(self.log_line).read(line)
+
+    def read_start(self, line: bytes, earlier: int | None) -> int | None:
+        del earlier
+        found = None if self.start_line is None else LinePattern(self.start_line).read(line)
+        return found.iteration if isinstance(found, Progress) else None
 
 
 def _branch_values(branch: Branch, shape: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The demo backend: the small NumPy language model that ships with the project."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -13,12 +14,18 @@ from autoexp.backends.base import (
     Closed,
     Defaults,
     FoundCheckpoint,
+    PinChanges,
     Progress,
     Unread,
 )
 from autoexp.backends.batches import Batches
+from autoexp.backends.layout import Layout
 from autoexp.backends.megatron_layout import TORCH_DIST
 from autoexp.backends.schedules import decayed
+
+# The folder is written under another name, and replaces an older one as a whole.
+# Source: autoexp/demo_checkpoints.py, save_checkpoint.
+_RENAMING = replace(TORCH_DIST, renames=True)
 
 
 class DemoArgs(Closed):
@@ -42,6 +49,12 @@ class DemoArgs(Closed):
         0.0, ge=0, description="milliseconds to sleep in each iteration, to look like a big model"
     )
     slow_save_s: float = Field(0.0, ge=0, description="seconds that a save takes longer, for tests")
+    ignore_checkpoint: bool = Field(
+        False, description="begin at 0 whatever checkpoint is there, for tests"
+    )
+    write_in_place: bool = Field(
+        False, description="write checkpoints over the files of older ones, for tests"
+    )
     fail_at_iteration: int | None = Field(
         None, gt=0, description="iteration at which the training crashes, for tests"
     )
@@ -65,6 +78,10 @@ class DemoBackend(Closed, Defaults):
     @property
     def save_interval(self) -> int:
         return self.args.save_interval
+
+    @property
+    def log_interval(self) -> int | None:
+        return self.args.log_interval
 
     @property
     def final_lr(self) -> float:
@@ -99,7 +116,8 @@ class DemoBackend(Closed, Defaults):
         flags = [
             part
             for name, value in arguments.items()
-            for part in (f"--{name.replace('_', '-')}", str(value))
+            if value is not False
+            for part in (f"--{name.replace('_', '-')}", *([] if value is True else [str(value)]))
         ]
         directories = ("--save", str(save_dir), "--load", str(save_dir))
         trainer = (sys.executable, "-m", "autoexp.demo_trainer")
@@ -116,20 +134,30 @@ class DemoBackend(Closed, Defaults):
             reasons.append(f"min_lr {branch.min_lr:g} is no decay from lr {self.args.lr:g}")
         return reasons
 
+    @property
+    def _layout(self) -> Layout:
+        return TORCH_DIST if self.args.write_in_place else _RENAMING
+
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
-        return TORCH_DIST.watched(save_dir)
+        return self._layout.watched(save_dir)
 
     def checkpoints(self, save_dir: Path) -> CheckpointScan:
-        return TORCH_DIST.scan(save_dir)
+        return self._layout.scan(save_dir)
 
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
-        return TORCH_DIST.seed(checkpoint, save_dir)
+        return self._layout.seed(checkpoint, save_dir)
+
+    def pin_changes(self, save_dir: Path) -> PinChanges:
+        return self._layout.pin_changes(save_dir)
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return megatron_layout.progress(line)
 
+    def read_start(self, line: bytes, earlier: int | None) -> int | None:
+        return megatron_layout.read_start(line, earlier)
+
     def set_aside(self, save_dir: Path, after: int) -> list[str]:
-        return TORCH_DIST.set_aside(save_dir, after)
+        return self._layout.set_aside(save_dir, after)
 
     def planned_rate(self, branch: Branch, iteration: int) -> float | None:
         return decayed(self.args.lr, branch, iteration)

@@ -1,7 +1,9 @@
-"""Any script that uses Hugging Face's Trainer, and goes on from the last checkpoint in its folder.
+"""Any script that uses Hugging Face's Trainer; it is told which checkpoint to resume from.
 
-Its log names no step, so the training's story comes from `trainer_state.json`, which lands last in
-each checkpoint. Source: Transformers 5, trainer.py, trainer_callback.py and optimization.py.
+The Trainer itself resumes from nothing unless its script asks for it, and most scripts ask only
+when they are told. Its log names no step, so the training's story comes from `trainer_state.json`,
+which lands last in each checkpoint. Source: Transformers 5, trainer.py, trainer_callback.py and
+optimization.py.
 """
 
 import json
@@ -16,11 +18,13 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from autoexp.backends.base import (
     COMPOSING,
     MOST_ITERATIONS,
+    UNDECIDED,
     Branch,
     CheckpointScan,
     Closed,
     Defaults,
     FoundCheckpoint,
+    PinChanges,
     Progress,
 )
 from autoexp.backends.batches import Batches
@@ -31,10 +35,28 @@ from autoexp.backends.schedules import decayed
 from autoexp.sensitive import Variables
 
 _STATE = "trainer_state.json"
+# No `renames`: the optimizer, the random state and `trainer_state.json` are opened for writing
+# under their names, the weights alone are not (seen). Source: trainer.py, _save_checkpoint.
 _LAYOUT = Layout(
     name=re.compile(r"checkpoint-(?P<iteration>\d+)"),
     must_parse=(_STATE,),
     must_not_exist=("checkpoint-is-incomplete.txt",),
+)
+# The Trainer's lines at log level info: of Transformers 5 and, behind `|`, of 4.
+_STARTED = b"***** Running training *****"
+_RESUMED = re.compile(
+    rb"\bResuming training from checkpoint with epoch \d+ and global step (\d{1,18})"
+    rb"|\bContinuing training from global step (\d{1,18})"
+)
+_LOGGED = re.compile(rb"\{.*'(?:train_)?loss': ")
+# Run in the job, each time that it starts: whatever was saved meanwhile is the last checkpoint.
+_RESUME = (
+    "import os,sys; d,*w=sys.argv[1:]; h=os.path.join; x=os.path.exists; "
+    "n=[int(c[11:]) for c in (os.listdir(d) if x(d) else []) "
+    "if c[:11]=='checkpoint-' and c[11:].isdecimal() and x(h(d,c,'trainer_state.json')) "
+    "and not x(h(d,c,'checkpoint-is-incomplete.txt'))]; "
+    "w+=['--resume_from_checkpoint',h(d,f'checkpoint-{max(n)}')] if n else []; "
+    "os.execv(sys.executable,[sys.executable,*w])"
 )
 _SHAPES = {"minus_sqrt": "1-sqrt", "linear": "linear", "cosine": "cosine"}
 
@@ -43,8 +65,15 @@ class HuggingFaceBackend(Closed, Defaults):
     """Trains with a script whose arguments are TrainingArguments and its own."""
 
     kind: Literal["huggingface"] = "huggingface"
-    script: str = Field(description="the script; it resumes from the last checkpoint it finds")
+    script: str = Field(
+        description="the script; it passes on `resume_from_checkpoint`, or resumes by itself"
+    )
     python: str = Field(sys.executable, description="the Python that runs it")
+    resume: bool = Field(
+        True,
+        description="give it `--resume_from_checkpoint` with its last checkpoint; off for a "
+        "script that does not take that argument and resumes by itself",
+    )
     script_args: dict[str, Argument] = Field(
         default_factory=dict, description="arguments of the script's own"
     )
@@ -120,7 +149,10 @@ class HuggingFaceBackend(Closed, Defaults):
             if value is not None
             for part in (f"--{name}", *map(word, value if isinstance(value, tuple) else (value,)))
         )
-        return (self.python, self.script, *words)
+        # Another launcher in the interpreter's place, torchrun say, does not take a program's text.
+        if not self.resume or "python" not in Path(self.python).name:
+            return (self.python, self.script, *words)
+        return (self.python, "-c", _RESUME, str(values["output_dir"]), self.script, *words)
 
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", **self.variables}
@@ -154,6 +186,9 @@ class HuggingFaceBackend(Closed, Defaults):
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
         return _LAYOUT.seed(checkpoint, save_dir)
 
+    def pin_changes(self, save_dir: Path) -> PinChanges:
+        return _LAYOUT.pin_changes(save_dir)
+
     def clear_torn(self, save_dir: Path) -> list[str]:
         # The Trainer would resume from a torn one, and end there.
         return _LAYOUT.clear_torn(save_dir)
@@ -167,6 +202,14 @@ class HuggingFaceBackend(Closed, Defaults):
     def progress(self, line: bytes) -> Progress | None:
         del line  # it has no step in it
         return None
+
+    def read_start(self, line: bytes, earlier: int | None) -> int | None:
+        if match := _RESUMED.search(line):
+            return int(match[1] or match[2])
+        if _STARTED in line:
+            return UNDECIDED
+        # Had it resumed, it would have said so before it logged anything.
+        return 0 if earlier == UNDECIDED and _LOGGED.search(line) else None
 
 
 def _state(found: FoundCheckpoint) -> dict[str, Any]:

@@ -18,7 +18,7 @@ eval_steps eval_strategy eval_use_gather_object fp16 fp16_full_eval fsdp fsdp_co
 full_determinism gradient_checkpointing gradient_checkpointing_kwargs greater_is_better
 hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy ignore_data_skip
 include_for_metrics include_num_input_tokens_seen label_names label_smoothing_factor
-length_column_name liger_kernel_config load_best_model_at_end local_rank log_level
+length_column_name liger_kernel_config load_best_model_at_end local_rank
 log_level_replica log_on_each_node logging_first_step max_grad_norm metric_for_best_model
 neftune_noise_alpha optim optim_args optim_target_modules parallelism_config
 per_device_eval_batch_size prediction_loss_only project push_to_hub remove_unused_columns report_to
@@ -28,7 +28,7 @@ trackio_space_id trackio_static_space_id train_sampling_strategy use_cache use_c
 weight_decay
 """
 
-_RESUMES = "the script goes on from the last checkpoint in its own folder"
+_RESUMES = "the last checkpoint in the job's own folder is given to the script"
 OURS = {
     "output_dir": "each job has its own",
     "resume_from_checkpoint": _RESUMES,
@@ -60,6 +60,9 @@ class TrainerArgs(Closed):
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     per_device_train_batch_size: int = Field(8, gt=0, description="samples on one device in a pass")
     gradient_accumulation_steps: int = Field(1, gt=0, description="passes of a step")
+    log_level: str | None = Field(
+        "info", description="at info the Trainer says where it begins; null for the script's own"
+    )
     enable_jit_checkpoint: bool | None = Field(
         True, description="save when told to end; null for Transformers before 5"
     )

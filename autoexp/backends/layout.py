@@ -3,13 +3,14 @@
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoexp import durable
-from autoexp.backends.base import CheckpointScan, FoundCheckpoint
+from autoexp.backends import pins
+from autoexp.backends.base import CheckpointScan, FoundCheckpoint, PinChanges
+from autoexp.backends.pins import remove
 from autoexp.errors import SessionError
 
 # No trainer takes these for checkpoints: torchtitan looks for `step-N` anywhere in a name.
@@ -33,8 +34,10 @@ class Layout:
     """Files inside that have to be whole JSON."""
     tracker: str | None = None
     """A file in the root that names the newest complete iteration; it is written last."""
-    overwritten: bool = False
-    """Whether the trainer writes again into files of an older checkpoint: links would follow."""
+    renames: bool = False
+    """Whether the trainer writes every file aside and renames it, so that what has the name is
+    replaced and never changed. Only then are checkpoints pinned by hard links: whatever is opened
+    for writing is changed under all of its names."""
 
     def watched(self, root: Path) -> tuple[Path, ...]:
         """Paths whose stat changes when a checkpoint may have become complete."""
@@ -77,12 +80,12 @@ class Layout:
         return all(_parses(path / name) for name in self.must_parse)
 
     def seed(self, checkpoint: FoundCheckpoint, root: Path) -> int:
-        """Give a branch its own start: hard links to `checkpoint`, and a tracker that names it.
+        """Give a branch its own start, `checkpoint`, and a tracker that names it.
 
-        Hard links keep the data when the parent's retention deletes its folder. Where the
-        filesystem allows none (another device, or no permission), files are copied; returns how
-        many bytes. Repeating it after a kill does no harm, and a branch that has moved on is left
-        alone.
+        Its data stay when the parent's retention deletes its folder, and writing into them changes
+        nothing of the parent's. Returns how many bytes were copied: none where links are safe, or
+        the filesystem shares blocks. Repeating it after a kill does no harm, and a branch that has
+        moved on is left alone.
         """
         begun = self.tracked(root) is not None if self.tracker else bool(self.scan(root).complete)
         if begun:
@@ -91,14 +94,21 @@ class Layout:
         pinned, copied = root / checkpoint.path.name, 0
         if not pinned.exists():
             unfinished = root / _SEED
-            _remove(unfinished)
-            copied = _pin(checkpoint.path, unfinished, link=not self.overwritten)
-            durable.step()
+            remove(unfinished)
+            with pins.held(checkpoint.path, root) as source:
+                pin = pins.Pin.of(checkpoint.path, source)
+                copied = pins.copy(source, unfinished, link=self.renames)
+            pin.write(root)
             unfinished.rename(pinned)
             durable.sync_directory(root)
         if self.tracker is not None:
             durable.write(root / self.tracker, str(checkpoint.iteration))
         return copied
+
+    def pin_changes(self, root: Path) -> PinChanges:
+        """What has other contents than when it was pinned; nothing where no pin is known."""
+        pin = pins.Pin.read(root)
+        return PinChanges() if pin is None else pin.changes(root)
 
     def clear_torn(self, root: Path) -> list[str]:
         """Move aside what is not complete: for trainers that would resume from it."""
@@ -108,7 +118,7 @@ class Layout:
             beyond = self.tracker is not None and found.iteration > (newest or 0)
             if beyond or not self.is_complete(found.path):
                 aside = root / f"{_TORN}-{found.iteration}"
-                _remove(aside)
+                remove(aside)
                 found.path.rename(aside)
                 moved.append(found.path.name)
         return moved
@@ -116,24 +126,55 @@ class Layout:
     def set_aside(self, root: Path, after: int) -> list[str]:
         """Have training resume at or before `after`: what lies behind is renamed, never removed.
 
+        What lies before the checkpoint that was pinned here is another training's, and goes too.
         A tracker goes first: whatever is killed in between, no folder that it names is missing, and
         a second run finds the rest. Raises SessionError when nothing is left to resume from.
         """
-        kept = [found.iteration for found in self.scan(root).complete if found.iteration <= after]
+        first = self._restored(root)
+        newest = self.tracked(root)
+        # Not `scan`: a training that began before the pinned one has moved the tracker back.
+        last = after if self.tracker is None else min(after, max(first, newest or 0))
+        kept = [
+            found.iteration
+            for found in self._candidates(root)
+            if first <= found.iteration <= last and self.is_complete(found.path)
+        ]
         if not kept:
             raise SessionError(f"{root}: no complete checkpoint at or before iteration {after}")
-        newest = self.tracked(root)
-        if self.tracker is not None and (newest is None or newest > after):
+        if self.tracker is not None and (newest is None or not first <= newest <= after):
             durable.write(root / self.tracker, str(max(kept)))
         renamed = []
         for found in sorted(self._candidates(root)):
-            if found.iteration > after:
+            if not first <= found.iteration <= after:
                 durable.step()
-                # Not the name itself: some trainers look for it anywhere in a folder's name.
-                found.path.rename(_unused(root / f"{_ASIDE}-{found.iteration}"))
+                _set_aside(found.path, found.iteration)
                 renamed.append(found.path.name)
         durable.sync_directory(root)
         return renamed
+
+    def _restored(self, root: Path) -> int:
+        """The iteration that was pinned here, once its checkpoint is what it was; 0 without one."""
+        pin = pins.Pin.read(root)
+        match = None if pin is None else self.name.fullmatch(Path(pin.path).name)
+        if pin is None or match is None:
+            return 0
+        iteration, origin = int(match["iteration"]), Path(pin.path)
+        seed = root / origin.name
+        changed = pin.changes(root).seed
+        if changed:
+            if not pin.is_whole(origin):
+                raise SessionError(
+                    f"{seed} was written over ({', '.join(changed[:3])}), and {origin} is not what "
+                    "it was either: there is nothing to begin from"
+                )
+            remove(root / _SEED)
+            pins.copy(origin, root / _SEED, link=self.renames)
+            durable.step()
+            _set_aside(seed, iteration)
+            durable.step()
+        if changed or (not seed.exists() and (root / _SEED).exists()):
+            (root / _SEED).rename(seed)
+        return iteration
 
     def _candidates(self, root: Path) -> Iterator[FoundCheckpoint]:
         """What is named like a checkpoint; links are none of this job's."""
@@ -145,6 +186,11 @@ class Layout:
                         yield FoundCheckpoint(int(match["iteration"]), Path(entry.path))
         except FileNotFoundError:
             return
+
+
+def _set_aside(path: Path, iteration: int) -> None:
+    # Not the name itself: some trainers look for it anywhere in a folder's name.
+    path.rename(_unused(path.with_name(f"{_ASIDE}-{iteration}")))
 
 
 def _unused(path: Path) -> Path:
@@ -168,32 +214,3 @@ def _parses(path: Path) -> bool:
     except (FileNotFoundError, ValueError, RecursionError):
         return False
     return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _pin(source: Path, target: Path, *, link: bool) -> int:
-    """Link or copy a checkpoint, a file or a folder; returns how many bytes were copied."""
-    copied = 0
-
-    def take(one: str, other: str) -> str:
-        nonlocal copied
-        try:
-            if not link:
-                raise OSError
-            os.link(one, other)
-        except OSError:
-            shutil.copy2(one, other)
-            copied += Path(other).stat().st_size
-        return other
-
-    if source.is_dir():
-        shutil.copytree(source, target, copy_function=take)
-    else:
-        take(str(source), str(target))
-    return copied

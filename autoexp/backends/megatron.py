@@ -19,6 +19,7 @@ from autoexp.backends.base import (
     Closed,
     Defaults,
     FoundCheckpoint,
+    PinChanges,
     Progress,
     Unread,
 )
@@ -70,6 +71,10 @@ class MegatronBackend(Closed, Defaults):
     @property
     def save_interval(self) -> int:
         return self.args.save_interval
+
+    @property
+    def log_interval(self) -> int | None:
+        return self.args.log_interval
 
     @property
     def final_lr(self) -> float:
@@ -190,6 +195,9 @@ class MegatronBackend(Closed, Defaults):
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
         return self._layout.seed(checkpoint, save_dir)
 
+    def pin_changes(self, save_dir: Path) -> PinChanges:
+        return self._layout.pin_changes(save_dir)
+
     def set_aside(self, save_dir: Path, after: int) -> list[str]:
         return self._layout.set_aside(save_dir, after)
 
@@ -198,3 +206,6 @@ class MegatronBackend(Closed, Defaults):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return megatron_layout.progress(line)
+
+    def read_start(self, line: bytes, earlier: int | None) -> int | None:
+        return megatron_layout.read_start(line, earlier)

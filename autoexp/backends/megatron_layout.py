@@ -16,6 +16,8 @@ PROGRESS_MARK = b"iteration"
 TRACKER = "latest_checkpointed_iteration.txt"
 _FOLDER = re.compile(r"iter_(?P<iteration>\d{7,})")
 
+# No `renames`: shards are opened for writing under their names, in a folder that may be there.
+# Source: megatron/core/dist_checkpointing/strategies/filesystem_async.py, write_preloaded_data.
 # Shards, then `.metadata`, then `metadata.json`, and the tracker last: a folder above the tracker
 # is still being written, or is torn.
 TORCH_DIST = Layout(
@@ -30,6 +32,10 @@ _ITERATION = re.compile(rb"iteration\s+(\d+)/\s*(\d+)\s*\|")
 _LOSS = re.compile(rb"\|\s*lm[ _]loss:\s*([-+0-9.eE]+)\s*\|")
 _LEARNING_RATE = re.compile(rb"\|\s*learning rate:\s*([-+0-9.eE]+)\s*\|")
 _ELAPSED = re.compile(rb"\|\s*elapsed time per iteration \(ms\):\s*([0-9.,]+)\s*\|")
+
+# Source: megatron/training/checkpointing.py, load_checkpoint and _load_base_checkpoint.
+_LOADED = re.compile(rb"\bsuccessfully loaded checkpoint from .* at iteration\s+(\d{1,18})\s*$")
+_NOTHING_THERE = re.compile(rb"\bcould not find the metadata file .*" + TRACKER.encode())
 
 
 def folder_name(iteration: int) -> str:
@@ -60,6 +66,14 @@ def progress(line: bytes) -> Progress | Unread | None:
         _value(_LEARNING_RATE, line, start),
         None if milliseconds is None else milliseconds / 1000,
     )
+
+
+def read_start(line: bytes, earlier: int | None) -> int | None:
+    """The iteration of the checkpoint that was loaded; 0 where there was none."""
+    del earlier
+    if match := _LOADED.search(line):
+        return int(match[1])
+    return 0 if _NOTHING_THERE.search(line) else None
 
 
 def _value(pattern: re.Pattern[bytes], line: bytes, start: int) -> float | None:

@@ -19,6 +19,7 @@ from autoexp.backends.base import (
     Closed,
     Defaults,
     FoundCheckpoint,
+    PinChanges,
     Progress,
     Unread,
 )
@@ -28,13 +29,18 @@ from autoexp.backends.layout import Layout
 from autoexp.backends.logline import LinePattern
 from autoexp.backends.schedules import decayed
 from autoexp.backends.torchtitan_args import OURS, SECTIONS, TorchtitanArgs
+from autoexp.loglines import without_escapes
 from autoexp.sensitive import Variables
 
 _FOLDER = "checkpoint"
+# No `renames`: torch.distributed.checkpoint opens its shards for writing under their names, and
+# renames `.metadata` alone. Source: torch 2.13, distributed/checkpoint/filesystem.py.
 _LAYOUT = Layout(name=re.compile(r"step-(?P<iteration>\d+)"), must_exist=(".metadata",))
 _LINE = LinePattern(
     r"\bstep:\s{0,9}(?P<iteration>[0-9,]+)\s{1,9}loss:\s{0,9}(?P<loss>[-+]?(?:nan|inf|[0-9.eE+-]+))"
 )
+# Source: torchtitan 0.2.2, train.py; main of August 2026 has the same line in trainer.py.
+_BEGINS = re.compile(rb"\bTraining starts at step (\d{1,18})\b")
 _SHAPES = {"minus_sqrt": "sqrt", "linear": "linear", "cosine": "cosine"}
 
 
@@ -147,6 +153,9 @@ class TorchtitanBackend(Closed, Defaults):
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
         return _LAYOUT.seed(checkpoint, save_dir / _FOLDER)
 
+    def pin_changes(self, save_dir: Path) -> PinChanges:
+        return _LAYOUT.pin_changes(save_dir / _FOLDER)
+
     def set_aside(self, save_dir: Path, after: int) -> list[str]:
         return _LAYOUT.set_aside(save_dir / _FOLDER, after)
 
@@ -155,6 +164,11 @@ class TorchtitanBackend(Closed, Defaults):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return _LINE.read(line)
+
+    def read_start(self, line: bytes, earlier: int | None) -> int | None:
+        del earlier
+        match = _BEGINS.search(without_escapes(line))
+        return int(match[1]) - 1 if match else None
 
 
 def _flags(values: dict[str, Any]) -> Iterator[str]:

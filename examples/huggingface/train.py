@@ -2,17 +2,15 @@
 
     python examples/huggingface/train.py --output_dir out --max_steps 100 --save_steps 50
 
-What matters for autoexp is one line: it goes on from the last checkpoint in its output directory.
-A cooldown's directory holds the checkpoint that it branches from.
+What matters for autoexp is one line: `--resume_from_checkpoint` is passed on to the Trainer, as
+Transformers' own examples do. A cooldown is given the checkpoint that it branches from.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 
 @dataclass
@@ -63,10 +61,7 @@ def main() -> None:
     model = LlamaForCausalLM(config)
     data = Language(sizes.symbols, sizes.sequence_length)
     trainer = Trainer(model=model, args=arguments, train_dataset=data)
-    there = Path(arguments.output_dir).is_dir()
-    trainer.train(
-        resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if there else None
-    )
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
 
 
 if __name__ == "__main__":

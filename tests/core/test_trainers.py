@@ -122,7 +122,7 @@ def test_the_trainers_branch_goes_on_with_a_decay_of_its_own() -> None:
     [
         ("backend.args.save_total_limit=3", "save_total_limit 3 deletes its checkpoint"),
         ("backend.args.save_only_model=true", "a branch needs the optimizer"),
-        ("backend.args.resume_from_checkpoint=/x", "from the last checkpoint in its own folder"),
+        ("backend.args.resume_from_checkpoint=/x", "the last checkpoint in the job's own folder"),
         ("backend.args.weight_dcay=1", "did you mean `weight_decay`?"),
         ("backend.args.hub_token=abc", "looks like a secret"),
         ("backend.script_args.output_dir=/x", "backend.script_args.output_dir: set by autoexp"),

@@ -1,4 +1,7 @@
-"""The example with Hugging Face's Trainer, for real, where torch and transformers are there."""
+"""Hugging Face's Trainer, for real, where torch and transformers are there.
+
+The example resumes when it is told, as Transformers' own do; its variants here never do.
+"""
 
 import os
 import subprocess
@@ -18,20 +21,37 @@ pytestmark = [pytest.mark.prefect, pytest.mark.slow]
 PYTHON = os.environ.get("AUTOEXP_TEST_TORCH_PYTHON", sys.executable)
 
 
-def has_the_trainer() -> bool:
+EXAMPLE = Path(__file__).parents[2] / "examples" / "huggingface" / "train.py"
+RESUMES = "resume_from_checkpoint=arguments.resume_from_checkpoint"
+
+
+@pytest.fixture(autouse=True)
+def has_the_trainer() -> None:
     code = "import torch, transformers, accelerate"
-    return subprocess.run([PYTHON, "-c", code], capture_output=True).returncode == 0
+    if subprocess.run([PYTHON, "-c", code], capture_output=True).returncode != 0:
+        pytest.skip(f"{PYTHON} has no torch and transformers: pip install -e .[huggingface]")
+
+
+def run(root: Path, *overrides: str, code: int) -> Session:
+    """Run the example's experiment to its end."""
+    words = ("run", "huggingface", "--session", "hf", f"backend.python={PYTHON}", *overrides)
+    answer = autoexp(*words, root=root, timeout=600, embedded_server=True)
+    assert answer.returncode == code, answer.stdout + answer.stderr
+    return Session.load(root / "hf")
+
+
+def deaf(directory: Path, *, more: str = "") -> Path:
+    """The example as it would be if it resumed from nothing, whatever it is told."""
+    text = EXAMPLE.read_text()
+    assert RESUMES in text
+    script = directory / "deaf.py"
+    script.write_text(text.replace(f"trainer.train({RESUMES})", f"{more}trainer.train()"))
+    return script
 
 
 def test_the_example_trains_and_its_two_cooldowns_end_lower(tmp_path: Path) -> None:
-    if not has_the_trainer():
-        pytest.skip(f"{PYTHON} has no torch and transformers: pip install -e .[huggingface]")
-    root = tmp_path / "sessions"
-    words = ("run", "huggingface", "--session", "hf", f"backend.python={PYTHON}")
-    answer = autoexp(*words, root=root, timeout=500, embedded_server=True)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    session = run(tmp_path / "sessions", code=0)
 
-    session = Session.load(root / "hf")
     assert {name: job.iteration for name, job in session.jobs.items()} == {
         "huggingface": 400,
         "huggingface-cd200": 260,
@@ -41,3 +61,58 @@ def test_the_example_trains_and_its_two_cooldowns_end_lower(tmp_path: Path) -> N
     found = gains(session)
     assert len(found) == 2
     assert all(gain.gain > 0 for gain in found), found
+    begun = {name: job.attempts[0].started_from for name, job in session.jobs.items()}
+    assert begun == {"huggingface": 0, "huggingface-cd200": 200, "huggingface-cd300": 300}
+
+
+SHORT = ("backend.args.max_steps=80", "backend.args.save_steps=20", "backend.args.warmup_steps=5")
+
+
+def test_a_script_that_is_deaf_fails_its_cooldowns_and_leaves_their_parent_as_it_was(
+    tmp_path: Path,
+) -> None:
+    script = deaf(tmp_path)
+    branches = "cooldowns=[{at: [20, 40], decay: {iterations: 20}}]"
+    session = run(tmp_path / "sessions", f"backend.script={script}", branches, *SHORT, code=1)
+    trunk = session.jobs["huggingface"]
+    assert trunk.verdict is Verdict.FINISHED
+    assert gains(session) == []
+    for at in (20, 40):
+        job = session.jobs[f"huggingface-cd{at}"]
+        assert job.verdict is Verdict.FAILED
+        assert f"did not begin at its branch point, iteration {at}" in (job.reason or "")
+        assert "its trainer says that it begins at iteration 0" in (job.reason or "")
+        assert job.tainted is None
+
+    # The same training with nobody around saves the same, bit for bit.
+    alone = tmp_path / "alone"
+    command = [word.replace(trunk.spec.save_dir, str(alone)) for word in trunk.spec.command]
+    subprocess.run(command, check=True, capture_output=True, cwd=EXAMPLE.parents[2])
+    for at in (20, 40, 60, 80):
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            file = Path(f"checkpoint-{at}", name)
+            saved = (Path(trunk.spec.save_dir) / file).read_bytes()
+            assert saved == (alone / file).read_bytes(), file
+
+
+def test_a_deaf_training_that_is_restarted_fails(tmp_path: Path) -> None:
+    dies = (
+        "from transformers import TrainerCallback\n"
+        "    class Dies(TrainerCallback):\n"
+        "        def on_step_end(self, args, state, control, **kwargs):\n"
+        "            if state.global_step == 50:\n"
+        "                raise SystemExit(3)\n"
+        "    trainer.add_callback(Dies())\n"
+        "    "
+    )
+    root = tmp_path / "sessions"
+    script = deaf(tmp_path, more=dies)
+    session = run(root, f"backend.script={script}", "cooldowns=[]", *SHORT, code=1)
+    assert "exit code 3" in (session.jobs["huggingface"].reason or "")
+
+    answer = autoexp("retry", "hf", root=root, timeout=600, embedded_server=True)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    autoexp("resume", "hf", root=root, timeout=600, embedded_server=True)
+    job = Session.load(root / "hf").jobs["huggingface"]
+    assert job.verdict is Verdict.FAILED
+    assert "did not begin at its last checkpoint, iteration 40" in (job.reason or "")

@@ -27,6 +27,12 @@ from tests.core.conftest import create
 TRAINERS = (DEMO, MEGATRON, LEGACY, TORCHTITAN, HUGGINGFACE, TRACKED, MARKED)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a checkpoint."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 class Story:
     """A session of one trunk and a cooldown at 100, whose trainer is played by the test."""
 
@@ -156,7 +162,7 @@ def test_a_checkpoint_that_was_deleted_meanwhile_stays_known_and_its_pinned_bran
     story.look("RUNNING")
     (found,) = trainer.checkpoints(story.save_dir).complete
     branch_dir = Path(story.branch.spec.save_dir)
-    assert trainer.seed(found, branch_dir) == 0  # hard links: nothing is copied
+    trainer.seed(found, branch_dir)
     shutil.rmtree(story.trainer.folder(story.save_dir, 100))
     story.trainer.save(story.save_dir, 200)
     assert "checkpoint/t/200" in story.look()
@@ -182,7 +188,50 @@ def test_pinning_again_after_a_kill_does_no_harm_and_leaves_a_branch_that_moved_
     assert [x.iteration for x in trainer.checkpoints(branch_dir).complete] == [150]
 
 
-def test_a_branch_starts_from_links_that_the_parents_later_writes_do_not_change(
+def test_whatever_a_branch_writes_into_its_start_its_parents_checkpoint_stays_bit_for_bit(
+    story: Story,
+) -> None:
+    trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)
+    story.trainer.save(story.save_dir, 100)
+    (found,) = trainer.checkpoints(story.save_dir).complete
+    copied = trainer.seed(found, branch_dir)
+    # Links are for a trainer that replaces files and changes none.
+    assert (copied == 0) == (story.trainer is DEMO)
+    before = contents(story.trainer.folder(story.save_dir, 100))
+    assert contents(story.trainer.folder(branch_dir, 100)) == before
+    assert trainer.pin_changes(branch_dir).seed == ()
+    if copied == 0:
+        shutil.rmtree(story.trainer.folder(branch_dir, 100))
+    for name in contents(story.trainer.folder(branch_dir, 100)):
+        with (story.trainer.folder(branch_dir, 100) / name).open("r+b") as opened:
+            opened.write(b"another training's")
+    assert contents(story.trainer.folder(story.save_dir, 100)) == before
+    assert bool(trainer.pin_changes(branch_dir).seed) == bool(copied)
+    assert trainer.pin_changes(branch_dir).origin == ()
+
+
+def test_a_branch_whose_start_was_written_over_begins_again_from_what_was_pinned(
+    story: Story,
+) -> None:
+    trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)
+    story.trainer.save(story.save_dir, 100)
+    (found,) = trainer.checkpoints(story.save_dir).complete
+    trainer.seed(found, branch_dir)
+    start = story.trainer.folder(branch_dir, 100)
+    pinned = contents(start)
+    shutil.rmtree(start)
+    for iteration in (50, 100, 150):  # a training from 0, in its place
+        story.trainer.save(branch_dir, iteration)
+    for name, content in contents(start).items():
+        (start / name).write_bytes(b"of another training" + content)
+    renamed = trainer.set_aside(branch_dir, 100)
+    folders = [story.trainer.folder(branch_dir, at).name for at in (50, 150)]
+    assert sorted(renamed) == sorted(folders)
+    assert contents(start) == pinned
+    assert [x.iteration for x in trainer.checkpoints(branch_dir).complete] == [100]
+
+
+def test_a_pinned_branch_is_not_changed_by_its_parents_later_writes(
     story: Story,
 ) -> None:
     trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)

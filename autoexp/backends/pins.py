@@ -1,0 +1,201 @@
+"""Pinning a checkpoint: a second one with the same contents, which nobody else can change.
+
+What was pinned is remembered beside it, so that a change to either is noticed and named.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from autoexp import durable
+from autoexp.backends.base import PinChanges
+
+_MANIFEST = ".autoexp-pin.json"
+_HELD = ".autoexp-held"
+_FICLONE = 0x40049409
+_ENDS = 65536
+
+
+class Mark(NamedTuple):
+    """What tells a file's contents from others without reading all of them."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    ends: int
+    """Checksum of its first and last bytes, for a file that was only touched."""
+
+    @classmethod
+    def of(cls, path: Path) -> "Mark":
+        stat = path.stat()
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino, _ends(path, stat.st_size))
+
+    def differs(self, path: Path) -> bool:
+        """Whether a file has other contents; one that is gone has none."""
+        try:
+            stat = path.stat()
+            if stat.st_size != self.size:
+                return True
+            return stat.st_mtime_ns != self.mtime_ns and _ends(path, self.size) != self.ends
+        except FileNotFoundError:
+            return False
+
+    def is_same_file(self, path: Path) -> bool:
+        """Whether the name still stands for the same file, and not for one that replaced it."""
+        try:
+            return path.stat().st_ino == self.inode
+        except FileNotFoundError:
+            return False
+
+
+class Pin(NamedTuple):
+    """A checkpoint as it was when it was pinned."""
+
+    path: str
+    files: Mapping[str, Mark]
+    """By their names below it; a checkpoint that is one file is `.`."""
+
+    @classmethod
+    def of(cls, path: Path, source: Path) -> "Pin":
+        """Of what lies at `path`, read from `source`, which has the same files."""
+        names = [str(file.relative_to(source)) for file in _files(source)]
+        return cls(str(path), {name: Mark.of(source / name) for name in names})
+
+    def write(self, root: Path) -> None:
+        """Remember it in the directory where it is pinned."""
+        durable.write_json(root / _MANIFEST, {"path": self.path, "files": self.files})
+
+    @classmethod
+    def read(cls, root: Path) -> "Pin | None":
+        """What was pinned here; None where nothing was, or it cannot be told."""
+        try:
+            said = json.loads((root / _MANIFEST).read_bytes())
+            files = {str(name): Mark(*map(int, mark)) for name, mark in said["files"].items()}
+            return cls(str(said["path"]), files)
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def is_whole(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint has all files that were pinned, with the contents of then."""
+        return all(
+            (checkpoint / name).exists() and not mark.differs(checkpoint / name)
+            for name, mark in self.files.items()
+        )
+
+    def changes(self, root: Path) -> PinChanges:
+        """What has other contents now, here or where it was pinned from."""
+        origin = Path(self.path)
+        seed = root / origin.name
+        return PinChanges(
+            tuple(name for name, mark in self.files.items() if mark.differs(seed / name)),
+            tuple(
+                name
+                for name, mark in self.files.items()
+                if mark.is_same_file(origin / name) and mark.differs(origin / name)
+            ),
+            self.path,
+        )
+
+
+@contextmanager
+def held(checkpoint: Path, root: Path) -> Iterator[Path]:
+    """The checkpoint under names of our own in `root`, so that deleting it ends no copying.
+
+    Nobody writes there. Where the filesystem has no hard links, the checkpoint itself.
+    """
+    own = root / _HELD
+    remove(own)
+    try:
+        _tree(checkpoint, own, os.link)
+        source = own
+    except FileNotFoundError:
+        remove(own)
+        raise
+    except OSError:
+        remove(own)
+        source = checkpoint
+    try:
+        yield source
+    finally:
+        remove(own)
+
+
+def copy(source: Path, target: Path, *, link: bool) -> int:
+    """Make `target` of a checkpoint, a file or a folder; returns how many bytes were copied."""
+    copied = 0
+
+    def take(one: str, other: str) -> None:
+        nonlocal copied
+        if not (link and _is_linked(one, other)):
+            copied += _copied(one, other)
+
+    _tree(source, target, take)
+    return copied
+
+
+def _is_linked(one: str, other: str) -> bool:
+    try:
+        os.link(one, other)
+    except OSError:
+        return False
+    return True
+
+
+def _copied(one: str, other: str) -> int:
+    """Copy a file; returns how many bytes, which is none where the filesystem shares them."""
+    with open(one, "rb") as reading, open(other, "wb") as writing:  # noqa: PTH123
+        shared = _is_shared(reading, writing)
+        if not shared:
+            shutil.copyfileobj(reading, writing, 1 << 20)
+            writing.flush()
+            os.fsync(writing.fileno())
+    shutil.copystat(one, other)
+    return 0 if shared else os.stat(other).st_size  # noqa: PTH116
+
+
+def _is_shared(reading: BinaryIO, writing: BinaryIO) -> bool:
+    """Whether the new file has got the old one's blocks, as XFS and Btrfs can do it."""
+    try:
+        fcntl.ioctl(writing.fileno(), _FICLONE, reading.fileno())
+    except OSError:
+        return False
+    return True
+
+
+def _tree(source: Path, target: Path, take: Callable[[str, str], object]) -> None:
+    """Take a file, or all files of a folder; the first error is raised as it is."""
+    if not source.is_dir():
+        take(str(source), str(target))
+        return
+    target.mkdir()
+    for entry in sorted(source.iterdir()):
+        _tree(entry, target / entry.name, take)
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def _ends(path: Path, size: int) -> int:
+    with path.open("rb") as file:
+        found = zlib.crc32(file.read(_ENDS))
+        if size > _ENDS:
+            file.seek(max(_ENDS, size - _ENDS))
+            found = zlib.crc32(file.read(_ENDS), found)
+    return found
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,208 @@
+"""Where an attempt has to begin, and whether it did.
+
+A trainer that does not take up its checkpoint trains all the same, and its losses look plausible.
+So what an attempt logs and saves first is compared with the checkpoint that it had to go on from.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from autoexp.backends.base import UNDECIDED, FoundCheckpoint
+from autoexp.jobs import Attempt, JobRecord, Kind
+from autoexp.verdicts import saved_iteration
+
+_NAMED = 3
+
+
+def note_line(job: JobRecord, attempt: Attempt, line: bytes) -> bool:
+    """Take in what a log line says of the start; whether that is news."""
+    if attempt.first_logged or attempt.started_from not in (None, UNDECIDED):
+        return False  # what comes later is about something else: a script may train twice
+    found = job.spec.trainer.read_start(line, attempt.started_from)
+    if found is None or found == attempt.started_from:
+        return False
+    attempt.started_from = found
+    return True
+
+
+def note_logged(job: JobRecord, attempt: Attempt, iteration: int) -> None:
+    """Take in an iteration of the attempt's log, before the job's own is moved on."""
+    first = attempt.first_logged
+    if not first or (len(first) == 1 and iteration > first[0]):
+        attempt.first_logged = (*first, iteration)
+    elif job.iteration is not None and iteration <= job.iteration:
+        _note_fall(job, attempt, iteration)
+
+
+def check(job: JobRecord, attempt: Attempt) -> None:
+    """Compare what was logged with where the attempt had to begin, and blame it for another place.
+
+    Raises OSError when it cannot be seen which checkpoints lie there.
+    """
+    if attempt.wrong_start is not None:
+        return
+    _check_beginning(job, attempt)
+    if attempt.fell_back is not None and attempt.wrong_start is None:
+        iteration, required = attempt.fell_back
+        if _is_excused(job, iteration - 1, required):
+            attempt.fell_back = None
+        else:
+            _blame(job, attempt, f"its log goes back to iteration {iteration}", required)
+
+
+def note_saved(job: JobRecord, attempt: Attempt, complete: Iterable[FoundCheckpoint]) -> None:
+    """Take in the checkpoints that lie in the save directory while an attempt runs, or ran."""
+    branch = job.spec.branch
+    early = [found.iteration for found in complete if branch and found.iteration < branch.iteration]
+    if early and _required(job, attempt) is not None:
+        _blame(job, attempt, f"it has saved a checkpoint at iteration {min(early)}")
+
+
+def note_pinned(job: JobRecord, attempt: Attempt) -> None:
+    """Compare a branch's start and its parent's checkpoint with what they were when pinned."""
+    branch = job.spec.branch
+    if branch is None:
+        return
+    changes = job.spec.trainer.pin_changes(Path(job.spec.save_dir))
+    if changes.seed and not start_was_seen(job, attempt) and _required(job, attempt) is not None:
+        what = _few(changes.seed)
+        _blame(job, attempt, f"it has overwritten the checkpoint that it had to take up: {what}")
+    if changes.origin and job.tainted is None:
+        job.tainted = (
+            f"branched from {changes.path}, in which files have been changed since: "
+            f"{_few(changes.origin)}"
+        )
+
+
+def earliest_of_next(job: JobRecord, attempt: Attempt) -> int:
+    """Where an attempt that is queued behind this one may begin at the earliest.
+
+    It may have run unseen for hours, and what was found meanwhile may be its own.
+    """
+    return min(saved_iteration(job), max(_lowest(attempt), attempt.saved or 0))
+
+
+def start_was_seen(job: JobRecord, attempt: Attempt) -> bool:
+    """Whether the attempt is known to have begun where it had to."""
+    required = _required(job, attempt)
+    if required is None or attempt.wrong_start is not None:
+        return False
+    if attempt.started_from is not None and attempt.started_from != UNDECIDED:
+        return True  # it would have been blamed for another
+    return _is_behind(job, attempt, required)
+
+
+def branch_was_seen(job: JobRecord) -> bool:
+    """Whether a branch is known to have begun at its branch point, so that its losses count."""
+    # What a wrong one has left was set aside before the next one began.
+    right = (attempt for attempt in job.attempts if attempt.wrong_start is None)
+    began = [a for a in right if a.first_logged or a.started_from is not None]
+    return bool(began) and not ended_wrongly(job) and start_was_seen(job, began[0])
+
+
+def ended_wrongly(job: JobRecord) -> bool:
+    """Whether the attempt that decided did not begin where it had to: its losses mean nothing."""
+    return job.attempt is not None and job.attempt.wrong_start is not None
+
+
+def _is_behind(job: JobRecord, attempt: Attempt, required: int) -> bool:
+    """Whether the first log lines are those of a training that began there, and of no other."""
+    first, interval = attempt.first_logged, job.spec.trainer.log_interval
+    if interval is None and len(first) > 1:
+        interval = first[1] - first[0]
+    if not first or interval is None:
+        return False
+    # A training that begins at 0 logs its first line within one interval.
+    return required <= first[0] <= required + interval and first[0] > interval
+
+
+def _required(job: JobRecord, attempt: Attempt) -> int | None:
+    """The iteration to begin from; None where nothing is there to go on from, or nobody knows."""
+    return (attempt.first_iteration or None) if _trains(job) else None
+
+
+def _trains(job: JobRecord) -> bool:
+    return job.spec.kind in (Kind.TRAIN, Kind.COOLDOWN) and job.spec.target_iteration is not None
+
+
+def _lowest(attempt: Attempt) -> int:
+    highest = attempt.first_iteration or 0
+    return highest if attempt.earliest_start is None else min(highest, attempt.earliest_start)
+
+
+def _check_beginning(job: JobRecord, attempt: Attempt) -> None:
+    required = _required(job, attempt)
+    if required is None:
+        return
+    lowest, fresh = _lowest(attempt), _is_fresh_branch(job, attempt)
+    stated = attempt.started_from
+    if stated is not None and stated != UNDECIDED:
+        too_low = stated < lowest and not _excuse(job, attempt, stated, required)
+        if too_low or (fresh and stated > required):
+            _blame(job, attempt, f"its trainer says that it begins at iteration {stated}")
+        return
+    for logged in attempt.first_logged[:1]:
+        trainer = job.spec.trainer
+        too_low = logged < lowest or (logged == lowest and trainer.LOGS_DONE)
+        # A line may be lost between others, and so one interval more is no evidence.
+        most = None if trainer.log_interval is None else required + 2 * trainer.log_interval
+        too_high = fresh and most is not None and logged > most
+        if too_high or (too_low and not _excuse(job, attempt, logged - 1, required)):
+            _blame(job, attempt, f"its log begins with iteration {logged}")
+
+
+def _note_fall(job: JobRecord, attempt: Attempt, iteration: int) -> None:
+    """Note that the log goes back: the attempt has begun again, as after a requeue.
+
+    What it logged a whole save interval beyond lies on disk; a later save may have been torn.
+    """
+    trainer, reached = job.spec.trainer, job.iteration or 0
+    known = trainer.LOGS_DONE and _trains(job) and attempt.first_iteration is not None
+    if not known or attempt.fell_back is not None:
+        return
+    sure = [at for at in job.checkpoints if at <= reached - trainer.save_interval]
+    required = max([_lowest(attempt), *sure])
+    if iteration <= required:
+        attempt.fell_back = (iteration, required)
+
+
+def _is_fresh_branch(job: JobRecord, attempt: Attempt) -> bool:
+    """Whether a branch has nothing but its seed: later ones may go on from unseen checkpoints."""
+    branch = job.spec.branch
+    only = branch is not None and attempt.first_iteration == branch.iteration
+    return only and job.attempts[:1] == [attempt]
+
+
+def _excuse(job: JobRecord, attempt: Attempt, began_at: int, required: int) -> bool:
+    """Whether it is excused; it is then not asked for again."""
+    excused = _is_excused(job, began_at, required)
+    if excused:
+        attempt.earliest_start = began_at
+    return excused
+
+
+def _is_excused(job: JobRecord, began_at: int, required: int) -> bool:
+    """Whether somebody has removed the checkpoint, and the newest one left was taken up."""
+    there = job.spec.trainer.checkpoints(Path(job.spec.save_dir)).complete
+    left = max((found.iteration for found in there if found.iteration <= required), default=None)
+    if left is None:
+        return not there and job.spec.branch is None
+    return left < required and left <= began_at
+
+
+def _blame(job: JobRecord, attempt: Attempt, evidence: str, required: int | None = None) -> None:
+    if attempt.wrong_start is not None:
+        return
+    at = attempt.first_iteration if required is None else required
+    branch = job.spec.branch
+    place = "branch point" if branch and at == branch.iteration else "last checkpoint"
+    attempt.wrong_start = (
+        f"did not begin at its {place}, iteration {at}: {evidence}. "
+        f"Have the trainer resume from {job.spec.save_dir}"
+    )
+
+
+def _few(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    more = f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
+    return ", ".join(shown[:_NAMED]) + more
