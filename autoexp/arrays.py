@@ -1,7 +1,7 @@
 """Jobs that start together go to SLURM as one array: one submission, ids such as `123_4`."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +66,8 @@ class Array(NamedTuple):
     avoided: tuple[str, ...]
     fresh: bool
     """Whether all of them have just been written, so that nobody can have submitted them."""
+    still_ours: Callable[[], None]
+    """Raises once the session is another monitor's: asked right before the submission."""
 
     @property
     def title(self) -> str:
@@ -85,6 +87,7 @@ class Array(NamedTuple):
             time_limit_min=attempts[0].time_limit_min,
             tasks=tuple(attempt.array_index or 0 for attempt in attempts),
             avoided=self.avoided,
+            still_ours=self.still_ours,
         )
         ticket = Ticket(self.name, self.directory, self.name, self.script)
         array_id = submit_once(ticket, request, scheduler, fresh=self.fresh)
@@ -130,7 +133,9 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
     )
     avoided = session.blame.current(now())
     directory = session.path / "attempts" / name
-    return Array(name, directory, session.meta.script, tasks, avoided, fresh=not begun)
+    return Array(
+        name, directory, session.meta.script, tasks, avoided, not begun, session.refuse_lost
+    )
 
 
 def _next_number(session: Session) -> int:

@@ -73,11 +73,11 @@ class Lease:
             if self._is_writing:
                 # Only a stop for that long inside of a round can have cost the lease.
                 if _elapsed() - self._seen > HEARTBEAT_S:
-                    self._refuse_lost()
+                    self.refuse_lost()
                 yield
                 return
             with self._round():
-                self._refuse_lost()
+                self.refuse_lost()
                 self._is_writing = True
                 try:
                     yield
@@ -91,7 +91,7 @@ class Lease:
             with locks.exclusively(self._path.with_name(LOCK), _PATIENCE_S):
                 yield
         except FileNotFoundError:
-            self._refuse_lost()  # the whole session was taken away
+            self.refuse_lost()  # the whole session was taken away
             raise
         except locks.Busy:
             raise _locked(self._path.parent) from None
@@ -105,7 +105,7 @@ class Lease:
         if _elapsed() - self._beaten < HEARTBEAT_S:
             return
         with self.writing():
-            self._refuse_lost()
+            self.refuse_lost()
             os.utime(self._path)  # the file server's own clock, not ours
             self._beaten = _elapsed()
 
@@ -114,7 +114,8 @@ class Lease:
         if self.still_held():
             self._path.unlink(missing_ok=True)
 
-    def _refuse_lost(self) -> None:
+    def refuse_lost(self) -> None:
+        """Raise SessionHeld once the lease is another monitor's; any thread may ask."""
         now = _elapsed()
         if not self.still_held():
             directory = self._path.parent

@@ -42,6 +42,8 @@ class Look(NamedTuple):
     """Names of jobs of which anything moved, the loss included."""
     warnings: tuple[str, ...] = ()
     """What could not be looked at, or written down; each is said once."""
+    has_more: bool = False
+    """Whether a log has more to read than one look takes: the next one need not wait."""
 
 
 class JobView(NamedTuple):
@@ -128,6 +130,7 @@ class Monitor:
         learn = self.recorder.learn_new_jobs
         self.recorder.contain("the rules of new jobs cannot be read", "", learn)
         changed: set[str] = set()
+        has_more = False
         for name, job in self._session.jobs.items():
             open_attempts = job.open_attempts
             if job.is_over and not open_attempts:
@@ -135,6 +138,7 @@ class Monitor:
             before, watch = len(self._unwritten), self._watches[name]
             try:
                 self._look_at(job, watch, open_attempts, sightings)
+                has_more |= not watch.at_end
             except Exception as error:
                 # Of this job nothing can be said now; the others are looked at all the same.
                 watch.cannot_read(job, error)
@@ -147,7 +151,7 @@ class Monitor:
         changed |= self._give_up()
         self._candidates |= changed
         events, actions, warnings = self.recorder.take()
-        return Look(events, actions, changed, tuple(warnings))
+        return Look(events, actions, changed, tuple(warnings), has_more)
 
     def _look_around(self) -> None:
         """See what became true of the session as a whole, and of jobs that wait for others."""

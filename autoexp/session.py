@@ -130,6 +130,11 @@ class Session:
 
     # Writing: each file at once and whole, and only by the holder of the lease
 
+    def refuse_lost(self) -> None:
+        """Raise SessionHeld once the session is another monitor's; any thread may ask."""
+        if self._lease is not None:
+            self._lease.refuse_lost()
+
     def writing(self) -> AbstractContextManager[None]:
         """A round of writes in which nobody takes the lease over (see `Lease.writing`).
 

@@ -6,7 +6,7 @@ property test and the simulator run the very same ones in an order of their own.
 """
 
 import logging
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -136,6 +136,8 @@ class Submission(NamedTuple):
     avoided: tuple[str, ...]
     fresh: bool
     """Whether the intent has just been written, so that nobody can have submitted it."""
+    still_ours: Callable[[], None] | None = None
+    """Raises once the session is another monitor's: asked right before the submission."""
 
     @property
     def title(self) -> str:
@@ -151,6 +153,7 @@ class Submission(NamedTuple):
             self.attempt.time_limit_min,
             self.attempt.after,
             avoided=self.avoided,
+            still_ours=self.still_ours,
         )
         return submit_once(self.ticket, request, scheduler, fresh=self.fresh)
 
@@ -284,7 +287,7 @@ def _begin(session: Session, name: str, log: Logger) -> Submission | None:
         return None
     avoided = session.blame.current(now())
     copy = attempt.model_copy()
-    return Submission(session.ticket(attempt), job.spec, copy, avoided, fresh)
+    return Submission(session.ticket(attempt), job.spec, copy, avoided, fresh, session.refuse_lost)
 
 
 def _attempt(session: Session, name: str, key: str) -> tuple[JobRecord, Attempt]:

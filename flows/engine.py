@@ -72,6 +72,7 @@ class SessionRun:
         self._drawing = Drawing(self.updates, sending, self._face, self._wishes, marks, log)
         self._wishing = False
         self._is_done = False
+        self._has_more = False
         self._write_failures = 0
         self._inbox_fails = False
 
@@ -95,6 +96,7 @@ class SessionRun:
     async def tick(self, children: Children) -> None:
         """Look, decide, act, publish."""
         look, work = await self._look(children)
+        self._has_more = look.has_more
         self._act(children, work)
         self._face.offer(children, look)
         self._heed_wishes(children)
@@ -224,7 +226,8 @@ class SessionRun:
 
     async def _sleep(self, children: Children) -> None:
         """Until the next look; what was done beside the loop may call for more before that."""
-        until = time.monotonic() + self.session.experiment.monitoring.file_tick_s
+        tick = 0.0 if self._has_more else self.session.experiment.monitoring.file_tick_s
+        until = time.monotonic() + tick
         while not self._is_over() and (left := until - time.monotonic()) > 0:
             await self.updates.wait_for_change(left)
             if self.updates.take_changed() and not self._is_over():
