@@ -156,7 +156,8 @@ def _note_fall(job: JobRecord, attempt: Attempt, iteration: int) -> None:
 
     What it logged a whole save interval beyond lies on disk; a later save may have been torn.
     """
-    trainer, reached = job.spec.trainer, job.iteration or 0
+    trainer, target = job.spec.trainer, job.spec.target_iteration or 0
+    reached = min(job.iteration or 0, target)  # not what a garbled line says
     known = trainer.LOGS_DONE and _trains(job) and attempt.first_iteration is not None
     if not known or attempt.fell_back is not None:
         return

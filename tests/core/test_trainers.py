@@ -1,6 +1,8 @@
 """Command lines of torchtitan, Hugging Face's Trainer and described ones, and what is refused."""
 
+import ast
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from autoexp.backends.huggingface import HuggingFaceBackend
 from autoexp.backends.placeholders import change_options, fill, pattern_of
 from autoexp.compose import compose
 from autoexp.errors import BadInput
@@ -209,3 +212,46 @@ def test_names_of_checkpoints_are_matched_whole_and_literally() -> None:
     assert pattern_of("step.{iteration}").fullmatch("stepx120") is None
     assert pattern_of("{iteration}").fullmatch("120-old") is None
     assert fill("{a}{b}", {"a": "{b}", "b": "x"}) == "{b}x"
+
+
+def resumed_from(directory: Path, **changes: Any) -> str | None:
+    """What the script is told to resume from, when the job's command runs."""
+    script = directory / "train.py"
+    script.write_text("import sys; print(sys.argv[1:])")
+    backend = HuggingFaceBackend.model_validate(
+        {
+            "script": str(script),
+            "args": {"max_steps": 300, "save_steps": 100, "learning_rate": 1e-3},
+            **changes,
+        }
+    )
+    command = backend.trunk_command(directory / "a save dir")
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    words: list[str] = ast.literal_eval(answer.stdout)
+    assert words[words.index("--output_dir") + 1] == str(directory / "a save dir")
+    told = "--resume_from_checkpoint"
+    return words[words.index(told) + 1] if told in words else None
+
+
+def test_a_script_is_told_its_last_whole_checkpoint_when_it_starts(tmp_path: Path) -> None:
+    assert resumed_from(tmp_path) is None
+    save_dir = tmp_path / "a save dir"
+    for name in ("checkpoint-90", "checkpoint-100", "checkpoint-200", "checkpoint-300", "runs"):
+        (save_dir / name).mkdir(parents=True)
+    assert resumed_from(tmp_path) is None
+    for name in ("checkpoint-90", "checkpoint-100", "checkpoint-300"):
+        (save_dir / name / "trainer_state.json").write_text("{}")
+    (save_dir / "checkpoint-300" / "checkpoint-is-incomplete.txt").touch()
+    assert resumed_from(tmp_path) == str(save_dir / "checkpoint-100")
+    assert resumed_from(tmp_path, resume=False) is None
+
+
+def test_another_launcher_than_python_is_given_the_script_as_it_is() -> None:
+    backend = HuggingFaceBackend.model_validate(
+        {
+            "script": "/train.py",
+            "python": "/usr/bin/torchrun",
+            "args": {"max_steps": 300, "save_steps": 100, "learning_rate": 1e-3},
+        }
+    )
+    assert backend.trunk_command(Path("/out"))[:2] == ("/usr/bin/torchrun", "/train.py")
