@@ -20,7 +20,7 @@ from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.payload import TASKS
 from autoexp.schedulers import slurm_commands
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, read_claim
-from autoexp.schedulers.exit_files import with_own_account
+from autoexp.schedulers.exit_files import from_exit_file, with_own_account
 from autoexp.schedulers.slurm_answers import (
     SACCT_FORMAT,
     SQUEUE_FORMAT,
@@ -312,8 +312,12 @@ class SlurmScheduler:
             # Where there is no accounting at all, squeue's answers are all that one can have.
             self._has_accounting = _NO_ACCOUNTING not in str(error)
             return None if self._has_accounting else {}
-        ours = self._ours(tickets, rows, self._submitted_once)
-        return {key: row.sighting for key, row in ours.items()}
+        named = {(row.job_id, row.name): row for row in rows}
+        found = {t.key: named.get((str(t.job_id), t.name)) for t in tickets}
+        # Of a job that told its end itself nobody needs to know whose a row of another name is.
+        rest = [t for t in tickets if found[t.key] is None and from_exit_file(t) is None]
+        found |= self._ours(rest, rows, self._submitted_once)
+        return {key: row.sighting for key, row in found.items() if row is not None}
 
     def _complete(
         self,

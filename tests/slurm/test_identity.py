@@ -112,7 +112,8 @@ def test_nodes_that_slurm_does_not_know_are_left_out_of_a_submission_and_of_an_u
     attempt.job_id = submit_once(ticket, request, bench.scheduler, fresh=True)
 
     def excluded() -> str:
-        return slurm("squeue", "-h", "-j", str(attempt.job_id), "-O", "ExcNodes:.60").strip()
+        told = slurm("scontrol", "show", "job", str(attempt.job_id))
+        return told.partition("ExcNodeList=")[2].split()[0]
 
     assert excluded() == node
     bench.scheduler.avoid([bench.ticket("job")], ["gpu-node-does-not-exist"])
