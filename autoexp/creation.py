@@ -181,7 +181,7 @@ def _fill(
         if spec.branch is not None and spec.parent is None:
             _pin_start(spec, composed.experiment, draft, path)
     session.save_meta()
-    (draft / find.MARK).touch()
+    durable.write(draft / find.MARK, "")
 
 
 def _write_provenance(folder: Path, provenance: Provenance, experiment: Experiment) -> None:

@@ -178,6 +178,7 @@ def _cancel(ticket: Ticket) -> str:
     directory = ticket.directory
     if (directory / "exit.json").exists():
         return "had ended already"
+    durable.make_directory(directory)  # somebody may have removed it
     durable.write(directory / "cancelled", "")
     # Taking the claim ourselves keeps a job that has not started from ever starting.
     if payload.claim(directory, WITHDRAWN):

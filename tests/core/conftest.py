@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from autoexp import creation, durable
+from autoexp import creation, durable, find
 from autoexp.backends.demo import DemoBackend
 from autoexp.compose import Composed, compose
 from autoexp.creation import new_id, output_root
@@ -42,7 +42,8 @@ TINY = (
 
 def create(composed: Composed, root: Path, *, session_id: str | None = None, **others: Any) -> Path:
     """A new session of what is composed, planned as `autoexp run` does."""
-    name = session_id or new_id(composed.experiment.project.name)
+    decided = find.claimed(others["flow_run_id"], root) if "flow_run_id" in others else None
+    name = decided or session_id or new_id(composed.experiment.project.name)
     plan = plan_study(composed, output_root(composed.experiment, root / name))
     return creation.create(composed, plan, root, session_id=name, **others)
 

@@ -12,6 +12,7 @@ from autoexp.loglines import Piece
 from autoexp.logtail import SEAM
 from autoexp.monitor import Monitor
 from autoexp.rules import matching
+from autoexp.rules.actions import Start
 from autoexp.rules.patterns import Wanted
 from autoexp.session import Session
 from bench import asking, disk, scanning, ticks, worlds
@@ -156,7 +157,7 @@ def test_a_simulated_week_loses_nothing_and_doubles_nothing() -> None:
         with pytest.raises(AssertionError, match="more than once"):
             simulation.check(session)
         simulation.cluster.submissions["sim-f0000-a1"] -= 1
-        key = next(iter(session.actions))
+        key = next(k for k, a in session.actions.items() if isinstance(a.action, Start))
         session.actions["again"] = session.actions[key]
         with pytest.raises(AssertionError, match="decided twice"):
             simulation.check(session)

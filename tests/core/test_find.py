@@ -14,10 +14,9 @@ import pytest
 
 from autoexp import durable, find
 from autoexp.compose import Composed
-from autoexp.creation import create
 from autoexp.errors import BadInput, SessionDamaged
 from autoexp.session import Session
-from tests.core.conftest import KilledAt
+from tests.core.conftest import KilledAt, create
 
 RUN = "0a1b2c3d-0000-4000-8000-000000000001"
 OTHER = "0a1b2c3d-0000-4000-8000-000000000002"

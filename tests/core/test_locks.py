@@ -13,10 +13,9 @@ import pytest
 
 from autoexp import lease, locks
 from autoexp.compose import Composed
-from autoexp.creation import create
 from autoexp.errors import BadInput
 from autoexp.schedulers.base import LOCK, is_locked
-from tests.core.conftest import WaitFor
+from tests.core.conftest import WaitFor, create
 from tests.core.test_durable import exit_code, in_a_process
 
 

@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 from autoexp import tables
 from autoexp.compose import compose
 from autoexp.errors import BadInput
-from autoexp.plot import draw
+from autoexp.plot import Subject, draw
 from autoexp.provenance import Provenance
 from autoexp.results import compared, rows
 from autoexp.session import Session
@@ -155,6 +155,7 @@ def test_without_tensorboardx_the_message_says_what_to_install(
 
 
 def test_several_sessions_are_drawn_together(session: Session, tmp_path: Path) -> None:
-    path = draw(session, session, path=tmp_path / "both.png")
+    subject = Subject.of(session)
+    path = draw(subject, subject, path=tmp_path / "both.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert len(path.read_bytes()) > 10_000
