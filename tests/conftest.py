@@ -1,9 +1,13 @@
 """What holds for all tests, wherever they are started from."""
 
+import os
 import signal
 
+# Matrices are tiny here: threads of BLAS spin while they wait for each other, and a test that takes
+# four seconds takes forty where somebody else is at work. Read when NumPy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-def pytest_configure() -> None:
-    """A script's background ignores SIGINT, and so would whatever the tests start."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+# A script's background ignores SIGINT, and so would whatever the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
