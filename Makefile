@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo deploy slurm-demo test test-slow test-slow-machine bench check format docs clean
+.PHONY: help setup demo deploy slurm-demo test fuzz test-slow test-slow-machine bench check format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -31,6 +31,11 @@ test: setup  ## every test that can run here
 
 test-slow-machine: setup  ## the same on half of one core: one to itself, shared with a busy loop
 	while :; do :; done & trap "kill $$!" EXIT; taskset -pc 0 $$! && taskset -c 0 $(MAKE) test
+
+FUZZ_S ?= 600
+FUZZ_SEED ?= $(shell date +%s)
+fuzz: setup  ## random kills, raising children, log bytes and rules at a session, for FUZZ_S seconds (600)
+	FUZZ_S=$(FUZZ_S) AUTOEXP_TEST_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/core/test_invariants.py
 
 test-slow: setup  ## tests that take minutes each on a SLURM cluster: how jobs end, long sessions
 	$(BIN)/python -m pytest -m slow
