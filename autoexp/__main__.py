@@ -1,7 +1,6 @@
 """`autoexp` and `python -m autoexp`: hands over to the command line in the checkout's `flows/`."""
 
 import importlib.util
-import io
 import sys
 
 
@@ -16,17 +15,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    _print_anything()
     cli = importlib.import_module("flows.cli")
     code: int = cli.main(sys.argv[1:])
     return code
-
-
-def _print_anything() -> None:
-    """What a terminal's code has no character for is a question mark, and never the end."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 if __name__ == "__main__":
