@@ -30,11 +30,6 @@ SMALL = [
 ENDED = {"COMPLETED", "FAILED", "CANCELLED"}
 
 
-def _heed_interrupts() -> None:
-    """A script's background ignores SIGINT, which Prefect's worker sends itself on a SIGTERM."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Deployed:
     """A server on a port of its own with a home of its own; `close` ends all that it started."""
 
@@ -100,7 +95,6 @@ class Deployed:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=_heed_interrupts,
         )
         self._workers.append(worker)
         return worker
