@@ -10,11 +10,11 @@ from prefect import Task, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Pending
 
-from autoexp import lease
+from autoexp import find, lease
 from autoexp.session import Session
 from flows.train import train
 from flows.watching import cancel_jobs
-from tests.flows.conftest import PATIENCE_S, Make, until
+from tests.flows.conftest import PATIENCE_S, Make, hold_back, until
 from tests.flows.test_session_flow import subflows
 
 pytestmark = pytest.mark.prefect
@@ -57,10 +57,8 @@ async def test_cancelling_one_cooldowns_subflow_is_told_and_cancels_that_job_alo
     make_session: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.wishes._UNTOLD_S", 1000)
-    # The branch at 100 is slow, and still runs when the training has ended.
-    path = make_session(
-        "backend.args.sleep_per_iteration_ms=30", "cooldowns.0.decay.iterations=4000"
-    )
+    path = make_session()
+    hold_back(path, "demo-cd100")  # it still runs when the training has ended
     run = asyncio.create_task(train(session=path.name, return_state=True))  # type: ignore[var-annotated, arg-type]
     deadline = time.monotonic() + PATIENCE_S
     while not (drawn := [r for r in await subflows_of(path) if r.name == "cooldown demo @100"]):
@@ -88,6 +86,7 @@ def test_a_subflow_that_the_server_writes_after_its_process_was_killed_is_closed
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(train, state=Cancelling())
         with Session.hold(path) as (session, _):
+            find.take_up(path, [str(run.id)])
             session.meta.flow_run_ids.append(str(run.id))
             session.save_meta()
             session.begin_attempt(session.jobs["demo"])
