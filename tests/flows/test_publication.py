@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.events import LogMatched
 from autoexp.jobs import now
 from autoexp.journal import Journal
@@ -14,6 +13,7 @@ from autoexp.session import Session
 from autoexp.status import status_of
 from flows import page
 from flows.telling import Telling
+from tests.core.conftest import create
 
 MANY = 20_000
 
