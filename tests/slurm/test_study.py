@@ -8,6 +8,7 @@ import pytest
 from autoexp.budget import total
 from autoexp.compose import compose
 from autoexp.jobs import JobSpec, Kind, Verdict
+from autoexp.measured import with_measured_speed
 from autoexp.results import rows
 from autoexp.session import Session
 from autoexp.study import plan_study
@@ -72,4 +73,4 @@ def again(session: Session) -> tuple[JobSpec, ...]:
     """The same sweep, planned with the speed that it was measured to have."""
     speed = f"budget={{measured_in: {session.id}, startup_s: 1.5}}"
     asked = [*SMALL, "slurm=local_cluster", BRANCHES, *STUDY[:-1], speed]
-    return plan_study(compose("demo", asked), session.path / "output").jobs
+    return plan_study(with_measured_speed(compose("demo", asked)), session.path / "output").jobs
