@@ -117,13 +117,16 @@ def claim(flow_run_id: str, root: Path, name: str) -> bool:
 
 def take_up(path: Path, flow_run_ids: Iterable[str]) -> None:
     """Have these flow runs found as those of a session that exists. For the lease's holder."""
-    for flow_run_id in flow_run_ids:
-        entry = _entry(flow_run_id, path.parent)
-        _make_index(entry.parent)
-        draft = entry.with_name(f".{secrets.token_hex(8)}")
-        draft.symlink_to(Path("..", path.name))
-        draft.rename(entry)
-        durable.sync_directory(entry.parent)
+    # A session may have been taken up a hundred times: what stands in the index stays as it is.
+    new = [run for run in flow_run_ids if claimed(run, path.parent) != path.name]
+    if new:
+        index = _entry(new[0], path.parent).parent
+        _make_index(index)
+        for flow_run_id in new:
+            draft = index / f".{secrets.token_hex(8)}"
+            draft.symlink_to(Path("..", path.name))
+            draft.rename(_entry(flow_run_id, path.parent))
+        durable.sync_directory(index)
     (path / MARK).touch()
 
 

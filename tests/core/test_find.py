@@ -226,3 +226,16 @@ def test_the_flow_run_of_a_removed_session_makes_a_new_one(
     assert autoexp(tmp_path, "sessions", "remove", path.name).returncode == 0
     assert find.session_of(RUN, tmp_path) is None
     assert find.claimed(RUN, tmp_path) is None
+
+
+def test_taking_a_session_up_again_costs_the_same_however_often_it_was(
+    session_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(durable, "sync_directory", synced.append)
+    runs = [f"run-{number}" for number in range(50)]
+    find.take_up(session_path, runs)
+    synced.clear()
+    find.take_up(session_path, [*runs, "one-more"])
+    assert len(synced) == 1
+    assert find.claimed("one-more", session_path.parent) == session_path.name
