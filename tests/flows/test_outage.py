@@ -1,0 +1,69 @@
+"""An outage of the scheduler, however long, ends nothing."""
+
+import asyncio
+import logging
+
+import pytest
+
+from autoexp.errors import SchedulerUnavailable
+from autoexp.schedulers.base import Ticket
+from autoexp.schedulers.local import LocalScheduler
+from flows import questions
+from flows.children import Children
+
+
+async def test_two_thousand_missed_queries_in_a_row_are_backed_off_from_and_answered_at_last(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    misses, waits, seconds = 2000, [], [0.0]
+
+    class Away(LocalScheduler):
+        def query(self, tickets: object) -> dict[str, object]:  # type: ignore[override]
+            nonlocal misses
+            misses -= 1
+            if misses >= 0:
+                raise SchedulerUnavailable("Unable to contact slurm controller")
+            return {}
+
+    async def here(function: object, *arguments: object) -> object:
+        return function(*arguments)  # type: ignore[operator]
+
+    monkeypatch.setattr(asyncio, "to_thread", here)
+    monkeypatch.setattr(questions.time, "monotonic", lambda: seconds[0])
+    log = logging.getLogger("outage")
+    asked = questions.Questions(Away(), 15.0, log)
+    while misses >= 0:
+        async with Children(log) as children:
+            asked.ask(children, [Ticket("k", None, "k", "batch.sh", "1")])  # type: ignore[arg-type]
+        waits.append(asked._next_at - seconds[0])
+        seconds[0] = asked._next_at
+        assert asked.is_due
+    assert max(waits) <= 300 * 1.2
+    assert waits[-1] == 15.0
+    first, last = caplog.messages
+    assert "no answer from the scheduler" in first
+    assert "after 2000 misses" in last
+
+
+async def test_a_child_that_raises_ends_neither_its_siblings_nor_the_loop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ended = []
+
+    async def raises(error: BaseException) -> None:
+        raise error
+
+    async def goes_on() -> None:
+        await asyncio.sleep(0)
+        ended.append("sibling")
+
+    class Signal(BaseException):
+        """As Prefect's own signals are."""
+
+    async with Children(logging.getLogger("children")) as children:
+        children.spawn("train demo", raises(RuntimeError("out of the blue")))
+        children.spawn("cooldown", raises(Signal()))
+        children.spawn("cancelled", raises(asyncio.CancelledError()))
+        children.spawn("sibling", goes_on())
+    assert ended == ["sibling"]
+    assert [line.partition(":")[0] for line in caplog.messages] == ["train demo", "cooldown"]
