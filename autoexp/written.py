@@ -7,6 +7,7 @@ through Hydra as marked text, and become numbers, switches or text where a model
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
@@ -58,6 +59,7 @@ class Scalar(NamedTuple):
 # Marking: what is ambiguous becomes a quoted text with marks, at its place in the text
 
 
+@lru_cache(maxsize=256)
 def marked_yaml(text: str) -> str:
     """YAML in which every number and switch is a marked text, and every key a text.
 
