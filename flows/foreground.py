@@ -16,12 +16,13 @@ from autoexp.status import status_of
 from flows.beside import leave_within, run_beside, stopping_on_signals
 from flows.context import Foreground, enter_foreground
 from flows.live import LiveView
+from flows.sending import is_prefects_own
 from flows.server import answers, embedded_server, problem
 from flows.show import console, gains_lines, status_view
 
 INTERRUPTED = 130
 _UNTOLD = (
-    "Prefect could not be told all of this: its server does not answer. "
+    "Prefect could not be told all of this: its server does not answer, or refuses it. "
     "Nothing is lost: the session's directory has it."
 )
 # For what Prefect sends at the interpreter's exit, for as long as it takes.
@@ -42,12 +43,14 @@ def watch(path: Path) -> int:
     except (AutoexpError, OSError):
         raise
     except Exception as error:
-        _must_answer(path, _api_url())
-        out.print_exception()
-        raise AutoexpError(
-            f"{path.name}: the monitor broke down ({type(error).__name__}: {error})"
-            f"{_left_running(path)}. `autoexp resume {path.name}` takes the session up again"
-        ) from error
+        is_told = False
+        if not (is_prefects_own(error) and Session.load(path).is_over):
+            _must_answer(path, _api_url())
+            out.print_exception()
+            raise AutoexpError(
+                f"{path.name}: the monitor broke down ({type(error).__name__}: {error})"
+                f"{_left_running(path)}. `autoexp resume {path.name}` takes the session up again"
+            ) from error
     session = Session.load(path)
     if not is_told and session.is_over:
         _draw(session)  # as the flow would have done, had Prefect taken the picture

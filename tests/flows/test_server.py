@@ -10,9 +10,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from prefect.exceptions import ObjectNotFound
 
+from autoexp.compose import compose
+from autoexp.creation import create
+from autoexp.jobs import Verdict
 from autoexp.session import Session
 from flows import beside, server
+from flows import foreground as terminal
 from flows.context import Foreground
 
 Serve = Callable[..., str]
@@ -230,5 +235,23 @@ def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_heal
     assert not ended
 
 
-def void(_: object) -> None:
-    """Takes a value, and is none."""
+def void(*_: object) -> None:
+    """Takes anything, and is nothing."""
+
+
+def test_a_server_that_refuses_the_end_of_a_session_does_not_make_it_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = create(compose("demo", ["cooldowns=[]"]), tmp_path)
+    with Session.hold(path) as (session, _):
+        session.settle(session.jobs["demo"], Verdict.FINISHED, "reached iteration 2000")
+
+    def refused(*_: object) -> bool:
+        raise ObjectNotFound(http_exc=Exception("wiped"))
+
+    monkeypatch.setattr(terminal, "_run_flow", refused)
+    monkeypatch.setattr(terminal, "leave_within", void)
+    assert terminal.watch(path) == 0
+    said = capsys.readouterr().out
+    assert "Prefect could not be told all of this" in said
+    assert "Traceback" not in said
