@@ -13,12 +13,12 @@ import pytest
 from prefect.exceptions import ObjectNotFound
 
 from autoexp.compose import compose
-from autoexp.creation import create
 from autoexp.jobs import Verdict
 from autoexp.session import Session
 from flows import beside, server
 from flows import foreground as terminal
 from flows.context import Foreground
+from tests.core.conftest import create
 
 Serve = Callable[..., str]
 PROXY = "http://somebody:secret@127.0.0.1:9"
