@@ -167,7 +167,8 @@ class Monitor:
         """Write down what moved since the last look that was worth a write."""
         for name, watch in self._watches.items():
             if watch.dirty:
-                self._save(self._session.jobs[name])
+                job = self._session.jobs[name]
+                self.recorder.contain(f"{name}: cannot be saved", name, self._save, job)
 
     # Handing over
 
@@ -179,10 +180,11 @@ class Monitor:
         changed = self._session.take_changed()
         self._candidates |= changed
         self._viewed |= self._candidates
-        steps = self._next_steps(wait=bool(self._starting) and not after_look)
-        actions, has_conditions = self._next_actions()
         jobs = [JobView.of(self._session.jobs[name]) for name in self._in_order(self._viewed)]
         self._viewed = set()
+        # Last: what is handed over is under way from here on, and nothing may keep it back.
+        steps = self._next_steps(wait=bool(self._starting) and not after_look)
+        actions, has_conditions = self._next_actions()
         # A request that came at the last moment, or to a session that had ended, is processed too.
         is_over = after_look and self._session.is_over and inbox.is_empty(self._session.path)
         return Work(steps, actions, jobs, has_conditions, is_over)
@@ -207,7 +209,10 @@ class Monitor:
             except Exception as error:
                 self.recorder.warn(f"{name}: what it needs next is not known ({error})", job)
                 continue
-            if step is None or not self._may_retry(name, step, now):
+            if step is None:
+                self._failures.pop(name, None)  # what failed is not asked for any longer
+                continue
+            if not self._may_retry(name, step, now):
                 continue
             if wait and isinstance(step, Submit) and step.as_array:
                 self._candidates.add(name)

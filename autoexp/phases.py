@@ -60,18 +60,22 @@ def do(phase: Phase, scheduler: Scheduler) -> Any:
             return phase.run(scheduler)
 
 
-def in_turns(phases: Phases, do: Callable[[Phase], Any]) -> Iterator[None]:
-    """Run each phase by `do`, and stop behind each, for others to take their turn.
+def advance(phases: Phases, answer: Any, error: Exception | None) -> Phase | None:
+    """The next phase, now that the last one came to `answer` or raised `error`; None: all done.
 
     What a phase raises is thrown into whoever yielded it.
     """
+    try:
+        return phases.send(answer) if error is None else phases.throw(error)
+    except StopIteration:
+        return None
+
+
+def in_turns(phases: Phases, do: Callable[[Phase], Any]) -> Iterator[None]:
+    """Run each phase by `do`, and stop behind each, for others to take their turn."""
     answer: Any = None
     error: Exception | None = None
-    while True:
-        try:
-            phase = phases.send(answer) if error is None else phases.throw(error)
-        except StopIteration:
-            return
+    while (phase := advance(phases, answer, error)) is not None:
         answer, error = None, None
         try:
             answer = do(phase)

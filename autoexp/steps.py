@@ -177,8 +177,8 @@ class Replacement(NamedTuple):
     """A job whose next attempt begins from an earlier checkpoint, or with another backend."""
 
     spec: JobSpec
-    attempts: tuple[str, ...]
-    """Keys of the attempts that there were."""
+    attempts: tuple[Ticket, ...]
+    """The attempts that there were."""
     asked: RestartRequest
 
     @property
@@ -189,7 +189,7 @@ class Replacement(NamedTuple):
         """Set checkpoints aside, once nothing of the job is alive here; what changes in the job."""
         del scheduler
         if self.asked.roll_back_to is not None:
-            alive = [pid for key in self.attempts for pid in processes_with_cookie(key)]
+            alive = [p for t in self.attempts for p in processes_with_cookie(t.key, t.directory)]
             if alive:
                 raise TimeoutError(f"{self.spec.name}: processes {alive} are alive still")
             self.spec.trainer.set_aside(Path(self.spec.save_dir), self.asked.roll_back_to)
@@ -382,7 +382,7 @@ def _asked_restart(session: Session, name: str) -> Replacement | None:
     job = session.jobs[name]
     if job.restart is None:
         return None
-    return Replacement(job.spec, tuple(a.key for a in job.attempts), job.restart)
+    return Replacement(job.spec, tuple(map(session.ticket, job.attempts)), job.restart)
 
 
 def _not_replaced(session: Session, name: str, reason: str) -> None:

@@ -65,7 +65,7 @@ class SessionRun:
         sending = Sending(self.updates, log)
         self._face = Face(session, self._disk, sending, log)
         self._questions = Questions(scheduler, session.experiment.slurm.scheduler_tick_s, log)
-        self._runner = PhaseRunner(scheduler, self._disk, self.updates, log)
+        self._runner = PhaseRunner(scheduler, self._disk, self.updates)
         self._conditions = ConditionChecker(session, self._monitor, self._disk, self.updates, log)
         self._wishes = Wishes(flow_run.id, log)
         marks = self._runner.marks

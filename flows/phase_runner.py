@@ -1,7 +1,6 @@
 """Runs the phases of steps and actions: effects as tasks, writes on the session's thread."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ from prefect import State
 from prefect.exceptions import PrefectSignal
 
 from autoexp.action_runs import CheckpointMark, Command
-from autoexp.phases import Effect, OnSession, Pause, Phase, Phases, Request, TryAgain
+from autoexp.phases import Effect, OnSession, Pause, Phase, Phases, Request, TryAgain, advance
 from autoexp.schedulers.base import Scheduler
 from flows.disk import Disk
 from flows.sending import is_prefects_own
@@ -20,25 +19,18 @@ from tasks import effects
 class PhaseRunner:
     """Carries steps and actions out beside the loop."""
 
-    def __init__(
-        self, scheduler: Scheduler, disk: Disk, updates: Updates, log: "logging.Logger | Any"
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, disk: Disk, updates: Updates) -> None:
         self.marks: dict[str, State[Any]] = {}
         """The task run that stands for a job's checkpoint, by the job's name."""
         self._scheduler = scheduler
         self._disk = disk
         self._updates = updates
-        self._log = log
 
     async def run(self, phases: Phases) -> None:
         """Run phases to their end; what one raises is thrown into whoever yielded it."""
         answer: Any = None
         error: Exception | None = None
-        while True:
-            try:
-                phase = phases.send(answer) if error is None else phases.throw(error)
-            except StopIteration:
-                return
+        while (phase := advance(phases, answer, error)) is not None:
             answer, error = None, None
             try:
                 answer = await self._run(phase)
