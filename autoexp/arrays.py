@@ -9,6 +9,7 @@ from autoexp import durable, payload
 from autoexp.jobs import Attempt, JobRecord, JobSpec, now
 from autoexp.limits import room, time_limit
 from autoexp.machines import SlurmCluster
+from autoexp.names import attempt_key
 from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
 from autoexp.session import Session
 from autoexp.verdicts import saved_iteration
@@ -117,7 +118,7 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
     for index, job in enumerate(joining, start=first):
         attempt = Attempt(
             number=1,
-            key=f"{session.id}-{job.spec.name}-a1",
+            key=attempt_key(session.id, job.spec.name, 1),
             name=name,
             array_index=index,
             log=str(session.path / "attempts" / name / f"task-{index}.log"),

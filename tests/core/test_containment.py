@@ -9,6 +9,7 @@ import pytest
 from autoexp import monitor, recorder
 from autoexp.errors import SessionHeld
 from autoexp.events import CheckpointComplete
+from autoexp.jobs import Verdict
 from autoexp.rules.book import RuleBook
 from autoexp.session import Session
 from autoexp.steps import Submit
@@ -144,3 +145,12 @@ def test_a_step_that_cannot_be_chosen_for_one_job_is_chosen_for_the_others(
     steps = story.monitor.next_work().steps
     assert steps == [Submit(("tiny",)), Submit(("tiny-cd200",))]
     assert "out of the blue" in str(story.job("tiny-cd100").warning)
+
+
+def test_a_failure_is_forgotten_once_nothing_asks_for_what_failed(session_path: Path) -> None:
+    story = Story(session_path)
+    (step,) = story.monitor.next_work().steps
+    assert story.monitor.fail_step(step, "out of the blue") == 1
+    story.session.settle(story.job(), Verdict.FAILED, "somebody said so")
+    assert story.monitor.next_work().steps == []
+    assert story.monitor._failures == {}
