@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 ROOM = 65536
 """Bytes, for the records that are written at a start."""
@@ -224,13 +224,28 @@ def append_once(path: Path, line: str) -> str:
     return "written"
 
 
-def read(path: Path) -> bytes:
-    """The bytes of a regular file; raises OSError for anything else, and waits for no pipe."""
+def read(path: Path, most: int | None = None) -> bytes:
+    """The bytes of a regular file; raises OSError for anything else, and waits for no pipe.
+
+    Of a file that has more than `most` bytes nothing is read: it is not what it is taken for.
+    """
+    with open_to_read(path) as file:
+        raw = file.read() if most is None else file.read(most + 1)
+    if most is not None and len(raw) > most:
+        raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
+    return raw
+
+
+def open_to_read(path: Path) -> BinaryIO:
+    """Open a regular file that others may have put there; raises OSError for anything else.
+
+    Whoever opens a FIFO to read would else wait for a writer.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    finally:
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
         os.close(descriptor)
+        raise

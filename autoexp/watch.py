@@ -81,9 +81,12 @@ class JobWatch:
         """Say in the record what was passed by because it could not be read, each kind once."""
         what = error if isinstance(error, str) else in_words(error)
         kind = f"{what.split()[0]} {type(error)}"
+        self._warn_once(job, kind, f"{place}: {what}; passed by")
+
+    def _warn_once(self, job: JobRecord, kind: str, warning: str) -> None:
         if kind not in self._passed_by:
             self._passed_by.add(kind)
-            self._tell(job, f"{place}: {what}; passed by")
+            self._tell(job, warning)
 
     def _tell(self, job: JobRecord, warning: str | None) -> None:
         self.dirty |= job.warning != warning
@@ -255,6 +258,9 @@ class JobWatch:
         fresh = any(stamp is not None and now - stamp[2] < _RACY_NS for stamp in stamps)
         # Only now: a scan that fails is repeated at the next look.
         self._stamps, self._racy = stamps, fresh or scan.unfinished
+        if scan.problem is not None and (ended or not fresh):
+            # Not what is being written at this moment: a file that is written in place is empty.
+            self._warn_once(job, scan.problem, scan.problem)
         starts.note_saved(job, attempt, scan.complete)
         if attempt.wrong_start is not None:
             return []  # nothing counts of what it saved

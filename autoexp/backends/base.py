@@ -77,6 +77,8 @@ class CheckpointScan(NamedTuple):
     """Whether something there may become complete without a change to the watched paths."""
     progress: tuple[Progress, ...] = ()
     """What the newest checkpoint says of the training so far, where the log does not say it."""
+    problem: str | None = None
+    """What the trainer will stumble over there, in words, and what to do about it."""
 
 
 class PinChanges(NamedTuple):

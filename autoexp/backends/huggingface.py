@@ -181,7 +181,7 @@ class HuggingFaceBackend(Closed, Defaults):
         own = [
             found for found in scan.complete if _state(found).get("global_step") == found.iteration
         ]
-        return CheckpointScan(own, scan.unfinished, _history(own[-1]) if own else ())
+        return scan._replace(complete=own, progress=_history(own[-1]) if own else ())
 
     def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
         return _LAYOUT.seed(checkpoint, save_dir)

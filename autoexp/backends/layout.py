@@ -1,11 +1,14 @@
 """What all trainers' checkpoint folders share: finding complete ones, pinning, moving torn ones."""
 
+import errno
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from autoexp import durable
 from autoexp.backends import pins
@@ -17,6 +20,22 @@ from autoexp.errors import SessionError
 _SEED = ".autoexp-seed"
 _TORN = ".autoexp-torn"
 _ASIDE = "set-aside"
+_LARGEST_TRACKER = 4096
+# A tracker that is written in place is empty meanwhile; one that stays so was cut by a crash.
+_BEING_WRITTEN_S = 60.0
+_LARGEST_JSON = 64 * 2**20
+# What Megatron's own converters write for a model without an iteration (checkpointing.py).
+_RELEASE = b"release"
+
+
+class Tracker(NamedTuple):
+    """What a tracker file says."""
+
+    iteration: int | None = None
+    is_readable: bool = True
+    """False: it is there and says nothing, as after a power cut, which leaves it empty or NULs."""
+    is_being_written: bool = False
+    """Whether it may be readable in a moment."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +64,60 @@ class Layout:
 
     def scan(self, root: Path) -> CheckpointScan:
         """The complete checkpoints in `root`, by iteration."""
-        newest = self.tracked(root)
-        if self.tracker is not None and newest is None:
+        tracker = self._tracker(root)
+        newest = tracker.iteration
+        if tracker.is_being_written:
+            return CheckpointScan([], unfinished=True)
+        if self.tracker is not None and newest is None and tracker.is_readable:
             return CheckpointScan([])
         complete: list[FoundCheckpoint] = []
         torn: list[FoundCheckpoint] = []
         for found in self._candidates(root):
             if newest is not None and found.iteration > newest:
                 continue
-            (complete if self.is_complete(found.path) else torn).append(found)
+            is_complete = self._is_known_complete(found.path, tracker)
+            (complete if is_complete else torn).append(found)
         last = max((found.iteration for found in complete), default=-1)
         # One that is newer than all complete ones may be in the making: files inside it change,
         # and nothing that is watched does.
         unfinished = any(found.iteration > last for found in torn)
-        return CheckpointScan(sorted(complete), unfinished)
+        problem = None
+        if self.tracker is not None and not tracker.is_readable and (complete or torn):
+            say = f"write {last} there" if complete else "look which checkpoint is whole"
+            problem = f"{root / self.tracker} names no iteration; {say} before the job is restarted"
+        return CheckpointScan(sorted(complete), unfinished, problem=problem)
 
     def tracked(self, root: Path) -> int | None:
-        """The tracker's iteration; None when it is missing or, written in place, still empty."""
+        """The tracker's iteration; None when it is missing or cannot be read as one."""
+        return self._tracker(root).iteration
+
+    def _tracker(self, root: Path) -> Tracker:
         if self.tracker is None:
-            return None
+            return Tracker()
+        path = root / self.tracker
         try:
-            text = (root / self.tracker).read_bytes().strip()
+            text = durable.read(path, _LARGEST_TRACKER).strip()
         except FileNotFoundError:
-            return None
-        return int(text) if text.isdigit() and len(text) < 16 else None
+            return Tracker()
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO):
+                return Tracker(is_readable=False)
+            raise
+        if text == _RELEASE:
+            return Tracker()
+        if text.isdigit() and len(text) < 16:
+            return Tracker(int(text))
+        return Tracker(None, False, not text and _is_young(path))
+
+    def _is_known_complete(self, path: Path, tracker: Tracker) -> bool:
+        """Whether a checkpoint is whole for certain; without a tracker by its own files alone."""
+        return (tracker.is_readable or self._tells_by_itself) and self.is_complete(path)
+
+    @property
+    def _tells_by_itself(self) -> bool:
+        """Whether a checkpoint's own files say that it is complete, and not the tracker alone."""
+        some = any(pattern != "*" for pattern in self.must_exist)
+        return some or bool(self.must_not_exist or self.must_parse or self.renames)
 
     def is_complete(self, path: Path) -> bool:
         """Whether a checkpoint is whole, as far as its files say."""
@@ -87,8 +136,7 @@ class Layout:
         the filesystem shares blocks. Repeating it after a kill does no harm, and a branch that has
         moved on is left alone.
         """
-        begun = self.tracked(root) is not None if self.tracker else bool(self.scan(root).complete)
-        if begun:
+        if self._has_begun(root, checkpoint.iteration):
             return 0
         root.mkdir(parents=True, exist_ok=True)
         pinned, copied = root / checkpoint.path.name, 0
@@ -105,17 +153,31 @@ class Layout:
             durable.write(root / self.tracker, str(checkpoint.iteration))
         return copied
 
+    def _has_begun(self, root: Path, first: int) -> bool:
+        """Whether a branch that begins at `first` has its start, and may have moved on."""
+        tracker = self._tracker(root)
+        if self.tracker is None:
+            return bool(self.scan(root).complete)
+        if tracker.is_readable:
+            return tracker.iteration is not None
+        # Unreadable: a trainer that has come further left more than the seed.
+        return any(found.iteration > first for found in self._candidates(root))
+
     def pin_changes(self, root: Path) -> PinChanges:
         """What has other contents than when it was pinned; nothing where no pin is known."""
         pin = pins.Pin.read(root)
         return PinChanges() if pin is None else pin.changes(root)
 
     def clear_torn(self, root: Path) -> list[str]:
-        """Move aside what is not complete: for trainers that would resume from it."""
+        """Move aside what is not complete: for trainers that would resume from it.
+
+        An unreadable tracker says of no checkpoint that it is torn.
+        """
         moved = []
-        newest = self.tracked(root)
+        tracker = self._tracker(root)
+        heeds = self.tracker is not None and tracker.is_readable
         for found in list(self._candidates(root)):
-            beyond = self.tracker is not None and found.iteration > (newest or 0)
+            beyond = heeds and found.iteration > (tracker.iteration or 0)
             if beyond or not self.is_complete(found.path):
                 aside = root / f"{_TORN}-{found.iteration}"
                 remove(aside)
@@ -131,13 +193,15 @@ class Layout:
         a second run finds the rest. Raises SessionError when nothing is left to resume from.
         """
         first = self._restored(root)
-        newest = self.tracked(root)
+        tracker = self._tracker(root)
+        newest = tracker.iteration
         # Not `scan`: a training that began before the pinned one has moved the tracker back.
-        last = after if self.tracker is None else min(after, max(first, newest or 0))
+        heeds = self.tracker is not None and tracker.is_readable
+        last = min(after, max(first, newest or 0)) if heeds else after
         kept = [
             found.iteration
             for found in self._candidates(root)
-            if first <= found.iteration <= last and self.is_complete(found.path)
+            if first <= found.iteration <= last and self._is_known_complete(found.path, tracker)
         ]
         if not kept:
             raise SessionError(f"{root}: no complete checkpoint at or before iteration {after}")
@@ -208,9 +272,20 @@ def _matches(path: Path, pattern: str) -> bool:
     return next(path.glob(pattern), None) is not None
 
 
+def _is_young(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime < _BEING_WRITTEN_S
+    except FileNotFoundError:
+        return True  # it is being replaced
+
+
 def _parses(path: Path) -> bool:
     try:
-        json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
+        json.loads(durable.read(path, _LARGEST_JSON))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO):
+            return False
+        raise
+    except (ValueError, RecursionError):
         return False
     return True
