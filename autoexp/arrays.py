@@ -1,6 +1,7 @@
 """Jobs that start together go to SLURM as one array: one submission, ids such as `123_4`."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -111,7 +112,7 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
     if begun:
         name = begun[0].attempts[-1].name
     else:
-        name = f"{session.id}-{joining[0].spec.kind}-array{_next_number(session)}"
+        name = _new_name(session, joining[0])
     limits = [time_limit(job, session.jobs.get(job.spec.parent or "")) for job in group]
     longest = None if None in limits else max((x for x in limits if x is not None), default=None)
     first = 1 + max((job.attempts[-1].array_index or 0 for job in begun), default=-1)
@@ -121,7 +122,7 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
             key=attempt_key(session.id, job.spec.name, 1),
             name=name,
             array_index=index,
-            log=str(session.path / "attempts" / name / f"task-{index}.log"),
+            log=_log(session, name, index),
             intended_at=now(),
             first_iteration=saved_iteration(job),
             gpus=job.spec.machine.gpus,
@@ -139,9 +140,48 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
     )
 
 
-def _next_number(session: Session) -> int:
+def may_split(session: Session, names: Iterable[str]) -> bool:
+    """Whether an array that is above a submit limit is to go in parts.
+
+    Not while jobs of this session are in the queue, which make room when they end. And not while
+    a shorter array waits: as long as that one is too long, splitting the others is in vain.
+    """
+    attempts = [attempt for job in session.jobs.values() for attempt in job.open_attempts]
+    if any(attempt.job_id is not None for attempt in attempts):
+        return False
+    sizes = Counter(attempt.name for attempt in attempts if attempt.array_index is not None)
+    tasks = {attempt.name for name in names if (attempt := session.jobs[name].unsubmitted)}
+    return len(tasks) == 1 and 1 < sizes[tasks.pop()] == min(sizes.values())
+
+
+def split(session: Session, names: Sequence[str]) -> list[str]:
+    """Let the second half of an array that the scheduler refused go as an array of its own.
+
+    Returns the jobs of that half. To be called only once it is certain that the array was not
+    submitted; a kill in between leaves two arrays of other lengths.
+    """
+    group = [session.jobs[name] for name in names if session.jobs[name].unsubmitted is not None]
+    moved = group[(len(group) + 1) // 2 :]
+    if not moved:
+        return []
+    name = _new_name(session, moved[0])
+    for job in moved:
+        attempt = job.attempts[-1]
+        # What was laid out names the old log: it is laid out anew.
+        (session.ticket(attempt).directory / "spec.json").unlink(missing_ok=True)
+        durable.step()
+        log = _log(session, name, attempt.array_index or 0)
+        session.change_attempt(job, attempt, {"name": name, "log": log})
+    return [job.spec.name for job in moved]
+
+
+def _log(session: Session, name: str, index: int) -> str:
+    return str(session.path / "attempts" / name / f"task-{index}.log")
+
+
+def _new_name(session: Session, job: JobRecord) -> str:
     names = {a.name for job in session.jobs.values() for a in job.attempts if a.name != a.key}
-    return len(names) + 1
+    return f"{session.id}-{job.spec.kind}-array{len(names) + 1}"
 
 
 def _prepare_array(directory: Path, attempts: Sequence[Attempt]) -> None:

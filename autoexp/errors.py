@@ -12,6 +12,7 @@
         SchedulerUnavailable   no information: an outage, never a state of a job
         SubmissionRefused      the scheduler said no for a lasting reason
         SubmissionPostponed    the scheduler said no for a passing reason: try again
+          SubmitLimitReached   there are as many jobs as this user may submit
         SubmissionUncertain    no answer: the job may or may not have been accepted
 
 Every message says what happened, to which job or file, and where to look or what to run next.
@@ -72,6 +73,10 @@ class SubmissionRefused(SchedulerError):
 
 class SubmissionPostponed(SchedulerError):
     """The scheduler refused a submission for a passing reason; it is tried again."""
+
+
+class SubmitLimitReached(SubmissionPostponed):
+    """A limit on the number of submitted jobs is reached: fewer at once may be taken."""
 
 
 class SubmissionUncertain(SchedulerError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoexp import acting, arrays
 from autoexp.changing import changed_spec
-from autoexp.errors import AutoexpError, SubmissionRefused
+from autoexp.errors import AutoexpError, SubmissionRefused, SubmitLimitReached
 from autoexp.jobs import Attempt, Ending, JobRecord, JobSpec, RestartRequest, Verdict, now
 from autoexp.limits import chain_length
 from autoexp.payload import processes_with_cookie
@@ -318,11 +318,30 @@ def _submit_array(step: Submit, monitor: "Monitor", log: Logger) -> Phases:
         for task in array.tasks:
             refused = partial(_refused, name=task.spec.name, key=task.ticket.key, reason=str(error))
             yield OnSession(partial(recorder.apply, refused))
+    except SubmitLimitReached as error:
+        moved = yield OnSession(lambda: _split(step.jobs, monitor))
+        if not moved:
+            raise  # it is tried again when others have ended
+        log.warning("%s: %s; %d of its jobs go as another array", array.name, error, len(moved))
     else:
         for task, job_id in zip(array.tasks, job_ids, strict=True):
             taken = partial(_submitted, name=task.spec.name, key=task.ticket.key, job_id=job_id)
             yield OnSession(partial(recorder.apply, taken))
         log.info("%s: submitted %d jobs as array %s", array.name, len(job_ids), job_ids[0])
+
+
+def _split(names: Sequence[str], monitor: "Monitor") -> list[str]:
+    """Halve an array that alone is above the user's submit limit; later ones are no longer."""
+
+    def halve(session: Session) -> list[str]:
+        if not arrays.may_split(session, names):
+            return []
+        return arrays.split(session, names)
+
+    moved = monitor.recorder.apply(halve)
+    if moved:
+        monitor.longest_array = min(monitor.longest_array or len(moved), len(names) - len(moved))
+    return moved
 
 
 def _longest_array(log: Logger) -> Generator[Phase, Any, int]:

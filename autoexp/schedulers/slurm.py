@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from autoexp import states
-from autoexp.errors import SchedulerUnavailable, SubmissionRefused
+from autoexp.errors import SchedulerUnavailable, SubmissionRefused, SubmitLimitReached
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.payload import TASKS
@@ -96,7 +96,7 @@ class SlurmScheduler:
             executor = executor_for(cluster, ticket.directory / ticket.script, request, lock)
             try:
                 job = executor._submit_command(body(cluster, ticket.directory))
-            except SubmissionRefused as error:
+            except (SubmissionRefused, SubmitLimitReached) as error:
                 if request.avoided and _UNKNOWN_NODE in str(error):
                     request = request._replace(avoided=self._fewer(request.avoided))
                     continue

@@ -14,6 +14,7 @@ from autoexp.errors import (
     SubmissionPostponed,
     SubmissionRefused,
     SubmissionUncertain,
+    SubmitLimitReached,
 )
 from autoexp.jobs import JobSpec, Kind
 from autoexp.machines import SlurmCluster
@@ -25,19 +26,22 @@ from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
 # tries again by itself for a while, src/common/slurm_errno.c, and for limits on the number of jobs
 # the reasons of src/common/job_state_reason.c.
 _PASSING = re.compile(
-    "(Max|Grp)SubmitJob|Resource temporarily unavailable|Slurm temporarily unable|"
+    "Resource temporarily unavailable|Slurm temporarily unable|"
     "Unable to create job record|job queue full|Job creation temporarily disabled|"
     "Requested nodes are busy|Required ports are in use|Rate limit exceeded|"
     "Required partition not available|"
     "Protocol authentication error|standby mode|I/O error writing script|"
     "No space left on device|Cannot allocate memory"
 )
-# How sites say it in a plugin or a wrapper (TACC: "Too many simultaneous jobs in queue").
-_PASSING_AT_SITES = re.compile(
-    r"too many (\w+ )?jobs|(submit|submission|job) limit (was |is |has been )?(reached|exceeded)|"
+_PASSING_AT_SITES = re.compile("(try again|retry) (later|momentarily)", re.IGNORECASE)
+# Limits on the number of jobs, and how sites say it in a plugin or a wrapper (TACC: "Too many
+# simultaneous jobs in queue").
+_SUBMIT_LIMIT = re.compile(
+    "(Max|Grp)SubmitJob|"
+    r"(?i:too many (\w+ )?jobs|"
+    r"(submit|submission|job) limit (was |is |has been )?(reached|exceeded)|"
     r"(reached|exceed\w*) (\w+ ){0,3}(limit|number) of (\w+ ){0,2}(jobs|submissions)|"
-    r"maximum number of (\w+ )?jobs|max(imum)? job limit|(try again|retry) (later|momentarily)",
-    re.IGNORECASE,
+    r"maximum number of (\w+ )?jobs|max(imum)? job limit)"
 )
 # The last line is the same for every limit. Behind the name of a limit on a job's size waiting is
 # in vain; older plugins name none, and then a limit on the number of jobs is likelier.
@@ -105,6 +109,8 @@ def _sbatch(script: Path, lock: int, timeout_s: float) -> str:
     except SchedulerUnavailable as error:
         raise SubmissionUncertain(str(error)) from error
     except CommandFailed as error:
+        if is_submit_limit(error.stderr):
+            raise SubmitLimitReached(error.stderr) from error
         if is_passing(error.stderr):
             raise SubmissionPostponed(error.stderr) from error
         if NO_ANSWER.search(error.stderr):
@@ -114,7 +120,13 @@ def _sbatch(script: Path, lock: int, timeout_s: float) -> str:
 
 def is_passing(words: str) -> bool:
     """Whether sbatch may take the job later, by its words."""
-    if _PASSING.search(words) or _PASSING_AT_SITES.search(words):
+    patterns = (_PASSING, _PASSING_AT_SITES)
+    return is_submit_limit(words) or any(pattern.search(words) for pattern in patterns)
+
+
+def is_submit_limit(words: str) -> bool:
+    """Whether sbatch refuses a job because this user has too many, by its words."""
+    if _SUBMIT_LIMIT.search(words):
         return True
     rest = _POLICY.sub("", words)
     return rest != words and not _NAMED_LIMIT.search(rest)

@@ -96,6 +96,9 @@ class FakeScheduler:
         self.jobs: dict[str, FakeJob] = {}
         self.submissions: Counter[str] = Counter()
         self.silent = self.full = False
+        self.most: int | None = None
+        """How many jobs the user may have."""
+        self.refusals = 0
         self.next_time: str | None = None  # what comes of the next submission
         self._sbatch: tuple[Ticket, Request, int] | None = None
 
@@ -109,6 +112,9 @@ class FakeScheduler:
     def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
         if self.full or self.silent:
             raise errors.SubmissionPostponed if self.full else errors.SubmissionUncertain
+        if self.most is not None and len(self.alive) + max(1, len(request.tasks)) > self.most:
+            self.refusals += 1
+            raise errors.SubmitLimitReached("QOSMaxSubmitJobPerUserLimit")
         how, self.next_time = self.next_time, None
         if how == "refused":
             raise errors.SubmissionRefused("Invalid account")
@@ -130,6 +136,9 @@ class FakeScheduler:
             self.jobs[job_id] = FakeJob(request.name, directory, request.after)
             self.submissions[self.jobs[job_id].spec["key"]] += 1
         return number
+
+    def longest_array(self) -> int:
+        return 100
 
     def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
         self._answer()

@@ -16,6 +16,7 @@ from autoexp.errors import (
     SubmissionPostponed,
     SubmissionRefused,
     SubmissionUncertain,
+    SubmitLimitReached,
 )
 from autoexp.machines import SlurmCluster
 from autoexp.schedulers.base import Request, Sighting, Ticket
@@ -198,8 +199,12 @@ def test_a_submission_limit_postpones_and_a_greeting_is_no_answer(
     fakes: Fakes, ticket: Ticket
 ) -> None:
     fakes.fails("sbatch", POLICY)
-    with pytest.raises(SubmissionPostponed, match="submit limit"):
+    with pytest.raises(SubmitLimitReached, match="submit limit"):
         submit(SlurmCluster(), ticket)
+    fakes.fails("sbatch", "sbatch: error: Batch job submission failed: Requested nodes are busy")
+    with pytest.raises(SubmissionPostponed) as postponed:
+        submit(SlurmCluster(), ticket)
+    assert not isinstance(postponed.value, SubmitLimitReached)
     fakes.says("sbatch", "Welcome", "Submitted batch job 41")
     assert submit(SlurmCluster(), ticket) == "41"
 
