@@ -109,10 +109,7 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
     joining = waiting if most is None else waiting[:most]
     if not begun and not joining:
         return None
-    if begun:
-        name = begun[0].attempts[-1].name
-    else:
-        name = _new_name(session, joining[0])
+    name = begun[0].attempts[-1].name if begun else _new_name(session, joining[0])
     limits = [time_limit(job, session.jobs.get(job.spec.parent or "")) for job in group]
     longest = None if None in limits else max((x for x in limits if x is not None), default=None)
     first = 1 + max((job.attempts[-1].array_index or 0 for job in begun), default=-1)

@@ -224,28 +224,36 @@ def append_once(path: Path, line: str) -> str:
     return "written"
 
 
-def read(path: Path, most: int | None = None) -> bytes:
-    """The bytes of a regular file; raises OSError for anything else, and waits for no pipe.
+class WrongFile(OSError):
+    """What has the name is no regular file, or is too large to be what it is taken for."""
 
-    Of a file that has more than `most` bytes nothing is read: it is not what it is taken for.
+
+LARGEST = 200 * 10**6
+"""Bytes of a session's largest record: a tenth of that is ten thousand jobs."""
+
+
+def read(path: Path, most: int = LARGEST) -> bytes:
+    """The bytes of a regular file; never waits, as a pipe would have it, and reads `most` at most.
+
+    Raises WrongFile for anything else, of which nothing is read.
     """
     with open_to_read(path) as file:
-        raw = file.read() if most is None else file.read(most + 1)
-    if most is not None and len(raw) > most:
-        raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
-    return raw
+        # Both: a file may grow meanwhile, and one of holes alone is as large as it likes.
+        if os.fstat(file.fileno()).st_size > most or len(raw := file.read(most + 1)) > most:
+            raise WrongFile(errno.EFBIG, f"has more than {most} bytes", str(path))
+        return raw
 
 
 def open_to_read(path: Path) -> BinaryIO:
-    """Open a regular file that others may have put there; raises OSError for anything else.
-
-    Whoever opens a FIFO to read would else wait for a writer.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    """Open a regular file that another may have put there; raises WrongFile for anything else."""
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
+        # Whoever opens a FIFO to read would else wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise WrongFile(errno.EINVAL, "not a regular file", str(path)) from error
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise WrongFile(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")

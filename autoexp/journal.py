@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from pydantic import ValidationError
 
@@ -43,6 +43,8 @@ class Line(NamedTuple):
 
 
 START = Position(0, 0)
+_LONGEST = 16 * 2**20
+"""Bytes of a line: of an event, a log's line is cut long before."""
 _RECENT = 1000
 """Entries that are kept in memory: about a megabyte."""
 
@@ -94,7 +96,7 @@ class Journal:
         """The end, or the start where the file is not what was read: each event comes once."""
         size = len(self._last)
         try:
-            with self._path.open("rb") as file:
+            with self._open() as file:
                 file.seek(self._position.size - size)
                 if file.read(size) == self._last:
                     return self._position
@@ -129,12 +131,14 @@ class Journal:
     def _read(self, start: Position, end: Position | None = None) -> Iterator[Line]:
         """The entries from one place to another; each key once is the caller's business."""
         try:
-            file = self._path.open("rb")
+            file = self._open()
         except FileNotFoundError:
             return
         with file:
             file.seek(start.size)
-            for line in file:
+            while line := file.readline(_LONGEST + 1):
+                if len(line) > _LONGEST:
+                    raise self._damaged(f", line {start.entries + 1} has no end")
                 if not line.endswith(b"\n"):
                     return  # it is being written, or was torn by a kill
                 if end is not None and start.size >= end.size:
@@ -189,7 +193,7 @@ class Journal:
 
     def _take_back(self, size: int) -> None:
         """Cut off what a write that failed has left: the disk may have failed at that too."""
-        with suppress(FileNotFoundError), self._path.open("rb") as file:
+        with suppress(FileNotFoundError), self._open() as file:
             file.seek(size)
             if self._torn.startswith(file.read(len(self._torn) + 1)):
                 durable.cut(self._path, size)
@@ -219,10 +223,19 @@ class Journal:
             time = datetime.fromisoformat(content["time"])
             return Entry(time, adapter.validate_python(content["event"]))
         except (ValueError, KeyError, TypeError, ValidationError) as error:
-            raise SessionDamaged(
-                f"{self._path}, line {number} does not parse ({error}). Nothing was changed: "
-                "put the file back from a backup, or remove the line, then resume the session"
-            ) from error
+            raise self._damaged(f", line {number} does not parse ({error})") from error
+
+    def _open(self) -> BinaryIO:
+        try:
+            return durable.open_to_read(self._path)
+        except durable.WrongFile as error:
+            raise self._damaged(f" cannot be read: {error.strerror}") from error
+
+    def _damaged(self, problem: str) -> SessionDamaged:
+        return SessionDamaged(
+            f"{self._path}{problem}. Nothing was changed: put the file back from a backup, or "
+            "remove the line, then resume the session"
+        )
 
 
 def _encode(entry: Entry) -> bytes:

@@ -26,6 +26,8 @@ LOCK = "monitor.lock"
 HEARTBEAT_S = 10.0
 # A monitor on another host cannot be asked for its process; it is given up after this silence.
 SILENCE_S = 180.0
+_LARGEST = 65536
+"""Bytes of the file that names a monitor: a few hundred."""
 # A holder keeps the lock for one round of writes; one that hangs in it for longer is not robbed.
 _PATIENCE_S = 20.0
 
@@ -59,8 +61,8 @@ class Lease:
         Raises OSError where the disk does not answer: then nobody knows.
         """
         try:
-            return self._path.read_text() == self._text
-        except FileNotFoundError:
+            return durable.read(self._path, _LARGEST) == self._text.encode()
+        except (FileNotFoundError, durable.WrongFile):
             return False
 
     @contextmanager
@@ -180,11 +182,16 @@ def _look(directory: Path) -> tuple[Holder | None, float]:
     """Also how many seconds ahead of the file server's clock the last heartbeat is dated."""
     path = directory / FILE
     try:
-        with path.open("rb") as file:  # opened anew, so that a client's memory of it is refreshed
-            raw = file.read()
+        # Opened anew, so that a client's memory of it is refreshed.
+        with durable.open_to_read(path) as file:
+            raw = file.read(_LARGEST)
             beaten_at = os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None, 0.0
+    except durable.WrongFile as error:
+        raise SessionDamaged(
+            f"{path} is {error.strerror}; make sure that no monitor runs, then remove it"
+        ) from error
     try:
         known: dict[str, Any] = json.loads(raw)
         alive = processes.is_alive(known)

@@ -82,5 +82,5 @@ def _reached(path: Path) -> str:
     journal = path / "events.jsonl"
     digest.update(str(journal.stat().st_size if journal.exists() else 0).encode())
     for file in sorted((path / "jobs").glob("*.json")):
-        digest.update(file.read_bytes())
+        digest.update(durable.read(file))
     return digest.hexdigest()

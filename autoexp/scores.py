@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from autoexp import durable
 from autoexp.plain import flat
 
 _LARGEST = 1 << 20
@@ -28,11 +29,7 @@ class Scores(NamedTuple):
 def read_scores(path: Path) -> Scores:
     """The numbers in a JSON file. Raises NoScores when there is none that can be used."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST + 1)
-        if len(raw) > _LARGEST:
-            raise NoScores(f"{path}: larger than a MiB, so it is not read")
-        content = json.loads(raw, parse_int=_whole)
+        content = json.loads(durable.read(path, _LARGEST), parse_int=_whole)
     except OSError as error:
         raise NoScores(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.live import Live
 
+from autoexp import durable
 from autoexp.creation import create
 from autoexp.describing import describe
 from autoexp.errors import BadInput
@@ -137,7 +138,7 @@ def _last_lines(log: Path, lines: int) -> int:
     if not log.exists():
         return 0
     position = log.stat().st_size
-    with log.open("rb") as file:
+    with durable.open_to_read(log) as file:
         found = b""
         # One more newline than lines: the one before the first of them.
         while position > 0 and found[:-1].count(b"\n") <= lines:
@@ -153,7 +154,7 @@ def _print_from(log: Path, position: int) -> int:
     """Print what the log says from a position on; returns where it ends."""
     if not log.exists():
         return position
-    with log.open("rb") as file:
+    with durable.open_to_read(log) as file:
         file.seek(position)
         while block := file.read(_BLOCK):
             sys.stdout.buffer.write(block)

@@ -3,13 +3,14 @@
 import argparse
 import getpass
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from autoexp import inbox
+from autoexp import durable, inbox
 from autoexp.compose import Composed
 from autoexp.creation import create, output_root
 from autoexp.describing import describe
@@ -91,7 +92,7 @@ def _adopted_by(save_dir: Path, session: Path) -> Iterator[None]:
         with mark.open("x") as file:
             file.write(mine)
         fresh = True
-    holder = mark.read_text().strip()
+    holder = os.fsdecode(durable.read(mark, 65536)).strip()
     if holder != mine:
         if _goes_on(Path(holder)):
             raise BadInput(

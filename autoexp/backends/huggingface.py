@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from autoexp import durable
 from autoexp.backends.base import (
     COMPOSING,
     MOST_ITERATIONS,
@@ -214,8 +215,8 @@ class HuggingFaceBackend(Closed, Defaults):
 
 def _state(found: FoundCheckpoint) -> dict[str, Any]:
     try:
-        state = json.loads((found.path / _STATE).read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
+        state = json.loads(durable.read(found.path / _STATE))
+    except (FileNotFoundError, durable.WrongFile, ValueError, RecursionError):
         return {}
     return state if isinstance(state, dict) else {}
 

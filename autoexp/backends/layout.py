@@ -1,6 +1,5 @@
 """What all trainers' checkpoint folders share: finding complete ones, pinning, moving torn ones."""
 
-import errno
 import json
 import os
 import re
@@ -99,10 +98,8 @@ class Layout:
             text = durable.read(path, _LARGEST_TRACKER).strip()
         except FileNotFoundError:
             return Tracker()
-        except OSError as error:
-            if error.errno in (errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO):
-                return Tracker(is_readable=False)
-            raise
+        except durable.WrongFile:
+            return Tracker(is_readable=False)
         if text == _RELEASE:
             return Tracker()
         if text.isdigit() and len(text) < 16:
@@ -282,10 +279,6 @@ def _is_young(path: Path) -> bool:
 def _parses(path: Path) -> bool:
     try:
         json.loads(durable.read(path, _LARGEST_JSON))
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO):
-            return False
-        raise
-    except (ValueError, RecursionError):
+    except (FileNotFoundError, durable.WrongFile, ValueError, RecursionError):
         return False
     return True

@@ -75,10 +75,17 @@ class Pin(NamedTuple):
     def read(cls, root: Path) -> "Pin | None":
         """What was pinned here; None where nothing was, or it cannot be told."""
         try:
-            said = json.loads((root / _MANIFEST).read_bytes())
+            said = json.loads(durable.read(root / _MANIFEST))
             files = {str(name): Mark(*map(int, mark)) for name, mark in said["files"].items()}
             return cls(str(said["path"]), files)
-        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        except (
+            FileNotFoundError,
+            durable.WrongFile,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+        ):
             return None
 
     def is_whole(self, checkpoint: Path) -> bool:

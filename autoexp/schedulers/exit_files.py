@@ -3,15 +3,15 @@
 import json
 from typing import Any
 
-from autoexp import states
+from autoexp import durable, states
 from autoexp.schedulers.base import Sighting, Ticket
 
 
 def _exit_file(ticket: Ticket) -> dict[str, Any] | None:
     """The payload's own account of its end, if it is of this very job."""
     try:
-        ended: dict[str, Any] = json.loads((ticket.directory / "exit.json").read_text())
-    except FileNotFoundError:
+        ended: dict[str, Any] = json.loads(durable.read(ticket.directory / "exit.json"))
+    except (FileNotFoundError, durable.WrongFile):
         return None
     return ended if ended["job_id"] == ticket.job_id else None
 

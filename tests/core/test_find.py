@@ -4,6 +4,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import durable, find
+from autoexp import durable, find, lease
 from autoexp.compose import Composed
+from autoexp.curves import read_curve
 from autoexp.errors import BadInput, SessionDamaged
 from autoexp.session import Session
 from tests.core.conftest import KilledAt, create
@@ -123,6 +125,39 @@ def test_a_pipe_in_the_place_of_a_sessions_file_is_damage_and_is_not_waited_for(
     os.mkfifo(session_path / "session.json")
     with pytest.raises(SessionDamaged, match="not a regular file"):
         Session.load(session_path)
+
+
+WRONG: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "directory": Path.mkdir,
+    "holes": lambda path: (path.touch(), os.truncate(path, 1 << 40)),
+}
+FILES = ("session.json", "events.jsonl", "monitor.json", "jobs/tiny.json", "blame.json")
+
+
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_of_a_session_that_is_none_is_damage_and_is_neither_waited_for_nor_read_whole(
+    session_path: Path, file: str, kind: str
+) -> None:
+    (session_path / file).unlink(missing_ok=True)
+    WRONG[kind](session_path / file)
+    with pytest.raises(SessionDamaged, match=re.escape(str(session_path / file))):
+        lease.look(Session.load(session_path).path)
+
+
+def test_metrics_that_are_none_are_damage_and_are_not_waited_for(session_path: Path) -> None:
+    (session_path / "metrics").mkdir(exist_ok=True)
+    os.mkfifo(session_path / "metrics" / "tiny.csv")
+    with pytest.raises(SessionDamaged, match=r"tiny\.csv"):
+        read_curve(session_path, "tiny")
+
+
+def test_a_lease_that_is_no_file_any_more_is_not_held(session_path: Path) -> None:
+    held = lease.take(session_path)
+    (session_path / "monitor.json").unlink()
+    os.mkfifo(session_path / "monitor.json")
+    assert not held.still_held()
 
 
 def test_the_session_of_a_flow_run_is_found_and_no_other_one_is_read(

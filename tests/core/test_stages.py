@@ -282,7 +282,7 @@ def test_scores_are_read_when_the_job_has_finished(story: Story) -> None:
         ('{"a": "b"}', "holds no number"),
         ("[" * 100000, "is no JSON"),
         ('{"a": 1' + "0" * 400 + ', "b": -Infinity}', "holds no finite number (a, b)"),
-        (" " * (1 << 21), "larger than a MiB"),
+        (" " * (1 << 21), "has more than 1048576 bytes"),
     ],
 )
 def test_an_evaluation_without_scores_has_failed(
