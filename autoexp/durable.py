@@ -172,7 +172,7 @@ def append(path: Path, data: bytes, *, behind: int | None = None) -> None:
     step()
     with _naming(path):
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
             is_new = False
         except FileNotFoundError:
             if behind:

@@ -193,7 +193,7 @@ class Journal:
 
     def _take_back(self, size: int) -> None:
         """Cut off what a write that failed has left: the disk may have failed at that too."""
-        with suppress(FileNotFoundError), self._open() as file:
+        with suppress(FileNotFoundError, SessionDamaged), self._open() as file:
             file.seek(size)
             if self._torn.startswith(file.read(len(self._torn) + 1)):
                 durable.cut(self._path, size)
