@@ -29,6 +29,11 @@ from autoexp.session import Session
 _LARGEST = 200 * 10**6
 """Bytes: ten thousand jobs are a tenth of that."""
 
+_TRIES = 10
+"""Looks for which those behind it, and the end of the session, wait for a request."""
+_LEFT = 1000
+"""Stands for the tries of a request that is not looked at again."""
+
 By = Annotated[str, Field(description="who asked, and how")]
 
 
@@ -116,24 +121,69 @@ def waiting_jobs(session: Path) -> list[str]:
 
 
 def take_on(session: Session) -> list[str]:
-    """Carry all waiting requests into the records; returns a line for each. For the monitor."""
+    """Carry all waiting requests into the records; returns a line for each. For the monitor.
+
+    Raises OSError while one cannot be carried out for a reason that passes.
+    """
     notes: list[str] = []
+    problem: OSError | None = None
     for path in _waiting(session.path):
+        if session.requests_left.get(path.name) == _LEFT:
+            continue
         # With the removal: one that has lost the lease takes nothing away from its successor.
         with session.writing():
             try:
-                notes.append(_apply(session, _permitted(session, path)))
-            except SessionHeld:
-                raise
-            except Exception as error:
-                if isinstance(error, OSError) and durable.is_passing(error):
+                notes += _take_on(session, path)
+            except OSError as error:
+                failures = session.requests_left.get(path.name, 0) + 1
+                session.requests_left[path.name] = min(failures, _LEFT - 1)
+                if failures < _TRIES:
                     raise
-                # Whatever it is: no request may hold up the session, or those behind it.
-                reason = str(error) if isinstance(error, BadInput) else repr(error)
-                notes += _refuse(session, path, reason)
-                continue
-            path.unlink()
+                problem = error  # those behind it have waited long enough
+    if problem is not None and not notes:
+        raise problem
     return notes
+
+
+def is_done(session: Session) -> bool:
+    """Whether no request waits that may still be carried out. For the monitor.
+
+    What can be neither read nor moved does not keep a session that is over from ending.
+    """
+    try:
+        waiting = _waiting(session.path)
+    except OSError:
+        return True
+    return all(session.requests_left.get(path.name, 0) >= _TRIES for path in waiting)
+
+
+def left_behind(session: Session) -> list[Path]:
+    """Requests that could not be carried out, or not be taken away. For the monitor."""
+    with suppress(OSError):
+        return [path for path in _waiting(session.path) if path.name in session.requests_left]
+    return []
+
+
+def _take_on(session: Session, path: Path) -> list[str]:
+    try:
+        note = _apply(session, _permitted(session, path))
+    except SessionHeld:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and durable.is_passing(error):
+            raise
+        # Whatever it is: no request may hold up the session, or those behind it.
+        reason = str(error) if isinstance(error, BadInput) else repr(error)
+        return _refuse(session, path, reason)
+    try:
+        path.unlink()
+    except OSError as error:
+        if durable.is_passing(error):
+            raise
+        # It would be carried out at every look.
+        session.requests_left[path.name] = _LEFT
+        return [note, f"{path}: carried out, and cannot be removed ({error.strerror}): remove it"]
+    return [note]
 
 
 def _refuse(session: Session, path: Path, reason: str) -> list[str]:
@@ -148,7 +198,9 @@ def _refuse(session: Session, path: Path, reason: str) -> list[str]:
         path.rename(target)
     except OSError as error:
         if durable.is_passing(error):
-            raise  # others are carried in all the same: it stays where it is
+            raise
+        # It stays where it is; others are carried in all the same.
+        session.requests_left[path.name] = _LEFT
     return [f"request refused: {reason}"] if said else []
 
 

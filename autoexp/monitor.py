@@ -186,7 +186,7 @@ class Monitor:
         steps = self._next_steps(wait=bool(self._starting) and not after_look)
         actions, has_conditions = self._next_actions()
         # A request that came at the last moment, or to a session that had ended, is processed too.
-        is_over = after_look and self._session.is_over and inbox.is_empty(self._session.path)
+        is_over = after_look and self._session.is_over and inbox.is_done(self._session)
         return Work(steps, actions, jobs, has_conditions, is_over)
 
     def _next_steps(self, *, wait: bool) -> list[NextStep]:

@@ -57,6 +57,9 @@ class Session:
         self.journal = Journal(path / "events.jsonl")
         self._changed: set[str] = set()
         self.blame = BlameList(path / "blame.json")
+        self.requests_left: dict[str, int] = {}
+        """Names of requests that could not be carried out or removed, with how often it was tried.
+        """
         self._lease: Lease | None = None
 
     @property

@@ -88,6 +88,8 @@ class SessionRun:
                 self.updates.end()
                 self._drawing.stop()
             await self._flush()
+            for left in await self._disk.run(inbox.left_behind, self.session):
+                self.log.warning("%s stays there: it could not be carried out or removed", left)
             await self._face.close()
         finally:
             listening.cancel()

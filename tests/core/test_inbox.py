@@ -1,5 +1,6 @@
 """Requests from other processes: each is taken on once, in order, or refused with a reason."""
 
+import errno
 import itertools
 import json
 import os
@@ -160,6 +161,90 @@ def test_a_pipe_in_the_inbox_is_not_waited_for(story: Story) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def nothing_moves(patch: pytest.MonkeyPatch, path: Path, code: int) -> None:
+    """Have a file that can be neither renamed nor removed, as in another user's sticky folder."""
+    for name in ("rename", "unlink"):
+        real = getattr(Path, name)
+
+        def moved(file: Path, *others: Any, real: Any = real, **how: Any) -> Any:
+            if file == path:
+                raise OSError(code, os.strerror(code), str(file))
+            return real(file, *others, **how)
+
+        patch.setattr(Path, name, moved)
+
+
+def test_a_request_that_cannot_be_moved_is_said_once_and_keeps_no_session_from_ending(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = story.path / "inbox" / "1-bad.json"
+    bad.write_text("no request")
+    nothing_moves(monkeypatch, bad, errno.EPERM)
+    (said,) = inbox.take_on(story.session)
+    assert "refused" in said
+    assert inbox.take_on(story.session) == []
+    assert inbox.is_done(story.session)
+    assert inbox.left_behind(story.session) == [bad]
+    assert ask_behind(story) == ["ann: cancels tiny-cd200"]
+
+
+def test_a_request_that_was_carried_out_and_cannot_be_removed_is_not_carried_out_again(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = inbox.put(story.path, inbox.BudgetRequest(stop_above=5.0, by="ann"))
+    nothing_moves(monkeypatch, path, errno.EACCES)
+    done, said = inbox.take_on(story.session)
+    assert (done, str(path) in said) == ("ann: stops above 5", True)
+    inbox._change_budget(story.session, 7.0)
+    assert inbox.take_on(story.session) == []
+    assert story.session.experiment.budget.stop_above == 7.0
+    assert inbox.is_done(story.session)
+    assert inbox.left_behind(story.session) == [path]
+
+
+def test_a_request_that_nobody_can_move_for_now_is_waited_for_so_long_and_no_longer(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = story.path / "inbox" / "1-bad.json"
+    bad.write_text("no request")
+    nothing_moves(monkeypatch, bad, errno.EBUSY)
+    for _ in range(9):
+        with pytest.raises(OSError, match="busy"):
+            inbox.take_on(story.session)
+        assert not inbox.is_done(story.session)
+    with pytest.raises(OSError, match="busy"):
+        inbox.take_on(story.session)
+    assert inbox.is_done(story.session)
+    assert inbox.left_behind(story.session) == [bad]
+    assert ask_behind(story) == ["ann: cancels tiny-cd200"]
+    monkeypatch.undo()
+    inbox.take_on(story.session)
+    assert inbox.left_behind(story.session) == []
+
+
+def ask_behind(story: Story) -> list[str]:
+    inbox.put(story.path, cancel("tiny-cd200"))
+    assert not inbox.is_done(story.session)
+    return inbox.take_on(story.session)
+
+
+def test_a_session_that_is_over_ends_past_a_request_that_cannot_be_moved(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = story.path / "inbox" / "1-bad.json"
+    bad.write_text("no request")
+    nothing_moves(monkeypatch, bad, errno.EPERM)
+    for request in story.session.jobs.values():
+        story.session.settle(request, Verdict.FINISHED, "done")
+        for attempt in request.attempts:
+            attempt.state = "COMPLETED"
+    for action in story.session.pending_actions():
+        story.session.change_action(action, status=ActionStatus.DONE)
+    assert not story.monitor.next_work().is_over
+    inbox.take_on(story.session)
+    assert story.monitor.next_work().is_over
+
+
 def test_another_users_request_runs_nothing_in_this_users_name(story: Story) -> None:
     folder = story.path / "inbox"
     inbox.put(story.path, submit(job("evil")))
