@@ -141,6 +141,8 @@ class Attempt(BaseModel):
     fell_back: tuple[int, int] | None = None
     """An iteration that it logged after it had come further, and the checkpoint behind which it
     should have been."""
+    may_have_fallen_back: tuple[int, int] | None = None
+    """The same of one line alone, which may be garbled: the next one tells."""
     saved: int | None = None
     """The newest checkpoint that was found while it was the one that ran."""
     wrong_start: str | None = None

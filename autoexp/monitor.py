@@ -324,7 +324,7 @@ class Monitor:
         ended = not current.is_open and current.verdict is None
         watched = self.recorder.book.watched(job.spec)
         self._unwritten.extend(watch.read_log(job, current, watched, final=ended))
-        starts.check(job, current)
+        starts.check(job, current, is_read=ended and watch.at_end)
         self._unwritten.extend(watch.find_checkpoints(job, current, watched, ended=ended))
         if ended and watch.at_end:
             starts.note_pinned(job, current)

@@ -28,20 +28,24 @@ def note_line(job: JobRecord, attempt: Attempt, line: bytes) -> bool:
 def note_logged(job: JobRecord, attempt: Attempt, iteration: int) -> None:
     """Take in an iteration of the attempt's log, before the job's own is moved on."""
     first = attempt.first_logged
-    if not first or (len(first) == 1 and iteration > first[0]):
+    _confirm_fall(job, attempt, iteration)
+    if not first or (len(first) == 1 and iteration != first[0]):
         attempt.first_logged = (*first, iteration)
-    elif job.iteration is not None and iteration <= job.iteration:
+    if first and job.iteration is not None and iteration <= job.iteration:
         _note_fall(job, attempt, iteration)
 
 
-def check(job: JobRecord, attempt: Attempt) -> None:
+def check(job: JobRecord, attempt: Attempt, *, is_read: bool = False) -> None:
     """Compare what was logged with where the attempt had to begin, and blame it for another place.
+
+    One line alone is no evidence, since it may be garbled; but `is_read` says that no more will
+    come, and then a job that ended well is not held for finished against all that it said.
 
     Raises OSError when it cannot be seen which checkpoints lie there.
     """
     if attempt.wrong_start is not None:
         return
-    _check_beginning(job, attempt)
+    _check_beginning(job, attempt, alone=is_read and attempt.state == "COMPLETED")
     if attempt.fell_back is not None and attempt.wrong_start is None:
         iteration, required = attempt.fell_back
         if _is_excused(job, iteration - 1, required):
@@ -110,7 +114,7 @@ def _is_behind(job: JobRecord, attempt: Attempt, required: int) -> bool:
     first, interval = attempt.first_logged, job.spec.trainer.log_interval
     if interval is None and len(first) > 1:
         interval = first[1] - first[0]
-    if not first or interval is None:
+    if not first or interval is None or interval <= 0:
         return False
     # A training that begins at 0 logs its first line within one interval.
     return required <= first[0] <= required + interval and first[0] > interval
@@ -130,7 +134,7 @@ def _lowest(attempt: Attempt) -> int:
     return highest if attempt.earliest_start is None else min(highest, attempt.earliest_start)
 
 
-def _check_beginning(job: JobRecord, attempt: Attempt) -> None:
+def _check_beginning(job: JobRecord, attempt: Attempt, *, alone: bool) -> None:
     required = _required(job, attempt)
     if required is None:
         return
@@ -141,14 +145,32 @@ def _check_beginning(job: JobRecord, attempt: Attempt) -> None:
         if too_low or (fresh and stated > required):
             _blame(job, attempt, f"its trainer says that it begins at iteration {stated}")
         return
-    for logged in attempt.first_logged[:1]:
-        trainer = job.spec.trainer
-        too_low = logged < lowest or (logged == lowest and trainer.LOGS_DONE)
-        # A line may be lost between others, and so one interval more is no evidence.
-        most = None if trainer.log_interval is None else required + 2 * trainer.log_interval
-        too_high = fresh and most is not None and logged > most
-        if too_high or (too_low and not _excuse(job, attempt, logged - 1, required)):
-            _blame(job, attempt, f"its log begins with iteration {logged}")
+    first, interval = attempt.first_logged, job.spec.trainer.log_interval
+    if not first or (len(first) == 1 and not alone):
+        return
+    logged, second = first[0], first[-1]
+    follows = second > logged and second - logged == interval
+
+    def is_too_low(iteration: int) -> bool:
+        return iteration < lowest or (iteration == lowest and job.spec.trainer.LOGS_DONE)
+
+    # A line may be lost between others, and so one interval more is no evidence.
+    most = None if interval is None else required + 2 * interval
+    too_high = fresh and most is not None and min(logged, second) > most
+    too_low = is_too_low(logged) and (follows or is_too_low(second))
+    if too_high or (too_low and not _excuse(job, attempt, logged - 1, required)):
+        _blame(job, attempt, f"its log begins with iteration {logged}")
+
+
+def _confirm_fall(job: JobRecord, attempt: Attempt, iteration: int) -> None:
+    """Believe that the log went back once the line behind goes on from there."""
+    seen, attempt.may_have_fallen_back = attempt.may_have_fallen_back, None
+    if seen is None or iteration == seen[0]:
+        attempt.may_have_fallen_back = seen  # the same line again tells nothing
+    elif iteration > seen[0] and (
+        iteration <= seen[1] or iteration - seen[0] == job.spec.trainer.log_interval
+    ):
+        attempt.fell_back = seen
 
 
 def _note_fall(job: JobRecord, attempt: Attempt, iteration: int) -> None:
@@ -164,7 +186,7 @@ def _note_fall(job: JobRecord, attempt: Attempt, iteration: int) -> None:
     sure = [at for at in job.checkpoints if at <= reached - trainer.save_interval]
     required = max([_lowest(attempt), *sure])
     if iteration <= required:
-        attempt.fell_back = (iteration, required)
+        attempt.may_have_fallen_back = (iteration, required)
 
 
 def _is_fresh_branch(job: JobRecord, attempt: Attempt) -> bool:

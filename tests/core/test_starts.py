@@ -77,6 +77,8 @@ def test_a_branch_that_begins_at_0_is_ended_at_once_and_failed_with_that_reason(
     story: Story,
 ) -> None:
     story.log(10, name=BRANCH)
+    assert started_elsewhere(story.look()) == []  # one line alone may be garbled
+    story.log(20, name=BRANCH)
     (event,) = started_elsewhere(story.look())
     job = story.job(BRANCH)
     assert "did not begin at its branch point, iteration 100" in event.reason
@@ -113,6 +115,7 @@ def test_a_kill_of_the_monitor_at_any_moment_changes_nothing_of_that(
     story.look(state="RUNNING")
     begin_branch(story)
     story.log(10, name=BRANCH)
+    story.log(20, name=BRANCH)
 
     def look_twice() -> None:
         story.open()
@@ -132,6 +135,7 @@ def test_a_kill_of_the_monitor_at_any_moment_changes_nothing_of_that(
 
 def test_a_branch_that_begins_at_another_checkpoint_fails(story: Story) -> None:
     story.log(210, name=BRANCH)
+    story.log(220, name=BRANCH)
     (event,) = started_elsewhere(story.look())
     assert "its log begins with iteration 210" in event.reason
 
@@ -254,9 +258,10 @@ def test_a_restarted_training_that_begins_before_its_last_checkpoint_fails(
     story = Story(session_path)
     restart(story)
     story.log(first)
+    story.log(first + 10)
     (event,) = started_elsewhere(story.look())
     assert event.reason.startswith("did not begin at its last checkpoint, iteration 200: ")
-    for iteration in range(first + 10, 301, 10):
+    for iteration in range(first + 20, 301, 10):
         story.log(iteration)
     story.save(300)
     story.look(state="COMPLETED", exit_code=0)
@@ -297,6 +302,8 @@ def test_a_requeued_attempt_that_begins_again_at_0_fails(session_path: Path) -> 
         story.log(iteration)
     story.look()
     story.log(10)
+    assert started_elsewhere(story.look()) == []  # one line alone may be garbled
+    story.log(20)
     (event,) = started_elsewhere(story.look())
     assert "its log goes back to iteration 10" in event.reason
 
@@ -430,9 +437,43 @@ def test_a_trainer_of_ones_own_is_seen_to_begin_by_its_first_lines(
 
 def test_a_trainer_of_ones_own_that_begins_at_0_fails() -> None:
     job = record(command(), begin=200)
-    note_logged(job, job.attempts[0], 0)
+    for iteration in (0, 10):
+        note_logged(job, job.attempts[0], iteration)
+        job.iteration = iteration
     check(job, job.attempts[0])
     assert job.attempts[0].wrong_start is not None
+
+
+@pytest.mark.parametrize("garbled", [3, 1, 90, 1110, 290, 99999])
+def test_a_garbled_line_before_the_first_real_one_blames_no_branch(
+    story: Story, garbled: int
+) -> None:
+    story.log(garbled, name=BRANCH)
+    for iteration in (110, 120, 150):
+        story.log(iteration, name=BRANCH)
+        assert started_elsewhere(story.look()) == []
+    story.save(150, name=BRANCH)
+    look = story.look(name=BRANCH, state="COMPLETED", exit_code=0)
+    assert started_elsewhere(look) == []
+    assert story.job(BRANCH).verdict is Verdict.FINISHED
+
+
+@pytest.mark.parametrize("garbled", [3, 20, 1110])
+def test_a_garbled_line_among_others_blames_no_attempt(story: Story, garbled: int) -> None:
+    for iteration in (110, 120, garbled, 130, 140, garbled, garbled, 150):
+        story.log(iteration, name=BRANCH)
+        assert started_elsewhere(story.look()) == []
+
+
+def test_a_single_line_of_an_attempt_that_crashed_is_no_evidence_and_of_one_that_ended_well_it_is(
+    story: Story,
+) -> None:
+    story.log(10, name=BRANCH)
+    assert started_elsewhere(story.look(name=BRANCH, state="NODE_FAIL")) == []
+    story.submit(BRANCH)
+    story.log(10, name=BRANCH)
+    story.save(150, name=BRANCH)
+    assert len(started_elsewhere(story.look(name=BRANCH, state="COMPLETED", exit_code=0))) == 1
 
 
 def test_a_start_line_says_where_a_trainer_of_ones_own_begins() -> None:
