@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from autoexp.backends.base import COMPOSING
 from autoexp.creation import output_root
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment, Project
@@ -88,7 +89,7 @@ def _command(
     for key, value in fill_tree(launch.set, values).items():
         wanted[key.removeprefix("slurm.")] = value
     try:
-        machine = type(experiment.slurm).model_validate(wanted)
+        machine = type(experiment.slurm).model_validate(wanted, context=COMPOSING)
         output = root / name
         return JobSpec(
             name=Project(name=name).name,

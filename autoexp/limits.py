@@ -23,6 +23,7 @@ def time_limit(job: JobRecord, parent: JobRecord | None) -> float | None:
     done = max([branch.iteration, *job.checkpoints]) - branch.iteration
     training_s = (branch.decay_iterations - done) * parent.mean_seconds_per_iteration
     derived = machine.startup_min + training_s / 60 * machine.time_margin
+    derived = max(derived, machine.warn_before_limit_s / 60 + 1)  # else it is warned as it starts
     return derived if configured is None else min(derived, configured)
 
 

@@ -25,7 +25,10 @@ class LocalMachine(Closed):
     max_jobs: int | None = Field(None, gt=0, description="jobs of a session at the same time")
     time_limit_min: float | None = Field(None, gt=0, description="minutes an attempt may run")
     warn_before_limit_s: int = Field(
-        30, ge=0, description="seconds before the limit at which the trainer is told to save"
+        30,
+        ge=0,
+        description="seconds before the limit at which the trainer is told to save",
+        validate_default=True,
     )
     gpus_per_node: int = Field(0, ge=0, description="GPUs a job may see")
 
@@ -44,15 +47,22 @@ class LocalMachine(Closed):
         del cooldown  # is nothing special here
         return self.time_limit_min
 
-    @model_validator(mode="after")
-    def _warns_in_time(self) -> Self:
-        limit_s = None if self.time_limit_min is None else self.time_limit_min * 60
-        if limit_s is not None and self.warn_before_limit_s + 1 > limit_s:
+    @field_validator("warn_before_limit_s")
+    @classmethod
+    def _warns_in_time(cls, warning_s: int, info: ValidationInfo) -> int:
+        _refuse_early_warning(warning_s, info, "time_limit_min")
+        return warning_s
+
+
+def _refuse_early_warning(warning_s: int, info: ValidationInfo, *limits: str) -> None:
+    """Raise where a trainer would be told to save before it has begun."""
+    for name in limits:
+        minutes = info.data.get(name)
+        if minutes is not None and warning_s + 1 > minutes * 60:
             raise ValueError(
-                f"a limit of {limit_s:.0f} s leaves no time before the warning, which comes "
-                f"{self.warn_before_limit_s} s earlier; lower warn_before_limit_s"
+                f"`{name}: {minutes:g}` leaves no time before the warning, which comes "
+                f"{warning_s} s earlier; raise `{name}` or lower `warn_before_limit_s`"
             )
-        return self
 
 
 class SlurmCluster(Closed):
@@ -92,7 +102,10 @@ class SlurmCluster(Closed):
     )
     startup_min: float = Field(10.0, ge=0, description="minutes a job needs besides its iterations")
     warn_before_limit_s: int = Field(
-        120, ge=0, description="seconds before the limit at which the trainer is told to save"
+        120,
+        ge=0,
+        description="seconds before the limit at which the trainer is told to save",
+        validate_default=True,
     )
     grace_s: float = Field(
         30.0, gt=0, description="seconds from telling a trainer to end until it is killed"
@@ -161,6 +174,13 @@ class SlurmCluster(Closed):
                 hint = f"; did you mean `{near[0]}`?" if near else ""
                 raise ValueError(f"`{name}` is no option of sbatch{hint}")
         return {name.replace("_", "-"): value for name, value in options.items()}
+
+    @field_validator("warn_before_limit_s")
+    @classmethod
+    def _warns_in_time(cls, warning_s: int, info: ValidationInfo) -> int:
+        if info.context == COMPOSING:  # not of a session that runs already
+            _refuse_early_warning(warning_s, info, "time_limit_min", "cooldown_time_limit_min")
+        return warning_s
 
     @model_validator(mode="after")
     def _one_cluster(self, info: ValidationInfo) -> Self:

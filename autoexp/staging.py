@@ -279,7 +279,7 @@ def _machine(experiment: Experiment, name: str, stage: Stage) -> LocalMachine | 
         foreign = SlurmCluster.model_fields.keys() - LocalMachine.model_fields.keys()
         changes = {key: value for key, value in changes.items() if key not in foreign}
     try:
-        return type(machine).model_validate({**machine.model_dump(), **changes})
+        return type(machine).model_validate({**machine.model_dump(), **changes}, context=COMPOSING)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in ("stages", name, "slurm", *problem["loc"]))
