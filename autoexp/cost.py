@@ -18,10 +18,19 @@ class Cost(Closed):
     separate_iterations: int
     """Of one run from scratch for each of these models."""
     separate_tokens: int | None
+    copied_checkpoints: int = 0
+    """Starts of branches that are copies: of trainers that may write in place."""
+    copied_bytes: int | None = 0
+    """What these take, where no blocks are shared; None where a checkpoint is yet to be made."""
 
 
-def cost_of(jobs: Sequence[JobSpec], batches: Batches | None) -> Cost:
-    """The cost of a trunk and its branches; without a trunk, of the branches alone."""
+def cost_of(
+    jobs: Sequence[JobSpec], batches: Batches | None, *, copies: bool, size: int | None = None
+) -> Cost:
+    """The cost of a trunk and its branches; without a trunk, of the branches alone.
+
+    `copies` says that each branch begins with a copy of a checkpoint; `size` is its bytes.
+    """
     own = [(job.branch.iteration if job.branch else 0, job.target_iteration or 0) for job in jobs]
     ends = [job.target_iteration or 0 for job in jobs if job.branch]
     separate = [(0, end) for end in ends]
@@ -31,6 +40,8 @@ def cost_of(jobs: Sequence[JobSpec], batches: Batches | None) -> Cost:
         models=len(ends),
         separate_iterations=sum(ends),
         separate_tokens=_tokens(separate, batches),
+        copied_checkpoints=len(ends) if copies else 0,
+        copied_bytes=None if copies and ends and size is None else len(ends) * (size or 0) * copies,
     )
 
 
@@ -42,6 +53,8 @@ def together(costs: Sequence[Cost]) -> Cost:
         models=sum(cost.models for cost in costs),
         separate_iterations=sum(cost.separate_iterations for cost in costs),
         separate_tokens=_sum([cost.separate_tokens for cost in costs]),
+        copied_checkpoints=sum(cost.copied_checkpoints for cost in costs),
+        copied_bytes=_sum([cost.copied_bytes for cost in costs]),
     )
 
 

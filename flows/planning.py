@@ -19,7 +19,7 @@ from autoexp.plan import Plan
 from autoexp.session import sessions_root
 from autoexp.study import plan_study, subset
 from flows.finding import compose_words
-from flows.show import console, print_plan
+from flows.show import console, print_copies, print_plan
 from flows.tree import headline, plan_tree
 
 _FEW = 12
@@ -73,6 +73,7 @@ def show(found: Plan, composed: Composed) -> None:
         out.print()
         print_plan(found, out)
     else:
+        print_copies(found, out)
         for note in found.notes:
             out.print(f"note: {note}", markup=False)
 

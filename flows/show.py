@@ -148,6 +148,7 @@ def print_plan(plan: Plan, out: Console) -> None:
     out.print(table)
     if plan.cost is not None:
         out.print(cost_line(plan.cost), markup=False)
+    print_copies(plan, out)
     for note in plan.notes:
         out.print(f"note: {note}", markup=False)
     for job in plan.jobs:
@@ -173,6 +174,22 @@ def cost_line(cost: Cost) -> str:
     separate = _amount(cost.separate_iterations, cost.separate_tokens)
     many = "1 run" if cost.models == 1 else f"{cost.models} runs"
     return f"in all {own}; {many} from scratch would take {separate}"
+
+
+def print_copies(plan: Plan, out: Console) -> None:
+    """What the starts of branches take on the disk, where they are copies."""
+    if plan.cost is not None and plan.cost.copied_checkpoints:
+        out.print(copies_line(plan.cost), markup=False, soft_wrap=True)
+
+
+def copies_line(cost: Cost) -> str:
+    """How many checkpoints are copied, and what they take."""
+    count, size = cost.copied_checkpoints, cost.copied_bytes
+    many = "1 checkpoint is copied" if count == 1 else f"{count} checkpoints are copied"
+    known = "" if size is None else f", {size / 1e9:.3g} GB in all"
+    return (
+        f"{many} as starts of cooldowns{known}; no room is taken where the filesystem shares blocks"
+    )
 
 
 def _amount(iterations: int, tokens: int | None) -> str:

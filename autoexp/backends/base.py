@@ -121,6 +121,10 @@ class Backend(Protocol):
     def sources(self) -> tuple[Path, ...]:
         """Files and folders of the trainer's own that its command line names."""
 
+    @property
+    def pins_by_links(self) -> bool:
+        """Whether a branch's start takes no room: else it is a copy of a checkpoint."""
+
     def batches(self, workers: int) -> Batches | None:
         """Samples in each iteration on so many processes; None where nobody can tell."""
 

@@ -225,6 +225,10 @@ class CommandBackend(Closed, Defaults):
     def _root(self, save_dir: Path) -> Path:
         return save_dir / self.saves.folder
 
+    @property
+    def pins_by_links(self) -> bool:
+        return self.saves.layout.renames
+
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         return self.saves.layout.watched(self._root(save_dir))
 

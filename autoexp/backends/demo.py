@@ -138,6 +138,10 @@ class DemoBackend(Closed, Defaults):
     def _layout(self) -> Layout:
         return TORCH_DIST if self.args.write_in_place else _RENAMING
 
+    @property
+    def pins_by_links(self) -> bool:
+        return self._layout.renames
+
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         return self._layout.watched(save_dir)
 

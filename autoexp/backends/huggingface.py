@@ -173,6 +173,10 @@ class HuggingFaceBackend(Closed, Defaults):
             )
         return reasons
 
+    @property
+    def pins_by_links(self) -> bool:
+        return _LAYOUT.renames
+
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         return _LAYOUT.watched(save_dir)
 

@@ -186,6 +186,10 @@ class MegatronBackend(Closed, Defaults):
         torch_dist = self.args.ckpt_format == "torch_dist"
         return megatron_layout.TORCH_DIST if torch_dist else megatron_layout.TORCH
 
+    @property
+    def pins_by_links(self) -> bool:
+        return self._layout.renames
+
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         return self._layout.watched(save_dir)
 

@@ -144,6 +144,10 @@ class TorchtitanBackend(Closed, Defaults):
             reasons.append(f"min_lr {branch.min_lr:g} is no decay from lr {lr:g}")
         return reasons
 
+    @property
+    def pins_by_links(self) -> bool:
+        return _LAYOUT.renames
+
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         return _LAYOUT.watched(save_dir / _FOLDER)
 

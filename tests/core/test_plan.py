@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autoexp.compose import Composed, compose
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment, Project
+from autoexp.experiment import Experiment, Project, Start
 from autoexp.plan import Plan, make_plan
 from autoexp.session import Session
 from tests.core.conftest import create
@@ -44,6 +44,32 @@ def refusals(*cooldowns: dict[str, Any], **args: Any) -> list[str]:
     with pytest.raises(BadInput) as refused:
         planned(*cooldowns, **args)
     return str(refused.value).splitlines()
+
+
+# What it takes on the disk
+
+
+@pytest.mark.parametrize(("in_place", "copies"), [(True, 2), (False, 0)])
+def test_a_plan_says_how_many_checkpoints_are_copied(in_place: bool, copies: int) -> None:
+    cost = planned({"at": [600, 300], "decay": FIFTY}, write_in_place=in_place).cost
+    assert cost is not None
+    assert cost.copied_checkpoints == copies
+    assert cost.copied_bytes == (None if copies else 0)  # the checkpoints are yet to be made
+
+
+def test_a_plan_from_a_checkpoint_says_what_its_copies_take(tmp_path: Path) -> None:
+    (tmp_path / "shard").write_bytes(bytes(1000))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "shard").write_bytes(bytes(500))
+    own = experiment(
+        {"at": [600], "decay": FIFTY},
+        {"at": [600], "decay": {"iterations": 9}, "name": "b"},
+        write_in_place=True,
+    )
+    start = Start(path=str(tmp_path), iteration=600)
+    cost = make_plan(own.model_copy(update={"start": start}), tmp_path).cost
+    assert cost is not None
+    assert (cost.copied_checkpoints, cost.copied_bytes) == (2, 3000)
 
 
 # The jobs
