@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autoexp import acting, durable, inbox, launching
+from autoexp import acting, durable, inbox, launching, proxies
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.events import CheckpointComplete
 from autoexp.jobs import JobSpec, now
@@ -261,7 +261,10 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
             output: str = yield Command(
                 tuple(fill(argument, values) for argument in command.run),
                 about.path,
-                {key: fill(text, values) for key, text in command.environment.items()},
+                {
+                    **proxies.hidden(),
+                    **{key: fill(text, values) for key, text in command.environment.items()},
+                },
                 command.timeout,
                 command.retries,
             )

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from autoexp import proxies
 from autoexp.errors import AutoexpError
 
 _PATIENCE_S = 180.0
@@ -87,13 +88,24 @@ def bypass_proxies() -> None:
     A proxy stands elsewhere, where `127.0.0.1` is another machine. Prefect's client, curl and
     others read both spellings of the variable.
     """
-    proxies = urllib.request.getproxies_environment()
-    if not any(value for name, value in proxies.items() if name != "no"):
+    named = urllib.request.getproxies_environment()
+    if not any(value for name, value in named.items() if name != "no"):
         return
-    known = [host.strip() for host in proxies.get("no", "").split(",") if host.strip()]
+    known = [host.strip() for host in named.get("no", "").split(",") if host.strip()]
     if "*" not in known:
         known += [host for host in _LOOPBACK if host not in known]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(known)
+    if proxies.is_in_the_way() and _is_near():
+        proxies.hide()
+
+
+def _is_near() -> bool:
+    """Whether the server is on this machine; where nobody can tell, Prefect says what is wrong."""
+    try:
+        url = configured_url()
+    except AutoexpError:
+        return False
+    return url is None or is_local(url)
 
 
 def _proxy_of(url: str) -> str:

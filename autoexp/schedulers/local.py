@@ -20,7 +20,7 @@ from typing import Any
 import submitit
 from submitit.local import local as submitit_local
 
-from autoexp import durable, payload, processes
+from autoexp import durable, payload, processes, proxies
 from autoexp.errors import SchedulerUnavailable
 from autoexp.jobs import Attempt, JobSpec
 from autoexp.schedulers.base import (
@@ -52,7 +52,7 @@ class DetachedExecutor(submitit.LocalExecutor):
         """
         gpus = ",".join(str(gpu) for gpu in range(self.parameters.get("gpus_per_node", 0)))
         environment = {
-            **os.environ,
+            **proxies.environment(),
             "SUBMITIT_LOCAL_NTASKS": "1",
             "SUBMITIT_LOCAL_COMMAND": command,
             "SUBMITIT_LOCAL_TIMEOUT_S": str(int(60 * self.parameters["timeout_min"])),

@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 
+from autoexp import proxies
 from autoexp.errors import SchedulerUnavailable
 
 # An outer job's variables would become options of the inner one (sbatch(1), INPUT ENVIRONMENT
@@ -41,7 +42,8 @@ class CommandFailed(Exception):
 
 def environment() -> dict[str, str]:
     """The environment for SLURM's commands, and so for the jobs that they start."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
+    given = proxies.environment()
+    kept = {k: v for k, v in given.items() if not k.startswith(_SCRUBBED)}
     return kept | {name: os.environ[name] for name in _KEPT if name in os.environ}
 
 

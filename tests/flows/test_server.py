@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 from prefect.exceptions import ObjectNotFound
 
+from autoexp import proxies
 from autoexp.compose import compose
 from autoexp.jobs import Verdict
+from autoexp.schedulers import slurm_commands
 from autoexp.session import Session
 from flows import beside, server
 from flows import foreground as terminal
@@ -96,6 +99,44 @@ def test_without_proxies_or_with_none_for_everything_no_variable_changes(
     monkeypatch.setenv("NO_PROXY", "*")
     server.bypass_proxies()
     assert os.environ["no_proxy"] == "*"
+
+
+@pytest.fixture
+def socks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A SOCKS proxy in the environment, which Prefect's client cannot use without socksio."""
+    monkeypatch.setattr(proxies, "_hidden", {})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "intranet.example")
+    monkeypatch.setenv("ALL_PROXY", PROXY.replace("http", "socks5h"))
+    return os.environ["ALL_PROXY"]
+
+
+@pytest.mark.parametrize("url", [None, "http://127.0.0.1:4200/api"])
+def test_a_socks_proxy_keeps_nobody_from_this_machines_own_server_and_jobs_still_get_it(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve, socks: str, url: str | None
+) -> None:
+    if url is not None:
+        monkeypatch.setenv("PREFECT_API_URL", url)
+    with pytest.raises(ImportError, match="socksio"):
+        httpx.Client()
+    server.bypass_proxies()
+    with httpx.Client() as client:
+        assert client.get(f"{serve({'/api/health': b'true'})}/api/health").text == "true"
+    assert "ALL_PROXY" not in os.environ
+    assert slurm_commands.environment()["ALL_PROXY"] == proxies.environment()["ALL_PROXY"] == socks
+
+
+def test_a_socks_proxy_to_a_server_elsewhere_stays(
+    monkeypatch: pytest.MonkeyPatch, socks: str
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "https://prefect.example/api")
+    server.bypass_proxies()
+    assert os.environ["ALL_PROXY"] == socks
 
 
 def test_a_url_without_its_path_is_told_the_right_one(serve: Serve) -> None:
