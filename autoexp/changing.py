@@ -1,6 +1,6 @@
 """Jobs whose backend changes after they were planned: by a restart, or once a sibling is done."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from autoexp.backends.kinds import AnyBackend
 from autoexp.errors import BadInput
 from autoexp.jobs import JobSpec, Kind
+from autoexp.written import restored, settled
 
 
 def changed_spec(spec: JobSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,12 +40,17 @@ def changed_spec(spec: JobSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def changed_backend(backend: AnyBackend, changes: Mapping[str, Any]) -> AnyBackend:
     """The backend with changes, validated; raises BadInput."""
+    kind, merged = type(backend), _merged(backend.model_dump(), changes)
     try:
-        return type(backend).model_validate(_merged(backend.model_dump(), changes))
+        return kind.model_validate(settled(restored(merged), kind, _refusal))
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in ("backend", *problem["loc"]))
         raise BadInput(f"{where}: {problem['msg']}") from error
+
+
+def _refusal(path: Sequence[str], reason: str) -> BadInput:
+    return BadInput(f"{'.'.join(('backend', *path))}: {reason}")
 
 
 def _merged(old: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from autoexp.rules.records import ActionRecord
 from autoexp.rules.templates import fill, fill_tree
 from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session
+from autoexp.written import restored, settled
 
 Values = Mapping[str, str]
 # Hydra keeps what it composes from in one place of the process.
@@ -89,7 +90,11 @@ def _command(
     for key, value in fill_tree(launch.set, values).items():
         wanted[key.removeprefix("slurm.")] = value
     try:
-        machine = type(experiment.slurm).model_validate(wanted, context=COMPOSING)
+        kind = type(experiment.slurm)
+        wanted = settled(
+            restored(wanted), kind, lambda path, why: BadInput(f"slurm.{'.'.join(path)}: {why}")
+        )
+        machine = kind.model_validate(wanted, context=COMPOSING)
         output = root / name
         return JobSpec(
             name=Project(name=name).name,

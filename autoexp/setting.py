@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autoexp.plain import set_value
+from autoexp.written import restored
 
 
 def setting(changes: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -11,7 +12,7 @@ def setting(changes: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, 
 
     def fill_in(values: dict[str, Any]) -> dict[str, Any]:
         for key, value in changes.items():
-            set_value(values, key, value)
+            set_value(values, key, restored(value))
         return values
 
     return fill_in

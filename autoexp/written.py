@@ -8,14 +8,14 @@ import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from antlr4 import CommonTokenStream, InputStream  # type: ignore[import-untyped]
 from hydra.core.override_parser.types import QuotedString
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 _START, _END = "\U0010fffc", "\U0010fffd"  # of private use: no configuration holds them
 _MARKED = re.compile(f"{_START}([^{_START}{_END}]*){_END}")
@@ -229,6 +229,35 @@ def plain(value: Any) -> Any:
     if isinstance(value, WrittenInt):
         return int(value)
     return float(value) if isinstance(value, WrittenFloat) else value
+
+
+# In a record: what is meant for a model that is known later
+
+
+def kept(value: Any) -> Any:
+    """Nested values as JSON keeps them, with marks where a number was written in its own way."""
+    if isinstance(value, Mapping):
+        return {key: kept(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [kept(inner) for inner in value]
+    if isinstance(value, WrittenInt | WrittenFloat):
+        own = plain(value)
+        return own if repr(own) == value.written else f"{_START}{value.written}{_END}"
+    return value
+
+
+def restored(value: Any) -> Any:
+    """What `kept` has marked, as it was before: to be settled by the model that wants it."""
+    if isinstance(value, Mapping):
+        return {key: restored(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [restored(inner) for inner in value]
+    match = _MARKED.fullmatch(value) if isinstance(value, str) else None
+    return value if match is None else _number(match[1])
+
+
+AsWritten = Annotated[dict[str, Any], AfterValidator(kept)]
+"""Changes to a model that is not known where they are read."""
 
 
 # What the models want

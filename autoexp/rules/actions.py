@@ -9,6 +9,7 @@ from autoexp.backends.base import Closed
 from autoexp.rules.conditions import Condition
 from autoexp.rules.durations import Duration
 from autoexp.rules.templates import texts_in
+from autoexp.written import AsWritten
 
 Shape = Literal["minus_sqrt", "linear", "cosine"]
 Jobs = Annotated[
@@ -63,7 +64,7 @@ class Launch(Closed):
     choose: dict[str, str] = Field(
         default_factory=dict, description="group files to take instead: `{slurm: small}`"
     )
-    set: dict[str, Any] = Field(
+    set: AsWritten = Field(
         default_factory=dict,
         description="values to change, by dotted key: `{slurm.nodes: 1}`; texts are templates",
     )
@@ -110,7 +111,7 @@ class Restart(Closed):
         description="go on from the last checkpoint before the trouble began; later ones are set "
         "aside (renamed)",
     )
-    backend: dict[str, Any] = Field(
+    backend: AsWritten = Field(
         default_factory=dict,
         description="changes to the job's backend from now on: `{args: {lr: 1e-4}}`",
     )

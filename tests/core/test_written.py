@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from autoexp.backends.command import CommandBackend
+from autoexp.changing import changed_backend
 from autoexp.compose import Composed, compose
 from autoexp.errors import BadInput
+from autoexp.launching import _command
 from autoexp.machines import SlurmCluster
 from autoexp.plan import make_plan
+from autoexp.rules.actions import Launch, Restart
+from autoexp.rules.possible import compose_launched
 from autoexp.written import marked_override, marked_yaml, unmarked
 
 SURPRISES = (
@@ -175,3 +180,46 @@ def test_scalars_of_overrides_are_marked_but_those_of_functions() -> None:
 def test_an_override_of_bytes_that_are_no_letters_is_refused() -> None:
     with pytest.raises(BadInput, match="cannot be read"):
         compose("demo", ["project.description=\udcff"])
+
+
+RULES = """
+monitoring:
+  log_events:
+    again:
+      pattern: x
+      actions:
+        - restart: {backend: {variables: {COMMIT: 12345e6}, args: {train_iters: 1e4, lr: 1e-4}}}
+        - launch:
+            config: own
+            name: other
+            set: {backend.variables.COMMIT: 12345e6, backend.args.train_iters: 1e4}
+        - launch:
+            command: ["true"]
+            name: third
+            set: {slurm.time_limit_min: 1e1}
+"""
+
+
+def test_changes_of_rules_arrive_as_written_however_often_they_were_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.yaml").write_text(f"{BARE}{COMMAND}{RULES}")
+    monkeypatch.setenv("AUTOEXP_CONFIGS", str(tmp_path))
+    found = compose("own").experiment
+    again = type(found).model_validate_json(found.model_dump_json())
+    assert again == found
+    rule = again.monitoring.log_events["again"]
+    assert rule is not None
+    restart, launch, command = (step.action for step in rule.actions)
+    assert isinstance(restart, Restart)
+    backend = changed_backend(again.backend, restart.backend)
+    assert isinstance(backend, CommandBackend)
+    assert backend.variables == {"COMMIT": "12345e6"}
+    assert (backend.args.train_iters, backend.args.lr) == (10000, 1e-4)
+    assert isinstance(launch, Launch)
+    launched = compose_launched(launch, "other", {}).experiment
+    assert launched.trainer.environment()["COMMIT"] == "12345e6"
+    assert launched.trainer.train_iters == 10000
+    assert isinstance(command, Launch)
+    job = _command(again, tmp_path, command, "third", {})
+    assert job.machine.time_limit_min == 10
