@@ -2,26 +2,30 @@
 
 import itertools
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autoexp import acting, action_runs, phases
+from autoexp import acting, action_runs, payload, phases
 from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER
 from autoexp.compose import compose
 from autoexp.events import JobGivenUp, RestartAsked
 from autoexp.findings import LogMatched, MetricAlarm
-from autoexp.jobs import Verdict
+from autoexp.jobs import RestartRequest, Verdict
 from autoexp.rules.actions import Restart, Start
 from autoexp.rules.records import ActionRecord, ActionStatus
-from autoexp.schedulers.base import Sighting
+from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.session import Session
 from autoexp.setting import setting
-from autoexp.steps import Replace, carry_out, next_step
-from tests.core.conftest import TINY, KilledAt, create
+from autoexp.steps import Replace, Replacement, carry_out, next_step
+from tests.core.conformance import megatron
+from tests.core.conftest import TINY, KilledAt, create, spec_of
 from tests.core.test_monitor import Story, of
 
 NAN = {"nan": {"not_a_number": {"logged": 2}, "actions": [{"restart": {"roll_back": True}}]}}
@@ -379,3 +383,36 @@ def test_a_job_that_a_rule_failed_before_it_started_is_given_up_with_the_reason(
     look = story.look(state="FAILED", exit_code=1)
     assert [action.rule for action in look.actions] == ["bad"]
     assert {event.job for event in of(look, JobGivenUp)} == {"tiny-cd100", "tiny-cd200"}
+
+
+def test_a_restart_waits_for_its_own_processes_and_not_for_those_of_a_session_of_the_same_name(
+    tmp_path: Path,
+) -> None:
+    own, other = tmp_path / "here" / "s1-j-a1", tmp_path / "there" / "s1-j-a1"
+    save_dir = tmp_path / "checkpoints"
+    for iteration in (100, 200):
+        for write in megatron.saving(save_dir, iteration):
+            write()
+    spec = spec_of("x", directory=tmp_path, save_dir=str(save_dir))
+    asked = RestartRequest(attempt=1, action="a", reason="r", roll_back_to=100)
+    ticket = Ticket("s1-j-a1", own, "s1-j-a1", "x.sh")
+
+    def replaced_beside(directory: Path) -> bool:
+        cookies = {payload.COOKIE: "s1-j-a1", payload.ATTEMPT: str(directory)}
+        command = [sys.executable, "-c", "print(flush=True); input()"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, env={**os.environ, **cookies}, **pipes) as process:  # type: ignore[call-overload]
+            process.stdout.readline()
+            try:
+                Replacement(spec, (ticket,), asked).run(LocalScheduler())
+            except TimeoutError as error:
+                assert str(process.pid) in str(error)
+                return False
+            finally:
+                process.communicate(b"\n")
+        return True
+
+    assert not replaced_beside(own)
+    assert (save_dir / "iter_0000200").exists()
+    assert replaced_beside(other)
+    assert not (save_dir / "iter_0000200").exists()
