@@ -24,7 +24,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 
 from autoexp.monitor import Look
 from autoexp.session import Session
-from autoexp.status import JobStatus, status_of
+from autoexp.status import JobStatus, Status, status_of
 from flows import page
 from flows.children import Children
 from flows.disk import Disk
@@ -124,17 +124,21 @@ class Face:
 
     async def _publish_in_turn(self) -> None:
         await self._tag()
-        headline = await self._disk.run(page.headline, self._session)
-        text = await self._disk.run(page.session_page, self._session)
-        await self._publish_page("session", text, headline)
+        status, text = await self._disk.run(self._read)
+        await self._publish_page("session", text, page.headline(status))
         if "plan" not in self._artifacts:
             plan = await self._disk.run(lambda: page.plan_page(self._session.plan))
             await self._publish_page("plan", plan, f"plan of {self._session.id}")
-        for job in (await self._disk.run(status_of, self._session)).jobs:
+        for job in status.jobs:
             if job.name in self._started:
                 await self._publish_bar(job)
         if time.monotonic() - self._plotted_at >= _PLOT_EVERY * self._every_s:
             await self._publish_plot()
+
+    def _read(self) -> tuple[Status, str]:
+        """On the session's thread: how it stands, and its page of that moment."""
+        status = status_of(self._session)
+        return status, page.session_page(self._session, status)
 
     async def _tag(self) -> None:
         """Let the flow run be found by session, project and cluster."""

@@ -3,19 +3,17 @@
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from autoexp import lease
 from autoexp.describing import describe
 from autoexp.jobs import JobRecord, Kind, Verdict
 from autoexp.plan import Plan
 from autoexp.session import Session
-from autoexp.status import JobStatus, Status, state_of, status_of
+from autoexp.status import JobStatus, Status
 
 _EVENTS = 12
 
 
-def session_page(session: Session) -> str:
-    """The session at this moment."""
-    status = status_of(session)
+def session_page(session: Session, status: Status) -> str:
+    """The session at the moment of its status."""
     parts = [
         _headline(session, status),
         _table(session, status),
@@ -26,11 +24,9 @@ def session_page(session: Session) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def headline(session: Session) -> str:
+def headline(status: Status) -> str:
     """One line for lists of artifacts."""
-    holder = lease.look(session.path)
-    watched = holder is not None and holder.alive
-    return f"session {session.id}: {state_of(session, watched=watched)}"
+    return f"session {status.session}: {status.state}"
 
 
 def _headline(session: Session, status: Status) -> str:

@@ -70,7 +70,7 @@ def test_a_publication_reads_nothing_of_a_long_journal_again(
     telling = Telling(session)
     for number in range(MANY, MANY + 5):
         session.record([line(number)])
-        text = page.session_page(session)
+        text = page.session_page(session, status_of(session))
         assert status_of(session).events == number + 1
         telling._note_journal()
 
