@@ -53,6 +53,8 @@ class JobView(NamedTuple):
     retries: int
     is_begun: bool
     """Whether it has been submitted, or is about to be."""
+    is_in_queue: bool
+    """Whether the scheduler has an attempt of it, or is about to get one: it needs no monitor."""
     is_over: bool
     was_cancelled: bool
     verdict: Verdict | None
@@ -63,7 +65,7 @@ class JobView(NamedTuple):
     def of(cls, job: JobRecord) -> "JobView":
         log = job.attempt.log if job.attempt else None
         return cls(
-            *(job.spec, job.retries, bool(job.attempts), job.is_over),
+            *(job.spec, job.retries, bool(job.attempts), bool(job.open_attempts), job.is_over),
             *(job.was_cancelled, job.verdict, job.reason, log),
         )
 

@@ -69,8 +69,8 @@ def _count(path: Path, flow_run_id: str) -> None:
         raise SessionGivenUp(
             f"{path.name}: its process died {len(starts.times)} times since "
             f"{starts.times[0]:%Y-%m-%d %H:%M} UTC and got nowhere in between, so it is not taken "
-            "up any more; jobs keep running. Read the worker's output, mend the cause, then "
-            f"`autoexp resume {path.name}`, or retry this run"
+            "up any more; what was submitted keeps running. Read the worker's output, mend the "
+            f"cause, then `autoexp resume {path.name}`, or retry this run"
         )
     starts.times = [*starts.times, now()]
     durable.write(file, starts.model_dump_json(indent=1) + "\n")

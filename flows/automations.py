@@ -38,7 +38,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
             actions=[
                 ChangeFlowRunState(
                     state=StateType.CRASHED,
-                    message=f"no heartbeat for {silence_s:.0f} s; the session's jobs keep running",
+                    message=f"no heartbeat for {silence_s:.0f} s; what was submitted keeps running",
                 )
             ],
         ),
@@ -75,8 +75,9 @@ def recovery(silence_s: float) -> list[AutomationCore]:
                 ChangeFlowRunState(
                     state=StateType.FAILED,
                     message="its process died again and again within an hour, so it is not taken "
-                    "up any more; jobs keep running. Read the worker's output, mend the cause, "
-                    "then retry this run, or `autoexp resume SESSION` if it has made one",
+                    "up any more; what was submitted keeps running. Read the worker's output, mend "
+                    "the cause, then retry this run, or `autoexp resume SESSION` if it has made "
+                    "one",
                     force=True,
                 )
             ],

@@ -54,4 +54,5 @@ def final_state(job: JobView) -> State[Any]:
             log = f". Read {job.log}" if job.log else ""
             return Failed(message=f"{job.reason}{log}")
         case _:
-            return Crashed(message="the monitor was stopped; the job keeps running")
+            left = "the job keeps running" if job.is_in_queue else "no job of it is running"
+            return Crashed(message=f"the monitor was stopped; {left}")

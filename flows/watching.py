@@ -36,6 +36,7 @@ from flows.composing import compose
 from flows.context import foreground
 from flows.engine import SessionRun, failed_jobs
 from flows.planning import id_for, plan_of
+from flows.scheduler_log import forwarded
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _LATE_S = 10.0
@@ -163,7 +164,8 @@ async def _watch(held: Session, lease: Lease, log: "logging.Logger | Any") -> St
     run = SessionRun(held, lease, scheduler_for(held.experiment), log)
     if terminal := foreground():
         terminal.listen(run.updates)
-    await run.run()
+    with forwarded(log):
+        await run.run()
     return _final_state(run)
 
 
