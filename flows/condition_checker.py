@@ -16,7 +16,7 @@ from autoexp.rules.conditions import CommandTest, commands_in
 from autoexp.rules.durations import spoken
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.rules.templates import fill
-from autoexp.rules.values import values_of
+from autoexp.rules.values import captured, values_of
 from autoexp.session import Session
 from flows.children import Children
 from flows.disk import Disk
@@ -97,6 +97,7 @@ class ConditionChecker:
             jobs=jobs,
             directory=session.path,
             commands=last_answer,
+            captured=captured(action.event),
         )
 
     async def _process(self, action: ActionRecord, checked: Checked) -> None:

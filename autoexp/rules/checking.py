@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+from autoexp import durable
 from autoexp.backends.logline import number
 from autoexp.rules.conditions import (
     AllOf,
@@ -30,7 +31,7 @@ from autoexp.rules.conditions import (
     ValueTest,
 )
 from autoexp.rules.durations import spoken
-from autoexp.rules.templates import fill
+from autoexp.rules.templates import fill, names_in
 
 _LOOKED_AT = 1 << 20  # bytes of a file whose content is asked for
 _SHOWN = 40  # characters of a value that is no number
@@ -73,6 +74,12 @@ class Facts(NamedTuple):
     """Where relative paths begin."""
     commands: Callable[[CommandTest], bool | None]
     """Whether a command succeeded last; None: it has not been tried, or not for long."""
+    captured: frozenset[str] = frozenset()
+    """Names of values that come from a log or the scheduler, and may be anything."""
+
+
+class _LeadsOut(Exception):
+    """A captured value that would have another directory looked at."""
 
 
 HOLDS = Checked(Answer.HOLDS)
@@ -90,6 +97,13 @@ def check_all(conditions: Sequence[Condition], facts: Facts) -> Checked:
 
 def check(condition: Condition, facts: Facts) -> Checked:
     """What one condition says."""
+    try:
+        return _check(condition, facts)
+    except _LeadsOut as error:
+        return Checked(Answer.NEVER, str(error))
+
+
+def _check(condition: Condition, facts: Facts) -> Checked:
     match condition:
         case Value(value=test):
             return _value(test, facts)
@@ -98,7 +112,7 @@ def check(condition: Condition, facts: Facts) -> Checked:
             return _wait_unless(_exists(where), f"waits for {where}")
         case Glob(glob=test):
             values = {name: glob.escape(value) for name, value in facts.values.items()}
-            pattern = facts.directory / fill(test.pattern, values)
+            pattern = _path(test.pattern, facts._replace(values=values))
             found = _count(pattern)
             return _wait_unless(
                 found >= test.at_least, f"waits for {test.at_least} files {pattern}, has {found}"
@@ -139,8 +153,26 @@ def _never_unless(holds: bool, reason: str) -> Checked:
     return HOLDS if holds else Checked(Answer.NEVER, reason)
 
 
-def _path(text: str, facts: Facts) -> Path:
-    return facts.directory / fill(text, facts.values)
+def _path(template: str, facts: Facts) -> Path:
+    """The path that a template means; its parts in front of a captured value name a directory.
+
+    Raises _LeadsOut where what is captured leads out of that, links included.
+    """
+    parts = template.split("/")
+    first = next((n for n, part in enumerate(parts) if facts.captured & set(names_in(part))), None)
+    if first is None:
+        return facts.directory / fill(template, facts.values)
+    before = "".join(f"{part}/" for part in parts[:first])
+    directory = facts.directory / fill(before, facts.values)
+    relative = fill("/".join(parts[first:]), facts.values)
+    path = directory / relative
+    try:
+        leads_out = not path.resolve().is_relative_to(directory.resolve())
+    except (OSError, ValueError, RuntimeError):
+        leads_out = False  # nothing is there: no file can have such a name
+    if leads_out or relative.startswith("/") or ".." in relative.split("/"):
+        raise _LeadsOut(f"{relative[:_SHOWN]!r} leads out of {directory}")
+    return path
 
 
 def _exists(path: Path) -> bool:
@@ -192,7 +224,7 @@ def _content(test: ContentTest, facts: Facts) -> Checked:
     path, text = _path(test.path, facts), fill(test.text, facts.values)
     waits = f"waits for {text!r} in {path}"
     try:
-        with path.open("rb") as file:
+        with durable.open_to_read(path) as file:
             return _wait_unless(text.encode() in file.read(_LOOKED_AT), waits)
     except (OSError, ValueError):
         return Checked(Answer.NOT_YET, waits)  # not there, or no name that a file can have

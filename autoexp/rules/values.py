@@ -83,6 +83,11 @@ def facts(event: Event) -> dict[str, str | int | float]:
     return {"gpu_hours": "", "name": "", "quiet_s": getattr(event, "quiet_s", "")}
 
 
+def captured(event: Event) -> frozenset[str]:
+    """Names of what an event brings from a log or from the scheduler, and may be anything."""
+    return frozenset() if isinstance(event, CheckpointComplete) else frozenset(facts(event))
+
+
 def _or_empty(value: float | None) -> float | str:
     return "" if value is None else value
 

@@ -1,5 +1,6 @@
 """Conditions: yes, not yet, or never; looked at without changing anything."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,46 @@ def test_the_commands_inside_of_other_conditions_are_found() -> None:
 def test_what_is_no_condition_is_refused_in_words(written: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ADAPTER.validate_python(written)
+
+
+@pytest.mark.parametrize("value", ["../secret", "/etc", "a/../../secret", "link/secret"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"file_exists": "inside/{rank}"},
+        {"glob": {"pattern": "inside/{rank}*"}},
+        {"file_contains": {"path": "inside/{rank}", "text": "x"}},
+        {"none_of": [{"file_exists": "inside/{rank}"}]},
+    ],
+)
+def test_a_captured_value_leads_out_of_no_directory(
+    tmp_path: Path, written: dict[str, Any], value: str
+) -> None:
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "inside" / "link").symlink_to(tmp_path)
+    condition = ADAPTER.validate_python(written)
+    of_log = facts(tmp_path, values={"rank": value}, captured=frozenset({"rank"}))
+    checked = check(condition, of_log)
+    if "none_of" not in written:
+        assert (checked.answer, "leads out of" in checked.reason) == (Answer.NEVER, True)
+
+
+def test_a_captured_value_chooses_a_file_of_its_directory_and_a_configured_path_any(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "done-7").write_text("ready")
+    of_log = facts(tmp_path / "session", captured=frozenset({"rank"}))
+    for written in (
+        {"file_exists": f"{tmp_path}/done-{{rank}}"},
+        {"glob": {"pattern": f"{tmp_path}/d*-{{rank}}"}},
+        {"file_contains": {"path": "../done-7", "text": "ready"}},
+    ):
+        (tmp_path / "session").mkdir(exist_ok=True)
+        assert check(ADAPTER.validate_python(written), of_log).answer is Answer.HOLDS
+
+
+def test_a_pipe_is_not_waited_for_by_a_condition(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    condition = ADAPTER.validate_python({"file_contains": {"path": "pipe", "text": "x"}})
+    assert check(condition, facts(tmp_path)).answer is Answer.NOT_YET
