@@ -238,8 +238,12 @@ def read(path: Path, most: int = LARGEST) -> bytes:
     Raises WrongFile for anything else, of which nothing is read.
     """
     with open_to_read(path) as file:
-        # Both: a file may grow meanwhile, and one of holes alone is as large as it likes.
-        if os.fstat(file.fileno()).st_size > most or len(raw := file.read(most + 1)) > most:
+        # A file of holes is as large as it likes, and Python makes room for all that is asked for.
+        size = os.fstat(file.fileno()).st_size
+        raw = b"" if size > most else file.read(size + 1)
+        if len(raw) > size:  # it grows meanwhile
+            raw += file.read(max(0, most + 1 - len(raw)))
+        if max(size, len(raw)) > most:
             raise WrongFile(errno.EFBIG, f"has more than {most} bytes", str(path))
         return raw
 

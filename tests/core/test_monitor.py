@@ -137,7 +137,8 @@ def test_a_checkpoint_launches_nothing_until_it_is_complete(
     (folder / file).unlink()
     if torn is not None:
         (folder / file).write_text(torn)
-    if long_ago and (folder / TRACKER).exists():
+    # One that has been empty for long was cut by a crash: see test_trackers.py.
+    if long_ago and torn != "" and (folder / TRACKER).exists():
         # An NFS client may see the files in another order, and the last one late.
         os.utime(folder / TRACKER, (0, 0))
     assert story.look().events == story.look().events == []

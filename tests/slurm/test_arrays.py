@@ -62,3 +62,35 @@ def throttle(path: Path) -> str | None:
         r"ArrayTaskThrottle=(\d+)", slurm("scontrol", "show", "job", attempts[0].job_id)
     )
     return found[1] if found else "none"
+
+
+async def test_an_array_above_the_submit_limit_goes_as_two_once_nothing_else_is_in_the_queue(
+    make_session: Make, commands: Commands
+) -> None:
+    path = make_session(
+        *("slurm.arrays=true", "slurm.gpus_per_node=0"),
+        *(f"cooldowns=[{BRANCHES}]", "backend.args.sleep_per_iteration_ms=10"),
+    )
+    # A user who may submit two jobs at once: the indices of an array are split by commas.
+    commands.tell(
+        "sbatch",
+        'for script in "$@"; do :; done\n'
+        "tasks=$(sed -n 's/^#SBATCH --array=//p' \"$script\" | tr ',' '\\n' | wc -l)\n"
+        'if [ "$tasks" -gt 2 ]; then\n'
+        "  echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2\n"
+        "  echo 'sbatch: error: Batch job submission failed: Job violates accounting/QOS policy "
+        "(job submit limit, user'\"'\"'s size and/or time limits)' >&2\n"
+        "  exit 1\n"
+        "fi",
+    )
+    ended = await run_to_the_end(path)
+    commands.behaves("sbatch")
+
+    assert ended.state == "COMPLETED", ended.message
+    jobs = [ended.session.jobs[f"demo-cd100-{name}"] for name in NAMES]
+    assert {job.verdict for job in jobs} == {Verdict.FINISHED}
+    ids = [str(job.attempts[0].job_id) for job in jobs]
+    assert len(set(ids)) == 4
+    assert len({job_id.partition("_")[0] for job_id in ids}) == 2
+    for job in jobs:
+        assert f"iteration {160:8d}" in Path(job.attempts[0].log).read_text()
