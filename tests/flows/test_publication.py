@@ -1,7 +1,11 @@
 """What a publication reads: nothing of the journal that was read before."""
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -10,8 +14,9 @@ from autoexp.events import LogMatched
 from autoexp.jobs import now
 from autoexp.journal import Journal
 from autoexp.session import Session
-from autoexp.status import status_of
+from autoexp.status import JobStatus, Status, status_of
 from flows import page
+from flows.face import Face
 from flows.telling import Telling
 from tests.core.conftest import create
 
@@ -92,3 +97,36 @@ def test_who_looks_at_a_session_again_reads_what_is_new_in_its_journal(
 
     assert parsed == [before + 1, before + 2]
     assert len(again.journal) == before + 2
+
+
+async def test_a_publication_works_out_the_status_of_its_session_once(
+    long_session: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session.load(long_session)
+    calls: list[Session] = []
+    bars: list[str] = []
+
+    def counted(of: Session) -> Status:
+        calls.append(of)
+        return status_of(of)
+
+    async def run(function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
+
+    async def nothing(*arguments: Any) -> None:
+        del arguments
+
+    async def note(job: JobStatus) -> None:
+        bars.append(job.name)
+
+    monkeypatch.setattr("autoexp.status.status_of", counted)
+    monkeypatch.setattr("flows.face.status_of", counted)
+    face = Face.__new__(Face)
+    face._session, face._artifacts, face._started = session, {"plan": uuid4()}, set(session.jobs)
+    face._disk = SimpleNamespace(run=run)  # type: ignore[assignment]
+    face._plotted_at = time.monotonic()
+    for name, stub in (("_tag", nothing), ("_publish_page", nothing), ("_publish_bar", note)):
+        monkeypatch.setattr(face, name, stub)
+    await face._publish_in_turn()
+    assert calls == [session]
+    assert bars == list(session.jobs)
