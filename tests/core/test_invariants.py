@@ -381,7 +381,7 @@ def test_whatever_happens_nothing_is_doubled_and_nothing_is_lost() -> None:
         suppress_health_check=list(HealthCheck),
     )
     first = int(os.environ.get("AUTOEXP_TEST_SEED", "0"))
-    plays, seconds = int(os.environ.get("AUTOEXP_TEST_PLAYS", "60")), os.environ.get("FUZZ_S")
+    plays, seconds = int(os.environ.get("AUTOEXP_TEST_PLAYS", "20")), os.environ.get("FUZZ_S")
     until = time.monotonic() + float(seconds) if seconds else None
     for number in itertools.count(first):
         if until is None and number - first >= plays // 10:

@@ -53,7 +53,7 @@ def make_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ma
         return create(compose("demo", [*SMALL, BRANCHES, *overrides]), root)
 
     yield make
-    for path in root.glob("*/session.json"):
+    for path in root.glob("[!.]*/session.json"):
         autoexp("cancel", path.parent.name, root=root)
 
 

@@ -53,7 +53,7 @@ async def test_a_deployed_flow_pauses_for_approval_with_the_plan_as_its_text(
         await answer(client, run, go_ahead=go_ahead)
     state = await running
 
-    sessions = [path.parent for path in root.glob("*/session.json")]
+    sessions = [path.parent for path in root.glob("[!.]*/session.json")]
     if go_ahead:
         assert state.is_completed(), state.message
         assert {job.verdict for job in Session.load(sessions[0]).jobs.values()} == {
@@ -91,7 +91,7 @@ async def test_a_flow_that_is_killed_while_it_waits_asks_again_unless_it_was_ans
 
     assert ended is not None
     assert ended.is_completed(), ended.message
-    assert len(list((tmp_path / "sessions").glob("*/session.json"))) == 1
+    assert len(list((tmp_path / "sessions").glob("[!.]*/session.json"))) == 1
     assert all(state is not None and state.is_final() for state in asked.values())
     assert len(asked) == (2 if answered == "afterwards" else 1)
 

@@ -172,7 +172,7 @@ def sessions_below(root: Path) -> Iterator[Make]:
         try:
             yield make
         finally:
-            for path in root.glob("*/session.json"):
+            for path in root.glob("[!.]*/session.json"):
                 clear_queue(path.parent.name)
 
 

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from autoexp.find import session_of
 from autoexp.session import Session
 from tests.slurm.bench import PATIENCE_S, until
 
@@ -166,16 +167,12 @@ class Deployed:
 
     def session(self, flow_run_id: str, *, seconds: float = PATIENCE_S) -> Path:
         """Wait for the session that a flow run makes."""
-        found: list[Path] = []
 
-        def made() -> bool:
-            for path in self.sessions.glob("*/session.json"):
-                if flow_run_id in path.read_text():
-                    found.append(path.parent)
-            return bool(found)
+        def made() -> Path | None:
+            return session_of(flow_run_id, self.sessions)
 
-        until(made, "the session's directory", seconds=seconds)
-        return found[0]
+        found: Path = until(made, "the session's directory", seconds=seconds)
+        return found
 
     def seen(self, path: Path, key: str, *, seconds: float = PATIENCE_S) -> None:
         """Wait for an event whose key begins like this."""

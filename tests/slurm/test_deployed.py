@@ -37,7 +37,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         found.start_worker()
         yield found
     finally:
-        for path in found.sessions.glob("*/session.json"):
+        for path in found.sessions.glob("[!.]*/session.json"):
             clear_queue(path.parent.name)
         found.close()
 
@@ -97,14 +97,61 @@ def test_the_form_describes_the_experiment_and_refuses_what_is_out_of_bounds(
 
 
 @pytest.fixture(scope="module")
-def survivor(deployed: Deployed) -> tuple[str, Path]:
+def killed(deployed: Deployed) -> tuple[str, Path]:
     """A session whose process was killed in the middle: the flow run's id, and its directory."""
     flow_run_id = deployed.run("backend.args.sleep_per_iteration_ms=60")
     path = deployed.session(flow_run_id)
     deployed.seen(path, "checkpoint/demo/50")
     os.kill(monitor_pid(path), signal.SIGKILL)
-    deployed.ended(flow_run_id)
     return flow_run_id, path
+
+
+def test_cancelling_through_the_api_cancels_the_slurm_jobs(
+    deployed: Deployed, killed: tuple[str, Path]
+) -> None:
+    del killed  # the server needs some minutes to miss it: it is asked for below
+    flow_run_id = deployed.run("backend.args.sleep_per_iteration_ms=1000")
+    path = deployed.session(flow_run_id)
+    deployed.seen(path, "state/demo/a1/1/RUNNING")
+    body = {"state": {"type": "CANCELLING"}, "force": True}
+    deployed.ask("POST", f"/flow_runs/{flow_run_id}/set_state", body)
+
+    def gone() -> bool:
+        rows = slurm("squeue", "-h", "-o", "%j %T").splitlines()
+        return not any(row.startswith(path.name) for row in rows)
+
+    asked = time.monotonic()
+    until(gone, "the end of the jobs")
+    ended = deployed.ended(flow_run_id)
+
+    print(f"the jobs were gone {time.monotonic() - asked:.1f} s after the request")
+    assert ended["state_type"] == "CANCELLED"
+
+    def answers() -> list[str]:
+        body = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "limit": 200}
+        logs = deployed.ask("POST", "/logs/filter", body)
+        return [entry["message"] for entry in logs if entry["message"].startswith("cancel ")]
+
+    said = until(answers, "SLURM's answer in the run's log")
+    assert len(said) == 1, said
+    assert path.name in said[0]
+    assert Session.load(path).jobs["demo"].state == "CANCELLED"
+    # The request may have come before the training's subflow was drawn: then there is none.
+    assert {run["state_type"] for run in deployed.subflows(flow_run_id)} <= {"CANCELLED"}
+
+
+def test_the_checkout_is_where_deployments_run(deployed: Deployed) -> None:
+    for name in _DEPLOYMENTS:
+        steps = deployed.ask("GET", f"/deployments/name/{name}")["pull_steps"]
+        (step,) = steps
+        assert step["prefect.deployments.steps.set_working_directory"]["directory"] == str(ROOT)
+
+
+@pytest.fixture(scope="module")
+def survivor(deployed: Deployed, killed: tuple[str, Path]) -> tuple[str, Path]:
+    """The killed session, ended."""
+    deployed.ended(killed[0])
+    return killed
 
 
 def test_a_session_killed_under_the_worker_goes_on_in_the_same_flow_run(
@@ -180,44 +227,6 @@ def test_the_pages_show_the_session_in_a_real_browser(
     assert "names the session and the trunk's job" in shown
     assert "iterations of the trunk" in shown
     assert "peak learning rate, constant after the warm-up" in shown
-
-
-def test_cancelling_through_the_api_cancels_the_slurm_jobs(deployed: Deployed) -> None:
-    flow_run_id = deployed.run("backend.args.sleep_per_iteration_ms=1000")
-    path = deployed.session(flow_run_id)
-    deployed.seen(path, "state/demo/a1/1/RUNNING")
-    body = {"state": {"type": "CANCELLING"}, "force": True}
-    deployed.ask("POST", f"/flow_runs/{flow_run_id}/set_state", body)
-
-    def gone() -> bool:
-        rows = slurm("squeue", "-h", "-o", "%j %T").splitlines()
-        return not any(row.startswith(path.name) for row in rows)
-
-    asked = time.monotonic()
-    until(gone, "the end of the jobs")
-    ended = deployed.ended(flow_run_id)
-
-    print(f"the jobs were gone {time.monotonic() - asked:.1f} s after the request")
-    assert ended["state_type"] == "CANCELLED"
-
-    def answers() -> list[str]:
-        body = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "limit": 200}
-        logs = deployed.ask("POST", "/logs/filter", body)
-        return [entry["message"] for entry in logs if entry["message"].startswith("cancel ")]
-
-    said = until(answers, "SLURM's answer in the run's log")
-    assert len(said) == 1, said
-    assert path.name in said[0]
-    assert Session.load(path).jobs["demo"].state == "CANCELLED"
-    # The request may have come before the training's subflow was drawn: then there is none.
-    assert {run["state_type"] for run in deployed.subflows(flow_run_id)} <= {"CANCELLED"}
-
-
-def test_the_checkout_is_where_deployments_run(deployed: Deployed) -> None:
-    for name in _DEPLOYMENTS:
-        steps = deployed.ask("GET", f"/deployments/name/{name}")["pull_steps"]
-        (step,) = steps
-        assert step["prefect.deployments.steps.set_working_directory"]["directory"] == str(ROOT)
 
 
 @pytest.mark.slow
