@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo deploy slurm-demo test fuzz test-slow test-slow-machine bench check format docs clean
+.PHONY: help setup demo deploy slurm-demo test test-local test-slurm fuzz test-slow test-slow-machine bench check format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -24,13 +24,18 @@ demo: setup  ## train a small language model and branch two cooldowns, in under 
 deploy: setup  ## a Prefect server (if none answers), the work pool, deployments and automations
 	$(BIN)/autoexp deploy
 
-# Files side by side, as many as there are cores; a cluster is one, and its tests go one by one.
-test: setup  ## every test that can run here
+test: test-local test-slurm  ## every test that can run here
+
+# Files side by side, as many as there are cores.
+test-local: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/core tests/flows
+
+# A cluster is one: its tests go one by one.
+test-slurm: setup
 	$(BIN)/python -m pytest tests/slurm
 
 test-slow-machine: setup  ## the same on half of one core: one to itself, shared with a busy loop
-	while :; do :; done & trap "kill $$!" EXIT; taskset -pc 0 $$! && taskset -c 0 $(MAKE) test
+	while :; do :; done & trap "kill $$!" EXIT; taskset -pc 0 $$! && taskset -c 0 .ci/run
 
 FUZZ_S ?= 600
 FUZZ_SEED ?= $(shell date +%s)
