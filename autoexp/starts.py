@@ -111,13 +111,18 @@ def ended_wrongly(job: JobRecord) -> bool:
 
 def _is_behind(job: JobRecord, attempt: Attempt, required: int) -> bool:
     """Whether the first log lines are those of a training that began there, and of no other."""
-    first, interval = attempt.first_logged, job.spec.trainer.log_interval
-    if interval is None and len(first) > 1:
-        interval = first[1] - first[0]
-    if not first or interval is None or interval <= 0:
+    first, interval = attempt.first_logged, _interval(job, attempt)
+    if not first or interval is None:
         return False
     # A training that begins at 0 logs its first line within one interval.
     return required <= first[0] <= required + interval and first[0] > interval
+
+
+def _interval(job: JobRecord, attempt: Attempt) -> int | None:
+    """Iterations between two lines of the log: a trainer may log more seldom than it was told."""
+    first = attempt.first_logged
+    seen = first[1] - first[0] if len(first) > 1 else 0
+    return max(seen, job.spec.trainer.log_interval or 0) or None
 
 
 def _required(job: JobRecord, attempt: Attempt) -> int | None:
@@ -155,7 +160,8 @@ def _check_beginning(job: JobRecord, attempt: Attempt, *, alone: bool) -> None:
         return iteration < lowest or (iteration == lowest and job.spec.trainer.LOGS_DONE)
 
     # A line may be lost between others, and so one interval more is no evidence.
-    most = None if interval is None else required + 2 * interval
+    usual = _interval(job, attempt)
+    most = None if usual is None else required + 2 * usual
     too_high = fresh and most is not None and min(logged, second) > most
     too_low = is_too_low(logged) and (follows or is_too_low(second))
     if too_high or (too_low and not _excuse(job, attempt, logged - 1, required)):

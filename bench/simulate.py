@@ -23,7 +23,7 @@ import autoexp.jobs
 from autoexp import durable, inbox
 from autoexp.compose import compose
 from autoexp.creation import create
-from autoexp.jobs import JobSpec
+from autoexp.jobs import JobSpec, Verdict
 from autoexp.plan import NO_JOBS, make_plan
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionStatus
@@ -142,6 +142,10 @@ class Simulation:
         assert not [job for job in self.cluster.jobs.values() if job.is_alive]
         keys = [entry.event.key for entry in session.journal.entries]
         assert len(keys) == len(set(keys)), "an event stands twice"
+        elsewhere = [a.wrong_start for a in attempts.values() if a.wrong_start is not None]
+        assert not elsewhere, f"{len(elsewhere)} blamed for nothing: {elsewhere[0]}"
+        ended_well = sum(job.verdict is Verdict.FINISHED for job in session.jobs.values())
+        assert ended_well > 0.9 * len(session.jobs), f"only {ended_well} finished"
         self._check_starts(session)
 
     def _check_starts(self, session: Session) -> None:

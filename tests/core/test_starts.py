@@ -145,6 +145,14 @@ def test_one_lost_log_line_is_no_evidence(story: Story) -> None:
     assert started_elsewhere(story.look()) == []
 
 
+def test_a_trainer_that_logs_more_seldom_than_it_was_told_began_at_its_branch_point(
+    story: Story,
+) -> None:
+    for iteration in (160, 220):
+        story.log(iteration, name=BRANCH)
+    assert started_elsewhere(story.look()) == []
+
+
 def test_what_the_trainer_says_decides_before_it_logs_an_iteration(story: Story) -> None:
     say(story, MISSING)
     (event,) = started_elsewhere(story.look())
