@@ -264,6 +264,10 @@ class Server:
         )
         threading.Thread(target=self._refuse_when_gone, daemon=True, name="server").start()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def _refuse_when_gone(self) -> None:
         """Once the server is gone: the port stays ours, and who connects is refused at once."""
         self._process.wait()
