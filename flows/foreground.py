@@ -17,7 +17,7 @@ from flows.beside import leave_within, run_beside, stopping_on_signals
 from flows.context import Foreground, enter_foreground
 from flows.live import LiveView
 from flows.sending import is_prefects_own
-from flows.server import Server, answers, embedded_server, problem, refuse_strangers
+from flows.server import Server, embedded_server, problem, refuse_strangers
 from flows.show import console, gains_lines, status_view
 
 INTERRUPTED = 130
@@ -26,7 +26,7 @@ _UNTOLD = (
     "Nothing is lost: the session's directory has it."
 )
 # For what Prefect sends at the interpreter's exit, for as long as it takes.
-_LAST_WORDS_S = 20.0
+_LAST_WORDS_S = 10.0
 _FIRST_ANSWER_S = 60.0
 
 
@@ -181,7 +181,7 @@ def _run_flow(path: Path, out: Console) -> bool:
                 raise error
 
         with LiveView(path, out):
-            return run_beside(foreground, lambda: asyncio.run(watched()), lambda: answers(url))
+            return run_beside(foreground, lambda: asyncio.run(watched()))
 
 
 def _say_where_it_is(server: Server, out: Console) -> None:
