@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,6 +37,7 @@ from flows.server import (
     PATIENCE_S,
     answers,
     bound_socket,
+    end_with_parent,
     is_local,
     lets_in,
     new_auth_string,
@@ -145,7 +147,12 @@ def worker(options: argparse.Namespace) -> int:
     if auth_string:
         environment["PREFECT_API_AUTH_STRING"] = auth_string
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", options.pool]
-    process = subprocess.Popen([*command, "--type", "process"], env=environment)
+    process = subprocess.Popen(
+        [*command, "--type", "process"],
+        env=environment,
+        # Without this watch over it there is no worker; flows that run go on without one.
+        preexec_fn=partial(end_with_parent, signal.SIGKILL),
+    )
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         process.send_signal(number)
@@ -157,7 +164,6 @@ def worker(options: argparse.Namespace) -> int:
         try:
             refuse_strangers(url)
         except AutoexpError:
-            # Flows that run go on without a worker.
             process.kill()
             process.wait()
             raise

@@ -260,7 +260,7 @@ class Server:
         self._socket = bound_socket(0)
         self.url = f"http://{HOST}:{self._socket.getsockname()[1]}"
         self._process = start_server(
-            self._socket, self.auth_string, self._log, preexec_fn=_end_with_parent
+            self._socket, self.auth_string, self._log, preexec_fn=end_with_parent
         )
         threading.Thread(target=self._refuse_when_gone, daemon=True, name="server").start()
 
@@ -354,5 +354,6 @@ def _settings(url: str, auth_string: str) -> dict[str, str]:
     }
 
 
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def end_with_parent(signum: int = signal.SIGTERM) -> None:
+    """Have this process get a signal when the thread that started it has ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)
