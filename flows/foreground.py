@@ -187,7 +187,8 @@ def _run_flow(path: Path, out: Console) -> bool:
 def _say_where_it_is(server: Server, out: Console) -> None:
     """The UI's address, which opens it for whoever sits at the terminal; a log gets no secret."""
     opens = f"/#{server.auth_string}" if out.is_terminal else f"  (its login: {server.login})"
-    out.print(f"Prefect UI while it runs: {server.url}{opens}", markup=False, soft_wrap=True)
+    line = f"Prefect UI while it runs: {server.url}{opens}"
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_outcome(session: Session, out: Console) -> int:

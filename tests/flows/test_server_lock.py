@@ -4,18 +4,21 @@ import asyncio
 import base64
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from rich.console import Console
 
-from flows import server
+from flows import foreground, server
 from flows.server_lock import Lock, Scope
 from tests.flows.conftest import until
 from tests.slurm.browser import CHROMIUM, open_page
@@ -215,6 +218,54 @@ def test_the_port_of_a_server_that_died_is_nobody_elses(
     dead.stop()
     assert not dead.login.exists()
     server.bound_socket(port).close()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_string_is_printed_on_a_terminal_and_never_into_a_log(
+    is_terminal: bool, tmp_path: Path
+) -> None:
+    class Known:
+        url, auth_string, login = "http://127.0.0.1:4", STRING, tmp_path / "prefect-login"
+
+    out = Console(file=StringIO(), force_terminal=is_terminal, width=20)
+    foreground._say_where_it_is(Known(), out)  # type: ignore[arg-type]
+    assert isinstance(out.file, StringIO)
+    said = out.file.getvalue()
+    assert (STRING in said) is is_terminal
+    assert (str(tmp_path / "prefect-login") in said) is not is_terminal
+    assert said.startswith("Prefect UI while it runs: http://127.0.0.1:4")
+
+
+@as_root
+def test_another_users_server_is_refused_by_its_owners_name(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/api"
+    serve = (
+        "import socket, sys; s = socket.socket(); "
+        "s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); "
+        f"s.bind(('127.0.0.1', {server.port_of(url)})); s.listen(); sys.stdin.read()"
+    )
+    somebody = subprocess.Popen(
+        [*NOBODY, "/usr/bin/env", "python3", "-c", serve], stdin=subprocess.PIPE, cwd="/"
+    )
+    try:
+        until(lambda: server.sockets.listeners(server.port_of(url)), "their server")
+        with pytest.raises(server.AutoexpError, match=f"belongs to {server.sockets.user(65534)}"):
+            server.refuse_strangers(url)
+        for command in (("run", "demo", "--session", "s"), ("deploy",), ("worker",)):
+            environment = {**os.environ, "PREFECT_API_URL": url, "AUTOEXP_SESSIONS": str(tmp_path)}
+            answer = subprocess.run(
+                [sys.executable, "-m", "autoexp", *command],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert answer.returncode == 1, answer.stdout
+            assert f"belongs to {server.sockets.user(65534)}, not to you" in answer.stderr
+            assert "Traceback" not in answer.stderr
+    finally:
+        somebody.communicate()
 
 
 async def answered(lock: Lock, scope: Scope) -> list[int | str]:
