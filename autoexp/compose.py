@@ -224,17 +224,23 @@ def _validated_points(
 
 
 def _refuse_secrets(values: Any, path: tuple[str, ...] = ()) -> None:
-    """Refuse values that hold what a variable with a secret's name holds: all this is written."""
+    """Refuse values that hold a secret: all this is written down, and shown in many places."""
+    if isinstance(values, list) and (found := sensitive.found_in_words(values)):
+        raise _secret(path, found)
     inner = values.items() if isinstance(values, dict) else enumerate(values)
     for key, value in inner:
         here = (*path, str(key))
         if isinstance(value, dict | list):
             _refuse_secrets(value, here)
-        elif isinstance(value, str) and (name := sensitive.held_in(value)):
-            raise BadInput(
-                f"{'.'.join(here)}: holds the value of ${name}, and a configuration is written "
-                "down: leave it out, since jobs inherit your environment"
-            )
+        elif isinstance(value, str) and (found := sensitive.found_in(value)):
+            raise _secret(here, found)
+
+
+def _secret(path: tuple[str, ...], found: str) -> BadInput:
+    return BadInput(
+        f"{'.'.join(path)}: {found}, and a configuration is written down: leave it out and export "
+        "it instead, since jobs inherit your environment; a command reads it as `$NAME` in a shell"
+    )
 
 
 def _refuse_no_names(overrides: Sequence[Override], groups: Container[str]) -> None:
@@ -281,4 +287,5 @@ def _hydra_message(
         )
     file = find_file(directories, name)
     with_overrides = f" with {' '.join(overrides)}" if overrides else ""
-    return f"{said} (composing {file or name}{with_overrides})"
+    # Messages go to logs, too.
+    return sensitive.without_secrets(f"{said} (composing {file or name}{with_overrides})")

@@ -66,7 +66,7 @@ def of_experiment(experiment: Experiment) -> dict[str, str]:
 def stored_environment(variables: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Variables on the list, but for those that look like secrets by their names."""
     return {
-        name: value
+        name: without_secrets(value)
         for name, value in sorted(variables)
         if any(fnmatch.fnmatchcase(name, known) for known in _VARIABLES) and may_be_stored(name)
     }

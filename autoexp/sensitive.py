@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -15,6 +17,16 @@ _NAMED_SO = re.compile(
 _ASSIGNMENT = re.compile(
     r"(?i)([\w.-]*(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)[\w.-]*[\"']?\s*[:=]\s*)\S.*"
 )
+
+# `scheme://user:password@host`, and `?access_token=value`.
+_URL_PASSWORD = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)")
+_URL_PARAMETER = re.compile(r"(?i)([?&]([\w.-]+)=)([^\s&#]+)")
+# `--api-key value`, `--api-key=value`, `API_KEY=value`: whoever looks at the processes reads them.
+_FLAG = re.compile(r"(?:^|\s)--?([A-Za-z][\w-]*)(?:=|\s+)(?=\S)([^\s-]\S*)")
+_FLAG_ALONE = re.compile(r"--?([A-Za-z][\w-]*)")
+_SET = re.compile(r"(?:^|[\s;])([A-Z][A-Z0-9_]*)=(\S+)")
+# A number, a variable that is filled in where the command runs, a placeholder, or another option.
+_NO_SECRET = re.compile(r"[\d.,eE+-]+$|[\"']?[${]|--?[A-Za-z]")
 
 _SHORTEST = 8  # characters of a secret; a shorter text is found anywhere
 
@@ -37,8 +49,37 @@ def held_in(value: str) -> str | None:
     return None
 
 
+def found_in(value: str) -> str | None:
+    """What is secret in a text of a configuration, in words; None: nothing that shows."""
+    if (name := held_in(value)) is not None:
+        return f"holds the value of ${name}"
+    if _URL_PASSWORD.search(value):
+        return "holds a URL with a password"
+    for match in _URL_PARAMETER.finditer(value):
+        if looks_secret(match[2]) and not _NO_SECRET.match(match[3]):
+            return f"holds a URL with `{match[2]}`"
+    for match in (*_FLAG.finditer(value), *_SET.finditer(value)):
+        if looks_secret(match[1]) and not _NO_SECRET.match(match[2]):
+            return f"gives a command `{match[1]}`, which looks like a secret"
+    return None
+
+
+def found_in_words(words: Sequence[object]) -> str | None:
+    """The same of a command in words: an option's value is the word behind it."""
+    for word, value in pairwise(words):
+        if isinstance(word, str) and isinstance(value, str):
+            flag = _FLAG_ALONE.fullmatch(word)
+            if flag and looks_secret(flag[1]) and not _NO_SECRET.match(value):
+                return f"gives a command `{word}`, which looks like a secret"
+    return None
+
+
 def without_secrets(text: str) -> str:
-    """The text with what is assigned to secret names left out."""
+    """The text with what is assigned to secret names, or stands in URLs as a password, left out."""
+    text = _URL_PASSWORD.sub(r"\1[left out]", text)
+    for name, secret in os.environ.items():
+        if looks_secret(name) and len(secret) >= _SHORTEST:
+            text = text.replace(secret, "[left out]")
     return "\n".join(_ASSIGNMENT.sub(r"\1[left out]", line) for line in text.split("\n"))
 
 

@@ -61,11 +61,12 @@ def served() -> Iterator[tuple[Path, Relay]]:
     """A folder and a Prefect server of our own, for as long as the case runs."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PREFECT_HOME"] = f"{folder}/prefect"
-        server = Server(Path(folder) / "server.log")
+        server = Server(Path(folder))
         try:
             server.wait()
             relay = Relay(int(server.url.rpartition(":")[2]))
             os.environ["PREFECT_API_URL"] = relay.url
+            os.environ["PREFECT_API_AUTH_STRING"] = server.auth_string
             os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
             yield Path(folder), relay
         finally:

@@ -19,9 +19,9 @@ from typing import Any
 from flows.context import Foreground
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PATIENCE_S = 20.0
-# A server may look healthy and take nothing; a thousand subflows take minutes to end.
-_LONGEST_S = 900.0
+_PATIENCE_S = 15.0
+# A thousand subflows take minutes to end; nobody at a prompt waits that long either.
+_LONGEST_S = 60.0
 
 
 @contextmanager
@@ -57,13 +57,13 @@ def _forget_lost(terminals: list[int]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
-def run_beside(
-    foreground: Foreground, flow: Callable[[], None], is_heard: Callable[[], bool]
-) -> bool:
+def run_beside(foreground: Foreground, flow: Callable[[], None]) -> bool:
     """Run the flow to its end in a thread of its own, and raise what it raises.
 
-    False: it was left alone, as its session is over and nobody hears (`is_heard`) what it has to
-    tell, or only seems to. What it had to do for the session is done by then, and on disk.
+    False: it was left alone, as its session is over and Prefect takes nothing of what it has to
+    tell, or takes too long. A server's health says nothing about that: one whose database was wiped
+    has it, and one that wants another login. What the flow had to do for the session is done by
+    then, and on disk.
     """
     raised: list[BaseException] = []
 
@@ -76,16 +76,13 @@ def run_beside(
     thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True, name="flow")
     foreground.is_begun = True
     thread.start()
-    heard_at = 0.0
     while thread.is_alive():
         thread.join(1.0)
         since = foreground.over_at
         if since is None or not thread.is_alive():
             continue
-        if is_heard():
-            heard_at = time.monotonic()
-        ended = time.monotonic()
-        if ended - max(since, heard_at) > _PATIENCE_S or ended - since > _LONGEST_S:
+        now = time.monotonic()
+        if now - max(since, foreground.taken_at) > _PATIENCE_S or now - since > _LONGEST_S:
             return False
     if raised:
         raise raised[0]

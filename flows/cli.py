@@ -288,6 +288,10 @@ def _add_prefect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     deploy = commands.add_parser("deploy", help="server, work pool, deployments, automations")
     deploy.set_defaults(module="prefect_commands", function="deploy")
 
+    worker = commands.add_parser("worker", help="Prefect's worker, for a server of your own")
+    worker.add_argument("--pool", default="slurm-login", help="whose runs it starts (slurm-login)")
+    worker.set_defaults(module="prefect_commands", function="worker")
+
 
 def _seconds(word: str) -> float:
     number = float(word)

@@ -117,6 +117,7 @@ class Drawing:
         with quiet, tags(*self._face.tags):
             shown: Any = subflow(after=self._origins(job.spec), return_state=True)
             await shown
+        self._sending.note_taken()
 
     def _origins(self, spec: JobSpec) -> list[State[Any]]:
         """Where its arrows come from: its checkpoint, else the jobs that it follows."""

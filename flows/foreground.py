@@ -17,7 +17,7 @@ from flows.beside import leave_within, run_beside, stopping_on_signals
 from flows.context import Foreground, enter_foreground
 from flows.live import LiveView
 from flows.sending import is_prefects_own
-from flows.server import answers, embedded_server, problem
+from flows.server import Server, embedded_server, problem, refuse_strangers
 from flows.show import console, gains_lines, status_view
 
 INTERRUPTED = 130
@@ -26,7 +26,7 @@ _UNTOLD = (
     "Nothing is lost: the session's directory has it."
 )
 # For what Prefect sends at the interpreter's exit, for as long as it takes.
-_LAST_WORDS_S = 20.0
+_LAST_WORDS_S = 10.0
 _FIRST_ANSWER_S = 60.0
 
 
@@ -72,8 +72,15 @@ def _must_be_writable(path: Path) -> None:
         ) from error
 
 
+def _must_be_ours(path: Path, url: str) -> None:
+    try:
+        refuse_strangers(url)
+    except AutoexpError as error:
+        raise AutoexpError(f"{path.name}: {error}{_left_running(path)}") from error
+
+
 def _must_answer(path: Path, url: str) -> None:
-    wrong = problem(url)
+    wrong = problem(url, _auth_string())
     if wrong is None:
         return
     start = (
@@ -133,6 +140,12 @@ def _api_url() -> str:
     return str(PREFECT_API_URL.value())
 
 
+def _auth_string() -> str | None:
+    from prefect.settings import PREFECT_API_AUTH_STRING
+
+    return PREFECT_API_AUTH_STRING.value() or None
+
+
 def _run_flow(path: Path, out: Console) -> bool:
     """Run the session flow; without a Prefect server of the user's own, with an embedded one.
 
@@ -140,8 +153,9 @@ def _run_flow(path: Path, out: Console) -> bool:
     """
     foreground = Foreground()
     with stopping_on_signals(foreground):
-        if (server := embedded_server(path / "prefect-server.log")) is not None:
+        if (server := embedded_server(path)) is not None:
             os.environ["PREFECT_API_URL"] = f"{server.url}/api"
+            os.environ["PREFECT_API_AUTH_STRING"] = server.auth_string
         # Takes seconds, in which the server starts.
         from prefect.exceptions import CrashedRun, FailedRun
 
@@ -150,10 +164,11 @@ def _run_flow(path: Path, out: Console) -> bool:
         _quieten()
         url = _api_url()
         if server is None:
+            _must_be_ours(path, url)
             _must_answer(path, url)
         else:
             server.wait()
-            out.print(f"Prefect UI while it runs: {server.url}", markup=False)
+            _say_where_it_is(server, out)
         asyncio.run(_must_take_requests(path, url))
         os.environ["AUTOEXP_SESSIONS"] = str(path.parent)
         enter_foreground(foreground)
@@ -166,7 +181,14 @@ def _run_flow(path: Path, out: Console) -> bool:
                 raise error
 
         with LiveView(path, out):
-            return run_beside(foreground, lambda: asyncio.run(watched()), lambda: answers(url))
+            return run_beside(foreground, lambda: asyncio.run(watched()))
+
+
+def _say_where_it_is(server: Server, out: Console) -> None:
+    """The UI's address, which opens it for whoever sits at the terminal; a log gets no secret."""
+    opens = f"/#{server.auth_string}" if out.is_terminal else f"  (its login: {server.login})"
+    line = f"Prefect UI while it runs: {server.url}{opens}"
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_outcome(session: Session, out: Console) -> int:

@@ -1,26 +1,58 @@
-"""The commands that change a Prefect server: deploy, blocks, automations."""
+"""The commands about a Prefect server: deploy, worker, blocks, automations."""
 
 import argparse
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_PROFILES_PATH,
+    PREFECT_SERVER_API_AUTH_STRING,
+    PREFECT_SERVER_API_PORT,
+    Profile,
+    load_profiles,
+    save_profiles,
+)
 
+from autoexp import sockets
 from autoexp.compose import compose
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.machines import SlurmCluster as SlurmSettings
 from blocks import LocalMachine, SlurmCluster
 from flows import automations
-from flows.server import answers, is_local, problem
+from flows.server import (
+    HOST,
+    PATIENCE_S,
+    answers,
+    bound_socket,
+    end_with_parent,
+    is_local,
+    lets_in,
+    new_auth_string,
+    port_of,
+    problem,
+    refuse_strangers,
+    start_server,
+    write_private,
+)
 
 POOL = "slurm-login"
+PROFILE = "autoexp"
+"""In Prefect's profiles, with the server's URL and the string that opens it."""
 _CHECKOUT = Path(__file__).resolve().parent.parent
-_PATIENCE_S = 180.0
+_LOOKS_EVERY_S = 1.0
 
 
 def blocks_create(options: argparse.Namespace) -> int:
@@ -62,27 +94,161 @@ def automations_install(options: argparse.Namespace) -> int:
 
 def deploy(options: argparse.Namespace) -> int:
     """Server (where none answers), pool, blocks, deployments and automations, in one go."""
-    url = PREFECT_API_URL.value() or f"http://127.0.0.1:{PREFECT_SERVER_API_PORT.value()}/api"
+    url = _url()
+    auth_string = _auth_string(url)
+    refuse_strangers(url)
+    if is_local(url) and not sockets.listeners(port_of(url)) and not answers(url, auth_string):
+        auth_string = auth_string or new_auth_string()
+        _save_profile(url, auth_string)
+        _start_server(url, auth_string)
+    _must_be_locked(url, auth_string)
     environment = {**os.environ, "PREFECT_API_URL": url}
-    if (wrong := problem(url)) is not None:
-        if not is_local(url) or "export" in wrong:
-            raise AutoexpError(f"Prefect's server at {wrong} (PREFECT_API_URL)")
-        print(f"starting a Prefect server at {url.removesuffix('/api')}")
-        _prefect("server", "start", "--background", environment=environment)
-        _wait_for(url)
+    if auth_string:
+        _save_profile(url, auth_string)
+        environment["PREFECT_API_AUTH_STRING"] = auth_string
     if not _succeeds("work-pool", "inspect", POOL, environment=environment):
         # One that exists stays as its owner has set it.
         _prefect("work-pool", "create", POOL, "--type", "process", environment=environment)
     _prefect("block", "register", "-m", "blocks", environment=environment)
     _prefect("--no-prompt", "deploy", "--all", environment=environment)
     _autoexp("automations", "install", environment=environment)
+    _say_how_to_go_on(url, auth_string)
+    return 0
+
+
+def _say_how_to_go_on(url: str, auth_string: str | None) -> None:
+    address = url.removesuffix("/api")
+    use = f"export PREFECT_PROFILE={PROFILE}" if auth_string else f"export PREFECT_API_URL={url}"
     print(
         f"\ndeployed. On the login node, in {_CHECKOUT}:\n"
-        f"  export PREFECT_API_URL={url}\n"
-        f"  prefect worker start --pool {POOL} --type process\n"
-        f"  prefect deployment run autoexp/train    or in the UI: {url.removesuffix('/api')}"
+        f"  {use}\n"
+        f"  autoexp worker\n"
+        f"  prefect deployment run autoexp/train    or in the UI: {address}"
     )
-    return 0
+    if auth_string:
+        print(f"the UI's login, and the server's, is in {_profiles_path()} (for you alone)")
+        if sys.stdout.isatty() and is_local(url):
+            print(f"opens it at once: {address}/#{auth_string}")
+
+
+def worker(options: argparse.Namespace) -> int:
+    """Start Prefect's worker, for a server of our own alone, for as long as it is ours.
+
+    A worker runs what it is given by whoever answers at the server's address, and has to send the
+    string there. On a machine of many users that may be somebody else, once the server is gone.
+    """
+    url = _url()
+    auth_string = _auth_string(url)
+    refuse_strangers(url)
+    if (wrong := problem(url, auth_string)) is not None:
+        raise AutoexpError(f"Prefect's server at {wrong}; `autoexp deploy` starts one")
+    _must_be_locked(url, auth_string)
+    environment = {**os.environ, "PREFECT_API_URL": url}
+    if auth_string:
+        environment["PREFECT_API_AUTH_STRING"] = auth_string
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", options.pool]
+    process = subprocess.Popen(
+        [*command, "--type", "process"],
+        env=environment,
+        # Without this watch over it there is no worker; flows that run go on without one.
+        preexec_fn=partial(end_with_parent, signal.SIGKILL),
+    )
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    while (code := _ended(process)) is None:
+        try:
+            refuse_strangers(url)
+        except AutoexpError:
+            process.kill()
+            process.wait()
+            raise
+    return code if code >= 0 else 128 - code
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> int | None:
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(timeout=_LOOKS_EVERY_S)
+    return None
+
+
+def _url() -> str:
+    return PREFECT_API_URL.value() or f"http://{HOST}:{PREFECT_SERVER_API_PORT.value()}/api"
+
+
+def _auth_string(url: str) -> str | None:
+    """What opens the server: what Prefect's settings say, else what an earlier deploy wrote."""
+    if known := PREFECT_API_AUTH_STRING.value():
+        return str(known)
+    settings = load_profiles(include_defaults=False).profiles_by_name.get(PROFILE)
+    if settings is None or settings.settings.get(PREFECT_API_URL) != url:
+        return None
+    return str(settings.settings.get(PREFECT_API_AUTH_STRING) or "") or None
+
+
+def _profiles_path() -> Path:
+    return Path(PREFECT_PROFILES_PATH.value())
+
+
+def _save_profile(url: str, auth_string: str) -> None:
+    """Write down where the server is and what opens it, where Prefect looks for such things."""
+    profiles, path = load_profiles(), _profiles_path()
+    settings: dict[Any, Any] = {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: auth_string}
+    if is_local(url):
+        # For a server that is started by hand: `prefect server start` has the same lock.
+        settings[PREFECT_SERVER_API_AUTH_STRING] = auth_string
+        settings[PREFECT_SERVER_API_PORT] = port_of(url)
+    if PROFILE in profiles.names:
+        profiles.remove_profile(PROFILE)
+    profiles.add_profile(Profile(name=PROFILE, settings=settings, source=path))
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    save_profiles(profiles)
+
+
+def _must_be_locked(url: str, auth_string: str | None) -> None:
+    """Raise for a server that takes orders from everybody, or that does not take ours."""
+    if lets_in(url):
+        owner = ""
+        if is_local(url):
+            uids = sockets.listeners(port_of(url))
+            owner = f" (of {', '.join(map(sockets.user, sorted(uids)))})" if uids else ""
+        raise AutoexpError(
+            f"Prefect's server at {url}{owner} takes orders from everybody who reaches it, and "
+            "with them commands that a worker runs as you. Stop it (`prefect server stop`), then "
+            "`autoexp deploy` starts one with a lock; docs/server.md says how a group has one"
+        )
+    if not lets_in(url, auth_string) and is_local(url):
+        wrong = problem(url, auth_string) or f"{url} does not take our string"
+        raise AutoexpError(
+            f"Prefect's server at {wrong} (PREFECT_API_URL, PREFECT_API_AUTH_STRING or the profile "
+            f"`{PROFILE}` in {_profiles_path()})"
+        )
+
+
+def _start_server(url: str, auth_string: str) -> None:
+    print(f"starting a Prefect server at {url.removesuffix('/api')}")
+    home = Path(PREFECT_HOME.value())
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log = home / "autoexp-server.log"
+    try:
+        bound = bound_socket(port_of(url))
+    except OSError as error:
+        raise AutoexpError(f"{url}: {error.strerror}; choose another port") from error
+    with bound:
+        process = start_server(bound, auth_string, log)
+    # Where `prefect server stop` looks for it.
+    write_private(home / "server.pid", str(process.pid))
+    deadline = time.monotonic() + PATIENCE_S
+    while not answers(url, auth_string):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AutoexpError(f"{url}: the server did not start; read {log}")
+        time.sleep(0.5)
 
 
 def _prefect(*arguments: str, environment: dict[str, str]) -> None:
@@ -112,11 +278,3 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
     if answer.returncode != 0:
         raise AutoexpError(f"`{said}` failed (exit {answer.returncode}):\n{answer.stdout[-2000:]}")
     print(f"done: {said}")
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not answers(url):
-        if time.monotonic() > deadline:
-            raise AutoexpError(f"{url}: the server did not start; `prefect server start` says why")
-        time.sleep(0.5)

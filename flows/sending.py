@@ -11,7 +11,7 @@ from flows.context import foreground
 from flows.updates import Updates
 
 _PAUSE_S = 10.0
-_FOREGROUND_S = 20.0
+_FOREGROUND_S = 10.0
 _WORKER_S = 24 * 3600.0
 _TALKERS = frozenset({"prefect", "httpx", "httpcore", "websockets"})
 
@@ -70,7 +70,13 @@ class Sending:
                     return False
                 await self._updates.pause(self._pause_s)
             else:
+                self.note_taken()
                 return True
+
+    def note_taken(self) -> None:
+        """Note that Prefect has taken something: a terminal waits on, while it does."""
+        if terminal := foreground():
+            terminal.taken_at = time.monotonic()
 
     def _is_enough(self, since: float) -> bool:
         if self._updates.interrupted is not None:

@@ -10,22 +10,27 @@ import http.client
 import ipaddress
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from autoexp import proxies
+from autoexp import proxies, sockets
 from autoexp.errors import AutoexpError
+from flows.server_lock import token
 
-_PATIENCE_S = 180.0
+HOST = "127.0.0.1"
+PATIENCE_S = 180.0
 _PR_SET_PDEATHSIG = 1
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LARGEST_PAGE = 65536
@@ -114,8 +119,8 @@ def _proxy_of(url: str) -> str:
     host = parts.hostname or ""
     if is_local(url) or urllib.request.proxy_bypass(host):
         return ""
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+    named = urllib.request.getproxies()
+    proxy = named.get(parts.scheme) or named.get("all") or ""
     name = urlsplit(proxy if "://" in proxy else f"//{proxy}")
     return f"{name.hostname}:{name.port}" if proxy and name.port else name.hostname or ""
 
@@ -146,12 +151,12 @@ class _Page(NamedTuple):
         return False
 
 
-def answers(url: str) -> bool:
+def answers(url: str, auth_string: str | None = None) -> bool:
     """Whether a Prefect server answers at the API's URL."""
-    return problem(url) is None
+    return problem(url, auth_string) is None
 
 
-def problem(url: str) -> str | None:
+def problem(url: str, auth_string: str | None = None) -> str | None:
     """Why this is no URL of an API that answers, in words that go on from "Prefect's server at".
 
     None: it is one, or wants to know who asks. Prefect Cloud has no page for its health, but says
@@ -161,7 +166,7 @@ def problem(url: str) -> str | None:
     try:
         if urlsplit(root).scheme not in ("http", "https"):
             return f"{url} has no http:// or https:// in front"
-        page = _get(f"{root}/health")
+        page = _get(f"{root}/health", auth_string)
     except (OSError, http.client.HTTPException):
         return f"{url} does not answer{_advice(root)}"
     except ValueError as error:
@@ -171,7 +176,7 @@ def problem(url: str) -> str | None:
     if page.status >= 500:
         return f"{url} does not answer (HTTP {page.status}){_advice(root)}"
     with suppress(OSError, http.client.HTTPException):
-        if _get(f"{root}/api/health").is_healthy:
+        if _get(f"{root}/api/health", auth_string).is_healthy:
             return f"{url} has its API at {root}/api: export PREFECT_API_URL={root}/api"
     if page.is_json:
         return None
@@ -186,21 +191,59 @@ def _advice(url: str) -> str:
     return f"; the proxy {proxy} was asked, add {host} to no_proxy to go past it" if proxy else ""
 
 
-def _get(url: str) -> _Page:
+def _get(url: str, auth_string: str | None) -> _Page:
     """A page, as Prefect's own client would get it."""
     handlers = [urllib.request.ProxyHandler({})] if is_local(url) else []
+    request = urllib.request.Request(url)
+    if auth_string:
+        # Not to whom a redirection leads.
+        request.add_unredirected_header("Authorization", token(auth_string))
     try:
-        with urllib.request.build_opener(*handlers).open(url, timeout=3) as answer:
+        with urllib.request.build_opener(*handlers).open(request, timeout=3) as answer:
             return _Page(answer.status, answer.read(_LARGEST_PAGE))
     except urllib.error.HTTPError as error:
         with error:
             return _Page(error.code, error.read(_LARGEST_PAGE))
 
 
+# Whose it is
+
+
+def refuse_strangers(url: str) -> None:
+    """Raise AutoexpError when somebody else listens at a URL of this machine.
+
+    Before anything is sent there: whoever has our string, or is asked for work, commands us.
+    """
+    if not is_local(url):
+        return
+    port = port_of(url)
+    strangers = sockets.listeners(port) - {os.geteuid(), 0}
+    if strangers:
+        names = ", ".join(sorted(sockets.user(uid) for uid in strangers))
+        raise AutoexpError(
+            f"port {port} of this machine belongs to {names}, not to you: whoever owns Prefect's "
+            "server runs commands as you. Use a port of your own: `PREFECT_API_URL="
+            f"http://{HOST}:PORT/api autoexp deploy`, or no PREFECT_API_URL for `autoexp run`"
+        )
+
+
+def lets_in(url: str, auth_string: str | None = None) -> bool:
+    """Whether the API at a URL answers a question that is for those alone who may ask."""
+    with suppress(OSError, ValueError, http.client.HTTPException):
+        return _get(f"{url.rstrip('/')}/admin/version", auth_string).status == 200
+    return False
+
+
+def port_of(url: str) -> int:
+    """The port that a URL names, or means."""
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
 # The embedded one
 
 
-def embedded_server(log: Path) -> "Server | None":
+def embedded_server(folder: Path) -> "Server | None":
     """Start a server, unless Prefect's settings name one; it ends after everything else in here.
 
     To be called before Prefect is imported: what Prefect registers for the interpreter's exit then
@@ -208,34 +251,44 @@ def embedded_server(log: Path) -> "Server | None":
     """
     if configured_url() is not None:
         return None
-    server = Server(log)
+    server = Server(folder)
     atexit.register(server.stop)
     return server
 
 
 class Server:
-    """A Prefect server that starts while its user goes on; its output goes to `log`."""
+    """A Prefect server with a lock of its own, which starts while its user goes on.
 
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        port = _free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        with log.open("ab") as file:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
-                env={**os.environ, **_settings(self.url)},
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C is for the monitor; the server has to take its last states.
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
+    In `folder` are its output and, for as long as it runs and for its owner alone, the string that
+    opens it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "prefect-server.log"
+        self.login = folder / "prefect-login"
+        self.auth_string = new_auth_string()
+        write_private(self.login, f"{self.auth_string}\n")
+        self._socket = bound_socket(0)
+        self.url = f"http://{HOST}:{self._socket.getsockname()[1]}"
+        self._process = start_server(
+            self._socket, self.auth_string, self._log, preexec_fn=end_with_parent
+        )
+        threading.Thread(target=self._refuse_when_gone, daemon=True, name="server").start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _refuse_when_gone(self) -> None:
+        """Once the server is gone: the port stays ours, and who connects is refused at once."""
+        self._process.wait()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def wait(self) -> None:
         """Wait until it answers; raises AutoexpError with its log when it does not."""
-        deadline = time.monotonic() + _PATIENCE_S
-        while not answers(f"{self.url}/api"):
+        deadline = time.monotonic() + PATIENCE_S
+        while not answers(f"{self.url}/api", self.auth_string):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AutoexpError(f"the embedded Prefect server did not start; read {self._log}")
             time.sleep(0.1)
@@ -248,22 +301,70 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._socket.close()
+        self.login.unlink(missing_ok=True)
 
 
-def _settings(url: str) -> dict[str, str]:
+def new_auth_string() -> str:
+    """A string that nobody guesses, as Prefect wants it: `user:password`."""
+    return f"autoexp:{secrets.token_urlsafe(32)}"
+
+
+def bound_socket(port: int) -> socket.socket:
+    """A socket on the loopback address alone, at a port that is free if 0; raises OSError."""
+    bound = socket.socket()
+    try:
+        if port:  # what a server has just left
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((HOST, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def start_server(
+    bound: socket.socket,
+    auth_string: str,
+    log: Path,
+    preexec_fn: Callable[[], None] | None = None,
+) -> "subprocess.Popen[bytes]":
+    """Start a Prefect server behind a lock on a socket; its output goes to `log`."""
+    url = f"http://{HOST}:{bound.getsockname()[1]}"
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.serve", str(bound.fileno())],
+            env={**os.environ, **_settings(url, auth_string)},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            pass_fds=[bound.fileno()],
+            # Ctrl-C is for the monitor; the server has to take its last states.
+            start_new_session=True,
+            preexec_fn=preexec_fn,
+        )
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file by one that its owner alone can read, whatever the umask."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def _settings(url: str, auth_string: str) -> dict[str, str]:
     return {
-        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_API_URL": f"{url}/api",
+        "PREFECT_API_AUTH_STRING": auth_string,
+        "PREFECT_SERVER_API_AUTH_STRING": auth_string,
         "PREFECT_UI_API_URL": f"{url}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def end_with_parent(signum: int = signal.SIGTERM) -> None:
+    """Have this process get a signal when the thread that started it has ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_SERVER_API_AUTH_STRING,
+    temporary_settings,
+)
 from prefect.testing.utilities import prefect_test_harness
 
 from autoexp.compose import compose
 from autoexp.session import Session
+from flows import server
 from tests.core.conftest import create
 
 SMALL = (
@@ -35,11 +41,15 @@ Make = Callable[..., Path]
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One server for the whole run: it takes many seconds to start."""
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-    with prefect_test_harness(server_startup_timeout=600):
+    # Every client of ours has to bring it.
+    auth_string = server.new_auth_string()
+    locked = {PREFECT_API_AUTH_STRING: auth_string, PREFECT_SERVER_API_AUTH_STRING: auth_string}
+    with temporary_settings(locked), prefect_test_harness(server_startup_timeout=600):
         url = str(PREFECT_API_URL.value())
         # For the processes that tests start, too.
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PREFECT_API_URL", url)
+            patch.setenv("PREFECT_API_AUTH_STRING", auth_string)
             yield
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -270,10 +271,29 @@ def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_heal
     foreground, tells = Foreground(), threading.Event()
     foreground.stop("SIGTERM")
 
-    ended = beside.run_beside(foreground, lambda: void(tells.wait(60)), lambda: True)
+    ended = beside.run_beside(foreground, lambda: void(tells.wait(60)))
 
     tells.set()
     assert not ended
+
+
+def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beside, "_PATIENCE_S", 3.0)
+    foreground, tells, taken = Foreground(), threading.Event(), threading.Event()
+    foreground.stop("SIGTERM")
+
+    def prefect_takes_some_of_it() -> None:
+        for _ in range(50):
+            foreground.taken_at = time.monotonic()
+            time.sleep(0.1)
+        taken.set()
+        tells.wait(60)
+
+    assert not beside.run_beside(foreground, prefect_takes_some_of_it)
+    assert taken.is_set()  # it was waited for as long as Prefect took something
+    tells.set()
 
 
 def void(*_: object) -> None:

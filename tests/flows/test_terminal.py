@@ -109,7 +109,7 @@ def server_of(pid: int) -> int:
     """The embedded server's process."""
     for child in Path(f"/proc/{pid}/task").glob("*/children"):
         for number in child.read_text().split():
-            if b"server" in Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0"):
+            if b"flows.serve" in Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0"):
                 return int(number)
     raise AssertionError("no server")
 

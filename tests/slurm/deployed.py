@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -15,6 +16,8 @@ from typing import Any
 
 from autoexp.find import session_of
 from autoexp.session import Session
+from flows.server import new_auth_string
+from flows.server_lock import token
 from tests.slurm.bench import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,10 +42,13 @@ class Deployed:
         self.sessions = folder / "sessions"
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
+        self.auth_string = new_auth_string()
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": f"{self.url}/api",
+            "PREFECT_API_AUTH_STRING": self.auth_string,
+            "PREFECT_SERVER_API_AUTH_STRING": self.auth_string,
             "PREFECT_SERVER_API_PORT": str(port),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
@@ -72,7 +78,8 @@ class Deployed:
     def start_server(self) -> None:
         log = (self.folder / "server.log").open("ab")
         self._server = subprocess.Popen(
-            ["prefect", "server", "start"],
+            [sys.executable, "-m", "flows.serve"],
+            cwd=ROOT,
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -89,7 +96,7 @@ class Deployed:
     def start_worker(self) -> "subprocess.Popen[bytes]":
         log = (self.folder / "worker.log").open("ab")
         worker = subprocess.Popen(
-            ["prefect", "worker", "start", "--pool", "slurm-login", "--type", "process"],
+            ["autoexp", "worker"],
             cwd=self.folder,
             env={**self.environment, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"},
             stdin=subprocess.DEVNULL,
@@ -120,7 +127,7 @@ class Deployed:
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Ask the server's API, behind the back of what is tested."""
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "Authorization": token(self.auth_string)}
         request = urllib.request.Request(f"{self.url}/api{path}", data, headers, method=method)
         while True:
             try:
@@ -131,6 +138,10 @@ class Deployed:
                 if error.code < 500:
                     raise
                 time.sleep(1)
+
+    def page(self, path: str) -> str:
+        """The address of a page of the UI, which opens it."""
+        return f"{self.url}{path}#{self.auth_string}"
 
     def flow_run(self, flow_run_id: str) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("GET", f"/flow_runs/{flow_run_id}")

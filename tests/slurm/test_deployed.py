@@ -205,24 +205,24 @@ def test_the_pages_show_the_session_in_a_real_browser(
     flow_run_id, path = survivor
     pictures = Path(os.environ.get("AUTOEXP_TEST_PICTURES", tmp_path))
 
-    run = open_page(f"{deployed.url}/runs/flow-run/{flow_run_id}", pictures / "run.png")
+    run = open_page(deployed.page(f"/runs/flow-run/{flow_run_id}"), pictures / "run.png")
     assert f"session {path.name}" in run
     assert "Completed" in run
     assert "slurm-login" in run
 
     plot = deployed.artifact(f"{path.name}-plot")["id"]
-    shown = open_page(f"{deployed.url}/artifacts/artifact/{plot}", pictures / "artifact.png")
+    shown = open_page(deployed.page(f"/artifacts/artifact/{plot}"), pictures / "artifact.png")
     assert f"loss and learning rate of {path.name}" in shown
     assert "data:image/png;base64," in shown
 
     page = deployed.artifact(f"{path.name}-session")["id"]
-    shown = open_page(f"{deployed.url}/artifacts/artifact/{page}", pictures / "page.png")
+    shown = open_page(deployed.page(f"/artifacts/artifact/{page}"), pictures / "page.png")
     assert "demo-cd200 attempt 1: finished (reached iteration 250)" in shown
 
     deployment = deployed.ask("GET", "/deployments/name/autoexp/train")["id"]
     form = {"project": {"name": "mine"}, "backend": {"kind": "demo"}, "slurm": {"kind": "slurm"}}
     filled = quote(json.dumps({"experiment": form}))
-    url = f"{deployed.url}/deployments/deployment/{deployment}/run?parameters={filled}"
+    url = deployed.page(f"/deployments/deployment/{deployment}/run?parameters={filled}")
     shown = open_page(url, pictures / "form.png", height=1500)
     assert "names the session and the trunk's job" in shown
     assert "iterations of the trunk" in shown

@@ -1,0 +1,33 @@
+"""Who listens on a port of this machine: another user's server is none of ours."""
+
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+
+_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_LISTENS = "0A"
+
+
+def listeners(port: int, tables: tuple[Path, ...] = _TABLES) -> set[int]:
+    """The uids of those who listen on a port here; empty: nobody, or the kernel does not say."""
+    return {uid for table in tables for uid in _listeners(port, table)}
+
+
+def _listeners(port: int, table: Path) -> Iterator[int]:
+    try:
+        rows = table.read_text().splitlines()[1:]
+    except OSError:
+        return
+    for row in rows:
+        # sl, local_address, rem_address, st, queues, timer, retrnsmt, uid
+        fields = row.split()
+        if fields[3] == _LISTENS and int(fields[1].rpartition(":")[2], 16) == port:
+            yield int(fields[7])
+
+
+def user(uid: int) -> str:
+    """A user as people know them; one that this machine does not know by the number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

@@ -1,0 +1,64 @@
+"""A Prefect server behind a lock.
+
+    python -m flows.serve [FD]
+
+The socket comes as a file descriptor from whoever starts this: between a port's choice and its use
+nobody else can take it. Without one it is the port of Prefect's settings, as under systemd.
+The authentication string comes in PREFECT_SERVER_API_AUTH_STRING, never on the command line.
+"""
+
+import os
+import socket
+import stat
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import uvicorn
+from prefect.server.api.server import create_app
+from prefect.settings import (
+    PREFECT_HOME,
+    PREFECT_SERVER_API_AUTH_STRING,
+    PREFECT_SERVER_API_KEEPALIVE_TIMEOUT,
+    PREFECT_SERVER_API_PORT,
+    PREFECT_SERVER_LOGGING_LEVEL,
+)
+
+from flows.server import bound_socket
+from flows.server_lock import Lock
+
+# Parameters of runs, results, the key of what blocks keep secret, passwords.
+_PRIVATE = ("prefect.db", "prefect.db-wal", "prefect.db-shm", "profiles.toml", "storage")
+
+
+def main(descriptor: int | None = None) -> None:
+    """Serve until a signal comes."""
+    auth_string = PREFECT_SERVER_API_AUTH_STRING.value()
+    if not auth_string:
+        raise SystemExit("PREFECT_SERVER_API_AUTH_STRING is not set: this server needs a lock")
+    if descriptor is None:
+        bound = bound_socket(PREFECT_SERVER_API_PORT.value())
+    else:
+        bound = socket.socket(fileno=descriptor)
+    app = create_app(final=True)
+    # From here on files are written, and nobody else is to read what stands in the database.
+    os.umask(0o077)
+    _take_from_others(Path(PREFECT_HOME.value()))
+    config = uvicorn.Config(
+        Lock(app, auth_string),
+        timeout_keep_alive=PREFECT_SERVER_API_KEEPALIVE_TIMEOUT.value(),
+        log_level=PREFECT_SERVER_LOGGING_LEVEL.value().lower(),
+    )
+    uvicorn.Server(config).run(sockets=[bound])
+
+
+def _take_from_others(home: Path) -> None:
+    """Let nobody else read what earlier servers have left in Prefect's home."""
+    for name in _PRIVATE:
+        with suppress(OSError):  # it is not there, or somebody else's
+            path = home / name
+            path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o700)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
