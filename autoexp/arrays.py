@@ -9,7 +9,6 @@ from autoexp import durable, payload
 from autoexp.jobs import Attempt, JobRecord, JobSpec, now
 from autoexp.limits import room, time_limit
 from autoexp.machines import SlurmCluster
-from autoexp.names import attempt_key
 from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
 from autoexp.session import Session
 from autoexp.verdicts import saved_iteration
@@ -111,14 +110,14 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
     if begun:
         name = begun[0].attempts[-1].name
     else:
-        name = f"{session.id}-{joining[0].spec.kind}-array{_next_number(session)}"
+        name = session.meta.array_name(joining[0].spec.kind, _next_number(session))
     limits = [time_limit(job, session.jobs.get(job.spec.parent or "")) for job in group]
     longest = None if None in limits else max((x for x in limits if x is not None), default=None)
     first = 1 + max((job.attempts[-1].array_index or 0 for job in begun), default=-1)
     for index, job in enumerate(joining, start=first):
         attempt = Attempt(
             number=1,
-            key=attempt_key(session.id, job.spec.name, 1),
+            key=session.meta.key(job.spec.name, 1),
             name=name,
             array_index=index,
             log=str(session.path / "attempts" / name / f"task-{index}.log"),

@@ -130,9 +130,7 @@ def output_root(experiment: Experiment, session: Path) -> Path:
 
 def new_id(project: str) -> str:
     """A short, readable id: project, month and day, four random characters."""
-    alphabet = "abcdefghjkmnpqrstuvwxyz23456789"
-    tail = "".join(secrets.choice(alphabet) for _ in range(4))
-    end = f"-{now().astimezone():%m%d}-{tail}"
+    end = f"-{now().astimezone():%m%d}-{names.random_letters(4)}"
     return project[: names.LONGEST_ID - len(end)] + end
 
 
@@ -162,6 +160,7 @@ def _fill(
     meta = SessionMeta(
         session=path.name,
         nonce=secrets.token_hex(4),
+        key_tail=names.new_tail(),
         path=str(path.absolute()),
         created=now(),
         config=composed.config,
