@@ -10,7 +10,6 @@ from autoexp import durable, payload
 from autoexp.jobs import Attempt, JobRecord, JobSpec, now
 from autoexp.limits import room, time_limit
 from autoexp.machines import SlurmCluster
-from autoexp.names import attempt_key
 from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
 from autoexp.session import Session
 from autoexp.verdicts import saved_iteration
@@ -116,7 +115,7 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
     for index, job in enumerate(joining, start=first):
         attempt = Attempt(
             number=1,
-            key=attempt_key(session.id, job.spec.name, 1),
+            key=session.meta.key(job.spec.name, 1),
             name=name,
             array_index=index,
             log=_log(session, name, index),
@@ -178,7 +177,7 @@ def _log(session: Session, name: str, index: int) -> str:
 
 def _new_name(session: Session, job: JobRecord) -> str:
     names = {a.name for job in session.jobs.values() for a in job.attempts if a.name != a.key}
-    return f"{session.id}-{job.spec.kind}-array{len(names) + 1}"
+    return session.meta.array_name(job.spec.kind, len(names) + 1)
 
 
 def _prepare_array(directory: Path, attempts: Sequence[Attempt]) -> None:

@@ -20,7 +20,6 @@ from autoexp.backends.base import Closed
 from autoexp.errors import BadInput, SessionHeld
 from autoexp.events import JobAdded, RequestRefused
 from autoexp.jobs import Attempt, JobSpec, now
-from autoexp.names import attempt_key
 from autoexp.retrying import retry
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionRecord, ActionStatus
@@ -296,7 +295,7 @@ def drop_waiting(session: Session, by: str) -> None:
 def add_jobs(session: Session, request: SubmitRequest) -> str:
     """Take jobs into the session, all of them or none; repeatable. Raises BadInput for a clash."""
     attempt, first = request.attempt, request.jobs[0]
-    if attempt is not None and attempt.key != attempt_key(session.id, first.name, 1):
+    if attempt is not None and attempt.key != session.meta.key(first.name, 1):
         raise BadInput(f"{attempt.key}: not the key of an attempt at {first.name}")
     for spec in request.jobs:
         # All of them or none: a clash with the last one must not leave the first ones here.

@@ -1,6 +1,17 @@
-"""How long names may be: those of files, and those by which SLURM tells its jobs apart."""
+"""Names of sessions, of attempts and arrays, and how long they may be.
+
+The identity of an attempt is its key, `<session>-<job>-a<number>-<tail>`, which is known before the
+submission and names the attempt's directory, its job in SLURM, the run that owns an output
+directory, and the processes of its trainer. The tail is random and the session's own, since an id
+may be used again, here or under another sessions root. It stands last, so that a list of jobs is
+searched and sorted by session and job. Sessions that an older autoexp has made have no tail.
+
+The identity of a job in SLURM is its id and its name, for ids are handed out again after a
+controller's loss: whoever asks about, changes or cancels a job goes by both.
+"""
 
 import re
+import secrets
 from collections.abc import Iterable
 
 from autoexp.errors import BadInput
@@ -12,13 +23,36 @@ LONGEST_JOB = 160
 LONGEST_KEY = 200
 """Characters of an attempt's key: it is its SLURM job's name, and squeue is asked for so many."""
 
+ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
+"""Characters that nobody takes for one another."""
+_TAIL = 5
+
 _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_ID - 1}}}")
 _LAST_ATTEMPT = 9999
 
 
-def attempt_key(session: str, job: str, number: int) -> str:
+def random_letters(count: int) -> str:
+    """Random characters that can stand in any name."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(count))
+
+
+def new_tail() -> str:
+    """What ends all keys of a new session, and of no other one."""
+    return random_letters(_TAIL)
+
+
+def attempt_key(session: str, job: str, number: int, tail: str) -> str:
     """The key of an attempt, known before it is submitted."""
-    return f"{session}-{job}-a{number}"
+    return _with_tail(f"{session}-{job}-a{number}", tail)
+
+
+def array_name(session: str, kind: str, number: int, tail: str) -> str:
+    """The name of an array of attempts, which is its directory's too."""
+    return _with_tail(f"{session}-{kind}-array{number}", tail)
+
+
+def _with_tail(name: str, tail: str) -> str:
+    return f"{name}-{tail}" if tail else name
 
 
 def check_id(session: str) -> None:
@@ -40,10 +74,13 @@ def check_job(name: str) -> str:
     return name
 
 
-def check_keys(session: str, jobs: Iterable[str]) -> None:
-    """Raise BadInput for jobs whose attempts SLURM could not be asked for by name."""
+def check_keys(session: str, jobs: Iterable[str], tail: str = ALPHABET[:_TAIL]) -> None:
+    """Raise BadInput for jobs whose attempts SLURM could not be asked for by name.
+
+    Without a `tail` it is for a session that is yet to be made, and will get one.
+    """
     longest = max(jobs, key=len, default="")
-    room = LONGEST_KEY - len(attempt_key(session, "", _LAST_ATTEMPT))
+    room = LONGEST_KEY - len(attempt_key(session, "", _LAST_ATTEMPT, tail))
     if len(longest) > room:
         raise BadInput(
             f"{longest}: a job's name of {len(longest)} characters, and {room} are the most in the "

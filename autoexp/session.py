@@ -242,7 +242,7 @@ class Session:
         """Raise BadInput when another job has this name, or it is too long for this session."""
         known = self.jobs.get(spec.name)
         if known is None:
-            names.check_keys(self.id, [spec.name])
+            names.check_keys(self.id, [spec.name], self.meta.key_tail)
         if known is not None and known.spec != spec:
             raise BadInput(
                 f"{spec.name}: {self.id} has another job of this name; "
@@ -257,7 +257,7 @@ class Session:
             return None
         ahead = job.open_attempts
         number = len(job.attempts) + 1
-        key = names.attempt_key(self.id, job.spec.name, number)
+        key = self.meta.key(job.spec.name, number)
         attempt = Attempt(
             number=number,
             key=key,

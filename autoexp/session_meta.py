@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp import schema
+from autoexp import names, schema
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 
@@ -19,6 +19,8 @@ class SessionMeta(BaseModel):
     session: str
     nonce: str = ""
     """Random: an id may be used again, here or under another sessions root."""
+    key_tail: str = ""
+    """Random, and the end of its attempts' keys; empty where an older autoexp has made it."""
     path: str | None = None
     """The directory that it was made as; None where an older autoexp has made it."""
     created: datetime
@@ -35,6 +37,14 @@ class SessionMeta(BaseModel):
     def script(self) -> str:
         """File name of its batch scripts, by which SLURM's commands tell its jobs from others."""
         return f"batch-{self.nonce}.sh" if self.nonce else "batch.sh"
+
+    def key(self, job: str, number: int) -> str:
+        """The key of an attempt at a job."""
+        return names.attempt_key(self.session, job, number, self.key_tail)
+
+    def array_name(self, kind: str, number: int) -> str:
+        """The name of an array of attempts."""
+        return names.array_name(self.session, kind, number, self.key_tail)
 
     def refuse_elsewhere(self, path: Path) -> None:
         """Raise BadInput where `path` is a copy of the session, or where it was moved to.

@@ -158,7 +158,7 @@ async def _react(run: SessionRun, point: int, cluster: FakeCluster, share: float
     trunk = next(iter(run.session.jobs.values()))
     await asyncio.to_thread(worlds.save, Path(trunk.spec.save_dir), point)
     saved = time.time()
-    name = f"{run.session.id}-cd{point}-a1"
+    name = run.session.meta.key(f"cd{point}", 1)
     at = await until(lambda: cluster.submissions().get(name), f"sbatch of {name}")
     return float(at) - saved
 
@@ -178,7 +178,7 @@ def _local(folder: Path) -> Figure:
             await _between_looks(run, (place + 0.5) / len(points))
             await asyncio.to_thread(worlds.save, Path(trunk.spec.save_dir), point)
             saved = time.time()
-            claim = path / "attempts" / f"{run.session.id}-cd{point}-a1" / "claim"
+            claim = path / "attempts" / run.session.meta.key(f"cd{point}", 1) / "claim"
             await until(claim.exists, f"the start of cd{point}")
             values.append(claim.stat().st_mtime - saved)
         for name, job in run.session.jobs.items():

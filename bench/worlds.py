@@ -91,7 +91,7 @@ def _trunk(composed: Composed, root: Path) -> JobSpec:
 
 def running(session: Session, spec: JobSpec, number: int) -> JobRecord:
     """A job whose first attempt runs, with its directories."""
-    key = f"{session.id}-{spec.name}-a1"
+    key = session.meta.key(spec.name, 1)
     directory = session.path / "attempts" / key
     directory.mkdir(parents=True)
     Path(spec.save_dir).mkdir(parents=True)

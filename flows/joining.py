@@ -21,7 +21,6 @@ from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.journal import Journal
 from autoexp.launching import refuse_other_scheduler
 from autoexp.machines import SlurmCluster
-from autoexp.names import attempt_key
 from autoexp.plan import NO_JOBS, Plan, make_plan
 from autoexp.provenance import provenance
 from autoexp.rules.possible import refuse_impossible
@@ -131,7 +130,7 @@ def _put_adopted(
         session.refuse_clash(spec)  # at once, instead of by the monitor later
     attempt = Attempt(
         number=1,
-        key=attempt_key(session.id, plan.trunk.name, 1),
+        key=session.meta.key(plan.trunk.name, 1),
         name=described["JobName"],
         log=options.log or described["StdOut"],
         job_id=options.job_id,

@@ -6,7 +6,6 @@ hangs raises SchedulerUnavailable and says nothing about any job.
 
 import json
 import logging
-import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,8 +45,6 @@ _WINDOW = timedelta(days=30)
 _SQUEUE = ("squeue", "--me", "-h", "-r", "-t", "all")
 # Of these ends accounting knows more: a kill for memory inside a step, and who cancelled a job.
 _MORE_IN_ACCOUNTING = ("FAILED", "CANCELLED")
-# For how long an answer of squeue says whose an id is: a controller does not lose jobs unnoticed.
-_KNOWN_S = 60.0
 _UNKNOWN_NODE = "Invalid node name"
 
 _log = logging.getLogger(__name__)
@@ -68,7 +65,6 @@ class SlurmScheduler:
         self._renamed: dict[tuple[str, str, str], bool] = {}
         self._nodes: dict[str, str | None] = {}
         self._states: dict[str, str] = {}
-        self._seen: set[tuple[str, str | None]] = set()
         self._said: set[str] = set()
 
     def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
@@ -107,13 +103,14 @@ class SlurmScheduler:
                     raise
                 return found
             if executor.sent_to not in (None, cluster.at):
-                self._take_back(str(job.job_id), executor.sent_to)
+                self._take_back(str(job.job_id), ticket.name, executor.sent_to)
             return str(job.job_id)
 
-    def _take_back(self, job_id: str, cluster: str | None) -> None:
+    def _take_back(self, job_id: str, name: str, cluster: str | None) -> None:
         """Refuse a job that went to a cluster where nobody asks about it."""
         with suppress(SchedulerUnavailable, CommandFailed):
-            run(slurm_commands.at(cluster, ["scancel", job_id]), self._cluster.query_timeout_s)
+            command = slurm_commands.at(cluster, ["scancel", "--name", name, job_id])
+            run(command, self._cluster.query_timeout_s)
         raise SubmissionRefused(
             f"sbatch sent it as job {job_id} to cluster {cluster}, where it was cancelled: "
             f"set `slurm.clusters={cluster}`, so that it is looked up there"
@@ -239,7 +236,6 @@ class SlurmScheduler:
         healthy_s = 0.0 if self._answered_at is None else now_s - self._answered_at
         self._answered_at = now_s
         own = self._own(tickets, listed)
-        self._seen = {(key, row.job_id) for key, row in own.items()}
         found = {key: row.sighting for key, row in own.items()}
         gone = [ticket for ticket in tickets if ticket.key not in found]
         ended = [t for t in tickets if t.key in found and found[t.key].state in _MORE_IN_ACCOUNTING]
@@ -342,29 +338,29 @@ class SlurmScheduler:
     def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
         """One scancel for all; it answers 0 for unknown ids too, so its words are returned.
 
-        An id may be another job's by now: squeue is asked before, unless it has just told. Raises
-        SchedulerUnavailable for words that say nothing of a job: they are no answer.
+        An id may be another job's by now, so squeue is asked at this moment whose they are; what
+        it does not list is cancelled by its name too. Raises SchedulerUnavailable for words that
+        say nothing of a job: they are no answer.
         """
-        others = self._others(tickets)
-        wanted = [ticket for ticket in tickets if ticket not in others]
-        spared = {t.key: f"job {t.job_id} is another one by now: not cancelled" for t in others}
-        return spared | (self._scancel(wanted) if wanted else {})
-
-    def _others(self, tickets: Sequence[Ticket]) -> list[Ticket]:
-        """Those whose id is another job's, as after a controller's loss."""
-        known_s = math.inf if self._answered_at is None else time.monotonic() - self._answered_at
-        unsure = [t for t in tickets if known_s > _KNOWN_S or (t.key, t.job_id) not in self._seen]
-        if not unsure:
-            return []
         listed = self._listed()
-        own, ids = self._own(unsure, listed), {row.job_id for row in listed}
-        return [t for t in unsure if t.key not in own and str(t.job_id) in ids]
+        own, ids = self._own(tickets, listed), {row.job_id for row in listed}
+        known = [t for t in tickets if t.key in own]
+        others = [t for t in tickets if t.key not in own and str(t.job_id) in ids]
+        answers = {t.key: f"job {t.job_id} is another one by now: not cancelled" for t in others}
+        if known:
+            answers |= self._scancel(known)
+        for ticket in tickets:
+            if ticket.key not in answers:
+                answers |= self._scancel([ticket], "--name", ticket.name)
+        return answers
 
-    def _scancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
+    def _scancel(self, tickets: Sequence[Ticket], *only: str) -> dict[str, str]:
         try:
-            self._run(["scancel", *(str(t.job_id) for t in tickets)])
+            self._run(["scancel", *only, *(str(t.job_id) for t in tickets)])
         except CommandFailed as error:
             refused = {t.key: slurm_commands.about(str(t.job_id), error.stderr) for t in tickets}
+            if only:  # of one job, which it may not know any longer
+                refused = dict.fromkeys(refused, error.stderr)
             if NO_ANSWER.search(error.stderr) or not any(refused.values()):
                 raise SchedulerUnavailable(str(error)) from error
             return {key: words or "accepted" for key, words in refused.items()}
@@ -383,9 +379,14 @@ class SlurmScheduler:
                 raise SchedulerUnavailable(str(error)) from error
 
     def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
-        """One update for all; a job that has started meanwhile is no failure."""
-        which = f"JobId={','.join(str(ticket.job_id) for ticket in tickets)}"
-        nodes = self._by_name(nodes)
+        """One update for all; a job that has started meanwhile is no failure.
+
+        An id that is another job's by now is left alone.
+        """
+        own = self._own(tickets, self._listed())
+        ids = [str(ticket.job_id) for ticket in tickets if ticket.key in own]
+        which = f"JobId={','.join(ids)}"
+        nodes = self._by_name(nodes) if ids else ()
         while nodes:
             try:
                 self._run(["scontrol", "update", which, f"ExcNodeList={','.join(nodes)}"])

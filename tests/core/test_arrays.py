@@ -177,6 +177,11 @@ class Branches(NamedTuple):
     def jobs(self) -> list[JobRecord]:
         return [job for job in self.session.jobs.values() if job.spec.kind is Kind.COOLDOWN]
 
+    @property
+    def keys(self) -> list[str]:
+        """Those of their first attempts."""
+        return [self.session.meta.key(job.spec.name, 1) for job in self.jobs]
+
     def drive(self) -> None:
         """Bring them to the scheduler, as a monitor does that has just started."""
         wanted = [job for job in self.jobs if job.unsubmitted or not job.attempts]
@@ -201,7 +206,6 @@ def tasks(array: arrays.Array | None) -> list[str]:
 
 
 Make = Callable[..., Branches]
-KEYS = [f"s1-tiny-cd{point}-a1" for point in (100, 200, 300)]
 
 
 @pytest.fixture
@@ -253,7 +257,10 @@ def test_an_array_takes_no_more_than_the_room_in_the_queue(branches: Make) -> No
     late = begin(made.session, made.jobs[2:])
     assert late is not None and late.fresh
     (task,) = late.tasks
-    assert (task.attempt.name, task.attempt.array_index) == ("s1-cooldown-array2", 0)
+    assert (task.attempt.name, task.attempt.array_index) == (
+        made.session.meta.array_name("cooldown", 2),
+        0,
+    )
 
 
 def test_an_array_is_begun_again_whole_but_for_who_was_cancelled_in_the_meantime(
@@ -281,7 +288,7 @@ def test_a_kill_at_any_step_ends_with_each_job_submitted_once(
         fate.spares(made.drive)
         fate.steps_left, made.scheduler.next_time = 0, None
         made.resume().drive()
-        assert made.scheduler.submissions == dict.fromkeys(KEYS, 1)
+        assert made.scheduler.submissions == dict.fromkeys(made.keys, 1)
         # Killed while the intents were written, they go as two arrays.
         assert len({job.name for job in made.scheduler.jobs.values()}) <= 2
         for job in made.resume().jobs:
@@ -315,7 +322,7 @@ def test_a_task_that_is_no_longer_wanted_is_found_if_the_array_was_submitted(
         array = begin(session, [session.jobs[job.spec.name] for job in others])
         assert array is not None and not array.fresh
         assert array.run(made.scheduler) == ["100_0", "100_2"]
-        assert made.scheduler.submissions == {KEYS[0]: 1, KEYS[2]: 1}
+        assert made.scheduler.submissions == {made.keys[0]: 1, made.keys[2]: 1}
 
 
 def test_each_task_runs_the_attempt_that_its_index_stands_for(branches: Make) -> None:
@@ -323,11 +330,11 @@ def test_each_task_runs_the_attempt_that_its_index_stands_for(branches: Make) ->
     for job in made.jobs:
         job.spec = job.spec.model_copy(update={"command": ("echo", job.spec.name)})
     made.drive()
-    script = made.path / "attempts" / "s1-cooldown-array1" / "payload.py"
+    script = made.path / "attempts" / made.session.meta.array_name("cooldown", 1) / "payload.py"
     for index in ("2", "0", "1"):
         slurm = {"SLURM_ARRAY_JOB_ID": "100", "SLURM_ARRAY_TASK_ID": index, "SLURM_JOB_ID": "777"}
         subprocess.run([sys.executable, str(script)], env={**os.environ, **slurm}, check=True)
     for index, job in enumerate(made.resume().jobs):
         attempt = job.attempts[0]
-        assert (attempt.key, attempt.job_id) == (KEYS[index], f"100_{index}")
+        assert (attempt.key, attempt.job_id) == (made.keys[index], f"100_{index}")
         assert Path(attempt.log).read_text() == f"{job.spec.name}\n"

@@ -153,10 +153,11 @@ def test_a_simulated_week_loses_nothing_and_doubles_nothing() -> None:
         assert simulation.fate.kills > 0 and len(session.jobs) == 60
         assert simulation.cluster.calls["squeue --name"] > 0  # answers were lost, too
 
-        simulation.cluster.submissions["sim-f0000-a1"] += 1
+        key = session.meta.key("f0000", 1)
+        simulation.cluster.submissions[key] += 1
         with pytest.raises(AssertionError, match="more than once"):
             simulation.check(session)
-        simulation.cluster.submissions["sim-f0000-a1"] -= 1
+        simulation.cluster.submissions[key] -= 1
         key = next(k for k, a in session.actions.items() if isinstance(a.action, Start))
         session.actions["again"] = session.actions[key]
         with pytest.raises(AssertionError, match="decided twice"):

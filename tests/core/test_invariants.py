@@ -329,7 +329,9 @@ class Play(hs.RuleBasedStateMachine):
         assert set(self.scheduler.submissions) <= set(intended)
         for name, job in session.jobs.items():
             numbers = range(1, len(job.attempts) + 1)
-            assert [attempt.key for attempt in job.attempts] == [f"s1-{name}-a{n}" for n in numbers]
+            assert [attempt.key for attempt in job.attempts] == [
+                session.meta.key(name, n) for n in numbers
+            ]
             for attempt in (a for a in job.attempts if a.job_id is not None):
                 assert self.scheduler.jobs[str(attempt.job_id)].spec["key"] == attempt.key
             assert job.launched or not job.attempts

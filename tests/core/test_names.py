@@ -179,9 +179,9 @@ def test_a_family_of_names_is_refused_as_a_whole_and_nothing_is_made(tmp_path: P
     found = compose("demo", words)
     whole = f"{name}-cd200-{branch}-{stage}"
     assert plan_study(found, Path("/out")).jobs[-1].name == whole
-    with pytest.raises(BadInput, match=rf"{whole}: .* 128 characters, and 113 are the most"):
+    with pytest.raises(BadInput, match=rf"{whole}: .* 128 characters, and 107 are the most"):
         create(found, tmp_path / "root", session_id="s" * 80)
     assert not (tmp_path / "root").exists()
-    assert len(Session.load(create(found, tmp_path / "root", session_id="s" * 65)).jobs) == 3
+    assert len(Session.load(create(found, tmp_path / "root", session_id="s" * 59)).jobs) == 3
     with pytest.raises(BadInput, match=r"and 160 are the most"):
         plan_study(compose("demo", [*words, f"stages.{stage}.each=null", *LONGER]), Path("/out"))

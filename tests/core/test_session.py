@@ -175,8 +175,32 @@ def test_what_was_written_is_what_is_read(session_path: Path) -> None:
     assert again.jobs == session.jobs
     assert again.actions == session.actions
     assert again.journal.entries == session.journal.entries
-    assert again.jobs["tiny"].attempts[0].key == "s1-tiny-a1"
+    assert again.jobs["tiny"].attempts[0].key == again.meta.key("tiny", 1)
     assert [a.key for a in again.pending_actions()] == [action.key]
+
+
+def test_two_sessions_of_one_id_have_no_key_in_common(tmp_path: Path, composed: Composed) -> None:
+    keys = []
+    for root in ("r1", "r2"):
+        session = Session.load(create(composed, tmp_path / root, session_id="lr1"))
+        attempt = session.begin_attempt(session.jobs["tiny"])
+        assert attempt is not None
+        keys += [attempt.key, session.meta.array_name("cooldown", 1)]
+    assert len(set(keys)) == 4
+    assert all(key.startswith(("lr1-tiny-a1-", "lr1-cooldown-array1-")) for key in keys)
+
+
+def test_a_session_of_an_older_autoexp_goes_on_with_keys_as_it_has_them(session_path: Path) -> None:
+    file = session_path / "session.json"
+    content = json.loads(file.read_text())
+    del content["key_tail"]
+    file.write_text(json.dumps(content))
+    with Session.hold(session_path) as (session, _):
+        attempt = session.begin_attempt(session.jobs["tiny"])
+        assert attempt is not None and attempt.key == "s1-tiny-a1"
+        assert session.meta.array_name("cooldown", 1) == "s1-cooldown-array1"
+        session.save_meta()
+    assert Session.load(session_path).meta.key_tail == ""
 
 
 def test_the_queue_has_room_for_no_more_than_max_jobs(tmp_path: Path, composed: Composed) -> None:
@@ -196,7 +220,7 @@ def test_an_attempt_whose_intent_could_not_be_written_is_begun_again(session_pat
     (session_path / "away").rename(session_path / "jobs")
     assert session.begin_attempt(session.jobs["tiny"]) is not None
     (attempt,) = Session.load(session_path).jobs["tiny"].attempts
-    assert (attempt.number, attempt.key) == (1, "s1-tiny-a1")
+    assert (attempt.number, attempt.key) == (1, session.meta.key("tiny", 1))
 
 
 def test_an_attempt_queued_ahead_and_refused_leaves_the_running_one_alone(

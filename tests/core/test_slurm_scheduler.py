@@ -249,7 +249,7 @@ def test_a_job_that_a_site_sends_to_another_cluster_is_taken_back_and_refused(
     fakes.says("sbatch", "41;doduo")
     with pytest.raises(SubmissionRefused, match=r"slurm\.clusters=doduo"):
         submit(SlurmCluster(), ticket)
-    assert fakes.calls("scancel") == ["--clusters=doduo 41"]
+    assert fakes.calls("scancel") == ["--clusters=doduo --name s1-j-a1 41"]
 
 
 def test_a_job_for_another_cluster_than_the_sessions_is_not_submitted(
@@ -395,6 +395,7 @@ def test_pending_jobs_are_told_to_avoid_the_nodes_that_slurm_knows(
     fakes: Fakes, ticket: Ticket
 ) -> None:
     fakes.says("sinfo", "n1", "n2")
+    fakes.says("squeue", listed(state="PENDING"))
     fakes.tell(
         "scontrol", 'case "$*" in *ghost*) echo "Invalid node name specified" >&2; exit 1;; esac'
     )
@@ -467,6 +468,26 @@ esac""",
     assert SlurmScheduler(SlurmCluster()).cancel([ticket]) == scheduler.cancel([ticket])
     assert "another one by now" in scheduler.cancel([ticket])[ticket.key]
     assert fakes.calls("scancel") == []
+
+
+def test_an_id_that_became_another_jobs_a_moment_ago_is_neither_cancelled_nor_changed(
+    fakes: Fakes, ticket: Ticket
+) -> None:
+    scheduler = SlurmScheduler(SlurmCluster())
+    fakes.says("squeue", listed(state="PENDING"))
+    assert scheduler.query([ticket])[ticket.key].state == "PENDING"
+    fakes.says("squeue", listed("unrelated", state="PENDING"))
+    assert "another one by now" in scheduler.cancel([ticket])[ticket.key]
+    scheduler.avoid([ticket], ["n1"])
+    assert fakes.calls("scancel") == fakes.calls("scontrol") == []
+
+
+def test_a_job_that_squeue_does_not_list_is_cancelled_by_its_name_too(
+    fakes: Fakes, ticket: Ticket
+) -> None:
+    fakes.says("squeue")
+    assert "accepted" in SlurmScheduler(SlurmCluster()).cancel([ticket])[ticket.key]
+    assert fakes.calls("scancel") == ["--name s1-j-a1 41"]
 
 
 def test_a_cancellation_that_cannot_ask_whose_a_job_is_gets_no_answer(

@@ -325,7 +325,7 @@ def test_an_attempt_that_ran_unseen_behind_another_may_have_saved_what_is_found(
     story.save(100)
     story.look(state="RUNNING")
     job = story.job()
-    key = "s1-tiny-a2"
+    key = story.session.meta.key("tiny", 2)
     log = Path(job.attempts[0].log).parent.with_name(key) / "job.log"
     of_queue = {"state": "PENDING", "job_id": "id2", "after": "id1", "first_iteration": 0}
     ahead = attempt_of(key, str(log), number=2, **of_queue)

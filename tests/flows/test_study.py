@@ -108,7 +108,7 @@ async def test_a_training_behind_a_cooldown_is_watched_and_branched_from_like_th
         "finetune-cd100-tune-cd50": (Verdict.FINISHED, 80),
         "finetune-cd100-tune-cd100": (Verdict.FINISHED, 130),
     }
-    log = path / "attempts" / f"{session.id}-finetune-cd100-tune-a1" / "job.log"
+    log = path / "attempts" / session.meta.key("finetune-cd100-tune", 1) / "job.log"
     begun = path / "output" / "finetune-cd100" / "checkpoints" / "iter_0000150"
     assert f"loaded pretrained weights from {begun}, at iteration 0" in log.read_text()
     assert await arrows(session.meta.flow_run_ids[0]) >= {

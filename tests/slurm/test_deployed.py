@@ -257,7 +257,7 @@ def test_a_stopped_worker_cancels_nothing_and_the_next_one_takes_the_session_up(
 
     until(lambda: not Path(f"/proc/{first}").exists(), "the end of the flow's process")
     rows = slurm("squeue", "-h", "-o", "%j %T").splitlines()
-    assert f"{path.name}-demo-a1 RUNNING" in rows
+    assert f"{Session.load(path).meta.key('demo', 1)} RUNNING" in rows
     deployed.start_worker()
     ended = deployed.ended(flow_run_id)
 

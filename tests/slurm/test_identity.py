@@ -41,6 +41,11 @@ def test_a_job_under_an_id_that_was_ours_is_not_cancelled(bench: Bench) -> None:
     ours = bench.ticket("ours")._replace(job_id=bench.attempt("theirs").job_id)
     answers = SlurmScheduler(cluster()).cancel([ours])
     assert "another one by now" in answers[ours.key]
+    # Nor does an update of one whose id it was reach it.
+    waiting = bench.submit("waits", FOR_EVER, options={"hold": True})
+    node = slurm("sinfo", "-h", "-N", "-o", "%N").split()[0]
+    SlurmScheduler(cluster()).avoid([ours._replace(job_id=waiting)], [node])
+    assert f"ExcNodeList={node}" not in slurm("scontrol", "show", "job", waiting)
     bench.look()
     assert bench.attempt("theirs").state == "RUNNING"
 

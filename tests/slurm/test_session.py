@@ -36,7 +36,7 @@ async def test_the_demo_ends_on_the_cluster_as_it_ends_on_one_machine(make_sessi
     for job in session.jobs.values():
         (attempt,) = job.attempts
         (row,) = found[str(attempt.job_id)]
-        assert row.name == attempt.key == f"{session.id}-{job.spec.name}-a1"
+        assert row.name == attempt.key == session.meta.key(job.spec.name, 1)
         assert row.state == "COMPLETED"
         assert "gres/gpu=4" in row.resources
         assert row.nodes == attempt.nodes
