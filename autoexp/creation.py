@@ -1,6 +1,5 @@
 """Creating a session directory: whole, or not at all."""
 
-import os
 import re
 import secrets
 import shutil
@@ -8,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoexp import durable, find, locks, names, processes, removal
+from autoexp import claims, durable, find, locks, names, processes, removal
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
@@ -50,13 +49,13 @@ def create(
     assert all(Path(spec.output_dir).is_relative_to(outputs) for spec in plan.jobs), "planned so"
     if path.exists():
         raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
-    _refuse_used(outputs)
+    refuse_used(outputs)
     _make_root(root)
     _remove_old_drafts(root)
     removal.remove_leftovers(root)
     if flow_run_id:
         _claim(flow_run_id, path)
-    draft = root / f".new-{socket.gethostname()}-{os.getpid()}-{name}"
+    draft = claims.draft_of(path)
     try:
         _fill(draft, path, composed, plan.jobs, provenance, flow_run_id)
         draft.rename(path)
@@ -114,12 +113,40 @@ def _refuse_odd_root(root: Path, experiment: Experiment) -> None:
         )
 
 
-def _refuse_used(outputs: Path) -> None:
-    if outputs.is_dir() and any(outputs.iterdir()):
+def refuse_used(outputs: Path) -> None:
+    """Raise BadInput for outputs that another session has, or that an earlier one has left."""
+    if (holder := claims.holder(outputs)) is not None:
+        raise _taken(outputs, holder)
+    if outputs.is_dir() and not all(x.name.startswith(claims.NAME) for x in outputs.iterdir()):
         raise BadInput(
             f"{outputs}: an earlier session of this id wrote here, and its checkpoints would be "
             "taken for those of the new one; take another id (--session ID), or move them away"
         )
+
+
+def _taken(outputs: Path, holder: claims.Claim) -> BadInput:
+    name = Path(holder.session).name
+    return BadInput(
+        f"{outputs} is where session {name} writes ({holder.session}): take another id "
+        f"(--session ID) or `project.output_root`; `autoexp sessions remove {name}` frees it"
+    )
+
+
+def _claim_outputs(experiment: Experiment, path: Path, nonce: str, draft: Path) -> None:
+    """Take the outputs for a session in the making, before anything is written there."""
+    outputs = output_root(experiment, path)
+    if outputs.is_relative_to(path):
+        return
+    mine = claims.Claim(str(path.absolute()), nonce, str(draft.absolute()))
+    try:
+        holder = claims.take(outputs, mine)
+    except OSError as error:
+        raise BadInput(
+            f"{outputs}: jobs could not write there ({error.strerror}); set "
+            "`project.output_root` to a directory that you can write"
+        ) from error
+    if holder is not None:
+        raise _taken(outputs, holder)
 
 
 def output_root(experiment: Experiment, session: Path) -> Path:
@@ -151,15 +178,17 @@ def _fill(
     provenance: Provenance | None,
     flow_run_id: str | None,
 ) -> None:
+    nonce = secrets.token_hex(4)
     for folder in ("config", "jobs", "actions", "attempts", "inbox", "metrics"):
         durable.make_directory(draft / folder)
+    _claim_outputs(composed.experiment, path, nonce, draft)
     durable.write(draft / "config" / "resolved.yaml", composed.resolved)
     durable.write(draft / "config" / "unresolved.yaml", composed.unresolved)
     overrides = "".join(f"{line}\n" for line in composed.overrides)
     durable.write(draft / "config" / "overrides.txt", overrides)
     meta = SessionMeta(
         session=path.name,
-        nonce=secrets.token_hex(4),
+        nonce=nonce,
         key_tail=names.new_tail(),
         path=str(path.absolute()),
         created=now(),

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from autoexp.budget import total
 from autoexp.compose import Composed
-from autoexp.creation import new_id, output_root
+from autoexp.creation import new_id, output_root, refuse_used
 from autoexp.errors import BadInput
 from autoexp.measured import with_measured_speed
 from autoexp.names import check_id, check_keys
@@ -55,7 +55,10 @@ def plan_of(composed: Composed, session: str | None = None) -> Plan:
     named = session or id_for(composed)
     check_id(named)
     path = sessions_root() / (session or "SESSION")
-    found = plan_study(composed, output_root(composed.experiment, path))
+    outputs = output_root(composed.experiment, path)
+    if session is not None and not path.exists():
+        refuse_used(outputs)
+    found = plan_study(composed, outputs)
     check_keys(named, (job.name for job in found.jobs))
     return found
 
