@@ -74,6 +74,7 @@ def take(directory: Path, mine: Claim) -> Claim | None:
         with suppress(FileExistsError):
             _create(_file(directory, number + 1), json.dumps(mine._asdict()))
             durable.sync_directory(directory)
+            return None
 
 
 def _file(directory: Path, number: int) -> Path:
