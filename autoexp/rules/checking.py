@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from autoexp import sinks
 from autoexp.backends.logline import number
 from autoexp.rules.conditions import (
     AllOf,
@@ -200,8 +201,8 @@ def _content(test: ContentTest, facts: Facts) -> Checked:
     path, text = _path(test.path, facts), fill(test.text, facts.values)
     waits = f"waits for {text!r} in {path}"
     try:
-        with path.open("rb") as file:
-            return _wait_unless(text.encode() in file.read(_LOOKED_AT), waits)
+        begins = sinks.begins_with(path, _LOOKED_AT)
+        return _wait_unless(text.encode() in begins, waits)
     except (OSError, ValueError):
         return Checked(Answer.NOT_YET, waits)  # not there, or no name that a file can have
 

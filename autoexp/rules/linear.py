@@ -12,8 +12,8 @@ from typing import Any
 
 import re2
 
-from autoexp.rules.patterns import compiled_by_re, constants, parse
-from autoexp.rules.widening import NoCounterpart, byte_class, bytes_of
+from autoexp.rules.patterns import bytes_of, compiled_by_re, constants, parse
+from autoexp.rules.widening import NoCounterpart, byte_class
 
 SEEN = 4096
 """Bytes of a line that a rule's pattern sees."""
@@ -24,6 +24,7 @@ _LARGEST = 10_000  # instructions of a program: what counted repeats inside of o
 _MOST_WORK = 50_000_000  # bytes of a line times instructions of a program
 _REPEATED = 1000  # RE2 counts no further
 
+_compile: Any = re2.compile  # it has no types
 _OPTIONS = re2.Options()
 _OPTIONS.encoding = re2.Options.Encoding.LATIN1
 _OPTIONS.log_errors = False
@@ -101,14 +102,14 @@ def _by_re2(raw: bytes) -> Any:
     named = {number: name for name, number in parsed.state.groupdict.items()}
     try:
         text = _write(parsed, bool(parsed.state.flags & re.IGNORECASE), named)
-        made = re2.compile(text, options=_OPTIONS)
+        made = _compile(text, options=_OPTIONS)
     except (NoCounterpart, re2.error):
         return None
     return made if made.programsize <= _LARGEST else None
 
 
 def _write(operations: Any, ignore_case: bool, named: dict[int, str]) -> bytes:
-    return b"".join(_one(*each, ignore_case, named) for each in operations)
+    return b"".join(_one(each, argument, ignore_case, named) for each, argument in operations)
 
 
 def _one(operation: Any, argument: Any, ignore_case: bool, named: dict[int, str]) -> bytes:

@@ -1,7 +1,7 @@
 """Matching log lines against all rules at once, in pieces of a log that hold thousands of lines.
 
-An engine finds the lines that may match; whether one does, and what it captures, one pattern says on
-the line alone (`linear.py`), and so the answers are the same with every engine.
+An engine finds the lines that may match; whether one does, and what it captures, one pattern says
+on the line alone (`linear.py`), and so the answers are the same with every engine.
 """
 
 from collections.abc import Iterable, Iterator

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from autoexp.describing import describe
@@ -51,6 +52,11 @@ def values_of(event: Event, rule: str, session: "Session") -> dict[str, str]:
     if job is not None:
         filled |= _of_job(job)
     return {**filled, **{name: str(value) for name, value in facts(event).items()}}
+
+
+def captured(event: Event, values: Mapping[str, str]) -> set[str]:
+    """The names of the values that come from outside: all that the event itself brings."""
+    return set(values) - ({*OF_SESSION, *OF_JOB} - {"event", *facts(event)})
 
 
 def facts(event: Event) -> dict[str, str | int | float]:
