@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autoexp import acting, durable, inbox, launching, proxies
+from autoexp import acting, durable, inbox, launching, proxies, sinks
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.events import CheckpointComplete
 from autoexp.jobs import JobSpec, now
@@ -29,7 +29,7 @@ from autoexp.rules.actions import (
 )
 from autoexp.rules.records import ActionRecord
 from autoexp.rules.templates import fill
-from autoexp.rules.values import values_of
+from autoexp.rules.values import captured, values_of
 from autoexp.schedulers.base import Scheduler, Ticket
 from autoexp.session import Session
 from autoexp.steps import Logger
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from autoexp.monitor import Monitor
 
 _RETRY_S = 5.0
-_SHOWN = 60  # characters of a command in the run graph
 
 Values = Mapping[str, str]
 Doing = Generator[Phase, Any, str | None]
@@ -110,7 +109,7 @@ class Command(NamedTuple):
 
     @property
     def title(self) -> str:
-        return f"run {' '.join(self.arguments)[:_SHOWN]}"
+        return sinks.title(f"run {' '.join(self.arguments)}")
 
     def run(self, scheduler: Scheduler) -> str:
         raise NotImplementedError  # the flow runs it through prefect-shell
@@ -143,7 +142,7 @@ class Line(NamedTuple):
     @property
     def title(self) -> str:
         assert isinstance(self.action.action, WriteFile)
-        return f"write {fill(self.action.action.path, self.values)}"
+        return sinks.title(f"write {fill(self.action.action.path, self.values)}")
 
     def run(self, scheduler: Scheduler) -> str:
         """Raises SessionError for a file that the rule may not write."""
@@ -259,12 +258,9 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
             return said
         case RunCommand() as command:
             output: str = yield Command(
-                tuple(fill(argument, values) for argument in command.run),
+                sinks.arguments(command.run, values, captured(action.event, values)),
                 about.path,
-                {
-                    **proxies.hidden(),
-                    **{key: fill(text, values) for key, text in command.environment.items()},
-                },
+                {**proxies.hidden(), **sinks.variables(command.environment, values)},
                 command.timeout,
                 command.retries,
             )

@@ -1,16 +1,12 @@
 """The nodes that a session avoids, each with the evidence and an expiry: `blame.json`."""
 
-import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp import durable, schema
-from autoexp.errors import SessionError
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,253}")
+from autoexp import durable, schema, sinks
 
 
 class Blamed(BaseModel):
@@ -53,8 +49,7 @@ class BlameList:
         known = {(entry.node, entry.evidence) for entry in self.nodes}
         fresh = [entry for entry in blamed if (entry.node, entry.evidence) not in known]
         for entry in fresh:
-            if not _NAME.fullmatch(entry.node):
-                raise SessionError(f"{entry.node!r} cannot be the name of a node: not excluded")
+            sinks.node(entry.node)
         if fresh:
             content = _File(nodes=[*self.nodes, *fresh])
             durable.write(self._path, content.model_dump_json(indent=1) + "\n")
@@ -64,4 +59,4 @@ class BlameList:
         """The nodes to avoid at a time."""
         current = {entry.node for entry in self.nodes if entry.until > at}
         # Whoever wrote the file: what cannot be a name reaches no command line.
-        return tuple(sorted(node for node in current if _NAME.fullmatch(node)))
+        return tuple(sorted(node for node in current if sinks.is_node(node)))

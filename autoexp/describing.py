@@ -1,5 +1,6 @@
 """Events in words."""
 
+from autoexp import sinks
 from autoexp.events import (
     AttemptJudged,
     AttemptRefused,
@@ -36,7 +37,11 @@ from autoexp.rules.actions import (
 
 
 def describe(event: Event) -> str:
-    """One line for people."""
+    """One line for people, safe for a terminal."""
+    return sinks.line(_words(event))
+
+
+def _words(event: Event) -> str:
     match event:
         case CheckpointComplete():
             return f"checkpoint {event.iteration} of {event.job} is complete"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from autoexp import sinks
 from autoexp.backends.base import COMPOSING
 from autoexp.creation import output_root
 from autoexp.errors import BadInput
@@ -18,6 +19,7 @@ from autoexp.rules.actions import Launch
 from autoexp.rules.possible import compose_launched
 from autoexp.rules.records import ActionRecord
 from autoexp.rules.templates import fill, fill_tree
+from autoexp.rules.values import captured
 from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session
 from autoexp.written import restored, settled
@@ -41,7 +43,7 @@ class Launching(NamedTuple):
 
     @property
     def title(self) -> str:
-        return f"compose {fill(self.launch.name, self.values)}"
+        return sinks.title(f"compose {fill(self.launch.name, self.values)}")
 
     def run(self, scheduler: Scheduler) -> tuple[JobSpec, ...]:
         """The jobs; raises BadInput when they cannot be made, or are of another scheduler."""
@@ -49,9 +51,7 @@ class Launching(NamedTuple):
         launch, name = self.launch, fill(self.launch.name, self.values)
         root = output_root(self.experiment, self.path)
         if launch.command is not None:
-            jobs: tuple[JobSpec, ...] = (
-                _command(self.experiment, root, launch, name, self.values),
-            )
+            jobs: tuple[JobSpec, ...] = (self._command(root, name),)
         else:
             with _composing:
                 composed = compose_launched(launch, name, self.values)
@@ -63,6 +63,33 @@ class Launching(NamedTuple):
             jobs = make_plan(composed.experiment, root).jobs
         of_first = {"kind": Kind(launch.as_kind), "parent": self.action.event.job or None}
         return (jobs[0].model_copy(update=of_first), *jobs[1:])
+
+    def _command(self, root: Path, name: str) -> JobSpec:
+        """A job of one command, on the session's machine unless the rule changes that."""
+        launch, values = self.launch, self.values
+        wanted = self.experiment.slurm.model_dump()
+        for key, value in fill_tree(launch.set, values).items():
+            wanted[key.removeprefix("slurm.")] = value
+        outside = captured(self.action.event, values)
+        try:
+            kind = type(self.experiment.slurm)
+            wanted = settled(
+                restored(wanted), kind, lambda path, why: BadInput(f"slurm.{'.'.join(path)}: {why}")
+            )
+            machine = kind.model_validate(wanted, context=COMPOSING)
+            output = root / name
+            return JobSpec(
+                name=Project(name=name).name,
+                kind=Kind.COMMAND,
+                backend=self.experiment.backend,
+                machine=machine,
+                command=sinks.arguments(launch.command or (), values, outside),
+                output_dir=str(output),
+                save_dir=str(output / "checkpoints"),
+                scores=str(output / launch.scores) if launch.scores else None,
+            )
+        except ValidationError as error:
+            raise BadInput(f"{sinks.title(name)}: {error.errors()[0]['msg']}") from error
 
 
 def launched(session: Session, key: str, jobs: tuple[JobSpec, ...]) -> tuple[JobSpec, ...]:
@@ -80,34 +107,6 @@ def _as_launched(session: Session, key: str, job: JobSpec) -> JobSpec:
     if known.spec.launched_by != key:
         raise BadInput(f"{job.name}: the session has a job of this name; choose another `name`")
     return known.spec
-
-
-def _command(
-    experiment: Experiment, root: Path, launch: Launch, name: str, values: Values
-) -> JobSpec:
-    """A job of one command, on the session's machine unless the rule changes that."""
-    wanted = experiment.slurm.model_dump()
-    for key, value in fill_tree(launch.set, values).items():
-        wanted[key.removeprefix("slurm.")] = value
-    try:
-        kind = type(experiment.slurm)
-        wanted = settled(
-            restored(wanted), kind, lambda path, why: BadInput(f"slurm.{'.'.join(path)}: {why}")
-        )
-        machine = kind.model_validate(wanted, context=COMPOSING)
-        output = root / name
-        return JobSpec(
-            name=Project(name=name).name,
-            kind=Kind.COMMAND,
-            backend=experiment.backend,
-            machine=machine,
-            command=tuple(fill(argument, values) for argument in launch.command or ()),
-            output_dir=str(output),
-            save_dir=str(output / "checkpoints"),
-            scores=str(output / launch.scores) if launch.scores else None,
-        )
-    except ValidationError as error:
-        raise BadInput(f"{name}: {error.errors()[0]['msg']}") from error
 
 
 def refuse_other_scheduler(session_id: str, own: Experiment, other: Experiment) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from autoexp import sinks
 from autoexp.backends.base import COMPOSING, Closed
 from autoexp.sbatch import OPTIONS, OURS
 from autoexp.sensitive import Variables
@@ -173,6 +174,8 @@ class SlurmCluster(Closed):
                 near = difflib.get_close_matches(spelled, OPTIONS, n=1)
                 hint = f"; did you mean `{near[0]}`?" if near else ""
                 raise ValueError(f"`{name}` is no option of sbatch{hint}")
+            if isinstance(options[name], str):
+                sinks.batch_option(str(options[name]))
         return {name.replace("_", "-"): value for name, value in options.items()}
 
     @field_validator("warn_before_limit_s")
@@ -181,6 +184,11 @@ class SlurmCluster(Closed):
         if info.context == COMPOSING:  # not of a session that runs already
             _refuse_early_warning(warning_s, info, "time_limit_min", "cooldown_time_limit_min")
         return warning_s
+
+    @field_validator("account", "partition", "qos")
+    @classmethod
+    def _on_one_line(cls, value: str | None) -> str | None:
+        return None if value is None else sinks.batch_option(value)
 
     @model_validator(mode="after")
     def _one_cluster(self, info: ValidationInfo) -> Self:

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from autoexp import durable
+from autoexp import durable, sinks
 from autoexp.curves import Curve, read_curve
 from autoexp.jobs import JobSpec, Kind
 from autoexp.session import Session
@@ -46,7 +46,7 @@ def draw(*sessions: Subject, path: Path | None = None) -> Path:
             curve = curve.behind(spec.branch.iteration)
         if not curve.iterations:
             continue
-        label = spec.title if len(sessions) == 1 else f"{session.id} {spec.title}"
+        label = sinks.picture(spec.title if len(sessions) == 1 else f"{session.id} {spec.title}")
         if not _is_branch(spec):
             first = spec.parent is None
             known = None if first and many_trunks else label
@@ -57,7 +57,7 @@ def draw(*sessions: Subject, path: Path | None = None) -> Path:
             _line(loss, rate, curve, colours(0.1 + 0.7 * place), label, width=2.0)
             loss.plot(curve.iterations[0], curve.losses[0], "o", color=_TRUNK, ms=5, zorder=5)
         shown += curve.losses
-    _dress(loss, rate, ", ".join(session.id for session in sessions), drawn, shown)
+    _dress(loss, rate, sinks.picture(", ".join(session.id for session in sessions)), drawn, shown)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     target = path or sessions[0].path / "plot.png"

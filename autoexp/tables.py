@@ -1,23 +1,18 @@
 """Rows as files: CSV, and Parquet where pyarrow is installed."""
 
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autoexp import durable
+from autoexp import durable, sinks
 from autoexp.errors import BadInput
 from autoexp.results import Row
 
 
 def as_csv(rows: Sequence[Row]) -> str:
     """The rows with a line of column names; floats with all their digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return sinks.table(list(rows[0]) if rows else [], rows)
 
 
 def write(rows: Sequence[Row], path: Path) -> None:

@@ -31,9 +31,9 @@ def write_target(session: Path, action: ActionRecord, values: Mapping[str, str])
     """
     assert isinstance(action.action, WriteFile)
     template = action.action.path
-    trusted = {*known.OF_SESSION, *known.OF_JOB} - {"event", *known.facts(action.event)}
+    captured = known.captured(action.event, values)
     parts = template.split("/")
-    first = next((n for n, part in enumerate(parts) if not trusted >= set(names_in(part))), None)
+    first = next((n for n, part in enumerate(parts) if captured & set(names_in(part))), None)
     if first is None:
         whole = session / fill(template, values)
         directory, relative = whole.parent, whole.name

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from autoexp import acting
 from autoexp.action_runs import Command
+from autoexp.events import CheckpointComplete
 from autoexp.jobs import now
 from autoexp.monitor import Monitor
 from autoexp.rules.checking import Answer, Checked, Facts, JobFacts, check_all
@@ -87,6 +88,9 @@ class ConditionChecker:
             arguments = tuple(fill(argument, values) for argument in command.run)
             return self._commands.get((action.key, *arguments), (0.0, None))[1]
 
+        # A checkpoint's folder is one that a scan has found, wherever the trainer saves.
+        is_found = isinstance(action.event, CheckpointComplete)
+        outside = set() if is_found else captured(action.event, values)
         return Facts(
             now=now(),
             asked_at=action.asked_at,
@@ -97,7 +101,7 @@ class ConditionChecker:
             jobs=jobs,
             directory=session.path,
             commands=last_answer,
-            captured=captured(action.event),
+            captured=frozenset(outside),
         )
 
     async def _process(self, action: ActionRecord, checked: Checked) -> None:

@@ -7,6 +7,7 @@ from autoexp.describing import describe
 from autoexp.jobs import JobRecord, Kind, Verdict
 from autoexp.plan import Plan
 from autoexp.session import Session
+from autoexp.sinks import markdown, markdown_code
 from autoexp.status import JobStatus, Status
 
 _EVENTS = 12
@@ -34,9 +35,9 @@ def _headline(session: Session, status: Status) -> str:
     hours = f"{sum(job.gpu_hours for job in status.jobs):.2f}"
     if planned := sum(job.planned_gpu_hours or 0 for job in status.jobs):
         hours += f" of {planned:.2f} planned"
-    text = f"# {status.session}: {status.state}"
+    text = f"# {markdown(status.session)}: {status.state}"
     facts = f"{len(status.jobs)} jobs, {hours} GPU hours, {len(status.checkpoints)} checkpoints"
-    return "\n\n".join(filter(None, [text, _cell(about), facts]))
+    return "\n\n".join(filter(None, [text, markdown(about), facts]))
 
 
 def _table(session: Session, status: Status) -> str:
@@ -53,33 +54,37 @@ def _row(job: JobStatus, record: JobRecord) -> tuple[str, ...]:
     ids = [attempt.job_id for attempt in job.attempts if attempt.job_id]
     nodes = record.attempt.nodes if record.attempt else None
     return (
-        f"**{job.name}**",
-        str(job.verdict) if done else job.state,
+        f"**{markdown(job.name)}**",
+        str(job.verdict) if done else markdown(job.state),
         "" if job.target_iteration is None else f"{job.iteration or 0} / {job.target_iteration}",
         _loss(job),
         "" if job.seconds_left is None else str(timedelta(seconds=round(job.seconds_left))),
         f"{job.gpu_hours:.2f}",
         "" if job.planned_gpu_hours is None else f"{job.planned_gpu_hours:.2f}",
-        ", ".join(ids),
-        nodes or "",
+        markdown(", ".join(ids)),
+        markdown(nodes or ""),
     )
 
 
 def _loss(job: JobStatus) -> str:
     """The last loss, or of an evaluation what it found."""
     if job.scores:
-        return ", ".join(f"{name} {value:.4g}" for name, value in list(job.scores.items())[:3])
+        return ", ".join(
+            f"{markdown(name)} {value:.4g}" for name, value in list(job.scores.items())[:3]
+        )
     return "" if job.loss is None else f"{job.loss:.4f}"
 
 
 def _waiting(status: Status) -> str:
-    lines = [f"- **{job.name}**: {_cell(job.reason)}" for job in status.jobs if job.reason]
+    lines = [
+        f"- **{markdown(job.name)}**: {markdown(job.reason)}" for job in status.jobs if job.reason
+    ]
     return "\n".join(["## What is said of each job", "", *lines]) if lines else ""
 
 
 def _last_events(session: Session) -> str:
     lines = [
-        f"- {entry.time.astimezone():%Y-%m-%d %H:%M:%S} {_cell(describe(entry.event))}"
+        f"- {entry.time.astimezone():%Y-%m-%d %H:%M:%S} {markdown(describe(entry.event))}"
         for entry in reversed(session.journal.last(_EVENTS))
     ]
     return "\n".join(["## Last events", "", *lines]) if lines else ""
@@ -87,17 +92,18 @@ def _last_events(session: Session) -> str:
 
 def _paths(session: Session, status: Status) -> str:
     rows = [
-        (job.name, f"`{job.output_dir}`", f"`{job.log}`" if job.log else "") for job in status.jobs
+        (markdown(job.name), markdown_code(job.output_dir), markdown_code(job.log or ""))
+        for job in status.jobs
     ]
     table = _markdown_table(("job", "output", "log"), rows)
-    return f"## Where things are\n\nsession: `{session.path}`\n\n{table}"
+    return f"## Where things are\n\nsession: {markdown_code(str(session.path))}\n\n{table}"
 
 
 def plan_page(plan: Plan) -> str:
     """What the session was to do when it was made."""
     head = ("job", "follows", "decays over", "shape", "to learning rate", "ends at")
     table = _markdown_table(head, _plan_rows(plan))
-    notes = "\n".join(f"- {_cell(note)}" for note in plan.notes)
+    notes = "\n".join(f"- {markdown(note)}" for note in plan.notes)
     return "\n\n".join(filter(None, ["# Plan", table, notes]))
 
 
@@ -105,16 +111,16 @@ def _plan_rows(plan: Plan) -> Iterator[tuple[str, ...]]:
     for job in plan.jobs:
         target = str(job.target_iteration or "")
         if job.branch is None:
-            shape = "constant" if job.kind is Kind.TRAIN else str(job.kind)
-            after = ", ".join(str(awaited) for awaited in job.awaits)
-            yield (f"**{job.name}**", after, "", shape, "", target)
+            shape = "constant" if job.kind is Kind.TRAIN else markdown(str(job.kind))
+            after = markdown(", ".join(str(awaited) for awaited in job.awaits))
+            yield (f"**{markdown(job.name)}**", after, "", shape, "", target)
         else:
             branch = job.branch
             yield (
-                f"**{job.name}**",
-                f"{job.parent} @{branch.iteration}",
+                f"**{markdown(job.name)}**",
+                markdown(f"{job.parent} @{branch.iteration}"),
                 str(branch.decay_iterations),
-                branch.shape,
+                markdown(branch.shape),
                 f"{branch.min_lr:g}",
                 target,
             )
@@ -123,11 +129,5 @@ def _plan_rows(plan: Plan) -> Iterator[tuple[str, ...]]:
 def _markdown_table(
     head: Sequence[str], rows: "Sequence[Sequence[str]] | Iterator[tuple[str, ...]]"
 ) -> str:
-    lines = [head, ["---"] * len(head), *([_cell(text) for text in row] for row in rows)]
+    lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str | None) -> str:
-    """Text from logs and schedulers, on one line, with nothing that would break a table."""
-    flat = " ".join((text or "").split())
-    return flat.replace("|", "\\|").replace("<", "&lt;")

@@ -20,9 +20,10 @@ from autoexp.backends.base import (
 from autoexp.backends.batches import Batches
 from autoexp.backends.flags import Argument, refuse_names, word
 from autoexp.backends.layout import Layout
-from autoexp.backends.logline import LinePattern, refuse_pattern
+from autoexp.backends.logline import ProgressPattern
 from autoexp.backends.placeholders import change_options, fill, names_of, pattern_of
 from autoexp.backends.schedules import decayed
+from autoexp.rules.linear import refuse_slow
 from autoexp.sensitive import Variables
 
 
@@ -135,13 +136,13 @@ class CommandBackend(Closed, Defaults):
     def _placeholders_fit(self, info: ValidationInfo) -> Self:
         extra = self.args.__pydantic_extra__
         refuse_names(type(self).__name__, extra, ours={}, at=("args",))
-        LinePattern(self.log_line)
+        ProgressPattern(self.log_line)
         if self.start_line is not None:
-            LinePattern(self.start_line)
+            ProgressPattern(self.start_line)
         if info.context == COMPOSING:
             for pattern in (self.log_line, self.start_line):
                 if pattern is not None:
-                    refuse_pattern(pattern)
+                    refuse_slow(pattern)
         own = self._values(self.args.train_iters, Path())
         used = names_of(self.command, own, "command")
         branch = {
@@ -253,11 +254,11 @@ class CommandBackend(Closed, Defaults):
         return decayed(self.args.lr, branch, iteration)
 
     def progress(self, line: bytes) -> Progress | Unread | None:
-        return LinePattern(self.log_line).read(line)
+        return ProgressPattern(self.log_line).read(line)
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         del earlier
-        found = None if self.start_line is None else LinePattern(self.start_line).read(line)
+        found = None if self.start_line is None else ProgressPattern(self.start_line).read(line)
         return found.iteration if isinstance(found, Progress) else None
 
 

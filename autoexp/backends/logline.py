@@ -2,28 +2,30 @@
 
 import math
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 from autoexp.backends.base import MOST_ITERATIONS, Progress, Unread
 from autoexp.loglines import without_escapes
-from autoexp.rules.patterns import refuse_slow, unbounded
+from autoexp.rules.linear import LinePattern
+from autoexp.rules.patterns import groups_of
 
 _GROUPS = ("iteration", "loss", "learning_rate", "seconds")
 _AROUND = b" \t,;:|()[]{}'\""
 _GROUPED = re.compile(rb"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _THOUSANDS = {b"k": 1e3, b"K": 1e3, b"M": 1e6, b"G": 1e9, b"B": 1e9, b"T": 1e12}
-_SEEN = (1 << 16, 1 << 13, 1 << 11, 1 << 10)
-"""Bytes of a line that a pattern sees, by how many repeats without a bound it has."""
+_SEEN = 1 << 16
+"""Bytes of a line that a pattern sees."""
 _MOST_SECONDS = 1e6  # an iteration of eleven days: a date, or a counter, read by mistake
 _SURELY_EXACT = 16  # digits: fewer are below MOST_ITERATIONS
 _SHOWN = 40  # bytes of a text that is no number
 
 
-class LinePattern:
+class ProgressPattern:
     """A regular expression with a group `iteration` and perhaps others."""
 
     def __init__(self, pattern: str) -> None:
-        self._pattern, self._seen = _compiled(pattern)
+        self._pattern = _compiled(pattern)
 
     def read(self, line: bytes) -> Progress | Unread | None:
         """What the line says, its last piece where it is a progress bar.
@@ -31,17 +33,12 @@ class LinePattern:
         A loss that is no finite number is None. What is no number at all is said.
         """
         for piece in reversed(without_escapes(line).split(b"\r")):
-            if match := self._pattern.search(piece[: self._seen]):
-                return _progress(match.groupdict())
+            if (found := self._pattern.search(piece)) is not None:
+                return _progress(found)
         return None
 
 
-def refuse_pattern(pattern: str) -> None:
-    """Raise ValueError for a pattern that could take too long on some line of a log."""
-    refuse_slow(pattern)
-
-
-def _progress(found: dict[str, bytes | None]) -> Progress | Unread | None:
+def _progress(found: Mapping[str, bytes]) -> Progress | Unread | None:
     text = found["iteration"]
     if not text:
         return None  # it may be left out of a pattern's match, as of one of two alternatives
@@ -52,7 +49,7 @@ def _progress(found: dict[str, bytes | None]) -> Progress | Unread | None:
     seconds = values["seconds"]
     if seconds is not None and not math.isnan(seconds) and not 0 <= seconds <= _MOST_SECONDS:
         values["seconds"] = None
-    unread = [_said(name, found[name] or b"") for name, value in values.items() if value is None]
+    unread = [_said(name, found[name]) for name, value in values.items() if value is None]
     return Progress(
         iteration=iteration,
         target=None,
@@ -106,19 +103,10 @@ def finite(value: float | None) -> float | None:
 
 
 @lru_cache
-def _compiled(pattern: str) -> tuple[re.Pattern[bytes], int]:
-    """A pattern, and how many bytes of a line it sees: or one could take hours."""
-    try:
-        compiled = re.compile(pattern.encode())
-    except (re.error, OverflowError) as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-    groups = set(compiled.groupindex)
+def _compiled(pattern: str) -> LinePattern:
+    groups = set(groups_of(pattern))
     if "iteration" not in groups:
         raise ValueError(f"{pattern!r} has no group `(?P<iteration>[0-9]+)`")
     if unknown := groups - set(_GROUPS):
         raise ValueError(f"group `{min(unknown)}`: there are {', '.join(_GROUPS)}")
-    try:
-        repeats = unbounded(pattern)
-    except ValueError:
-        repeats = len(_SEEN)  # of a session that is older than the refusal of such patterns
-    return compiled, _SEEN[min(repeats, len(_SEEN) - 1)]
+    return LinePattern(pattern, _SEEN)

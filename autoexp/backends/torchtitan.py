@@ -26,7 +26,7 @@ from autoexp.backends.base import (
 from autoexp.backends.batches import Batches
 from autoexp.backends.flags import refuse_names, word
 from autoexp.backends.layout import Layout
-from autoexp.backends.logline import LinePattern
+from autoexp.backends.logline import ProgressPattern
 from autoexp.backends.schedules import decayed
 from autoexp.backends.torchtitan_args import OURS, SECTIONS, TorchtitanArgs
 from autoexp.loglines import without_escapes
@@ -36,7 +36,7 @@ _FOLDER = "checkpoint"
 # No `renames`: torch.distributed.checkpoint opens its shards for writing under their names, and
 # renames `.metadata` alone. Source: torch 2.13, distributed/checkpoint/filesystem.py.
 _LAYOUT = Layout(name=re.compile(r"step-(?P<iteration>\d+)"), must_exist=(".metadata",))
-_LINE = LinePattern(
+_LINE = ProgressPattern(
     r"\bstep:\s{0,9}(?P<iteration>[0-9,]+)\s{1,9}loss:\s{0,9}(?P<loss>[-+]?(?:nan|inf|[0-9.eE+-]+))"
 )
 # Source: torchtitan 0.2.2, train.py; main of August 2026 has the same line in trainer.py.

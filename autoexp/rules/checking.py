@@ -1,10 +1,10 @@
 """Whether conditions hold: yes, not yet, or never. Files are looked at, nothing is changed."""
 
 import glob
-import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from autoexp.rules.conditions import (
     ValueTest,
 )
 from autoexp.rules.durations import spoken
+from autoexp.rules.linear import LinePattern
 from autoexp.rules.templates import fill, names_in
 
 _LOOKED_AT = 1 << 20  # bytes of a file whose content is asked for
@@ -203,8 +204,10 @@ def _value_fits(test: ValueTest, text: str) -> bool:
         return False
     if test.one_of is not None and not any(_same(each, text) for each in test.one_of):
         return False
-    if test.matches is not None and not re.search(test.matches, text[:4096]):
-        return False
+    if test.matches is not None:
+        shown = text.replace("\n", " ").encode(errors="backslashreplace")
+        if _pattern(test.matches).search(shown) is None:
+            return False
     if test.above is None and test.below is None:
         return True
     value = number(text.encode(errors="replace"))
@@ -212,6 +215,11 @@ def _value_fits(test: ValueTest, text: str) -> bool:
         return False
     above = test.above is None or value > test.above
     return above and (test.below is None or value < test.below)
+
+
+@lru_cache
+def _pattern(pattern: str) -> LinePattern:
+    return LinePattern(pattern)
 
 
 def _same(wanted: str | int | float, text: str) -> bool:

@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
-from autoexp.backends.base import Closed
+from autoexp.backends.base import COMPOSING, Closed
 from autoexp.rules.durations import Duration
 
 Scalar = str | int | float
@@ -23,14 +23,15 @@ class ValueTest(Closed):
     below: float | None = Field(None, description="it is a number below this")
 
     @model_validator(mode="after")
-    def _says_what(self) -> Self:
+    def _says_what(self, info: ValidationInfo) -> Self:
         tests = (self.equals, self.one_of, self.matches, self.above, self.below)
         if all(test is None for test in tests):
             raise ValueError("give `equals`, `one_of`, `matches`, `above` or `below`")
         if self.matches is not None:
-            from autoexp.rules.patterns import refuse_slow
+            from autoexp.rules.linear import refuse_slow
+            from autoexp.rules.patterns import compiled_by_re
 
-            refuse_slow(self.matches)
+            (refuse_slow if info.context == COMPOSING else compiled_by_re)(self.matches)
         return self
 
 

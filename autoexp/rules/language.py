@@ -22,6 +22,7 @@ from autoexp.findings import LoggingStopped, LogMatched, MetricAlarm
 from autoexp.rules import patterns, values
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Launch, Restart, Step
 from autoexp.rules.durations import Duration
+from autoexp.rules.linear import refuse_slow
 from autoexp.rules.metric_tests import (
     LossAbove,
     MetricTest,
@@ -76,8 +77,11 @@ class LogRule(RuleBase):
         if (self.pattern is None) == (self.substring is None):
             raise ValueError("give exactly one of `pattern` and `substring`")
         if self.pattern is not None:
-            patterns.refuse_slow(self.pattern)
+            patterns.compiled_by_re(self.pattern)
         if info.context == COMPOSING:
+            # A session that is older keeps what it has: it sees less of a line, if need be.
+            if self.pattern is not None:
+                refuse_slow(self.pattern)
             patterns.refuse_escapes(self.pattern or self.substring or "")
         return self
 

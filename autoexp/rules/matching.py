@@ -1,16 +1,16 @@
 """Matching log lines against all rules at once, in pieces of a log that hold thousands of lines.
 
-An engine finds the lines that may match; whether one does, and what it captures, `re` says, and so
-the answers are the same with every engine.
+An engine finds the lines that may match; whether one does, and what it captures, one pattern says
+on the line alone (`linear.py`), and so the answers are the same with every engine.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from autoexp.loglines import LogLine, Piece, PlainPiece
 from autoexp.rules.engines import Engine, EngineType, Span, best_engine, lines_with
-from autoexp.rules.patterns import SEEN, Wanted, unbounded
+from autoexp.rules.linear import SEEN, LinePattern
+from autoexp.rules.patterns import Wanted
 from autoexp.rules.widening import anchor
 
 
@@ -28,7 +28,7 @@ class _Compiled(NamedTuple):
     """Bytes of a line that it sees."""
     text: bytes
     """What is in every line that matches."""
-    regex: re.Pattern[bytes] | None
+    regex: LinePattern | None
     """None: the text is all there is to it."""
 
 
@@ -79,9 +79,8 @@ class Matcher:
                 continue
             if regex is None:
                 yield Hit(name, line, {})
-            elif match := regex.search(shown):
-                found = match.groupdict()
-                yield Hit(name, line, {k: v or b"" for k, v in found.items()})
+            elif (found := regex.search(shown)) is not None:
+                yield Hit(name, line, found)
 
 
 def matcher(wanted: Iterable[Wanted], engine: EngineType | None = None) -> Matcher:
@@ -94,9 +93,9 @@ def matcher(wanted: Iterable[Wanted], engine: EngineType | None = None) -> Match
 def _compile(wanted: Wanted) -> _Compiled:
     text = anchor(wanted) or b""
     if not wanted.is_regex:
-        return _Compiled(wanted.name, SEEN[0], text, None)
-    regex = re.compile(wanted.pattern.encode())
-    return _Compiled(wanted.name, SEEN[unbounded(wanted.pattern)], text, regex)
+        return _Compiled(wanted.name, SEEN, text, None)
+    regex = LinePattern(wanted.pattern)
+    return _Compiled(wanted.name, regex.seen, text, regex)
 
 
 def _merged(one: Iterator[Span], other: Iterator[Span]) -> Iterator[tuple[Span, bool, bool]]:

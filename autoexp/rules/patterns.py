@@ -1,14 +1,7 @@
-"""Patterns of log rules: which are taken, and what a line that matches one must have in it.
-
-Patterns that could take exponential time are refused, and the others see the first 1 to 4 KiB of a
-line: the more repeats without a bound a pattern has, the less. At worst, on a line made for it,
-`a.*b.*c.*d` takes 1.2 s (measured; each doubling of the line would take sixteen times that).
-"""
+"""Patterns of log rules, as the parser of `re` sees them, and what every match has in it."""
 
 import re
 import warnings
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 with warnings.catch_warnings():
@@ -18,10 +11,6 @@ with warnings.catch_warnings():
     import sre_parse
 
 constants: Any = sre_constants
-
-SEEN = (4096, 4096, 2048, 1024)
-"""Bytes of a line that a pattern sees, by how many repeats without a bound it has, as `.*`."""
-_LONG = 64  # a repeat of more than this is as good as unbounded
 
 
 class Wanted(NamedTuple):
@@ -38,22 +27,17 @@ def parse(raw: bytes) -> Any:
     return parse(raw)
 
 
-def groups_of(pattern: str) -> tuple[str, ...]:
-    """The names of a pattern's groups; raises ValueError when it is no regular expression."""
+def compiled_by_re(pattern: str) -> re.Pattern[bytes]:
+    """A pattern as `re` has it; raises ValueError when it is no regular expression."""
     try:
-        return tuple(re.compile(pattern.encode()).groupindex)
-    except (re.error, OverflowError) as error:
+        return re.compile(pattern.encode())
+    except (re.error, OverflowError, RecursionError, UnicodeError) as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
 
 
-def refuse_slow(pattern: str) -> None:
-    """Raise ValueError for a pattern whose time could grow out of hand, or that is none at all."""
-    groups_of(pattern)
-    if (repeats := unbounded(pattern)) >= len(SEEN):
-        raise ValueError(
-            f"{pattern!r} has {repeats} repeats without a bound, one that it begins with counted "
-            f"twice; {len(SEEN) - 1} at most, or a line could take minutes. Bound some: `.{{1,60}}`"
-        )
+def groups_of(pattern: str) -> tuple[str, ...]:
+    """The names of a pattern's groups; raises ValueError when it is no regular expression."""
+    return tuple(compiled_by_re(pattern).groupindex)
 
 
 def refuse_escapes(pattern: str) -> None:
@@ -62,60 +46,6 @@ def refuse_escapes(pattern: str) -> None:
         raise ValueError(
             f"{pattern!r} asks for a terminal escape: lines are read without colours and the like"
         )
-
-
-def unbounded(pattern: str) -> int:
-    """How many repeats without a bound a pattern has."""
-    parsed = parse(pattern.encode())
-    speed = _Speed()
-    # Where it begins with one, every place in the line is tried as its beginning.
-    return speed.measure(parsed) + (speed.measure(parsed[:1]) if len(parsed) else 0)
-
-
-class _Speed:
-    """Counts unbounded repeats; a repeat inside a repeat can take exponential time."""
-
-    def measure(self, parsed: Any, *, inside: bool = False) -> int:
-        count = 0
-        for (operation, argument), following in pairwise([*_flat(parsed), (None, None)]):
-            if operation in (constants.MAX_REPEAT, constants.MIN_REPEAT):
-                counted = self._repeat(argument, inside=inside)
-                count += 0 if _ends_by_itself(argument, following) else counted
-            elif operation is constants.BRANCH:
-                if inside:
-                    raise ValueError("alternatives inside a repeat can take exponential time")
-                count += max(self.measure(branch) for branch in argument[1])
-            elif operation in (constants.ASSERT, constants.ASSERT_NOT):
-                count += self.measure(argument[1], inside=inside)
-            elif operation in (constants.GROUPREF, constants.GROUPREF_EXISTS):
-                raise ValueError("references to groups can take exponential time")
-            elif str(operation) in ("ATOMIC_GROUP", "POSSESSIVE_REPEAT"):
-                raise ValueError("atomic groups and possessive repeats are not taken here")
-        return count
-
-    def _repeat(self, argument: Any, *, inside: bool) -> int:
-        least, most, body = argument
-        varies, long = least != most, most > _LONG
-        if inside and (varies or long):
-            raise ValueError("a repeat inside a repeat can take exponential time")
-        return int(varies and long) + self.measure(body, inside=inside or most > 1)
-
-
-def _flat(parsed: Any) -> Iterator[tuple[Any, Any]]:
-    """The operations in their order, those inside of groups too."""
-    for operation, argument in parsed:
-        if operation is constants.SUBPATTERN:
-            yield from _flat(argument[-1])
-        else:
-            yield operation, argument
-
-
-def _ends_by_itself(repeat: Any, following: tuple[Any, Any]) -> bool:
-    """Whether a repeat stops at what follows, as `[0-9]+` before a colon: there is one way only."""
-    body = list(_flat(repeat[2]))
-    if len(body) != 1 or following[0] is not constants.LITERAL:
-        return False
-    return following[1] not in bytes_of(*body[0])
 
 
 _CLASSES = {

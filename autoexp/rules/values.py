@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from autoexp.describing import describe
@@ -53,6 +54,11 @@ def values_of(event: Event, rule: str, session: "Session") -> dict[str, str]:
     return {**filled, **{name: str(value) for name, value in facts(event).items()}}
 
 
+def captured(event: Event, values: Mapping[str, str]) -> set[str]:
+    """The names of the values that come from outside: all that the event itself brings."""
+    return set(values) - ({*OF_SESSION, *OF_JOB} - {"event", *facts(event)})
+
+
 def facts(event: Event) -> dict[str, str | int | float]:
     """What the event itself says, typed."""
     match event:
@@ -81,11 +87,6 @@ def facts(event: Event) -> dict[str, str | int | float]:
         case Published():
             return {"name": event.name, "gpu_hours": ""}
     return {"gpu_hours": "", "name": "", "quiet_s": getattr(event, "quiet_s", "")}
-
-
-def captured(event: Event) -> frozenset[str]:
-    """Names of what an event brings from a log or from the scheduler, and may be anything."""
-    return frozenset() if isinstance(event, CheckpointComplete) else frozenset(facts(event))
 
 
 def _or_empty(value: float | None) -> float | str:

@@ -17,8 +17,8 @@ _REPEATS = (constants.MAX_REPEAT, constants.MIN_REPEAT)
 _ASSERTIONS = (constants.AT, constants.ASSERT, constants.ASSERT_NOT)
 
 
-class _NoCounterpart(Exception):
-    pass
+class NoCounterpart(Exception):
+    """Another engine cannot do what a pattern asks for."""
 
 
 def widened(wanted: Wanted) -> bytes | None:
@@ -34,7 +34,7 @@ def widened(wanted: Wanted) -> bytes | None:
     start = b"^" if operations and _is_beginning(operations[0]) else b""
     try:
         written = _write(operations, ignore_case=ignore_case)
-    except _NoCounterpart:
+    except NoCounterpart:
         return None
     return start + written if written else None
 
@@ -95,17 +95,17 @@ def _one(operation: Any, argument: Any, *, ignore_case: bool) -> bytes:
             return inner
         return b"(?:%s){%d,%s}" % (inner, least, upper) if inner else b""
     if operation in (constants.LITERAL, constants.NOT_LITERAL, constants.IN, constants.ANY):
-        return _class(bytes_of(operation, argument), ignore_case=ignore_case)
-    raise _NoCounterpart
+        return byte_class(bytes_of(operation, argument), ignore_case=ignore_case)
+    raise NoCounterpart
 
 
-def _class(taken: set[int], *, ignore_case: bool) -> bytes:
+def byte_class(taken: set[int], *, ignore_case: bool) -> bytes:
     """One byte out of some. A line has no newline in it."""
     if ignore_case:
         taken = taken | {ord(c) for n in taken if n < 128 for c in chr(n).swapcase()}
     taken = taken - {_NEWLINE}
     if not taken:
-        raise _NoCounterpart
+        raise NoCounterpart
     if len(taken) == 1:
         return _literal(bytes(taken))
     ranges = (b"%s-%s" % (_literal(bytes([a])), _literal(bytes([b]))) for a, b in _ranges(taken))

@@ -1,0 +1,189 @@
+"""Data from outside, made safe for where it goes: one function for each kind of place.
+
+Data is what stands in a log, in a scheduler's answer, in a file's name, or in a request. Whoever
+hands it on uses the function of the place; docs/security.md has the table, and a test walks it.
+The sink of a file to write is `write_targets.path_below`, the one of a command to run `arguments`.
+"""
+
+import csv
+import html
+import io
+import logging
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from autoexp.errors import SessionError
+from autoexp.loglines import without_escapes
+from autoexp.rules.templates import fill, names_in
+
+_LONGEST_TEXT = 100_000  # bytes of one argument or variable: Linux takes 128 KiB (MAX_ARG_STRLEN)
+_LONGEST_TITLE = 80
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,253}")
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode's classes of characters that steer a terminal, turn the direction of writing, or are not
+seen: C0 and C1 controls, formats (bidi controls, joiners), halves of pairs, separators of lines."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# What Markdown reads, with GitHub's tables, strikes and links that nothing but a text announces.
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|#!~$&@]|:(?=/)|(?i:(?<=\bwww))\.")
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;"}
+
+
+def terminal(text: str) -> str:
+    """Text for a terminal: no escape or control character is in it but newlines and tabs.
+
+    C1 and bidi controls are shown as they are written in a program; colours are left out.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    plain = without_escapes(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
+    if not any(map(_is_unseen, plain)):
+        return plain
+    return "".join(_shown(c) if _is_unseen(c) else c for c in plain)
+
+
+def _shown(character: str) -> str:
+    number = ord(character)
+    if number < 256:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 1 << 16 else f"\\U{number:08x}"
+
+
+def _is_unseen(character: str) -> bool:
+    return character not in "\n\t" and unicodedata.category(character) in _UNSEEN
+
+
+def line(text: str) -> str:
+    """Text on one line of a terminal or of a log: as `terminal`, with no newline or tab either."""
+    return terminal(" ".join(text.split()))
+
+
+def title(text: str) -> str:
+    """The name of a task run or an artifact: one short line."""
+    short = line(text)
+    return short if len(short) <= _LONGEST_TITLE else f"{short[: _LONGEST_TITLE - 1]}…"
+
+
+class Lines(logging.Filter):
+    """Lets a logger's messages through as `terminal` makes them: a log is read on terminals."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = terminal(record.getMessage()), ()
+        return True
+
+
+def markdown(text: str) -> str:
+    """Text in a page, or in a cell of a table: shown as it is, on one line, and nothing else.
+
+    There is no link, image, tag, code, heading or cell in it, whatever it says.
+    """
+    return _MARKDOWN.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), line(text))
+
+
+def markdown_code(text: str) -> str:
+    """A path or a name between backticks, in a page or in a cell of a table."""
+    return f"`{line(text).replace('`', chr(39)).replace('|', '¦')}`" if text else ""
+
+
+def in_html(text: str) -> str:
+    """Text in HTML or SVG, between tags or in quotes."""
+    return html.escape(line(text))
+
+
+def picture(text: str) -> str:
+    """Text in a picture: matplotlib reads what stands between dollars as a formula."""
+    return line(text).replace("$", "\\$")
+
+
+def table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows as CSV: no text in it is a formula for a spreadsheet, and each row is one row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    shown = line(value)
+    return f"'{shown}" if shown.startswith(_FORMULA) else shown
+
+
+def argument(text: str) -> str:
+    """An argument of a command, or the value of a variable: handed on byte for byte.
+
+    Raises SessionError for what no process can be given: a NUL, or more than 100,000 bytes.
+    """
+    raw = text.encode("utf-8", "backslashreplace")
+    if b"\0" in raw or len(raw) > _LONGEST_TEXT:
+        raise SessionError(f"{line(text[:80])}…: has a NUL, or is too long to hand to a command")
+    return raw.decode()
+
+
+def arguments(
+    templates: Sequence[str], values: Mapping[str, str], captured: Collection[str]
+) -> tuple[str, ...]:
+    """A command, its templates filled: what an event brings becomes no option and no program.
+
+    `captured` are the names of values that come from outside. Raises SessionError for an argument
+    that such a value begins, and that a command would read as an option; behind `--` none is one.
+    """
+    filled: list[str] = []
+    for place, template in enumerate(templates):
+        text = argument(fill(template, values))
+        begins = _first_name(template) in captured
+        if place == 0 and set(names_in(template)) & set(captured):
+            raise SessionError(f"{line(text)!r}: no value that an event brings names a program")
+        if begins and text.startswith("-") and "--" not in filled and not _is_number(text):
+            raise SessionError(
+                f"{line(text[:80])!r} would be an option of {filled[0]}: write `--name={template}`,"
+                " or put `--` in front of it"
+            )
+        filled.append(text)
+    return tuple(filled)
+
+
+def _first_name(template: str) -> str | None:
+    if not template.startswith("{") or template.startswith("{{"):
+        return None
+    return next(names_in(template), None)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def variables(templates: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
+    """Variables of a command, their templates filled; a rule itself names them."""
+    return {name: argument(fill(text, values)) for name, text in templates.items()}
+
+
+def node(text: str) -> str:
+    """The name of one node, for SLURM; raises SessionError for what cannot be one.
+
+    Whether there is such a node, the scheduler is asked before it is told to avoid it.
+    """
+    if not _NODE.fullmatch(text):
+        raise SessionError(f"{line(text[:80])!r} cannot be the name of a node: not excluded")
+    return text
+
+
+def is_node(text: str) -> bool:
+    """Whether a text can be the name of a node."""
+    return _NODE.fullmatch(text) is not None
+
+
+def batch_option(text: str) -> str:
+    """The value of an option in a batch script: on one line, for the next one is shell.
+
+    Raises ValueError for characters that cannot be printed.
+    """
+    if not text.isprintable():
+        raise ValueError(f"{terminal(text)!r}: an option of sbatch has no newline or control in it")
+    return text
