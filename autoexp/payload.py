@@ -68,6 +68,30 @@ def process_identity(pid: int) -> dict[str, Any] | None:
     return {"host": host, "pid": pid, "start_ticks": int(fields[19]), "boot_id": boot_id}
 
 
+def own_identity() -> dict[str, Any]:
+    """This process, also for those to whom its pid means another one, or none."""
+    return {
+        **(process_identity(os.getpid()) or {}),
+        "pid_namespace": pid_namespace(),
+        "host_id": host_id(),
+    }
+
+
+def pid_namespace() -> str:
+    """Where pids are counted: a container may have the host's name, and pids of its own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    except OSError:
+        return ""
+
+
+def host_id() -> str:
+    """Tells machines of one name apart, and stays over a reboot; empty where there is none."""
+    with contextlib.suppress(OSError):
+        return Path("/etc/machine-id").read_text().strip()
+    return ""
+
+
 def processes_with_cookie(key: str, directory: Path | None = None) -> list[int]:
     """Processes of this user that carry the attempt's key in their environment, but this one.
 
@@ -207,8 +231,10 @@ def is_owned_elsewhere(spec: dict[str, Any], directory: Path) -> bool:
     if here or (earlier / "exit.json").exists() or not (earlier / "started.json").exists():
         return False
     started = json.loads((earlier / "started.json").read_text())
-    # Of this host one can see that it is dead.
-    away = started.get("host") != socket.gethostname()
+    # Of this machine, and outside of containers, one can see that it is dead.
+    mine = own_identity()
+    places = ("host", "host_id", "boot_id", "pid_namespace")
+    away = any(started.get(name, mine[name]) != mine[name] for name in places)
     return away or process_identity(started["pid"]) is not None
 
 
@@ -339,7 +365,7 @@ def main(directory: Path) -> int:
         return 0
     wait = is_owned_elsewhere(spec, directory)
     started = time.time()
-    this = {**(process_identity(os.getpid()) or {}), "job_id": job_id, "started_at": started}
+    this = {**own_identity(), "job_id": job_id, "started_at": started}
     write_json(directory / "started.json", this)
     (directory / "exit.json").unlink(missing_ok=True)
     supervisor, reason = Supervisor(spec, directory), None

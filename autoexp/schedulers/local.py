@@ -163,7 +163,10 @@ def _sight(ticket: Ticket) -> Sighting:
 
 def _payload_lives(directory: Path) -> bool | None:
     started = _read_json(directory / "started.json")
-    return None if started is None else processes.is_alive(started)
+    if started is None:
+        return None
+    # A payload has no heartbeat: of a container that a reboot has ended its boot has to tell.
+    return False if processes.rebooted_since(started) else processes.is_alive(started)
 
 
 def _ended(directory: Path, ended: dict[str, Any]) -> Sighting:
@@ -187,12 +190,13 @@ def _cancel(ticket: Ticket) -> str:
     started = _await_start(directory)
     if started is None:
         raise SchedulerUnavailable(f"{ticket.key} is starting at this very moment; try again")
-    alive = processes.is_alive(started)
-    if alive is None:
+    try:
+        pid = processes.pid_of(started)
+    except processes.OutOfSight:
         return f"runs on {started['host']}: cancel it from there"
-    if alive:
+    if pid is not None:
         # The payload passes it on, and kills what has not ended after its grace time.
-        _kill(started["pid"], signal.SIGTERM)
+        _kill(pid, signal.SIGTERM)
         return "told to end (SIGTERM)"
     _end_leftovers(ticket)
     return "killed what was left of it"
