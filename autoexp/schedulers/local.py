@@ -65,7 +65,8 @@ class DetachedExecutor(submitit.LocalExecutor):
         }
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus
-        with (self.folder / "controller.log").open("ab") as log:
+        flags = os.O_WRONLY | os.O_APPEND
+        with os.fdopen(payload.open_own(self.folder / "controller.log", flags), "ab") as log:
             controller = subprocess.Popen(
                 [sys.executable, "-m", "submitit.local._local", str(self.folder)],
                 env=environment,
@@ -74,8 +75,18 @@ class DetachedExecutor(submitit.LocalExecutor):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=[self._lock],
+                # Of submitit's own logs; the payload gives the command the user's umask back.
+                umask=0o077 & ~self.folder.stat().st_mode | 0o022,
             )
         return submitit_local.LocalJob(self.folder, str(controller.pid), process=controller)
+
+
+def _umask() -> int:
+    """This process's, which may be asked only by setting it, or of the kernel's own account."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o077
 
 
 class LocalScheduler:
@@ -88,7 +99,7 @@ class LocalScheduler:
         del attempt
         variables = {**spec.environment, **spec.container.environment()}
         command = spec.container.inside(spec.command, spec.output_dir, variables)
-        return Orders(command, variables, _GRACE_S)
+        return Orders(command, variables, _GRACE_S, umask=_umask())
 
     def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
         executor = DetachedExecutor(ticket.directory, lock)
