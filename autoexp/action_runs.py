@@ -148,7 +148,8 @@ class Line(NamedTuple):
         """Raises SessionError for a file that the rule may not write."""
         del scheduler
         path = write_target(self.session, self.action, self.values)
-        return durable.append_once(path, self.text)
+        by_umask = not path.is_relative_to(self.session.resolve())
+        return durable.append_once(path, self.text, by_umask=by_umask)
 
 
 class Avoidance(NamedTuple):

@@ -2,12 +2,11 @@
 
 import re
 import secrets
-import shutil
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoexp import claims, durable, find, locks, names, processes, removal
+from autoexp import claims, durable, find, locks, names, permissions, processes, removal
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
@@ -56,15 +55,19 @@ def create(
     if flow_run_id:
         _claim(flow_run_id, path)
     draft = claims.draft_of(path)
+    removal.discard(draft)
     try:
+        mode = permissions.OF_SESSION[composed.experiment.project.share]
+        durable.make_own_directory(draft, mode | removal.MARK)
         _fill(draft, path, composed, plan.jobs, provenance, flow_run_id)
         draft.rename(path)
     except BaseException as error:
-        shutil.rmtree(draft, ignore_errors=True)
+        removal.discard(draft)
         if isinstance(error, OSError):
             raise _not_made(path, error) from error
         raise
     durable.sync_directory(root)
+    removal.unmark(path)
     return path
 
 
@@ -87,7 +90,7 @@ def _not_made(path: Path, error: OSError) -> BadInput:
 
 def _make_root(root: Path) -> None:
     try:
-        durable.make_directory(root)
+        durable.make_directory(root, by_umask=True)
         durable.probe(root)
         locks.probe(root)
     except OSError as error:
@@ -167,7 +170,7 @@ def _remove_old_drafts(root: Path) -> None:
     for draft in root.glob(f"{prefix}*"):
         pid = draft.name.removeprefix(prefix).partition("-")[0]
         if pid.isdigit() and processes.identity(int(pid)) is None:
-            shutil.rmtree(draft, ignore_errors=True)
+            removal.discard(draft)
 
 
 def _fill(

@@ -1,5 +1,9 @@
 """Writes that survive a kill at any moment: a reader sees the old file or the new one, whole.
 
+Whatever is made here is a session's, unless `by_umask` says that it is the user's own: readable for
+whom the directory above it is, and writable for nobody but its owner, under any umask. So what the
+session's own directory says holds for all that is in it.
+
 Every durable step passes through `step()`, where a test can have the process killed: with
 AUTOEXP_TEST_KILL_AT=n in the environment the n-th step is the last thing that happens.
 """
@@ -13,9 +17,11 @@ import signal
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from autoexp import payload
 
 ROOM = 65536
 """Bytes, for the records that are written at a start."""
@@ -107,39 +113,70 @@ def sync_directory(directory: Path) -> None:
             raise
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Path, *, by_umask: bool = False) -> None:
     """Make a directory, and those above it, unless it is there; each is synced in its parent."""
     if path.is_dir():
         return
-    make_directory(path.parent)
+    make_directory(path.parent, by_umask=by_umask)
+    mode = 0o777 if by_umask else 0o700 | path.parent.stat().st_mode & 0o055
     try:
-        path.mkdir()
+        make_own_directory(path, mode, by_umask=by_umask)
     except FileExistsError:
         if not path.is_dir():
             raise
     sync_directory(path.parent)
 
 
-def write(path: Path, data: str | bytes, *, mode: int = 0o666) -> None:
+def make_own_directory(path: Path, mode: int, *, by_umask: bool = False) -> None:
+    """Make one directory of exactly this mode; raises FileExistsError where there is something."""
+    path.mkdir(mode)
+    if not by_umask:
+        with closed_after(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)) as made:
+            set_mode(made, mode)
+
+
+@contextmanager
+def closed_after(descriptor: int) -> Iterator[int]:
+    """An open descriptor, for as long as this lasts."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def set_mode(directory: int, mode: int) -> None:
+    """Give an open directory a mode; which group its files have stays as it is."""
+    now = stat.S_IMODE(os.fstat(directory).st_mode)
+    wanted = mode | now & stat.S_ISGID
+    if now != wanted:
+        with suppress(OSError):  # a filesystem without modes, or with its own
+            os.fchmod(directory, wanted)
+
+
+def write(
+    path: Path, data: str | bytes, *, executable: bool = False, by_umask: bool = False
+) -> None:
     """Replace `path` atomically: temporary file beside it, fsync, rename, fsync of the directory.
 
-    From `mode` the umask is taken. Raises OSError when the disk is full or read-only; the old file
-    then stands as it was.
+    Raises OSError when the disk is full or read-only; the old file then stands as it was.
     """
     raw = data.encode() if isinstance(data, str) else data
     step()
     with _naming(path):
-        _replace(path, raw, mode)
+        # Beside a name of 255 bytes there has to be room for this one too.
+        start = path.name.encode()[:100].decode(errors="ignore")
+        temporary = path.with_name(f".{start}.{secrets.token_hex(6)}.tmp")
+        flags = os.O_WRONLY | os.O_EXCL
+        if by_umask:
+            descriptor = os.open(temporary, flags | os.O_CREAT, 0o777 if executable else 0o666)
+        else:
+            descriptor = payload.open_own(temporary, flags, executable=executable)
+        _replace(path, raw, temporary, descriptor)
         sync_directory(path.parent)
     step()
 
 
-def _replace(path: Path, raw: bytes, mode: int) -> None:
-    # Beside a name of 255 bytes there has to be room for this one too. The kernel takes the umask
-    # from the mode, or what the directory's own default says.
-    start = path.name.encode()[:100].decode(errors="ignore")
-    temporary = path.with_name(f".{start}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+def _replace(path: Path, raw: bytes, temporary: Path, descriptor: int) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(raw)
@@ -164,7 +201,7 @@ class OtherSize(Exception):
         self.found = found
 
 
-def append(path: Path, data: bytes, *, behind: int | None = None) -> None:
+def append(path: Path, data: bytes, *, behind: int | None = None, by_umask: bool = False) -> None:
     """Append `data` in one write and sync it; a kill leaves at most one torn last line.
 
     Raises OtherSize, and writes nothing, unless the file has `behind` bytes.
@@ -177,7 +214,12 @@ def append(path: Path, data: bytes, *, behind: int | None = None) -> None:
         except FileNotFoundError:
             if behind:
                 raise  # a new one would not have what stood in the old one
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            flags = os.O_WRONLY | os.O_APPEND
+            descriptor = (
+                os.open(path, flags | os.O_CREAT, 0o666)
+                if by_umask
+                else payload.open_own(path, flags)
+            )
             is_new = True
         try:
             size = os.fstat(descriptor).st_size
@@ -211,16 +253,16 @@ def _append_all(descriptor: int, data: bytes, size: int) -> None:
         raise
 
 
-def append_once(path: Path, line: str) -> str:
+def append_once(path: Path, line: str, *, by_umask: bool = True) -> str:
     """Append a line to a file of the user's, unless it stands there already; says which."""
     raw = line.replace("\n", " ").encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent, by_umask=by_umask)
     content = path.read_bytes() if path.exists() else b""
     if raw in content.split(b"\n"):
         return "stands there already"
     # A line that somebody left without an end is not continued.
     start = b"\n" if content and not content.endswith(b"\n") else b""
-    append(path, start + raw + b"\n")
+    append(path, start + raw + b"\n", by_umask=by_umask)
     return "written"
 
 

@@ -1,6 +1,6 @@
 """The experiment as validated: closed, frozen and described, so that a typo is an error."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,9 @@ class Project(Closed):
     description: str = Field("", description="one line for people")
     output_root: str | None = Field(
         None, description="where jobs write; by default `output/` inside the session"
+    )
+    share: Literal["owner", "group"] = Field(
+        "owner", description="who may read the session's files beside you; nobody else may write"
     )
 
 

@@ -127,7 +127,8 @@ def take_up(path: Path, flow_run_ids: Iterable[str]) -> None:
             draft.symlink_to(Path("..", path.name))
             draft.rename(_entry(flow_run_id, path.parent))
         durable.sync_directory(index)
-    (path / MARK).touch()
+    if not (path / MARK).exists():
+        durable.write(path / MARK, "")
 
 
 def forget(path: Path, flow_run_ids: Iterable[str]) -> None:
@@ -154,7 +155,8 @@ def _entry(flow_run_id: str, root: Path) -> Path:
 
 def _make_index(index: Path) -> None:
     if not index.is_dir():
-        index.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            durable.make_own_directory(index, 0o700)
         durable.sync_directory(index.parent)
     durable.step()
 

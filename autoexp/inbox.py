@@ -4,8 +4,8 @@ Other processes never write into a running session. The monitor takes a request 
 ticks; taking on is repeatable, so a kill between the effect and the removal does no harm.
 """
 
+import errno
 import os
-import pwd
 import stat
 import time
 import uuid
@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from autoexp import durable
+from autoexp import durable, permissions
 from autoexp.backends.base import Closed
 from autoexp.errors import BadInput, SessionHeld
 from autoexp.events import JobAdded, RequestRefused
@@ -90,7 +90,11 @@ def put(session: Path, request: Request) -> Path:
     # Names sort by time, so that requests of one process are taken on in their order.
     name = f"{time.time_ns():020}-{request.kind}-{uuid.uuid4().hex}.json"
     path = session / "inbox" / name
-    durable.write(path, request.model_dump_json())
+    try:
+        durable.write(path, request.model_dump_json())
+    except PermissionError as error:
+        whose = permissions.user((session / "session.json").stat().st_uid)
+        raise BadInput(f"{session.name}: is {whose}'s, who alone asks anything of it") from error
     return path
 
 
@@ -113,7 +117,7 @@ def waiting_jobs(session: Path) -> list[str]:
     found = []
     for path in _waiting(session):
         with suppress(BadInput, FileNotFoundError):  # the monitor says what is wrong with it
-            request, _ = _read(path)
+            request = _read(path)
             if isinstance(request, SubmitRequest):
                 found += [spec.name for spec in request.jobs]
     return found
@@ -165,7 +169,7 @@ def left_behind(session: Session) -> list[Path]:
 
 def _take_on(session: Session, path: Path) -> list[str]:
     try:
-        note = _apply(session, _permitted(session, path))
+        note = _apply(session, _read(path))
     except SessionHeld:
         raise
     except Exception as error:
@@ -208,49 +212,45 @@ def _in_words(path: Path) -> str:
     return path.name.encode(errors="backslashreplace").decode()
 
 
-def _permitted(session: Session, path: Path) -> Request:
-    """A request, unless it has another user's commands run in the name of this one."""
-    request, owner = _read(path)
-    if not isinstance(request, SubmitRequest):
-        return request  # whoever may write here may cancel and retry what there is
-    # Where a file server maps users, the session's own file shows what ours are mapped to.
-    own = (session.path / "session.json").stat().st_uid
-    if owner not in (0, os.geteuid(), own):
-        raise BadInput(
-            f"{_in_words(path)}: left by another user ({_user(owner)}), whose commands would run "
-            f"as {_user(os.geteuid())}; have {_user(os.geteuid())} submit these jobs"
-        )
-    return request
+def _read(path: Path) -> Request:
+    """A request of the session's owner, or of root.
 
-
-def _user(number: int) -> str:
+    Whatever else lies there is refused, and never waited for; of another user's nothing is read.
+    """
     try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return f"uid {number}"
-
-
-def _read(path: Path) -> tuple[Request, int]:
-    """A request and whose file it is; whatever else lies there is refused, and never waited for."""
-    try:
-        # Whoever opens a FIFO to read would else wait for a writer.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        # Whoever opens a FIFO to read would else wait for a writer, and a link leads anywhere.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+        with os.fdopen(os.open(path, flags), "rb") as file:
             status = os.fstat(file.fileno())
+            _refuse_others(path, status.st_uid)
             if not stat.S_ISREG(status.st_mode):
                 raise BadInput(f"{_in_words(path)} cannot be read: it is no file")
             raw = file.read(_LARGEST + 1)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            _refuse_others(path, path.lstat().st_uid)
+            raise BadInput(f"{_in_words(path)} cannot be read: it is a link") from error
         if durable.is_passing(error):
             raise
         raise BadInput(f"{_in_words(path)} cannot be read: {error.strerror}") from error
     if len(raw) > _LARGEST:
         raise BadInput(f"{_in_words(path)} has more than {_LARGEST // 10**6} MB: no request has")
     try:
-        return _adapter.validate_json(raw), status.st_uid
+        return _adapter.validate_json(raw)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"][1:])
         raise BadInput(f"{where}: {problem['msg']}" if where else problem["msg"]) from error
+
+
+def _refuse_others(path: Path, owner: int) -> None:
+    """Raise BadInput for what another user has left."""
+    own = (path.parents[1] / "session.json").lstat().st_uid  # as a file server maps us
+    if owner not in (0, os.geteuid(), own):
+        raise BadInput(
+            f"{_in_words(path)}: left by another user ({permissions.user(owner)}): only "
+            f"{permissions.user(own)} asks anything of this session"
+        )
 
 
 def _apply(session: Session, request: Request) -> str:

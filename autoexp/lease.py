@@ -1,6 +1,8 @@
 """The lease on a session: one monitor at a time, and a dead one's is taken over.
 
-The holder's name stands in `monitor.json`; its heartbeat is that file's modification time. What a
+The holder's name stands in `monitor.json`, with the machine's id, its boot and the pid namespace;
+its heartbeat is that file's modification time, which is compared with that of `monitor.lock`,
+touched now: both are dated by the file server. What a
 holder writes it writes inside `writing()`, which holds `monitor.lock` and has looked whether the
 lease is still its own; who takes a lease over holds the same lock. So where locks reach all hosts
 nothing is written by a monitor that was taken over, whenever it was stopped. Where they are the
@@ -211,6 +213,7 @@ def _server_time(directory: Path) -> float:
     """What time the clock says by which heartbeats are dated; ours, for who may only read."""
     path = directory / LOCK
     try:
+        os.close(locks.open_lock(path))  # made, where somebody has removed it
         os.utime(path)
         return path.stat().st_mtime
     except OSError:

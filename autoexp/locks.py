@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from autoexp import payload
+
 # What a filesystem without them says: Lustre mounted without `flock`, some FUSE and NFS mounts.
 _ABSENT = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK)
 _PAUSE_S = 0.05
@@ -60,7 +62,7 @@ def _lock_bytes(descriptor: int) -> bool:
 
 def open_lock(path: Path) -> int:
     """Open a lock's file, made where there is none; closing it gives the lock back."""
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    return payload.open_own(path, os.O_RDWR)
 
 
 @contextmanager

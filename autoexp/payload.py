@@ -48,6 +48,8 @@ _EXIT_FILE_PATIENCE_S = 60.0
 _REQUEUE = 144
 _PR_SET_PDEATHSIG = 1
 _SCRUBBED = ("PREFECT_", "SUBMITIT_")
+_ANEW = os.O_WRONLY | os.O_TRUNC
+_AT_END = os.O_WRONLY | os.O_APPEND
 
 
 def process_identity(pid: int) -> dict[str, Any] | None:
@@ -66,6 +68,30 @@ def process_identity(pid: int) -> dict[str, Any] | None:
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     host = socket.gethostname()
     return {"host": host, "pid": pid, "start_ticks": int(fields[19]), "boot_id": boot_id}
+
+
+def own_identity() -> dict[str, Any]:
+    """This process, also for those to whom its pid means another one, or none."""
+    return {
+        **(process_identity(os.getpid()) or {}),
+        "pid_namespace": pid_namespace(),
+        "host_id": host_id(),
+    }
+
+
+def pid_namespace() -> str:
+    """Where pids are counted: a container may have the host's name, and pids of its own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    except OSError:
+        return ""
+
+
+def host_id() -> str:
+    """Tells machines of one name apart, and stays over a reboot; empty where there is none."""
+    with contextlib.suppress(OSError):
+        return Path("/etc/machine-id").read_text().strip()
+    return ""
 
 
 def processes_with_cookie(key: str, directory: Path | None = None) -> list[int]:
@@ -101,7 +127,7 @@ def scheduler_job_id() -> str:
 def claim(directory: Path, job_id: str) -> bool:
     """Take the attempt's key for `job_id`, for good; False when another job holds it."""
     temporary = directory / f".claim.{socket.gethostname()}.{os.getpid()}"
-    with temporary.open("w") as file:
+    with os.fdopen(open_own(temporary, _ANEW), "w") as file:
         file.write(job_id)
         file.flush()
         os.fsync(file.fileno())
@@ -129,7 +155,7 @@ def _create(temporary: Path, name: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # a filesystem without hard links
-        with name.open("x") as file:
+        with os.fdopen(open_own(name, os.O_WRONLY | os.O_EXCL), "w") as file:
             file.write(temporary.read_text())
             file.flush()
             os.fsync(file.fileno())
@@ -168,13 +194,32 @@ def sync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
+def open_own(path: Path, flags: int, *, executable: bool = False) -> int:
+    """Open a file, made where there is none: for whom its directory is readable it is, too.
+
+    Whatever the umask says, and writable for nobody but its owner.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        if flags & os.O_EXCL:
+            raise
+        return os.open(path, flags)
+    mode = os.stat(path.parent).st_mode & 0o044  # noqa: PTH116
+    mode |= 0o700 | mode >> 2 if executable else 0o600
+    if os.fstat(descriptor).st_mode & 0o777 != mode:
+        with contextlib.suppress(OSError):  # a filesystem without modes, or with its own
+            os.fchmod(descriptor, mode)
+    return descriptor
+
+
 def write_json(path: Path, value: dict[str, Any], patience_s: float = 0.0) -> None:
     """Write atomically: the monitor reads these files at any moment. A full disk is waited for."""
     deadline = time.monotonic() + patience_s
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     while True:
         try:
-            with temporary.open("w") as file:
+            with os.fdopen(open_own(temporary, _ANEW), "w") as file:
                 json.dump(value, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -207,8 +252,10 @@ def is_owned_elsewhere(spec: dict[str, Any], directory: Path) -> bool:
     if here or (earlier / "exit.json").exists() or not (earlier / "started.json").exists():
         return False
     started = json.loads((earlier / "started.json").read_text())
-    # Of this host one can see that it is dead.
-    away = started.get("host") != socket.gethostname()
+    # Of this machine, and outside of containers, one can see that it is dead.
+    mine = own_identity()
+    places = ("host", "host_id", "boot_id", "pid_namespace")
+    away = any(started.get(name, mine[name]) != mine[name] for name in places)
     return away or process_identity(started["pid"]) is not None
 
 
@@ -216,7 +263,8 @@ def take_over(spec: dict[str, Any], *, wait: bool) -> None:
     """Become the owner of the output directory; `wait` until an earlier one must have noticed."""
     path = Path(spec["cwd"]) / OWNER
     temporary = path.with_name(f"{OWNER}.{os.getpid()}")
-    temporary.write_text(own_name(spec))
+    with os.fdopen(open_own(temporary, _ANEW), "w") as file:
+        file.write(own_name(spec))
     temporary.replace(path)
     if wait:
         time.sleep(2 * _OWNER_CHECK_S)
@@ -246,7 +294,7 @@ class Supervisor:
         for name in ("TERM", "USR1", "USR2", "INT"):
             signal.signal(signal.Signals[f"SIG{name}"], self._on_signal)
         signal.signal(signal.SIGALRM, lambda *_: self._send(signal.SIGKILL))
-        with Path(self._spec["log"]).open("ab", buffering=0) as log:
+        with os.fdopen(open_own(Path(self._spec["log"]), _AT_END), "ab", buffering=0) as log:
             self._child = subprocess.Popen(
                 self._spec["command"],
                 stdin=subprocess.DEVNULL,
@@ -256,6 +304,8 @@ class Supervisor:
                 env=self._environment(),
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
+                # What is ours is made for the owner alone; what the trainer makes is the user's.
+                umask=self._spec.get("umask", -1),
             )
         for signum in self._early:
             self._send(signum)
@@ -339,7 +389,7 @@ def main(directory: Path) -> int:
         return 0
     wait = is_owned_elsewhere(spec, directory)
     started = time.time()
-    this = {**(process_identity(os.getpid()) or {}), "job_id": job_id, "started_at": started}
+    this = {**own_identity(), "job_id": job_id, "started_at": started}
     write_json(directory / "started.json", this)
     (directory / "exit.json").unlink(missing_ok=True)
     supervisor, reason = Supervisor(spec, directory), None

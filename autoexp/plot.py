@@ -61,7 +61,7 @@ def draw(*sessions: Subject, path: Path | None = None) -> Path:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     target = path or sessions[0].path / "plot.png"
-    durable.write(target, picture.getvalue())
+    durable.write(target, picture.getvalue(), by_umask=path is not None)
     return target
 
 

@@ -1,45 +1,76 @@
 """Whether a process that was written down still lives, on this machine or another."""
 
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
 from autoexp import payload
 
 identity = payload.process_identity
+own_identity = payload.own_identity
+
+# The kernel's own number of the namespace in which every process of the machine has a pid.
+_OF_THE_MACHINE = "pid:[4026531836]"
 
 
-def own_identity() -> dict[str, Any]:
-    """This process, also for those to whom its pid means another one, or none."""
-    return {**(identity(os.getpid()) or {}), "pid_namespace": _namespace()}
+class OutOfSight(Exception):
+    """Nobody can tell from here whether a process lives."""
 
 
-def _namespace() -> str:
-    """Where pids are counted: a container may have the host's name, and pids of its own."""
+def pid_of(known: dict[str, Any]) -> int | None:
+    """The pid by which the process of `known` (see payload.own_identity) goes here; None: dead.
+
+    Raises OutOfSight where it ran on another machine, or in a container that hides its processes
+    from here. Neither the host's name tells that, which containers and clones share, nor a pid,
+    which is counted in each container anew and used again.
+    """
+    mine = own_identity()
+    if known["host"] != mine["host"]:
+        raise OutOfSight
+    where = known.get("pid_namespace", mine["pid_namespace"])
+    if known["boot_id"] != mine["boot_id"]:
+        if rebooted_since(known) and where == mine["pid_namespace"] == _OF_THE_MACHINE:
+            return None
+        raise OutOfSight
+    if where == mine["pid_namespace"]:
+        seen = identity(known["pid"])
+        is_same = seen is not None and seen["start_ticks"] == known["start_ticks"]
+        return int(known["pid"]) if is_same else None
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and _is(int(entry.name), where, known):
+            return int(entry.name)
+    if mine["pid_namespace"] == _OF_THE_MACHINE:
+        return None
+    raise OutOfSight
+
+
+def _is(pid: int, namespace: str, known: dict[str, Any]) -> bool:
+    """Whether a process that has this pid here is the one of `known` in its own namespace."""
     try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
+        if os.readlink(f"/proc/{pid}/ns/pid") != namespace:  # noqa: PTH115
+            return False
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:  # another user's, or one that has ended
+        return False
+    pids = next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [])
+    seen = identity(pid)
+    return (
+        pids[-1:] == [str(known["pid"])]
+        and seen is not None
+        and seen["start_ticks"] == known["start_ticks"]
+    )
 
 
 def is_alive(known: dict[str, Any]) -> bool | None:
-    """Whether the process of `known` (see payload.process_identity) lives; None: cannot tell.
-
-    It cannot be told from another host, nor from outside of the container that it runs in. A pid
-    alone would not do: pids are reused, so the start time and the boot have to agree as well.
-    """
-    if known["host"] != socket.gethostname():
+    """Whether the process of `known` lives; None: it cannot be told from here."""
+    try:
+        return pid_of(known) is not None
+    except OutOfSight:
         return None
-    if known.get("pid_namespace", _namespace()) != _namespace():
-        return None
-    seen = payload.process_identity(known["pid"])
-    return seen is not None and all(seen[k] == known[k] for k in ("start_ticks", "boot_id"))
 
 
 def rebooted_since(known: dict[str, Any]) -> bool:
     """Whether this machine is the one of `known` and has been rebooted since."""
-    seen = payload.process_identity(1)
-    return (
-        seen is not None and known["host"] == seen["host"] and known["boot_id"] != seen["boot_id"]
-    )
+    mine = own_identity()
+    is_here = all(known.get(name, mine[name]) == mine[name] for name in ("host", "host_id"))
+    return is_here and known["boot_id"] != mine["boot_id"]

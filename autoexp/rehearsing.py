@@ -1,6 +1,7 @@
 """The batch scripts of a plan, written into a directory instead of being submitted."""
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from autoexp import durable
@@ -16,11 +17,13 @@ def write_scripts(jobs: tuple[JobSpec, ...], directory: Path) -> list[Path]:
     Under SLURM it is what `sbatch` would get, with the trainer's command as its last line, where a
     real one starts the payload. On this machine it is the command and its variables.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    durable.make_directory(directory.parent, by_umask=True)
+    with suppress(FileExistsError):
+        durable.make_own_directory(directory, 0o700)
     written = []
     for job in jobs:
         path = directory / f"{job.name}.sh"
-        durable.write(path, _script(job, directory), mode=0o777)
+        durable.write(path, _script(job, directory), executable=True)
         written.append(path)
     return written
 

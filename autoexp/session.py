@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from autoexp import durable, lease, names, schema, states
+from autoexp import durable, lease, names, permissions, removal, schema, states
 from autoexp.blame import BlameList
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.events import (
@@ -121,6 +121,8 @@ class Session:
         _must_exist(path)
         held = lease.take(path)
         try:
+            permissions.refuse_others(path)
+            removal.unmark(path)
             with guard or nullcontext():
                 schema.read(path / "session.json", SessionMeta).refuse_elsewhere(path)
                 schema.upgrade_files(path)

@@ -28,7 +28,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
         case _:
             raise BadInput(f"{path}: give a name that ends with .csv or .parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
-    durable.write(path, content)
+    durable.write(path, content, by_umask=True)
 
 
 def _as_parquet(rows: Sequence[Row]) -> bytes:

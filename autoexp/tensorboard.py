@@ -1,6 +1,5 @@
 """Loss curves as TensorBoard event files, for those who keep their usual tools."""
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,5 +43,5 @@ def write_events(sessions: Iterable[Session], directory: Path) -> list[Path]:
 
 def _remove_old(folder: Path) -> None:
     """Event files of an earlier export: TensorBoard would draw both."""
-    if any(folder.glob("events.out.tfevents.*")):
-        shutil.rmtree(folder)
+    for file in folder.glob("events.out.tfevents.*"):
+        file.unlink()

@@ -153,6 +153,7 @@ def _run_flow(path: Path, out: Console) -> bool:
     """
     foreground = Foreground()
     with stopping_on_signals(foreground):
+        durable.append(path / "prefect-server.log", b"")  # made as all of a session is
         if (server := embedded_server(path)) is not None:
             os.environ["PREFECT_API_URL"] = f"{server.url}/api"
             os.environ["PREFECT_API_AUTH_STRING"] = server.auth_string

@@ -82,6 +82,8 @@ class Orders(NamedTuple):
     grace_s: float
     signal_steps: bool = False
     """Whether the trainer runs in steps of srun, which dies of the signals that it should pass."""
+    umask: int | None = None
+    """What the command makes files with, where the payload itself has another umask."""
 
 
 class Request(NamedTuple):
@@ -142,7 +144,8 @@ def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, orders: Orders) -> 
     if (directory / "spec.json").exists():
         return
     durable.make_directory(directory)
-    durable.make_directory(Path(spec.output_dir))
+    output, session = Path(spec.output_dir), directory.parent.parent
+    durable.make_directory(output, by_umask=not output.is_relative_to(session))
     durable.write(directory / "payload.py", Path(payload.__file__).read_bytes())
     content = {
         "key": ticket.key,
@@ -153,7 +156,7 @@ def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, orders: Orders) -> 
         "grace_s": orders.grace_s,
         "warning_signal": "SIGTERM",
         "signal_steps": orders.signal_steps,
-    }
+    } | ({} if orders.umask is None else {"umask": orders.umask})
     durable.write_json(directory / "spec.json", content)
 
 

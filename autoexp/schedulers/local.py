@@ -65,7 +65,8 @@ class DetachedExecutor(submitit.LocalExecutor):
         }
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus
-        with (self.folder / "controller.log").open("ab") as log:
+        flags = os.O_WRONLY | os.O_APPEND
+        with os.fdopen(payload.open_own(self.folder / "controller.log", flags), "ab") as log:
             controller = subprocess.Popen(
                 [sys.executable, "-m", "submitit.local._local", str(self.folder)],
                 env=environment,
@@ -74,8 +75,18 @@ class DetachedExecutor(submitit.LocalExecutor):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=[self._lock],
+                # Of submitit's own logs; the payload gives the command the user's umask back.
+                umask=0o077 & ~self.folder.stat().st_mode | 0o022,
             )
         return submitit_local.LocalJob(self.folder, str(controller.pid), process=controller)
+
+
+def _umask() -> int:
+    """This process's, which may be asked only by setting it, or of the kernel's own account."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o077
 
 
 class LocalScheduler:
@@ -88,7 +99,7 @@ class LocalScheduler:
         del attempt
         variables = {**spec.environment, **spec.container.environment()}
         command = spec.container.inside(spec.command, spec.output_dir, variables)
-        return Orders(command, variables, _GRACE_S)
+        return Orders(command, variables, _GRACE_S, umask=_umask())
 
     def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
         executor = DetachedExecutor(ticket.directory, lock)
@@ -163,7 +174,10 @@ def _sight(ticket: Ticket) -> Sighting:
 
 def _payload_lives(directory: Path) -> bool | None:
     started = _read_json(directory / "started.json")
-    return None if started is None else processes.is_alive(started)
+    if started is None:
+        return None
+    # A payload has no heartbeat: of a container that a reboot has ended its boot has to tell.
+    return False if processes.rebooted_since(started) else processes.is_alive(started)
 
 
 def _ended(directory: Path, ended: dict[str, Any]) -> Sighting:
@@ -187,12 +201,13 @@ def _cancel(ticket: Ticket) -> str:
     started = _await_start(directory)
     if started is None:
         raise SchedulerUnavailable(f"{ticket.key} is starting at this very moment; try again")
-    alive = processes.is_alive(started)
-    if alive is None:
+    try:
+        pid = processes.pid_of(started)
+    except processes.OutOfSight:
         return f"runs on {started['host']}: cancel it from there"
-    if alive:
+    if pid is not None:
         # The payload passes it on, and kills what has not ended after its grace time.
-        _kill(started["pid"], signal.SIGTERM)
+        _kill(pid, signal.SIGTERM)
         return "told to end (SIGTERM)"
     _end_leftovers(ticket)
     return "killed what was left of it"

@@ -86,7 +86,7 @@ class AttemptExecutor(submitit.SlurmExecutor):
         return str(self._make_submission_file_text(command, ""))
 
     def _submit_command(self, command: str) -> submitit.SlurmJob[Any]:
-        durable.write(self._script, self.script(command), mode=0o777)
+        durable.write(self._script, self.script(command), executable=True)
         answer = read_answer(_sbatch(self._script, self._lock, self._timeout_s))
         self.sent_to = answer.cluster
         return submitit.SlurmJob(self.folder, answer.job_id, tasks=[0])

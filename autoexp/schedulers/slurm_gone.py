@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from autoexp import states
+from autoexp import durable, states
 from autoexp.errors import SchedulerUnavailable
 from autoexp.jobs import now
 from autoexp.schedulers.base import Sighting, Ticket, read_claim
@@ -112,8 +112,8 @@ def _given_up(
     found = {}
     for ticket in lost:
         with suppress(SchedulerUnavailable, OSError):  # not yet, then
-            ticket.directory.mkdir(parents=True, exist_ok=True)
-            (ticket.directory / _GIVEN_UP).touch()
+            durable.make_directory(ticket.directory)
+            durable.write(ticket.directory / _GIVEN_UP, "")
             end(ticket)
             found[ticket.key] = Sighting("LOST", reasons[ticket.key], ended_at=now())
     return found

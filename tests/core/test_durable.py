@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import durable
+from autoexp import durable, locks
 from tests.core.conftest import FullDisk, KilledAt
 
 OLD, NEW = b"old " * 1000, b"new " * 2000
@@ -135,13 +135,43 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o002, 0o027, 0o077], indirect=True, ids=oct)
-def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
-    durable.write(tmp_path / "file", NEW)
-    durable.write(tmp_path / "script", NEW, mode=0o777)
-    durable.append(tmp_path / "lines", b"one\n")
-    durable.make_directory(tmp_path / "above" / "folder")
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+UMASKS = pytest.mark.parametrize("umask", [0, 0o022, 0o002, 0o077], indirect=True, ids=oct)
+
+
+def modes_in(directory: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.rglob("*")}
+
+
+@UMASKS
+@pytest.mark.parametrize("top", [0o700, 0o750, 0o2750, 0o777], ids=oct)
+def test_what_is_made_is_readable_for_whom_its_directory_is_under_any_umask(
+    tmp_path: Path, umask: int, top: int
+) -> None:
+    session = tmp_path / "session"
+    durable.make_own_directory(session, top & 0o777)
+    session.chmod(top)
+
+    durable.make_directory(session / "above" / "folder")
+    durable.write(session / "above" / "folder" / "file", NEW)
+    durable.write(session / "script", NEW, executable=True)
+    durable.append(session / "lines", b"one\n")
+    os.close(locks.open_lock(session / "lock"))
+
+    modes = modes_in(session)
+    assert modes["above"] & 0o777 == modes["folder"] & 0o777 == 0o700 | top & 0o055
+    assert modes["above"] & stat.S_ISGID == top & stat.S_ISGID
+    assert modes["script"] == 0o700 | top & 0o044 | (top & 0o044) >> 2
+    assert modes["file"] == modes["lines"] == modes["lock"] == 0o600 | top & 0o044
+
+
+@UMASKS
+def test_what_is_the_users_own_follows_the_umask(tmp_path: Path, umask: int) -> None:
+    durable.make_directory(tmp_path / "above" / "folder", by_umask=True)
+    durable.write(tmp_path / "file", NEW, by_umask=True)
+    durable.write(tmp_path / "script", NEW, executable=True, by_umask=True)
+    durable.append_once(tmp_path / "lines", "one")
+
+    modes = modes_in(tmp_path)
     assert modes["file"] == modes["lines"] == 0o666 & ~umask
     assert modes["script"] == modes["above"] == modes["folder"] == 0o777 & ~umask
 

@@ -135,7 +135,9 @@ def test_a_pid_that_another_process_has_by_now_is_dead(session: Path) -> None:
     assert_free(session)
 
 
-def test_a_pid_from_before_a_reboot_is_dead(session: Path) -> None:
+def test_a_pid_from_before_a_reboot_is_dead(session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = processes.own_identity()["pid_namespace"]
+    monkeypatch.setattr(processes, "_OF_THE_MACHINE", machine)
     written(session, boot_id="00000000-0000-0000-0000-000000000000")
     assert_free(session)
 
@@ -154,14 +156,44 @@ def test_a_monitor_on_another_host_is_dead_after_its_silence(session: Path) -> N
     assert_free(session)
 
 
-def test_a_monitor_in_a_container_of_the_hosts_name_is_judged_by_its_heartbeat(
-    session: Path,
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"boot_id": "00000000-0000-0000-0000-000000000000", "host_id": "another"},
+        {"boot_id": "00000000-0000-0000-0000-000000000000", "pid_namespace": "pid:[1]"},
+        {"pid_namespace": "pid:[1]"},
+    ],
+    ids=["a clone", "a container before a reboot", "a container beside ours"],
+)
+def test_a_monitor_out_of_sight_under_the_hosts_name_is_judged_by_its_heartbeat(
+    session: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: dict[str, str]
 ) -> None:
-    written(session, pid=1, start_ticks=1, pid_namespace="pid:[1]")
+    monkeypatch.setattr(processes, "_OF_THE_MACHINE", "pid:[2]")  # we are in a container ourselves
+    written(session, pid=1, start_ticks=1, **elsewhere)
     with pytest.raises(SessionHeld):
         lease.take(session)
-    written(session, pid=1, start_ticks=1, pid_namespace="pid:[1]", age_s=190)
+    written(session, pid=1, start_ticks=1, **elsewhere, age_s=190)
     assert_free(session)
+
+
+def test_from_outside_of_a_container_its_monitor_is_seen_alive_and_seen_dead(
+    session: Path, wait_for: WaitFor
+) -> None:
+    command = ["unshare", "-pf", "--mount-proc", "--kill-child", sys.executable, "-c", HOLD]
+    with subprocess.Popen(
+        [*command, str(session)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        if process.stdout.readline() != b"held\n":
+            pytest.skip("pid namespaces need root here")
+        os.utime(session / lease.FILE, (0, 0))  # its process is asked, not its heart
+        with pytest.raises(SessionHeld, match="pid 1 on"):
+            lease.take(session)
+        process.kill()
+    os.utime(session / lease.FILE)
+    if processes.own_identity()["pid_namespace"] == processes._OF_THE_MACHINE:
+        wait_for(lambda: not (lease.look(session) or (None, 0, False))[2], "its end")
+        assert_free(session)
 
 
 def test_a_heartbeat_from_the_future_says_what_to_do_if_that_monitor_is_gone(session: Path) -> None:
