@@ -19,9 +19,8 @@ from autoexp.machines import SlurmCluster
 from autoexp.rules.actions import Cancel, ExcludeNodes, Launch
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.rules.values import values_of
-from autoexp.schedulers.base import Request, Ticket
+from autoexp.schedulers.base import Request
 from autoexp.schedulers.local import LocalScheduler
-from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.schedulers.slurm_batch import executor_for
 from autoexp.session import Session
 from tests.core.test_monitor import Story, of
@@ -89,23 +88,6 @@ def test_submissions_exclude_blamed_nodes_beside_the_users_own(tmp_path: Path) -
         "true"
     )
     assert "#SBATCH --exclude=n1\n" in plain
-
-
-def test_pending_jobs_are_told_to_avoid_nodes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
-    scontrol.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    tickets = [
-        Ticket("k1", tmp_path, "k1", "batch.sh", "11"),
-        Ticket("k2", tmp_path, "k2", "batch.sh", "12_3"),
-    ]
-    SlurmScheduler(SlurmCluster()).avoid(tickets, ["n2", "n3"])
-    assert (tmp_path / "calls").read_text().splitlines() == [
-        "update JobId=11,12_3 ExcNodeList=n2,n3"
-    ]
 
 
 # Launching

@@ -213,17 +213,17 @@ def saves_to(path: Path) -> str:
 def test_an_output_root_arrives_in_the_command_as_exactly_that_text(
     tmp_path: Path, composed: Composed, text: str
 ) -> None:
-    project = Project(name="p", output_root=f"/o/{text}")
+    project = Project(name="p", output_root=f"{tmp_path}/o/{text}")
     hostile = composed.experiment.model_copy(update={"project": project})
-    path = create(composed._replace(experiment=hostile), tmp_path, session_id="s")
-    assert saves_to(path) == f"/o/{text}/s/p/checkpoints"
+    path = create(composed._replace(experiment=hostile), tmp_path / "root", session_id="s")
+    assert saves_to(path) == f"{tmp_path}/o/{text}/s/p/checkpoints"
 
 
 def test_an_output_root_from_the_environment_is_never_resolved_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = "/o/" + " ".join(HOSTILE)
+    root = f"{tmp_path}/o/" + " ".join(HOSTILE)
     monkeypatch.setenv("AUTOEXP_TEST_ROOT", root)
     composed = compose("demo", ["project.output_root=${oc.env:AUTOEXP_TEST_ROOT}"])
-    path = create(composed, tmp_path, session_id="s")
+    path = create(composed, tmp_path / "root", session_id="s")
     assert saves_to(path) == f"{root}/s/demo/checkpoints"

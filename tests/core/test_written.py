@@ -9,11 +9,14 @@ from autoexp.backends.command import CommandBackend
 from autoexp.changing import changed_backend
 from autoexp.compose import Composed, compose
 from autoexp.errors import BadInput
-from autoexp.launching import _command
+from autoexp.events import Published
+from autoexp.launching import Launching
 from autoexp.machines import SlurmCluster
 from autoexp.plan import make_plan
 from autoexp.rules.actions import Launch, Restart
 from autoexp.rules.possible import compose_launched
+from autoexp.rules.records import ActionRecord
+from autoexp.schedulers.local import LocalScheduler
 from autoexp.written import marked_override, marked_yaml, unmarked
 
 SURPRISES = (
@@ -221,5 +224,8 @@ def test_changes_of_rules_arrive_as_written_however_often_they_were_recorded(
     assert launched.trainer.environment()["COMMIT"] == "12345e6"
     assert launched.trainer.train_iters == 10000
     assert isinstance(command, Launch)
-    job = _command(again, tmp_path, command, "third", {})
+    told = Published(job="own", name="go", action="r/e/0")
+    asked = ActionRecord(key="r/e2/0", rule="r", event=told, action=command)
+    launching = Launching(asked, command, {}, again, tmp_path, "s")
+    (job,) = launching.run(LocalScheduler())
     assert job.machine.time_limit_min == 10
