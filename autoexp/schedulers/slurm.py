@@ -6,13 +6,15 @@ hangs raises SchedulerUnavailable and says nothing about any job.
 
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
-from autoexp import states
+from autoexp import payload, states
 from autoexp.errors import SchedulerUnavailable, SubmissionRefused, SubmitLimitReached
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.machines import LocalMachine, SlurmCluster
@@ -48,6 +50,15 @@ _MORE_IN_ACCOUNTING = ("FAILED", "CANCELLED")
 _UNKNOWN_NODE = "Invalid node name"
 
 _log = logging.getLogger(__name__)
+
+
+def _make_logs(request: Request) -> None:
+    """SLURM would make them by the umask; what is there already, it appends to."""
+    tasks = request.tasks or (None,)
+    for task in tasks:
+        log = request.log if task is None else request.log.replace("%a", str(task))
+        with suppress(OSError):  # it makes it itself, then
+            os.close(payload.open_own(Path(log), os.O_WRONLY | os.O_APPEND))
 
 
 class SlurmScheduler:
@@ -88,6 +99,7 @@ class SlurmScheduler:
         limit = self._capped(request.time_limit_min, cluster.partition, ticket.name)
         avoided = self._by_name(request.avoided)
         request = request._replace(time_limit_min=limit, avoided=avoided)
+        _make_logs(request)
         while True:
             executor = executor_for(cluster, ticket.directory / ticket.script, request, lock)
             try:

@@ -114,6 +114,22 @@ def script_of(ticket: Ticket) -> str:
     return (ticket.directory / ticket.script).read_text()
 
 
+# The logs that SLURM writes
+
+
+@pytest.mark.parametrize("top", [0o700, 0o750], ids=oct)
+def test_a_log_is_there_before_slurm_makes_it_by_the_umask(
+    fakes: Fakes, ticket: Ticket, top: int
+) -> None:
+    fakes.says("sbatch", "12")
+    ticket.directory.chmod(top)
+    submit(SlurmCluster(), ticket)
+    submit(SlurmCluster(), ticket, log=str(ticket.directory / "task-%a.log"), tasks=(0, 7))
+    for name in ("job.log", "task-0.log", "task-7.log"):
+        assert (ticket.directory / name).stat().st_mode & 0o777 == 0o600 | top & 0o040
+    assert "--open-mode=append" in script_of(ticket)
+
+
 # What sbatch says
 
 
