@@ -4,7 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +19,10 @@ from autoexp.status import JobStatus, Status
 _ROWS = 60
 _FEW = 8
 _SCORES = 3
+# A column of words that is narrower than this reads badly.
+_NOTE = 30
+_GAP = 2
+_WIDE = 10_000
 _COLOURS = {"finished": "green", "failed": "red", "running": "cyan", "stopped": "yellow"}
 
 
@@ -28,18 +32,53 @@ def console(*, stderr: bool = False) -> Console:
     return out if out.is_terminal else Console(stderr=stderr, highlight=False, width=160)
 
 
-def status_table(status: Status) -> Table:
-    """The session's jobs: state, progress, loss, learning rate, GPU hours, time left."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    hours = any(job.planned_gpu_hours or job.gpu_hours for job in status.jobs)
-    for name in ("job", "state", "iteration", "", "loss", "lr", "GPU h", "left"):
-        right = name in ("iteration", "loss", "lr", "GPU h", "left")
-        if name != "GPU h" or hours:
-            table.add_column(name, justify="right" if right else "left", no_wrap=True)
-    table.add_column("", overflow="fold")
-    for job in _most_telling(status.jobs):
-        table.add_row(*_cells(job, hours=hours))
-    return table
+class StatusTable:
+    """The session's jobs: state, progress, loss, learning rate, GPU hours, time left, why.
+
+    Where the last column would be a narrow one, there are no bars; where that does not help, what
+    it says stands below the table.
+    """
+
+    def __init__(self, status: Status) -> None:
+        self._jobs = _most_telling(status.jobs)
+        self._hours = any(job.planned_gpu_hours or job.gpu_hours for job in status.jobs)
+        self._notes = [_note(job) for job in self._jobs]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        longest = max((len(note) for note in self._notes), default=0)
+        widths = {bars: self._width(console, bars=bars) for bars in (True, False)}
+        for bars, width in widths.items():
+            if width + _GAP + min(longest, _NOTE) <= options.max_width:
+                yield self._table(bars=bars, notes=True)
+                return
+        yield self._table(bars=widths[True] <= options.max_width, notes=False)
+        for job, note in zip(self._jobs, self._notes, strict=True):
+            if note and (job.scores or job.verdict != Verdict.FINISHED):
+                yield Text.assemble(job.name, "  ", note)
+
+    def _width(self, console: Console, *, bars: bool) -> int:
+        wide = console.options.update_width(_WIDE)
+        return console.measure(self._table(bars=bars, notes=False), options=wide).maximum
+
+    def _table(self, *, bars: bool, notes: bool) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+        for name in ("job", "state", "iteration", "bar", "loss", "lr", "GPU h", "left"):
+            right = name in ("iteration", "loss", "lr", "GPU h", "left")
+            if (name != "GPU h" or self._hours) and (name != "bar" or bars):
+                heading = "" if name == "bar" else name
+                table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+        if notes:
+            table.add_column("", overflow="fold")
+        for job, note in zip(self._jobs, self._notes, strict=True):
+            cells = _cells(job, hours=self._hours, bars=bars)
+            table.add_row(*cells, *([note] if notes else []))
+        return table
+
+
+def _note(job: JobStatus) -> Text:
+    """What a job scored, and why it is where it is."""
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in list(job.scores.items())[:_SCORES])
+    return Text.assemble(scores, "  " if scores else "", (job.reason or "", "dim"))
 
 
 def _most_telling(jobs: Sequence[JobStatus]) -> Sequence[JobStatus]:
@@ -55,7 +94,7 @@ def _most_telling(jobs: Sequence[JobStatus]) -> Sequence[JobStatus]:
 
 def status_view(status: Status) -> RenderableType:
     """Headline and table; of very many jobs, how many there are of each kind."""
-    parts: list[RenderableType] = [_headline(status), Text(), status_table(status)]
+    parts: list[RenderableType] = [_headline(status), Text(), StatusTable(status)]
     left_out = len(status.jobs) - len(_most_telling(status.jobs))
     if left_out:
         parts.append(Text(f"… and {left_out} more jobs; `--json` has all", "dim"))
@@ -81,24 +120,23 @@ def _word(job: JobStatus) -> str:
     return str(job.verdict) if done else job.state
 
 
-def _cells(job: JobStatus, *, hours: bool) -> list[RenderableType]:
+def _cells(job: JobStatus, *, hours: bool, bars: bool) -> list[RenderableType]:
     target = job.target_iteration or 1
     done = job.iteration or 0
     word = _word(job)
     colour = {"finished": "green", "failed": "red", "RUNNING": "cyan"}.get(word, "yellow")
     trains = job.target_iteration is not None
     planned = "?" if job.planned_gpu_hours is None else f"{job.planned_gpu_hours:.2f}"
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in list(job.scores.items())[:_SCORES])
+    bar = ProgressBar(total=target, completed=min(done, target), width=20) if trains else ""
     return [
         job.name,
         Text(word, colour),
         f"{done}/{job.target_iteration}" if trains else "",
-        ProgressBar(total=target, completed=min(done, target), width=20) if trains else "",
+        *([bar] if bars else []),
         "" if job.loss is None else f"{job.loss:.4f}",
         "" if job.learning_rate is None else f"{job.learning_rate:.1e}",
         *([f"{job.gpu_hours:.2f}/{planned}"] if hours else []),
         _duration(job.seconds_left),
-        Text.assemble(scores, "  " if scores else "", (job.reason or "", "dim")),
     ]
 
 
@@ -124,7 +162,7 @@ def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
 
 def print_plan(plan: Plan, out: Console) -> None:
     """Jobs, branch points, decay lengths, what they cost, and command lines."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
     table.add_column("job", no_wrap=True)
     names = ("kind", "branches at", "decays over", "shape", "to lr", "ends at", "tokens")
     for name in (*names, "GPUs", "time"):
