@@ -162,28 +162,26 @@ def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
 
 def print_plan(plan: Plan, out: Console) -> None:
     """Jobs, branch points, decay lengths, what they cost, and command lines."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-    table.add_column("job", no_wrap=True)
-    names = ("kind", "branches at", "decays over", "shape", "to lr", "ends at", "tokens")
-    for name in (*names, "GPUs", "time"):
-        table.add_column(name)
+    rows: list[dict[str, str]] = []
     for job in plan.jobs:
         branch = job.branch
         batches = job.trainer.batches(job.machine.workers)
         tokens = batches.tokens(job.target_iteration) if batches and job.target_iteration else None
-        table.add_row(
-            job.name,
-            job.kind,
-            str(branch.iteration) if branch else "",
-            str(branch.decay_iterations) if branch else "",
-            branch.shape if branch else "constant" if job.kind is Kind.TRAIN else "",
-            f"{branch.min_lr:g}" if branch else "",
-            str(job.target_iteration or ""),
-            "" if tokens is None else rounded(tokens),
-            str(job.machine.gpus or ""),
-            _time_asked(job),
+        rows.append(
+            {
+                "job": job.name,
+                "kind": str(job.kind),
+                "branches at": str(branch.iteration) if branch else "",
+                "decays over": str(branch.decay_iterations) if branch else "",
+                "shape": branch.shape if branch else "constant" if job.kind is Kind.TRAIN else "",
+                "to lr": f"{branch.min_lr:g}" if branch else "",
+                "ends at": str(job.target_iteration or ""),
+                "tokens": "" if tokens is None else rounded(tokens),
+                "GPUs": str(job.machine.gpus or ""),
+                "time": _time_asked(job),
+            }
         )
-    out.print(table)
+    out.print(_table_of(rows, out.width))
     if plan.cost is not None:
         out.print(cost_line(plan.cost), markup=False)
     print_copies(plan, out)
@@ -193,6 +191,27 @@ def print_plan(plan: Plan, out: Console) -> None:
         out.print(f"\n{job.name}:", style="bold")
         command = job.container.inside(job.command, job.output_dir, job.environment)
         out.print(f"  {shlex.join(command)}", markup=False, soft_wrap=True)
+
+
+def _table_of(rows: Sequence[dict[str, str]], width: int) -> Table:
+    """The columns that say something, in whole words; the kind only where there is room for it."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    names = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
+    words = {name: " ".join([name, *(row[name] for row in rows)]).split() for name in names}
+    least = {name: max(map(len, words[name])) for name in names}
+    full = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+
+    def fits(widths: dict[str, int]) -> bool:
+        return sum(widths[name] + _GAP for name in names) - _GAP <= width
+
+    if not fits(full) and not fits(least) and "kind" in names:
+        names.remove("kind")  # the tree above says it, too
+    for name in names:
+        wanted = None if fits(full) or not fits(least) else least[name]
+        table.add_column(name, overflow="fold", width=wanted)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
+    return table
 
 
 def _time_asked(job: JobSpec) -> str:
