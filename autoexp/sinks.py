@@ -25,7 +25,7 @@ _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 seen: C0 and C1 controls, formats (bidi controls, joiners), halves of pairs, separators of lines."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # What Markdown reads, with GitHub's tables, strikes and links that nothing but a text announces.
-_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|#!~$&@]|:(?=/)|(?i:(?<=\bwww))\.")
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|#!~$&]|(?<=[\w.+-])@|:(?=/)|(?i:(?<=\bwww))\.")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;"}
 
 

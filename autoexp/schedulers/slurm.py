@@ -47,6 +47,8 @@ _WINDOW = timedelta(days=30)
 _SQUEUE = ("squeue", "--me", "-h", "-r", "-t", "all")
 # Of these ends accounting knows more: a kill for memory inside a step, and who cancelled a job.
 _MORE_IN_ACCOUNTING = ("FAILED", "CANCELLED")
+# With a name, it may say so without the id of the job that has ended.
+_NO_SUCH = re.compile("No active jobs match|Invalid job id", re.IGNORECASE)
 _UNKNOWN_NODE = "Invalid node name"
 
 _log = logging.getLogger(__name__)
@@ -371,8 +373,8 @@ class SlurmScheduler:
             self._run(["scancel", *only, *(str(t.job_id) for t in tickets)])
         except CommandFailed as error:
             refused = {t.key: slurm_commands.about(str(t.job_id), error.stderr) for t in tickets}
-            if only:  # of one job, which it may not know any longer
-                refused = dict.fromkeys(refused, error.stderr)
+            if only and _NO_SUCH.search(error.stderr):  # it names no job then
+                refused = {key: words or error.stderr for key, words in refused.items()}
             if NO_ANSWER.search(error.stderr) or not any(refused.values()):
                 raise SchedulerUnavailable(str(error)) from error
             return {key: words or "accepted" for key, words in refused.items()}

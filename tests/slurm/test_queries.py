@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slurm
 HELD = {"options": {"hold": True}}
 
 
-def test_a_look_and_a_cancellation_cost_one_command_for_one_job_and_for_two_hundred(
+def test_a_look_costs_one_command_and_a_cancellation_two_for_one_job_and_for_two_hundred(
     bench: Bench, commands: Commands
 ) -> None:
     bench.submit("j0", FOR_EVER, **HELD)
@@ -29,7 +29,7 @@ def test_a_look_and_a_cancellation_cost_one_command_for_one_job_and_for_two_hund
 
     commands.forget()
     answers = bench.scheduler.cancel(bench.tickets())
-    assert commands.counts() == {"scancel": 1}
+    assert commands.counts() == {"squeue": 1, "scancel": 1}  # whose they are now, and then
     assert set(answers) == set(told)
     bench.watch(
         lambda: all(attempt.state == "CANCELLED" for attempt in map(bench.attempt, bench.jobs)),
@@ -58,7 +58,7 @@ def test_sacct_is_asked_once_and_only_for_jobs_that_left_the_queue(
     assert commands.counts() == {"squeue": 1, "sacct": 1}
     ended = ",".join(str(bench.attempt(name).job_id) for name in ("a", "b", "c"))
     assert f"-j {ended}" in commands.calls("sacct")[0].arguments
-    assert {key.split("-")[-2]: sighting.state for key, sighting in told.items()} == {
+    assert {key.split("-")[-3]: sighting.state for key, sighting in told.items()} == {
         "a": "COMPLETED",
         "b": "COMPLETED",
         "c": "COMPLETED",
