@@ -37,7 +37,7 @@ def remove(path: Path) -> None:
         durable.set_mode(session, stat.S_IMODE(os.fstat(session).st_mode) | MARK)
         durable.step()
         os.rename(path.name, doomed, src_dir_fd=root, dst_dir_fd=root)
-        os.fsync(root)
+        durable.sync_directory(path.parent)
         durable.step()
         _empty(session)
         with suppress(FileNotFoundError):  # somebody else was at the same

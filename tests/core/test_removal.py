@@ -1,5 +1,6 @@
 """Removing a session: whole or gone, whatever the moment of a kill."""
 
+import errno
 import itertools
 import os
 import socket
@@ -130,3 +131,16 @@ def test_folders_are_deleted_in_few_places_all_of_which_follow_no_link(path: Pat
     known = {"autoexp/removal.py", "autoexp/backends/pins.py", "autoexp/demo_checkpoints.py"}
     if name_of(path) not in known and not name_of(path).startswith("bench/"):
         assert "rmtree" not in path.read_text()
+
+
+def test_a_session_is_removed_where_directories_cannot_be_synced(
+    tmp_path: Path, composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = create(composed, tmp_path, session_id="s")
+
+    def refused(_: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    removal.remove(path)
+    assert list(tmp_path.iterdir()) == []
