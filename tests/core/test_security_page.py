@@ -1,4 +1,4 @@
-"""The table in docs/security.md names functions and tests that exist, and keep what they promise."""
+"""The table in docs/security.md names functions and tests that exist and hold."""
 
 import ast
 import re
