@@ -99,7 +99,7 @@ class LogMessage(NamedTuple):
 
 
 class Command(NamedTuple):
-    """Run a command to its end; no shell reads its arguments."""
+    """Run a command to its end; its arguments arrive as they are."""
 
     arguments: tuple[str, ...]
     directory: Path

@@ -102,7 +102,7 @@ def _read(path: Path) -> Claim | None:
                 return Claim(str(said["session"]), str(said["nonce"]), str(said.get("draft", "")))
         except PermissionError:
             return Claim(f"another user's ({path} cannot be read)", "")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
         time.sleep(0.1)
     return None

@@ -10,6 +10,7 @@ import html
 import io
 import logging
 import re
+import traceback
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -23,6 +24,7 @@ _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,253}")
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode's classes of characters that steer a terminal, turn the direction of writing, or are not
 seen: C0 and C1 controls, formats (bidi controls, joiners), halves of pairs, separators of lines."""
+_ASCII_CONTROLS = re.compile(r"[\0-\x08\x0b-\x1f\x7f]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # What Markdown reads, with GitHub's tables, strikes and links that nothing but a text announces.
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|#!~$&]|(?<=[\w.+-])@|:(?=/)|(?i:(?<=\bwww))\.")
@@ -34,7 +36,7 @@ def terminal(text: str) -> str:
 
     C1 and bidi controls are shown as they are written in a program; colours are left out.
     """
-    if text.isascii() and text.isprintable():
+    if text.isascii() and not _ASCII_CONTROLS.search(text):
         return text
     plain = without_escapes(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
     if not any(map(_is_unseen, plain)):
@@ -68,8 +70,20 @@ class Lines(logging.Filter):
     """Lets a logger's messages through as `terminal` makes them: a log is read on terminals."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = terminal(record.getMessage()), ()
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError, KeyError):
+            text = f"{record.msg} {record.args}"  # what does not fit its arguments ends nobody
+        record.msg, record.args = terminal(text), ()
+        if record.exc_info and record.exc_info[1] is not None:
+            # A formatter takes this text in place of what it would make of the exception.
+            text = "".join(traceback.format_exception(record.exc_info[1]))
+            record.exc_text = terminal(text.rstrip("\n"))
         return True
+
+
+LINES = Lines()
+"""The one of this process: a logger that is given it again keeps it once."""
 
 
 def markdown(text: str) -> str:

@@ -4,14 +4,14 @@ import argparse
 from pathlib import Path
 
 from autoexp.backends.megatron_check import compare
-from flows.show import console
+from flows.terminal import console, say_json
 
 
 def check(options: argparse.Namespace) -> int:
     """Compare autoexp's model of a trainer's arguments with a checkout; 1 when they differ."""
     found = compare(Path(options.source), options.script)
     if options.json:
-        print(found.model_dump_json(indent=1))
+        say_json(found.model_dump(mode="json"))
         return 0 if found.fits else 1
     out = console()
     kinds = (
@@ -21,13 +21,12 @@ def check(options: argparse.Namespace) -> int:
     )
     for kind, meaning, names in kinds:
         for name in names:
-            out.print(f"{kind}  {name}  ({meaning})", markup=False, soft_wrap=True)
+            out.print(f"{kind}  {name}  ({meaning})", soft_wrap=True)
     verdict = "fits" if found.fits else "does not fit"
     counts = f"{len(found.missing)} missing, {len(found.changed)} changed"
     out.print(
         f"{options.source}: {verdict}: {found.read} arguments, {counts}, "
         f"{len(found.unknown)} unknown",
-        markup=False,
         soft_wrap=True,
     )
     return 0 if found.fits else 1

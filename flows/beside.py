@@ -7,7 +7,6 @@ long.
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from flows.context import Foreground
+from flows.terminal import say
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_S = 15.0
@@ -97,7 +97,7 @@ def leave_within(seconds: float, code: int, said: str) -> None:
 
     def leave() -> None:
         if said:
-            print(said, file=sys.stderr, flush=True)
+            say(said, error=True)
         os._exit(code)
 
     timer = threading.Timer(seconds, leave)

@@ -35,13 +35,15 @@ def main(arguments: Sequence[str]) -> int:
     _print_in_any_encoding()
     options = parse(arguments)
     # Prefect and Hydra take seconds to import: `--help` and bad options answer before that.
+    terminal = importlib.import_module("flows.terminal")
+    sys.excepthook = terminal.say_what_broke
     importlib.import_module("flows.server").bypass_proxies()
     module = importlib.import_module(f"flows.{options.module}")
     try:
         code: int = getattr(module, options.function)(options)
         sys.stdout.flush()
     except AutoexpError as error:
-        print(f"autoexp: {error}", file=sys.stderr)
+        terminal.say(f"autoexp: {error}", error=True)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"autoexp: {durable.in_words(error)}", file=sys.stderr)
+        terminal.say(f"autoexp: {durable.in_words(error)}", error=True)
         return 1
     return code
 

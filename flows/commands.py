@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,8 @@ from autoexp.session import Session, sessions_root
 from autoexp.status import status_of
 from flows import planning
 from flows.finding import refuse_if_held, session_path
-from flows.show import console, status_view
+from flows.show import status_view
+from flows.terminal import console, say, say_json, say_log
 
 _BLOCK = 65536
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     session = options.session or planning.id_for(composed)
     plan = planning.plan_of(composed, session)
     if not planning.agree(composed, plan, yes=options.yes):
-        print("nothing was submitted")
+        say("nothing was submitted")
         return 2
     return watch(create(composed, plan, root, session_id=session, provenance=provenance()))
 
@@ -58,8 +58,7 @@ def status(options: argparse.Namespace) -> int:
     path = session_path(options.session)
     session = Session.load(path)
     if options.json:
-        # In ASCII, so that no terminal's encoding changes it.
-        print(json.dumps(status_of(session).model_dump(mode="json"), indent=1))
+        say_json(status_of(session).model_dump(mode="json"))
     elif options.watch:
         _watch(path)
     else:
@@ -86,10 +85,10 @@ def events_(options: argparse.Namespace) -> int:
     for entry in _entries(path, follow=options.follow):
         if options.json:
             content = {"time": entry.time.isoformat(), "key": entry.event.key}
-            print(json.dumps({**content, **entry.event.model_dump(mode="json")}), flush=True)
+            say(json.dumps({**content, **entry.event.model_dump(mode="json")}))
         else:
             when = entry.time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-            print(f"{when}  {describe(entry.event)}", flush=True)
+            say(f"{when}  {describe(entry.event)}")
     return 0
 
 
@@ -130,7 +129,7 @@ def tail(options: argparse.Namespace) -> int:
 
 
 def _print_name(log: Path) -> None:
-    print(f"==> {log} <==", file=sys.stderr)
+    say(f"==> {log} <==", error=True)
 
 
 def _last_lines(log: Path, lines: int) -> int:
@@ -156,8 +155,4 @@ def _print_from(log: Path, position: int) -> int:
         return position
     with durable.open_to_read(log) as file:
         file.seek(position)
-        while block := file.read(_BLOCK):
-            sys.stdout.buffer.write(block)
-            position += len(block)
-    sys.stdout.flush()
-    return position
+        return position + say_log(iter(lambda: file.readline(_BLOCK), b""))

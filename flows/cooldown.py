@@ -7,6 +7,7 @@ from prefect import Flow, State, flow
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
+from autoexp import sinks
 from autoexp.jobs import JobSpec, Verdict
 from autoexp.monitor import JobView
 from flows.sending import Turn
@@ -45,14 +46,15 @@ def job_flow(
 
 def final_state(job: JobView) -> State[Any]:
     """How the job's subflow ends."""
+    reason = job.reason and sinks.terminal(job.reason)
     if job.was_cancelled:
-        return Cancelled(message=job.reason)
+        return Cancelled(message=reason)
     match job.verdict:
         case Verdict.FINISHED:
-            return Completed(message=job.reason)
+            return Completed(message=reason)
         case Verdict.FAILED:
-            log = f". Read {job.log}" if job.log else ""
-            return Failed(message=f"{job.reason}{log}")
+            log = f". Read {sinks.terminal(job.log)}" if job.log else ""
+            return Failed(message=f"{reason}{log}")
         case _:
             left = "the job keeps running" if job.is_in_queue else "no job of it is running"
             return Crashed(message=f"the monitor was stopped; {left}")

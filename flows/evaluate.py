@@ -35,7 +35,7 @@ async def evaluate(
     Args:
         checkpoint: Path of a complete checkpoint's folder, such as `.../iter_0001000`.
         command: An argument each; `{checkpoint_path}`, `{checkpoint_iteration}`, `{output_dir}` and
-            `{python}` stand for their values. No shell reads it.
+            `{python}` stand for their values. Each arrives as it is.
         scores: JSON file of numbers that the command writes in its output directory.
         minutes: How long it takes, for the budget; without, its time limit counts.
         config: The experiment that the checkpoint is of: a configuration's name, or a YAML file

@@ -22,6 +22,7 @@ from prefect.artifacts import (
 )
 from prefect.client.schemas.actions import ArtifactUpdate
 
+from autoexp import sinks
 from autoexp.monitor import Look
 from autoexp.session import Session
 from autoexp.status import JobStatus, Status, status_of
@@ -153,17 +154,19 @@ class Face:
 
     async def _publish_page(self, name: str, text: str, description: str) -> None:
         if name in self._artifacts:
-            await _update(self._artifacts[name], text, description)
+            await _update(self._artifacts[name], text, _described(description))
         else:
             self._artifacts[name] = _id(
                 await acreate_markdown_artifact(
-                    text, key=_key(self._session.id, name), description=description
+                    text, key=_key(self._session.id, name), description=_described(description)
                 )
             )
 
     async def _publish_bar(self, job: JobStatus) -> None:
         share = 100.0 * (job.iteration or 0) / (job.target_iteration or 1)
-        text = f"{job.name}: {job.state}, iteration {job.iteration or 0} of {job.target_iteration}"
+        text = _described(
+            f"{job.name}: {job.state}, iteration {job.iteration or 0} of {job.target_iteration}"
+        )
         known = self._bars.get(job.name)
         if known is None:
             key = _key(self._session.id, job.name, "progress")
@@ -179,7 +182,7 @@ class Face:
         path = await asyncio.to_thread(_draw, subject)
         picture = base64.b64encode(path.read_bytes()).decode()
         url = f"data:image/png;base64,{picture}"
-        description = f"loss and learning rate of {self._session.id} ({path})"
+        description = sinks.markdown(f"loss and learning rate of {self._session.id} ({path})")
         if "plot" in self._artifacts:
             await _update(self._artifacts["plot"], url, description)
         else:
@@ -193,6 +196,11 @@ async def _update(artifact: UUID, data: str, description: str) -> None:
     # In place: a new version for each publication would fill the list of artifacts.
     async with get_client() as client:
         await client.update_artifact(artifact, ArtifactUpdate(data=data, description=description))
+
+
+def _described(text: str) -> str:
+    """An artifact's description, which Prefect's UI reads as Markdown."""
+    return sinks.markdown(sinks.title(text))
 
 
 def _subject(session: Session) -> "Subject":

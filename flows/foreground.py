@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autoexp import durable
+from autoexp import durable, sinks
 from autoexp.curves import gains, without_seen_start
 from autoexp.errors import AutoexpError
 from autoexp.jobs import Verdict
@@ -18,7 +18,8 @@ from flows.context import Foreground, enter_foreground
 from flows.live import LiveView
 from flows.sending import is_prefects_own
 from flows.server import Server, embedded_server, problem, refuse_strangers
-from flows.show import console, gains_lines, status_view
+from flows.show import gains_lines, status_view
+from flows.terminal import console
 
 INTERRUPTED = 130
 _UNTOLD = (
@@ -34,7 +35,7 @@ def watch(path: Path) -> int:
     """Watch a session to its end; returns the exit code of DESIGN.md."""
     _must_be_writable(path)
     out = console()
-    out.print(f"session {path.name} in {path}", soft_wrap=True, markup=False)
+    out.print(f"session {path.name} in {path}", soft_wrap=True)
     is_told = True
     try:
         is_told = _run_flow(path, out)
@@ -56,7 +57,7 @@ def watch(path: Path) -> int:
         _draw(session)  # as the flow would have done, had Prefect taken the picture
     code = _print_outcome(session, out)
     if not is_told:
-        out.print(_UNTOLD, markup=False)
+        out.print(_UNTOLD)
     leave_within(_LAST_WORDS_S if is_told else 1.0, code, _UNTOLD if is_told else "")
     return code
 
@@ -189,7 +190,7 @@ def _say_where_it_is(server: Server, out: Console) -> None:
     """The UI's address, which opens it for whoever sits at the terminal; a log gets no secret."""
     opens = f"/#{server.auth_string}" if out.is_terminal else f"  (its login: {server.login})"
     line = f"Prefect UI while it runs: {server.url}{opens}"
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
+    out.print(line, soft_wrap=True)
 
 
 def _print_outcome(session: Session, out: Console) -> int:
@@ -212,6 +213,7 @@ def _quieten() -> None:
         for handler in logging.getLogger(name).handlers:
             handler.setLevel(logging.WARNING)
             handler.addFilter(_is_news)
+            handler.addFilter(sinks.LINES)
     # A server that is gone takes no log lines, and each try would write to the terminal.
     logging.raiseExceptions = False
 
@@ -237,7 +239,6 @@ def _say_how_to_go_on(session: Session, out: Console) -> None:
         f"\nStopped watching; {_counted(len(alive)) if alive else 'no job is'} running.\n"
         f"  autoexp resume {session.id}   takes the session up again\n"
         f"  autoexp cancel {session.id}   cancels its jobs",
-        markup=False,
     )
 
 
@@ -245,11 +246,11 @@ def _print_end(session: Session, out: Console) -> None:
     out.print(status_view(status_of(session)))
     out.print()
     for line in gains_lines(gains(session), without_seen_start(session)):
-        out.print(line, markup=False)
+        out.print(line)
     for job in session.jobs.values():
         if job.verdict is Verdict.FAILED:
             log = f" Read {job.attempt.log}" if job.attempt else ""
-            out.print(f"{job.spec.name} failed: {job.reason}.{log}", markup=False, soft_wrap=True)
+            out.print(f"{job.spec.name} failed: {job.reason}.{log}", soft_wrap=True)
     picture = session.path / "plot.png"
     if picture.exists():
-        out.print(f"plot: {picture}", soft_wrap=True, markup=False)
+        out.print(f"plot: {picture}", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 import argparse
 import getpass
-import json
 import os
 import re
 import time
@@ -30,6 +29,7 @@ from autoexp.session import Session, sessions_root
 from autoexp.study import plan_study
 from flows import planning
 from flows.finding import compose_words, live_holder, session_path
+from flows.terminal import say, say_json
 
 _ADOPTED = ".autoexp-session"
 """Names the session that adopted the job which writes its checkpoints here."""
@@ -49,12 +49,12 @@ def submit(options: argparse.Namespace) -> int:
         for spec in plan.jobs:
             session.refuse_clash(spec)  # at once, instead of by the monitor later
     if not planning.agree(composed, plan, yes=options.yes):
-        print("nothing was submitted")
+        say("nothing was submitted")
         return 2
     if session is not None:
         return _put(session, plan, None, f"autoexp submit by {getpass.getuser()}")
     create(composed, plan, sessions_root(), session_id=name, provenance=provenance())
-    print(f"session {name} in {path}\nnobody watches it yet: autoexp resume {name}")
+    say(f"session {name} in {path}\nnobody watches it yet: autoexp resume {name}")
     return 0
 
 
@@ -178,9 +178,9 @@ def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:
     names = ", ".join(spec.name for spec in jobs)
     holder = live_holder(session)
     if holder is not None:
-        print(f"{session.id}: asked the monitor (pid {holder.pid} on {holder.host}) for {names}")
+        say(f"{session.id}: asked the monitor (pid {holder.pid} on {holder.host}) for {names}")
     else:
-        print(f"{session.id}: asked for {names}; nobody watches: autoexp resume {session.id}")
+        say(f"{session.id}: asked for {names}; nobody watches: autoexp resume {session.id}")
     return 0
 
 
@@ -198,32 +198,32 @@ def queue(options: argparse.Namespace) -> int:
         known = "\n  ".join(session.actions) or "none"
         raise BadInput(f"{options.key}: no such action; {session.id} has:\n  {known}")
     if options.verb == "show":
-        print(action.model_dump_json(indent=1))
+        say_json(action.model_dump(mode="json"))
         return 0
     by = f"autoexp queue {options.verb} by {getpass.getuser()}"
     request = inbox.ActionRequest(key=action.key, verb=options.verb, by=by)
     inbox.put(session.path, request)
     asked = "asked the monitor" if live_holder(session) else "nobody watches: autoexp resume"
-    print(f"{action.key}: {options.verb} ({asked} {session.id})")
+    say(f"{action.key}: {options.verb} ({asked} {session.id})")
     return 0
 
 
 def _list_actions(session: Session, *, as_json: bool) -> int:
     actions: list[ActionRecord] = list(session.actions.values())
     if as_json:
-        print(json.dumps([action.model_dump(mode="json") for action in actions], indent=1))
+        say_json([action.model_dump(mode="json") for action in actions])
         return 0
     for action in actions:
         _print_action(session, action)
     if not actions:
-        print(f"{session.id}: no actions yet")
+        say(f"{session.id}: no actions yet")
     return 0
 
 
 def _print_action(session: Session, action: ActionRecord) -> None:
     reason = f"  {action.reason}" if action.reason else ""
-    print(f"{action.status:<8} {action.attempts} tries  {action.key}{reason}")
-    print(f"         {in_words(session, action)}, because {describe(action.event)}", flush=True)
+    say(f"{action.status:<8} {action.attempts} tries  {action.key}{reason}")
+    say(f"         {in_words(session, action)}, because {describe(action.event)}")
 
 
 def _follow_actions(path: Path) -> int:

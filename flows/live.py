@@ -74,6 +74,6 @@ class LiveView:
         try:
             for entry in self._journal.news():
                 when = entry.time.astimezone().strftime("%H:%M:%S")
-                self._out.print(f"{when}  {describe(entry.event)}", markup=False)
+                self._out.print(f"{when}  {describe(entry.event)}")
         except AutoexpError:
             return

@@ -2,12 +2,9 @@
 
 import argparse
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from autoexp.budget import total
 from autoexp.compose import Composed
@@ -19,7 +16,8 @@ from autoexp.plan import Plan
 from autoexp.session import sessions_root
 from autoexp.study import plan_study, subset
 from flows.finding import compose_words
-from flows.show import console, print_copies, print_plan
+from flows.show import print_copies, print_plan
+from flows.terminal import ask, canvas, console, say_json
 from flows.tree import headline, plan_tree
 
 _FEW = 12
@@ -32,7 +30,7 @@ def plan(options: argparse.Namespace) -> int:
     composed = wanted(options)
     found = plan_of(composed)
     if options.json:
-        print(json.dumps(as_json(found, composed), indent=1))
+        say_json(as_json(found, composed))
         return 0
     show(found, composed)
     if options.svg:
@@ -78,7 +76,7 @@ def show(found: Plan, composed: Composed) -> None:
     else:
         print_copies(found, out)
         for note in found.notes:
-            out.print(f"note: {note}", markup=False)
+            out.print(f"note: {note}")
 
 
 def as_json(found: Plan, composed: Composed) -> dict[str, Any]:
@@ -97,17 +95,17 @@ def as_json(found: Plan, composed: Composed) -> dict[str, Any]:
 
 
 def _draw(found: Plan, composed: Composed, path: Path) -> None:
-    canvas = Console(record=True, width=_WIDTH, file=io.StringIO(), force_terminal=True)
+    drawing = canvas(io.StringIO(), _WIDTH, colours=True)
     name = composed.experiment.project.name
-    canvas.print(plan_tree(found, name))
+    drawing.print(plan_tree(found, name))
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save_svg(str(path), title=f"autoexp plan {name}")
-    console().print(f"drawing: {path}", markup=False, soft_wrap=True)
+    drawing.save_svg(str(path), title=f"autoexp plan {name}")
+    console().print(f"drawing: {path}", soft_wrap=True)
 
 
 def as_text(found: Plan, composed: Composed) -> str:
     """The tree without colours."""
-    paper = Console(width=_WIDTH, file=io.StringIO(), record=True)
+    paper = canvas(io.StringIO(), _WIDTH, colours=False)
     paper.print(plan_tree(found, composed.experiment.project.name))
     return paper.export_text()
 
@@ -123,7 +121,7 @@ def dry_run(options: argparse.Namespace) -> int:
     name = options.session or composed.experiment.project.name
     directory = sessions_root() / f"dry-run-{name}"
     written = write_scripts(found.jobs, directory)
-    console().print(f"\n{len(written)} batch scripts in {directory}", markup=False, soft_wrap=True)
+    console().print(f"\n{len(written)} batch scripts in {directory}", soft_wrap=True)
     return 0
 
 
@@ -141,7 +139,7 @@ def agree(composed: Composed, found: Plan, *, yes: bool) -> bool:
     if not sys.stdin.isatty():
         raise BadInput(f"{question}; `--yes` agrees to it, or raise the budget")
     console().print(plan_tree(found, composed.experiment.project.name))
-    return input(f"{question}. Go ahead? [y/N] ").strip().lower() in ("y", "yes")
+    return ask(f"{question}. Go ahead? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def above_budget(composed: Composed, found: Plan) -> str | None:

@@ -47,6 +47,7 @@ from flows.server import (
     start_server,
     write_private,
 )
+from flows.terminal import say
 
 POOL = "slurm-login"
 PROFILE = "autoexp"
@@ -71,7 +72,7 @@ def blocks_create(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise BadInput(f"{name}: {error}; `--overwrite` replaces it") from error
     slug = block.get_block_type_slug()
-    print(f"{slug}/{name}\nuse it: autoexp run demo slurm=block slurm.block={name}")
+    say(f"{slug}/{name}\nuse it: autoexp run demo slurm=block slurm.block={name}")
     return 0
 
 
@@ -88,7 +89,7 @@ def automations_install(options: argparse.Namespace) -> int:
             ) from error
         wanted += automations.notifications(block)
     for line in asyncio.run(automations.install(wanted)):
-        print(line)
+        say(line)
     return 0
 
 
@@ -119,16 +120,16 @@ def deploy(options: argparse.Namespace) -> int:
 def _say_how_to_go_on(url: str, auth_string: str | None) -> None:
     address = url.removesuffix("/api")
     use = f"export PREFECT_PROFILE={PROFILE}" if auth_string else f"export PREFECT_API_URL={url}"
-    print(
+    say(
         f"\ndeployed. On the login node, in {_CHECKOUT}:\n"
         f"  {use}\n"
         f"  autoexp worker\n"
         f"  prefect deployment run autoexp/train    or in the UI: {address}"
     )
     if auth_string:
-        print(f"the UI's login, and the server's, is in {_profiles_path()} (for you alone)")
+        say(f"the UI's login, and the server's, is in {_profiles_path()} (for you alone)")
         if sys.stdout.isatty() and is_local(url):
-            print(f"opens it at once: {address}/#{auth_string}")
+            say(f"opens it at once: {address}/#{auth_string}")
 
 
 def worker(options: argparse.Namespace) -> int:
@@ -232,7 +233,7 @@ def _must_be_locked(url: str, auth_string: str | None) -> None:
 
 
 def _start_server(url: str, auth_string: str) -> None:
-    print(f"starting a Prefect server at {url.removesuffix('/api')}")
+    say(f"starting a Prefect server at {url.removesuffix('/api')}")
     home = Path(PREFECT_HOME.value())
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = home / "autoexp-server.log"
@@ -277,4 +278,4 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
     said = " ".join(command[2:])
     if answer.returncode != 0:
         raise AutoexpError(f"`{said}` failed (exit {answer.returncode}):\n{answer.stdout[-2000:]}")
-    print(f"done: {said}")
+    say(f"done: {said}")

@@ -10,6 +10,7 @@ from autoexp.retrying import refuse
 from autoexp.session import Session
 from autoexp.spending import spent
 from flows.finding import live_holder, session_path
+from flows.terminal import say
 
 
 def retry(options: argparse.Namespace) -> int:
@@ -19,11 +20,11 @@ def retry(options: argparse.Namespace) -> int:
         refuse(session, name)
     failed = options.jobs or [n for n, j in session.jobs.items() if j.verdict is Verdict.FAILED]
     if not failed:
-        print(f"{session.id}: no job has failed")
+        say(f"{session.id}: no job has failed")
         return 0
     by = f"autoexp retry by {getpass.getuser()}"
     inbox.put(session.path, inbox.RetryRequest(jobs=tuple(options.jobs), by=by))
-    print(f"{', '.join(failed)}: to be run again ({_whom(session)})")
+    say(f"{', '.join(failed)}: to be run again ({_whom(session)})")
     return 0
 
 
@@ -34,12 +35,12 @@ def budget(options: argparse.Namespace) -> int:
         by = f"autoexp budget by {getpass.getuser()}"
         request = inbox.BudgetRequest(stop_above=options.stop_above, by=by)
         inbox.put(session.path, request)
-        print(f"{session.id}: asked to change it ({_whom(session)})")
+        say(f"{session.id}: asked to change it ({_whom(session)})")
         return 0
     most = session.experiment.budget.stop_above
-    print(f"planned  {total(job.spec for job in session.jobs.values())}")
-    print(f"spent    {spent(session.jobs.values()):.2f} GPU hours")
-    print(f"stops    {'never' if most is None else f'above {most:g} GPU hours'}")
+    say(f"planned  {total(job.spec for job in session.jobs.values())}")
+    say(f"spent    {spent(session.jobs.values()):.2f} GPU hours")
+    say(f"stops    {'never' if most is None else f'above {most:g} GPU hours'}")
     return 0
 
 

@@ -1,7 +1,6 @@
 """`autoexp export`, `compare` and `plot`: what a study was for."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from rich.table import Table
@@ -10,7 +9,8 @@ from autoexp import curves, results, tables
 from autoexp.errors import BadInput
 from autoexp.session import Session
 from flows.finding import session_path
-from flows.show import console, gains_lines
+from flows.show import gains_lines
+from flows.terminal import console, say
 
 
 def export(options: argparse.Namespace) -> int:
@@ -19,14 +19,14 @@ def export(options: argparse.Namespace) -> int:
     found = results.rows(sessions)
     for name in options.output:
         tables.write(found, Path(name))
-        print(f"{len(found)} rows: {name}", file=sys.stderr)
+        say(f"{len(found)} rows: {name}", error=True)
     if options.tensorboard:
         from autoexp.tensorboard import write_events
 
         folders = write_events(sessions, Path(options.tensorboard))
-        print(f"{len(folders)} curves: {options.tensorboard}", file=sys.stderr)
+        say(f"{len(folders)} curves: {options.tensorboard}", error=True)
     elif not options.output:
-        sys.stdout.write(tables.as_csv(found))
+        say(tables.as_csv(found).removesuffix("\n"))
     return 0
 
 
@@ -61,10 +61,10 @@ def plot(options: argparse.Namespace) -> int:
 
     sessions = _sessions(options.sessions or [None])
     output = Path(options.output).absolute() if options.output else None
-    print(draw(*map(Subject.of, sessions), path=output))
+    say(draw(*map(Subject.of, sessions), path=output))
     for session in sessions:
         for line in gains_lines(curves.gains(session), curves.without_seen_start(session)):
-            print(line)
+            say(line)
     return 0
 
 

@@ -11,6 +11,7 @@ from autoexp.jobs import Kind
 from autoexp.rehearsal import Rehearsal
 from autoexp.session import Session
 from flows.finding import compose_words, session_path
+from flows.terminal import say
 
 
 def rules_test(options: argparse.Namespace) -> int:
@@ -21,20 +22,20 @@ def rules_test(options: argparse.Namespace) -> int:
     for event, actions in rehearsal.run():
         fired += 1
         where = f"byte {event.offset}: " if isinstance(event, LogMatched) else ""
-        print(f"{where}{describe(event)}")
+        say(f"{where}{describe(event)}")
         if isinstance(event, LogMatched) and event.values:
-            print("    " + ", ".join(f"{name}={value}" for name, value in event.values.items()))
+            say("    " + ", ".join(f"{name}={value}" for name, value in event.values.items()))
         for action in actions:
             conditions = [next(iter(type(condition).model_fields)) for condition in action.when]
             when = f"  when {', '.join(conditions)}" if conditions else ""
-            print(f"    -> {describe_action(action.action)}{when}")
+            say(f"    -> {describe_action(action.action)}{when}")
     for name, count in rehearsal.counts.items():
         if count > 1:
-            print(f"{name}: {count} lines")
+            say(f"{name}: {count} lines")
     if rehearsal.warning is not None:
-        print(rehearsal.warning)
+        say(rehearsal.warning)
     reached = "no iteration" if rehearsal.reached is None else f"iteration {rehearsal.reached}"
-    print(f"{fired} events, up to {reached}; silent: {', '.join(rehearsal.silent) or 'no rule'}")
+    say(f"{fired} events, up to {reached}; silent: {', '.join(rehearsal.silent) or 'no rule'}")
     return 0 if fired else 1
 
 
@@ -45,5 +46,5 @@ def explain(options: argparse.Namespace) -> int:
     if job is None:
         raise BadInput(f"{options.job}: no such job; {session.id} has: {', '.join(session.jobs)}")
     for sentence in sentences(session, job):
-        print(sentence)
+        say(sentence)
     return 0

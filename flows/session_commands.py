@@ -2,9 +2,7 @@
 
 import argparse
 import getpass
-import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ from autoexp.journal import Position
 from autoexp.session import Session, sessions_root
 from autoexp.status import state_of, status_of
 from flows.finding import live_holder, refuse_if_held, session_path
-from flows.show import console, status_view
+from flows.show import status_view
+from flows.terminal import console, say, say_json
 
 _PATIENCE_S = 90.0
 
@@ -39,7 +38,7 @@ def cancel(options: argparse.Namespace) -> int:
     holder = live_holder(session)
     if holder is not None:
         inbox.put(path, inbox.CancelRequest(jobs=tuple(options.jobs), by=by))
-        print(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
+        say(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
         over = _wait_until_over(session, names)
     else:
         over = _cancel_unwatched(path, tuple(options.jobs), by)
@@ -60,7 +59,7 @@ def _wait_until_over(session: Session, names: list[str]) -> bool:
 def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
     outcome = cancel_directly(path, jobs, by)
     if outcome.problem is not None:
-        print(f"not ended yet: {outcome.problem}; say it again in a while", file=sys.stderr)
+        say(f"not ended yet: {outcome.problem}; say it again in a while", error=True)
     return outcome.problem is None
 
 
@@ -69,13 +68,13 @@ def _report_cancelled(path: Path, names: list[str], begun: Position) -> None:
     session = Session.load(path)
     for entry in session.journal.since(begun)[0]:
         if isinstance(entry.event, CancelAnswered) and entry.event.job in names:
-            print(describe(entry.event))
+            say(describe(entry.event))
     for name in names:
         job = session.jobs.get(name)
         if job is None:
-            print(f"{name}: the monitor has not taken it on yet")
+            say(f"{name}: the monitor has not taken it on yet")
             continue
-        print(f"{name}: {job.reason if job.is_over else f'{job.state}, not ended yet'}")
+        say(f"{name}: {job.reason if job.is_over else f'{job.state}, not ended yet'}")
 
 
 def sessions_list(options: argparse.Namespace) -> int:
@@ -86,14 +85,14 @@ def sessions_list(options: argparse.Namespace) -> int:
         rows.append(row)
         problems.append(problem)
     if options.json:
-        print(json.dumps(rows, indent=1))
+        say_json(rows)
         for problem in filter(None, problems):
-            print(f"autoexp: {problem}", file=sys.stderr)
+            say(f"autoexp: {problem}", error=True)
     elif not rows:
-        print(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
+        say(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
     for row, problem in [] if options.json else zip(rows, problems, strict=True):
         said = problem or f"{row['jobs']} jobs"
-        print(f"{row['session']:<28} {row['created'][:16]:<16}  {row['state']:<10} {said}")
+        say(f"{row['session']:<28} {row['created'][:16]:<16}  {row['state']:<10} {said}")
     return (
         1
         if any(problem and _is_own(row) for row, problem in zip(rows, problems, strict=True))
@@ -133,12 +132,10 @@ def sessions_show(options: argparse.Namespace) -> int:
     session = Session.load(session_path(options.session))
     out = console()
     out.print(status_view(status_of(session)))
-    out.print(
-        f"\nmade from  {session.meta.config} {' '.join(session.meta.overrides)}", markup=False
-    )
-    out.print(f"directory  {session.path}", soft_wrap=True, markup=False)
+    out.print(f"\nmade from  {session.meta.config} {' '.join(session.meta.overrides)}")
+    out.print(f"directory  {session.path}", soft_wrap=True)
     for job in session.jobs.values():
-        out.print(f"{job.spec.name}: output {job.spec.output_dir}", soft_wrap=True, markup=False)
+        out.print(f"{job.spec.name}: output {job.spec.output_dir}", soft_wrap=True)
     return 0
 
 
@@ -161,7 +158,7 @@ def sessions_remove(options: argparse.Namespace) -> int:
     outputs = output_root(session.experiment, path)
     find.forget(path, session.meta.flow_run_ids)
     removal.remove(path)
-    print(f"removed {path}")
+    say(f"removed {path}")
     if outputs.exists():
-        print(f"kept    {outputs}: outputs and checkpoints, outside of the session")
+        say(f"kept    {outputs}: outputs and checkpoints, outside of the session")
     return 0

@@ -26,12 +26,6 @@ _WIDE = 10_000
 _COLOURS = {"finished": "green", "failed": "red", "running": "cyan", "stopped": "yellow"}
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console that colours only on a terminal, and cuts no path in a file or a pipe."""
-    out = Console(stderr=stderr, highlight=False)
-    return out if out.is_terminal else Console(stderr=stderr, highlight=False, width=160)
-
-
 class StatusTable:
     """The session's jobs: state, progress, loss, learning rate, GPU hours, time left, why.
 
@@ -183,14 +177,14 @@ def print_plan(plan: Plan, out: Console) -> None:
         )
     out.print(_table_of(rows, out.width))
     if plan.cost is not None:
-        out.print(cost_line(plan.cost), markup=False)
+        out.print(cost_line(plan.cost))
     print_copies(plan, out)
     for note in plan.notes:
-        out.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}")
     for job in plan.jobs:
         out.print(f"\n{job.name}:", style="bold")
         command = job.container.inside(job.command, job.output_dir, job.environment)
-        out.print(f"  {shlex.join(command)}", markup=False, soft_wrap=True)
+        out.print(f"  {shlex.join(command)}", soft_wrap=True)
 
 
 def _table_of(rows: Sequence[dict[str, str]], width: int) -> Table:
@@ -236,7 +230,7 @@ def cost_line(cost: Cost) -> str:
 def print_copies(plan: Plan, out: Console) -> None:
     """What the starts of branches take on the disk, where they are copies."""
     if plan.cost is not None and plan.cost.copied_checkpoints:
-        out.print(copies_line(plan.cost), markup=False, soft_wrap=True)
+        out.print(copies_line(plan.cost), soft_wrap=True)
 
 
 def copies_line(cost: Cost) -> str:

@@ -11,7 +11,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from prefect.events import emit_event
 
-from autoexp import events
+from autoexp import events, sinks
 from autoexp.describing import describe
 from autoexp.events import Event
 from autoexp.jobs import JobRecord, Kind, Verdict, now
@@ -143,7 +143,7 @@ def _emit(session: Session, told: Told) -> None:
         told.name,
         resource=about_job if told.job else about_session,
         related=[{**about_session, "prefect.resource.role": "session"}] if told.job else [],
-        payload=told.payload,
+        payload={name: sinks.terminal(text) for name, text in told.payload.items()},
         occurred=told.occurred,
         id=_identity(session, told),
     )

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from autoexp import find, monitor_starts, permissions
+from autoexp import find, monitor_starts, permissions, sinks
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
 from autoexp.creation import create
@@ -40,6 +40,9 @@ from flows.scheduler_log import forwarded
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _LATE_S = 10.0
+# What a run says is shown on terminals and in Prefect; the filter sits before any handler.
+for _log in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_log).addFilter(sinks.LINES)
 
 
 def run_name() -> str:
@@ -155,7 +158,7 @@ async def watch(path: Path) -> State[Any]:
                 settled.cancel()
     except SessionGivenUp as error:
         log.error("%s", error)
-        return Failed(message=str(error))
+        return Failed(message=sinks.terminal(str(error)))
 
 
 async def _watch(held: Session, lease: Lease, log: "logging.Logger | Any") -> State[Any]:
@@ -192,8 +195,8 @@ def _final_state(run: SessionRun) -> State[Any]:
     if any(job.was_cancelled for job in jobs) and all(
         job.was_cancelled or job.verdict is Verdict.FINISHED for job in jobs
     ):
-        return Cancelled(message="; ".join(failed_jobs(run.session)))
+        return Cancelled(message=sinks.terminal("; ".join(failed_jobs(run.session))))
     failed = failed_jobs(run.session)
     if failed:
-        return Failed(message="; ".join(failed))
+        return Failed(message=sinks.terminal("; ".join(failed)))
     return Completed(message=f"all {len(run.session.jobs)} jobs finished")

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect_shell.commands import ShellOperation
 
-from autoexp import action_runs, arrays, steps
+from autoexp import action_runs, arrays, sinks, steps
 from autoexp.errors import AutoexpError
 from autoexp.phases import Effect
 from autoexp.schedulers.base import Scheduler
@@ -27,17 +27,25 @@ class CommandFailed(AutoexpError):
         super().__init__(message)
 
 
+def _title(parameters: dict[str, Any]) -> str:
+    """What people read in the run graph: a task's effect, or what it is told to be about."""
+    return sinks.title(parameters["what"] if "what" in parameters else parameters["effect"].title)
+
+
+_TITLE: Any = _title  # Prefect takes it, and its types do not
+
+
 def _task(name: str, **options: Any) -> Task[..., Any]:
     """A task that runs an effect in a thread; it is shown by the effect's title."""
 
-    @task(name=name, task_run_name="{effect.title}", cache_policy=NO_CACHE, **options)
+    @task(name=name, task_run_name=_TITLE, cache_policy=NO_CACHE, **options)
     async def run(effect: Effect, scheduler: Scheduler) -> Any:
         return await asyncio.to_thread(effect.run, scheduler)
 
     return run
 
 
-@task(name="request", task_run_name="{what}", cache_policy=NO_CACHE)
+@task(name="request", task_run_name=_TITLE, cache_policy=NO_CACHE)
 async def request(what: str, write: Callable[[], Awaitable[str]]) -> str:
     """Write into the session's records what a rule asks for; the monitor sees to it."""
     said = await write()
@@ -53,9 +61,7 @@ async def log(effect: action_runs.LogMessage, scheduler: Scheduler) -> str:
     return effect.message
 
 
-@task(
-    name="run command", task_run_name="{effect.title}", cache_policy=NO_CACHE, retry_delay_seconds=5
-)
+@task(name="run command", task_run_name=_TITLE, cache_policy=NO_CACHE, retry_delay_seconds=5)
 async def run_command(effect: action_runs.Command) -> str:
     """Run a command to its end; returns the end of its output.
 
@@ -82,14 +88,13 @@ async def run_command(effect: action_runs.Command) -> str:
         return "\n".join(await process.afetch_result())[-KEPT:]
 
 
-@task(name="publish", task_run_name="{effect.title}", cache_policy=NO_CACHE, retries=2)
+@task(name="publish", task_run_name=_TITLE, cache_policy=NO_CACHE, retries=2)
 async def publish(effect: action_runs.Publication, scheduler: Scheduler) -> None:
     """Emit a Prefect event, to which automations can react."""
     del scheduler
     resource = {"prefect.resource.id": f"autoexp.session.{effect.session}"}
-    await asyncio.to_thread(
-        emit_event, event=effect.name, resource=resource, payload=effect.payload
-    )
+    payload = {name: sinks.terminal(value) for name, value in effect.payload.items()}
+    await asyncio.to_thread(emit_event, event=effect.name, resource=resource, payload=payload)
 
 
 TASKS: dict[type, Task[..., Any]] = {

@@ -124,7 +124,7 @@ class Restart(Closed):
 
 
 class RunCommand(Closed):
-    """Run a command beside the monitor. No shell reads it; a kill in between may run it again."""
+    """Run a command beside the monitor, arguments as they are; a kill may run it again."""
 
     kind: Literal["run_command"] = "run_command"
     run: tuple[str, ...] = Field(min_length=1, description="the command, an argument each")

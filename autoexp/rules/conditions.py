@@ -64,7 +64,7 @@ class JobTest(Closed):
 
 
 class CommandTest(Closed):
-    """A command that ends with exit code 0. No shell reads it: it is a list of arguments."""
+    """A command that ends with exit code 0. It is a list of arguments, which arrive as they are."""
 
     run: tuple[str, ...] = Field(min_length=1, description="the command, an argument each")
     timeout: Duration = Field(60.0, description="after so long it counts as failed")

@@ -1,6 +1,6 @@
 """Text with names in braces, filled once and as data: `{checkpoint_path}`, `{{` for a brace.
 
-A value is put in as it is: it is not read again, not evaluated, and reaches no shell.
+A value is put in as it is: it is not read again and not evaluated.
 """
 
 import difflib

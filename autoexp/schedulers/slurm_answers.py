@@ -17,6 +17,8 @@ SACCT_FORMAT = "JobID,JobName,State,ExitCode,DerivedExitCode,Start,End,NodeList"
 
 # SLURM reports a kill for memory as exit signal 125.
 _OUT_OF_MEMORY_SIGNAL = 125
+_MOST_DIGITS = 11
+"""Of a number in an answer; `datetime` takes seconds up to the year 9999, of twelve digits."""
 
 
 class Row(NamedTuple):
@@ -102,7 +104,7 @@ def _by_whom(cell: str) -> str | None:
 
 def _wait_status(cell: str) -> tuple[int | None, int | None]:
     """Exit code and signal of a raw wait status: code in the high byte, signal in seven bits."""
-    if not cell.isdigit():
+    if not _is_number(cell):
         return None, None
     status = int(cell)
     signal = status & 0x7F
@@ -112,21 +114,26 @@ def _wait_status(cell: str) -> tuple[int | None, int | None]:
 def _pair(cell: str) -> tuple[int | None, int | None]:
     """Exit code and signal of a cell such as `3:0`."""
     code, _, signal = cell.partition(":")
-    if not code.isdigit() or not signal.isdigit():
+    if not _is_number(code) or not _is_number(signal):
         return None, None
     return (None, int(signal)) if int(signal) else (int(code), None)
 
 
+def _is_number(cell: str) -> bool:
+    """Whether a cell is a number of a size that a time, a limit or an exit code may have."""
+    return cell.isascii() and cell.isdigit() and len(cell) <= _MOST_DIGITS
+
+
 def _time(cell: str) -> datetime | None:
     """`N/A`, `Unknown` and `None` are no time."""
-    return datetime.fromtimestamp(int(cell), UTC) if cell.isdigit() and int(cell) else None
+    return datetime.fromtimestamp(int(cell), UTC) if _is_number(cell) and int(cell) else None
 
 
 def read_limit(text: str) -> float:
     """Minutes of a time limit such as `infinite`, `30:00`, `12:00:00` or `2-00:00:00`."""
     days, _, clock = text.rpartition("-")
     parts = clock.split(":")
-    if not all(part.isdigit() for part in parts):
+    if len(parts) > 3 or not all(map(_is_number, [*parts, days or "0"])):
         return math.inf
     numbers = [int(part) for part in parts]
     # sinfo shows minutes and seconds, or hours too; with days in front, hours come first.

@@ -5,14 +5,17 @@ import logging
 import pytest
 from prefect import flow, get_run_logger
 
+from autoexp import action_runs
 from autoexp.backends.demo import DemoBackend
 from autoexp.jobs import JobRecord
 from autoexp.machines import SlurmCluster
 from autoexp.monitor import JobView
 from autoexp.schedulers.slurm import SlurmScheduler
+from flows import watching  # noqa: F401  (which puts the filter on)
 from flows.automations import recovery
 from flows.cooldown import final_state
 from flows.scheduler_log import forwarded
+from tasks import effects
 from tests.core.conftest import attempt_of, spec_of
 
 
@@ -40,6 +43,37 @@ def test_a_warning_of_the_scheduler_stands_once_in_the_flow_runs_log(
     # Nor does it go to the terminal a second time, under its own name.
     assert not any(r.name.startswith("autoexp") for r in caplog.records)
     assert logging.getLogger("autoexp.schedulers").propagate
+
+
+async def test_no_escape_reaches_a_flow_runs_log_or_the_name_of_a_task_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hostile = "x\x1b[2J\x9b\u202e\n"
+
+    @flow
+    async def session() -> None:
+        get_run_logger().warning("said %s", hostile)
+        for effect in (
+            action_runs.Publication(f"e {hostile}", "s", {}),
+            action_runs.LogMessage(f"told {hostile}", "warning"),
+        ):
+            await effects.TASKS[type(effect)](effect, None)
+
+    async def write() -> str:
+        return hostile
+
+    @flow
+    async def asking() -> None:
+        await effects.request(f"ask {hostile}", write)
+
+    await session()
+    await asking()
+    said = [record.getMessage() for record in caplog.records]
+    assert "said x\\x9b\\u202e\n" in said and "told x\\x9b\\u202e\n" in said
+    assert "ask x\\x9b\\u202e\n: x\\x9b\\u202e\n" in said
+    titles = {getattr(record, "task_run_name", None) for record in caplog.records}
+    assert "ask x\\x9b\\u202e" in titles
+    assert not [text for text in said if {"\x1b", "\x9b", "\u202e"} & set(text)]
 
 
 @pytest.mark.parametrize(

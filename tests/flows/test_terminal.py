@@ -1,127 +1,75 @@
-"""What a terminal's process does when it is told to stop, and when Prefect's server is gone."""
+"""What the one module that writes to terminals lets through."""
 
-import os
-import pty
-import signal
-import subprocess
+import io
+import json
 import sys
-import time
-from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.control import Control
+from rich.table import Table
+from rich.text import Text
 
-from autoexp.session import Session
-from flows.beside import stopping_on_signals
-from flows.context import Foreground
-from tests.flows.conftest import BRANCHES, PATIENCE_S, SMALL, Make, autoexp, until
-from tests.flows.test_command_line import start_monitor, wait_until_running
+from autoexp.errors import BadInput
+from flows import cli, requests, terminal
 
-pytestmark = pytest.mark.prefect
-
-
-def test_a_kill_and_a_lost_terminal_end_the_watching_as_ctrl_c_does(make_session: Make) -> None:
-    path = make_session("backend.args.sleep_per_iteration_ms=600")
-    monitor = start_monitor(path)
-    wait_until_running(path)
-    wait_until_drawn(path)
-
-    monitor.send_signal(signal.SIGTERM)
-
-    output, _ = monitor.communicate(timeout=PATIENCE_S)
-    assert monitor.returncode == 130, output
-    assert "Traceback" not in output
-    assert f"autoexp resume {path.name}" in output
-
-    # As when ssh is cut off: the kernel sends SIGHUP, and whatever is printed then fails.
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ["AUTOEXP_SESSIONS"] = str(path.parent)
-        os.execl(sys.executable, sys.executable, "-m", "autoexp", "resume", path.name)
-    said = b""
-    while b"Stopped" not in said and b"running" not in said:
-        said += os.read(terminal, 65536)
-    os.close(terminal)
-
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 130, said
-    session = Session.load(path)
-    assert session.jobs["demo"].state == "RUNNING"
-    assert len(session.jobs["demo"].attempts) == 1
-    assert not (path / "monitor.json").exists()
+HOSTILE = "a\x1b[31mred\x1b]0;title\x07\x9b2J\u202ec\rd[bold]e[/bold]:smile:"
+PLAIN = "ared\\x9b2J\\u202ec\\x0dd[bold]e[/bold]:smile:"
 
 
-def wait_until_drawn(path: Path) -> None:
-    """Every subflow has Prefect put its handler for SIGTERM once more."""
-    until(lambda: list((path / "metrics").glob("demo.csv")), "the first iterations")
+def test_what_is_said_has_no_escape_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.say(HOSTILE)
+    terminal.say(HOSTILE, error=True)
+    terminal.say_json([HOSTILE])
+    said = capsys.readouterr()
+    assert said.err == f"{PLAIN}\n"
+    assert said.out.startswith(f"{PLAIN}\n") and said.out.isascii() and "\x1b" not in said.out
+    assert json.loads(said.out.removeprefix(f"{PLAIN}\n")) == [HOSTILE]
 
 
-def test_what_nohup_ignores_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    foreground = Foreground()
-    foreground.is_begun = True
-    try:
-        with stopping_on_signals(foreground):
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert foreground.stopped_by is None
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert foreground.stopped_by == "SIGTERM"
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_a_server_that_dies_in_the_middle_keeps_nobody_waiting_at_the_end(tmp_path: Path) -> None:
-    root = tmp_path / "sessions"
-    impatient = (
-        "import sys; from flows import beside, cli; beside._PATIENCE_S = 3.0;"
-        "raise SystemExit(cli.main(sys.argv[1:]))"
-    )
-    words = ["run", "demo", "--session", "alone", *SMALL, BRANCHES]
-    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    environment |= {"AUTOEXP_SESSIONS": str(root), "PREFECT_HOME": str(tmp_path / "prefect")}
-    run = subprocess.Popen(
-        [sys.executable, "-c", impatient, *words, "backend.args.sleep_per_iteration_ms=20"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    wait_until_running_below(root / "alone")
-    os.kill(server_of(run.pid), signal.SIGKILL)
-    while not Session.load(root / "alone").is_over:
-        assert run.poll() is None
-        time.sleep(0.1)
-
-    output, _ = run.communicate(timeout=PATIENCE_S)
-
-    assert run.returncode == 0, output
-    assert "demo-cd200: " in output
-    assert "Prefect could not be told" in output
-    assert "EventsWorker" not in output
-    assert "Traceback" not in output
-
-
-def wait_until_running_below(path: Path) -> None:
-    until((path / "session.json").exists, "the session's directory")
-    wait_until_running(path)
-
-
-def server_of(pid: int) -> int:
-    """The embedded server's process."""
-    for child in Path(f"/proc/{pid}/task").glob("*/children"):
-        for number in child.read_text().split():
-            if b"flows.serve" in Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0"):
-                return int(number)
-    raise AssertionError("no server")
-
-
-def test_a_server_that_is_not_there_is_one_line_that_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_log_is_printed_without_what_steers_a_terminal(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # nobody answers there
-    refused = autoexp("run", "demo", "--session", "s", root=tmp_path)
-    assert refused.returncode != 0
-    assert "Traceback" not in refused.stdout + refused.stderr
-    (line,) = refused.stderr.splitlines()
-    assert "http://127.0.0.1:9/api does not answer" in line
-    assert "`autoexp resume s`" in line
-    assert Session.load(tmp_path / "s").jobs["demo"].attempts == []
+    data = b"\x1b[32mloss\x1b[0m: 1\t2\r\n10%\r20%\x1b[2J\xff\x9b\0end \xc3\xa9"
+    assert terminal.say_log(data.splitlines(keepends=True)) == len(data)
+    assert capsys.readouterr().out == "loss: 1\t2\n10%\n20%��\nend é"
+
+
+def test_a_console_shows_text_as_it_is_and_colours_of_our_own() -> None:
+    table = Table(HOSTILE)
+    table.add_row(HOSTILE)
+    file = io.StringIO()
+    out = terminal.canvas(file, 200, colours=True)
+    for shown in (HOSTILE, Text(HOSTILE, "red"), table):
+        out.print(shown)
+    said = file.getvalue()
+    assert said.count(PLAIN) == 3 and said.count("[bold]") == 4
+    assert said.count("\x1b[31m") == 1 and "\x1b]" not in said  # the one that is ours
+    assert not {"\x07", "\r", "\x9b", "\u202e"} & set(said)
+
+
+def test_a_live_table_still_moves_the_cursor() -> None:
+    file = io.StringIO()
+    terminal.canvas(file, 80, colours=True).print(Control.home(), end="")
+    assert file.getvalue() == _as_rich_does()
+
+
+def _as_rich_does() -> str:
+    file = io.StringIO()
+    Console(file=file, force_terminal=True).print(Control.home(), end="")
+    return file.getvalue()
+
+
+def test_an_error_and_what_breaks_are_told_in_plain_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(options: object) -> int:
+        raise BadInput(HOSTILE)
+
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(requests, "retry", fail)
+    assert cli.main(["retry", "s"]) == 2
+    assert capsys.readouterr().err == f"autoexp: {PLAIN}\n"
+    error = ValueError(HOSTILE)
+    sys.excepthook(ValueError, error, None)
+    assert capsys.readouterr().err == f"ValueError: {PLAIN}\n"
