@@ -566,7 +566,8 @@ def test_whatever_stands_where_slurm_has_a_number_is_never_an_error(odd: str) ->
     for text in (odd, f"{odd}-00:00:01", f"1-{odd}:00:00", f"00:{odd}", "1:2:3:4:5"):
         assert read_limit(text) > 0 or text == odd
     (row,) = read_squeue(f"41|COMPLETED|{odd}|None|{odd}|{odd}|n1|s1-j-a1|")
-    assert row.sighting.started_at is row.sighting.ended_at is row.sighting.exit_code is None
+    seen = row.sighting
+    assert (seen.started_at, seen.ended_at, seen.exit_code) == (None, None, None)
 
 
 # No answer from accounting
