@@ -9,7 +9,7 @@ from pathlib import Path
 from autoexp import claims, durable, find, locks, names, permissions, processes, removal
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
-from autoexp.errors import BadInput
+from autoexp.errors import BadInput, SessionError
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobRecord, JobSpec, now
 from autoexp.machines import LocalMachine
@@ -229,5 +229,7 @@ def _pin_start(spec: JobSpec, experiment: Experiment, draft: Path, path: Path) -
         save_dir = draft / save_dir.relative_to(path)
     try:
         spec.trainer.seed(FoundCheckpoint(start.iteration, Path(start.path)), save_dir)
-    except FileNotFoundError as error:
-        raise BadInput(f"{start.path}: the checkpoint to start from is not there") from error
+    except SessionError as error:
+        if not Path(start.path).exists():
+            raise BadInput(f"{start.path}: the checkpoint to start from is not there") from error
+        raise BadInput(str(error)) from error

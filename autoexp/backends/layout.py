@@ -4,7 +4,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,8 @@ _SEED = ".autoexp-seed"
 _TORN = ".autoexp-torn"
 _ASIDE = "set-aside"
 _LARGEST_TRACKER = 4096
+_TRIES = 3
+"""How often a checkpoint is pinned that changes meanwhile."""
 # A tracker that is written in place is empty meanwhile; one that stays so was cut by a crash.
 _BEING_WRITTEN_S = 60.0
 _LARGEST_JSON = 64 * 2**20
@@ -131,23 +133,58 @@ class Layout:
         Its data stay when the parent's retention deletes its folder, and writing into them changes
         nothing of the parent's. Returns how many bytes were copied: none where links are safe, or
         the filesystem shares blocks. Repeating it after a kill does no harm, and a branch that has
-        moved on is left alone.
+        moved on is left alone. Raises SessionError where the checkpoint is changed or deleted
+        meanwhile: nothing begins from a part of one.
         """
         if self._has_begun(root, checkpoint.iteration):
             return 0
         root.mkdir(parents=True, exist_ok=True)
         pinned, copied = root / checkpoint.path.name, 0
         if not pinned.exists():
-            unfinished = root / _SEED
-            remove(unfinished)
-            with pins.held(checkpoint.path, root) as source:
-                pin = pins.Pin.of(checkpoint.path, source)
-                copied = pins.copy(source, unfinished, link=self.renames)
-            pin.write(root)
-            unfinished.rename(pinned)
+            copied = self._pin(checkpoint.path, root)
+            (root / _SEED).rename(pinned)
             durable.sync_directory(root)
         if self.tracker is not None:
             durable.write(root / self.tracker, str(checkpoint.iteration))
+        return copied
+
+    def _pin(self, checkpoint: Path, root: Path) -> int:
+        """Have all of a checkpoint in `root`, or nothing; returns how many bytes were copied.
+
+        One that changes meanwhile is tried again. One that loses files is being deleted, and of
+        what is left nobody could tell whether it is all.
+        """
+        reason = "it is not complete any more"
+        try:
+            first = pins.contents(checkpoint)
+            for _ in range(_TRIES):
+                before = pins.contents(checkpoint)
+                if not (first.keys() <= before.keys() and self.is_complete(checkpoint)):
+                    break
+                try:
+                    return self._pin_as(before, checkpoint, root)
+                except (pins.Changed, FileNotFoundError) as error:
+                    reason = str(error)
+        except pins.Changed as error:
+            reason = str(error)
+        remove(root / _SEED)
+        raise SessionError(
+            f"{checkpoint}: changed or deleted while it was pinned ({reason}), and nothing begins "
+            "from a part of it; have the trainer keep more checkpoints"
+        )
+
+    def _pin_as(self, before: Mapping[str, int], checkpoint: Path, root: Path) -> int:
+        unfinished = root / _SEED
+        remove(unfinished)
+        with pins.held(checkpoint, root) as source:
+            pins.compare(before, source)
+            pins.compare(before, checkpoint)
+            pin = pins.Pin.of(checkpoint, source)
+            copied = pins.copy(source, unfinished, link=self.renames)
+            if source == checkpoint:
+                pins.compare(before, checkpoint)
+        pins.compare(before, unfinished)
+        pin.write(root)
         return copied
 
     def _has_begun(self, root: Path, first: int) -> bool:
@@ -223,13 +260,13 @@ class Layout:
         seed = root / origin.name
         changed = pin.changes(root).seed
         if changed:
-            if not pin.is_whole(origin):
+            if pin.is_whole(origin):
+                self._pin(origin, root)
+            if not pin.is_whole(root / _SEED):
                 raise SessionError(
                     f"{seed} was written over ({', '.join(changed[:3])}), and {origin} is not what "
                     "it was either: there is nothing to begin from"
                 )
-            remove(root / _SEED)
-            pins.copy(origin, root / _SEED, link=self.renames)
             durable.step()
             _set_aside(seed, iteration)
             durable.step()

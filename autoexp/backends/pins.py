@@ -1,12 +1,14 @@
 """Pinning a checkpoint: a second one with the same contents, which nobody else can change.
 
-What was pinned is remembered beside it, so that a change to either is noticed and named.
+What was pinned is remembered beside it, so that a change to either is noticed and named. Links in a
+checkpoint become what they lead to: a relative one would lead elsewhere from the new place.
 """
 
 import fcntl
 import json
 import os
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +17,16 @@ from typing import BinaryIO, NamedTuple
 
 from autoexp import durable
 from autoexp.backends.base import PinChanges
+from autoexp.errors import SessionError
 
 _MANIFEST = ".autoexp-pin.json"
 _HELD = ".autoexp-held"
 _FICLONE = 0x40049409
 _ENDS = 65536
+
+
+class Changed(SessionError):
+    """A checkpoint lost or changed files while it was pinned."""
 
 
 class Mark(NamedTuple):
@@ -64,8 +71,7 @@ class Pin(NamedTuple):
     @classmethod
     def of(cls, path: Path, source: Path) -> "Pin":
         """Of what lies at `path`, read from `source`, which has the same files."""
-        names = [str(file.relative_to(source)) for file in _files(source)]
-        return cls(str(path), {name: Mark.of(source / name) for name in names})
+        return cls(str(path), {name: Mark.of(source / name) for name in contents(source)})
 
     def write(self, root: Path) -> None:
         """Remember it in the directory where it is pinned."""
@@ -119,7 +125,7 @@ def held(checkpoint: Path, root: Path) -> Iterator[Path]:
     own = root / _HELD
     remove(own)
     try:
-        _tree(checkpoint, own, os.link)
+        _tree(checkpoint, own, lambda one, other: os.link(os.path.realpath(one), other))
         source = own
     except FileNotFoundError:
         remove(own)
@@ -131,6 +137,47 @@ def held(checkpoint: Path, root: Path) -> Iterator[Path]:
         yield source
     finally:
         remove(own)
+
+
+def contents(checkpoint: Path) -> dict[str, int]:
+    """Sizes of a checkpoint's files, by their names below it; one that is a file itself is `.`.
+
+    Raises Changed where a file vanishes meanwhile, and SessionError for what cannot be pinned.
+    """
+    try:
+        found = _sizes(checkpoint, ())
+        return {str(file.relative_to(checkpoint)): size for file, size in found}
+    except FileNotFoundError as error:
+        raise Changed(f"{error.filename} is gone") from error
+
+
+def compare(before: Mapping[str, int], checkpoint: Path) -> None:
+    """Raise Changed unless a checkpoint has the files of `before`, in their sizes."""
+    now = contents(checkpoint)
+    names = {name for name, _ in before.items() ^ now.items()}
+    if names:
+        raise Changed(f"{', '.join(sorted(names)[:3])} changed")
+
+
+def _sizes(path: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Path, int]]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        if path.is_symlink():
+            raise SessionError(
+                f"{path}: a link to {path.readlink()}, which cannot be followed"
+            ) from error
+        raise
+    own = (status.st_dev, status.st_ino)
+    if stat.S_ISREG(status.st_mode):
+        yield path, status.st_size
+    elif not stat.S_ISDIR(status.st_mode):
+        raise SessionError(f"{path}: neither a file nor a folder, which cannot be pinned")
+    elif own in above:
+        raise SessionError(f"{path}: a link to a folder that it lies in, which cannot be pinned")
+    else:
+        for entry in sorted(path.iterdir()):
+            yield from _sizes(entry, (*above, own))
 
 
 def copy(source: Path, target: Path, *, link: bool) -> int:
@@ -147,6 +194,8 @@ def copy(source: Path, target: Path, *, link: bool) -> int:
 
 
 def _is_linked(one: str, other: str) -> bool:
+    if Path(one).is_symlink():  # to a file that may be written in place
+        return False
     try:
         os.link(one, other)
     except OSError:
@@ -183,12 +232,6 @@ def _tree(source: Path, target: Path, take: Callable[[str, str], object]) -> Non
     target.mkdir()
     for entry in sorted(source.iterdir()):
         _tree(entry, target / entry.name, take)
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file())
 
 
 def _ends(path: Path, size: int) -> int:

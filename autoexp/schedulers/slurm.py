@@ -49,6 +49,8 @@ _SQUEUE = ("squeue", "--me", "-h", "-r", "-t", "all")
 _MORE_IN_ACCOUNTING = ("FAILED", "CANCELLED")
 # With a name, it may say so without the id of the job that has ended.
 _NO_SUCH = re.compile("No active jobs match|Invalid job id", re.IGNORECASE)
+# For how long accounting may say RUNNING of a job that squeue calls COMPLETED.
+_DENIED_S = 60.0
 _UNKNOWN_NODE = "Invalid node name"
 
 _log = logging.getLogger(__name__)
@@ -252,7 +254,7 @@ class SlurmScheduler:
         own = self._own(tickets, listed)
         found = {key: row.sighting for key, row in own.items()}
         gone = [ticket for ticket in tickets if ticket.key not in found]
-        ended = [t for t in tickets if t.key in found and found[t.key].state in _MORE_IN_ACCOUNTING]
+        ended = [t for t in tickets if t.key in found and _is_unsure(t, found[t.key])]
         accounts = self._accounted([*gone, *ended])
         self._complete(found, ended, accounts)
         missed = self._gone.sight(gone, accounts, healthy_s, self._states, self._end)
@@ -335,7 +337,10 @@ class SlurmScheduler:
         ended: Sequence[Ticket],
         accounts: Mapping[str, Sighting] | None,
     ) -> None:
-        """Add what only accounting knows: a kill inside a step for memory, who cancelled a job."""
+        """Add what only accounting knows: a kill inside a step for memory, who cancelled a job.
+
+        An end that accounting denies, and the job itself has not told, is believed after a minute.
+        """
         now_s = time.monotonic()
         since = {t.key: self._ended_at_s.get(t.key, now_s) for t in ended}
         for key, at_s in since.items():
@@ -343,8 +348,12 @@ class SlurmScheduler:
             if known is not None and states.is_terminal(known.state):
                 reason = known.reason or found[key].reason
                 found[key] = found[key]._replace(state=known.state, reason=reason)
-            elif accounts is not None and self._has_accounting and now_s - at_s < _ACCOUNTING_LAG_S:
-                del found[key]  # nothing is said of the job yet
+            elif accounts is not None and self._has_accounting:
+                lag_s = _ACCOUNTING_LAG_S
+                if found[key].state not in _MORE_IN_ACCOUNTING:
+                    lag_s = 0.0 if known is None else _DENIED_S
+                if now_s - at_s < lag_s:
+                    del found[key]  # nothing is said of the job yet
         self._ended_at_s = since
 
     # Cancelling
@@ -430,6 +439,13 @@ def _asked(machine: LocalMachine | SlurmCluster) -> SlurmCluster:
     if not isinstance(machine, SlurmCluster):
         raise SubmissionRefused("a job for the local machine cannot join a session on SLURM")
     return machine
+
+
+def _is_unsure(ticket: Ticket, sighting: Sighting) -> bool:
+    """Whether accounting is asked about a job that squeue lists: a job tells a good end itself."""
+    if sighting.state == "COMPLETED":
+        return from_exit_file(ticket) is None
+    return sighting.state in _MORE_IN_ACCOUNTING
 
 
 def _sacct() -> list[str]:

@@ -17,8 +17,11 @@ SACCT_FORMAT = "JobID,JobName,State,ExitCode,DerivedExitCode,Start,End,NodeList"
 
 # SLURM reports a kill for memory as exit signal 125.
 _OUT_OF_MEMORY_SIGNAL = 125
-_MOST_DIGITS = 11
-"""Of a number in an answer; `datetime` takes seconds up to the year 9999, of twelve digits."""
+_LARGEST_STATUS = 0xFFFF
+_LAST_SECOND = 253_402_300_799
+"""Of the year 9999: datetime knows no later one."""
+_LONGEST_LIMIT = 10**7
+_DIGITS = 15
 
 
 class Row(NamedTuple):
@@ -104,41 +107,47 @@ def _by_whom(cell: str) -> str | None:
 
 def _wait_status(cell: str) -> tuple[int | None, int | None]:
     """Exit code and signal of a raw wait status: code in the high byte, signal in seven bits."""
-    if not _is_number(cell):
+    status = _number(cell, _LARGEST_STATUS)
+    if status is None:
         return None, None
-    status = int(cell)
     signal = status & 0x7F
     return (None, signal) if signal else (status >> 8, None)
 
 
 def _pair(cell: str) -> tuple[int | None, int | None]:
     """Exit code and signal of a cell such as `3:0`."""
-    code, _, signal = cell.partition(":")
-    if not _is_number(code) or not _is_number(signal):
+    first, _, second = cell.partition(":")
+    code, signal = _number(first, 0xFF), _number(second, 0xFF)
+    if code is None or signal is None:
         return None, None
-    return (None, int(signal)) if int(signal) else (int(code), None)
-
-
-def _is_number(cell: str) -> bool:
-    """Whether a cell is a number of a size that a time, a limit or an exit code may have."""
-    return cell.isascii() and cell.isdigit() and len(cell) <= _MOST_DIGITS
+    return (None, signal) if signal else (code, None)
 
 
 def _time(cell: str) -> datetime | None:
     """`N/A`, `Unknown` and `None` are no time."""
-    return datetime.fromtimestamp(int(cell), UTC) if _is_number(cell) and int(cell) else None
+    seconds = _number(cell, _LAST_SECOND)
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+
+
+def _number(cell: str, largest: int) -> int | None:
+    """A cell's number; None for what is none, as `²`, which Python takes for a digit."""
+    if not (cell.isascii() and cell.isdigit() and len(cell) <= _DIGITS):
+        return None
+    number = int(cell)
+    return number if number <= largest else None
 
 
 def read_limit(text: str) -> float:
     """Minutes of a time limit such as `infinite`, `30:00`, `12:00:00` or `2-00:00:00`."""
     days, _, clock = text.rpartition("-")
-    parts = clock.split(":")
-    if len(parts) > 3 or not all(map(_is_number, [*parts, days or "0"])):
+    whole = _number(days or "0", _LONGEST_LIMIT)
+    parts = [_number(part, _LONGEST_LIMIT) for part in clock.split(":")]
+    numbers = [part for part in parts if part is not None]
+    if whole is None or len(numbers) < len(parts) or len(parts) > 3:
         return math.inf
-    numbers = [int(part) for part in parts]
     # sinfo shows minutes and seconds, or hours too; with days in front, hours come first.
     hours, minutes, seconds = [*[0] * (3 - len(numbers)), *numbers][:3]
-    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
+    return whole * 1440 + hours * 60 + minutes + seconds / 60
 
 
 def read_longest(text: str, *, default: bool) -> float:

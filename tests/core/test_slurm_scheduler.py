@@ -21,6 +21,7 @@ from autoexp.errors import (
 from autoexp.machines import SlurmCluster
 from autoexp.schedulers.base import Request, Sighting, Ticket
 from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm_answers import read_limit, read_sacct, read_squeue
 from autoexp.schedulers.slurm_batch import is_passing, read_answer
 from autoexp.schedulers.slurm_commands import run
 
@@ -108,6 +109,14 @@ def request_of(cluster: SlurmCluster, ticket: Ticket, **changes: Any) -> Request
 def submit(cluster: SlurmCluster, ticket: Ticket, **changes: Any) -> str:
     """Submit through a new scheduler."""
     return SlurmScheduler(cluster).submit(ticket, request_of(cluster, ticket, **changes), 0)
+
+
+def write_exit_file(ticket: Ticket) -> None:
+    """What the payload leaves at a good end."""
+    (ticket.directory / "exit.json").write_text(
+        f'{{"job_id": "41", "exit_code": 0, "signal": null, "reason": null, "warned": false,'
+        f'"limit": false, "superseded": false, "started_at": 1, "ended_at": {time.time()}}}'
+    )
 
 
 def script_of(ticket: Ticket) -> str:
@@ -528,6 +537,55 @@ def test_who_cancelled_a_job_is_said(fakes: Fakes, ticket: Ticket) -> None:
     assert scheduler.query([ticket])[ticket.key].state == "CANCELLED"
 
 
+# Answers that cannot be true
+
+
+def test_an_end_that_accounting_denies_and_no_exit_file_tells_is_not_believed_at_once(
+    fakes: Fakes, ticket: Ticket, clock: Callable[[float], None]
+) -> None:
+    scheduler = SlurmScheduler(SlurmCluster())
+    running = "41|s1-j-a1|RUNNING|0:0|0:0|1700000000|Unknown|n1"
+    fakes.says("squeue", listed(state="COMPLETED"))
+    fakes.says("sacct", running)
+    for _ in range(4):
+        assert scheduler.query([ticket]) == {}
+        clock(10)
+    fakes.says("squeue", listed())  # it was a lie
+    assert scheduler.query([ticket])[ticket.key].state == "RUNNING"
+    fakes.says("squeue", listed(state="COMPLETED"))
+    assert scheduler.query([ticket]) == {}
+    clock(61)  # accounting never hears of the end
+    assert scheduler.query([ticket])[ticket.key].state == "COMPLETED"
+
+
+def test_accounting_is_not_asked_about_a_job_that_has_told_its_good_end(
+    fakes: Fakes, ticket: Ticket
+) -> None:
+    write_exit_file(ticket)
+    fakes.says("squeue", listed(state="COMPLETED"))
+    assert SlurmScheduler(SlurmCluster()).query([ticket])[ticket.key].state == "COMPLETED"
+    assert fakes.calls("sacct") == []
+
+
+ODD = ("²", "٣", "9" * 5000, "253402300800", "99999999999999", "-1", "1.5", "nan", "\x00", "｜", "")
+
+
+@pytest.mark.parametrize("odd", ODD, ids=ascii)
+def test_whatever_stands_where_slurm_has_a_number_is_never_an_error(odd: str) -> None:
+    for place in range(8):
+        cells = ["41", "COMPLETED", "0", "None", "1700000000", "1700000001", "n1", "s1-j-a1"]
+        cells[place] = odd
+        assert len(read_squeue("|".join(cells) + "|")) == 1
+        cells = ["41", "s1-j-a1", "FAILED", "0:0", "0:0", "1700000000", "1700000001", "n1"]
+        cells[place] = odd
+        assert len(read_sacct("|".join(cells))) == 1
+    for text in (odd, f"{odd}-00:00:01", f"1-{odd}:00:00", f"00:{odd}", "1:2:3:4:5"):
+        assert read_limit(text) > 0 or text == odd
+    (row,) = read_squeue(f"41|COMPLETED|{odd}|None|{odd}|{odd}|n1|s1-j-a1|")
+    seen = row.sighting
+    assert (seen.started_at, seen.ended_at, seen.exit_code) == (None, None, None)
+
+
 # No answer from accounting
 
 
@@ -586,10 +644,7 @@ def test_an_outage_of_squeue_or_an_answer_of_sacct_starts_the_count_of_its_silen
 
 def test_the_exit_file_comes_before_the_silence_of_accounting(fakes: Fakes, ticket: Ticket) -> None:
     fakes.fails("sacct", REFUSED)
-    (ticket.directory / "exit.json").write_text(
-        f'{{"job_id": "41", "exit_code": 0, "signal": null, "reason": null, "warned": false,'
-        f'"limit": false, "superseded": false, "started_at": 1, "ended_at": {time.time()}}}'
-    )
+    write_exit_file(ticket)
     told = SlurmScheduler(SlurmCluster()).query([ticket])
     assert told[ticket.key].state == "COMPLETED"
 
