@@ -21,6 +21,7 @@ from flows.show import status_view
 from flows.terminal import console, say, say_json, say_log
 
 _BLOCK = 65536
+_MOST = 8 << 20  # bytes in which the last lines are looked for
 
 
 def run(options: argparse.Namespace) -> int:
@@ -133,15 +134,16 @@ def _print_name(log: Path) -> None:
 
 
 def _last_lines(log: Path, lines: int) -> int:
-    """Where the last `lines` lines of the log begin, in bytes."""
+    """Where the last `lines` lines of the log begin, in bytes; within its last 8 MiB at most."""
     if not log.exists():
         return 0
     position = log.stat().st_size
+    least = max(0, position - _MOST)
     with durable.open_to_read(log) as file:
         found = b""
         # One more newline than lines: the one before the first of them.
-        while position > 0 and found[:-1].count(b"\n") <= lines:
-            step = min(position, _BLOCK)
+        while position > least and found[:-1].count(b"\n") <= lines:
+            step = min(position - least, _BLOCK)
             position -= step
             file.seek(position)
             found = file.read(step) + found
