@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -31,7 +32,7 @@ from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.session import Session
 from tests.core.conftest import create, spec_of
-from tests.core.test_arrays import FakeJob, FakeScheduler, Fate
+from tests.core.test_arrays import FakeJob, FakeScheduler, Fate, Killed
 
 LOG = logging.getLogger(__name__)
 
@@ -173,6 +174,7 @@ def user_rules(draw: st.DrawFn) -> dict[str, Any]:
 # What a job survives comes more often than what ends it for good.
 STATES = ("PENDING", "SUSPENDED", "NEW_IN_SLURM_99", "TIMEOUT", "NODE_FAIL") * 3
 which = st.integers(0, 9)
+_MOST_ASKED = 6
 
 
 class Play(hs.RuleBasedStateMachine):
@@ -208,6 +210,7 @@ class Play(hs.RuleBasedStateMachine):
         self.complete: set[tuple[str, int]] = set()
         self.settled: dict[str, tuple[Verdict | None, int]] = {}
         self.hidden: dict[Path, Path] = {}
+        self.asked = 0
         self.resume()
         self.all_goes_well(1)
 
@@ -285,6 +288,26 @@ class Play(hs.RuleBasedStateMachine):
     def add(self, name: str, command: str) -> None:
         spec = spec_of(command, name=name, directory=self.path / name, kind=Kind.COMMAND)
         self.ask(inbox.SubmitRequest(jobs=(spec,), by="ann"))
+
+    @hs.precondition(lambda self: self.asked < _MOST_ASKED)
+    @hs.rule(count=st.integers(1, 3))
+    def others_add_meanwhile(self, count: int) -> None:
+        """Others ask for jobs while the monitor looks; a kill may be theirs."""
+        names = [f"t{self.asked + number}" for number in range(count)]
+        self.asked += count
+
+        def ask() -> None:
+            for name in names:
+                spec = spec_of("true", name=name, directory=self.path / name, kind=Kind.COMMAND)
+                with suppress(Killed):
+                    inbox.put(self.path, inbox.SubmitRequest(jobs=(spec,), by="bob"))
+
+        other = threading.Thread(target=ask)
+        other.start()
+        try:
+            self.let(self.driver.round)
+        finally:
+            other.join()
 
     @hs.rule(times=st.integers(1, 3))
     def all_goes_well(self, times: int) -> None:
