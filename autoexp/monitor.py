@@ -313,30 +313,31 @@ class Monitor:
         open_attempts: Sequence[Attempt],
         sightings: Mapping[str, Sighting],
     ) -> None:
+        seen = self._unwritten
         # State first, log second: the last lines of a finished job are still read.
         for attempt in open_attempts:
             sighting = sightings.get(attempt.key)
             if sighting is not None:
                 before = attempt.model_copy()
-                self._unwritten.extend(apply(job.spec.name, attempt, sighting))
+                seen.extend(apply(job.spec.name, attempt, sighting))
                 watch.dirty |= attempt != before
         current = job.attempt
         if current is None or job.is_over or current.verdict is not None:
             return  # a new attempt has a log of its own
         ended = not current.is_open and current.verdict is None
         watched = self.recorder.book.watched(job.spec)
-        self._unwritten.extend(watch.read_log(job, current, watched, final=ended))
-        starts.check(job, current, is_read=ended and watch.at_end)
-        self._unwritten.extend(watch.find_checkpoints(job, current, watched, ended=ended))
+        seen.extend(watch.read_log(job, current, watched, final=ended))
+        watch.check_start(job, current, ended=ended)
+        seen.extend(watch.find_checkpoints(job, current, watched, ended=ended))
         if ended and watch.at_end:
             starts.note_pinned(job, current)
         watch.can_read(job)
         if current.wrong_start is not None:
             self._end_wrong_start(job, watch, current, current.wrong_start)
         if watched.inactivity_rules:
-            self._unwritten.extend(watch.stands_still(job, current, watched))
+            seen.extend(watch.stands_still(job, current, watched))
         if ended and watch.at_end and not self._awaits_decision(job, current):
-            self._unwritten.append(self._judge(job, current))
+            seen.append(self._judge(job, current))
 
     def _end_wrong_start(
         self, job: JobRecord, watch: JobWatch, attempt: Attempt, reason: str

@@ -60,6 +60,18 @@ class JobWatch:
         self._quiet_at: tuple[int, int, int] | None = None
         self._stopped: set[str] = set()
         self._looked_at: float | None = None
+        self._start_known: tuple[object, ...] = ()
+
+    def check_start(self, job: JobRecord, attempt: Attempt, *, ended: bool) -> None:
+        """Compare where an attempt began with where it had to, whenever more is known of it."""
+        is_read = ended and self.at_end
+        known = (
+            *(attempt.number, attempt.first_iteration, attempt.first_logged, attempt.started_from),
+            *(attempt.fell_back, attempt.state, is_read),
+        )
+        if known != self._start_known:
+            starts.check(job, attempt, is_read=is_read)
+            self._start_known = known
 
     def saved(self) -> None:
         """Note that the record is on disk."""
