@@ -323,7 +323,10 @@ class Play(hs.RuleBasedStateMachine):
     def train(self, which: int, metadata: str | None) -> None:
         job = self.running(which)
         if job is not None and job.train(metadata):
-            self.complete.add((job.output.name, job.iteration))
+            known = Session.load(self.path).jobs[job.output.name]
+            # A queued attempt whose cancellation was late may save after its job's verdict.
+            if known.verdict is None:
+                self.complete.add((job.output.name, job.iteration))
 
     @hs.rule(which=which, state=st.sampled_from((*STATES, *states.terminal_states())))
     def change(self, which: int, state: str) -> None:

@@ -227,7 +227,7 @@ def test_the_string_is_printed_on_a_terminal_and_never_into_a_log(
     class Known:
         url, auth_string, login = "http://127.0.0.1:4", STRING, tmp_path / "prefect-login"
 
-    out = Console(file=StringIO(), force_terminal=is_terminal, width=20)
+    out = Console(file=StringIO(), force_terminal=is_terminal, width=20, highlight=False)
     foreground._say_where_it_is(Known(), out)  # type: ignore[arg-type]
     assert isinstance(out.file, StringIO)
     said = out.file.getvalue()
