@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp import durable, processes
+from autoexp import durable, payload, processes
 
 NAME = ".autoexp-session"
 _LARGEST = 100_000
@@ -36,23 +36,29 @@ class Claim(NamedTuple):
             content = json.loads((Path(self.session) / "session.json").read_bytes())
             return not isinstance(content, dict) or content.get("nonce") == self.nonce
         except (FileNotFoundError, NotADirectoryError):
-            return bool(self.draft) and Path(self.draft).is_dir() and _may_live(self.draft)
+            return bool(self.draft) and Path(self.draft).is_dir() and is_being_made(self.draft)
         except (OSError, ValueError):
             return True
 
 
 def draft_of(path: Path) -> Path:
     """The directory in which this process makes a session."""
-    return path.with_name(f"{_prefix()}{os.getpid()}-{path.name}")
+    return path.with_name(f"{_drafts()}{os.getpid()}-{path.name}")
 
 
-def _prefix() -> str:
-    return f".new-{os.uname().nodename}-"
+def dead_drafts(root: Path) -> list[Path]:
+    """What processes of this host have left that were killed while they made a session."""
+    return [draft for draft in root.glob(f"{_drafts()}*") if not is_being_made(draft)]
 
 
-def _may_live(draft: str) -> bool:
-    pid = Path(draft).name.removeprefix(_prefix()).partition("-")[0]
+def is_being_made(draft: str | Path) -> bool:
+    """Whether the process of a draft lives; of another host nobody can tell."""
+    pid = Path(draft).name.removeprefix(_drafts()).partition("-")[0]
     return not pid.isdigit() or processes.identity(int(pid)) is not None
+
+
+def _drafts() -> str:
+    return f".new-{os.uname().nodename}-"
 
 
 def holder(directory: Path) -> Claim | None:
@@ -113,13 +119,6 @@ def _create(path: Path, text: str) -> None:
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     durable.write(draft, text)
     try:
-        os.link(draft, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a filesystem without hard links
-        with path.open("x") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        payload.create(draft, path)
     finally:
         draft.unlink()

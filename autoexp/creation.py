@@ -2,11 +2,10 @@
 
 import re
 import secrets
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoexp import claims, durable, find, locks, names, permissions, processes, removal
+from autoexp import claims, durable, find, locks, names, permissions, removal
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.errors import BadInput, SessionError
@@ -50,7 +49,8 @@ def create(
         raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
     refuse_used(outputs)
     _make_root(root)
-    _remove_old_drafts(root)
+    for left in claims.dead_drafts(root):
+        removal.discard(left)
     removal.remove_leftovers(root)
     if flow_run_id:
         _claim(flow_run_id, path)
@@ -162,15 +162,6 @@ def new_id(project: str) -> str:
     """A short, readable id: project, month and day, four random characters."""
     end = f"-{now().astimezone():%m%d}-{names.random_letters(4)}"
     return project[: names.LONGEST_ID - len(end)] + end
-
-
-def _remove_old_drafts(root: Path) -> None:
-    """Drafts of processes that were killed while they made a session."""
-    prefix = f".new-{socket.gethostname()}-"
-    for draft in root.glob(f"{prefix}*"):
-        pid = draft.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and processes.identity(int(pid)) is None:
-            removal.discard(draft)
 
 
 def _fill(

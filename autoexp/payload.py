@@ -134,7 +134,7 @@ def claim(directory: Path, job_id: str) -> bool:
     try:
         for name in CLAIMS:
             try:
-                _create(temporary, directory / name)
+                create(temporary, directory / name)
             except FileExistsError:
                 if holder := _content(directory / name):
                     # A requeued job comes again under its own id.
@@ -147,7 +147,7 @@ def claim(directory: Path, job_id: str) -> bool:
         temporary.unlink()
 
 
-def _create(temporary: Path, name: Path) -> None:
+def create(temporary: Path, name: Path) -> None:
     """Give a file another name that is not there yet; raises FileExistsError where it is."""
     try:
         # link(2) creates the name with its content at once, and refuses an existing one.
