@@ -12,7 +12,7 @@ from autoexp.errors import SessionError
 from autoexp.rules import values as known
 from autoexp.rules.actions import WriteFile
 from autoexp.rules.records import ActionRecord
-from autoexp.rules.templates import fill, names_in
+from autoexp.rules.templates import divided, fill
 
 _LONGEST_PART = 255
 """Bytes of a file's name."""
@@ -31,16 +31,12 @@ def write_target(session: Path, action: ActionRecord, values: Mapping[str, str])
     """
     assert isinstance(action.action, WriteFile)
     template = action.action.path
-    captured = known.captured(action.event, values)
-    parts = template.split("/")
-    first = next((n for n, part in enumerate(parts) if captured & set(names_in(part))), None)
-    if first is None:
+    both = divided(template, known.captured(action.event, values))
+    if both is None:
         whole = session / fill(template, values)
         directory, relative = whole.parent, whole.name
     else:
-        before = "".join(f"{part}/" for part in parts[:first])
-        directory = session / fill(before, values)
-        relative = fill("/".join(parts[first:]), values)
+        directory, relative = session / fill(both[0], values), fill(both[1], values)
     found = path_below(directory, relative)
     _refuse_record(session.resolve(), found)
     return found

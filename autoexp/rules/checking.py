@@ -32,7 +32,7 @@ from autoexp.rules.conditions import (
 )
 from autoexp.rules.durations import spoken
 from autoexp.rules.linear import LinePattern
-from autoexp.rules.templates import fill, names_in
+from autoexp.rules.templates import divided, fill
 
 _LOOKED_AT = 1 << 20  # bytes of a file whose content is asked for
 _SHOWN = 40  # characters of a value that is no number
@@ -159,13 +159,11 @@ def _path(template: str, facts: Facts) -> Path:
 
     Raises _LeadsOut where what is captured leads out of that, links included.
     """
-    parts = template.split("/")
-    first = next((n for n, part in enumerate(parts) if facts.captured & set(names_in(part))), None)
-    if first is None:
+    both = divided(template, facts.captured)
+    if both is None:
         return facts.directory / fill(template, facts.values)
-    before = "".join(f"{part}/" for part in parts[:first])
-    directory = facts.directory / fill(before, facts.values)
-    relative = fill("/".join(parts[first:]), facts.values)
+    directory = facts.directory / fill(both[0], facts.values)
+    relative = fill(both[1], facts.values)
     path = directory / relative
     try:
         leads_out = not path.resolve().is_relative_to(directory.resolve())

@@ -20,6 +20,18 @@ def names_in(text: str) -> Iterator[str]:
             yield part[1]
 
 
+def divided(path: str, names: Collection[str]) -> tuple[str, str] | None:
+    """A path's parts in front of the first that refers to one of the names, and the rest of it.
+
+    None where no part does.
+    """
+    parts = path.split("/")
+    for number, part in enumerate(parts):
+        if not set(names).isdisjoint(names_in(part)):
+            return "".join(f"{each}/" for each in parts[:number]), "/".join(parts[number:])
+    return None
+
+
 def fill(text: str, values: Mapping[str, str]) -> str:
     """The text with every name replaced by its value, in one pass; KeyError for an unknown name."""
     plain = {"{{": "{", "}}": "}"}
