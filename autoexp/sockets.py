@@ -1,6 +1,5 @@
 """Who listens on a port of this machine: another user's server is none of ours."""
 
-import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,11 +22,3 @@ def _listeners(port: int, table: Path) -> Iterator[int]:
         fields = row.split()
         if fields[3] == _LISTENS and int(fields[1].rpartition(":")[2], 16) == port:
             yield int(fields[7])
-
-
-def user(uid: int) -> str:
-    """A user as people know them; one that this machine does not know by the number."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from prefect.settings import (
     save_profiles,
 )
 
-from autoexp import sockets
+from autoexp import permissions, sockets
 from autoexp.compose import compose
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.machines import SlurmCluster as SlurmSettings
@@ -34,8 +33,8 @@ from blocks import LocalMachine, SlurmCluster
 from flows import automations
 from flows.server import (
     HOST,
-    PATIENCE_S,
     answers,
+    await_answer,
     bound_socket,
     end_with_parent,
     is_local,
@@ -103,10 +102,9 @@ def deploy(options: argparse.Namespace) -> int:
         _save_profile(url, auth_string)
         _start_server(url, auth_string)
     _must_be_locked(url, auth_string)
-    environment = {**os.environ, "PREFECT_API_URL": url}
+    environment = _environment(url, auth_string)
     if auth_string:
         _save_profile(url, auth_string)
-        environment["PREFECT_API_AUTH_STRING"] = auth_string
     if not _succeeds("work-pool", "inspect", POOL, environment=environment):
         # One that exists stays as its owner has set it.
         _prefect("work-pool", "create", POOL, "--type", "process", environment=environment)
@@ -144,13 +142,10 @@ def worker(options: argparse.Namespace) -> int:
     if (wrong := problem(url, auth_string)) is not None:
         raise AutoexpError(f"Prefect's server at {wrong}; `autoexp deploy` starts one")
     _must_be_locked(url, auth_string)
-    environment = {**os.environ, "PREFECT_API_URL": url}
-    if auth_string:
-        environment["PREFECT_API_AUTH_STRING"] = auth_string
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", options.pool]
     process = subprocess.Popen(
         [*command, "--type", "process"],
-        env=environment,
+        env=_environment(url, auth_string),
         # Without this watch over it there is no worker; flows that run go on without one.
         preexec_fn=partial(end_with_parent, signal.SIGKILL),
     )
@@ -169,6 +164,12 @@ def worker(options: argparse.Namespace) -> int:
             process.wait()
             raise
     return code if code >= 0 else 128 - code
+
+
+def _environment(url: str, auth_string: str | None) -> dict[str, str]:
+    """What Prefect's own commands are started with."""
+    login = {"PREFECT_API_AUTH_STRING": auth_string} if auth_string else {}
+    return {**os.environ, "PREFECT_API_URL": url, **login}
 
 
 def _ended(process: "subprocess.Popen[bytes]") -> int | None:
@@ -218,7 +219,7 @@ def _must_be_locked(url: str, auth_string: str | None) -> None:
         owner = ""
         if is_local(url):
             uids = sockets.listeners(port_of(url))
-            owner = f" (of {', '.join(map(sockets.user, sorted(uids)))})" if uids else ""
+            owner = f" (of {', '.join(map(permissions.user, sorted(uids)))})" if uids else ""
         raise AutoexpError(
             f"Prefect's server at {url}{owner} takes orders from everybody who reaches it, and "
             "with them commands that a worker runs as you. Stop it (`prefect server stop`), then "
@@ -245,11 +246,7 @@ def _start_server(url: str, auth_string: str) -> None:
         process = start_server(bound, auth_string, log)
     # Where `prefect server stop` looks for it.
     write_private(home / "server.pid", str(process.pid))
-    deadline = time.monotonic() + PATIENCE_S
-    while not answers(url, auth_string):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise AutoexpError(f"{url}: the server did not start; read {log}")
-        time.sleep(0.5)
+    await_answer(process, url, auth_string, f"{url}: the server did not start; read {log}")
 
 
 def _prefect(*arguments: str, environment: dict[str, str]) -> None:

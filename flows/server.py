@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from autoexp import proxies, sockets
+from autoexp import permissions, proxies, sockets
 from autoexp.errors import AutoexpError
 from flows.server_lock import token
 
 HOST = "127.0.0.1"
-PATIENCE_S = 180.0
+_PATIENCE_S = 180.0
 _PR_SET_PDEATHSIG = 1
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LARGEST_PAGE = 65536
@@ -219,7 +219,7 @@ def refuse_strangers(url: str) -> None:
     port = port_of(url)
     strangers = sockets.listeners(port) - {os.geteuid(), 0}
     if strangers:
-        names = ", ".join(sorted(sockets.user(uid) for uid in strangers))
+        names = ", ".join(sorted(permissions.user(uid) for uid in strangers))
         raise AutoexpError(
             f"port {port} of this machine belongs to {names}, not to you: whoever owns Prefect's "
             "server runs commands as you. Use a port of your own: `PREFECT_API_URL="
@@ -287,11 +287,8 @@ class Server:
 
     def wait(self) -> None:
         """Wait until it answers; raises AutoexpError with its log when it does not."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not answers(f"{self.url}/api", self.auth_string):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise AutoexpError(f"the embedded Prefect server did not start; read {self._log}")
-            time.sleep(0.1)
+        said = f"the embedded Prefect server did not start; read {self._log}"
+        await_answer(self._process, f"{self.url}/api", self.auth_string, said)
 
     def stop(self) -> None:
         """End it, and wait until it has written what it holds."""
@@ -303,6 +300,20 @@ class Server:
             self._process.wait()
         self._socket.close()
         self.login.unlink(missing_ok=True)
+
+
+def await_answer(
+    process: "subprocess.Popen[str] | subprocess.Popen[bytes]",
+    url: str,
+    auth_string: str,
+    said: str,
+) -> None:
+    """Wait until a server that was started answers; raises AutoexpError(said) when it does not."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not answers(url, auth_string):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AutoexpError(said)
+        time.sleep(0.1)
 
 
 def new_auth_string() -> str:

@@ -4,7 +4,7 @@ import os
 import socket
 from pathlib import Path
 
-from autoexp import sockets
+from autoexp import permissions, sockets
 
 ROWS = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid
    0: 0100007F:1068 00000000:0000 0A 00000000:00000000 00:00000000 00000000 65534        0 1 1
@@ -28,5 +28,5 @@ def test_ones_own_port_is_found_in_the_kernels_table() -> None:
 
 
 def test_a_user_without_a_name_is_a_number() -> None:
-    assert sockets.user(0) == "root"
-    assert sockets.user(4294901) == "uid 4294901"
+    assert permissions.user(0) == "root"
+    assert permissions.user(4294901) == "uid 4294901"

@@ -18,6 +18,7 @@ from prefect import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
+from autoexp import permissions
 from flows import foreground, server
 from flows.server_lock import Lock, Scope
 from tests.flows.conftest import until
@@ -250,7 +251,7 @@ def test_another_users_server_is_refused_by_its_owners_name(tmp_path: Path) -> N
     )
     try:
         until(lambda: server.sockets.listeners(server.port_of(url)), "their server")
-        with pytest.raises(server.AutoexpError, match=f"belongs to {server.sockets.user(65534)}"):
+        with pytest.raises(server.AutoexpError, match=f"belongs to {permissions.user(65534)}"):
             server.refuse_strangers(url)
         for command in (("run", "demo", "--session", "s"), ("deploy",), ("worker",)):
             environment = {**os.environ, "PREFECT_API_URL": url, "AUTOEXP_SESSIONS": str(tmp_path)}
@@ -262,7 +263,7 @@ def test_another_users_server_is_refused_by_its_owners_name(tmp_path: Path) -> N
                 timeout=120,
             )
             assert answer.returncode == 1, answer.stdout
-            assert f"belongs to {server.sockets.user(65534)}, not to you" in answer.stderr
+            assert f"belongs to {permissions.user(65534)}, not to you" in answer.stderr
             assert "Traceback" not in answer.stderr
     finally:
         somebody.communicate()
