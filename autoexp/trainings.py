@@ -36,8 +36,8 @@ def training(experiment: Experiment, output_root: Path, save_dir: Path | None = 
         missing = [path for path in trainer.sources if not path.exists()]
         refused += [f"backend: {path}: there is no such file" for path in missing]
     jobs = [] if experiment.start else [_trunk(experiment, output_root, save_dir)]
-    origin = _origin(experiment.start, output_root)
-    notes = _notes_on_start(experiment.start)
+    start = experiment.start if experiment.start and Path(experiment.start.path).exists() else None
+    notes = [_note_on(start)] if start else []
     for place, cooldown, step in all_cooldowns(experiment):
         found = _cooldowns(cooldown, experiment, output_root, {job.name for job in jobs})
         conditions = {"start_when": step.when, "start_within_s": step.within} if step else {}
@@ -46,8 +46,8 @@ def training(experiment: Experiment, output_root: Path, save_dir: Path | None = 
         refused += [f"{place}: {reason}" for reason in found.refused]
     if refused:
         raise BadInput("\n".join(refused))
-    copies = not trainer.pins_by_links or (origin is not None and origin.is_elsewhere)
-    size = None if origin is None else origin.size
+    copies = not trainer.pins_by_links or (start is not None and _is_elsewhere(start, output_root))
+    size = _size(Path(start.path)) if start and copies else None
     cost = cost_of(jobs, trainer.batches(workers), copies=copies, size=size)
     return Training(tuple(_with_estimate(job, experiment) for job in jobs), tuple(notes), cost)
 
@@ -91,31 +91,22 @@ def _with_estimate(job: JobSpec, experiment: Experiment) -> JobSpec:
     return job.model_copy(update={"planned": estimate(job, experiment.budget)})
 
 
-class _Origin(NamedTuple):
-    """A checkpoint that is there already, from which cooldowns begin."""
-
-    size: int
-    """Bytes of its files."""
-    is_elsewhere: bool
+def _is_elsewhere(start: Start, output_root: Path) -> bool:
     """Whether it lies on another filesystem than the outputs, where nothing can be linked."""
-
-
-def _origin(start: Start | None, output_root: Path) -> _Origin | None:
-    if start is None or not Path(start.path).exists():
-        return None
-    path = Path(start.path)
-    files = path.rglob("*") if path.is_dir() else [path]
-    size = sum(file.stat().st_size for file in files if file.is_file())
     there = next(path for path in (output_root, *output_root.parents) if path.exists())
-    return _Origin(size, there.stat().st_dev != path.stat().st_dev)
+    return there.stat().st_dev != Path(start.path).stat().st_dev
 
 
-def _notes_on_start(start: Start | None) -> list[str]:
-    if start is None or not Path(start.path).exists():
-        return []
+def _size(path: Path) -> int:
+    """Bytes of a checkpoint's files."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _note_on(start: Start) -> str:
     named = start.session is not None
     where = f"{start.session}:{start.job}@{start.iteration}" if named else "a checkpoint"
-    return [f"starts from {where} ({start.path})"]
+    return f"starts from {where} ({start.path})"
 
 
 def _branches(
