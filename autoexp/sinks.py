@@ -6,7 +6,6 @@ The sink of a file to write is `write_targets.path_below`, the one of a command 
 """
 
 import csv
-import html
 import io
 import logging
 import re
@@ -97,11 +96,6 @@ def markdown(text: str) -> str:
 def markdown_code(text: str) -> str:
     """A path or a name between backticks, in a page or in a cell of a table."""
     return f"`{line(text).replace('`', chr(39)).replace('|', '¦')}`" if text else ""
-
-
-def in_html(text: str) -> str:
-    """Text in HTML or SVG, between tags or in quotes."""
-    return html.escape(line(text))
 
 
 def picture(text: str) -> str:

@@ -1,6 +1,6 @@
 """The one place that writes to a terminal: text from outside steers none.
 
-Whatever autoexp prints comes through here, and tests/core/test_sinks.py looks for what does not.
+Whatever autoexp prints comes through here, and tests/core/test_terminal.py looks for what does not.
 """
 
 import json

@@ -176,8 +176,9 @@ def _payload_lives(directory: Path) -> bool | None:
     started = _read_json(directory / "started.json")
     if started is None:
         return None
+    lives = processes.is_alive(started)
     # A payload has no heartbeat: of a container that a reboot has ended its boot has to tell.
-    return False if processes.rebooted_since(started) else processes.is_alive(started)
+    return False if lives is None and processes.rebooted_since(started) else lives
 
 
 def _ended(directory: Path, ended: dict[str, Any]) -> Sighting:

@@ -175,12 +175,18 @@ def nothing_moves(patch: pytest.MonkeyPatch, path: Path, code: int) -> None:
         patch.setattr(Path, name, moved)
 
 
+def bad_request(story: Story, patch: pytest.MonkeyPatch, code: int) -> Path:
+    """What is no request, and stays where it is."""
+    bad = story.path / "inbox" / "1-bad.json"
+    bad.write_text("no request")
+    nothing_moves(patch, bad, code)
+    return bad
+
+
 def test_a_request_that_cannot_be_moved_is_said_once_and_keeps_no_session_from_ending(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = story.path / "inbox" / "1-bad.json"
-    bad.write_text("no request")
-    nothing_moves(monkeypatch, bad, errno.EPERM)
+    bad = bad_request(story, monkeypatch, errno.EPERM)
     (said,) = inbox.take_on(story.session)
     assert "refused" in said
     assert inbox.take_on(story.session) == []
@@ -206,9 +212,7 @@ def test_a_request_that_was_carried_out_and_cannot_be_removed_is_not_carried_out
 def test_a_request_that_nobody_can_move_for_now_is_waited_for_so_long_and_no_longer(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = story.path / "inbox" / "1-bad.json"
-    bad.write_text("no request")
-    nothing_moves(monkeypatch, bad, errno.EBUSY)
+    bad = bad_request(story, monkeypatch, errno.EBUSY)
     for _ in range(9):
         with pytest.raises(OSError, match="busy"):
             inbox.take_on(story.session)
@@ -232,9 +236,7 @@ def ask_behind(story: Story) -> list[str]:
 def test_a_session_that_is_over_ends_past_a_request_that_cannot_be_moved(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = story.path / "inbox" / "1-bad.json"
-    bad.write_text("no request")
-    nothing_moves(monkeypatch, bad, errno.EPERM)
+    bad_request(story, monkeypatch, errno.EPERM)
     for request in story.session.jobs.values():
         story.session.settle(request, Verdict.FINISHED, "done")
         for attempt in request.attempts:
