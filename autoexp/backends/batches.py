@@ -48,7 +48,7 @@ class Batches(NamedTuple):
             return None
         return self.samples(iterations) * self.tokens_per_sample
 
-    def _stages(self) -> Iterator[tuple[int, float]]:
+    def _stages(self) -> Iterator[tuple[int, int]]:
         """Batch sizes of the ramp, and the consumed samples at which each gives way.
 
         Source: Megatron-LM, RampupBatchsizeNumMicroBatchesCalculator.
@@ -57,9 +57,22 @@ class Batches(NamedTuple):
             return
         steps = (self.size - self.ramp.start) // self.ramp.increment
         for step in range(steps):
-            until = self.ramp.samples / steps * (step + 1)
+            until = _first_at(step + 1, self.ramp.samples / steps, self.ramp.samples)
             yield self.ramp.start + step * self.ramp.increment, until
 
 
-def _iterations_until(until: float, consumed: int, size: int) -> int:
+def _first_at(step: int, samples_per_step: float, samples: int) -> int:
+    """The first number of consumed samples that is in a step: by Megatron's division of floats.
+
+    That may be one more than the product of the two says, as 295 / (295 / 7) is below 7.
+    """
+    found = math.ceil(samples_per_step * step)
+    while found <= samples and int(found / samples_per_step) < step:
+        found += 1
+    while int((found - 1) / samples_per_step) >= step:
+        found -= 1
+    return found
+
+
+def _iterations_until(until: int, consumed: int, size: int) -> int:
     return max(0, math.ceil((until - consumed) / size))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -91,6 +91,7 @@ def test_an_amount_reads_back_from_a_record_as_it_was() -> None:
     st.integers(1, 8), st.integers(1, 8), st.integers(0, 12), st.integers(1, 5000),
     st.integers(0, 400),
 )  # fmt: skip
+@example(1, 1, 7, 295, 111)
 def test_a_ramp_is_counted_as_megatron_counts_it(
     start: int, increment: int, steps: int, samples: int, iterations: int
 ) -> None:
