@@ -44,10 +44,13 @@ class Monitor:
         zygote.stdin.write(json.dumps(order) + "\n")
         zygote.stdin.flush()
         self.pid = int(self._answers.readline())
+        self.is_over = False
 
     def wait(self) -> int:
         """The exit code, negative for a signal."""
-        return int(self._answers.readline())
+        code = int(self._answers.readline())
+        self.is_over = True
+        return code
 
     def kill(self) -> int:
         os.kill(self.pid, signal.SIGKILL)
@@ -58,8 +61,8 @@ Watch = Callable[..., Monitor]
 
 
 @pytest.fixture(scope="module")
-def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
-    """Starts monitors from a process that has imported Prefect once for all of them."""
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator["subprocess.Popen[str]"]:
+    """A process that has imported Prefect once for all monitors."""
     script = Path(__file__).with_name("zygote.py")
     log = tmp_path_factory.mktemp("zygote") / "log"
     with (
@@ -72,9 +75,24 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
             text=True,
         ) as zygote,
     ):
-        yield lambda path, kill_at=0, run=None: Monitor(zygote, path, kill_at, run)
+        yield zygote
         assert zygote.stdin is not None
         zygote.stdin.close()
+
+
+@pytest.fixture
+def watch(zygote: "subprocess.Popen[str]") -> Iterator[Watch]:
+    """Starts monitors; one that a test leaves behind ends with it, and is no other test's."""
+    started: list[Monitor] = []
+
+    def start(path: Path, kill_at: int = 0, run: str | None = None) -> Monitor:
+        started.append(Monitor(zygote, path, kill_at, run))
+        return started[-1]
+
+    yield start
+    for monitor in started:
+        if not monitor.is_over:
+            monitor.kill()
 
 
 def count_starts(path: Path) -> None:
@@ -215,12 +233,14 @@ def wait_for_end_of_attempt(path: Path, job: str = "demo") -> None:
 
 
 def kill_once_running(path: Path, watch: Watch) -> None:
+    """The training goes on when its monitor is dead, not before: its end is seen by nobody."""
+    dead = path / "dead"
+    held = f'while [ ! -e {dead} ]; do sleep 0.1; done; exec "$@"'
+    edit_job(path, "demo", lambda command: ["/bin/sh", "-c", held, "sh", *command])
     monitor = watch(path)
-    deadline = time.monotonic() + PATIENCE_S
-    while Session.load(path).jobs["demo"].state != "RUNNING":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: Session.load(path).jobs["demo"].state == "RUNNING", "a running job")
     monitor.kill()
+    dead.touch()
 
 
 def test_what_happened_while_nobody_watched_gets_its_verdict_and_its_cooldowns(
