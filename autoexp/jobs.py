@@ -237,8 +237,8 @@ class JobRecord(BaseModel):
 
         Attempts behind it are queued ahead, as a chain.
         """
-        if not self.attempts:
-            return None
+        if len(self.attempts) < 2:
+            return self.attempts[0] if self.attempts else None
         open_ones = (a for a in self.attempts if a.verdict is None)
         deciding = (a for a in self.attempts if a.verdict in (Verdict.FINISHED, Verdict.FAILED))
         return next(deciding if self.is_over else open_ones, self.attempts[-1])

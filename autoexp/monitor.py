@@ -133,11 +133,16 @@ class Monitor:
         self.recorder.contain("the rules of new jobs cannot be read", "", learn)
         changed: set[str] = set()
         has_more = False
+        unwritten = self.recorder.unwritten
+        # An attempt ends in a look by the scheduler's word alone.
+        perhaps_ended: list[str] = []
         for name, job in self._session.jobs.items():
             open_attempts = job.open_attempts
-            if job.is_over and not open_attempts:
+            if not open_attempts and job.verdict is not None:
                 continue
-            before, watch = len(self._unwritten), self._watches[name]
+            if sightings or not open_attempts:
+                perhaps_ended.append(name)
+            before, watch = len(unwritten), self._watches[name]
             try:
                 self._look_at(job, watch, open_attempts, sightings)
                 has_more |= not watch.at_end
@@ -145,25 +150,21 @@ class Monitor:
                 # Of this job nothing can be said now; the others are looked at all the same.
                 watch.cannot_read(job, error)
                 self.recorder.warn(f"{name}: {job.warning}")
-            if len(self._unwritten) > before or watch.dirty:
+            if watch.dirty or len(unwritten) > before:
                 changed.add(name)
         self.recorder.contain("the session as a whole cannot be looked at", "", self._look_around)
         self._write_down()
         self._save_records()
-        changed |= self._give_up()
+        changed |= self._give_up(perhaps_ended)
         self._candidates |= changed
         events, actions, warnings = self.recorder.take()
         return Look(events, actions, changed, tuple(warnings), has_more)
 
     def _look_around(self) -> None:
         """See what became true of the session as a whole, and of jobs that wait for others."""
-        rules = self.recorder.book.session_rules
-        self._unwritten.extend(overview(self._session, rules, self._unwritten))
-        self._unwritten.extend(ready(self._session))
-
-    @property
-    def _unwritten(self) -> list[Event]:
-        return self.recorder.unwritten
+        rules, unwritten = self.recorder.book.session_rules, self.recorder.unwritten
+        unwritten.extend(overview(self._session, rules, unwritten))
+        unwritten.extend(ready(self._session))
 
     def flush(self) -> None:
         """Write down what moved since the last look that was worth a write."""
@@ -313,18 +314,18 @@ class Monitor:
         open_attempts: Sequence[Attempt],
         sightings: Mapping[str, Sighting],
     ) -> None:
-        seen = self._unwritten
+        seen = self.recorder.unwritten
         # State first, log second: the last lines of a finished job are still read.
-        for attempt in open_attempts:
+        for attempt in open_attempts if sightings else ():
             sighting = sightings.get(attempt.key)
             if sighting is not None:
                 before = attempt.model_copy()
                 seen.extend(apply(job.spec.name, attempt, sighting))
                 watch.dirty |= attempt != before
         current = job.attempt
-        if current is None or job.is_over or current.verdict is not None:
+        if current is None or job.verdict is not None or current.verdict is not None:
             return  # a new attempt has a log of its own
-        ended = not current.is_open and current.verdict is None
+        ended = not current.is_open
         watched = self.recorder.book.watched(job.spec)
         seen.extend(watch.read_log(job, current, watched, final=ended))
         watch.check_start(job, current, ended=ended)
@@ -345,7 +346,7 @@ class Monitor:
         """Have a job end, and fail, of which an attempt did not begin where it had to."""
         event = StartedElsewhere(job=job.spec.name, attempt=attempt.number, reason=reason)
         if job.ending is None or job.ending.action != event.key:
-            self._unwritten.append(event)
+            self.recorder.unwritten.append(event)
             job.ending = Ending(verdict=Verdict.FAILED, action=event.key, reason=reason)
             watch.dirty = True
 
@@ -356,7 +357,7 @@ class Monitor:
         known = self._session.actions
         fresh = [
             action
-            for event in self._unwritten
+            for event in self.recorder.unwritten
             if event.job == job.spec.name
             for action in decide(event, self.recorder.book.of(event), known)
         ]
@@ -397,7 +398,7 @@ class Monitor:
 
     def _write_down(self) -> None:
         """Write what was seen: actions, then events; the records of their jobs come after."""
-        self._urgent |= {event.job for event in self._unwritten}
+        self._urgent |= {event.job for event in self.recorder.unwritten}
         self.recorder.write_down()
 
     def _save_records(self) -> None:
@@ -420,10 +421,11 @@ class Monitor:
         self._session.save_job(job)
         watch.saved()
 
-    def _give_up(self) -> set[str]:
+    def _give_up(self, names: Iterable[str]) -> set[str]:
         """End jobs that nothing will submit: cancelled ones, cooldowns without a checkpoint."""
         given_up: set[str] = set()
-        for name, job in self._session.jobs.items():
+        for name in names:
+            job = self._session.jobs[name]
             if not job.is_over and not job.open_attempts:
                 self.recorder.contain(f"{name}: cannot be ended", name, self._give_up_one, job)
                 if job.is_over:

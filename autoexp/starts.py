@@ -170,10 +170,11 @@ def _check_beginning(job: JobRecord, attempt: Attempt, *, alone: bool) -> None:
 
 def _confirm_fall(job: JobRecord, attempt: Attempt, iteration: int) -> None:
     """Believe that the log went back once the line behind goes on from there."""
-    seen, attempt.may_have_fallen_back = attempt.may_have_fallen_back, None
+    seen = attempt.may_have_fallen_back
     if seen is None or iteration == seen[0]:
-        attempt.may_have_fallen_back = seen  # the same line again tells nothing
-    elif iteration > seen[0] and (
+        return  # the same line again tells nothing
+    attempt.may_have_fallen_back = None
+    if iteration > seen[0] and (
         iteration <= seen[1] or iteration - seen[0] == job.spec.trainer.log_interval
     ):
         attempt.fell_back = seen

@@ -66,8 +66,13 @@ class JobWatch:
         """Compare where an attempt began with where it had to, whenever more is known of it."""
         is_read = ended and self.at_end
         known = (
-            *(attempt.number, attempt.first_iteration, attempt.first_logged, attempt.started_from),
-            *(attempt.fell_back, attempt.state, is_read),
+            attempt.number,
+            attempt.first_iteration,
+            attempt.first_logged,
+            attempt.started_from,
+            attempt.fell_back,
+            attempt.state,
+            is_read,
         )
         if known != self._start_known:
             starts.check(job, attempt, is_read=is_read)

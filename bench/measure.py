@@ -151,13 +151,18 @@ def traffic(work: Callable[[], object]) -> Traffic:
 
 
 @contextmanager
-def counted_calls() -> Iterator[Counter[str]]:
-    """Count calls of functions written in C (`stat`, `open`, `fsync`), by their names."""
+def counted_calls(*, python: bool = False) -> Iterator[Counter[str]]:
+    """Count calls of functions written in C (`stat`, `open`, `fsync`), by their names.
+
+    With `python`, count calls of functions written in Python too.
+    """
     calls: Counter[str] = Counter()
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
         if event == "c_call":
             calls[argument.__name__] += 1
+        elif event == "call" and python:
+            calls[frame.f_code.co_name] += 1
 
     sys.setprofile(note)
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import isfinite
+from operator import itemgetter
 from statistics import median
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from autoexp.rules.metric_tests import (
 )
 
 _SHOWN = 40  # characters of a number
+_LOSS: Callable[[Logged], float] = itemgetter(1)
+_SECONDS: Callable[[Logged], float] = itemgetter(3)
 
 
 class Alarm(NamedTuple):
@@ -68,7 +71,9 @@ def alarm(rule: MetricRule, tail: Sequence[Logged], known: Expectation) -> Alarm
 def _not_a_number(
     recent: Sequence[Logged], last_good: int | None, known: Expectation
 ) -> Alarm | None:
-    if not known.logs_loss or any(row.loss is not None for row in recent):
+    if recent[-1].loss is not None or not known.logs_loss:
+        return None
+    if any(row.loss is not None for row in recent):
         return None
     message = f"the loss is NaN or missing since iteration {recent[0].iteration}"
     return Alarm(None, None, last_good, message)
@@ -89,12 +94,14 @@ def _spike(
 ) -> Alarm | None:
     losses = [row.loss for row in recent if row.loss is not None]
     before = tail[-test.logged - test.over : -test.logged]
-    usual = [loss for _, loss, _, _ in before if loss is not None]
-    if len(usual) < test.over or len(losses) < len(recent):
+    if len(losses) < len(recent):
         return None
     least = min(losses)
-    if least <= test.times * min(usual):
-        return None  # nor is it above the median, which takes longer to find
+    if _is_usual(least, test.times, before, _LOSS):
+        return None
+    usual = [loss for _, loss, _, _ in before if loss is not None]
+    if len(usual) < test.over:
+        return None
     middle = median(usual)
     # Nothing is so many times nothing, or less.
     if middle <= 0 or least <= test.times * middle:
@@ -107,19 +114,34 @@ def _slow(
     test: ThroughputBelow, tail: Sequence[Logged], recent: Sequence[Logged], last_good: int | None
 ) -> Alarm | None:
     before = tail[-test.logged - test.over : -test.logged]
-    usual = [seconds for _, _, _, seconds in before if seconds is not None]
     now = [row.seconds for row in recent if row.seconds is not None]
-    if len(usual) < test.over or len(now) < len(recent):
+    if len(now) < len(recent):
         return None
     # A share of the throughput: half the speed is twice the time.
     least = min(now) * test.share
-    if least <= min(usual):
-        return None  # nor is it above the median, which takes longer to find
+    if _is_usual(least, 1, before, _SECONDS):
+        return None
+    usual = [seconds for _, _, _, seconds in before if seconds is not None]
+    if len(usual) < test.over:
+        return None
     middle = median(usual)
     if middle <= 0 or least <= middle:
         return None  # 0 is what was rounded to nothing
     message = f"{now[-1]:.3g} s per iteration, where {middle:.3g} s is usual"
     return Alarm(now[-1], middle, last_good, message)
+
+
+def _is_usual(
+    value: float, times: float, before: Sequence[Logged], number: Callable[[Logged], float]
+) -> bool:
+    """Whether it is at most so many times the least before: nor is it above their median then.
+
+    Finding the median takes longer; it is left to the caller also where numbers are missing.
+    """
+    try:
+        return value <= times * min(map(number, before))
+    except (TypeError, ValueError):
+        return False
 
 
 def _off_schedule(
