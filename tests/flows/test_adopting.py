@@ -12,6 +12,7 @@ from autoexp import adoption, claims, inbox
 from autoexp.compose import compose
 from autoexp.errors import BadInput
 from autoexp.jobs import Verdict
+from autoexp.retrying import retry
 from autoexp.session import Session
 from flows.joining import adopt
 from tests.core.conftest import TINY, create
@@ -75,16 +76,12 @@ def take_on(path: Path) -> None:
         inbox.take_on(session)
 
 
-def end(path: Path, name: str = "tiny") -> None:
-    """Have a job be over, and its attempt with it."""
+def end(path: Path, verdict: Verdict = Verdict.FINISHED) -> None:
+    """Have the job be over, and its attempt with it."""
     with Session.hold(path) as (session, _):
-        job = session.jobs[name]
-        session.change_attempt(
-            job,
-            job.attempts[0],
-            {"state": "COMPLETED", "verdict": Verdict.FINISHED},
-            verdict=Verdict.FINISHED,
-        )
+        job = session.jobs["tiny"]
+        changes = {"state": "COMPLETED", "verdict": verdict}
+        session.change_attempt(job, job.attempts[0], changes, verdict=verdict)
 
 
 def test_a_job_is_adopted_by_one_session_until_its_record_there_is_over_or_the_session_gone(
@@ -204,3 +201,20 @@ def test_a_session_that_was_away_while_its_job_was_adopted_by_another_is_not_tak
     adoption.retake(Session.load(root / "a1"))
     found = claims.holder(save_dir)
     assert found is not None and found.session == str(root / "a1")
+
+
+def test_a_failed_job_whose_folder_another_session_has_by_now_is_not_run_again(
+    site: Site, tmp_path: Path
+) -> None:
+    del site
+    root, save_dir = tmp_path / "sessions", tmp_path / "saves"
+    ask("a1", save_dir)
+    take_on(root / "a1")
+    end(root / "a1", Verdict.FAILED)
+    ask("a2", save_dir)
+    with Session.hold(root / "a1") as (session, _):
+        with pytest.raises(BadInput, match=rf"tiny: {save_dir} is session {root}/a2's by now"):
+            retry(session, ("tiny",), "ann")
+        assert retry(session, (), "ann") == []
+        shutil.rmtree(root / "a2")
+        assert retry(session, (), "ann") == ["tiny"]
