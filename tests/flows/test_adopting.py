@@ -133,7 +133,7 @@ def test_of_many_sessions_that_adopt_a_job_at_once_one_gets_it(site: Site, tmp_p
 
 
 def test_what_cannot_be_ones_own_is_refused_before_anything_is_made(
-    site: Site, tmp_path: Path
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = create(compose("demo", MINE), tmp_path / "sessions", session_id="ours")
     refusals = {
@@ -155,6 +155,13 @@ def test_what_cannot_be_ones_own_is_refused_before_anything_is_made(
     assert {path.name for path in tmp_path.iterdir()} <= {"bin", "sessions", "state"}
     assert not (tmp_path / "sessions" / "a1").exists()
     site.describe(name="x" * 200)
+    with pytest.raises(BadInput, match="set XDG_STATE_HOME to a directory that you can write"):
+        monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
+        ask("a1", tmp_path / "saves")
+    with pytest.raises(BadInput, match="/proc/nowhere: checkpoints could not be saved there"):
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        ask("a1", Path("/proc/nowhere"))
+    assert not (tmp_path / "sessions" / "a1").exists()
     assert ask("a1", tmp_path / "saves") == 0
 
 
