@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from autoexp import claims, durable, inbox, locks
 from autoexp.claims import Claim
-from autoexp.creation import claim_of
+from autoexp.creation import claim_of, retake_outputs
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.jobs import Attempt, JobRecord, JobSpec
 from autoexp.session import Session
@@ -120,10 +120,15 @@ def claim(job: HandStarted, session: Session) -> None:
 
 
 def retake(session: Session) -> None:
-    """Claim the folders of a session's adopted jobs again, for the lease's holder.
+    """Claim again what a session has outside of it, unless it is over: a mark may be lost.
 
-    Raises BadInput where another session has one by now, as after this one was moved away.
+    Raises BadInput where another session has it by now, as after this one was moved away, and for
+    a copy of a session.
     """
+    session.meta.refuse_elsewhere(session.path)
+    if session.is_over and inbox.is_empty(session.path):
+        return
+    retake_outputs(session)
     for job in session.jobs.values():
         if not _is_adopted(job) or (job.is_over and not job.open_attempts):
             continue
@@ -131,8 +136,7 @@ def retake(session: Session) -> None:
         if (holder := _take_folder(save_dir, claim_of(session))) is not None:
             raise BadInput(
                 f"{session.id}: {save_dir}, where its job {job.spec.name} saves, is written by "
-                f"{holder.title} by now: end that one, then "
-                f"`autoexp resume {session.id}`"
+                f"{holder.title} by now: end that one, then `autoexp resume {session.id}`"
             )
 
 
@@ -143,8 +147,10 @@ def _is_adopted(job: JobRecord) -> bool:
 
 
 def _take_folder(save_dir: Path, mine: Claim) -> Claim | None:
-    _make_writable(save_dir)
-    return claims.take(save_dir, mine, partial(_writes, save_dir=save_dir))
+    try:
+        return claims.take(save_dir, mine, partial(_writes, save_dir=save_dir))
+    except OSError as error:
+        raise _unwritable(save_dir, error) from error
 
 
 def _make_writable(save_dir: Path) -> None:
@@ -153,10 +159,14 @@ def _make_writable(save_dir: Path) -> None:
         durable.make_directory(save_dir, by_umask=True)
         durable.probe(save_dir, 0)
     except OSError as error:
-        raise BadInput(
-            f"{save_dir}: checkpoints could not be saved there ({error.strerror}); "
-            "see to it that you can write in the folder in which the job saves"
-        ) from error
+        raise _unwritable(save_dir, error) from error
+
+
+def _unwritable(save_dir: Path, error: OSError) -> BadInput:
+    return BadInput(
+        f"{save_dir}: checkpoints could not be saved there ({error.strerror}); see to it that you "
+        "can write in the folder in which the job saves"
+    )
 
 
 def _adopted(job: HandStarted, holder: Claim) -> BadInput:

@@ -158,7 +158,7 @@ def claim_of(session: Session) -> claims.Claim:
 
 
 def retake_outputs(session: Session) -> None:
-    """Take a session's outputs again, for the lease's holder: the mark may be lost.
+    """Take a session's outputs again: the mark may be lost.
 
     Raises BadInput where another session has them by now, as after this one was moved away.
     """

@@ -209,6 +209,10 @@ def test_a_session_that_was_away_while_its_job_was_adopted_by_another_is_not_tak
     found = claims.holder(save_dir)
     assert found is not None and found.session == str(root / "a1")
 
+    shutil.copytree(root / "a1", root / "copy")
+    with pytest.raises(BadInput, match="this is a copy"):
+        adoption.retake(Session.load(root / "copy"))
+
 
 def test_a_failed_job_whose_folder_another_session_has_by_now_is_not_run_again(
     site: Site, tmp_path: Path
