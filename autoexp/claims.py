@@ -2,13 +2,15 @@
 
 A claim is a file that is made exclusively and names a session. The last of `.autoexp-session`,
 `.autoexp-session.2`, … counts. One whose session is gone is followed by another, and none is
-ever removed: of any number of sessions that take a directory at once one gets it.
+ever removed but with its directory: of any number of sessions that take a directory at once one
+gets it.
 """
 
 import json
 import os
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -28,17 +30,35 @@ class Claim(NamedTuple):
     nonce: str
     draft: str = ""
     """Where it is made, until it has its own path."""
+    is_hidden: bool = False
+    """Another user's, who lets nobody read it."""
 
     @property
+    def identity(self) -> tuple[str, str]:
+        """What tells a session from every other one."""
+        return self.session, self.nonce
+
+    @property
+    def title(self) -> str:
+        """What people read."""
+        if self.is_hidden:
+            return f"another user's session (its mark {self.session} cannot be read)"
+        return f"session {self.session}"
+
     def is_live(self) -> bool:
         """Whether the session is there, or is being made; what cannot be seen is there."""
+        if self.is_hidden:
+            return True
         try:
-            content = json.loads((Path(self.session) / "session.json").read_bytes())
-            return not isinstance(content, dict) or content.get("nonce") == self.nonce
+            content = json.loads(durable.read(Path(self.session) / "session.json"))
+            return not isinstance(content, dict) or content.get("nonce", "") == self.nonce
         except (FileNotFoundError, NotADirectoryError):
             return bool(self.draft) and Path(self.draft).is_dir() and is_being_made(self.draft)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return True
+
+
+IsLive = Callable[[Claim], bool]
 
 
 def draft_of(path: Path) -> Path:
@@ -61,26 +81,70 @@ def _drafts() -> str:
     return f".new-{os.uname().nodename}-"
 
 
-def holder(directory: Path) -> Claim | None:
+def holder(directory: Path, is_live: IsLive = Claim.is_live) -> Claim | None:
     """The session that has a directory, or one that it lies in."""
-    for place in (directory, *directory.parents):
-        found = _last(place)[1]
-        if found is not None and found.is_live:
-            return found
-    return None
+    found = (standing(place, is_live) for place in (directory, *directory.parents))
+    return next(filter(None, found), None)
 
 
-def take(directory: Path, mine: Claim) -> Claim | None:
-    """Take a directory for a session; returns the claim of another one that has it."""
-    durable.make_directory(directory)
+def standing(directory: Path, is_live: IsLive = Claim.is_live) -> Claim | None:
+    """The claim of the session that has this very directory."""
+    found = _last(directory)[1]
+    return found if found is not None and (found.is_hidden or is_live(found)) else None
+
+
+def take(directory: Path, mine: Claim, is_live: IsLive = Claim.is_live) -> Claim | None:
+    """Take a directory for a session; returns the claim of another one that has it.
+
+    `is_live` says whether a session that had it has it still: as long as it is there, by default.
+    """
     while True:
+        durable.make_directory(directory)
         number, last = _last(directory)
-        if last is not None and last.is_live:
-            return None if last[:2] == mine[:2] else last
-        with suppress(FileExistsError):
+        if last is not None and last.identity == mine.identity:
+            return None
+        if last is not None and (last.is_hidden or is_live(last)):
+            return last
+        try:
             _create(_file(directory, number + 1), json.dumps(mine._asdict()))
             durable.sync_directory(directory)
+        except FileExistsError:
+            continue
+        except FileNotFoundError:  # its session has just removed it
+            if directory.is_dir():
+                raise
+            continue
+        last = _last(directory)[1]
+        if last is None or last.identity == mine.identity:
             return None
+
+
+def is_unused(directory: Path) -> bool:
+    """Whether a directory holds nothing but claims."""
+    return all(path.name.startswith(NAME) for path in directory.iterdir())
+
+
+def release(directory: Path, mine: Claim) -> bool:
+    """Remove a directory that holds nothing but claims, the last of them `mine`; whether it did.
+
+    It goes aside first, in one step: whoever takes it meanwhile makes another one.
+    """
+    aside = directory.with_name(f".{directory.name[:200]}.{secrets.token_hex(4)}")
+    with suppress(OSError):
+        last = _last(directory)[1]
+        if last is None or last.identity != mine.identity or directory.is_symlink():
+            return False
+        if is_unused(directory):
+            directory.rename(aside)
+            if not is_unused(aside):
+                aside.rename(directory)
+                return False
+            for path in aside.iterdir():
+                path.unlink()
+            aside.rmdir()
+            durable.sync_directory(directory.parent)
+            return True
+    return False
 
 
 def _file(directory: Path, number: int) -> Path:
@@ -107,7 +171,7 @@ def _read(path: Path) -> Claim | None:
                 said = json.loads(text)
                 return Claim(str(said["session"]), str(said["nonce"]), str(said.get("draft", "")))
         except PermissionError:
-            return Claim(f"another user's ({path} cannot be read)", "")
+            return Claim(str(path), "", is_hidden=True)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
         time.sleep(0.1)

@@ -120,7 +120,7 @@ def refuse_used(outputs: Path) -> None:
     """Raise BadInput for outputs that another session has, or that an earlier one has left."""
     if (holder := claims.holder(outputs)) is not None:
         raise _taken(outputs, holder)
-    if outputs.is_dir() and not all(x.name.startswith(claims.NAME) for x in outputs.iterdir()):
+    if outputs.is_dir() and not claims.is_unused(outputs):
         raise BadInput(
             f"{outputs}: an earlier session of this id wrote here, and its checkpoints would be "
             "taken for those of the new one; take another id (--session ID), or move them away"
@@ -128,6 +128,8 @@ def refuse_used(outputs: Path) -> None:
 
 
 def _taken(outputs: Path, holder: claims.Claim) -> BadInput:
+    if holder.is_hidden:
+        return BadInput(f"{outputs} is where {holder.title} writes: take another id (--session ID)")
     name = Path(holder.session).name
     return BadInput(
         f"{outputs} is where session {name} writes ({holder.session}): take another id "
@@ -135,21 +137,38 @@ def _taken(outputs: Path, holder: claims.Claim) -> BadInput:
     )
 
 
-def _claim_outputs(experiment: Experiment, path: Path, nonce: str, draft: Path) -> None:
-    """Take the outputs for a session in the making, before anything is written there."""
+def _claim_outputs(experiment: Experiment, path: Path, mine: claims.Claim) -> claims.Claim | None:
+    """Take the outputs for a session, before anything is written; returns who has them instead."""
     outputs = output_root(experiment, path)
     if outputs.is_relative_to(path):
-        return
-    mine = claims.Claim(str(path.absolute()), nonce, str(draft.absolute()))
+        return None
     try:
-        holder = claims.take(outputs, mine)
+        return claims.take(outputs, mine)
     except OSError as error:
         raise BadInput(
             f"{outputs}: jobs could not write there ({error.strerror}); set "
             "`project.output_root` to a directory that you can write"
         ) from error
+
+
+def claim_of(session: Session) -> claims.Claim:
+    """What a session that is there claims directories with."""
+    meta = session.meta
+    return claims.Claim(meta.path or str(session.path.absolute()), meta.nonce)
+
+
+def retake_outputs(session: Session) -> None:
+    """Take a session's outputs again: the mark may be lost.
+
+    Raises BadInput where another session has them by now, as after this one was moved away.
+    """
+    holder = _claim_outputs(session.experiment, session.path, claim_of(session))
     if holder is not None:
-        raise _taken(outputs, holder)
+        outputs = output_root(session.experiment, session.path)
+        raise BadInput(
+            f"{session.id}: {outputs} is where {holder.title} writes by now: end that one and "
+            f"remove it, then `autoexp resume {session.id}`"
+        )
 
 
 def output_root(experiment: Experiment, session: Path) -> Path:
@@ -175,7 +194,9 @@ def _fill(
     nonce = secrets.token_hex(4)
     for folder in ("config", "jobs", "actions", "attempts", "inbox", "metrics"):
         durable.make_directory(draft / folder)
-    _claim_outputs(composed.experiment, path, nonce, draft)
+    mine = claims.Claim(str(path.absolute()), nonce, str(draft.absolute()))
+    if (holder := _claim_outputs(composed.experiment, path, mine)) is not None:
+        raise _taken(output_root(composed.experiment, path), holder)
     durable.write(draft / "config" / "resolved.yaml", composed.resolved)
     durable.write(draft / "config" / "unresolved.yaml", composed.unresolved)
     overrides = "".join(f"{line}\n" for line in composed.overrides)

@@ -114,12 +114,17 @@ def _waiting(session: Path) -> list[Path]:
 
 def waiting_jobs(session: Path) -> list[str]:
     """Names of jobs that requests bring, and that the session does not know yet."""
+    return [spec.name for request in waiting_submissions(session) for spec in request.jobs]
+
+
+def waiting_submissions(session: Path) -> list[SubmitRequest]:
+    """Requests to take jobs in that nobody has taken on, as far as they can be read."""
     found = []
     for path in _waiting(session):
         with suppress(BadInput, FileNotFoundError):  # the monitor says what is wrong with it
             request = _read(path)
             if isinstance(request, SubmitRequest):
-                found += [spec.name for spec in request.jobs]
+                found.append(request)
     return found
 
 

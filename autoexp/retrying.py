@@ -1,8 +1,11 @@
 """Running failed jobs again in their session, and what never started because of them."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from autoexp import claims
+from autoexp.creation import claim_of
 from autoexp.errors import BadInput
 from autoexp.events import RetryAsked
 from autoexp.jobs import JobRecord, RestartRequest, Verdict, now
@@ -22,7 +25,8 @@ def retry(session: Session, jobs: tuple[str, ...], by: str) -> list[str]:
     for name in jobs:
         refuse(session, name)
     wanted = [session.jobs[name] for name in jobs] or list(session.jobs.values())
-    chosen = {job.spec.name: job for job in wanted if job.verdict is Verdict.FAILED}
+    failed = (job for job in wanted if job.verdict is Verdict.FAILED)
+    chosen = {job.spec.name: job for job in failed if _successor(session, job) is None}
     for job in _below(session, chosen):
         chosen[job.spec.name] = job
     for job in chosen.values():
@@ -40,6 +44,18 @@ def refuse(session: Session, name: str) -> None:
         raise BadInput(f"{name}: has finished; only failed jobs can be run again")
     if job.open_attempts and job.is_over:
         raise BadInput(f"{name}: still in the queue; try again when its attempts have ended")
+    if (holder := _successor(session, job)) is not None:
+        raise BadInput(
+            f"{name}: {job.spec.save_dir} is {holder.title}'s by now, which would write there "
+            "at the same time; remove that one first"
+        )
+
+
+def _successor(session: Session, job: JobRecord) -> claims.Claim | None:
+    """Another session that has taken the job's folder since it was over, as an adopted one's."""
+    holder = claims.standing(Path(job.spec.save_dir))
+    mine = claim_of(session)
+    return None if holder is None or holder.identity == mine.identity else holder
 
 
 def _below(session: Session, chosen: Iterable[str]) -> list[JobRecord]:

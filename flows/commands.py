@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.live import Live
 
-from autoexp import durable
+from autoexp import adoption, durable
 from autoexp.creation import create
 from autoexp.describing import describe
 from autoexp.errors import BadInput
@@ -51,6 +51,7 @@ def resume(options: argparse.Namespace) -> int:
     path = session_path(options.session)
     session = Session.load(path)
     refuse_if_held(session)
+    adoption.retake(session)  # here too, before a server is started
     return watch(path)
 
 

@@ -163,7 +163,7 @@ class Face:
             )
 
     async def _publish_bar(self, job: JobStatus) -> None:
-        share = 100.0 * (job.iteration or 0) / (job.target_iteration or 1)
+        share = share_done(job)
         text = _described(
             f"{job.name}: {job.state}, iteration {job.iteration or 0} of {job.target_iteration}"
         )
@@ -190,6 +190,11 @@ class Face:
             made = await acreate_image_artifact(url, key=key, description=description)
             self._artifacts["plot"] = _id(made)
         self._plotted_at = time.monotonic()
+
+
+def share_done(job: JobStatus) -> float:
+    """Percent of the iterations to the target; a log may name one beyond it, and Prefect none."""
+    return min(100.0, max(0.0, 100.0 * (job.iteration or 0) / (job.target_iteration or 1)))
 
 
 async def _update(artifact: UUID, data: str, description: str) -> None:

@@ -5,21 +5,20 @@ import getpass
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from autoexp import durable, inbox
+from autoexp import adoption, inbox, permissions
+from autoexp.adoption import HandStarted, is_session
 from autoexp.compose import Composed
 from autoexp.creation import create, output_root
 from autoexp.describing import describe
-from autoexp.errors import AutoexpError, BadInput
-from autoexp.experiment import Experiment
+from autoexp.errors import BadInput
 from autoexp.explaining import in_words
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.journal import Journal
 from autoexp.launching import refuse_other_scheduler
 from autoexp.machines import SlurmCluster
+from autoexp.names import LONGEST_KEY
 from autoexp.plan import NO_JOBS, Plan, make_plan
 from autoexp.provenance import provenance
 from autoexp.rules.possible import refuse_impossible
@@ -31,8 +30,14 @@ from flows import planning
 from flows.finding import compose_words, live_holder, session_path
 from flows.terminal import say, say_json
 
-_ADOPTED = ".autoexp-session"
-"""Names the session that adopted the job which writes its checkpoints here."""
+_JOB_ID = re.compile(r"[1-9][0-9]*(_(0|[1-9][0-9]*))?")
+# Each of these ends its line, so that names may hold spaces.
+_DESCRIBED = {
+    "JobName": r"^JobId=.*? JobName=(.*)$",
+    "Command": r"^ +Command=(.*)$",
+    "StdOut": r"^ +StdOut=(.*)$",
+    "UserId": r"^ +UserId=.*?\(([0-9]+)\)",
+}
 
 
 def submit(options: argparse.Namespace) -> int:
@@ -71,64 +76,37 @@ def adopt(options: argparse.Namespace) -> int:
         raise BadInput("adopt takes SLURM jobs: add slurm=NAME of your cluster")
     refuse_impossible(experiment)
     described = _described_by_slurm(options.job_id, experiment.slurm)
-    save_dir = Path(options.save_dir).absolute()
-    with _adopted_by(save_dir, session_path(options.session)):
-        session = _session_to_join(composed, options.session)
-        return _put_adopted(session, experiment, save_dir, described, options)
+    _refuse_unfit(options.job_id, described)
+    save_dir, path = Path(options.save_dir).absolute(), session_path(options.session)
+    cluster = _cluster_name(experiment.slurm)
+    job = HandStarted(cluster, options.job_id, described["JobName"], save_dir)
+    with adoption.exclusively():
+        session = Session.load(path) if (path / "session.json").exists() else None
+        owner = experiment if session is None else session.experiment
+        plan = make_plan(experiment, output_root(owner, path), save_dir)
+        if session is not None:
+            refuse_other_scheduler(session.id, owner, experiment)
+            for spec in plan.jobs:
+                session.refuse_clash(spec)  # at once, instead of by the monitor later
+        adoption.refuse_taken(job, path, plan.trunk.name)
+        if session is None:
+            session = _session_for(composed, path)
+        adoption.claim(job, session)
+        attempt = _attempt(session, plan, described, options)
+        return _put(session, plan, attempt, f"autoexp adopt by {getpass.getuser()}")
 
 
-@contextmanager
-def _adopted_by(save_dir: Path, session: Path) -> Iterator[None]:
-    """Mark the folder as the session's own: two that adopt one job would both submit it again.
-
-    Raises BadInput where another session has it, and is not over.
-    """
-    mark = save_dir / _ADOPTED
-    save_dir.mkdir(parents=True, exist_ok=True)
-    mine = str(session.resolve())
-    fresh = False
-    with suppress(FileExistsError):
-        with mark.open("x") as file:
-            file.write(mine)
-        fresh = True
-    holder = os.fsdecode(durable.read(mark, 65536)).strip()
-    if holder != mine:
-        if _goes_on(Path(holder)):
-            raise BadInput(
-                f"{save_dir} is written by a job of session {holder}, which goes on: end it with "
-                f"`autoexp cancel`, or remove {mark} if nothing of it writes there"
-            )
-        mark.write_text(mine)
-    try:
-        yield
-    except BaseException:
-        if fresh:
-            mark.unlink()
-        raise
+def _session_for(composed: Composed, path: Path) -> Session:
+    """A new session without jobs of its own: the adopted one is asked for as of any other."""
+    create(composed, NO_JOBS, path.parent, session_id=path.name, provenance=provenance())
+    return Session.load(path)
 
 
-def _goes_on(session: Path) -> bool:
-    """Whether a session exists and is not over, as far as can be seen."""
-    if not (session / "session.json").exists():
-        return False
-    try:
-        return not inbox.is_empty(session) or not Session.load(session).is_over
-    except AutoexpError:
-        return True
-
-
-def _put_adopted(
-    session: Session,
-    experiment: Experiment,
-    save_dir: Path,
-    described: dict[str, str],
-    options: argparse.Namespace,
-) -> int:
-    cluster = experiment.slurm
-    plan = make_plan(experiment, output_root(session.experiment, session.path), save_dir)
-    for spec in plan.jobs:
-        session.refuse_clash(spec)  # at once, instead of by the monitor later
-    attempt = Attempt(
+def _attempt(
+    session: Session, plan: Plan, described: dict[str, str], options: argparse.Namespace
+) -> Attempt:
+    """The job that runs already, as the first attempt of the one that is planned."""
+    return Attempt(
         number=1,
         key=session.meta.key(plan.trunk.name, 1),
         name=described["JobName"],
@@ -137,25 +115,14 @@ def _put_adopted(
         state="PENDING",
         intended_at=now(),
         submitted_at=now(),
-        gpus=cluster.gpus,
+        gpus=plan.trunk.machine.gpus,
         first_iteration=0,
     )
-    return _put(session, plan, attempt, f"autoexp adopt by {getpass.getuser()}")
-
-
-def _session_to_join(composed: Composed, name: str) -> Session:
-    path = session_path(name)
-    if not (path / "session.json").exists():
-        # Without jobs of its own: the adopted one is asked for as of any other session.
-        create(composed, NO_JOBS, path.parent, session_id=path.name, provenance=provenance())
-    session = Session.load(path)
-    refuse_other_scheduler(session.id, session.experiment, composed.experiment)
-    return session
 
 
 def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:
     """What `scontrol show job` says; raises BadInput when SLURM does not know the job."""
-    if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job_id):
+    if not _JOB_ID.fullmatch(job_id):
         raise BadInput(f"{job_id}: no SLURM job id, such as 123, or 123_4 for a task of an array")
     try:
         command = at(cluster.at, ["scontrol", "show", "job", job_id])
@@ -164,12 +131,49 @@ def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:
         raise BadInput(f"job {job_id}: {error.stderr}; `squeue --me` lists yours") from error
     if "ArrayTaskId=" in answer and "_" not in job_id:
         raise BadInput(f"job {job_id} is an array: adopt its tasks, one by one, as {job_id}_0")
-    # Each of these ends its line, so that names may hold spaces.
-    found = {key: re.search(rf"\b{key}=(.*)$", answer, re.M) for key in ("JobName", "StdOut")}
-    described = {key: match[1] for key, match in found.items() if match}
-    if "JobName" not in described:
+    found = {key: re.search(pattern, answer, re.M) for key, pattern in _DESCRIBED.items()}
+    described = {key: match[1].strip() for key, match in found.items() if match}
+    if not described.get("JobName"):
         raise BadInput(f"job {job_id}: scontrol gives no name for it; it said: {answer[:200]!r}")
     return {"StdOut": "/dev/null", **described}
+
+
+def _refuse_unfit(job_id: str, described: dict[str, str]) -> None:
+    """Raise BadInput for a job that nobody could watch as one's own, or that a session watches."""
+    name, user = described["JobName"], int(described.get("UserId", os.geteuid()))
+    if len(name) > LONGEST_KEY:
+        raise BadInput(
+            f"job {job_id}: its name has {len(name)} characters, and SLURM is asked for "
+            f"{LONGEST_KEY}; shorten it: scontrol update JobId={job_id} JobName=NAME"
+        )
+    if user != os.geteuid():
+        raise BadInput(f"job {job_id} is {permissions.user(user)}'s, who alone can adopt it")
+    if (session := _session_of(described.get("Command", ""))) is not None:
+        raise BadInput(
+            f"job {job_id} was submitted by session {session}, which goes on with it: "
+            f"`autoexp resume {session.name}` takes that up again"
+        )
+
+
+def _session_of(command: str) -> Path | None:
+    """The session in whose attempts a batch script lies; its path may be followed by arguments."""
+    for found in re.finditer("/attempts/", command):
+        session = Path(command[: found.start()])
+        if is_session(session):
+            return session
+    return None
+
+
+def _cluster_name(cluster: SlurmCluster) -> str:
+    """The cluster's own name: one that is asked by name may be asked without it, too."""
+    if cluster.at is not None:
+        return cluster.at.lower()
+    try:
+        answer = run(["scontrol", "show", "config"], cluster.query_timeout_s)
+    except CommandFailed as error:
+        raise BadInput(f"SLURM does not name its cluster ({error.stderr}); try again") from error
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", answer, re.M)
+    return found[1].lower() if found else ""
 
 
 def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:

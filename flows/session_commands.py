@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autoexp import find, inbox, removal
+from autoexp import claims, find, inbox, removal
 from autoexp.cancelling import cancel_directly
-from autoexp.creation import output_root
+from autoexp.creation import claim_of, output_root
 from autoexp.describing import describe
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.events import CancelAnswered
@@ -155,10 +155,36 @@ def sessions_remove(options: argparse.Namespace) -> int:
     if alive and not _cancel_unwatched(path, (), "autoexp sessions remove"):
         raise BadInput(f"{session.id}: jobs have not ended yet; nothing was removed, try again")
     _report_cancelled(path, alive, session.journal.position)
-    outputs = output_root(session.experiment, path)
+    # Before the session, while nobody else can take what is its own.
+    claims.release(output_root(session.experiment, path), claim_of(session))
     find.forget(path, session.meta.flow_run_ids)
     removal.remove(path)
     say(f"removed {path}")
-    if outputs.exists():
-        say(f"kept    {outputs}: outputs and checkpoints, outside of the session")
+    for place in _outside(session):
+        _say_kept(place)
     return 0
+
+
+def _outside(session: Session) -> list[Path]:
+    """Where jobs of a session wrote outside of it: its outputs, and folders of adopted jobs."""
+    places = [session.path, output_root(session.experiment, session.path)]
+    for job in session.jobs.values():
+        for place in (Path(job.spec.output_dir), Path(job.spec.save_dir)):
+            if not any(place.is_relative_to(known) for known in places):
+                places.append(place)
+    return [place for place in places if not place.is_relative_to(session.path)]
+
+
+def _say_kept(place: Path) -> None:
+    """Say what of a directory stays; nothing of one that is not there."""
+    try:
+        if not place.is_dir():
+            return
+        if (holder := claims.holder(place)) is not None:
+            say(f"kept    {place}: {holder.title} writes there by now")
+        elif claims.is_unused(place):
+            say(f"left    {place}: empty but for marks of sessions")
+        else:
+            say(f"kept    {place}: what its jobs wrote there, outside of the session")
+    except OSError as error:
+        say(f"kept    {place}: outside of the session, and cannot be read ({error.strerror})")

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from autoexp import find, monitor_starts, permissions, sinks
+from autoexp import adoption, find, monitor_starts, permissions, sinks
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
 from autoexp.creation import create
@@ -149,6 +149,7 @@ async def watch(path: Path) -> State[Any]:
         with Session.hold(path, monitor_starts.counted(path, by)) as (held, lease):
             if warning := permissions.writable_by_others(path):
                 log.warning("%s", warning)
+            adoption.retake(held)
             settled = asyncio.get_running_loop().call_later(
                 monitor_starts.SETTLED_S, monitor_starts.forget, path
             )

@@ -12,6 +12,7 @@ import pytest
 from autoexp import claims
 from autoexp.claims import Claim
 from autoexp.compose import Composed, compose
+from autoexp.creation import claim_of, retake_outputs
 from autoexp.errors import BadInput
 from autoexp.session import Session
 from tests.core.conftest import TINY, KilledAt, create
@@ -93,3 +94,84 @@ def test_whatever_stands_in_a_claim_is_never_an_error(
     assert claims.holder(tmp_path) is None
     assert claims.take(tmp_path, Claim(str(tmp_path / "s"), "1")) is None
     assert (tmp_path / f"{claims.NAME}.2").exists()
+
+
+def test_lost_marks_are_written_again_and_outputs_that_another_session_has_by_now_refused(
+    tmp_path: Path, elsewhere: Composed
+) -> None:
+    first = create(elsewhere, tmp_path / "r1", session_id="lr1")
+    outputs = tmp_path / "out" / "lr1"
+    for _ in range(2):
+        retake_outputs(Session.load(first))
+        assert [path.name for path in outputs.iterdir()] == [claims.NAME], "its own already"
+        shutil.rmtree(outputs)
+    retake_outputs(Session.load(first))
+    (outputs / claims.NAME).unlink()
+    (outputs / "tiny").mkdir()
+    retake_outputs(Session.load(first))
+    assert claims.holder(outputs) == claim_of(Session.load(first))
+
+    shutil.rmtree(outputs)
+    first.rename(tmp_path / "away")
+    second = create(elsewhere, tmp_path / "r2", session_id="lr1")
+    (tmp_path / "away").rename(first)
+    with pytest.raises(BadInput, match=rf"{outputs} is where session {second} writes by now"):
+        retake_outputs(Session.load(first))
+    retake_outputs(Session.load(second))
+    shutil.rmtree(second)
+    retake_outputs(Session.load(first))
+    assert claims.holder(outputs) == claim_of(Session.load(first))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_mark_of_another_user_that_cannot_be_read_counts(tmp_path: Path) -> None:
+    for above in (tmp_path, *tmp_path.parents[:2]):
+        above.chmod(0o755)
+    place = tmp_path / "out"
+    assert claims.take(place, Claim(str(tmp_path / "s"), "1")) is None
+    place.chmod(0o777)
+    (place / claims.NAME).chmod(0o600)
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        held = claims.take(place, Claim(str(tmp_path / "t"), "2"))
+        os._exit(0 if held is not None and "another user's" in held.title else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [path.name for path in place.iterdir()] == [claims.NAME]
+
+
+def test_a_directory_goes_with_its_session_if_it_holds_marks_alone(tmp_path: Path) -> None:
+    gone, mine = Claim(str(tmp_path / "gone"), "0"), Claim(str(tmp_path / "s"), "1")
+    place = tmp_path / "out" / "s"
+    assert not claims.release(place, mine)
+    assert claims.take(place, gone) is None
+    assert not claims.release(place, mine), "not this one's"
+    assert claims.take(place, mine) is None
+    (place / "tiny").mkdir()
+    assert not claims.release(place, mine)
+    assert len(list(place.iterdir())) == 3
+    (place / "tiny").rmdir()
+    link = tmp_path / "link"
+    link.symlink_to(place)
+    assert not claims.release(link, mine)
+    assert claims.release(place, mine)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_whoever_takes_a_directory_while_its_session_removes_it_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "out"
+    mine, other = Claim(str(tmp_path / "s"), "1"), Claim(str(tmp_path / "t"), "2")
+    assert claims.take(place, mine) is None
+    make = claims._create
+
+    def late(path: Path, text: str) -> None:
+        monkeypatch.setattr(claims, "_create", make)
+        assert claims.release(place, mine)
+        make(path, text)
+
+    monkeypatch.setattr(claims, "_create", late)
+    assert claims.take(place, other) is None
+    assert [path.name for path in place.iterdir()] == [claims.NAME]
+    assert claims.standing(place, lambda _: True) == other

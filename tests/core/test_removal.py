@@ -66,6 +66,26 @@ def test_what_a_killed_removal_left_is_deleted_by_the_next_removal_or_creation(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_what_a_removal_says_of_outputs_elsewhere_is_so(tmp_path: Path, composed: Composed) -> None:
+    root, out = tmp_path / "root", tmp_path / "out"
+    project = composed.experiment.project.model_copy(update={"output_root": str(out)})
+    experiment = composed.experiment.model_copy(update={"project": project})
+    for name in ("unused", "used"):
+        create(composed._replace(experiment=experiment), root, session_id=name)
+    (out / "used" / "tiny").mkdir()
+    create(composed, root, session_id="within")
+
+    said = {
+        name: autoexp(root, "sessions", "remove", name) for name in ("unused", "used", "within")
+    }
+
+    for name in ("unused", "within"):
+        assert said[name].stdout == f"removed {root / name}\n", said[name].stderr
+    assert "what its jobs wrote there" in said["used"].stdout
+    assert f"kept    {out / 'used'}:" in said["used"].stdout
+    assert [path.name for path in out.iterdir()] == ["used"]
+
+
 def test_a_link_to_a_moved_session_is_not_followed(tmp_path: Path, composed: Composed) -> None:
     path = create(composed, tmp_path, session_id="s").rename(tmp_path / "moved")
     (tmp_path / "s").symlink_to(path)

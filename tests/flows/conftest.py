@@ -71,7 +71,8 @@ def autoexp(
     *arguments: str, root: Path, timeout: float = PATIENCE_S, embedded_server: bool = False
 ) -> "subprocess.CompletedProcess[str]":
     """Run the command line as a user would."""
-    environment = {**os.environ, "AUTOEXP_SESSIONS": str(root)}
+    own = {"AUTOEXP_SESSIONS": str(root), "XDG_STATE_HOME": str(root.parent / "state")}
+    environment = {**os.environ, **own}
     if embedded_server:
         environment.pop("PREFECT_API_URL")
         environment["PREFECT_HOME"] = str(root.parent / "prefect")

@@ -16,7 +16,7 @@ from autoexp.journal import Journal
 from autoexp.session import Session
 from autoexp.status import JobStatus, Status, status_of
 from flows import page
-from flows.face import Face
+from flows.face import Face, share_done
 from flows.telling import Telling
 from tests.core.conftest import create
 
@@ -130,3 +130,15 @@ async def test_a_publication_works_out_the_status_of_its_session_once(
     await face._publish_in_turn()
     assert calls == [session]
     assert bars == list(session.jobs)
+
+
+@pytest.mark.parametrize(
+    ("iteration", "share"), [(None, 0.0), (0, 0.0), (30, 50.0), (60, 100.0), (70, 100.0)]
+)
+def test_no_progress_beyond_its_end_is_given_to_prefect(
+    tmp_path: Path, iteration: int | None, share: float
+) -> None:
+    path = create(compose("demo", ["cooldowns=[]"]), tmp_path)
+    (job,) = status_of(Session.load(path)).jobs
+    changed = job.model_copy(update={"iteration": iteration, "target_iteration": 60})
+    assert share_done(changed) == share

@@ -1,0 +1,243 @@
+"""Which session has adopted a job that was started by hand: two would both submit it again.
+
+A session claims the job itself, by cluster, id and name, in a directory of the user's own, and the
+folder of its checkpoints. Both may be another session's once this one is gone, or its record of
+the job is over. One adoption at a time looks, claims and asks.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from autoexp import claims, durable, inbox, locks
+from autoexp.claims import Claim
+from autoexp.creation import claim_of, retake_outputs
+from autoexp.errors import AutoexpError, BadInput
+from autoexp.jobs import Attempt, JobRecord, JobSpec
+from autoexp.session import Session
+
+_PATIENCE_S = 60.0
+
+
+class HandStarted(NamedTuple):
+    """A job that the scheduler has, and that no session has submitted."""
+
+    cluster: str
+    job_id: str
+    name: str
+    save_dir: Path
+
+    @property
+    def mark(self) -> Path:
+        """The directory that a session claims for it."""
+        identity = json.dumps([self.cluster, self.job_id, self.name])
+        return _directory() / f"{self.job_id}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+    def is_attempted(self, attempt: Attempt) -> bool:
+        """Whether a session knows the job as this attempt."""
+        return (attempt.job_id, attempt.name) == (self.job_id, self.name)
+
+
+class _Open(NamedTuple):
+    """A job that a session goes on with, or has been asked to."""
+
+    spec: JobSpec
+    attempts: list[Attempt]
+
+
+@contextmanager
+def exclusively() -> Iterator[None]:
+    """Let nobody else of this user adopt anything meanwhile; raises BadInput where that fails."""
+    directory = _directory()
+    with ExitStack() as stack:
+        try:
+            durable.make_directory(directory)
+            stack.enter_context(locks.exclusively(directory / "lock", _PATIENCE_S))
+        except locks.Busy:
+            raise BadInput(
+                f"another `autoexp adopt` has held {directory / 'lock'} for {_PATIENCE_S:.0f} s: "
+                "nothing was done; wait for its end, then run the same again"
+            ) from None
+        except OSError as error:
+            raise BadInput(
+                f"{error.filename or directory}: adopted jobs are noted here, and that fails "
+                f"({error.strerror}); set XDG_STATE_HOME to a directory that you can write"
+            ) from error
+        yield
+
+
+def refuse_taken(job: HandStarted, session: Path, name: str) -> None:
+    """Raise BadInput where a session has the job, or goes on writing where it saves.
+
+    All is well where `session` has it, or will have it, as its job `name`.
+    """
+    mine = claim_of(Session.load(session)) if (session / "session.json").exists() else None
+
+    def is_other(claim: Claim) -> bool:
+        return mine is None or claim.identity != mine.identity
+
+    holder = claims.standing(job.mark, lambda it: is_other(it) and _has(it, job))
+    if holder is not None:
+        raise _adopted(job, holder)
+    holder = claims.holder(job.save_dir, lambda it: is_other(it) and _writes(it, job.save_dir))
+    if holder is not None:
+        raise _written(job, holder)
+    for around in filter(is_session, job.save_dir.parents):
+        if around.resolve() != session.resolve() and _goes_on(around, job.save_dir):
+            raise _written(job, Claim(str(around), ""))
+    if mine is not None:
+        _refuse_twice(job, session, name)
+    _make_writable(job.save_dir)
+
+
+def _refuse_twice(job: HandStarted, session: Path, name: str) -> None:
+    for known in _open_jobs(session):
+        same = any(map(job.is_attempted, known.attempts))
+        if known.spec.name != name and (same or Path(known.spec.save_dir) == job.save_dir):
+            what = f"job {job.job_id}" if same else f"a job that writes {job.save_dir}"
+            raise BadInput(
+                f"{session.name} has {what} already, as {known.spec.name}: two would both submit "
+                "it again"
+            )
+
+
+def claim(job: HandStarted, session: Session) -> None:
+    """Note that a session has the job; raises BadInput where another one has it.
+
+    Inside of `exclusively()` and after `refuse_taken` that is one on a machine whose locks do not
+    reach this one.
+    """
+    mine = claim_of(session)
+    if (holder := claims.take(job.mark, mine, lambda it: _has(it, job))) is not None:
+        raise _adopted(job, holder)
+    if (other := _take_folder(job.save_dir, mine)) is not None:
+        raise _written(job, other)
+
+
+def retake(session: Session) -> None:
+    """Claim again what a session has outside of it, unless it is over: a mark may be lost.
+
+    Raises BadInput where another session has it by now, as after this one was moved away, and for
+    a copy of a session.
+    """
+    session.meta.refuse_elsewhere(session.path)
+    if session.is_over and inbox.is_empty(session.path):
+        return
+    retake_outputs(session)
+    for job in session.jobs.values():
+        if not _is_adopted(job) or (job.is_over and not job.open_attempts):
+            continue
+        save_dir = Path(job.spec.save_dir)
+        if (holder := _take_folder(save_dir, claim_of(session))) is not None:
+            raise BadInput(
+                f"{session.id}: {save_dir}, where its job {job.spec.name} saves, is written by "
+                f"{holder.title} by now: end that one, then `autoexp resume {session.id}`"
+            )
+
+
+def _is_adopted(job: JobRecord) -> bool:
+    """Whether the job's first attempt has a name that is not of our making."""
+    first = job.attempts[0] if job.attempts else None
+    return first is not None and first.array_index is None and first.name != first.key
+
+
+def _take_folder(save_dir: Path, mine: Claim) -> Claim | None:
+    try:
+        return claims.take(save_dir, mine, partial(_writes, save_dir=save_dir))
+    except OSError as error:
+        raise _unwritable(save_dir, error) from error
+
+
+def _make_writable(save_dir: Path) -> None:
+    """Make the folder of checkpoints where there is none; raises BadInput where none can be."""
+    try:
+        durable.make_directory(save_dir, by_umask=True)
+        durable.probe(save_dir, 0)
+    except OSError as error:
+        raise _unwritable(save_dir, error) from error
+
+
+def _unwritable(save_dir: Path, error: OSError) -> BadInput:
+    return BadInput(
+        f"{save_dir}: checkpoints could not be saved there ({error.strerror}); see to it that you "
+        "can write in the folder in which the job saves"
+    )
+
+
+def _adopted(job: HandStarted, holder: Claim) -> BadInput:
+    return BadInput(
+        f"job {job.job_id} is adopted by {holder.title}, which goes on: end it there with "
+        "`autoexp cancel`, or remove that session (`autoexp sessions remove`)"
+    )
+
+
+def _written(job: HandStarted, holder: Claim) -> BadInput:
+    return BadInput(
+        f"{job.save_dir} is written by a job of {holder.title}, which goes on: end it there with "
+        "`autoexp cancel`, or give the folder in which this job saves"
+    )
+
+
+def _has(claim: Claim, job: HandStarted) -> bool:
+    """Whether a session that has claimed a job is there, and not done with it."""
+    if not claim.is_live():
+        return False
+    try:
+        found = _open_jobs(Path(claim.session))
+    except (AutoexpError, OSError):
+        return True  # what cannot be seen goes on
+    return any(job.is_attempted(attempt) for known in found for attempt in known.attempts)
+
+
+def _writes(claim: Claim, save_dir: Path) -> bool:
+    """Whether a session that has claimed a directory goes on writing in `save_dir`."""
+    return claim.is_live() and _goes_on(Path(claim.session), save_dir)
+
+
+def _goes_on(session: Path, save_dir: Path) -> bool:
+    try:
+        found = _open_jobs(session)
+    except (AutoexpError, OSError):
+        return True
+    return any(_meets(known.spec, save_dir.resolve()) for known in found)
+
+
+def _meets(spec: JobSpec, place: Path) -> bool:
+    saves, writes = Path(spec.save_dir).resolve(), Path(spec.output_dir).resolve()
+    return saves.is_relative_to(place) or place.is_relative_to(writes)
+
+
+def is_session(directory: Path) -> bool:
+    """Whether a session is there, as far as can be seen."""
+    try:
+        return (directory / "session.json").is_file()
+    except OSError:
+        return False
+
+
+def _open_jobs(session: Path) -> list[_Open]:
+    """Jobs that a session is not done with; what is on its way from the inbox is seen twice."""
+    waiting = inbox.waiting_submissions(session)
+    known = Session.load(session).jobs.values()
+    found = [_Open(job.spec, job.attempts) for job in known if not job.is_over or job.open_attempts]
+    for request in waiting:
+        attempts = [] if request.attempt is None else [request.attempt]
+        found += [_Open(spec, attempts) for spec in request.jobs[:1]]
+        found += [_Open(spec, []) for spec in request.jobs[1:]]
+    return found
+
+
+def _directory() -> Path:
+    """Where jobs are claimed; raises BadInput for a user without a home."""
+    named = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if named.is_absolute():
+        return named / "autoexp" / "adopted"
+    try:
+        return Path.home() / ".local" / "state" / "autoexp" / "adopted"
+    except RuntimeError as error:
+        raise BadInput(f"{error}: set HOME, or XDG_STATE_HOME, to a directory of yours") from error
