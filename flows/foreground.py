@@ -17,9 +17,15 @@ from flows.beside import leave_within, run_beside, stopping_on_signals
 from flows.context import Foreground, enter_foreground
 from flows.live import LiveView
 from flows.sending import is_prefects_own
-from flows.server import Server, embedded_server, problem, refuse_strangers
+from flows.server import (
+    Server,
+    embedded_server,
+    problem,
+    refuse_strangers,
+    warning_when_open,
+)
 from flows.show import gains_lines, status_view
-from flows.terminal import console
+from flows.terminal import console, say
 
 INTERRUPTED = 130
 _UNTOLD = (
@@ -168,6 +174,8 @@ def _run_flow(path: Path, out: Console) -> bool:
         if server is None:
             _must_be_ours(path, url)
             _must_answer(path, url)
+            if warning := warning_when_open(url):
+                say(warning, error=True)
         else:
             server.wait()
             _say_where_it_is(server, out)

@@ -234,6 +234,17 @@ def lets_in(url: str, auth_string: str | None = None) -> bool:
     return False
 
 
+def warning_when_open(url: str) -> str | None:
+    """What to do about a server that asks nobody for a string; None: it asks, or is silent."""
+    if not lets_in(url):
+        return None
+    return (
+        f"warning: Prefect's server at {url} takes orders from everybody who reaches it, as any "
+        "user of this machine may: they can read this session there and have its jobs cancelled; "
+        "stop it, and `autoexp deploy` starts one with a lock, or unset PREFECT_API_URL"
+    )
+
+
 def port_of(url: str) -> int:
     """The port that a URL names, or means."""
     parts = urlsplit(url)

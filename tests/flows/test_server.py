@@ -148,6 +148,14 @@ def test_a_url_without_its_path_is_told_the_right_one(serve: Serve) -> None:
         assert f"export PREFECT_API_URL={url}/api" in str(server.problem(wrong))
 
 
+def test_a_server_that_answers_without_the_string_is_warned_of_and_no_other(serve: Serve) -> None:
+    open_to_all = serve({"/api/admin/version": b'"3.8.8"'})
+    assert f"{open_to_all}/api takes orders" in str(server.warning_when_open(f"{open_to_all}/api"))
+    for status in (401, 403, 404, 500):
+        assert server.warning_when_open(f"{serve({}, (status, b'{}'))}/api") is None
+    assert server.warning_when_open("http://127.0.0.1:9/api") is None
+
+
 def test_a_page_that_is_not_prefects_is_no_health(serve: Serve) -> None:
     page = serve({}, (200, b"<html>maintenance</html>"))
     assert "a page that is not Prefect's came (HTTP 200)" in str(server.problem(f"{page}/api"))
@@ -243,7 +251,8 @@ def test_settings_that_cannot_be_read_are_one_sentence(
 def test_a_server_that_answers_for_its_health_and_nothing_else_is_not_waited_for(
     tmp_path: Path, serve: Serve
 ) -> None:
-    url = serve({"/api/health": b"true"}, (500, b'{"exception_message": "no such table"}'))
+    pages = {"/api/health": b"true", "/api/admin/version": b'"3.8.8"'}
+    url = serve(pages, (500, b'{"exception_message": "no such table"}'))
     impatient = (
         "import sys; from flows import cli, foreground; foreground._FIRST_ANSWER_S = 1.0;"
         "raise SystemExit(cli.main(sys.argv[1:]))"
@@ -260,6 +269,9 @@ def test_a_server_that_answers_for_its_health_and_nothing_else_is_not_waited_for
     assert "is there, but does not list its flow runs" in line
     assert "`autoexp resume s`" in line
     assert "running" not in line  # nothing was submitted
+    # It also lets everybody in.
+    (warning,) = [said for said in run.stderr.splitlines() if said.startswith("warning:")]
+    assert "takes orders from everybody" in warning and "`autoexp deploy` starts one" in warning
     assert "Traceback" not in run.stdout + run.stderr
     assert Session.load(tmp_path / "s").jobs["demo"].attempts == []
 
