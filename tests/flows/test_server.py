@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -306,6 +307,21 @@ def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
     assert not beside.run_beside(foreground, prefect_takes_some_of_it)
     assert taken.is_set()  # it was waited for as long as Prefect took something
     tells.set()
+
+
+def test_a_session_that_is_removed_while_it_is_watched_is_said_to_be_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = create(compose("demo", ["cooldowns=[]"]), tmp_path)
+
+    def removed(*_: object) -> bool:
+        shutil.rmtree(path)
+        return True
+
+    monkeypatch.setattr(terminal, "_run_flow", removed)
+    with pytest.raises(server.AutoexpError, match="not there any more: somebody removed") as raised:
+        terminal.watch(path)
+    assert raised.value.exit_code == 1
 
 
 def void(*_: object) -> None:
