@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +21,7 @@ from autoexp.compose import compose
 from autoexp.jobs import Verdict
 from autoexp.schedulers import slurm_commands
 from autoexp.session import Session
-from flows import beside, server
+from flows import beside, prefect_commands, server
 from flows import foreground as terminal
 from flows.context import Foreground
 from tests.core.conftest import create
@@ -155,6 +156,22 @@ def test_a_server_that_answers_without_the_string_is_warned_of_and_no_other(serv
     for status in (401, 403, 404, 500):
         assert server.warning_when_open(f"{serve({}, (status, b'{}'))}/api") is None
     assert server.warning_when_open("http://127.0.0.1:9/api") is None
+
+
+def test_a_server_that_takes_orders_from_everybody_gets_no_worker_and_no_deployments(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    pages = {"/api/health": b"true", "/api/admin/version": b'"3.8.8"'}
+    started: list[object] = []
+    monkeypatch.setattr(prefect_commands.subprocess, "Popen", started.append)
+    monkeypatch.setattr(prefect_commands.subprocess, "run", started.append)
+    for otherwise, said in (((404, b""), "from everybody"), ((401, b"{}"), "take our string")):
+        url = f"{serve(pages if otherwise[0] == 404 else {}, otherwise)}/api"
+        monkeypatch.setattr(prefect_commands, "_url", lambda url=url: url)
+        for command in (prefect_commands.deploy, prefect_commands.worker):
+            with pytest.raises(server.AutoexpError, match=said):
+                command(Namespace(pool="slurm-login"))
+    assert started == []
 
 
 def test_a_page_that_is_not_prefects_is_no_health(serve: Serve) -> None:
