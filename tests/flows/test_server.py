@@ -158,6 +158,18 @@ def test_a_server_that_answers_without_the_string_is_warned_of_and_no_other(serv
     assert server.warning_when_open("http://127.0.0.1:9/api") is None
 
 
+def test_a_slow_server_is_waited_for_before_it_is_said_to_refuse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(url: str, auth_string: str | None, timeout_s: float = 3.0) -> server._Page:
+        if timeout_s < 30:
+            raise TimeoutError(url)
+        return server._Page(200, b'"3.8.8"')
+
+    monkeypatch.setattr(server, "_get", slow)
+    assert server.lets_in("http://127.0.0.1:9/api")
+
+
 def test_a_server_that_takes_orders_from_everybody_gets_no_worker_and_no_deployments(
     monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> None:
@@ -165,8 +177,13 @@ def test_a_server_that_takes_orders_from_everybody_gets_no_worker_and_no_deploym
     started: list[object] = []
     monkeypatch.setattr(prefect_commands.subprocess, "Popen", started.append)
     monkeypatch.setattr(prefect_commands.subprocess, "run", started.append)
-    for otherwise, said in (((404, b""), "from everybody"), ((401, b"{}"), "take our string")):
-        url = f"{serve(pages if otherwise[0] == 404 else {}, otherwise)}/api"
+    for answers, otherwise, said in (
+        (pages, (404, b""), "from everybody"),
+        ({}, (401, b"{}"), "take our string"),
+        # Too busy to say no, which is no lock.
+        ({"/api/health": b"true"}, (503, b"{}"), "does not say whether it lets everybody in"),
+    ):
+        url = f"{serve(answers, otherwise)}/api"
         monkeypatch.setattr(prefect_commands, "_url", lambda url=url: url)
         for command in (prefect_commands.deploy, prefect_commands.worker):
             with pytest.raises(server.AutoexpError, match=said):
