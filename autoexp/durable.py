@@ -280,24 +280,35 @@ def read(path: Path, most: int = LARGEST) -> bytes:
     Raises WrongFile for anything else, of which nothing is read.
     """
     with open_to_read(path) as file:
-        # A file of holes is as large as it likes, and Python makes room for all that is asked for.
-        size = os.fstat(file.fileno()).st_size
-        raw = b"" if size > most else file.read(size + 1)
-        if len(raw) > size:  # it grows meanwhile
-            raw += file.read(max(0, most + 1 - len(raw)))
-        if max(size, len(raw)) > most:
-            raise WrongFile(errno.EFBIG, f"has more than {most} bytes", str(path))
-        return raw
+        return read_opened(file, path, most)
 
 
-def open_to_read(path: Path) -> BinaryIO:
-    """Open a regular file that another may have put there; raises WrongFile for anything else."""
+def read_opened(file: BinaryIO, path: Path, most: int = LARGEST) -> bytes:
+    """The bytes of a file that `open_to_read` has opened: `read` for who has looked at it first."""
+    # A file of holes is as large as it likes, and Python makes room for all that is asked for.
+    size = os.fstat(file.fileno()).st_size
+    raw = b"" if size > most else file.read(size + 1)
+    if len(raw) > size:  # it grows meanwhile
+        raw += file.read(max(0, most + 1 - len(raw)))
+    if max(size, len(raw)) > most:
+        raise WrongFile(errno.EFBIG, f"has more than {most} bytes", str(path))
+    return raw
+
+
+def open_to_read(path: Path, *, follow: bool = True) -> BinaryIO:
+    """Open a regular file that another may have put there; raises WrongFile for anything else.
+
+    Without `follow` a link is something else, too: it may lead to any file that we can read.
+    """
     try:
         # Whoever opens a FIFO to read would else wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+        descriptor = os.open(path, flags)
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket
             raise WrongFile(errno.EINVAL, "not a regular file", str(path)) from error
+        if error.errno == errno.ELOOP and not follow and path.is_symlink():
+            raise WrongFile(errno.ELOOP, "a link", str(path)) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -4,9 +4,7 @@ Other processes never write into a running session. The monitor takes a request 
 ticks; taking on is repeatable, so a kill between the effect and the removal does no harm.
 """
 
-import errno
 import os
-import stat
 import time
 import uuid
 from contextlib import suppress
@@ -24,9 +22,6 @@ from autoexp.retrying import retry
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.session import Session
-
-_LARGEST = 200 * 10**6
-"""Bytes: ten thousand jobs are a tenth of that."""
 
 _TRIES = 10
 """Looks for which those behind it, and the end of the session, wait for a request."""
@@ -223,23 +218,16 @@ def _read(path: Path) -> Request:
     Whatever else lies there is refused, and never waited for; of another user's nothing is read.
     """
     try:
-        # Whoever opens a FIFO to read would else wait for a writer, and a link leads anywhere.
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
-        with os.fdopen(os.open(path, flags), "rb") as file:
-            status = os.fstat(file.fileno())
-            _refuse_others(path, status.st_uid)
-            if not stat.S_ISREG(status.st_mode):
-                raise BadInput(f"{_in_words(path)} cannot be read: it is no file")
-            raw = file.read(_LARGEST + 1)
+        with durable.open_to_read(path, follow=False) as file:
+            # Of what is open, not of the name: by now that may be another file's.
+            _refuse_others(path, os.fstat(file.fileno()).st_uid)
+            raw = durable.read_opened(file, path)
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            _refuse_others(path, path.lstat().st_uid)
-            raise BadInput(f"{_in_words(path)} cannot be read: it is a link") from error
         if durable.is_passing(error):
             raise
+        if isinstance(error, durable.WrongFile):
+            _refuse_others(path, path.lstat().st_uid)
         raise BadInput(f"{_in_words(path)} cannot be read: {error.strerror}") from error
-    if len(raw) > _LARGEST:
-        raise BadInput(f"{_in_words(path)} has more than {_LARGEST // 10**6} MB: no request has")
     try:
         return _adapter.validate_json(raw)
     except ValidationError as error:

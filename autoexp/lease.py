@@ -124,15 +124,20 @@ class Lease:
         if not self.still_held():
             directory = self._path.parent
             if not directory.exists():
-                raise SessionHeld(
-                    f"{directory}: the session is not there any more: somebody removed it, or "
-                    "moved it away; what was submitted goes on"
-                )
+                raise SessionHeld(gone(directory))
             raise SessionHeld(
                 f"{directory.name}: the lease {self._path} is not this monitor's any more: "
                 "another one took the session over, or somebody removed the file"
             )
         self._seen = now
+
+
+def gone(directory: Path) -> str:
+    """What is said of a session that its monitor does not find any more."""
+    return (
+        f"{directory}: the session is not there any more: somebody removed it, or moved it away; "
+        "what was submitted goes on"
+    )
 
 
 def take(directory: Path) -> Lease:

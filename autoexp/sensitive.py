@@ -8,19 +8,26 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-_ANYWHERE = re.compile("TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+_ANYWHERE = re.compile("TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL|JWT", re.IGNORECASE)
 # `TOKENIZER_TYPE` and `NUM_KEY_VALUE_HEADS` are none; what ends so is.
 _NAMED_SO = re.compile(
-    r"(^|[_-])(TOKEN|KEY|APIKEY|PAT)S?$|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE
+    r"(^|[_-])(TOKEN|KEY|APIKEY|PAT|JWT)S?$|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE
 )
 # `NAME=value` in a line of a file, for whatever the name ends in.
 _ASSIGNMENT = re.compile(
-    r"(?i)([\w.-]*(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)[\w.-]*[\"']?\s*[:=]\s*)\S.*"
+    r"(?i)([\w.-]*(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL|JWT)[\w.-]*[\"']?\s*[:=]\s*)\S.*"
 )
 
 # `scheme://user:password@host`, and `?access_token=value`.
 _URL_PASSWORD = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)")
 _URL_PARAMETER = re.compile(r"(?i)([?&]([\w.-]+)=)([^\s&#]+)")
+# What says by its shape that it is one, whatever it is called: a JSON web token, as SLURM's REST
+# interface takes, the tokens of Hugging Face, GitHub, GitLab and AWS, and private keys.
+_SHAPED_SO = re.compile(
+    r"\beyJ[\w-]{10,}\.[\w-]+(?:\.[\w-]*)?|\bhf_[A-Za-z0-9]{30,}|\bgh[opsru]_[A-Za-z0-9]{30,}"
+    r"|\bgithub_pat_\w{30,}|\bglpat-[\w-]{20,}|\bAKIA[A-Z0-9]{16}\b"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
 # `--api-key value`, `--api-key=value`, `API_KEY=value`: whoever looks at the processes reads them.
 _FLAG = re.compile(r"(?:^|\s)--?([A-Za-z][\w-]*)(?:=|\s+)(?=\S)([^\s-]\S*)")
 _FLAG_ALONE = re.compile(r"--?([A-Za-z][\w-]*)")
@@ -53,6 +60,8 @@ def found_in(value: str) -> str | None:
     """What is secret in a text of a configuration, in words; None: nothing that shows."""
     if (name := held_in(value)) is not None:
         return f"holds the value of ${name}"
+    if _SHAPED_SO.search(value):
+        return "holds what looks like a token or a key"
     if _URL_PASSWORD.search(value):
         return "holds a URL with a password"
     for match in _URL_PARAMETER.finditer(value):
@@ -76,7 +85,7 @@ def found_in_words(words: Sequence[object]) -> str | None:
 
 def without_secrets(text: str) -> str:
     """The text with what is assigned to secret names, or stands in URLs as a password, left out."""
-    text = _URL_PASSWORD.sub(r"\1[left out]", text)
+    text = _URL_PASSWORD.sub(r"\1[left out]", _SHAPED_SO.sub("[left out]", text))
     for name, secret in os.environ.items():
         if looks_secret(name) and len(secret) >= _SHORTEST:
             text = text.replace(secret, "[left out]")

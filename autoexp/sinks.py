@@ -11,9 +11,10 @@ import logging
 import re
 import traceback
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from autoexp.errors import SessionError
+from autoexp.errors import AutoexpError, SessionError
 from autoexp.loglines import without_escapes
 from autoexp.rules.templates import fill, names_in
 
@@ -83,6 +84,33 @@ class Lines(logging.Filter):
 
 LINES = Lines()
 """The one of this process: a logger that is given it again keeps it once."""
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Whatever is raised in here is raised with its text as `terminal` makes it.
+
+    Prefect shows the text of what a flow or a task raises as the message of its state.
+    """
+    try:
+        yield
+    except Exception as error:
+        if terminal(str(error)) == str(error):
+            raise
+        said = f"{type(error).__name__}: {terminal(str(error))}"
+        _make_plain(error)
+        if terminal(str(error)) == str(error):
+            raise
+        raise AutoexpError(said) from error  # its text is made of something else
+
+
+def _make_plain(error: Exception) -> None:
+    """Clean what most exceptions make their text of: what they were raised with."""
+    error.args = tuple(terminal(x) if isinstance(x, str) else x for x in error.args)
+    if isinstance(error, OSError):
+        for name in ("strerror", "filename", "filename2"):
+            if isinstance(value := getattr(error, name), str):
+                setattr(error, name, terminal(value))
 
 
 def markdown(text: str) -> str:

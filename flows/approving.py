@@ -14,6 +14,7 @@ from prefect.input.actions import aread_flow_run_input
 from prefect.states import Cancelled, Completed
 from pydantic import Field
 
+from autoexp import sinks
 from autoexp.compose import Composed
 from autoexp.errors import NotAgreed
 from autoexp.plan import Plan
@@ -51,12 +52,13 @@ async def approved(composed: Composed, found: Plan) -> None:
 async def _ask(text: str) -> Approval:
     async def ask() -> Approval:
         """Pause, alone, until somebody answers in the UI."""
-        return await apause_flow_run(
-            wait_for_input=Approval.with_initial_data(description=text, go_ahead=False),
-            timeout=_A_WEEK_S,
-            poll_interval=2,
-            key=_PAUSE,
-        )
+        with sinks.plain_errors():
+            return await apause_flow_run(
+                wait_for_input=Approval.with_initial_data(description=text, go_ahead=False),
+                timeout=_A_WEEK_S,
+                poll_interval=2,
+                key=_PAUSE,
+            )
 
     # A flow run that is run again would take its earlier subflow up, which cannot pause twice.
     ask.__qualname__ = f"ask.{runtime.flow_run.run_count}"

@@ -33,11 +33,12 @@ def job_flow(
 
     async def story(after: Sequence[str] = ()) -> State[Any]:
         del after  # draws the arrows from what started this job
-        begin(flow_run.id)
-        turn.give()
-        job = await drawing.outcome(spec.name)
-        await turn.take(_END_WITHIN_S)
-        return final_state(job)
+        with sinks.plain_errors():
+            begin(flow_run.id)
+            turn.give()
+            job = await drawing.outcome(spec.name)
+            await turn.take(_END_WITHIN_S)
+            return final_state(job)
 
     story.__qualname__ = f"{spec.kind}.{spec.name}"
     decorate = flow(name=str(spec.kind), flow_run_name=spec.title, validate_parameters=False)

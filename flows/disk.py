@@ -27,17 +27,30 @@ class Disk:
         self._updates = updates
         self._log = log
         self._hangs_since: float | None = None
+        self._under_way = 0
+        self._patience: asyncio.TimerHandle | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="session")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run on the session's thread."""
         loop = asyncio.get_running_loop()
-        patience = loop.call_later(_PATIENCE_S, self._note_hang)
+        self._under_way += 1
+        if self._under_way == 1:
+            self._be_patient()
         try:
             return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
         finally:
-            patience.cancel()
+            self._under_way -= 1
             self._note_answer()
+            # Who waits behind others waits for them: a filesystem that answers them does not hang.
+            self._be_patient()
+
+    def _be_patient(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        loop = asyncio.get_running_loop()
+        awaited = self._under_way > 0
+        self._patience = loop.call_later(_PATIENCE_S, self._note_hang) if awaited else None
 
     async def persist(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run, and try on for as long as the disk is full, read-only or away.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autoexp import durable, sinks
+from autoexp import durable, lease, sinks
 from autoexp.curves import gains, without_seen_start
 from autoexp.errors import AutoexpError
 from autoexp.jobs import Verdict
@@ -17,9 +17,15 @@ from flows.beside import leave_within, run_beside, stopping_on_signals
 from flows.context import Foreground, enter_foreground
 from flows.live import LiveView
 from flows.sending import is_prefects_own
-from flows.server import Server, embedded_server, problem, refuse_strangers
+from flows.server import (
+    Server,
+    embedded_server,
+    problem,
+    refuse_strangers,
+    warning_when_open,
+)
 from flows.show import gains_lines, status_view
-from flows.terminal import console
+from flows.terminal import console, say
 
 INTERRUPTED = 130
 _UNTOLD = (
@@ -45,6 +51,7 @@ def watch(path: Path) -> int:
         raise
     except Exception as error:
         is_told = False
+        _must_be_there(path)
         if not (is_prefects_own(error) and Session.load(path).is_over):
             _must_answer(path, _api_url())
             out.print_exception()
@@ -52,6 +59,7 @@ def watch(path: Path) -> int:
                 f"{path.name}: the monitor broke down ({type(error).__name__}: {error})"
                 f"{_left_running(path)}. `autoexp resume {path.name}` takes the session up again"
             ) from error
+    _must_be_there(path)
     session = Session.load(path)
     if not is_told and session.is_over:
         _draw(session)  # as the flow would have done, had Prefect taken the picture
@@ -71,6 +79,12 @@ def _must_be_writable(path: Path) -> None:
             f"{path}: the session cannot be written ({error.strerror}), so nothing was changed; "
             f"free space there or make it writable, then `autoexp resume {path.name}`"
         ) from error
+
+
+def _must_be_there(path: Path) -> None:
+    """After the watching: whoever removes or moves a session ends it so."""
+    if not (path / "session.json").exists():
+        raise AutoexpError(lease.gone(path))
 
 
 def _must_be_ours(path: Path, url: str) -> None:
@@ -168,6 +182,8 @@ def _run_flow(path: Path, out: Console) -> bool:
         if server is None:
             _must_be_ours(path, url)
             _must_answer(path, url)
+            if warning := warning_when_open(url):
+                say(warning, error=True)
         else:
             server.wait()
             _say_where_it_is(server, out)

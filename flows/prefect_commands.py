@@ -215,7 +215,15 @@ def _save_profile(url: str, auth_string: str) -> None:
 
 def _must_be_locked(url: str, auth_string: str | None) -> None:
     """Raise for a server that takes orders from everybody, or that does not take ours."""
-    if lets_in(url):
+    try:
+        lets_everybody_in = lets_in(url)
+        takes_ours = lets_everybody_in or not is_local(url) or lets_in(url, auth_string)
+    except OSError as error:
+        raise AutoexpError(
+            f"Prefect's server at {url} does not say whether it lets everybody in ({error}); look "
+            "at it, then run the same again"
+        ) from error
+    if lets_everybody_in:
         owner = ""
         if is_local(url):
             uids = sockets.listeners(port_of(url))
@@ -225,7 +233,7 @@ def _must_be_locked(url: str, auth_string: str | None) -> None:
             "with them commands that a worker runs as you. Stop it (`prefect server stop`), then "
             "`autoexp deploy` starts one with a lock; docs/server.md says how a group has one"
         )
-    if not lets_in(url, auth_string) and is_local(url):
+    if not takes_ours:
         wrong = problem(url, auth_string) or f"{url} does not take our string"
         raise AutoexpError(
             f"Prefect's server at {wrong} (PREFECT_API_URL, PREFECT_API_AUTH_STRING or the profile "

@@ -31,6 +31,7 @@ from flows.server_lock import token
 
 HOST = "127.0.0.1"
 _PATIENCE_S = 180.0
+_FIRST_ANSWER_S = 60.0
 _PR_SET_PDEATHSIG = 1
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LARGEST_PAGE = 65536
@@ -191,7 +192,7 @@ def _advice(url: str) -> str:
     return f"; the proxy {proxy} was asked, add {host} to no_proxy to go past it" if proxy else ""
 
 
-def _get(url: str, auth_string: str | None) -> _Page:
+def _get(url: str, auth_string: str | None, timeout_s: float = 3.0) -> _Page:
     """A page, as Prefect's own client would get it."""
     handlers = [urllib.request.ProxyHandler({})] if is_local(url) else []
     request = urllib.request.Request(url)
@@ -199,7 +200,7 @@ def _get(url: str, auth_string: str | None) -> _Page:
         # Not to whom a redirection leads.
         request.add_unredirected_header("Authorization", token(auth_string))
     try:
-        with urllib.request.build_opener(*handlers).open(request, timeout=3) as answer:
+        with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as answer:
             return _Page(answer.status, answer.read(_LARGEST_PAGE))
     except urllib.error.HTTPError as error:
         with error:
@@ -228,10 +229,33 @@ def refuse_strangers(url: str) -> None:
 
 
 def lets_in(url: str, auth_string: str | None = None) -> bool:
-    """Whether the API at a URL answers a question that is for those alone who may ask."""
-    with suppress(OSError, ValueError, http.client.HTTPException):
-        return _get(f"{url.rstrip('/')}/admin/version", auth_string).status == 200
-    return False
+    """Whether the API at a URL answers a question that is for those alone who may ask.
+
+    Raises OSError where it says neither yes nor no: one that is slow is not one that has a lock.
+    """
+    asked = f"{url.rstrip('/')}/admin/version"
+    try:
+        # A server that has just started takes seconds for its first answer, more on a busy machine.
+        status = _get(asked, auth_string, _FIRST_ANSWER_S).status
+    except (ValueError, http.client.HTTPException) as error:
+        raise OSError(f"{asked}: {error}") from error
+    if status >= 500:
+        raise OSError(f"{asked}: HTTP {status}")
+    return status == 200
+
+
+def warning_when_open(url: str) -> str | None:
+    """What to do about a server that asks nobody for a string; None: it asks, or is silent."""
+    try:
+        if not lets_in(url):
+            return None
+    except OSError:
+        return None
+    return (
+        f"warning: Prefect's server at {url} takes orders from everybody who reaches it, as any "
+        "user of this machine may: they can read this session there and have its jobs cancelled; "
+        "stop it, and `autoexp deploy` starts one with a lock, or unset PREFECT_API_URL"
+    )
 
 
 def port_of(url: str) -> int:

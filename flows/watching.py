@@ -115,6 +115,16 @@ async def watch_new(
     agreed to is what is submitted. A flow run that is run again goes on with the session that it
     made the first time.
     """
+    with sinks.plain_errors():
+        path = await _session_path(ask, id_of, plan)
+    return await watch(path)
+
+
+async def _session_path(
+    ask: Callable[[], Composed],
+    id_of: Callable[[Composed], str],
+    plan: Callable[[Composed, str], Plan],
+) -> Path:
     root, flow_run_id = sessions_root(), str(runtime.flow_run.id)
     path = session_of(flow_run_id, root)
     if path is None:
@@ -135,7 +145,7 @@ async def watch_new(
         )
         async with get_client() as client:
             await client.update_flow_run(UUID(flow_run_id), name=f"session {path.name}")
-    return await watch(path)
+    return path
 
 
 async def watch(path: Path) -> State[Any]:
@@ -143,6 +153,11 @@ async def watch(path: Path) -> State[Any]:
 
     A person at a terminal always goes on; a flow run that died here too often fails.
     """
+    with sinks.plain_errors():
+        return await _hold_and_watch(path)
+
+
+async def _hold_and_watch(path: Path) -> State[Any]:
     log = get_run_logger()
     by = None if foreground() else str(runtime.flow_run.id)
     try:

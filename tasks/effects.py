@@ -40,7 +40,8 @@ def _task(name: str, **options: Any) -> Task[..., Any]:
 
     @task(name=name, task_run_name=_TITLE, cache_policy=NO_CACHE, **options)
     async def run(effect: Effect, scheduler: Scheduler) -> Any:
-        return await asyncio.to_thread(effect.run, scheduler)
+        with sinks.plain_errors():
+            return await asyncio.to_thread(effect.run, scheduler)
 
     return run
 
@@ -48,7 +49,8 @@ def _task(name: str, **options: Any) -> Task[..., Any]:
 @task(name="request", task_run_name=_TITLE, cache_policy=NO_CACHE)
 async def request(what: str, write: Callable[[], Awaitable[str]]) -> str:
     """Write into the session's records what a rule asks for; the monitor sees to it."""
-    said = await write()
+    with sinks.plain_errors():
+        said = await write()
     get_run_logger().info("%s: %s", what, said)
     return said
 
@@ -57,7 +59,8 @@ async def request(what: str, write: Callable[[], Awaitable[str]]) -> str:
 async def log(effect: action_runs.LogMessage, scheduler: Scheduler) -> str:
     """Say something in the session's log."""
     del scheduler
-    get_run_logger().log(_LEVELS[effect.level], effect.message)
+    with sinks.plain_errors():
+        get_run_logger().log(_LEVELS[effect.level], effect.message)
     return effect.message
 
 
@@ -68,6 +71,11 @@ async def run_command(effect: action_runs.Command) -> str:
     prefect-shell hands its lines to a shell: each argument is quoted, so none is read by it.
     Raises CommandFailed with the exit code, or when it has not ended in time.
     """
+    with sinks.plain_errors():
+        return await _run_command(effect)
+
+
+async def _run_command(effect: action_runs.Command) -> str:
     operation = ShellOperation(
         commands=[f"exec 2>&1; {shlex.join(effect.arguments)}"],
         working_dir=effect.directory,
@@ -94,7 +102,8 @@ async def publish(effect: action_runs.Publication, scheduler: Scheduler) -> None
     del scheduler
     resource = {"prefect.resource.id": f"autoexp.session.{effect.session}"}
     payload = {name: sinks.terminal(value) for name, value in effect.payload.items()}
-    await asyncio.to_thread(emit_event, event=effect.name, resource=resource, payload=payload)
+    with sinks.plain_errors():
+        await asyncio.to_thread(emit_event, event=effect.name, resource=resource, payload=payload)
 
 
 TASKS: dict[type, Task[..., Any]] = {

@@ -19,7 +19,7 @@ from autoexp import claims, durable, logtail, scores, sensitive, sinks
 from autoexp.backends import logline
 from autoexp.backends.layout import Layout
 from autoexp.describing import describe
-from autoexp.errors import BadInput, SessionError
+from autoexp.errors import AutoexpError, BadInput, SessionError
 from autoexp.findings import LogMatched
 from autoexp.names import check_id
 from autoexp.rules import templates
@@ -68,6 +68,20 @@ def _record(text: str, folder: Path) -> None:
     for words, arguments in ((text, ()), ("%s", (text,)), (text, (text,))):
         record = logging.LogRecord("n", 30, "p", 1, words, arguments, None)
         assert sinks.LINES.filter(record) and is_plain(record.getMessage(), _SAFE)
+
+
+def _plain_errors(text: str, folder: Path) -> None:
+    for error in (
+        *(SessionError(text), ValueError(1, text), KeyError(text), Exception([text])),
+        *(OSError(2, text), OSError(2, text, f"a{text}", None, text), FileNotFoundError(text)),
+        UnicodeEncodeError("utf-8", text or " ", 0, 1, text),
+    ):
+        try:
+            with sinks.plain_errors():
+                raise error
+        except Exception as raised:
+            assert is_plain(str(raised), _SAFE)
+            assert isinstance(raised, (type(error), AutoexpError))
 
 
 def _markdown(text: str, folder: Path) -> None:
@@ -257,6 +271,7 @@ PROMISES: dict[str, Promise] = {
     "autoexp.sinks.line": _line,
     "autoexp.sinks.title": _title,
     "autoexp.sinks.Lines": _record,
+    "autoexp.sinks.plain_errors": _plain_errors,
     "autoexp.sinks.markdown": _markdown,
     "autoexp.sinks.markdown_code": _markdown_code,
     "autoexp.sinks.picture": _picture,

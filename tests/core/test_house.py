@@ -75,6 +75,18 @@ def test_nobody_imports_what_prefect_keeps_to_itself(path: Path) -> None:
     assert not [module for module in imported(path) if module.startswith("prefect._")]
 
 
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name != "bench"], ids=name_of)
+def test_whatever_prefect_runs_raises_plain_text(path: Path) -> None:
+    """Prefect shows it as the message of a state; `watch` and `watch_new` see to it themselves."""
+    for node in ast.walk(tree_of(path)):
+        if not isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef):
+            continue
+        made_by = {ast.unparse(decorator).split("(")[0] for decorator in node.decorator_list}
+        if made_by & {"flow", "task"}:
+            body = ast.unparse(node)
+            assert any(word in body for word in ("sinks.plain_errors()", "return await watch"))
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_is_one_room(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 500

@@ -5,13 +5,14 @@ import itertools
 import json
 import os
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autoexp import acting, inbox
+from autoexp import acting, durable, inbox
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
 from autoexp.creation import output_root
@@ -157,7 +158,20 @@ def test_an_entry_of_any_name_is_set_aside_once_and_the_others_go_on(
 def test_a_pipe_in_the_inbox_is_not_waited_for(story: Story) -> None:
     os.mkfifo(story.path / "inbox" / "00.json")
     (reason,) = ask(story, submit(job("good")))
-    assert "00.json cannot be read: it is no file" in reason
+    assert "00.json cannot be read: not a regular file" in reason
+    assert "good" in Session.load(story.path).jobs
+
+
+def test_a_file_of_holes_is_refused_before_a_byte_of_it_is_read(story: Story) -> None:
+    with (story.path / "inbox" / "00.json").open("wb") as file:
+        file.truncate(durable.LARGEST + 1)
+    tracemalloc.start()
+    try:
+        (reason,) = ask(story, submit(job("good")))
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+    assert "00.json cannot be read: has more than" in reason
     assert "good" in Session.load(story.path).jobs
 
 

@@ -140,7 +140,7 @@ def test_a_request_of_another_user_is_set_aside_with_his_name(
         notes = inbox.take_on(session)
 
         assert [note.count("left by another user (nobody)") for note in notes] == [1, 1, 1, 1, 0]
-        assert notes[4].endswith("5-link.json cannot be read: it is a link")
+        assert notes[4].endswith("5-link.json cannot be read: a link")
         assert not any(found.cancel_requested for found in session.jobs.values())
         assert "evil" not in session.jobs
     assert all(found.suffix == ".refused" for found in left.iterdir())

@@ -4,6 +4,7 @@ import itertools
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,25 +27,54 @@ def test_a_hostile_text_is_made_safe(name: str, tmp_path: Path) -> None:
         keep(name, text, tmp_path)
 
 
-def test_any_text_is_made_safe(tmp_path: Path) -> None:
-    first = int(os.environ.get("AUTOEXP_TEST_SEED", "0"))
-    seconds = os.environ.get("FUZZ_S")
-    until = time.monotonic() + float(seconds) if seconds else None
+def throw(
+    at: Callable[[str], None],
+    first: int,
+    seconds: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Throw texts, forty or for a time, from a seed on; returns how many were thrown.
+
+    The time ends between any two texts: a hundred of them may take longer than all of it.
+    """
+    until = None if seconds is None else clock() + seconds
+    thrown = 0
     few = settings(
-        max_examples=100 if until else 40,
+        max_examples=40 if until is None else 100,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
+
+    def one(text: str) -> None:
+        nonlocal thrown
+        if until is None or clock() < until:
+            thrown += 1
+            at(text)
+
+    for number in itertools.count(first):
+        seed(number)(few(given(TEXTS)(one)))()
+        if until is None or clock() >= until:
+            return thrown
+    raise AssertionError("numbers have no end")
+
+
+def test_any_text_is_made_safe(tmp_path: Path) -> None:
+    first = int(os.environ.get("AUTOEXP_TEST_SEED", "0"))
+    seconds = os.environ.get("FUZZ_S")
 
     def kept(text: str) -> None:
         with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
             for name in PROMISES:
                 keep(name, text, Path(folder))
 
-    for number in itertools.count(first):
-        seed(number)(few(given(TEXTS)(kept)))()
-        if until is None or time.monotonic() > until:
-            if until is not None:
-                print(f"{number - first + 1} times 100 texts, from seed {first} on: no finding")
-            break
+    count = throw(kept, first, float(seconds) if seconds else None)
+    if seconds:
+        print(f"{count} texts, from seed {first} on: no finding")
+
+
+def test_texts_are_thrown_for_their_time_and_no_longer() -> None:
+    thrown: list[str] = []
+    seconds = itertools.count(0.0)
+    assert throw(thrown.append, 0, 130.0, lambda: next(seconds)) == len(thrown)
+    assert 120 < len(thrown) <= 130

@@ -18,6 +18,11 @@ from autoexp.provenance import stored_environment
         "python train.py --api-key=abc --lr 3e-4",
         "WANDB_API_KEY=abc python train.py",
         "env X=1 DB_PASSWORD='a b' run",
+        "SLURM_JWT=abc srun",
+        "eyJhbGciOiJIUzI1NiJ9.abc",
+        f"by hf_{'abc' * 12} alone",
+        f"ghp_{'abc' * 12}",
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nabc",
     ],
 )
 def test_a_secret_in_a_value_is_found(text: str) -> None:
@@ -39,11 +44,25 @@ def test_a_secret_in_a_value_is_found(text: str) -> None:
         "--use-token --lr 3e-4",
         "WANDB_API_KEY=$MY_KEY python train.py",
         "tokens: 1e9, keys=values",
+        "hf_model_of_a_long_name_with_words key.json eyJ.x",
     ],
 )
 def test_what_is_no_secret_is_left_alone(text: str) -> None:
     assert sensitive.found_in(text) is None
     assert sensitive.found_in_words(text.split()) is None
+
+
+@pytest.mark.parametrize("name", ["SLURM_JWT", "HF_TOKEN"])
+def test_the_value_of_a_secret_variable_is_found_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "hunter2hunter2")
+    assert f"${name}" in str(sensitive.found_in("about hunter2hunter2"))
+    assert "hunter2" not in sensitive.without_secrets("about hunter2hunter2")
+
+
+def test_a_token_by_its_shape_is_left_out_of_what_is_recorded() -> None:
+    assert sensitive.without_secrets("a eyJhbGciOiJIUzI1NiJ9.abc.d b") == "a [left out] b"
 
 
 def test_an_options_value_is_the_word_behind_it() -> None:

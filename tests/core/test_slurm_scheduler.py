@@ -558,6 +558,25 @@ def test_an_end_that_accounting_denies_and_no_exit_file_tells_is_not_believed_at
     assert scheduler.query([ticket])[ticket.key].state == "COMPLETED"
 
 
+@pytest.mark.parametrize(
+    "lie",
+    ["", listed()[:30], "slurm_load_jobs: weird ||||||||||", listed(job_id="7", name="other-j-a1")],
+    ids=["nothing", "the half of it", "garbage", "somebody else's job"],
+)
+def test_an_answer_of_squeue_that_lies_loses_no_job_that_accounting_sees_running(
+    fakes: Fakes, ticket: Ticket, clock: Callable[[float], None], lie: str
+) -> None:
+    scheduler = SlurmScheduler(SlurmCluster(lost_after_s=10))
+    fakes.says("sacct", "41|s1-j-a1|RUNNING|0:0|0:0|1700000000|Unknown|n1")
+    fakes.says("squeue", listed())
+    assert scheduler.query([ticket])[ticket.key].state == "RUNNING"
+    fakes.says("squeue", lie)
+    for _ in range(20):
+        clock(10)
+        assert scheduler.query([ticket]).get(ticket.key, Sighting("RUNNING")).state == "RUNNING"
+    assert fakes.calls("scancel") == []
+
+
 def test_accounting_is_not_asked_about_a_job_that_has_told_its_good_end(
     fakes: Fakes, ticket: Ticket
 ) -> None:

@@ -99,3 +99,20 @@ async def test_a_filesystem_that_hangs_is_told_once_and_so_is_its_answer(
     hangs, back = caplog.messages
     assert "/scratch/s1: the filesystem has not answered" in hangs
     assert "/scratch/s1: the filesystem answers again" in back
+
+
+async def test_a_filesystem_that_answers_those_in_front_of_a_call_does_not_hang() -> None:
+    gates = [threading.Event() for _ in range(2)]
+    disk = Disk(Path("/scratch/s1"), Updates(), logging.getLogger("queued"))
+    first, second = (asyncio.create_task(disk.run(gate.wait)) for gate in gates)
+    await asyncio.sleep(0)
+    begun = disk._patience
+    assert begun is not None
+    gates[0].set()
+    await first
+    anew = disk._patience
+    assert begun.cancelled() and anew is not None and anew.when() > begun.when()
+    gates[1].set()
+    await second
+    assert anew.cancelled() and disk._patience is None
+    disk.close()

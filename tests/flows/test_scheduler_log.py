@@ -1,17 +1,21 @@
 """What people read in Prefect: warnings of the scheduler, and of jobs what is true of them."""
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import flow, get_run_logger
 
 from autoexp import action_runs
 from autoexp.backends.demo import DemoBackend
+from autoexp.compose import compose
+from autoexp.errors import SessionError
 from autoexp.jobs import JobRecord
 from autoexp.machines import SlurmCluster
 from autoexp.monitor import JobView
 from autoexp.schedulers.slurm import SlurmScheduler
-from flows import watching  # noqa: F401  (which puts the filter on)
+from flows import watching
 from flows.automations import recovery
 from flows.cooldown import final_state
 from flows.scheduler_log import forwarded
@@ -74,6 +78,27 @@ async def test_no_escape_reaches_a_flow_runs_log_or_the_name_of_a_task_run(
     titles = {getattr(record, "task_run_name", None) for record in caplog.records}
     assert "ask x\\x9b\\u202e" in titles
     assert not [text for text in said if {"\x1b", "\x9b", "\u202e"} & set(text)]
+
+
+async def test_no_escape_reaches_the_state_of_what_fails(tmp_path: Path) -> None:
+    hostile = "x\x1b[2J\x9b\u202e"
+
+    async def write() -> str:
+        raise SessionError(hostile)
+
+    @flow
+    async def fails(how: str) -> Any:
+        match how:
+            case "task":
+                return await effects.request("ask", write)
+            case "session":
+                return await watching.watch(tmp_path / hostile)
+        return await watching.watch_new(lambda: compose(hostile, []))
+
+    for how in ("task", "session", "new"):
+        message = str((await fails(how, return_state=True)).message)
+        assert "x\\x9b\\u202e" in message
+        assert not {"\x1b", "\x9b", "\u202e"} & set(message)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import http.server
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +21,7 @@ from autoexp.compose import compose
 from autoexp.jobs import Verdict
 from autoexp.schedulers import slurm_commands
 from autoexp.session import Session
-from flows import beside, server
+from flows import beside, prefect_commands, server
 from flows import foreground as terminal
 from flows.context import Foreground
 from tests.core.conftest import create
@@ -148,6 +150,47 @@ def test_a_url_without_its_path_is_told_the_right_one(serve: Serve) -> None:
         assert f"export PREFECT_API_URL={url}/api" in str(server.problem(wrong))
 
 
+def test_a_server_that_answers_without_the_string_is_warned_of_and_no_other(serve: Serve) -> None:
+    open_to_all = serve({"/api/admin/version": b'"3.8.8"'})
+    assert f"{open_to_all}/api takes orders" in str(server.warning_when_open(f"{open_to_all}/api"))
+    for status in (401, 403, 404, 500):
+        assert server.warning_when_open(f"{serve({}, (status, b'{}'))}/api") is None
+    assert server.warning_when_open("http://127.0.0.1:9/api") is None
+
+
+def test_a_slow_server_is_waited_for_before_it_is_said_to_refuse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(url: str, auth_string: str | None, timeout_s: float = 3.0) -> server._Page:
+        if timeout_s < 30:
+            raise TimeoutError(url)
+        return server._Page(200, b'"3.8.8"')
+
+    monkeypatch.setattr(server, "_get", slow)
+    assert server.lets_in("http://127.0.0.1:9/api")
+
+
+def test_a_server_that_takes_orders_from_everybody_gets_no_worker_and_no_deployments(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    pages = {"/api/health": b"true", "/api/admin/version": b'"3.8.8"'}
+    started: list[object] = []
+    monkeypatch.setattr(prefect_commands.subprocess, "Popen", started.append)
+    monkeypatch.setattr(prefect_commands.subprocess, "run", started.append)
+    for answers, otherwise, said in (
+        (pages, (404, b""), "from everybody"),
+        ({}, (401, b"{}"), "take our string"),
+        # Too busy to say no, which is no lock.
+        ({"/api/health": b"true"}, (503, b"{}"), "does not say whether it lets everybody in"),
+    ):
+        url = f"{serve(answers, otherwise)}/api"
+        monkeypatch.setattr(prefect_commands, "_url", lambda url=url: url)
+        for command in (prefect_commands.deploy, prefect_commands.worker):
+            with pytest.raises(server.AutoexpError, match=said):
+                command(Namespace(pool="slurm-login"))
+    assert started == []
+
+
 def test_a_page_that_is_not_prefects_is_no_health(serve: Serve) -> None:
     page = serve({}, (200, b"<html>maintenance</html>"))
     assert "a page that is not Prefect's came (HTTP 200)" in str(server.problem(f"{page}/api"))
@@ -243,7 +286,8 @@ def test_settings_that_cannot_be_read_are_one_sentence(
 def test_a_server_that_answers_for_its_health_and_nothing_else_is_not_waited_for(
     tmp_path: Path, serve: Serve
 ) -> None:
-    url = serve({"/api/health": b"true"}, (500, b'{"exception_message": "no such table"}'))
+    pages = {"/api/health": b"true", "/api/admin/version": b'"3.8.8"'}
+    url = serve(pages, (500, b'{"exception_message": "no such table"}'))
     impatient = (
         "import sys; from flows import cli, foreground; foreground._FIRST_ANSWER_S = 1.0;"
         "raise SystemExit(cli.main(sys.argv[1:]))"
@@ -260,6 +304,9 @@ def test_a_server_that_answers_for_its_health_and_nothing_else_is_not_waited_for
     assert "is there, but does not list its flow runs" in line
     assert "`autoexp resume s`" in line
     assert "running" not in line  # nothing was submitted
+    # It also lets everybody in.
+    (warning,) = [said for said in run.stderr.splitlines() if said.startswith("warning:")]
+    assert "takes orders from everybody" in warning and "`autoexp deploy` starts one" in warning
     assert "Traceback" not in run.stdout + run.stderr
     assert Session.load(tmp_path / "s").jobs["demo"].attempts == []
 
@@ -294,6 +341,21 @@ def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
     assert not beside.run_beside(foreground, prefect_takes_some_of_it)
     assert taken.is_set()  # it was waited for as long as Prefect took something
     tells.set()
+
+
+def test_a_session_that_is_removed_while_it_is_watched_is_said_to_be_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = create(compose("demo", ["cooldowns=[]"]), tmp_path)
+
+    def removed(*_: object) -> bool:
+        shutil.rmtree(path)
+        return True
+
+    monkeypatch.setattr(terminal, "_run_flow", removed)
+    with pytest.raises(server.AutoexpError, match="not there any more: somebody removed") as raised:
+        terminal.watch(path)
+    assert raised.value.exit_code == 1
 
 
 def void(*_: object) -> None:
