@@ -6,7 +6,7 @@ record. One job that cannot be looked at is that job's warning, never the end of
 """
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from autoexp.backoff import delay_s
 from autoexp.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
 from autoexp.jobs import Attempt, Ending, JobRecord, JobSpec, Verdict
 from autoexp.limits import room
-from autoexp.logtail import LogCursor
+from autoexp.logtail import LogCursor, LookBudget
 from autoexp.overview import overview
 from autoexp.recorder import Recorder
 from autoexp.releasing import hopeless, ready
@@ -105,6 +105,8 @@ class Monitor:
         self._clock = clock or (lambda: time.monotonic())
         self._watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
         self._urgent: set[str] = set()
+        # Jobs whose logs have more to read; whose turn is longest ago comes first.
+        self._behind: deque[str] = deque()
         # What is to be looked at when the next steps are chosen, and what is being done.
         self._candidates = set(session.jobs)
         self._waiting_for_room: set[str] = set()
@@ -132,28 +134,67 @@ class Monitor:
         learn = self.recorder.learn_new_jobs
         self.recorder.contain("the rules of new jobs cannot be read", "", learn)
         changed: set[str] = set()
-        has_more = False
-        for name, job in self._session.jobs.items():
+        budget = LookBudget()
+        # A log that had no turn has to wait for one look only.
+        left_out: list[str] = []
+        behind: deque[str] = deque()
+        for name in self._behind_first():
+            job = self._session.jobs[name]
             open_attempts = job.open_attempts
             if job.is_over and not open_attempts:
                 continue
-            before, watch = len(self._unwritten), self._watches[name]
-            try:
-                self._look_at(job, watch, open_attempts, sightings)
-                has_more |= not watch.at_end
-            except Exception as error:
-                # Of this job nothing can be said now; the others are looked at all the same.
-                watch.cannot_read(job, error)
-                self.recorder.warn(f"{name}: {job.warning}")
-            if len(self._unwritten) > before or watch.dirty:
-                changed.add(name)
+            has_turn = budget.begin_first_turn()
+            if self._look_and_note(job, open_attempts, sightings, budget, changed):
+                (behind if has_turn else left_out).append(name)
+        self._read_on(behind, budget, changed)
+        self._behind = deque((*left_out, *behind))
         self.recorder.contain("the session as a whole cannot be looked at", "", self._look_around)
         self._write_down()
         self._save_records()
         changed |= self._give_up()
         self._candidates |= changed
         events, actions, warnings = self.recorder.take()
-        return Look(events, actions, changed, tuple(warnings), has_more)
+        return Look(events, actions, changed, tuple(warnings), bool(self._behind))
+
+    def _behind_first(self) -> Iterable[str]:
+        if not self._behind:
+            return self._session.jobs
+        return dict.fromkeys((*self._behind, *self._session.jobs))
+
+    def _read_on(self, behind: deque[str], budget: LookBudget, changed: set[str]) -> None:
+        """Give logs that have more another turn each, until the budget of the look is spent."""
+        while behind and budget.is_left:
+            share = budget.left / len(behind)
+            for _ in range(len(behind)):
+                if not budget.is_left:
+                    return
+                job = self._session.jobs[behind.popleft()]
+                budget.begin_turn(share)
+                if self._look_and_note(job, job.open_attempts, {}, budget, changed):
+                    behind.append(job.spec.name)
+
+    def _look_and_note(
+        self,
+        job: JobRecord,
+        open_attempts: Sequence[Attempt],
+        sightings: Mapping[str, Sighting],
+        budget: LookBudget,
+        changed: set[str],
+    ) -> bool:
+        """Look at a job and note whether anything changed; whether its log has more to read."""
+        name = job.spec.name
+        before, watch = len(self._unwritten), self._watches[name]
+        try:
+            self._look_at(job, watch, open_attempts, sightings, budget)
+            has_more = not watch.at_end
+        except Exception as error:
+            # Of this job nothing can be said now; the others are looked at all the same.
+            watch.cannot_read(job, error)
+            self.recorder.warn(f"{name}: {job.warning}")
+            has_more = False
+        if len(self._unwritten) > before or watch.dirty:
+            changed.add(name)
+        return has_more
 
     def _look_around(self) -> None:
         """See what became true of the session as a whole, and of jobs that wait for others."""
@@ -312,6 +353,7 @@ class Monitor:
         watch: JobWatch,
         open_attempts: Sequence[Attempt],
         sightings: Mapping[str, Sighting],
+        budget: LookBudget,
     ) -> None:
         seen = self._unwritten
         # State first, log second: the last lines of a finished job are still read.
@@ -323,10 +365,11 @@ class Monitor:
                 watch.dirty |= attempt != before
         current = job.attempt
         if current is None or job.is_over or current.verdict is not None:
+            watch.at_end = True
             return  # a new attempt has a log of its own
         ended = not current.is_open and current.verdict is None
         watched = self.recorder.book.watched(job.spec)
-        seen.extend(watch.read_log(job, current, watched, final=ended))
+        seen.extend(watch.read_log(job, current, watched, budget, final=ended))
         watch.check_start(job, current, ended=ended)
         seen.extend(watch.find_checkpoints(job, current, watched, ended=ended))
         if ended and watch.at_end:
