@@ -467,7 +467,8 @@ class Monitor:
         """End jobs that nothing will submit: cancelled ones, cooldowns without a checkpoint."""
         given_up: set[str] = set()
         for name, job in self._session.jobs.items():
-            if not job.is_over and not job.open_attempts:
+            # What is yet to be read of its log may say that it has finished.
+            if not job.is_over and not job.open_attempts and name not in self._behind:
                 self.recorder.contain(f"{name}: cannot be ended", name, self._give_up_one, job)
                 if job.is_over:
                     self._urgent.discard(name)

@@ -221,6 +221,20 @@ def test_what_is_left_of_an_ended_log_begins_with_a_whole_line(tmp_path: Path) -
         assert (again.lines, again.lost) == ([], None)
 
 
+def test_the_end_of_a_cancelled_job_waits_for_the_end_of_its_log(tmp_path: Path) -> None:
+    crowd = Crowd(tmp_path, 1, BAD)
+    (job,) = crowd.jobs
+    crowd.grow(job, 3 * LIMIT)
+    crowd.write(job, "a rather bad line\n")
+    job.cancel_requested = "by ann"
+    look = crowd.look({job.spec.name: "CANCELLED"})
+    assert look.has_more and not job.is_over
+    while look.has_more:
+        look = crowd.look()
+    assert [event.kind for event in look.events][:2] == ["log_matched", "attempt_judged"]
+    assert job.reason == "cancelled: by ann"
+
+
 def test_a_job_that_is_over_leaves_no_log_to_read_on(tmp_path: Path) -> None:
     crowd = Crowd(tmp_path, 1)
     (job,) = crowd.jobs
