@@ -15,10 +15,13 @@ class LogLost(Closed):
     attempt: int
     generation: int
     message: str
+    skipped: int = 0
+    """Bytes that were not read because the job had ended and its log was far behind."""
 
     @property
     def key(self) -> str:
-        return f"log-lost/{self.job}/a{self.attempt}/{self.generation}"
+        place = "/skipped" if self.skipped else ""
+        return f"log-lost/{self.job}/a{self.attempt}/{self.generation}{place}"
 
 
 class LogMatched(Closed):

@@ -17,9 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from autoexp.loglines import LogLine, Piece, with_newlines
 
 MAX_LINE = 1 << 20  # bytes of a line that are kept; the rest of a longer one is skipped
-MAX_LINES = 100_000  # lines of one call, about: eight MiB of empty ones would take a gigabyte
+MAX_LINES = 50_000  # lines of one call, about: progress lines take longer to read than others
 LIMIT = 8 << 20  # bytes of one call
+MOST_BEHIND = 256 << 20  # bytes that are still read of a file when its job has ended
 BLOCK = 1 << 18  # bytes of one read
+_FIRST_TURN = 1 << 16  # bytes: more than a log says between two looks, but a runaway one
+_LEAST_TURN = 1 << 12  # bytes
+_MOST_OVER = 3.0  # looks' worth that hundreds of first turns may take together beyond one look's
 SEAM = 64  # bytes before the cursor that are looked at again before reading goes on
 
 
@@ -77,6 +81,7 @@ class Reading(NamedTuple):
     lost: str | None  # what could not be read, or perhaps not, and why
     more: bool  # a bound was hit: call again
     share: float = 0.0  # of the bytes and lines that one call reads at most, about
+    skipped: int = 0  # bytes that nobody will read, as `lost` says
 
     @property
     def lines(self) -> list[LogLine]:
@@ -87,8 +92,9 @@ class Reading(NamedTuple):
 def read_new(path: Path, cursor: LogCursor, *, final: bool = False, limit: int = LIMIT) -> Reading:
     """Reads the lines that were completed since the cursor, in about `limit` bytes.
 
-    `final` says that nobody writes any more: an unterminated rest counts as a line. A missing file
-    is a log that has not appeared yet. Raises OSError for whatever else the file system refuses.
+    `final` says that nobody writes any more: an unterminated rest counts as a line, and of a file
+    that is far behind the last part alone is read. A missing file is a log that has not appeared
+    yet. Raises OSError for whatever else the file system refuses.
     """
     if limit < 1:
         raise ValueError(f"limit is {limit} bytes: nothing would ever be read")
@@ -103,20 +109,68 @@ def read_new(path: Path, cursor: LogCursor, *, final: bool = False, limit: int =
     if file is None:
         return Reading([], cursor, None, False)
     with file:
-        work = _Pass(path, cursor, limit)
+        work = _Pass(path, cursor, limit, ended=final)
         complete = work.reach(file) and work.read(file, final=final)
     lost = "; ".join(work.lost) or None
     share = max((limit - work.budget) / LIMIT, work.lines / MAX_LINES)
-    return Reading(work.pieces, work.cursor, lost, not complete, share)
+    return Reading(work.pieces, work.cursor, lost, not complete, share, work.skipped)
+
+
+class LookBudget:
+    """What one look still reads of all logs together, in shares of what one call reads at most.
+
+    Each log has a short first turn; what is left then is divided among those that have more.
+    """
+
+    def __init__(self) -> None:
+        self.left = 1.0
+        self.turn = 0.0
+        """What is left to the log whose turn it is."""
+
+    @classmethod
+    def of_one_log(cls) -> "LookBudget":
+        """All of it in one turn, for who reads a single log."""
+        budget = cls()
+        budget.begin_turn(budget.left)
+        return budget
+
+    @property
+    def is_left(self) -> bool:
+        """Whether a turn is worth its while."""
+        return self.left * LIMIT >= _LEAST_TURN
+
+    def begin_first_turn(self) -> bool:
+        """Begin a log's first turn, though others have spent everything: all of them see it.
+
+        False when so many have that this one has to wait for the next look.
+        """
+        self.turn = _FIRST_TURN / LIMIT if self.left > -_MOST_OVER else 0.0
+        return self.turn > 0
+
+    def begin_turn(self, share: float) -> None:
+        """Begin another turn of a log that has more."""
+        self.turn = share
+
+    def spend(self, share: float) -> None:
+        """Note what was read."""
+        self.left -= share
+        self.turn -= share
+
+    def limit(self, most: int) -> int:
+        """Bytes that the next call may read; 0 when the turn is over."""
+        left = int(self.turn * LIMIT)
+        return max(min(most, left), _LEAST_TURN) if left > 0 else 0
 
 
 class _Pass:
     """One call of `read_new`: what it has read so far, and how much more it may read."""
 
-    def __init__(self, path: Path, cursor: LogCursor, limit: int) -> None:
+    def __init__(self, path: Path, cursor: LogCursor, limit: int, *, ended: bool) -> None:
         self.path = path
         self.cursor = cursor
         self.budget = limit
+        self.ended = ended
+        self.skipped = 0
         self.pieces: list[Piece] = []
         self.lines = 0
         self.lost: list[str] = []
@@ -145,6 +199,8 @@ class _Pass:
         """Reads up to the end the file has now; False when a bound came first."""
         status = os.fstat(file.fileno())
         self._move(size=status.st_size, mtime_ns=status.st_mtime_ns)
+        if self.ended and status.st_size - self.cursor.scanned > MOST_BEHIND:
+            self._skip(file, status.st_size - MOST_BEHIND)
         tail = _before(file, self.cursor.scanned)
         while (ahead := status.st_size - self.cursor.scanned) > 0:
             if self.budget <= 0 or self.lines >= MAX_LINES:
@@ -158,6 +214,16 @@ class _Pass:
                 return self._say_it_shrank()
             self.budget -= len(block)
         return not final or self._take_rest(file)
+
+    def _skip(self, file: FileIO, to: int) -> None:
+        """Passes by what is too much to read before the verdict; the line at `to` too."""
+        at = self.cursor.offset
+        self.skipped += to - at
+        self.lost.append(
+            f"{self.path}: {to - at} bytes were not read, from byte {at} on: the job had ended, "
+            f"and of what was still unread the last {MOST_BEHIND >> 20} MiB alone are read"
+        )
+        self._move(offset=to, scanned=to, skipping=True, seam=crc32(_before(file, to)))
 
     def _take(self, file: FileIO, block: bytes, *, seam: int) -> bool:
         """Consumes the lines a block completes; False when what came before it has vanished."""

@@ -6,7 +6,7 @@ record. One job that cannot be looked at is that job's warning, never the end of
 """
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from autoexp.backoff import delay_s
 from autoexp.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
 from autoexp.jobs import Attempt, Ending, JobRecord, JobSpec, Verdict
 from autoexp.limits import room
-from autoexp.logtail import LogCursor
+from autoexp.logtail import LogCursor, LookBudget
 from autoexp.overview import overview
 from autoexp.recorder import Recorder
 from autoexp.releasing import hopeless, ready
@@ -25,7 +25,6 @@ from autoexp.rules.decide import decide
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket, apply
 from autoexp.session import Session
-from autoexp.spending import over_budget
 from autoexp.steps import Cancel, NextStep, Submit, next_step, together
 from autoexp.verdicts import counts, judge, made_progress, saved_iteration, with_scores
 from autoexp.watch import JobWatch
@@ -105,6 +104,8 @@ class Monitor:
         self._clock = clock or (lambda: time.monotonic())
         self._watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
         self._urgent: set[str] = set()
+        # Jobs whose logs have more to read; whose turn is longest ago comes first.
+        self._behind: deque[str] = deque()
         # What is to be looked at when the next steps are chosen, and what is being done.
         self._candidates = set(session.jobs)
         self._waiting_for_room: set[str] = set()
@@ -132,33 +133,71 @@ class Monitor:
         learn = self.recorder.learn_new_jobs
         self.recorder.contain("the rules of new jobs cannot be read", "", learn)
         changed: set[str] = set()
-        has_more = False
-        unwritten = self.recorder.unwritten
         # An attempt ends in a look by the scheduler's word alone.
         perhaps_ended: list[str] = []
-        for name, job in self._session.jobs.items():
+        budget = LookBudget()
+        # A log that had no turn has to wait for one look only.
+        left_out: list[str] = []
+        behind: deque[str] = deque()
+        for name in self._behind_first():
+            job = self._session.jobs[name]
             open_attempts = job.open_attempts
             if not open_attempts and job.verdict is not None:
                 continue
             if sightings or not open_attempts:
                 perhaps_ended.append(name)
-            before, watch = len(unwritten), self._watches[name]
-            try:
-                self._look_at(job, watch, open_attempts, sightings)
-                has_more |= not watch.at_end
-            except Exception as error:
-                # Of this job nothing can be said now; the others are looked at all the same.
-                watch.cannot_read(job, error)
-                self.recorder.warn(f"{name}: {job.warning}")
-            if watch.dirty or len(unwritten) > before:
-                changed.add(name)
+            has_turn = budget.begin_first_turn()
+            if self._look_and_note(job, open_attempts, sightings, budget, changed):
+                (behind if has_turn else left_out).append(name)
+        self._read_on(behind, budget, changed)
+        self._behind = deque((*left_out, *behind))
         self.recorder.contain("the session as a whole cannot be looked at", "", self._look_around)
         self._write_down()
         self._save_records()
         changed |= self._give_up(perhaps_ended)
         self._candidates |= changed
         events, actions, warnings = self.recorder.take()
-        return Look(events, actions, changed, tuple(warnings), has_more)
+        return Look(events, actions, changed, tuple(warnings), bool(self._behind))
+
+    def _behind_first(self) -> Iterable[str]:
+        if not self._behind:
+            return self._session.jobs
+        return dict.fromkeys((*self._behind, *self._session.jobs))
+
+    def _read_on(self, behind: deque[str], budget: LookBudget, changed: set[str]) -> None:
+        """Give logs that have more another turn each, until the budget of the look is spent."""
+        while behind and budget.is_left:
+            share = budget.left / len(behind)
+            for _ in range(len(behind)):
+                if not budget.is_left:
+                    return
+                job = self._session.jobs[behind.popleft()]
+                budget.begin_turn(share)
+                if self._look_and_note(job, job.open_attempts, {}, budget, changed):
+                    behind.append(job.spec.name)
+
+    def _look_and_note(
+        self,
+        job: JobRecord,
+        open_attempts: Sequence[Attempt],
+        sightings: Mapping[str, Sighting],
+        budget: LookBudget,
+        changed: set[str],
+    ) -> bool:
+        """Look at a job and note whether anything changed; whether its log has more to read."""
+        name, unwritten = job.spec.name, self.recorder.unwritten
+        before, watch = len(unwritten), self._watches[name]
+        try:
+            self._look_at(job, watch, open_attempts, sightings, budget)
+            has_more = not watch.at_end
+        except Exception as error:
+            # Of this job nothing can be said now; the others are looked at all the same.
+            watch.cannot_read(job, error)
+            self.recorder.warn(f"{name}: {job.warning}")
+            has_more = False
+        if watch.dirty or len(unwritten) > before:
+            changed.add(name)
+        return has_more
 
     def _look_around(self) -> None:
         """See what became true of the session as a whole, and of jobs that wait for others."""
@@ -313,6 +352,7 @@ class Monitor:
         watch: JobWatch,
         open_attempts: Sequence[Attempt],
         sightings: Mapping[str, Sighting],
+        budget: LookBudget,
     ) -> None:
         seen = self.recorder.unwritten
         # State first, log second: the last lines of a finished job are still read.
@@ -324,10 +364,11 @@ class Monitor:
                 watch.dirty |= attempt != before
         current = job.attempt
         if current is None or job.verdict is not None or current.verdict is not None:
+            watch.at_end = True
             return  # a new attempt has a log of its own
         ended = not current.is_open
         watched = self.recorder.book.watched(job.spec)
-        seen.extend(watch.read_log(job, current, watched, final=ended))
+        seen.extend(watch.read_log(job, current, watched, budget, final=ended))
         watch.check_start(job, current, ended=ended)
         seen.extend(watch.find_checkpoints(job, current, watched, ended=ended))
         if ended and watch.at_end:
@@ -426,7 +467,8 @@ class Monitor:
         given_up: set[str] = set()
         for name in names:
             job = self._session.jobs[name]
-            if not job.is_over and not job.open_attempts:
+            # What is yet to be read of its log may say that it has finished.
+            if not job.is_over and not job.open_attempts and name not in self._behind:
                 self.recorder.contain(f"{name}: cannot be ended", name, self._give_up_one, job)
                 if job.is_over:
                     self._urgent.discard(name)
@@ -434,7 +476,7 @@ class Monitor:
         return given_up
 
     def _give_up_one(self, job: JobRecord) -> None:
-        reason = self._hopeless(job)
+        reason = hopeless(self._session, job)
         if reason is None:
             return
         finishes = job.ending is not None and job.ending.verdict is Verdict.FINISHED
@@ -442,43 +484,6 @@ class Monitor:
             gone = JobGivenUp(job=job.spec.name, reason=reason, retries=job.retries)
             self.recorder.record_and_decide([gone])
         self._session.settle(job, Verdict.FINISHED if finishes else Verdict.FAILED, reason)
-
-    def _stopped(self) -> str | None:
-        """Why nothing more starts, once what was running has ended."""
-        jobs = self._session.jobs.values()
-        if self._session.experiment.budget.stop_above is None:
-            return None
-        if any(job.open_attempts for job in jobs):
-            return None
-        return over_budget(self._session.experiment.budget, jobs)
-
-    def _hopeless(self, job: JobRecord) -> str | None:
-        if job.cancel_requested:
-            return f"cancelled: {job.cancel_requested}"
-        if job.ending is not None:
-            return job.ending.reason
-        if (stopped := self._stopped()) is not None:
-            return stopped
-        if job.launched:
-            return None
-        launches = [
-            action
-            for action in self._session.actions.starts_of(job.spec.name)
-            if self._session.is_valid(action.event)
-        ]
-        if any(not action.is_settled for action in launches):
-            return None
-        if launches:
-            return f"could not be launched: {launches[-1].reason}"
-        if job.spec.awaits:
-            return hopeless(job.spec, self._session.jobs)
-        parent = self._session.jobs.get(job.spec.parent or "")
-        if parent is None or not parent.is_over or job.spec.branch is None:
-            return None
-        return (
-            f"never started: {parent.spec.name} ended ({parent.reason}) "
-            f"without a complete checkpoint at iteration {job.spec.branch.iteration}"
-        )
 
 
 def _may_change(action: Action, job: JobRecord) -> bool:

@@ -8,6 +8,7 @@ from autoexp.errors import BadInput
 from autoexp.events import Event
 from autoexp.experiment import Experiment
 from autoexp.jobs import Attempt, JobRecord, Kind, now
+from autoexp.logtail import LookBudget
 from autoexp.plan import make_plan
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
@@ -43,13 +44,16 @@ class Rehearsal:
         """What would have fired, in the order of the log."""
         watched = self._book.watched(self._job.spec)
         history: set[str] = set()
-        watch, reads_on = JobWatch(), True
+        watch, final, reads_on = JobWatch(), False, True
         while reads_on:
-            for event in watch.read_log(self._job, self._attempt, watched, final=True):
+            budget = LookBudget.of_one_log()
+            for event in watch.read_log(self._job, self._attempt, watched, budget, final=final):
                 actions = decide(event, self._book.of(event), history)
                 history |= {action.key for action in actions}
                 yield Fired(event, actions)
-            reads_on = not watch.at_end
+            reads_on = not (watch.at_end and final)
+            # Only at its end it is read as an ended job's: of that much would be left out.
+            final = watch.at_end
 
     @property
     def counts(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ from autoexp.events import JobReady
 from autoexp.jobs import JobRecord, JobSpec, Verdict
 from autoexp.rules.templates import fill, fill_tree
 from autoexp.session import Session
+from autoexp.spending import over_budget
 from autoexp.stages import LATE, Awaited
 
 Jobs = Mapping[str, JobRecord]
@@ -34,7 +35,46 @@ def _is_there(awaited: Awaited, jobs: Jobs) -> bool:
     return job.verdict is Verdict.FINISHED
 
 
-def hopeless(spec: JobSpec, jobs: Jobs) -> str | None:
+def hopeless(session: Session, job: JobRecord) -> str | None:
+    """Why nothing will submit a job that has no attempt; None while something still may."""
+    if job.cancel_requested:
+        return f"cancelled: {job.cancel_requested}"
+    if job.ending is not None:
+        return job.ending.reason
+    if (stopped := _stopped(session)) is not None:
+        return stopped
+    if job.launched:
+        return None
+    launches = [
+        action
+        for action in session.actions.starts_of(job.spec.name)
+        if session.is_valid(action.event)
+    ]
+    if any(not action.is_settled for action in launches):
+        return None
+    if launches:
+        return f"could not be launched: {launches[-1].reason}"
+    if job.spec.awaits:
+        return _awaits_in_vain(job.spec, session.jobs)
+    parent = session.jobs.get(job.spec.parent or "")
+    if parent is None or not parent.is_over or job.spec.branch is None:
+        return None
+    return (
+        f"never started: {parent.spec.name} ended ({parent.reason}) "
+        f"without a complete checkpoint at iteration {job.spec.branch.iteration}"
+    )
+
+
+def _stopped(session: Session) -> str | None:
+    """Why nothing more starts, once what was running has ended."""
+    if session.experiment.budget.stop_above is None:
+        return None
+    if any(job.open_attempts for job in session.jobs.values()):
+        return None
+    return over_budget(session.experiment.budget, session.jobs.values())
+
+
+def _awaits_in_vain(spec: JobSpec, jobs: Jobs) -> str | None:
     """Why a job that waits will never start; None while it still may."""
     for awaited in spec.awaits:
         job = jobs.get(awaited.job)

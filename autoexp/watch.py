@@ -19,7 +19,7 @@ from autoexp.line_events import (
     printable,
 )
 from autoexp.loglines import LogLine, Piece
-from autoexp.logtail import BLOCK, LIMIT, LogCursor, read_new
+from autoexp.logtail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
 from autoexp.rules.book import Watched
 from autoexp.rules.language import LogRule
 from autoexp.rules.matching import Hit
@@ -29,11 +29,8 @@ from autoexp.rules.metrics import as_logged, smoothed, with_logged
 _RACY_NS = 2_000_000_000
 # The longest time between two looks that counts as time in which a job was watched.
 _LONGEST_LOOK_S = 60.0
-# What one look reads of one log, so that no log holds up the other jobs: four times what one call
-# of `read_new` reads at most, or less where the lines are events.
-_PORTIONS = 4.0
-_EVENTS = 1000  # that count as one portion
-_LIMIT_OF_EVENTS = BLOCK >> 2  # bytes of one call where every line may be an event
+EVENTS = 1000  # that a look finds at most, about, where the lines are events
+_LIMIT_OF_EVENTS = BLOCK >> 4  # bytes of one call where every line may be an event
 
 Stamp = tuple[int, int, int] | None
 
@@ -110,9 +107,15 @@ class JobWatch:
         job.warning = warning
 
     def read_log(
-        self, job: JobRecord, attempt: Attempt, watched: Watched, *, final: bool
+        self,
+        job: JobRecord,
+        attempt: Attempt,
+        watched: Watched,
+        budget: LookBudget,
+        *,
+        final: bool,
     ) -> Iterator[Event]:
-        """Take in new lines of the attempt's log, so many at most; `final` when it has ended.
+        """Take in new lines of the attempt's log, for a turn; `final` when it has ended.
 
         Yields what happened as it is found, so that a read that fails later loses nothing. Raises
         OSError alone: a line that cannot be handled is passed by, with a warning.
@@ -121,24 +124,26 @@ class JobWatch:
         if _has_nothing_new(attempt.log, job.cursor, final=final):
             self.at_end = True
             return
-        limit = _LIMIT_OF_EVENTS if any(r.every for r in watched.log_rules.values()) else LIMIT
-        left = _PORTIONS
-        while left > 0 and not self.at_end:
+        most = _LIMIT_OF_EVENTS if any(r.every for r in watched.log_rules.values()) else LIMIT
+        while not self.at_end and (limit := budget.limit(most)):
             reading = read_new(Path(attempt.log), job.cursor, final=final, limit=limit)
-            left -= reading.share
+            budget.spend(reading.share)
             if reading.cursor != job.cursor:
                 job.cursor = reading.cursor
                 self.dirty = True
             for piece in reading.pieces:
                 for event in self._read_piece(job, attempt, watched, piece):
-                    left -= 1 / _EVENTS
+                    budget.spend(1 / EVENTS)
                     yield event
+            if reading.skipped:
+                self._tell(job, printable(reading.lost or ""))
             if reading.lost:
                 yield LogLost(
                     job=job.spec.name,
                     attempt=attempt.number,
                     generation=job.cursor.generation,
                     message=printable(reading.lost),
+                    skipped=reading.skipped,
                 )
             self.at_end = not reading.more
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autoexp.compose import compose
 from autoexp.jobs import Kind
-from autoexp.logtail import LogCursor, read_new
+from autoexp.logtail import LogCursor, LookBudget, read_new
 from autoexp.rules.book import RuleBook, named
 from autoexp.rules.engines import Hyperscan, Searching, best_engine
 from autoexp.rules.language import LogRule
@@ -169,6 +169,7 @@ def _whole_watch(log: Path, title: str) -> Figure:
         job = next(iter(session.jobs.values()))
         assert job.spec.kind is Kind.TRAIN
         book = RuleBook(session.experiment.monitoring, [job.spec])
+        watched = book.watched(job.spec)
         attempt = job.attempts[0].model_copy(update={"log": str(log)})
         for _ in range(_REPEATS):
             job.cursor, watch = LogCursor(), JobWatch()
@@ -177,7 +178,8 @@ def _whole_watch(log: Path, title: str) -> Figure:
             def look(watch: JobWatch = watch) -> None:
                 reads_on = True
                 while reads_on:
-                    for _ in watch.read_log(job, attempt, book.watched(job.spec), final=True):
+                    budget = LookBudget.of_one_log()
+                    for _ in watch.read_log(job, attempt, watched, budget, final=False):
                         pass
                     reads_on = not watch.at_end
 

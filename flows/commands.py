@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.live import Live
 
@@ -141,21 +143,30 @@ def _last_lines(log: Path, lines: int) -> int:
     position = log.stat().st_size
     least = max(0, position - _MOST)
     with durable.open_to_read(log) as file:
-        found = b""
-        # One more newline than lines: the one before the first of them.
-        while position > least and found[:-1].count(b"\n") <= lines:
+        blocks: list[bytes] = []
+        # One more newline than lines: the one before the first of them. The last byte ends one.
+        found, end = 0, position - 1
+        while position > least and found <= lines:
             step = min(position - least, _BLOCK)
             position -= step
             file.seek(position)
-            found = file.read(step) + found
-    skipped = found.splitlines(keepends=True)[: -lines or None]
+            blocks.append(file.read(step))
+            found += blocks[-1].count(b"\n", 0, end - position)
+    skipped = b"".join(reversed(blocks)).splitlines(keepends=True)[: -lines or None]
     return position + sum(map(len, skipped))
 
 
 def _print_from(log: Path, position: int) -> int:
-    """Print what the log says from a position on; returns where it ends."""
+    """Print what the log says now, from a position on; returns where that ends."""
     if not log.exists():
         return position
     with durable.open_to_read(log) as file:
-        file.seek(position)
-        return position + say_log(iter(lambda: file.readline(_BLOCK), b""))
+        # A log that grows faster than it is printed has no end to wait for.
+        return position + say_log(_lines(file, position, os.fstat(file.fileno()).st_size))
+
+
+def _lines(file: BinaryIO, position: int, end: int) -> Iterator[bytes]:
+    file.seek(position)
+    while position < end and (line := file.readline(min(_BLOCK, end - position))):
+        position += len(line)
+        yield line

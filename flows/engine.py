@@ -35,6 +35,7 @@ from flows.wishes import Wishes
 
 _AT_ONCE = 64
 _RETRY_S = 5.0
+_REST = 0.25  # of the time of a look that left something to read
 _NOTHING = Work([], [], [], has_conditions=False, is_over=False)
 
 
@@ -73,6 +74,7 @@ class SessionRun:
         self._wishing = False
         self._is_done = False
         self._has_more = False
+        self._look_s = 0.0
         self._write_failures = 0
         self._inbox_fails = False
 
@@ -157,8 +159,10 @@ class SessionRun:
         """Read what is new; the scheduler's answer is taken when it comes, and not waited for."""
         answers = self._questions.collect()
         self._note_gap()
+        began = time.monotonic()
         try:
             found = await self._disk.run(self._read_on, answers, self._questions.is_due)
+            self._look_s = time.monotonic() - began
         except SessionHeld as error:
             self.updates.interrupt(str(error))
             return Look([], [], set()), _NOTHING
@@ -228,7 +232,10 @@ class SessionRun:
 
     async def _sleep(self, children: Children) -> None:
         """Until the next look; what was done beside the loop may call for more before that."""
-        tick = 0.0 if self._has_more else self.session.experiment.monitoring.file_tick_s
+        tick = self.session.experiment.monitoring.file_tick_s
+        if self._has_more:
+            # A log that is behind is read on soon, but takes not all of a core from the others.
+            tick = min(tick, self._look_s * _REST)
         until = time.monotonic() + tick
         while not self._is_over() and (left := until - time.monotonic()) > 0:
             await self.updates.wait_for_change(left)

@@ -16,6 +16,7 @@ from autoexp.events import (
 )
 from autoexp.experiment import Experiment
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind, Verdict, now
+from autoexp.logtail import LookBudget
 from autoexp.plan import make_plan
 from autoexp.rules.book import RuleBook, named
 from autoexp.rules.decide import decide
@@ -130,7 +131,8 @@ def fired(preset: str, rule: str, recorded: str, log: Path) -> bool:
     seen: list[Event]
     if isinstance(on, LogRule | MetricRule):
         log.write_text(recorded)
-        seen = list(watch.read_log(job, attempt, book.watched(spec), final=True))
+        budget = LookBudget.of_one_log()
+        seen = list(watch.read_log(job, attempt, book.watched(spec), budget, final=True))
     elif isinstance(on, InactivityRule):
         seconds = int(recorded.removeprefix("quiet "))
         watched = book.watched(spec)
