@@ -25,7 +25,7 @@ from autoexp.rules.decide import decide
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket, apply
 from autoexp.session import Session
-from autoexp.steps import Cancel, NextStep, Submit, next_step, together
+from autoexp.steps import NextStep, Submit, next_step, not_done, together
 from autoexp.verdicts import counts, judge, made_progress, saved_iteration, with_scores
 from autoexp.watch import JobWatch
 
@@ -295,7 +295,7 @@ class Monitor:
         It is tried again after a while, or something else is, if that is asked for meanwhile.
         """
         for name in step.jobs:
-            job, warning = self._session.jobs[name], _not_done(step, reason)
+            job, warning = self._session.jobs[name], not_done(step, reason)
             if job.warning != warning:
                 change = partial(self._session.change_job, job, warning=warning)
                 self.recorder.contain(f"{name}: cannot be saved", name, change)
@@ -493,13 +493,3 @@ def _may_change(action: Action, job: JobRecord) -> bool:
     # A restart is asked for: it may yet become one with a roll back, or be overruled.
     rolls_back = isinstance(action, Restart) and action.roll_back
     return isinstance(action, Finish | Fail) or (rolls_back and job.restart.roll_back_to is None)
-
-
-def _not_done(step: NextStep, reason: str) -> str:
-    match step:
-        case Submit():
-            return f"not submitted yet: {reason}"
-        case Cancel():
-            return f"not cancelled yet: {reason}"
-        case _:
-            return f"not {type(step).__name__.lower()}n yet: {reason}"

@@ -438,3 +438,14 @@ def _ended(session: Session, names: Sequence[str], asked: Collection[str]) -> Ca
         for attempt in to_cancel(session.jobs[name], asked)
     )
     return Cancellation(tickets) if tickets else None
+
+
+def not_done(step: NextStep, reason: str) -> str:
+    """What a job's warning says while a step of it fails."""
+    match step:
+        case Submit():
+            return f"not submitted yet: {reason}"
+        case Cancel():
+            return f"not cancelled yet: {reason}"
+        case _:
+            return f"not {type(step).__name__.lower()}n yet: {reason}"
