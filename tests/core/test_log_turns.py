@@ -11,9 +11,10 @@ from autoexp import logtail
 from autoexp.backends.megatron_layout import TRACKER, folder_name
 from autoexp.compose import compose
 from autoexp.findings import LogLost, LogMatched
-from autoexp.jobs import JobRecord, Verdict
+from autoexp.jobs import JobRecord, Kind, Verdict
 from autoexp.logtail import LIMIT, MAX_LINES, MOST_BEHIND, LogCursor, read_new
 from autoexp.monitor import Look, Monitor
+from autoexp.rehearsal import Rehearsal
 from autoexp.schedulers.base import Sighting
 from autoexp.session import Session
 from autoexp.watch import EVENTS
@@ -248,3 +249,14 @@ def test_a_job_that_is_over_leaves_no_log_to_read_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_a_look_that_finds_nothing_says_that_nothing_is_left(tmp_path: Path, jobs: int) -> None:
     assert not Crowd(tmp_path, jobs).look().has_more
+
+
+def test_a_rehearsal_reads_a_log_whole_that_an_ended_job_would_not_be_read_of(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("a rather bad line\n" * 100 + "a rather bad line")
+    with mock.patch.object(logtail, "MOST_BEHIND", 25):
+        rehearsal = Rehearsal(compose("demo", [*TINY, BAD]).experiment, log, Kind.TRAIN)
+        assert len(list(rehearsal.run())) == 101
+    assert rehearsal.warning is None
