@@ -13,18 +13,18 @@ _ANYWHERE = re.compile("TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL|JWT", re.IGN
 _NAMED_SO = re.compile(
     r"(^|[_-])(TOKEN|KEY|APIKEY|PAT|JWT)S?$|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE
 )
-# `NAME=value` in a line of a file, for whatever the name ends in.
-_ASSIGNMENT = re.compile(
-    r"(?i)([\w.-]*(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL|JWT)[\w.-]*[\"']?\s*[:=]\s*)\S.*"
-)
+# All of these read a text once, however long its words are: what may be repeated begins where no
+# such character stands before it, and gives nothing back. Of diffs a line may be a whole picture.
+# `NAME=value` in a line of a file, for whatever is in the name.
+_ASSIGNMENT = re.compile(r"(?<![\w.-])([\w.-]++)[\"']?+\s*+[:=]\s*+(?=\S)")
 
 # `scheme://user:password@host`, and `?access_token=value`.
-_URL_PASSWORD = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)")
+_URL_PASSWORD = re.compile(r"(?<=[\w+.-])(://[^\s/:@]*+:)[^\s/@]++(?=@)")
 _URL_PARAMETER = re.compile(r"(?i)([?&]([\w.-]+)=)([^\s&#]+)")
 # What says by its shape that it is one, whatever it is called: a JSON web token, as SLURM's REST
 # interface takes, the tokens of Hugging Face, GitHub, GitLab and AWS, and private keys.
 _SHAPED_SO = re.compile(
-    r"\beyJ[\w-]{10,}\.[\w-]+(?:\.[\w-]*)?|\bhf_[A-Za-z0-9]{30,}|\bgh[opsru]_[A-Za-z0-9]{30,}"
+    r"(?<![\w-])eyJ[\w-]{10,}+\.[\w-]+(?:\.[\w-]*)?|\bhf_[A-Za-z0-9]{30,}|\bgh[opsru]_[A-Za-z0-9]{30,}"
     r"|\bgithub_pat_\w{30,}|\bglpat-[\w-]{20,}|\bAKIA[A-Z0-9]{16}\b"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
@@ -89,7 +89,14 @@ def without_secrets(text: str) -> str:
     for name, secret in os.environ.items():
         if looks_secret(name) and len(secret) >= _SHORTEST:
             text = text.replace(secret, "[left out]")
-    return "\n".join(_ASSIGNMENT.sub(r"\1[left out]", line) for line in text.split("\n"))
+    return "\n".join(map(_without_value, text.split("\n")))
+
+
+def _without_value(line: str) -> str:
+    for found in _ASSIGNMENT.finditer(line):
+        if not may_be_stored(found[1]):
+            return f"{line[: found.end()]}[left out]"
+    return line
 
 
 def _variables(value: Any) -> Any:

@@ -16,6 +16,7 @@ from autoexp.rules.templates import divided, fill
 
 _LONGEST_PART = 255
 """Bytes of a file's name."""
+_LONGEST_PATH = 4096  # Linux's PATH_MAX, with the NUL behind it
 _RECORDS = {
     *("session.json", "events.jsonl", "blame.json", "jobs", "actions", "attempts", "inbox"),
     *("metrics", "config", "provenance", lease.FILE, lease.LOCK),
@@ -55,6 +56,8 @@ def path_below(directory: Path, relative: str) -> Path:
     path = (base / relative).resolve()
     if relative.startswith("/") or not path.is_relative_to(base) or path == base:
         raise SessionError(f"{relative}: leads out of {directory}; nothing was written")
+    if len(str(path).encode()) >= _LONGEST_PATH:
+        raise SessionError(f"{relative[:80]}…: no path is longer than {_LONGEST_PATH - 1} bytes")
     if path.exists() and not path.is_file():
         raise SessionError(f"{path}: is no file that can be written")
     return path

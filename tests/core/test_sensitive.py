@@ -65,6 +65,30 @@ def test_a_token_by_its_shape_is_left_out_of_what_is_recorded() -> None:
     assert sensitive.without_secrets("a eyJhbGciOiJIUzI1NiJ9.abc.d b") == "a [left out] b"
 
 
+@pytest.mark.parametrize(
+    "piece",
+    ["9", "KEY", "a.", "a:", "-a", "eyJ", "eyJ-", "a://b:", "?a", "-----BEGIN ", " -a ", "A="],
+)
+def test_a_line_of_any_length_is_read_once(piece: str) -> None:
+    text = piece * (300_000 // len(piece))  # hours, for a pattern that reads it once for each place
+    assert len(sensitive.without_secrets(text)) >= 8
+    assert "$" not in str(sensitive.found_in(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("pip install -fhttps://u:pw@host/x", "pip install -fhttps://u:[left out]@host/x"),
+        ("+    \"my_api_key.x\" : 'abc'", '+    "my_api_key.x" : [left out]'),
+        ("lr=1 HF_TOKEN=abc", "lr=1 HF_TOKEN=[left out]"),
+        ("key: abc", "key: [left out]"),
+        ("key:", "key:"),
+    ],
+)
+def test_what_is_assigned_to_a_secret_name_is_left_out(text: str, shown: str) -> None:
+    assert sensitive.without_secrets(text) == shown
+
+
 def test_an_options_value_is_the_word_behind_it() -> None:
     assert sensitive.found_in_words(["train", "--hub-token", "hf_abc"]) is not None
     assert sensitive.found_in_words(["train", "--hub-token", "{job.name}", "x"]) is None
