@@ -89,12 +89,20 @@ class Reading(NamedTuple):
         return [line for piece in self.pieces for line in piece.lines()]
 
 
-def read_new(path: Path, cursor: LogCursor, *, final: bool = False, limit: int = LIMIT) -> Reading:
+def read_new(
+    path: Path,
+    cursor: LogCursor,
+    *,
+    final: bool = False,
+    limit: int = LIMIT,
+    most_behind: int | None = None,
+) -> Reading:
     """Reads the lines that were completed since the cursor, in about `limit` bytes.
 
     `final` says that nobody writes any more: an unterminated rest counts as a line, and of a file
-    that is far behind the last part alone is read. A missing file is a log that has not appeared
-    yet. Raises OSError for whatever else the file system refuses.
+    that is further behind than `most_behind` bytes (256 MiB) the last part alone is read. A missing
+    file is a log that has not appeared yet. Raises OSError for whatever else the file system
+    refuses.
     """
     if limit < 1:
         raise ValueError(f"limit is {limit} bytes: nothing would ever be read")
@@ -109,7 +117,8 @@ def read_new(path: Path, cursor: LogCursor, *, final: bool = False, limit: int =
     if file is None:
         return Reading([], cursor, None, False)
     with file:
-        work = _Pass(path, cursor, limit, ended=final)
+        behind = (MOST_BEHIND if most_behind is None else most_behind) if final else None
+        work = _Pass(path, cursor, limit, behind)
         complete = work.reach(file) and work.read(file, final=final)
     lost = "; ".join(work.lost) or None
     share = max((limit - work.budget) / LIMIT, work.lines / MAX_LINES)
@@ -165,11 +174,11 @@ class LookBudget:
 class _Pass:
     """One call of `read_new`: what it has read so far, and how much more it may read."""
 
-    def __init__(self, path: Path, cursor: LogCursor, limit: int, *, ended: bool) -> None:
+    def __init__(self, path: Path, cursor: LogCursor, limit: int, behind: int | None) -> None:
         self.path = path
         self.cursor = cursor
         self.budget = limit
-        self.ended = ended
+        self.most_behind = behind
         self.skipped = 0
         self.pieces: list[Piece] = []
         self.lines = 0
@@ -199,8 +208,9 @@ class _Pass:
         """Reads up to the end the file has now; False when a bound came first."""
         status = os.fstat(file.fileno())
         self._move(size=status.st_size, mtime_ns=status.st_mtime_ns)
-        if self.ended and status.st_size - self.cursor.scanned > MOST_BEHIND:
-            self._skip(file, status.st_size - MOST_BEHIND)
+        most = self.most_behind
+        if most is not None and status.st_size - self.cursor.scanned > most:
+            self._skip(file, status.st_size - most, status.st_size)
         tail = _before(file, self.cursor.scanned)
         while (ahead := status.st_size - self.cursor.scanned) > 0:
             if self.budget <= 0 or self.lines >= MAX_LINES:
@@ -215,13 +225,13 @@ class _Pass:
             self.budget -= len(block)
         return not final or self._take_rest(file)
 
-    def _skip(self, file: FileIO, to: int) -> None:
+    def _skip(self, file: FileIO, to: int, size: int) -> None:
         """Passes by what is too much to read before the verdict; the line at `to` too."""
         at = self.cursor.offset
         self.skipped += to - at
         self.lost.append(
             f"{self.path}: {to - at} bytes were not read, from byte {at} on: the job had ended, "
-            f"and of what was still unread the last {MOST_BEHIND >> 20} MiB alone are read"
+            f"and of what was still unread the last {(size - to) >> 20} MiB alone are read"
         )
         self._move(offset=to, scanned=to, skipping=True, seam=crc32(_before(file, to)))
 

@@ -30,6 +30,7 @@ _RACY_NS = 2_000_000_000
 # The longest time between two looks that counts as time in which a job was watched.
 _LONGEST_LOOK_S = 60.0
 EVENTS = 1000  # that a look finds at most, about, where the lines are events
+MOST_TURNS_AT_END = 120  # of an ended job's log, about a minute, before its end alone is read
 _LIMIT_OF_EVENTS = BLOCK >> 4  # bytes of one call where every line may be an event
 
 Stamp = tuple[int, int, int] | None
@@ -58,6 +59,7 @@ class JobWatch:
         self._stopped: set[str] = set()
         self._looked_at: float | None = None
         self._start_known: tuple[object, ...] = ()
+        self._turns_at_end = 0
 
     def check_start(self, job: JobRecord, attempt: Attempt, *, ended: bool) -> None:
         """Compare where an attempt began with where it had to, whenever more is known of it."""
@@ -124,9 +126,14 @@ class JobWatch:
         if _has_nothing_new(attempt.log, job.cursor, final=final):
             self.at_end = True
             return
+        # Where lines are so short, or so full of finds, that it takes too long: the end alone.
+        self._turns_at_end = self._turns_at_end + 1 if final else 0
+        behind = LIMIT if self._turns_at_end > MOST_TURNS_AT_END else None
         most = _LIMIT_OF_EVENTS if any(r.every for r in watched.log_rules.values()) else LIMIT
         while not self.at_end and (limit := budget.limit(most)):
-            reading = read_new(Path(attempt.log), job.cursor, final=final, limit=limit)
+            reading = read_new(
+                Path(attempt.log), job.cursor, final=final, limit=limit, most_behind=behind
+            )
             budget.spend(reading.share)
             if reading.cursor != job.cursor:
                 job.cursor = reading.cursor

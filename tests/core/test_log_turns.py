@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from autoexp import logtail
+from autoexp import logtail, watch
 from autoexp.backends.megatron_layout import TRACKER, folder_name
 from autoexp.compose import compose
 from autoexp.findings import LogLost, LogMatched
@@ -197,6 +197,29 @@ def test_a_job_that_ended_with_gigabytes_unread_has_its_verdict_in_a_bounded_num
     assert lost.skipped == size - MOST_BEHIND
     assert str(crowd.log(job)) in lost.message and f"{lost.skipped} bytes" in lost.message
     assert job.warning == lost.message
+    assert [e.line for e in events if isinstance(e, LogMatched)] == ["a rather bad line at the end"]
+
+
+def test_an_ended_log_of_which_reading_takes_too_long_is_read_at_its_end_alone(
+    tmp_path: Path,
+) -> None:
+    crowd = Crowd(tmp_path, 1, BAD)
+    (job,) = crowd.jobs
+    crowd.grow(job, 12 * LIMIT)
+    crowd.write(job, "a rather bad line at the end\n" + LINE.format(300))
+    crowd.save(job, 300)
+    with mock.patch.object(watch, "MOST_TURNS_AT_END", 4):
+        look = crowd.look({job.spec.name: "COMPLETED"}, exit_code=0)
+        events = list(look.events)
+        looks = 1
+        while look.has_more:
+            look = crowd.look()
+            events += look.events
+            looks += 1
+    assert looks < 6
+    assert (job.verdict, job.iteration) == (Verdict.FINISHED, 300)
+    (lost,) = [event for event in events if isinstance(event, LogLost)]
+    assert lost.skipped > 6 * LIMIT and "the last 8 MiB alone" in lost.message
     assert [e.line for e in events if isinstance(e, LogMatched)] == ["a rather bad line at the end"]
 
 
