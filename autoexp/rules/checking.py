@@ -185,7 +185,7 @@ def _count(pattern: Path) -> int:
     """How many files a pattern finds; none where it is no pattern."""
     try:
         return sum(1 for _ in Path(pattern.anchor).glob(str(pattern)[len(pattern.anchor) :]))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last: hundreds of folders in each other
         return 0
 
 
