@@ -20,7 +20,8 @@ class LogLost(Closed):
 
     @property
     def key(self) -> str:
-        place = "/skipped" if self.skipped else ""
+        # Of one file it may be said twice, of other bytes.
+        place = f"/skipped{self.skipped}" if self.skipped else ""
         return f"log-lost/{self.job}/a{self.attempt}/{self.generation}{place}"
 
 

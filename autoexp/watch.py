@@ -30,7 +30,7 @@ _RACY_NS = 2_000_000_000
 # The longest time between two looks that counts as time in which a job was watched.
 _LONGEST_LOOK_S = 60.0
 EVENTS = 1000  # that a look finds at most, about, where the lines are events
-MOST_TURNS_AT_END = 120  # of an ended job's log, about a minute, before its end alone is read
+MOST_AT_END = 40.0  # looks' worth of an ended job's log, before its end alone is read
 _LIMIT_OF_EVENTS = BLOCK >> 4  # bytes of one call where every line may be an event
 
 Stamp = tuple[int, int, int] | None
@@ -59,7 +59,7 @@ class JobWatch:
         self._stopped: set[str] = set()
         self._looked_at: float | None = None
         self._start_known: tuple[object, ...] = ()
-        self._turns_at_end = 0
+        self._read_at_end = 0.0  # looks' worth
 
     def check_start(self, job: JobRecord, attempt: Attempt, *, ended: bool) -> None:
         """Compare where an attempt began with where it had to, whenever more is known of it."""
@@ -127,8 +127,8 @@ class JobWatch:
             self.at_end = True
             return
         # Where lines are so short, or so full of finds, that it takes too long: the end alone.
-        self._turns_at_end = self._turns_at_end + 1 if final else 0
-        behind = LIMIT if self._turns_at_end > MOST_TURNS_AT_END else None
+        behind = LIMIT if final and self._read_at_end > MOST_AT_END else None
+        before = budget.left
         most = _LIMIT_OF_EVENTS if any(r.every for r in watched.log_rules.values()) else LIMIT
         while not self.at_end and (limit := budget.limit(most)):
             reading = read_new(
@@ -153,6 +153,7 @@ class JobWatch:
                     skipped=reading.skipped,
                 )
             self.at_end = not reading.more
+        self._read_at_end = self._read_at_end + before - budget.left if final else 0.0
 
     def _read_piece(
         self, job: JobRecord, attempt: Attempt, watched: Watched, piece: Piece

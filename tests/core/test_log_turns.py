@@ -208,7 +208,7 @@ def test_an_ended_log_of_which_reading_takes_too_long_is_read_at_its_end_alone(
     crowd.grow(job, 12 * LIMIT)
     crowd.write(job, "a rather bad line at the end\n" + LINE.format(300))
     crowd.save(job, 300)
-    with mock.patch.object(watch, "MOST_TURNS_AT_END", 4):
+    with mock.patch.object(watch, "MOST_AT_END", 4.0):
         look = crowd.look({job.spec.name: "COMPLETED"}, exit_code=0)
         events = list(look.events)
         looks = 1
@@ -216,11 +216,47 @@ def test_an_ended_log_of_which_reading_takes_too_long_is_read_at_its_end_alone(
             look = crowd.look()
             events += look.events
             looks += 1
-    assert looks < 6
+    assert looks < 8
     assert (job.verdict, job.iteration) == (Verdict.FINISHED, 300)
     (lost,) = [event for event in events if isinstance(event, LogLost)]
     assert lost.skipped > 6 * LIMIT and "the last 8 MiB alone" in lost.message
     assert [e.line for e in events if isinstance(e, LogMatched)] == ["a rather bad line at the end"]
+
+
+def test_of_a_log_that_is_cut_twice_both_cuts_are_told(tmp_path: Path) -> None:
+    crowd = Crowd(tmp_path, 1)
+    (job,) = crowd.jobs
+    crowd.grow(job, 20 * LIMIT)
+    crowd.write(job, LINE.format(300))
+    crowd.save(job, 300)
+    with (
+        mock.patch.object(watch, "MOST_AT_END", 4.0),
+        mock.patch.object(logtail, "MOST_BEHIND", 12 * LIMIT),
+    ):
+        look = crowd.look({job.spec.name: "COMPLETED"}, exit_code=0)
+        events = list(look.events)
+        while look.has_more:
+            look = crowd.look()
+            events += look.events
+    assert len([event for event in events if isinstance(event, LogLost)]) == 2
+
+
+def test_many_logs_that_ended_together_are_read_whole(tmp_path: Path) -> None:
+    crowd = Crowd(tmp_path, 4)
+    for job in crowd.jobs:
+        crowd.grow(job, 2 * LIMIT)
+        crowd.write(job, LINE.format(300))
+        crowd.save(job, 300)
+    with mock.patch.object(watch, "MOST_AT_END", 3.0):
+        look = crowd.look(dict.fromkeys(crowd.session.jobs, "COMPLETED"), exit_code=0)
+        events, looks = list(look.events), 1
+        while look.has_more:
+            look = crowd.look()
+            events += look.events
+            looks += 1
+    assert looks > 3
+    assert not [event for event in events if isinstance(event, LogLost)]
+    assert {job.verdict for job in crowd.jobs} == {Verdict.FINISHED}
 
 
 def test_a_running_jobs_log_is_read_whole_however_far_behind(tmp_path: Path) -> None:
