@@ -50,6 +50,12 @@ class Site:
         )
 
 
+def adopt_and_take_on(session: Path, save_dir: Path) -> None:
+    """A session that has adopted the job, and has it by now."""
+    assert ask(session.name, save_dir) == 0
+    take_on(session)
+
+
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
@@ -192,11 +198,9 @@ def test_a_session_that_was_away_while_its_job_was_adopted_by_another_is_not_tak
 ) -> None:
     del site
     root, save_dir = tmp_path / "sessions", tmp_path / "saves"
-    ask("a1", save_dir)
-    take_on(root / "a1")
+    adopt_and_take_on(root / "a1", save_dir)
     (root / "a1").rename(tmp_path / "away")
-    ask("a2", save_dir)
-    take_on(root / "a2")
+    adopt_and_take_on(root / "a2", save_dir)
     (tmp_path / "away").rename(root / "a1")
     with pytest.raises(BadInput, match=f"saves, is written by session {root}/a2 by now"):
         adoption.retake(Session.load(root / "a1"))
@@ -219,8 +223,7 @@ def test_a_failed_job_whose_folder_another_session_has_by_now_is_not_run_again(
 ) -> None:
     del site
     root, save_dir = tmp_path / "sessions", tmp_path / "saves"
-    ask("a1", save_dir)
-    take_on(root / "a1")
+    adopt_and_take_on(root / "a1", save_dir)
     end(root / "a1", Verdict.FAILED)
     ask("a2", save_dir)
     with Session.hold(root / "a1") as (session, _):
