@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from autoexp.flows.children import Children
+from autoexp.flows.engine import SessionRun
 from autoexp.lease import Lease
 from autoexp.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
@@ -16,8 +18,6 @@ from autoexp.session import Session
 from bench import worlds
 from bench.fakes import FakeCluster
 from bench.measure import Figure, Traffic
-from flows.children import Children
-from flows.engine import SessionRun
 
 _MARK_US = 15.0
 

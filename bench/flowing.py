@@ -11,6 +11,7 @@ from unittest import mock
 from prefect import flow, get_run_logger
 
 from autoexp.backends.base import Branch
+from autoexp.flows.engine import SessionRun
 from autoexp.jobs import JobRecord, JobSpec, Kind
 from autoexp.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
@@ -20,7 +21,6 @@ from autoexp.session import Session
 from bench import worlds
 from bench.fakes import FakeCluster
 from bench.measure import Figure
-from flows.engine import SessionRun
 
 Story = Callable[[SessionRun], Awaitable[None]]
 TICKS = (2.0, 0.5)

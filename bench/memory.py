@@ -6,10 +6,10 @@ import tempfile
 import tracemalloc
 from pathlib import Path
 
+from autoexp.flows.children import Children
 from autoexp.session import Session
 from bench import disk, engine, worlds
 from bench.measure import Figure, resident_mb
-from flows.children import Children
 
 _TICKS = 10_000
 _JOBS = 1000

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import get_client
 
+from autoexp.flows.engine import SessionRun
 from autoexp.jobs import JobRecord
 from autoexp.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
@@ -15,7 +16,6 @@ from bench.fakes import FakeCluster
 from bench.flowing import fake_cluster, until, watch, with_cooldowns
 from bench.measure import Figure
 from bench.served import Relay
-from flows.engine import SessionRun
 
 _IDLE_S = 36.0
 _POINTS = [400, 500, 600, 700, 800]

@@ -1,7 +1,7 @@
 """Where jobs run and how, as Prefect blocks: `prefect block register -m blocks`."""
 
-from blocks.apptainer import ApptainerContainer
-from blocks.local import LocalMachine
-from blocks.slurm import SlurmCluster
+from autoexp.blocks.apptainer import ApptainerContainer
+from autoexp.blocks.local import LocalMachine
+from autoexp.blocks.slurm import SlurmCluster
 
 __all__ = ["ApptainerContainer", "LocalMachine", "SlurmCluster"]

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from autoexp.blocks.apptainer import ApptainerContainer
+from autoexp.blocks.local import LocalMachine
+from autoexp.blocks.slurm import SlurmCluster
 from autoexp.errors import BadInput
-from blocks.apptainer import ApptainerContainer
-from blocks.local import LocalMachine
-from blocks.slurm import SlurmCluster
 
 _Named = LocalMachine | SlurmCluster | ApptainerContainer
 

@@ -17,8 +17,8 @@ from pydantic import Field
 from autoexp import sinks
 from autoexp.compose import Composed
 from autoexp.errors import NotAgreed
+from autoexp.flows.planning import above_budget, as_text
 from autoexp.plan import Plan
-from flows.planning import above_budget, as_text
 
 _NAME = "approve the plan"
 _PAUSE = "approval"

@@ -15,8 +15,8 @@ from contextvars import copy_context
 from types import FrameType
 from typing import Any
 
-from flows.context import Foreground
-from flows.terminal import say
+from autoexp.flows.context import Foreground
+from autoexp.flows.terminal import say
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_S = 15.0

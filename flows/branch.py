@@ -7,9 +7,9 @@ from prefect import State, flow
 
 from autoexp import branching
 from autoexp.compose import Composed
+from autoexp.flows.form import ExperimentForm
+from autoexp.flows.watching import ask_for, cancel_jobs, run_name, watch_new
 from autoexp.rules.actions import Decay
-from flows.form import ExperimentForm
-from flows.watching import ask_for, cancel_jobs, run_name, watch_new
 
 
 @flow(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from autoexp import __version__, durable
 from autoexp.errors import AutoexpError
-from flows.options import (
+from autoexp.flows.options import (
     add_agreement,
     add_experiment,
     add_origin,
@@ -35,10 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     _print_in_any_encoding()
     options = parse(arguments)
     # Prefect and Hydra take seconds to import: `--help` and bad options answer before that.
-    terminal = importlib.import_module("flows.terminal")
+    terminal = importlib.import_module("autoexp.flows.terminal")
     sys.excepthook = terminal.say_what_broke
-    importlib.import_module("flows.server").bypass_proxies()
-    module = importlib.import_module(f"flows.{options.module}")
+    importlib.import_module("autoexp.flows.server").bypass_proxies()
+    module = importlib.import_module(f"autoexp.flows.{options.module}")
     try:
         code: int = getattr(module, options.function)(options)
         sys.stdout.flush()

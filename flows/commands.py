@@ -14,13 +14,13 @@ from autoexp import adoption, durable
 from autoexp.creation import create
 from autoexp.describing import describe
 from autoexp.errors import BadInput
+from autoexp.flows import planning
+from autoexp.flows.finding import refuse_if_held, session_path
+from autoexp.flows.show import status_view
+from autoexp.flows.terminal import console, say, say_json, say_log
 from autoexp.journal import Entry, Journal
 from autoexp.session import Session, sessions_root
 from autoexp.status import status_of
-from flows import planning
-from flows.finding import refuse_if_held, session_path
-from flows.show import status_view
-from flows.terminal import console, say, say_json, say_log
 
 _BLOCK = 65536
 _MOST = 8 << 20  # bytes in which the last lines are looked for
@@ -31,11 +31,11 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return planning.dry_run(options)
     if options.no_monitor:
-        from flows.joining import submit
+        from autoexp.flows.joining import submit
 
         return submit(options)
+    from autoexp.flows.foreground import watch
     from autoexp.provenance import provenance
-    from flows.foreground import watch
 
     composed, root = planning.wanted(options), sessions_root()
     session = options.session or planning.id_for(composed)
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 
 def resume(options: argparse.Namespace) -> int:
     """Take a session up again."""
-    from flows.foreground import watch
+    from autoexp.flows.foreground import watch
 
     path = session_path(options.session)
     session = Session.load(path)

@@ -22,7 +22,7 @@ def filling_in() -> Callable[[Values], Values]:
         if not any(isinstance(value, dict) and "block" in value for value in values.values()):
             return values
         # Prefect takes seconds to import, and is asked only by experiments that name a block.
-        from blocks import naming
+        from autoexp.blocks import naming
 
         def load(key: str, name: str) -> Any:
             # Every point of a sweep names the same block.

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from autoexp import acting
 from autoexp.action_runs import Command
 from autoexp.events import CheckpointComplete
+from autoexp.flows.children import Children
+from autoexp.flows.disk import Disk
+from autoexp.flows.updates import Updates
 from autoexp.jobs import now
 from autoexp.monitor import Monitor
 from autoexp.rules.checking import Answer, Checked, Facts, JobFacts, check_all
@@ -19,10 +22,7 @@ from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.rules.templates import fill
 from autoexp.rules.values import captured, values_of
 from autoexp.session import Session
-from flows.children import Children
-from flows.disk import Disk
-from flows.updates import Updates
-from tasks import effects
+from autoexp.tasks import effects
 
 
 class _Waiting(NamedTuple):

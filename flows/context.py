@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from contextvars import ContextVar
 
-from flows.updates import Updates
+from autoexp.flows.updates import Updates
 
 
 class Foreground:

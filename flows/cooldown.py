@@ -8,12 +8,12 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp import sinks
+from autoexp.flows.sending import Turn
 from autoexp.jobs import JobSpec, Verdict
 from autoexp.monitor import JobView
-from flows.sending import Turn
 
 if TYPE_CHECKING:
-    from flows.drawing import Drawing
+    from autoexp.flows.drawing import Drawing
 
 _END_WITHIN_S = 5.0
 """How long an end waits for its turn: to a server that is away, all at once are told in time."""

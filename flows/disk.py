@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from autoexp import durable
 from autoexp.errors import SessionHeld
-from flows.updates import Updates
+from autoexp.flows.updates import Updates
 
 _RETRY_S = 5.0
 _PATIENCE_S = 15.0

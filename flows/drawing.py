@@ -12,14 +12,14 @@ from prefect.exceptions import PrefectSignal
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed
 
+from autoexp.flows.children import Children
+from autoexp.flows.cooldown import final_state, job_flow
+from autoexp.flows.face import Face
+from autoexp.flows.sending import Sending, Turn
+from autoexp.flows.updates import Updates
+from autoexp.flows.wishes import Wishes
 from autoexp.jobs import JobSpec
 from autoexp.monitor import JobView
-from flows.children import Children
-from flows.cooldown import final_state, job_flow
-from flows.face import Face
-from flows.sending import Sending, Turn
-from flows.updates import Updates
-from flows.wishes import Wishes
 
 _RETRY_S = 15.0
 

@@ -16,22 +16,22 @@ from prefect.runtime import flow_run
 from autoexp import action_runs, inbox, steps
 from autoexp.describing import describe
 from autoexp.errors import SessionHeld
+from autoexp.flows.children import Children
+from autoexp.flows.condition_checker import ConditionChecker
+from autoexp.flows.disk import Disk
+from autoexp.flows.drawing import Drawing
+from autoexp.flows.face import Face
+from autoexp.flows.phase_runner import PhaseRunner
+from autoexp.flows.questions import Questions
+from autoexp.flows.sending import Sending
+from autoexp.flows.updates import Updates
+from autoexp.flows.wishes import Wishes
 from autoexp.jobs import Verdict
 from autoexp.lease import Lease
 from autoexp.monitor import Look, Monitor, Work
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 from autoexp.session import Session
-from flows.children import Children
-from flows.condition_checker import ConditionChecker
-from flows.disk import Disk
-from flows.drawing import Drawing
-from flows.face import Face
-from flows.phase_runner import PhaseRunner
-from flows.questions import Questions
-from flows.sending import Sending
-from flows.updates import Updates
-from flows.wishes import Wishes
 
 _AT_ONCE = 64
 _RETRY_S = 5.0

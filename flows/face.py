@@ -23,15 +23,15 @@ from prefect.artifacts import (
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from autoexp import sinks
+from autoexp.flows import page
+from autoexp.flows.children import Children
+from autoexp.flows.disk import Disk
+from autoexp.flows.sending import Sending
+from autoexp.flows.tags import tags_of
+from autoexp.flows.telling import Telling
 from autoexp.monitor import Look
 from autoexp.session import Session
 from autoexp.status import JobStatus, Status, status_of
-from flows import page
-from flows.children import Children
-from flows.disk import Disk
-from flows.sending import Sending
-from flows.tags import tags_of
-from flows.telling import Telling
 
 if TYPE_CHECKING:
     from autoexp.plot import Subject

@@ -5,10 +5,10 @@ from pathlib import Path
 from autoexp import find, lease
 from autoexp.compose import Composed
 from autoexp.errors import BadInput, SessionHeld, SessionNotFound
+from autoexp.flows.composing import compose, filling_in
 from autoexp.lease import Holder
 from autoexp.origins import compose_from, read_origin
 from autoexp.session import Session, sessions_root
-from flows.composing import compose, filling_in
 
 
 def compose_words(words: list[str], origin: str | None = None) -> Composed:

@@ -10,22 +10,22 @@ from rich.console import Console
 from autoexp import durable, lease, sinks
 from autoexp.curves import gains, without_seen_start
 from autoexp.errors import AutoexpError
-from autoexp.jobs import Verdict
-from autoexp.session import Session
-from autoexp.status import status_of
-from flows.beside import leave_within, run_beside, stopping_on_signals
-from flows.context import Foreground, enter_foreground
-from flows.live import LiveView
-from flows.sending import is_prefects_own
-from flows.server import (
+from autoexp.flows.beside import leave_within, run_beside, stopping_on_signals
+from autoexp.flows.context import Foreground, enter_foreground
+from autoexp.flows.live import LiveView
+from autoexp.flows.sending import is_prefects_own
+from autoexp.flows.server import (
     Server,
     embedded_server,
     problem,
     refuse_strangers,
     warning_when_open,
 )
-from flows.show import gains_lines, status_view
-from flows.terminal import console, say
+from autoexp.flows.show import gains_lines, status_view
+from autoexp.flows.terminal import console, say
+from autoexp.jobs import Verdict
+from autoexp.session import Session
+from autoexp.status import status_of
 
 INTERRUPTED = 130
 _UNTOLD = (
@@ -175,7 +175,7 @@ def _run_flow(path: Path, out: Console) -> bool:
         # Takes seconds, in which the server starts.
         from prefect.exceptions import CrashedRun, FailedRun
 
-        from flows.train import train
+        from autoexp.flows.train import train
 
         _quieten()
         url = _api_url()

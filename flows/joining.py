@@ -14,6 +14,9 @@ from autoexp.creation import create, output_root
 from autoexp.describing import describe
 from autoexp.errors import BadInput
 from autoexp.explaining import in_words
+from autoexp.flows import planning
+from autoexp.flows.finding import compose_words, live_holder, session_path
+from autoexp.flows.terminal import say, say_json
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.journal import Journal
 from autoexp.launching import refuse_other_scheduler
@@ -26,9 +29,6 @@ from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.slurm_commands import CommandFailed, at, run
 from autoexp.session import Session, sessions_root
 from autoexp.study import plan_study
-from flows import planning
-from flows.finding import compose_words, live_holder, session_path
-from flows.terminal import say, say_json
 
 _JOB_ID = re.compile(r"[1-9][0-9]*(_(0|[1-9][0-9]*))?")
 # Each of these ends its line, so that names may hold spaces.

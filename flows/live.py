@@ -11,10 +11,10 @@ from rich.live import Live
 
 from autoexp.describing import describe
 from autoexp.errors import AutoexpError
+from autoexp.flows.show import status_view
 from autoexp.journal import Journal
 from autoexp.session import Session
 from autoexp.status import status_of
-from flows.show import status_view
 
 _REFRESH_S = 0.5
 # Looking at a thousand jobs takes a while: the view may have a twentieth of the time, no more.

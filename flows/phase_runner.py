@@ -8,12 +8,12 @@ from prefect import State
 from prefect.exceptions import PrefectSignal
 
 from autoexp.action_runs import CheckpointMark, Command
+from autoexp.flows.disk import Disk
+from autoexp.flows.sending import is_prefects_own
+from autoexp.flows.updates import Updates
 from autoexp.phases import Effect, OnSession, Pause, Phase, Phases, Request, TryAgain, advance
 from autoexp.schedulers.base import Scheduler
-from flows.disk import Disk
-from flows.sending import is_prefects_own
-from flows.updates import Updates
-from tasks import effects
+from autoexp.tasks import effects
 
 
 class PhaseRunner:

@@ -10,15 +10,15 @@ from autoexp.budget import total
 from autoexp.compose import Composed
 from autoexp.creation import new_id, output_root, refuse_used
 from autoexp.errors import BadInput
+from autoexp.flows.finding import compose_words
+from autoexp.flows.show import print_copies, print_plan
+from autoexp.flows.terminal import ask, canvas, console, say_json
+from autoexp.flows.tree import headline, plan_tree
 from autoexp.measured import with_measured_speed
 from autoexp.names import check_id, check_keys
 from autoexp.plan import Plan
 from autoexp.session import sessions_root
 from autoexp.study import plan_study, subset
-from flows.finding import compose_words
-from flows.show import print_copies, print_plan
-from flows.terminal import ask, canvas, console, say_json
-from flows.tree import headline, plan_tree
 
 _FEW = 12
 """Jobs whose command lines are shown."""

@@ -26,12 +26,11 @@ from prefect.settings import (
 )
 
 from autoexp import permissions, sockets
+from autoexp.blocks import LocalMachine, SlurmCluster
 from autoexp.compose import compose
 from autoexp.errors import AutoexpError, BadInput
-from autoexp.machines import SlurmCluster as SlurmSettings
-from blocks import LocalMachine, SlurmCluster
-from flows import automations
-from flows.server import (
+from autoexp.flows import automations
+from autoexp.flows.server import (
     HOST,
     answers,
     await_answer,
@@ -46,7 +45,8 @@ from flows.server import (
     start_server,
     write_private,
 )
-from flows.terminal import say
+from autoexp.flows.terminal import say
+from autoexp.machines import SlurmCluster as SlurmSettings
 
 POOL = "slurm-login"
 PROFILE = "autoexp"
@@ -108,7 +108,7 @@ def deploy(options: argparse.Namespace) -> int:
     if not _succeeds("work-pool", "inspect", POOL, environment=environment):
         # One that exists stays as its owner has set it.
         _prefect("work-pool", "create", POOL, "--type", "process", environment=environment)
-    _prefect("block", "register", "-m", "blocks", environment=environment)
+    _prefect("block", "register", "-m", "autoexp.blocks", environment=environment)
     _prefect("--no-prompt", "deploy", "--all", environment=environment)
     _autoexp("automations", "install", environment=environment)
     _say_how_to_go_on(url, auth_string)

@@ -7,8 +7,8 @@ from typing import Any
 
 from autoexp.backoff import delay_s
 from autoexp.errors import SchedulerUnavailable
+from autoexp.flows.children import Children
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
-from flows.children import Children
 
 _LONGEST_BACK_OFF_S = 300.0
 

@@ -5,12 +5,12 @@ import getpass
 
 from autoexp import inbox
 from autoexp.budget import total
+from autoexp.flows.finding import live_holder, session_path
+from autoexp.flows.terminal import say
 from autoexp.jobs import Verdict
 from autoexp.retrying import refuse
 from autoexp.session import Session
 from autoexp.spending import spent
-from flows.finding import live_holder, session_path
-from flows.terminal import say
 
 
 def retry(options: argparse.Namespace) -> int:

@@ -7,10 +7,10 @@ from rich.table import Table
 
 from autoexp import curves, results, tables
 from autoexp.errors import BadInput
+from autoexp.flows.finding import session_path
+from autoexp.flows.show import gains_lines
+from autoexp.flows.terminal import console, say
 from autoexp.session import Session
-from flows.finding import session_path
-from flows.show import gains_lines
-from flows.terminal import console, say
 
 
 def export(options: argparse.Namespace) -> int:

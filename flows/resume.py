@@ -4,8 +4,8 @@ from typing import Any
 
 from prefect import State, flow
 
+from autoexp.flows.watching import cancel_jobs, run_name, watch
 from autoexp.session import sessions_root
-from flows.watching import cancel_jobs, run_name, watch
 
 
 @flow(

@@ -7,11 +7,11 @@ from autoexp.describing import describe, describe_action
 from autoexp.errors import BadInput
 from autoexp.explaining import explain as sentences
 from autoexp.findings import LogMatched
+from autoexp.flows.finding import compose_words, session_path
+from autoexp.flows.terminal import say
 from autoexp.jobs import Kind
 from autoexp.rehearsal import Rehearsal
 from autoexp.session import Session
-from flows.finding import compose_words, session_path
-from flows.terminal import say
 
 
 def rules_test(options: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from autoexp import permissions, proxies, sockets
 from autoexp.errors import AutoexpError
-from flows.server_lock import token
+from autoexp.flows.server_lock import token
 
 HOST = "127.0.0.1"
 _PATIENCE_S = 180.0
@@ -368,7 +368,7 @@ def start_server(
     url = f"http://{HOST}:{bound.getsockname()[1]}"
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "flows.serve", str(bound.fileno())],
+            [sys.executable, "-m", "autoexp.flows.serve", str(bound.fileno())],
             env={**os.environ, **_settings(url, auth_string)},
             stdin=subprocess.DEVNULL,
             stdout=file,

@@ -13,12 +13,12 @@ from autoexp.creation import claim_of, output_root
 from autoexp.describing import describe
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.events import CancelAnswered
+from autoexp.flows.finding import live_holder, refuse_if_held, session_path
+from autoexp.flows.show import status_view
+from autoexp.flows.terminal import console, say, say_json
 from autoexp.journal import Position
 from autoexp.session import Session, sessions_root
 from autoexp.status import state_of, status_of
-from flows.finding import live_holder, refuse_if_held, session_path
-from flows.show import status_view
-from flows.terminal import console, say, say_json
 
 _PATIENCE_S = 90.0
 

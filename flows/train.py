@@ -8,9 +8,9 @@ from typing import Any
 
 from prefect import State, flow
 
+from autoexp.flows.form import ExperimentForm
+from autoexp.flows.watching import ask_for, cancel_jobs, run_name, watch, watch_new
 from autoexp.session import sessions_root
-from flows.form import ExperimentForm
-from flows.watching import ask_for, cancel_jobs, run_name, watch, watch_new
 
 
 @flow(

@@ -22,6 +22,13 @@ from autoexp.compose import Composed
 from autoexp.creation import create
 from autoexp.errors import SessionGivenUp
 from autoexp.find import session_of
+from autoexp.flows import form
+from autoexp.flows.approving import approved
+from autoexp.flows.composing import compose
+from autoexp.flows.context import foreground
+from autoexp.flows.engine import SessionRun, failed_jobs
+from autoexp.flows.planning import id_for, plan_of
+from autoexp.flows.scheduler_log import forwarded
 from autoexp.jobs import Verdict
 from autoexp.lease import Lease
 from autoexp.measured import with_measured_speed
@@ -30,13 +37,6 @@ from autoexp.provenance import provenance
 from autoexp.rules import engines
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session, sessions_root
-from flows import form
-from flows.approving import approved
-from flows.composing import compose
-from flows.context import foreground
-from flows.engine import SessionRun, failed_jobs
-from flows.planning import id_for, plan_of
-from flows.scheduler_log import forwarded
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _LATE_S = 10.0

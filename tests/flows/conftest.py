@@ -18,8 +18,8 @@ from prefect.settings import (
 from prefect.testing.utilities import prefect_test_harness
 
 from autoexp.compose import compose
+from autoexp.flows import server
 from autoexp.session import Session
-from flows import server
 from tests.core.conftest import create
 
 SMALL = (

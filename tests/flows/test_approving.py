@@ -19,9 +19,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry, Crashed, Pending
 
+from autoexp.flows.train import train
 from autoexp.jobs import Verdict
 from autoexp.session import Session
-from flows.train import train
 from tests.flows.conftest import SMALL, Make
 
 pytestmark = pytest.mark.prefect

@@ -10,11 +10,11 @@ from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
 from autoexp import machines
+from autoexp.blocks import ApptainerContainer, LocalMachine, SlurmCluster
 from autoexp.containers import Apptainer
 from autoexp.errors import BadInput
+from autoexp.flows.composing import compose
 from autoexp.schedulers.slurm import SlurmScheduler
-from blocks import ApptainerContainer, LocalMachine, SlurmCluster
-from flows.composing import compose
 from tests.flows.conftest import autoexp
 
 pytestmark = pytest.mark.prefect
@@ -92,7 +92,7 @@ def test_a_preset_becomes_a_block_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_all_blocks_are_registered_with_one_command() -> None:
-    command = [sys.executable, "-m", "prefect", "block", "register", "-m", "blocks"]
+    command = [sys.executable, "-m", "prefect", "block", "register", "-m", "autoexp.blocks"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert said.returncode == 0, said.stderr
     assert "autoexp SLURM cluster" in said.stdout

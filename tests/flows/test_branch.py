@@ -6,10 +6,10 @@ import pytest
 from prefect import State
 
 from autoexp.curves import read_curve
+from autoexp.flows.branch import cooldown
+from autoexp.flows.train import train
 from autoexp.jobs import Kind, Verdict
 from autoexp.session import Session, sessions_root
-from flows.branch import cooldown
-from flows.train import train
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect

@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
+from autoexp.flows.children import Children
+from autoexp.flows.disk import Disk
+from autoexp.flows.drawing import Drawing
+from autoexp.flows.engine import make_room
+from autoexp.flows.train import train
 from autoexp.monitor import JobView
 from bench import engine, worlds
-from flows.children import Children
-from flows.disk import Disk
-from flows.drawing import Drawing
-from flows.engine import make_room
-from flows.train import train
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect
@@ -37,8 +37,8 @@ def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
             await engine.settle(run, children)
             run.updates.take_changed()
             monkeypatch.setattr(Disk, "run", counted)
-            monkeypatch.setattr("flows.face.get_client", None)
-            monkeypatch.setattr("flows.wishes.get_client", None)
+            monkeypatch.setattr("autoexp.flows.face.get_client", None)
+            monkeypatch.setattr("autoexp.flows.wishes.get_client", None)
             for _ in range(3):
                 await run.tick(children)
             changed = run.updates.take_changed()

@@ -3,10 +3,10 @@
 import pytest
 from prefect import State
 
+from autoexp.flows.evaluate import evaluate
+from autoexp.flows.train import train
 from autoexp.jobs import Kind, Verdict
 from autoexp.session import Session, sessions_root
-from flows.evaluate import evaluate
-from flows.train import train
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect

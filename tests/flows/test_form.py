@@ -9,9 +9,9 @@ from pydantic import Field
 from autoexp.backends.base import Closed
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
-from flows import form
-from flows.form import ExperimentForm
-from flows.train import train
+from autoexp.flows import form
+from autoexp.flows.form import ExperimentForm
+from autoexp.flows.train import train
 
 FILLED = {
     "project": {"name": "mine"},

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.train import train
+from autoexp.flows.train import train
 from tests import hostile
 from tests.flows.conftest import BRANCHES, SMALL
 

@@ -6,10 +6,10 @@ import logging
 import pytest
 
 from autoexp.errors import SchedulerUnavailable
+from autoexp.flows import questions
+from autoexp.flows.children import Children
 from autoexp.schedulers.base import Ticket
 from autoexp.schedulers.local import LocalScheduler
-from flows import questions
-from flows.children import Children
 
 
 async def test_two_thousand_missed_queries_in_a_row_are_backed_off_from_and_answered_at_last(

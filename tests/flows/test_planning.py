@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from autoexp.compose import Composed
+from autoexp.flows.cli import main
 from autoexp.plan import Plan
 from autoexp.session import Session, sessions_root
 from autoexp.study import plan_study
-from flows.cli import main
 
 SWEEP = ("backend.args.lr=1e-3,2e-3,3e-3", "backend.args.seed=1,2")
 HOURS = ("slurm.gpus_per_node=4", "budget.seconds_per_iteration=9", "cooldowns=[]")  # 20 each
@@ -143,8 +143,8 @@ def test_what_is_submitted_is_planned_once(run: Run, monkeypatch: pytest.MonkeyP
         planned.append(outputs)
         return plan_study(composed, outputs)
 
-    monkeypatch.setattr("flows.planning.plan_study", counting)
-    monkeypatch.setattr("flows.joining.plan_study", counting)
+    monkeypatch.setattr("autoexp.flows.planning.plan_study", counting)
+    monkeypatch.setattr("autoexp.flows.joining.plan_study", counting)
     words = ("demo", "cooldowns=[]", "backend.args.train_iters=200")
     assert run("submit", *words, "--session", "one")[0] == 0
     assert planned == [sessions_root() / "one" / "output"]

@@ -11,13 +11,13 @@ import pytest
 
 from autoexp.compose import compose
 from autoexp.events import LogMatched
+from autoexp.flows import page
+from autoexp.flows.face import Face, share_done
+from autoexp.flows.telling import Telling
 from autoexp.jobs import now
 from autoexp.journal import Journal
 from autoexp.session import Session
 from autoexp.status import JobStatus, Status, status_of
-from flows import page
-from flows.face import Face, share_done
-from flows.telling import Telling
 from tests.core.conftest import create
 
 MANY = 20_000
@@ -120,7 +120,7 @@ async def test_a_publication_works_out_the_status_of_its_session_once(
         bars.append(job.name)
 
     monkeypatch.setattr("autoexp.status.status_of", counted)
-    monkeypatch.setattr("flows.face.status_of", counted)
+    monkeypatch.setattr("autoexp.flows.face.status_of", counted)
     face = Face.__new__(Face)
     face._session, face._artifacts, face._started = session, {"plan": uuid4()}, set(session.jobs)
     face._disk = SimpleNamespace(run=run)  # type: ignore[assignment]

@@ -17,9 +17,9 @@ from prefect import get_client
 
 from autoexp import monitor_starts
 from autoexp.find import session_of
+from autoexp.flows.train import train
 from autoexp.jobs import Verdict
 from autoexp.session import Session
-from flows.train import train
 from tests.flows.conftest import BRANCHES, PATIENCE_S, SMALL, Make, autoexp, edit_job, until
 
 pytestmark = pytest.mark.prefect
@@ -293,7 +293,7 @@ def test_the_same_flow_run_run_again_finds_its_session(make_session: Make) -> No
     path = make_session("cooldowns=[]")
     root = path.parent
     code = (
-        "import asyncio, sys; from flows.train import train; "
+        "import asyncio, sys; from autoexp.flows.train import train; "
         "asyncio.run(train(config='demo', overrides=sys.argv[1:], return_state=True))"
     )
     small = ["backend.args.train_iters=400", "backend.args.sleep_per_iteration_ms=20"]

@@ -12,6 +12,12 @@ import yaml
 from autoexp.compose import compose
 from autoexp.events import CheckpointComplete, Published, RestartAsked
 from autoexp.findings import MetricAlarm
+from autoexp.flows.children import Children
+from autoexp.flows.cli import main
+from autoexp.flows.condition_checker import ConditionChecker
+from autoexp.flows.disk import Disk
+from autoexp.flows.train import train
+from autoexp.flows.updates import Updates
 from autoexp.jobs import Kind, Verdict, now
 from autoexp.monitor import Monitor
 from autoexp.rules.actions import Log
@@ -19,12 +25,6 @@ from autoexp.rules.conditions import FileExists
 from autoexp.rules.records import ActionRecord
 from autoexp.session import Session
 from autoexp.setting import setting
-from flows.children import Children
-from flows.cli import main
-from flows.condition_checker import ConditionChecker
-from flows.disk import Disk
-from flows.train import train
-from flows.updates import Updates
 from tests.core.conftest import create
 from tests.flows.conftest import SMALL, Make, autoexp
 from tests.flows.test_session_flow import task_runs

@@ -11,15 +11,15 @@ from autoexp import action_runs
 from autoexp.backends.demo import DemoBackend
 from autoexp.compose import compose
 from autoexp.errors import SessionError
+from autoexp.flows import watching
+from autoexp.flows.automations import recovery
+from autoexp.flows.cooldown import final_state
+from autoexp.flows.scheduler_log import forwarded
 from autoexp.jobs import JobRecord
 from autoexp.machines import SlurmCluster
 from autoexp.monitor import JobView
 from autoexp.schedulers.slurm import SlurmScheduler
-from flows import watching
-from flows.automations import recovery
-from flows.cooldown import final_state
-from flows.scheduler_log import forwarded
-from tasks import effects
+from autoexp.tasks import effects
 from tests.core.conftest import attempt_of, spec_of
 
 

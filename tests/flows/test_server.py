@@ -18,12 +18,12 @@ from prefect.exceptions import ObjectNotFound
 
 from autoexp import proxies
 from autoexp.compose import compose
+from autoexp.flows import beside, prefect_commands, server
+from autoexp.flows import foreground as terminal
+from autoexp.flows.context import Foreground
 from autoexp.jobs import Verdict
 from autoexp.schedulers import slurm_commands
 from autoexp.session import Session
-from flows import beside, prefect_commands, server
-from flows import foreground as terminal
-from flows.context import Foreground
 from tests.core.conftest import create
 
 Serve = Callable[..., str]

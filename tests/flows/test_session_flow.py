@@ -17,9 +17,9 @@ from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
 
 from autoexp.curves import gains
 from autoexp.events import AttemptJudged, CheckpointComplete
+from autoexp.flows.train import train
 from autoexp.jobs import Verdict
 from autoexp.session import Session
-from flows.train import train
 from tests.flows.conftest import Make, edit_job
 
 pytestmark = pytest.mark.prefect

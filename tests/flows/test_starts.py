@@ -7,9 +7,9 @@ import pytest
 
 from autoexp import retrying
 from autoexp.curves import gains
+from autoexp.flows.train import train
 from autoexp.jobs import Verdict
 from autoexp.session import Session
-from flows.train import train
 from tests.flows.conftest import Make, autoexp
 
 pytestmark = pytest.mark.prefect

@@ -10,11 +10,11 @@ from prefect import get_client
 
 from autoexp import inbox
 from autoexp.compose import compose
+from autoexp.flows.train import train
 from autoexp.jobs import Verdict
 from autoexp.results import rows
 from autoexp.session import Session
 from autoexp.setting import setting
-from flows.train import train
 from tests.core.conftest import create
 from tests.flows.conftest import SMALL, Make
 

@@ -16,7 +16,7 @@ from prefect import State, get_client
 from prefect.flow_engine import run_flow_async
 
 from autoexp import durable
-from flows.train import train
+from autoexp.flows.train import train
 
 
 def main() -> None:

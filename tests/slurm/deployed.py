@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from autoexp.find import session_of
+from autoexp.flows.server import new_auth_string
+from autoexp.flows.server_lock import token
 from autoexp.session import Session
-from flows.server import new_auth_string
-from flows.server_lock import token
 from tests.slurm.bench import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +78,7 @@ class Deployed:
     def start_server(self) -> None:
         log = (self.folder / "server.log").open("ab")
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "flows.serve"],
+            [sys.executable, "-m", "autoexp.flows.serve"],
             cwd=ROOT,
             env=self.environment,
             stdin=subprocess.DEVNULL,

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp import states
+from autoexp.flows.train import train
 from autoexp.session import Session
 from autoexp.status import status_of
-from flows.train import train
 from tests.slurm.bench import slurm
 
 
