@@ -25,8 +25,8 @@ from autoexp.rules.actions import (
     Start,
 )
 from autoexp.rules.records import ActionRecord, ActionStatus
-from autoexp.rules.templates import fill
 from autoexp.session import Session
+from autoexp.templates import fill
 from autoexp.verdicts import saved_iteration
 
 Values = Mapping[str, str]

@@ -28,11 +28,11 @@ from autoexp.rules.actions import (
     WriteFile,
 )
 from autoexp.rules.records import ActionRecord
-from autoexp.rules.templates import fill
 from autoexp.rules.values import captured, values_of
 from autoexp.schedulers.base import Scheduler, Ticket
 from autoexp.session import Session
 from autoexp.steps import Logger
+from autoexp.templates import fill
 from autoexp.write_targets import write_target
 
 if TYPE_CHECKING:

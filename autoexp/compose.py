@@ -15,12 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from autoexp import sensitive, written
+from autoexp import redaction, written
 from autoexp.backends.base import COMPOSING
 from autoexp.config_files import Groups, locate, merged
+from autoexp.dotted import dump, escaped, set_value
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
-from autoexp.plain import dump, escaped, set_value
 from autoexp.problems import Origins, find_file, validation_message
 from autoexp.sweep.language import Sweep
 from autoexp.sweep.points import Drawn, Point, Trees, draw, merged_sweep, some, swept
@@ -225,14 +225,14 @@ def _validated_points(
 
 def _refuse_secrets(values: Any, path: tuple[str, ...] = ()) -> None:
     """Refuse values that hold a secret: all this is written down, and shown in many places."""
-    if isinstance(values, list) and (found := sensitive.found_in_words(values)):
+    if isinstance(values, list) and (found := redaction.found_in_words(values)):
         raise _secret(path, found)
     inner = values.items() if isinstance(values, dict) else enumerate(values)
     for key, value in inner:
         here = (*path, str(key))
         if isinstance(value, dict | list):
             _refuse_secrets(value, here)
-        elif isinstance(value, str) and (found := sensitive.found_in(value)):
+        elif isinstance(value, str) and (found := redaction.found_in(value)):
             raise _secret(here, found)
 
 
@@ -288,4 +288,4 @@ def _hydra_message(
     file = find_file(directories, name)
     with_overrides = f" with {' '.join(overrides)}" if overrides else ""
     # Messages go to logs, too.
-    return sensitive.without_secrets(f"{said} (composing {file or name}{with_overrides})")
+    return redaction.without_secrets(f"{said} (composing {file or name}{with_overrides})")

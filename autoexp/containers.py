@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from autoexp.backends.base import Closed
-from autoexp.sensitive import Variables
+from autoexp.redaction import Variables
 
 # What the payload and the launcher say inside the job; Docker passes nothing on by itself.
 _OF_THE_JOB = (

@@ -10,7 +10,7 @@ from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobSpec, Kind
 from autoexp.names import check_job
-from autoexp.rules.templates import fill, refuse_unknown
+from autoexp.templates import fill, refuse_unknown
 
 
 def evaluation(

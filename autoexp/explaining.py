@@ -6,10 +6,10 @@ from autoexp.describing import describe, describe_action
 from autoexp.jobs import JobRecord, Verdict
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionRecord, ActionStatus
-from autoexp.rules.templates import fill
 from autoexp.rules.values import values_of
 from autoexp.session import Session
 from autoexp.status import waits
+from autoexp.templates import fill
 
 _DONE = {
     ActionStatus.DONE: "did",

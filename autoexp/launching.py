@@ -18,10 +18,10 @@ from autoexp.plan import make_plan
 from autoexp.rules.actions import Launch
 from autoexp.rules.possible import compose_launched
 from autoexp.rules.records import ActionRecord
-from autoexp.rules.templates import fill, fill_tree
 from autoexp.rules.values import captured
 from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session
+from autoexp.templates import fill, fill_tree
 from autoexp.written import restored, settled
 
 Values = Mapping[str, str]

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from autoexp.backends.base import Branch, FoundCheckpoint
 from autoexp.compose import Composed, compose
 from autoexp.config_files import group_choices
+from autoexp.dotted import dump, escaped
 from autoexp.errors import BadInput
 from autoexp.jobs import JobRecord
-from autoexp.plain import dump, escaped
 from autoexp.session import Session
 
 _WRITTEN = re.compile(r"(?P<session>[^:@]+)(:(?P<job>[^:@]+)(@(?P<iteration>[0-9]+))?)?")

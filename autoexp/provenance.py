@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from autoexp.containers import Apptainer, Docker
 from autoexp.experiment import Experiment
-from autoexp.sensitive import may_be_stored, without_secrets
+from autoexp.redaction import may_be_stored, without_secrets
 
 _PACKAGES = ("autoexp", "prefect", "submitit", "pydantic", "hydra-core", "numpy", "torch")
 _TIMEOUT_S = 30.0

@@ -7,10 +7,10 @@ from autoexp.changing import changed_spec
 from autoexp.errors import SessionError
 from autoexp.events import JobReady
 from autoexp.jobs import JobRecord, JobSpec, Verdict
-from autoexp.rules.templates import fill, fill_tree
 from autoexp.session import Session
 from autoexp.spending import over_budget
 from autoexp.stages import LATE, Awaited
+from autoexp.templates import fill, fill_tree
 
 Jobs = Mapping[str, JobRecord]
 

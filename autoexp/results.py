@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from autoexp.curves import read_curve
+from autoexp.dotted import flat
 from autoexp.jobs import JobRecord, spent_gpu_hours
-from autoexp.plain import flat
 from autoexp.session import Session
 from autoexp.starts import ended_wrongly
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoexp import durable
-from autoexp.plain import flat
+from autoexp.dotted import flat
 
 _LARGEST = 1 << 20
 _MOST = 2000

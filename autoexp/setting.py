@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from autoexp.plain import set_value
+from autoexp.dotted import set_value
 from autoexp.written import restored
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from autoexp.errors import AutoexpError, SessionError
 from autoexp.loglines import without_escapes
-from autoexp.rules.templates import fill, names_in
+from autoexp.templates import fill, names_in
 
 _LONGEST_TEXT = 100_000  # bytes of one argument or variable: Linux takes 128 KiB (MAX_ARG_STRLEN)
 _LONGEST_TITLE = 80

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from autoexp.backends.base import Closed
-from autoexp.rules.templates import texts_in
+from autoexp.templates import texts_in
 
 TRUNK = "stable"
 """What a point's training is called among its siblings."""

@@ -12,7 +12,7 @@ from autoexp.errors import SessionError
 from autoexp.rules import values as known
 from autoexp.rules.actions import WriteFile
 from autoexp.rules.records import ActionRecord
-from autoexp.rules.templates import divided, fill
+from autoexp.templates import divided, fill
 
 _LONGEST_PART = 255
 """Bytes of a file's name."""

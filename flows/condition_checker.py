@@ -19,10 +19,10 @@ from autoexp.rules.checking import Answer, Checked, Facts, JobFacts, check_all
 from autoexp.rules.conditions import CommandTest, commands_in
 from autoexp.rules.durations import spoken
 from autoexp.rules.records import ActionRecord, ActionStatus
-from autoexp.rules.templates import fill
 from autoexp.rules.values import captured, values_of
 from autoexp.session import Session
 from autoexp.tasks import effects
+from autoexp.templates import fill
 
 
 class _Waiting(NamedTuple):

@@ -7,9 +7,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from autoexp.compose import Composed, points_of
+from autoexp.dotted import dump
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
-from autoexp.plain import dump
 
 
 class ExperimentForm(Experiment):

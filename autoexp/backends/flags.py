@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from autoexp.sensitive import looks_secret
+from autoexp.redaction import looks_secret
 
 Argument = bool | int | float | str | tuple[bool | int | float | str, ...] | None
 

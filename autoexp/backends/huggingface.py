@@ -33,7 +33,7 @@ from autoexp.backends.flags import Argument, refuse_names, word
 from autoexp.backends.huggingface_args import OURS, TrainerArgs
 from autoexp.backends.layout import Layout
 from autoexp.backends.schedules import decayed
-from autoexp.sensitive import Variables
+from autoexp.redaction import Variables
 
 _STATE = "trainer_state.json"
 # No `renames`: the optimizer, the random state and `trainer_state.json` are opened for writing

@@ -30,7 +30,7 @@ from autoexp.backends.logline import ProgressPattern
 from autoexp.backends.schedules import decayed
 from autoexp.backends.torchtitan_args import OURS, SECTIONS, TorchtitanArgs
 from autoexp.loglines import without_escapes
-from autoexp.sensitive import Variables
+from autoexp.redaction import Variables
 
 _FOLDER = "checkpoint"
 # No `renames`: torch.distributed.checkpoint opens its shards for writing under their names, and

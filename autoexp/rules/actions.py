@@ -8,7 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from autoexp.backends.base import Closed
 from autoexp.rules.conditions import Condition
 from autoexp.rules.durations import Duration
-from autoexp.rules.templates import texts_in
+from autoexp.templates import texts_in
 from autoexp.written import AsWritten
 
 Shape = Literal["minus_sqrt", "linear", "cosine"]

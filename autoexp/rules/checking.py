@@ -32,7 +32,7 @@ from autoexp.rules.conditions import (
 )
 from autoexp.rules.durations import spoken
 from autoexp.rules.linear import LinePattern
-from autoexp.rules.templates import divided, fill
+from autoexp.templates import divided, fill
 
 _LOOKED_AT = 1 << 20  # bytes of a file whose content is asked for
 _SHOWN = 40  # characters of a value that is no number

@@ -31,7 +31,7 @@ from autoexp.rules.metric_tests import (
     Spike,
     ThroughputBelow,
 )
-from autoexp.rules.templates import refuse_unknown
+from autoexp.templates import refuse_unknown
 
 
 class RuleBase(Closed):

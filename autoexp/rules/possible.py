@@ -8,8 +8,8 @@ from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.rules.actions import Launch, Restart
 from autoexp.rules.book import named
-from autoexp.rules.templates import fill, fill_tree, names_in
 from autoexp.setting import setting
+from autoexp.templates import fill, fill_tree, names_in
 
 Values = Mapping[str, str]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from autoexp.backends.base import Closed
-from autoexp.plain import flat
+from autoexp.dotted import flat
 from autoexp.sweep.expressions import parse
 
 Setting = Any

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autoexp.dotted import flat
 from autoexp.errors import BadInput
-from autoexp.plain import flat
-from autoexp.rules.templates import fill, refuse_unknown
 from autoexp.sweep.expand import short_names
 from autoexp.sweep.language import Settings
+from autoexp.templates import fill, refuse_unknown
 
 LONGEST = 40
 """Characters of a point's name: those of its cooldowns and stages come behind it."""

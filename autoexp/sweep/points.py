@@ -8,9 +8,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from autoexp import written
+from autoexp.dotted import escaped, flat, set_value
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
-from autoexp.plain import escaped, flat, set_value
 from autoexp.sweep.expand import expand, short_names
 from autoexp.sweep.language import Settings, Sweep
 from autoexp.sweep.naming import name_points

@@ -15,14 +15,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from autoexp import claims, durable, logtail, scores, sensitive, sinks
+from autoexp import claims, durable, logtail, redaction, scores, sinks, templates
 from autoexp.backends import logline
 from autoexp.backends.layout import Layout
 from autoexp.describing import describe
 from autoexp.errors import AutoexpError, BadInput, SessionError
 from autoexp.findings import LogMatched
 from autoexp.names import check_id
-from autoexp.rules import templates
 from autoexp.rules.checking import Facts, check
 from autoexp.rules.conditions import FileContains, FileExists, Glob
 from autoexp.rules.linear import LinePattern, refuse_slow
@@ -258,8 +257,8 @@ def _holder(text: str, folder: Path) -> None:
 
 
 def _without_secrets(text: str, folder: Path) -> None:
-    assert "s3cretword" not in sensitive.without_secrets(f"{text} https://u:s3cretword@host/x")
-    sensitive.found_in(text)
+    assert "s3cretword" not in redaction.without_secrets(f"{text} https://u:s3cretword@host/x")
+    redaction.found_in(text)
 
 
 def _expression(text: str, folder: Path) -> None:
@@ -285,7 +284,7 @@ PROMISES: dict[str, Promise] = {
     "autoexp.sinks.batch_option": _batch_option,
     "autoexp.write_targets.path_below": _path_below,
     "autoexp.rules.checking.check": _check,
-    "autoexp.rules.templates.fill": _fill,
+    "autoexp.templates.fill": _fill,
     "autoexp.describing.describe": _describe,
     "autoexp.names.check_id": _check_id,
     "autoexp.rules.linear.refuse_slow": _refuse_slow,
@@ -299,7 +298,7 @@ PROMISES: dict[str, Promise] = {
     "autoexp.scores.read_scores": _scores,
     "autoexp.durable.read": _read,
     "autoexp.claims.holder": _holder,
-    "autoexp.sensitive.without_secrets": _without_secrets,
+    "autoexp.redaction.without_secrets": _without_secrets,
     "autoexp.sweep.expressions.parse": _expression,
 }
 

@@ -21,10 +21,10 @@ from autoexp.experiment import Experiment
 from autoexp.findings import LogMatched
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
-from autoexp.rules.templates import fill, names_in
 from autoexp.rules.values import typed, values_of
 from autoexp.session import Session
 from autoexp.setting import setting
+from autoexp.templates import fill, names_in
 from tests.core.conftest import create
 
 LOG = [{"log": {}}]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autoexp import sensitive
+from autoexp import redaction
 from autoexp.compose import compose
 from autoexp.errors import BadInput
 from autoexp.provenance import stored_environment
@@ -26,7 +26,7 @@ from autoexp.provenance import stored_environment
     ],
 )
 def test_a_secret_in_a_value_is_found(text: str) -> None:
-    found = sensitive.found_in(text)
+    found = redaction.found_in(text)
     assert found is not None
     for secret in ("hunter2", "t0ken", "abc", "a b"):
         assert secret not in found
@@ -48,8 +48,8 @@ def test_a_secret_in_a_value_is_found(text: str) -> None:
     ],
 )
 def test_what_is_no_secret_is_left_alone(text: str) -> None:
-    assert sensitive.found_in(text) is None
-    assert sensitive.found_in_words(text.split()) is None
+    assert redaction.found_in(text) is None
+    assert redaction.found_in_words(text.split()) is None
 
 
 @pytest.mark.parametrize("name", ["SLURM_JWT", "HF_TOKEN"])
@@ -57,12 +57,12 @@ def test_the_value_of_a_secret_variable_is_found_wherever_it_stands(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "hunter2hunter2")
-    assert f"${name}" in str(sensitive.found_in("about hunter2hunter2"))
-    assert "hunter2" not in sensitive.without_secrets("about hunter2hunter2")
+    assert f"${name}" in str(redaction.found_in("about hunter2hunter2"))
+    assert "hunter2" not in redaction.without_secrets("about hunter2hunter2")
 
 
 def test_a_token_by_its_shape_is_left_out_of_what_is_recorded() -> None:
-    assert sensitive.without_secrets("a eyJhbGciOiJIUzI1NiJ9.abc.d b") == "a [left out] b"
+    assert redaction.without_secrets("a eyJhbGciOiJIUzI1NiJ9.abc.d b") == "a [left out] b"
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_a_token_by_its_shape_is_left_out_of_what_is_recorded() -> None:
 )
 def test_a_line_of_any_length_is_read_once(piece: str) -> None:
     text = piece * (300_000 // len(piece))  # hours, for a pattern that reads it once for each place
-    assert len(sensitive.without_secrets(text)) >= 8
-    assert "$" not in str(sensitive.found_in(text))
+    assert len(redaction.without_secrets(text)) >= 8
+    assert "$" not in str(redaction.found_in(text))
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_a_line_of_any_length_is_read_once(piece: str) -> None:
     ],
 )
 def test_what_is_assigned_to_a_secret_name_is_left_out(text: str, shown: str) -> None:
-    assert sensitive.without_secrets(text) == shown
+    assert redaction.without_secrets(text) == shown
 
 
 def test_an_options_value_is_the_word_behind_it() -> None:
-    assert sensitive.found_in_words(["train", "--hub-token", "hf_abc"]) is not None
-    assert sensitive.found_in_words(["train", "--hub-token", "{job.name}", "x"]) is None
+    assert redaction.found_in_words(["train", "--hub-token", "hf_abc"]) is not None
+    assert redaction.found_in_words(["train", "--hub-token", "{job.name}", "x"]) is None
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from autoexp.dotted import flat
 from autoexp.errors import BadInput
-from autoexp.plain import flat
 from autoexp.sweep.expand import expand, short_names
 from autoexp.sweep.language import Sweep
 from autoexp.sweep.naming import LONGEST, name_points
