@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autoexp import acting, durable, inbox, launching, proxies, sinks
+from autoexp import acting, inbox, launching, proxies, sinks
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.events import CheckpointComplete
 from autoexp.jobs import JobSpec, now
@@ -32,6 +32,7 @@ from autoexp.rules.values import captured, values_of
 from autoexp.schedulers.base import Scheduler, Ticket
 from autoexp.session import Session
 from autoexp.steps import Logger
+from autoexp.storage import atomic
 from autoexp.templates import fill
 from autoexp.write_targets import write_target
 
@@ -149,7 +150,7 @@ class Line(NamedTuple):
         del scheduler
         path = write_target(self.session, self.action, self.values)
         by_umask = not path.is_relative_to(self.session.resolve())
-        return durable.append_once(path, self.text, by_umask=by_umask)
+        return atomic.append_once(path, self.text, by_umask=by_umask)
 
 
 class Avoidance(NamedTuple):
@@ -221,7 +222,7 @@ def _note_failure(
 ) -> Phases:
     # A server that goes away in the middle of a task run must not cost a cooldown.
     is_passing = isinstance(error, TryAgain) and isinstance(action.action, Start)
-    if is_passing or (isinstance(error, OSError) and durable.is_passing(error)):
+    if is_passing or (isinstance(error, OSError) and atomic.is_passing(error)):
         log.warning("action %s: %s; trying again", action.key, error)
         yield _change(recorder, acting.postpone, action, str(error))
         yield Pause(_RETRY_S)

@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp import claims, durable, inbox, locks
-from autoexp.claims import Claim
+from autoexp import inbox
 from autoexp.creation import claim_of, retake_outputs
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.jobs import Attempt, JobRecord, JobSpec
 from autoexp.session import Session
+from autoexp.storage import atomic, claims, locks
+from autoexp.storage.claims import Claim
 
 _PATIENCE_S = 60.0
 
@@ -56,7 +57,7 @@ def exclusively() -> Iterator[None]:
     directory = _directory()
     with ExitStack() as stack:
         try:
-            durable.make_directory(directory)
+            atomic.make_directory(directory)
             stack.enter_context(locks.exclusively(directory / "lock", _PATIENCE_S))
         except locks.Busy:
             raise BadInput(
@@ -156,8 +157,8 @@ def _take_folder(save_dir: Path, mine: Claim) -> Claim | None:
 def _make_writable(save_dir: Path) -> None:
     """Make the folder of checkpoints where there is none; raises BadInput where none can be."""
     try:
-        durable.make_directory(save_dir, by_umask=True)
-        durable.probe(save_dir, 0)
+        atomic.make_directory(save_dir, by_umask=True)
+        atomic.probe(save_dir, 0)
     except OSError as error:
         raise _unwritable(save_dir, error) from error
 

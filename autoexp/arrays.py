@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp import durable, payload
+from autoexp import payload
 from autoexp.jobs import Attempt, JobRecord, JobSpec, now
 from autoexp.limits import room, time_limit
 from autoexp.machines import SlurmCluster
 from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
 from autoexp.session import Session
+from autoexp.storage import atomic
 from autoexp.verdicts import saved_iteration
 
 Group = list[JobRecord]
@@ -165,7 +166,7 @@ def split(session: Session, names: Sequence[str]) -> list[str]:
         attempt = job.attempts[-1]
         # What was laid out names the old log: it is laid out anew.
         (session.ticket(attempt).directory / "spec.json").unlink(missing_ok=True)
-        durable.step()
+        atomic.step()
         log = _log(session, name, attempt.array_index or 0)
         session.change_attempt(job, attempt, {"name": name, "log": log})
     return [job.spec.name for job in moved]
@@ -181,9 +182,9 @@ def _new_name(session: Session, job: JobRecord) -> str:
 
 
 def _prepare_array(directory: Path, attempts: Sequence[Attempt]) -> None:
-    durable.make_directory(directory)
+    atomic.make_directory(directory)
     if (directory / payload.TASKS).exists():
         return
-    durable.write(directory / "payload.py", Path(payload.__file__).read_bytes())
+    atomic.write(directory / "payload.py", Path(payload.__file__).read_bytes())
     tasks = {str(attempt.array_index): attempt.key for attempt in attempts}
-    durable.write(directory / payload.TASKS, json.dumps(tasks, indent=1) + "\n")
+    atomic.write(directory / payload.TASKS, json.dumps(tasks, indent=1) + "\n")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp import durable, schema, sinks
+from autoexp import sinks
+from autoexp.storage import atomic, migrations
 
 
 class Blamed(BaseModel):
@@ -24,7 +25,7 @@ class Blamed(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: int = schema.VERSION
+    schema_version: int = migrations.VERSION
     nodes: list[Blamed] = Field(default_factory=list)
 
 
@@ -38,7 +39,7 @@ class BlameList:
     def load(self) -> None:
         """Read the list; raises SessionDamaged when it does not parse."""
         if self._path.exists():
-            self.nodes = schema.read(self._path, _File).nodes
+            self.nodes = migrations.read(self._path, _File).nodes
 
     def add(self, blamed: Iterable[Blamed]) -> None:
         """Put nodes on the list; evidence that is there already stands once.
@@ -52,7 +53,7 @@ class BlameList:
             sinks.node(entry.node)
         if fresh:
             content = _File(nodes=[*self.nodes, *fresh])
-            durable.write(self._path, content.model_dump_json(indent=1) + "\n")
+            atomic.write(self._path, content.model_dump_json(indent=1) + "\n")
             self.nodes = content.nodes
 
     def current(self, at: datetime) -> tuple[str, ...]:

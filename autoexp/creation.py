@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoexp import claims, durable, find, locks, names, permissions, removal
+from autoexp import find, names, removal
 from autoexp.backends.base import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.errors import BadInput, SessionError
@@ -16,6 +16,7 @@ from autoexp.plan import Plan
 from autoexp.provenance import Provenance, of_experiment
 from autoexp.session import Session
 from autoexp.session_meta import SessionMeta
+from autoexp.storage import atomic, claims, locks, permissions
 
 
 def create(
@@ -58,7 +59,7 @@ def create(
     removal.discard(draft)
     try:
         mode = permissions.OF_SESSION[composed.experiment.project.share]
-        durable.make_own_directory(draft, mode | removal.MARK)
+        atomic.make_own_directory(draft, mode | removal.MARK)
         _fill(draft, path, composed, plan.jobs, provenance, flow_run_id)
         draft.rename(path)
     except BaseException as error:
@@ -66,7 +67,7 @@ def create(
         if isinstance(error, OSError):
             raise _not_made(path, error) from error
         raise
-    durable.sync_directory(root)
+    atomic.sync_directory(root)
     removal.unmark(path)
     return path
 
@@ -85,13 +86,13 @@ def _not_made(path: Path, error: OSError) -> BadInput:
     if path.exists():
         return BadInput(f"{path.name}: this session exists already")
     error.filename = error.filename or str(path)
-    return BadInput(f"{path.name}: nothing was made: {durable.in_words(error)}")
+    return BadInput(f"{path.name}: nothing was made: {atomic.in_words(error)}")
 
 
 def _make_root(root: Path) -> None:
     try:
-        durable.make_directory(root, by_umask=True)
-        durable.probe(root)
+        atomic.make_directory(root, by_umask=True)
+        atomic.probe(root)
         locks.probe(root)
     except OSError as error:
         raise BadInput(
@@ -193,14 +194,14 @@ def _fill(
 ) -> None:
     nonce = secrets.token_hex(4)
     for folder in ("config", "jobs", "actions", "attempts", "inbox", "metrics"):
-        durable.make_directory(draft / folder)
+        atomic.make_directory(draft / folder)
     mine = claims.Claim(str(path.absolute()), nonce, str(draft.absolute()))
     if (holder := _claim_outputs(composed.experiment, path, mine)) is not None:
         raise _taken(output_root(composed.experiment, path), holder)
-    durable.write(draft / "config" / "resolved.yaml", composed.resolved)
-    durable.write(draft / "config" / "unresolved.yaml", composed.unresolved)
+    atomic.write(draft / "config" / "resolved.yaml", composed.resolved)
+    atomic.write(draft / "config" / "unresolved.yaml", composed.unresolved)
     overrides = "".join(f"{line}\n" for line in composed.overrides)
-    durable.write(draft / "config" / "overrides.txt", overrides)
+    atomic.write(draft / "config" / "overrides.txt", overrides)
     meta = SessionMeta(
         session=path.name,
         nonce=nonce,
@@ -224,13 +225,13 @@ def _fill(
         if spec.branch is not None and spec.parent is None:
             _pin_start(spec, composed.experiment, draft, path)
     session.save_meta()
-    durable.write(draft / find.MARK, "")
+    atomic.write(draft / find.MARK, "")
 
 
 def _write_provenance(folder: Path, provenance: Provenance, experiment: Experiment) -> None:
-    durable.make_directory(folder)
+    atomic.make_directory(folder)
     for name, text in {**provenance.files, **of_experiment(experiment)}.items():
-        durable.write(folder / name, text)
+        atomic.write(folder / name, text)
 
 
 def _pin_start(spec: JobSpec, experiment: Experiment, draft: Path, path: Path) -> None:

@@ -6,11 +6,11 @@ from bisect import bisect_right
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp import durable
 from autoexp.errors import SessionDamaged
 from autoexp.jobs import JobRecord, Verdict
 from autoexp.session import Session
 from autoexp.starts import branch_was_seen
+from autoexp.storage import atomic
 
 # Logged points that are averaged at a curve's end, so that one noisy batch decides nothing.
 _TAIL = 3
@@ -49,7 +49,7 @@ def read_curve(session: Path, job: str) -> Curve:
     """Read a job's metrics; where an iteration stands twice (a restart), the last one counts."""
     rows: dict[int, tuple[float, float]] = {}
     try:
-        raw = durable.open_to_read(session / "metrics" / f"{job}.csv")
+        raw = atomic.open_to_read(session / "metrics" / f"{job}.csv")
         with io.TextIOWrapper(raw, newline="") as file:
             for row in csv.reader(file):
                 # A row that is being written, or was torn by a kill, has too few cells.
@@ -57,7 +57,7 @@ def read_curve(session: Path, job: str) -> Curve:
                     rows[int(row[0])] = (float(row[1]), float(row[2] or "nan"))
     except FileNotFoundError:
         pass
-    except (durable.WrongFile, ValueError, csv.Error) as error:
+    except (atomic.WrongFile, ValueError, csv.Error) as error:
         raise SessionDamaged(
             f"{session / 'metrics' / job}.csv cannot be read: {error}; move it away, and the "
             "losses of this job are not shown"

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp import durable
+from autoexp.storage import atomic
 
 MARK = "indexed"
 """A file in each session whose flow runs stand in the index; others have to be read for them."""
@@ -55,7 +55,7 @@ def _look(path: Path) -> Found | None:
         if not path.is_dir():
             kind = "a link to nowhere" if path.is_symlink() else "a file, not a directory"
             return Found(path, _changed(path), f"{path} is {kind}")
-        created = datetime.fromisoformat(json.loads(durable.read(file))["created"])
+        created = datetime.fromisoformat(json.loads(atomic.read(file))["created"])
         return Found(path, created if created.tzinfo else created.replace(tzinfo=UTC))
     except FileNotFoundError:
         if file.is_symlink():
@@ -110,8 +110,8 @@ def claim(flow_run_id: str, root: Path, name: str) -> bool:
     _make_index(entry.parent)
     with suppress(FileExistsError):
         entry.symlink_to(Path("..", name))
-    durable.sync_directory(entry.parent)
-    durable.step()
+    atomic.sync_directory(entry.parent)
+    atomic.step()
     return claimed(flow_run_id, root) == name
 
 
@@ -126,9 +126,9 @@ def take_up(path: Path, flow_run_ids: Iterable[str]) -> None:
             draft = index / f".{secrets.token_hex(8)}"
             draft.symlink_to(Path("..", path.name))
             draft.rename(_entry(flow_run_id, path.parent))
-        durable.sync_directory(index)
+        atomic.sync_directory(index)
     if not (path / MARK).exists():
-        durable.write(path / MARK, "")
+        atomic.write(path / MARK, "")
 
 
 def forget(path: Path, flow_run_ids: Iterable[str]) -> None:
@@ -156,10 +156,10 @@ def _entry(flow_run_id: str, root: Path) -> Path:
 def _make_index(index: Path) -> None:
     if not index.is_dir():
         with suppress(FileExistsError):
-            durable.make_own_directory(index, 0o700)
-        durable.sync_directory(index.parent)
-    durable.step()
+            atomic.make_own_directory(index, 0o700)
+        atomic.sync_directory(index.parent)
+    atomic.step()
 
 
 def _names(path: Path, flow_run_id: str) -> bool:
-    return json.dumps(flow_run_id).encode() in durable.read(path / "session.json")
+    return json.dumps(flow_run_id).encode() in atomic.read(path / "session.json")

@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from autoexp import durable, permissions
 from autoexp.backends.base import Closed
 from autoexp.errors import BadInput, SessionHeld
 from autoexp.events import JobAdded, RequestRefused
@@ -22,6 +21,7 @@ from autoexp.retrying import retry
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.session import Session
+from autoexp.storage import atomic, permissions
 
 _TRIES = 10
 """Looks for which those behind it, and the end of the session, wait for a request."""
@@ -86,7 +86,7 @@ def put(session: Path, request: Request) -> Path:
     name = f"{time.time_ns():020}-{request.kind}-{uuid.uuid4().hex}.json"
     path = session / "inbox" / name
     try:
-        durable.write(path, request.model_dump_json())
+        atomic.write(path, request.model_dump_json())
     except PermissionError as error:
         whose = permissions.user((session / "session.json").stat().st_uid)
         raise BadInput(f"{session.name}: is {whose}'s, who alone asks anything of it") from error
@@ -173,7 +173,7 @@ def _take_on(session: Session, path: Path) -> list[str]:
     except SessionHeld:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and durable.is_passing(error):
+        if isinstance(error, OSError) and atomic.is_passing(error):
             raise
         # Whatever it is: no request may hold up the session, or those behind it.
         reason = str(error) if isinstance(error, BadInput) else repr(error)
@@ -181,7 +181,7 @@ def _take_on(session: Session, path: Path) -> list[str]:
     try:
         path.unlink()
     except OSError as error:
-        if durable.is_passing(error):
+        if atomic.is_passing(error):
             raise
         # It would be carried out at every look.
         session.requests_left[path.name] = _LEFT
@@ -200,7 +200,7 @@ def _refuse(session: Session, path: Path, reason: str) -> list[str]:
     try:
         path.rename(target)
     except OSError as error:
-        if durable.is_passing(error):
+        if atomic.is_passing(error):
             raise
         # It stays where it is; others are carried in all the same.
         session.requests_left[path.name] = _LEFT
@@ -218,14 +218,14 @@ def _read(path: Path) -> Request:
     Whatever else lies there is refused, and never waited for; of another user's nothing is read.
     """
     try:
-        with durable.open_to_read(path, follow=False) as file:
+        with atomic.open_to_read(path, follow=False) as file:
             # Of what is open, not of the name: by now that may be another file's.
             _refuse_others(path, os.fstat(file.fileno()).st_uid)
-            raw = durable.read_opened(file, path)
+            raw = atomic.read_opened(file, path)
     except OSError as error:
-        if durable.is_passing(error):
+        if atomic.is_passing(error):
             raise
-        if isinstance(error, durable.WrongFile):
+        if isinstance(error, atomic.WrongFile):
             _refuse_others(path, path.lstat().st_uid)
         raise BadInput(f"{_in_words(path)} cannot be read: {error.strerror}") from error
     try:

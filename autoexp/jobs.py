@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp import schema, states
+from autoexp import states
 from autoexp.backends.base import Backend, Branch, Closed
 from autoexp.backends.kinds import AnyBackend
 from autoexp.budget import Estimate
@@ -16,6 +16,7 @@ from autoexp.machines import Machine
 from autoexp.names import LONGEST_JOB
 from autoexp.rules.conditions import Condition
 from autoexp.stages import Awaited, Draft
+from autoexp.storage import migrations
 
 
 class Kind(StrEnum):
@@ -193,7 +194,7 @@ class JobRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: int = schema.VERSION
+    schema_version: int = migrations.VERSION
     spec: JobSpec
     attempts: list[Attempt] = Field(default_factory=list)
     launched: bool = False

@@ -11,10 +11,10 @@ from typing import BinaryIO, NamedTuple
 
 from pydantic import ValidationError
 
-from autoexp import durable
 from autoexp.errors import SessionDamaged, SessionHeld
 from autoexp.events import CheckpointComplete, Event, adapter
 from autoexp.jobs import now
+from autoexp.storage import atomic
 
 
 class Entry(NamedTuple):
@@ -150,7 +150,7 @@ class Journal:
     def repair(self) -> None:
         """Cut off a torn last line; its event will be seen again. For the lease's holder alone."""
         with suppress(FileNotFoundError):
-            durable.cut(self._path, self._position.size)
+            atomic.cut(self._path, self._position.size)
 
     def append(self, events: Iterable[Event]) -> list[Event]:
         """Append the events whose keys are new, in one write; returns them."""
@@ -178,8 +178,8 @@ class Journal:
         if self._torn:
             self._take_back(size)
         try:
-            durable.append(self._path, data, behind=size)
-        except durable.OtherSize as other:
+            atomic.append(self._path, data, behind=size)
+        except atomic.OtherSize as other:
             if other.found > size:
                 raise SessionHeld(
                     f"{self._path}: another monitor has written into it, so this one ends; "
@@ -196,7 +196,7 @@ class Journal:
         with suppress(FileNotFoundError, SessionDamaged), self._open() as file:
             file.seek(size)
             if self._torn.startswith(file.read(len(self._torn) + 1)):
-                durable.cut(self._path, size)
+                atomic.cut(self._path, size)
         self._torn = b""
 
     def checkpoints(self) -> list[CheckpointComplete]:
@@ -227,8 +227,8 @@ class Journal:
 
     def _open(self) -> BinaryIO:
         try:
-            return durable.open_to_read(self._path)
-        except durable.WrongFile as error:
+            return atomic.open_to_read(self._path)
+        except atomic.WrongFile as error:
             raise self._damaged(f" cannot be read: {error.strerror}") from error
 
     def _damaged(self, problem: str) -> SessionDamaged:

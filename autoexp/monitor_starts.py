@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp import durable, schema
 from autoexp.errors import SessionGivenUp
 from autoexp.jobs import now
+from autoexp.storage import atomic, migrations
 
 FILE = "starts.json"
 MOST_DEATHS = 5
@@ -26,7 +26,7 @@ SETTLED_S = 600.0
 class _Starts(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: int = schema.VERSION
+    schema_version: int = migrations.VERSION
     flow_run_id: str
     reached: str
     """How far the session had come: a digest of its journal and its jobs."""
@@ -60,7 +60,7 @@ def _count(path: Path, flow_run_id: str) -> None:
     starts = _Starts(flow_run_id=flow_run_id, reached=_reached(path))
     file = path / FILE
     if file.exists():
-        before = schema.read(file, _Starts)
+        before = migrations.read(file, _Starts)
         if (before.flow_run_id, before.reached) == (starts.flow_run_id, starts.reached):
             starts.times = before.times
     if len(starts.times) >= MOST_DEATHS:
@@ -73,7 +73,7 @@ def _count(path: Path, flow_run_id: str) -> None:
             f"cause, then `autoexp resume {path.name}`, or retry this run"
         )
     starts.times = [*starts.times, now()]
-    durable.write(file, starts.model_dump_json(indent=1) + "\n")
+    atomic.write(file, starts.model_dump_json(indent=1) + "\n")
 
 
 def _reached(path: Path) -> str:
@@ -82,5 +82,5 @@ def _reached(path: Path) -> str:
     journal = path / "events.jsonl"
     digest.update(str(journal.stat().st_size if journal.exists() else 0).encode())
     for file in sorted((path / "jobs").glob("*.json")):
-        digest.update(durable.read(file))
+        digest.update(atomic.read(file))
     return digest.hexdigest()

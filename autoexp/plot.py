@@ -9,10 +9,11 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from autoexp import durable, sinks
+from autoexp import sinks
 from autoexp.curves import Curve, read_curve
 from autoexp.jobs import JobSpec, Kind
 from autoexp.session import Session
+from autoexp.storage import atomic
 
 _TRUNK = "#4a5568"
 _INSIDE = 6  # lines whose legend fits beside the curves
@@ -61,7 +62,7 @@ def draw(*sessions: Subject, path: Path | None = None) -> Path:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     target = path or sessions[0].path / "plot.png"
-    durable.write(target, picture.getvalue(), by_umask=path is not None)
+    atomic.write(target, picture.getvalue(), by_umask=path is not None)
     return target
 
 

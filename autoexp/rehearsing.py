@@ -4,11 +4,11 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
-from autoexp import durable
 from autoexp.jobs import JobSpec
 from autoexp.machines import SlurmCluster
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.slurm_batch import executor_for, launched
+from autoexp.storage import atomic
 
 
 def write_scripts(jobs: tuple[JobSpec, ...], directory: Path) -> list[Path]:
@@ -17,13 +17,13 @@ def write_scripts(jobs: tuple[JobSpec, ...], directory: Path) -> list[Path]:
     Under SLURM it is what `sbatch` would get, with the trainer's command as its last line, where a
     real one starts the payload. On this machine it is the command and its variables.
     """
-    durable.make_directory(directory.parent, by_umask=True)
+    atomic.make_directory(directory.parent, by_umask=True)
     with suppress(FileExistsError):
-        durable.make_own_directory(directory, 0o700)
+        atomic.make_own_directory(directory, 0o700)
     written = []
     for job in jobs:
         path = directory / f"{job.name}.sh"
-        durable.write(path, _script(job, directory), executable=True)
+        atomic.write(path, _script(job, directory), executable=True)
         written.append(path)
     return written
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from autoexp import durable
+from autoexp.storage import atomic
 
 _PREFIX = ".removed-"
 MARK = stat.S_ISVTX
@@ -34,11 +34,11 @@ def remove(path: Path) -> None:
     remove_leftovers(path.parent)
     doomed = f"{_PREFIX}{path.name}-{secrets.token_hex(4)}"
     with _opened(path.parent) as root, _opened(path.name, root) as session:
-        durable.set_mode(session, stat.S_IMODE(os.fstat(session).st_mode) | MARK)
-        durable.step()
+        atomic.set_mode(session, stat.S_IMODE(os.fstat(session).st_mode) | MARK)
+        atomic.step()
         os.rename(path.name, doomed, src_dir_fd=root, dst_dir_fd=root)
-        durable.sync_directory(path.parent)
-        durable.step()
+        atomic.sync_directory(path.parent)
+        atomic.step()
         _empty(session)
         with suppress(FileNotFoundError):  # somebody else was at the same
             os.rmdir(doomed, dir_fd=root)
@@ -46,8 +46,8 @@ def remove(path: Path) -> None:
 
 def unmark(path: Path) -> None:
     """Have a session stay: it is whole, and somebody takes it up."""
-    with durable.closed_after(os.open(path, os.O_RDONLY | os.O_DIRECTORY)) as session:
-        durable.set_mode(session, stat.S_IMODE(os.fstat(session).st_mode) & ~MARK)
+    with atomic.closed_after(os.open(path, os.O_RDONLY | os.O_DIRECTORY)) as session:
+        atomic.set_mode(session, stat.S_IMODE(os.fstat(session).st_mode) & ~MARK)
 
 
 def remove_leftovers(root: Path) -> None:
@@ -68,7 +68,7 @@ def discard(path: Path) -> None:
 @contextmanager
 def _opened(name: str | Path, within: int | None = None) -> Iterator[int]:
     flags = os.O_RDONLY | os.O_DIRECTORY if within is None else _DIRECTORY
-    with durable.closed_after(os.open(name, flags, dir_fd=within)) as descriptor:
+    with atomic.closed_after(os.open(name, flags, dir_fd=within)) as descriptor:
         yield descriptor
 
 
@@ -81,4 +81,4 @@ def _empty(directory: int) -> None:
                     shutil.rmtree(entry.name, dir_fd=directory)
                 else:
                     os.unlink(entry.name, dir_fd=directory)
-            durable.step()
+            atomic.step()

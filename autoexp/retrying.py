@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from autoexp import claims
 from autoexp.creation import claim_of
 from autoexp.errors import BadInput
 from autoexp.events import RetryAsked
@@ -14,6 +13,7 @@ from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionStatus
 from autoexp.session import Session
 from autoexp.starts import ended_wrongly
+from autoexp.storage import claims
 
 
 def retry(session: Session, jobs: tuple[str, ...], by: str) -> list[str]:

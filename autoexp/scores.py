@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoexp import durable
 from autoexp.dotted import flat
+from autoexp.storage import atomic
 
 _LARGEST = 1 << 20
 _MOST = 2000
@@ -29,7 +29,7 @@ class Scores(NamedTuple):
 def read_scores(path: Path) -> Scores:
     """The numbers in a JSON file. Raises NoScores when there is none that can be used."""
     try:
-        content = json.loads(durable.read(path, _LARGEST), parse_int=_whole)
+        content = json.loads(atomic.read(path, _LARGEST), parse_int=_whole)
     except OSError as error:
         raise NoScores(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from autoexp import durable, lease, names, permissions, removal, schema, states
+from autoexp import names, removal, states
 from autoexp.blame import BlameList
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.events import (
@@ -21,12 +21,13 @@ from autoexp.experiment import Experiment
 from autoexp.family import in_order
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Verdict, now
 from autoexp.journal import Journal
-from autoexp.lease import Lease
 from autoexp.limits import chain_length, room, time_limit
 from autoexp.plan import Plan
 from autoexp.rules.records import ActionRecord, Actions
 from autoexp.schedulers.base import Ticket
 from autoexp.session_meta import SessionMeta
+from autoexp.storage import atomic, lease, migrations, permissions
+from autoexp.storage.lease import Lease
 from autoexp.verdicts import saved_iteration
 
 P = ParamSpec("P")
@@ -90,11 +91,11 @@ class Session:
         Given the journal of an earlier reading, only what has been appended since is read of it.
         """
         _must_exist(path)
-        session = cls(path, schema.read(path / "session.json", SessionMeta))
+        session = cls(path, migrations.read(path / "session.json", SessionMeta))
         if journal is not None:
             session.journal = journal
         for file in sorted((path / "jobs").glob("*.json")):
-            record = schema.read(file, JobRecord)
+            record = migrations.read(file, JobRecord)
             session.jobs[record.spec.name] = record
         missing = set(session.meta.jobs) - set(session.jobs)
         if missing:
@@ -106,7 +107,7 @@ class Session:
         ordered = in_order(specs, session.meta.jobs)
         session.jobs = {name: session.jobs[name] for name in ordered}
         for file in sorted((path / "actions").glob("*.json")):
-            action = schema.read(file, ActionRecord)
+            action = migrations.read(file, ActionRecord)
             session.actions[action.key] = action
         session.journal.load()
         session.blame.load()
@@ -124,8 +125,8 @@ class Session:
             permissions.refuse_others(path)
             removal.unmark(path)
             with guard or nullcontext():
-                schema.read(path / "session.json", SessionMeta).refuse_elsewhere(path)
-                schema.upgrade_files(path)
+                migrations.read(path / "session.json", SessionMeta).refuse_elsewhere(path)
+                migrations.upgrade_files(path)
                 session = cls.load(path)
                 session.journal.repair()
                 session._lease = held
@@ -150,13 +151,13 @@ class Session:
 
     @_in_a_round
     def save_meta(self) -> None:
-        durable.write(self.path / "session.json", self.meta.model_dump_json(indent=1) + "\n")
+        atomic.write(self.path / "session.json", self.meta.model_dump_json(indent=1) + "\n")
 
     @_in_a_round
     def save_job(self, job: JobRecord) -> None:
         self._changed.add(job.spec.name)
         path = self.path / "jobs" / f"{job.spec.name}.json"
-        durable.write(path, job.model_dump_json(indent=1) + "\n")
+        atomic.write(path, job.model_dump_json(indent=1) + "\n")
 
     def change_job(self, job: JobRecord, **changes: Any) -> None:
         """Write a job with changes, and only then let them be seen: a failed write changes none."""
@@ -187,7 +188,7 @@ class Session:
     def save_action(self, action: ActionRecord) -> None:
         action.updated_at = now()
         path = self.path / "actions" / f"{action.key}.json"
-        durable.write(path, action.model_dump_json(indent=1) + "\n")
+        atomic.write(path, action.model_dump_json(indent=1) + "\n")
         self.actions[action.key] = action
 
     @_in_a_round
@@ -209,7 +210,7 @@ class Session:
         """Append metrics rows; a kill may repeat some, so readers let the last one count."""
         text = "".join(rows)
         if text:
-            durable.append(self.path / "metrics" / f"{job.spec.name}.csv", text.encode())
+            atomic.append(self.path / "metrics" / f"{job.spec.name}.csv", text.encode())
 
     def take_changed(self) -> set[str]:
         """Names of the jobs that were written, or tried to be, since the last call."""

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp import names, schema
+from autoexp import names
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
+from autoexp.storage import migrations
 
 
 class SessionMeta(BaseModel):
@@ -15,7 +16,7 @@ class SessionMeta(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: int = schema.VERSION
+    schema_version: int = migrations.VERSION
     session: str
     nonce: str = ""
     """Random: an id may be used again, here or under another sessions root."""

@@ -4,10 +4,11 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from autoexp import lease, states
+from autoexp import states
 from autoexp.jobs import Attempt, JobRecord, Kind, Verdict, spent_gpu_hours
 from autoexp.session import Session
 from autoexp.spending import over_budget
+from autoexp.storage import lease
 
 
 class MonitorStatus(BaseModel):

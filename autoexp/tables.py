@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autoexp import durable, sinks
+from autoexp import sinks
 from autoexp.errors import BadInput
 from autoexp.results import Row
+from autoexp.storage import atomic
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -28,7 +29,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
         case _:
             raise BadInput(f"{path}: give a name that ends with .csv or .parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
-    durable.write(path, content, by_umask=True)
+    atomic.write(path, content, by_umask=True)
 
 
 def _as_parquet(rows: Sequence[Row]) -> bytes:

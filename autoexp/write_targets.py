@@ -7,11 +7,11 @@ the directory; what stands behind them stays below it, links included.
 from collections.abc import Mapping
 from pathlib import Path
 
-from autoexp import lease
 from autoexp.errors import SessionError
 from autoexp.rules import values as known
 from autoexp.rules.actions import WriteFile
 from autoexp.rules.records import ActionRecord
+from autoexp.storage import lease
 from autoexp.templates import divided, fill
 
 _LONGEST_PART = 255

@@ -5,12 +5,13 @@ import random
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from autoexp import action_runs, inbox, lease, steps
+from autoexp import action_runs, inbox, steps
 from autoexp.errors import SchedulerError
 from autoexp.monitor import Monitor
 from autoexp.phases import run
 from autoexp.schedulers.base import Sighting
 from autoexp.session import Session
+from autoexp.storage import lease
 from bench.synthetic import Cluster
 
 _LOG = logging.getLogger(__name__)

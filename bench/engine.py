@@ -10,11 +10,11 @@ from pathlib import Path
 
 from autoexp.flows.children import Children
 from autoexp.flows.engine import SessionRun
-from autoexp.lease import Lease
 from autoexp.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session import Session
+from autoexp.storage.lease import Lease
 from bench import worlds
 from bench.fakes import FakeCluster
 from bench.measure import Figure, Traffic

@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 import autoexp.jobs
-from autoexp import durable, inbox
+from autoexp import inbox
 from autoexp.compose import compose
 from autoexp.creation import create
 from autoexp.jobs import JobSpec, Verdict
@@ -28,6 +28,7 @@ from autoexp.plan import NO_JOBS, make_plan
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionStatus
 from autoexp.session import Session
+from autoexp.storage import atomic
 from bench.driving import Driver, Fate, Killed
 from bench.measure import RESULTS, Traffic, machine, resident_mb, versions
 from bench.synthetic import DAY, Clock, Cluster, Rates
@@ -172,7 +173,7 @@ def virtual(clock: Clock, fate: Fate) -> Iterator[None]:
             stack.enter_context(mock.patch.object(time, name, getattr(clock, name)))
         stack.enter_context(mock.patch.object(time, "monotonic", clock.time))
         stack.enter_context(mock.patch.object(autoexp.jobs, "datetime", clock))
-        stack.enter_context(mock.patch.object(durable, "step", fate.step))
+        stack.enter_context(mock.patch.object(atomic, "step", fate.step))
         # No power cut is simulated: what a killed process has written stays.
         stack.enter_context(mock.patch.object(os, "fsync", lambda descriptor: None))
         yield

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from autoexp import __version__, durable
+from autoexp import __version__
 from autoexp.errors import AutoexpError
 from autoexp.flows.options import (
     add_agreement,
@@ -19,6 +19,7 @@ from autoexp.flows.options import (
     hours,
     lines,
 )
+from autoexp.storage import atomic
 
 _EPILOG = """exit codes:
   0  all jobs finished          2    bad input, nothing submitted
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        terminal.say(f"autoexp: {durable.in_words(error)}", error=True)
+        terminal.say(f"autoexp: {atomic.in_words(error)}", error=True)
         return 1
     return code
 

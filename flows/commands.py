@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from rich.live import Live
 
-from autoexp import adoption, durable
+from autoexp import adoption
 from autoexp.creation import create
 from autoexp.describing import describe
 from autoexp.errors import BadInput
@@ -21,6 +21,7 @@ from autoexp.flows.terminal import console, say, say_json, say_log
 from autoexp.journal import Entry, Journal
 from autoexp.session import Session, sessions_root
 from autoexp.status import status_of
+from autoexp.storage import atomic
 
 _BLOCK = 65536
 _MOST = 8 << 20  # bytes in which the last lines are looked for
@@ -142,7 +143,7 @@ def _last_lines(log: Path, lines: int) -> int:
         return 0
     position = log.stat().st_size
     least = max(0, position - _MOST)
-    with durable.open_to_read(log) as file:
+    with atomic.open_to_read(log) as file:
         blocks: list[bytes] = []
         # One more newline than lines: the one before the first of them. The last byte ends one.
         found, end = 0, position - 1
@@ -160,7 +161,7 @@ def _print_from(log: Path, position: int) -> int:
     """Print what the log says now, from a position on; returns where that ends."""
     if not log.exists():
         return position
-    with durable.open_to_read(log) as file:
+    with atomic.open_to_read(log) as file:
         # A log that grows faster than it is printed has no end to wait for.
         return position + say_log(_lines(file, position, os.fstat(file.fileno()).st_size))
 

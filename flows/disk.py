@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from autoexp import durable
 from autoexp.errors import SessionHeld
 from autoexp.flows.updates import Updates
+from autoexp.storage import atomic
 
 _RETRY_S = 5.0
 _PATIENCE_S = 15.0
@@ -69,7 +69,7 @@ class Disk:
                 self._updates.interrupt(str(error))
                 raise asyncio.CancelledError from error
             except OSError as error:
-                if not durable.is_passing(error):
+                if not atomic.is_passing(error):
                     raise
                 failures += 1
                 if failures == 1:

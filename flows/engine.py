@@ -27,11 +27,11 @@ from autoexp.flows.sending import Sending
 from autoexp.flows.updates import Updates
 from autoexp.flows.wishes import Wishes
 from autoexp.jobs import Verdict
-from autoexp.lease import Lease
 from autoexp.monitor import Look, Monitor, Work
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 from autoexp.session import Session
+from autoexp.storage.lease import Lease
 
 _AT_ONCE = 64
 _RETRY_S = 5.0

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from autoexp import find, lease
+from autoexp import find
 from autoexp.compose import Composed
 from autoexp.errors import BadInput, SessionHeld, SessionNotFound
 from autoexp.flows.composing import compose, filling_in
-from autoexp.lease import Holder
 from autoexp.origins import compose_from, read_origin
 from autoexp.session import Session, sessions_root
+from autoexp.storage import lease
+from autoexp.storage.lease import Holder
 
 
 def compose_words(words: list[str], origin: str | None = None) -> Composed:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autoexp import durable, lease, sinks
+from autoexp import sinks
 from autoexp.curves import gains, without_seen_start
 from autoexp.errors import AutoexpError
 from autoexp.flows.beside import leave_within, run_beside, stopping_on_signals
@@ -26,6 +26,7 @@ from autoexp.flows.terminal import console, say
 from autoexp.jobs import Verdict
 from autoexp.session import Session
 from autoexp.status import status_of
+from autoexp.storage import atomic, lease
 
 INTERRUPTED = 130
 _UNTOLD = (
@@ -73,7 +74,7 @@ def watch(path: Path) -> int:
 def _must_be_writable(path: Path) -> None:
     """Before anything is begun: a disk may be full, or read-only."""
     try:
-        durable.probe(path, durable.ROOM + (path / "session.json").stat().st_size)
+        atomic.probe(path, atomic.ROOM + (path / "session.json").stat().st_size)
     except OSError as error:
         raise AutoexpError(
             f"{path}: the session cannot be written ({error.strerror}), so nothing was changed; "
@@ -168,7 +169,7 @@ def _run_flow(path: Path, out: Console) -> bool:
     """
     foreground = Foreground()
     with stopping_on_signals(foreground):
-        durable.append(path / "prefect-server.log", b"")  # made as all of a session is
+        atomic.append(path / "prefect-server.log", b"")  # made as all of a session is
         if (server := embedded_server(path)) is not None:
             os.environ["PREFECT_API_URL"] = f"{server.url}/api"
             os.environ["PREFECT_API_AUTH_STRING"] = server.auth_string

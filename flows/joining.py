@@ -7,7 +7,7 @@ import re
 import time
 from pathlib import Path
 
-from autoexp import adoption, inbox, permissions
+from autoexp import adoption, inbox
 from autoexp.adoption import HandStarted, is_session
 from autoexp.compose import Composed
 from autoexp.creation import create, output_root
@@ -28,6 +28,7 @@ from autoexp.rules.possible import refuse_impossible
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.slurm_commands import CommandFailed, at, run
 from autoexp.session import Session, sessions_root
+from autoexp.storage import permissions
 from autoexp.study import plan_study
 
 _JOB_ID = re.compile(r"[1-9][0-9]*(_(0|[1-9][0-9]*))?")

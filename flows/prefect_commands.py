@@ -25,7 +25,7 @@ from prefect.settings import (
     save_profiles,
 )
 
-from autoexp import permissions, sockets
+from autoexp import sockets
 from autoexp.blocks import LocalMachine, SlurmCluster
 from autoexp.compose import compose
 from autoexp.errors import AutoexpError, BadInput
@@ -47,6 +47,7 @@ from autoexp.flows.server import (
 )
 from autoexp.flows.terminal import say
 from autoexp.machines import SlurmCluster as SlurmSettings
+from autoexp.storage import permissions
 
 POOL = "slurm-login"
 PROFILE = "autoexp"

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from autoexp import permissions, proxies, sockets
+from autoexp import proxies, sockets
 from autoexp.errors import AutoexpError
 from autoexp.flows.server_lock import token
+from autoexp.storage import permissions
 
 HOST = "127.0.0.1"
 _PATIENCE_S = 180.0

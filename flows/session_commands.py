@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autoexp import claims, find, inbox, removal
+from autoexp import find, inbox, removal
 from autoexp.cancelling import cancel_directly
 from autoexp.creation import claim_of, output_root
 from autoexp.describing import describe
@@ -19,6 +19,7 @@ from autoexp.flows.terminal import console, say, say_json
 from autoexp.journal import Position
 from autoexp.session import Session, sessions_root
 from autoexp.status import state_of, status_of
+from autoexp.storage import claims
 
 _PATIENCE_S = 90.0
 

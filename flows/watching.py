@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from autoexp import adoption, find, monitor_starts, permissions, sinks
+from autoexp import adoption, find, monitor_starts, sinks
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
 from autoexp.creation import create
@@ -30,13 +30,14 @@ from autoexp.flows.engine import SessionRun, failed_jobs
 from autoexp.flows.planning import id_for, plan_of
 from autoexp.flows.scheduler_log import forwarded
 from autoexp.jobs import Verdict
-from autoexp.lease import Lease
 from autoexp.measured import with_measured_speed
 from autoexp.plan import Plan
 from autoexp.provenance import provenance
 from autoexp.rules import engines
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session, sessions_root
+from autoexp.storage import permissions
+from autoexp.storage.lease import Lease
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _LATE_S = 10.0

@@ -15,7 +15,6 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from autoexp import durable
 from autoexp.backends.base import (
     COMPOSING,
     MOST_ITERATIONS,
@@ -34,6 +33,7 @@ from autoexp.backends.huggingface_args import OURS, TrainerArgs
 from autoexp.backends.layout import Layout
 from autoexp.backends.schedules import decayed
 from autoexp.redaction import Variables
+from autoexp.storage import atomic
 
 _STATE = "trainer_state.json"
 # No `renames`: the optimizer, the random state and `trainer_state.json` are opened for writing
@@ -219,8 +219,8 @@ class HuggingFaceBackend(Closed, Defaults):
 
 def _state(found: FoundCheckpoint) -> dict[str, Any]:
     try:
-        state = json.loads(durable.read(found.path / _STATE))
-    except (FileNotFoundError, durable.WrongFile, ValueError, RecursionError):
+        state = json.loads(atomic.read(found.path / _STATE))
+    except (FileNotFoundError, atomic.WrongFile, ValueError, RecursionError):
         return {}
     return state if isinstance(state, dict) else {}
 

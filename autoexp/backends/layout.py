@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp import durable
 from autoexp.backends import pins
 from autoexp.backends.base import CheckpointScan, FoundCheckpoint, PinChanges
 from autoexp.backends.pins import remove
 from autoexp.errors import SessionError
+from autoexp.storage import atomic
 
 # No trainer takes these for checkpoints: torchtitan looks for `step-N` anywhere in a name.
 _SEED = ".autoexp-seed"
@@ -97,10 +97,10 @@ class Layout:
             return Tracker()
         path = root / self.tracker
         try:
-            text = durable.read(path, _LARGEST_TRACKER).strip()
+            text = atomic.read(path, _LARGEST_TRACKER).strip()
         except FileNotFoundError:
             return Tracker()
-        except durable.WrongFile:
+        except atomic.WrongFile:
             return Tracker(is_readable=False)
         if text == _RELEASE:
             return Tracker()
@@ -143,9 +143,9 @@ class Layout:
         if not pinned.exists():
             copied = self._pin(checkpoint.path, root)
             (root / _SEED).rename(pinned)
-            durable.sync_directory(root)
+            atomic.sync_directory(root)
         if self.tracker is not None:
-            durable.write(root / self.tracker, str(checkpoint.iteration))
+            atomic.write(root / self.tracker, str(checkpoint.iteration))
         return copied
 
     def _pin(self, checkpoint: Path, root: Path) -> int:
@@ -240,14 +240,14 @@ class Layout:
         if not kept:
             raise SessionError(f"{root}: no complete checkpoint at or before iteration {after}")
         if self.tracker is not None and (newest is None or not first <= newest <= after):
-            durable.write(root / self.tracker, str(max(kept)))
+            atomic.write(root / self.tracker, str(max(kept)))
         renamed = []
         for found in sorted(self._candidates(root)):
             if not first <= found.iteration <= after:
-                durable.step()
+                atomic.step()
                 _set_aside(found.path, found.iteration)
                 renamed.append(found.path.name)
-        durable.sync_directory(root)
+        atomic.sync_directory(root)
         return renamed
 
     def _restored(self, root: Path) -> int:
@@ -267,9 +267,9 @@ class Layout:
                     f"{seed} was written over ({', '.join(changed[:3])}), and {origin} is not what "
                     "it was either: there is nothing to begin from"
                 )
-            durable.step()
+            atomic.step()
             _set_aside(seed, iteration)
-            durable.step()
+            atomic.step()
         if changed or (not seed.exists() and (root / _SEED).exists()):
             (root / _SEED).rename(seed)
         return iteration
@@ -315,7 +315,7 @@ def _is_young(path: Path) -> bool:
 
 def _parses(path: Path) -> bool:
     try:
-        json.loads(durable.read(path, _LARGEST_JSON))
-    except (FileNotFoundError, durable.WrongFile, ValueError, RecursionError):
+        json.loads(atomic.read(path, _LARGEST_JSON))
+    except (FileNotFoundError, atomic.WrongFile, ValueError, RecursionError):
         return False
     return True

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from autoexp import durable
 from autoexp.backends.base import PinChanges
 from autoexp.errors import SessionError
+from autoexp.storage import atomic
 
 _MANIFEST = ".autoexp-pin.json"
 _HELD = ".autoexp-held"
@@ -75,18 +75,18 @@ class Pin(NamedTuple):
 
     def write(self, root: Path) -> None:
         """Remember it in the directory where it is pinned."""
-        durable.write_json(root / _MANIFEST, {"path": self.path, "files": self.files})
+        atomic.write_json(root / _MANIFEST, {"path": self.path, "files": self.files})
 
     @classmethod
     def read(cls, root: Path) -> "Pin | None":
         """What was pinned here; None where nothing was, or it cannot be told."""
         try:
-            said = json.loads(durable.read(root / _MANIFEST))
+            said = json.loads(atomic.read(root / _MANIFEST))
             files = {str(name): Mark(*map(int, mark)) for name, mark in said["files"].items()}
             return cls(str(said["path"]), files)
         except (
             FileNotFoundError,
-            durable.WrongFile,
+            atomic.WrongFile,
             ValueError,
             TypeError,
             KeyError,

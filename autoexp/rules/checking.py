@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp import durable
 from autoexp.backends.logline import number
 from autoexp.rules.conditions import (
     AllOf,
@@ -32,6 +31,7 @@ from autoexp.rules.conditions import (
 )
 from autoexp.rules.durations import spoken
 from autoexp.rules.linear import LinePattern
+from autoexp.storage import atomic
 from autoexp.templates import divided, fill
 
 _LOOKED_AT = 1 << 20  # bytes of a file whose content is asked for
@@ -230,7 +230,7 @@ def _content(test: ContentTest, facts: Facts) -> Checked:
     path, text = _path(test.path, facts), fill(test.text, facts.values)
     waits = f"waits for {text!r} in {path}"
     try:
-        with durable.open_to_read(path) as file:
+        with atomic.open_to_read(path) as file:
             return _wait_unless(text.encode() in file.read(_LOOKED_AT), waits)
     except (OSError, ValueError):
         return Checked(Answer.NOT_YET, waits)  # not there, or no name that a file can have

@@ -5,14 +5,14 @@ import re
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from autoexp import durable
 from autoexp.events import Event
 from autoexp.rules.actions import Action
 from autoexp.rules.conditions import Condition
 from autoexp.rules.language import AnyRule
 from autoexp.rules.records import ActionRecord
+from autoexp.storage import atomic
 
-_LONGEST_KEY = durable.LONGEST_NAME - len(".json")
+_LONGEST_KEY = atomic.LONGEST_NAME - len(".json")
 _HASH_LENGTH = 16
 
 

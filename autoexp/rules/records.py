@@ -5,11 +5,11 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp import schema
 from autoexp.events import Event
 from autoexp.jobs import now
 from autoexp.rules.actions import Action, Start
 from autoexp.rules.conditions import Condition
+from autoexp.storage import migrations
 
 
 class ActionStatus(StrEnum):
@@ -26,7 +26,7 @@ class ActionRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: int = schema.VERSION
+    schema_version: int = migrations.VERSION
     key: str
     rule: str
     event: Event

@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
-from autoexp import durable, locks, payload, states
+from autoexp import payload, states
 from autoexp.errors import SubmissionUncertain
 from autoexp.events import Event, StateChanged
 from autoexp.jobs import Attempt, JobSpec, gpu_hours, now
 from autoexp.machines import LocalMachine, SlurmCluster
+from autoexp.storage import atomic, locks
 
 LOCK = "submit.lock"
 WITHDRAWN = "cancelled"
@@ -143,10 +144,10 @@ def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, orders: Orders) -> 
     directory = ticket.directory
     if (directory / "spec.json").exists():
         return
-    durable.make_directory(directory)
+    atomic.make_directory(directory)
     output, session = Path(spec.output_dir), directory.parent.parent
-    durable.make_directory(output, by_umask=not output.is_relative_to(session))
-    durable.write(directory / "payload.py", Path(payload.__file__).read_bytes())
+    atomic.make_directory(output, by_umask=not output.is_relative_to(session))
+    atomic.write(directory / "payload.py", Path(payload.__file__).read_bytes())
     content = {
         "key": ticket.key,
         "command": list(orders.command),
@@ -157,7 +158,7 @@ def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, orders: Orders) -> 
         "warning_signal": "SIGTERM",
         "signal_steps": orders.signal_steps,
     } | ({} if orders.umask is None else {"umask": orders.umask})
-    durable.write_json(directory / "spec.json", content)
+    atomic.write_json(directory / "spec.json", content)
 
 
 def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh: bool) -> str:
@@ -174,13 +175,13 @@ def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh
             found = scheduler.find(ticket, in_flight=False)
         if found is not None:
             return found
-        durable.step()
+        atomic.step()
         # A process that was stopped for long goes on here, and others have taken its place. One
         # that is stopped from here on holds the lock, for which they wait.
         if request.still_ours is not None:
             request.still_ours()
         job_id = scheduler.submit(ticket, request, lock)
-        durable.step()
+        atomic.step()
         return job_id
 
 
@@ -191,7 +192,7 @@ def find_or_forbid(ticket: Ticket, attempt: Attempt, scheduler: Scheduler) -> st
     attempt's claim is taken away, so that a submission that nobody can see starts nothing.
     """
     own = ticket.directory.parent / attempt.key
-    durable.make_directory(own)
+    atomic.make_directory(own)
     with _lock(ticket.directory) as lock:
         found = _await_turn(ticket, scheduler, lock) or scheduler.find(ticket, in_flight=False)
         if found is None and not payload.claim(own, WITHDRAWN):
@@ -226,7 +227,7 @@ def read_claim(directory: Path) -> str | None:
 
 @contextmanager
 def _lock(directory: Path) -> Iterator[int]:
-    durable.make_directory(directory)
+    atomic.make_directory(directory)
     descriptor = locks.open_lock(directory / LOCK)
     try:
         yield descriptor

@@ -3,15 +3,16 @@
 import json
 from typing import Any
 
-from autoexp import durable, states
+from autoexp import states
 from autoexp.schedulers.base import Sighting, Ticket
+from autoexp.storage import atomic
 
 
 def _exit_file(ticket: Ticket) -> dict[str, Any] | None:
     """The payload's own account of its end, if it is of this very job."""
     try:
-        ended: dict[str, Any] = json.loads(durable.read(ticket.directory / "exit.json"))
-    except (FileNotFoundError, durable.WrongFile):
+        ended: dict[str, Any] = json.loads(atomic.read(ticket.directory / "exit.json"))
+    except (FileNotFoundError, atomic.WrongFile):
         return None
     return ended if ended["job_id"] == ticket.job_id else None
 

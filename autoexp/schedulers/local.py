@@ -20,7 +20,7 @@ from typing import Any
 import submitit
 from submitit.local import local as submitit_local
 
-from autoexp import durable, payload, processes, proxies
+from autoexp import payload, proxies
 from autoexp.errors import SchedulerUnavailable
 from autoexp.jobs import Attempt, JobSpec
 from autoexp.schedulers.base import (
@@ -32,6 +32,7 @@ from autoexp.schedulers.base import (
     is_locked,
     read_claim,
 )
+from autoexp.storage import atomic, processes
 
 _GRACE_S = 10.0
 _START_PATIENCE_S = 2.0
@@ -193,8 +194,8 @@ def _cancel(ticket: Ticket) -> str:
     directory = ticket.directory
     if (directory / "exit.json").exists():
         return "had ended already"
-    durable.make_directory(directory)  # somebody may have removed it
-    durable.write(directory / "cancelled", "")
+    atomic.make_directory(directory)  # somebody may have removed it
+    atomic.write(directory / "cancelled", "")
     # Taking the claim ourselves keeps a job that has not started from ever starting.
     if payload.claim(directory, WITHDRAWN):
         left = _end_leftovers(ticket)  # whose directory somebody removed

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import submitit
 
-from autoexp import durable
 from autoexp.errors import (
     SchedulerUnavailable,
     SubmissionPostponed,
@@ -20,6 +19,7 @@ from autoexp.jobs import JobSpec, Kind
 from autoexp.machines import SlurmCluster
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
+from autoexp.storage import atomic
 
 # What sbatch says when it may work later. No answer at all is another matter (NO_ANSWER), and
 # everything else is lasting. The words are of SLURM 20.11 to 25.11: in src/sbatch/sbatch.c, which
@@ -86,7 +86,7 @@ class AttemptExecutor(submitit.SlurmExecutor):
         return str(self._make_submission_file_text(command, ""))
 
     def _submit_command(self, command: str) -> submitit.SlurmJob[Any]:
-        durable.write(self._script, self.script(command), executable=True)
+        atomic.write(self._script, self.script(command), executable=True)
         answer = read_answer(_sbatch(self._script, self._lock, self._timeout_s))
         self.sent_to = answer.cluster
         return submitit.SlurmJob(self.folder, answer.job_id, tasks=[0])

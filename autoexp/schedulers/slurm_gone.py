@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from autoexp import durable, states
+from autoexp import states
 from autoexp.errors import SchedulerUnavailable
 from autoexp.jobs import now
 from autoexp.schedulers.base import Sighting, Ticket, read_claim
 from autoexp.schedulers.exit_files import from_exit_file
+from autoexp.storage import atomic
 
 # Accounting says RUNNING for seconds after a job's end, and for ever of one whose end it never
 # heard of (sacctmgr(1), "show runawayjobs").
@@ -112,8 +113,8 @@ def _given_up(
     found = {}
     for ticket in lost:
         with suppress(SchedulerUnavailable, OSError):  # not yet, then
-            durable.make_directory(ticket.directory)
-            durable.write(ticket.directory / _GIVEN_UP, "")
+            atomic.make_directory(ticket.directory)
+            atomic.write(ticket.directory / _GIVEN_UP, "")
             end(ticket)
             found[ticket.key] = Sighting("LOST", reasons[ticket.key], ended_at=now())
     return found

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from autoexp import creation, durable, find
+from autoexp import creation, find
 from autoexp.backends.demo import DemoBackend
 from autoexp.compose import Composed, compose
 from autoexp.creation import new_id, output_root
@@ -25,6 +25,7 @@ from autoexp.payload import process_identity
 from autoexp.rules import matching
 from autoexp.rules.engines import Hyperscan, Searching, best_engine
 from autoexp.schedulers.base import Orders, Ticket, prepare
+from autoexp.storage import atomic
 from autoexp.study import plan_study
 
 _OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
@@ -97,7 +98,7 @@ def killed_at() -> KilledAt:
         if child == 0:
             try:
                 os.environ["AUTOEXP_TEST_KILL_AT"] = str(n)
-                importlib.reload(durable)
+                importlib.reload(atomic)
                 act()
                 os._exit(0)
             except BaseException:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from autoexp import claims, durable, logtail, redaction, scores, sinks, templates
+from autoexp import logtail, redaction, scores, sinks, templates
 from autoexp.backends import logline
 from autoexp.backends.layout import Layout
 from autoexp.describing import describe
@@ -26,6 +26,7 @@ from autoexp.rules.checking import Facts, check
 from autoexp.rules.conditions import FileContains, FileExists, Glob
 from autoexp.rules.linear import LinePattern, refuse_slow
 from autoexp.schedulers import slurm_answers
+from autoexp.storage import atomic, claims
 from autoexp.sweep import expressions
 from autoexp.write_targets import path_below
 from tests.core.test_conditions import facts
@@ -246,8 +247,8 @@ def _scores(text: str, folder: Path) -> None:
 def _read(text: str, folder: Path) -> None:
     path = folder / "file"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    with suppress(durable.WrongFile):
-        assert len(durable.read(path, 100)) <= 100
+    with suppress(atomic.WrongFile):
+        assert len(atomic.read(path, 100)) <= 100
 
 
 def _holder(text: str, folder: Path) -> None:
@@ -296,8 +297,8 @@ PROMISES: dict[str, Promise] = {
     "autoexp.schedulers.slurm_answers.read_longest": _longest,
     "autoexp.backends.layout.Layout": _scan,
     "autoexp.scores.read_scores": _scores,
-    "autoexp.durable.read": _read,
-    "autoexp.claims.holder": _holder,
+    "autoexp.storage.atomic.read": _read,
+    "autoexp.storage.claims.holder": _holder,
     "autoexp.redaction.without_secrets": _without_secrets,
     "autoexp.sweep.expressions.parse": _expression,
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autoexp import acting, inbox, schema
+from autoexp import acting, inbox
 from autoexp.blame import Blamed
 from autoexp.errors import BadInput, SessionError
 from autoexp.events import BudgetPassed, TrunksFinished
@@ -23,6 +23,7 @@ from autoexp.schedulers.base import Request
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm_batch import executor_for
 from autoexp.session import Session
+from autoexp.storage import migrations
 from tests.core.test_monitor import Story, of
 from tests.core.test_restarts import say, story_of  # noqa: F401
 
@@ -233,5 +234,5 @@ def test_an_action_of_the_first_version_is_understood(session_path: Path) -> Non
     with Session.hold(session_path) as (session, _):
         (action,) = session.actions.values()
     assert (action.action.kind, action.status, action.when) == ("start", "done", ())
-    assert json.loads(path.read_text())["schema_version"] == schema.VERSION
+    assert json.loads(path.read_text())["schema_version"] == migrations.VERSION
     assert path.with_name(f"{path.name}.v1").exists()

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from autoexp import arrays, durable, errors, payload, states
+from autoexp import arrays, errors, payload, states
 from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER, folder_name
 from autoexp.compose import Composed
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind
 from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, find_or_forbid
 from autoexp.session import Session
+from autoexp.storage import atomic
 from tests.core.conftest import create, spec_of
 
 
@@ -32,7 +33,7 @@ class Fate:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.steps_left = 0
-        patch.setattr(durable, "step", self._step)
+        patch.setattr(atomic, "step", self._step)
         # A kill loses nothing that was written, and no test waits for time to pass.
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(time, "sleep", lambda seconds: None)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import claims
-from autoexp.claims import Claim
 from autoexp.compose import Composed, compose
 from autoexp.creation import claim_of, retake_outputs
 from autoexp.errors import BadInput
 from autoexp.session import Session
+from autoexp.storage import claims
+from autoexp.storage.claims import Claim
 from tests.core.conftest import TINY, KilledAt, create
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import durable, locks
+from autoexp.storage import atomic, locks
 from tests.core.conftest import FullDisk, KilledAt
 
 OLD, NEW = b"old " * 1000, b"new " * 2000
@@ -47,15 +47,15 @@ def names_in(folder: Path) -> list[str]:
 def test_a_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(OLD)
-    durable.write(path, NEW)
+    atomic.write(path, NEW)
     assert path.read_bytes() == NEW
     assert names_in(tmp_path) == ["file.json"]
 
 
 def test_a_written_text_is_utf_8_and_json_reads_back(tmp_path: Path) -> None:
-    durable.write(tmp_path / "text", "Hägele\n")
+    atomic.write(tmp_path / "text", "Hägele\n")
     assert (tmp_path / "text").read_bytes() == "Hägele\n".encode()
-    durable.write_json(tmp_path / "json", {"a": ["ö", 1.5, None]})
+    atomic.write_json(tmp_path / "json", {"a": ["ö", 1.5, None]})
     assert json.loads((tmp_path / "json").read_bytes()) == {"a": ["ö", 1.5, None]}
 
 
@@ -65,7 +65,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
     path = tmp_path / "file"
     path.write_bytes(OLD)
     with full_disk(len(OLD)), pytest.raises(OSError) as raised:
-        durable.write(path, NEW)
+        atomic.write(path, NEW)
     assert raised.value.filename == str(path)
     assert path.read_bytes() == OLD
     assert names_in(tmp_path) == ["file"]
@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
 def test_a_name_that_is_taken_by_a_directory_leaves_nothing_beside_it(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
     with pytest.raises(OSError):
-        durable.write(tmp_path / "file", NEW)
+        atomic.write(tmp_path / "file", NEW)
     assert names_in(tmp_path) == ["file"]
 
 
@@ -89,7 +89,7 @@ def test_a_read_only_directory_leaves_the_old_file() -> None:
             if os.geteuid() == 0:
                 os.setuid(NOBODY)
             try:
-                durable.write(path, NEW)
+                atomic.write(path, NEW)
             except PermissionError:
                 return 13
             return 0
@@ -106,7 +106,7 @@ def test_a_kill_at_any_step_of_a_write_leaves_the_old_file_or_the_new_one(
     seen = []
     for n in itertools.count(1):
         path.write_bytes(OLD)
-        killed = killed_at(n, lambda: durable.write(path, NEW))
+        killed = killed_at(n, lambda: atomic.write(path, NEW))
         seen.append(path.read_bytes())
         if not killed:
             break
@@ -148,13 +148,13 @@ def test_what_is_made_is_readable_for_whom_its_directory_is_under_any_umask(
     tmp_path: Path, umask: int, top: int
 ) -> None:
     session = tmp_path / "session"
-    durable.make_own_directory(session, top & 0o777)
+    atomic.make_own_directory(session, top & 0o777)
     session.chmod(top)
 
-    durable.make_directory(session / "above" / "folder")
-    durable.write(session / "above" / "folder" / "file", NEW)
-    durable.write(session / "script", NEW, executable=True)
-    durable.append(session / "lines", b"one\n")
+    atomic.make_directory(session / "above" / "folder")
+    atomic.write(session / "above" / "folder" / "file", NEW)
+    atomic.write(session / "script", NEW, executable=True)
+    atomic.append(session / "lines", b"one\n")
     os.close(locks.open_lock(session / "lock"))
 
     modes = modes_in(session)
@@ -166,10 +166,10 @@ def test_what_is_made_is_readable_for_whom_its_directory_is_under_any_umask(
 
 @UMASKS
 def test_what_is_the_users_own_follows_the_umask(tmp_path: Path, umask: int) -> None:
-    durable.make_directory(tmp_path / "above" / "folder", by_umask=True)
-    durable.write(tmp_path / "file", NEW, by_umask=True)
-    durable.write(tmp_path / "script", NEW, executable=True, by_umask=True)
-    durable.append_once(tmp_path / "lines", "one")
+    atomic.make_directory(tmp_path / "above" / "folder", by_umask=True)
+    atomic.write(tmp_path / "file", NEW, by_umask=True)
+    atomic.write(tmp_path / "script", NEW, executable=True, by_umask=True)
+    atomic.append_once(tmp_path / "lines", "one")
 
     modes = modes_in(tmp_path)
     assert modes["file"] == modes["lines"] == 0o666 & ~umask
@@ -178,16 +178,16 @@ def test_what_is_the_users_own_follows_the_umask(tmp_path: Path, umask: int) -> 
 
 @pytest.mark.parametrize("name", ["n" * 255, "ü" * 127])
 def test_a_name_of_255_bytes_can_be_written(tmp_path: Path, name: str) -> None:
-    durable.write(tmp_path / name, OLD)
-    durable.write(tmp_path / name, NEW)
+    atomic.write(tmp_path / name, OLD)
+    atomic.write(tmp_path / name, NEW)
     assert (tmp_path / name).read_bytes() == NEW
     assert names_in(tmp_path) == [name]
 
 
 def test_a_name_that_is_too_long_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(OSError) as raised:
-        durable.write(tmp_path / ("n" * 256), NEW)
-    assert not durable.is_passing(raised.value)
+        atomic.write(tmp_path / ("n" * 256), NEW)
+    assert not atomic.is_passing(raised.value)
     assert names_in(tmp_path) == []
 
 
@@ -232,8 +232,8 @@ PASSES = [
 @pytest.mark.parametrize("name", PASSES + LASTS)
 def test_what_passes_is_tried_again_and_what_lasts_is_not(name: str) -> None:
     error = OSError(getattr(errno, name), "said so")
-    assert durable.is_passing(error) is (name in PASSES)
-    assert not durable.is_passing(OSError("without a number"))
+    assert atomic.is_passing(error) is (name in PASSES)
+    assert not atomic.is_passing(OSError("without a number"))
 
 
 # What is synced
@@ -243,22 +243,22 @@ def test_a_new_file_that_is_appended_to_is_synced_in_its_parent(
     tmp_path: Path, synced: list[str]
 ) -> None:
     path = tmp_path / "file"
-    durable.append(path, b"one\n")
+    atomic.append(path, b"one\n")
     assert synced == [str(path), str(tmp_path)]
     synced.clear()
-    durable.append(path, b"two\n")
+    atomic.append(path, b"two\n")
     assert synced == [str(path)]
 
 
 def test_each_new_directory_is_synced_in_its_parent(tmp_path: Path, synced: list[str]) -> None:
-    durable.make_directory(tmp_path / "a" / "b" / "c")
+    atomic.make_directory(tmp_path / "a" / "b" / "c")
     assert synced == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")]
     synced.clear()
-    durable.make_directory(tmp_path / "a" / "b" / "c")
+    atomic.make_directory(tmp_path / "a" / "b" / "c")
     assert synced == []
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
-        durable.make_directory(tmp_path / "file")
+        atomic.make_directory(tmp_path / "file")
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
@@ -273,10 +273,10 @@ def test_a_filesystem_that_cannot_sync_a_directory_is_good_enough(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", picky)
-    durable.write(tmp_path / "file", NEW)
-    durable.append(tmp_path / "lines", b"one\n")
-    durable.make_directory(tmp_path / "a" / "b")
-    durable.sync_directory(tmp_path)
+    atomic.write(tmp_path / "file", NEW)
+    atomic.append(tmp_path / "lines", b"one\n")
+    atomic.make_directory(tmp_path / "a" / "b")
+    atomic.sync_directory(tmp_path)
     assert names_in(tmp_path) == ["a", "file", "lines"]
 
     def broken(_: int) -> None:
@@ -284,22 +284,22 @@ def test_a_filesystem_that_cannot_sync_a_directory_is_good_enough(
 
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="the device is broken"):
-        durable.sync_directory(tmp_path)
+        atomic.sync_directory(tmp_path)
 
 
 # append
 
 
 def test_an_append_adds_to_what_is_there(tmp_path: Path) -> None:
-    durable.append(tmp_path / "file", b"one\n")
-    durable.append(tmp_path / "file", b"two\n")
+    atomic.append(tmp_path / "file", b"one\n")
+    atomic.append(tmp_path / "file", b"two\n")
     assert (tmp_path / "file").read_bytes() == b"one\ntwo\n"
 
 
 def test_appends_of_many_processes_stay_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     lines = [name.encode() * 5000 + b"\n" for name in "abcdef"]
-    children = [in_a_process(lambda line=line: durable.append(path, line)) for line in lines]  # type: ignore[misc]
+    children = [in_a_process(lambda line=line: atomic.append(path, line)) for line in lines]  # type: ignore[misc]
     assert [exit_code(child) for child in children] == [0] * 6
     assert sorted(path.read_bytes().splitlines(keepends=True)) == lines
 
@@ -308,9 +308,9 @@ def test_an_append_to_a_full_disk_leaves_the_file_as_it_was(
     tmp_path: Path, full_disk: FullDisk
 ) -> None:
     path = tmp_path / "file"
-    durable.append(path, b"one\n")
+    atomic.append(path, b"one\n")
     with full_disk(7), pytest.raises(OSError) as raised:
-        durable.append(path, b"two\n")
+        atomic.append(path, b"two\n")
     assert raised.value.filename == str(path)
     assert path.read_bytes() == b"one\n"
 
@@ -322,7 +322,7 @@ def test_a_kill_at_any_step_of_an_append_leaves_whole_lines(
     seen = []
     for n in itertools.count(1):
         path.write_bytes(b"one\n")
-        killed = killed_at(n, lambda: durable.append(path, b"two\n"))
+        killed = killed_at(n, lambda: atomic.append(path, b"two\n"))
         seen.append(path.read_bytes())
         if not killed:
             break

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import durable, find, lease
+from autoexp import find
 from autoexp.compose import Composed
 from autoexp.curves import read_curve
 from autoexp.errors import BadInput, SessionDamaged
 from autoexp.session import Session
+from autoexp.storage import atomic, lease
 from tests.core.conftest import KilledAt, create
 
 RUN = "0a1b2c3d-0000-4000-8000-000000000001"
@@ -166,8 +167,8 @@ def test_the_session_of_a_flow_run_is_found_and_no_other_one_is_read(
     for number in range(5):
         create(composed, tmp_path, session_id=f"s{number}", flow_run_id=f"{RUN[:-1]}{number}")
     read: list[Path] = []
-    real = durable.read
-    monkeypatch.setattr(durable, "read", lambda path: read.append(path) or real(path))
+    real = atomic.read
+    monkeypatch.setattr(atomic, "read", lambda path: read.append(path) or real(path))
 
     assert find.session_of(f"{RUN[:-1]}3", tmp_path) == tmp_path / "s3"
     assert read == [tmp_path / "s3" / "session.json"]
@@ -267,7 +268,7 @@ def test_taking_a_session_up_again_costs_the_same_however_often_it_was(
     session_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(durable, "sync_directory", synced.append)
+    monkeypatch.setattr(atomic, "sync_directory", synced.append)
     runs = [f"run-{number}" for number in range(50)]
     find.take_up(session_path, runs)
     synced.clear()

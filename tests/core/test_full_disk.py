@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import lease
 from autoexp.compose import Composed
+from autoexp.storage import lease
 from tests.core.conftest import create
 
 ROOM = b"x" * 4096

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from autoexp import acting, durable, inbox
+from autoexp import acting, inbox
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
 from autoexp.creation import output_root
@@ -21,6 +21,7 @@ from autoexp.jobs import Attempt, JobSpec, Kind, Verdict, now
 from autoexp.plan import make_plan
 from autoexp.rules.records import ActionStatus
 from autoexp.session import Session
+from autoexp.storage import atomic
 from tests.core.conftest import KilledAt, attempt_of, create, spec_of
 from tests.core.test_durable import exit_code, in_a_process
 from tests.core.test_monitor import Story
@@ -164,7 +165,7 @@ def test_a_pipe_in_the_inbox_is_not_waited_for(story: Story) -> None:
 
 def test_a_file_of_holes_is_refused_before_a_byte_of_it_is_read(story: Story) -> None:
     with (story.path / "inbox" / "00.json").open("wb") as file:
-        file.truncate(durable.LARGEST + 1)
+        file.truncate(atomic.LARGEST + 1)
     tracemalloc.start()
     try:
         (reason,) = ask(story, submit(job("good")))

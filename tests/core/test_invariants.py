@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import Phase as Stage
 from hypothesis import stateful as hs
 
-from autoexp import action_runs, inbox, lease, states, steps
+from autoexp import action_runs, inbox, states, steps
 from autoexp.action_runs import Pin
 from autoexp.compose import Composed
 from autoexp.errors import SchedulerError
@@ -31,6 +31,7 @@ from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.session import Session
+from autoexp.storage import lease
 from tests.core.conftest import create, spec_of
 from tests.core.test_arrays import FakeJob, FakeScheduler, Fate, Killed
 

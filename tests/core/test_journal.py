@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from autoexp import durable
 from autoexp import journal as journals
 from autoexp.errors import SessionDamaged, SessionHeld
 from autoexp.events import StateChanged
 from autoexp.journal import START, Journal
+from autoexp.storage import atomic
 from tests.core.conftest import FullDisk
 
 
@@ -225,4 +225,4 @@ def test_a_journal_that_was_taken_away_is_waited_for(path: Path) -> None:
     os.truncate(path, 100)
     with pytest.raises(OSError, match="shorter than this monitor left it") as raised:
         journal.append(events(3))
-    assert durable.is_passing(raised.value)
+    assert atomic.is_passing(raised.value)

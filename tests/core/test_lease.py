@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from autoexp import inbox, lease, processes
+from autoexp import inbox
 from autoexp.errors import SessionDamaged, SessionHeld
 from autoexp.events import JobAdded
 from autoexp.schedulers.base import is_locked
 from autoexp.session import Session
+from autoexp.storage import lease, processes
 from tests.core.conftest import WaitFor
 
 HOLD = """

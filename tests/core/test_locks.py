@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import lease, locks
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.schedulers.base import LOCK, is_locked
+from autoexp.storage import lease, locks
 from tests.core.conftest import WaitFor, create
 from tests.core.test_durable import exit_code, in_a_process
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import monitor_starts, schema
+from autoexp import monitor_starts
 from autoexp.errors import SessionGivenUp
 from autoexp.events import AttemptRefused
-from autoexp.lease import look
 from autoexp.session import Session
+from autoexp.storage import migrations
+from autoexp.storage.lease import look
 
 
 def start(path: Path, by: str | None = "run", act: Callable[[Session], object] = id) -> None:
@@ -124,6 +125,6 @@ def test_a_kill_at_any_step_of_counting_leaves_a_file_that_parses(
     n = 1
     while killed_at(n, lambda: start(session_path)):
         if is_counted(session_path):
-            schema.read(session_path / monitor_starts.FILE, monitor_starts._Starts)
+            migrations.read(session_path / monitor_starts.FILE, monitor_starts._Starts)
         n += 1
     assert n > 4

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autoexp import durable
 from autoexp.compose import Composed, compose
 from autoexp.creation import new_id
 from autoexp.errors import BadInput
@@ -24,6 +23,7 @@ from autoexp.rules.decide import Asked, Rule, decide
 from autoexp.rules.language import OnReady
 from autoexp.schedulers.slurm_answers import SQUEUE_FORMAT
 from autoexp.session import Session
+from autoexp.storage import atomic
 from autoexp.study import plan_study
 from tests.core.conftest import create
 
@@ -127,7 +127,7 @@ def test_every_name_that_is_accepted_gives_files_that_can_be_written(
             (path / "attempts" / attempt.key).mkdir()
             held.log_progress(job, ["1,2\n"])
         for file in path.rglob("*"):
-            assert len(file.name.encode()) <= durable.LONGEST_NAME, file.name
+            assert len(file.name.encode()) <= atomic.LONGEST_NAME, file.name
 
 
 def test_squeue_is_asked_for_the_whole_of_the_longest_key() -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import find, inbox, payload, permissions, removal
+from autoexp import find, inbox, payload, removal
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.schedulers.base import Request, prepare, submit_once
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.session import Session
+from autoexp.storage import permissions
 from tests.core.conftest import Job, JobOf, WaitFor, create
 from tests.core.test_inbox import cancel, job, submit
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from autoexp import schema
 from autoexp.errors import SessionDamaged
 from autoexp.session import Session
+from autoexp.storage import migrations
 
 
 def test_every_file_of_a_session_carries_its_version(session_path: Path) -> None:
     for path in (session_path / "session.json", *session_path.glob("jobs/*.json")):
-        assert json.loads(path.read_text())["schema_version"] == schema.VERSION
+        assert json.loads(path.read_text())["schema_version"] == migrations.VERSION
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def older(session_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def rename(_: Path, content: dict[str, Any]) -> dict[str, Any]:
         return {("reason" if key == "why" else key): value for key, value in content.items()}
 
-    monkeypatch.setitem(schema.MIGRATIONS, 0, rename)
+    monkeypatch.setitem(migrations.MIGRATIONS, 0, rename)
     for path in session_path.glob("jobs/*.json"):
         content = json.loads(path.read_text())
         content["why"] = content.pop("reason")
@@ -43,12 +43,13 @@ def test_the_holder_upgrades_an_older_session_and_keeps_the_originals(older: Pat
         assert session.jobs["tiny"].reason is None
     assert (older / "jobs" / "tiny.json.v0").read_bytes() == original
     assert (
-        json.loads((older / "jobs" / "tiny.json").read_text())["schema_version"] == schema.VERSION
+        json.loads((older / "jobs" / "tiny.json").read_text())["schema_version"]
+        == migrations.VERSION
     )
     assert set(Session.load(older).jobs) == {"tiny", "tiny-cd100", "tiny-cd200"}
 
 
-@pytest.mark.parametrize("version", [schema.VERSION + 1, "1", -1])
+@pytest.mark.parametrize("version", [migrations.VERSION + 1, "1", -1])
 def test_an_unknown_version_is_refused_and_nothing_is_changed(
     session_path: Path, version: object
 ) -> None:

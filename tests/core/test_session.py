@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import creation, durable, lease
+from autoexp import creation
 from autoexp.compose import Composed, compose
 from autoexp.creation import new_id, output_root
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
@@ -19,6 +19,7 @@ from autoexp.machines import SlurmCluster
 from autoexp.rules.book import implied
 from autoexp.rules.decide import decide
 from autoexp.session import Session, sessions_root
+from autoexp.storage import atomic, lease
 from autoexp.study import plan_study
 from tests.core.conftest import FullDisk, KilledAt, create
 
@@ -67,7 +68,7 @@ def test_a_full_disk_leaves_nothing_behind(
     # At once, or in the middle, on a disk that had some room before.
     with full_disk(1000), pytest.raises(BadInput, match=f"{tmp_path}: sessions cannot be made"):
         create(composed, tmp_path)
-    monkeypatch.setattr(durable, "probe", lambda *_: None)
+    monkeypatch.setattr(atomic, "probe", lambda *_: None)
     with full_disk(1000), pytest.raises(BadInput, match=f"full: nothing was made: {tmp_path}/"):
         create(composed, tmp_path, session_id="full")
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,8 @@ import os
 import socket
 from pathlib import Path
 
-from autoexp import permissions, sockets
+from autoexp import sockets
+from autoexp.storage import permissions
 
 ROWS = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid
    0: 0100007F:1068 00000000:0000 0A 00000000:00000000 00:00000000 00000000 65534        0 1 1

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from autoexp import acting, retrying, schema
+from autoexp import acting, retrying
 from autoexp.backends.base import UNDECIDED, Branch, FoundCheckpoint
 from autoexp.backends.command import CommandBackend
 from autoexp.backends.huggingface import HuggingFaceBackend
@@ -17,6 +17,7 @@ from autoexp.jobs import JobRecord, Kind, Verdict
 from autoexp.monitor import Look
 from autoexp.results import rows
 from autoexp.starts import branch_was_seen, check, note_line, note_logged, start_was_seen
+from autoexp.storage import migrations
 from autoexp.verdicts import judge
 from tests.core.conftest import attempt_of, spec_of
 from tests.core.test_monitor import Story
@@ -519,5 +520,5 @@ def test_records_of_before_still_load(tmp_path: Path) -> None:
     path = tmp_path / "jobs" / "j.json"
     path.parent.mkdir()
     path.write_text(JobRecord.model_validate(content).model_dump_json())
-    assert schema.read(path, JobRecord).attempts[0].first_logged == ()
+    assert migrations.read(path, JobRecord).attempts[0].first_logged == ()
     assert not branch_was_seen(JobRecord.model_validate(content))

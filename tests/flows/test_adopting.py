@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import adoption, claims, inbox
+from autoexp import adoption, inbox
 from autoexp.compose import compose
 from autoexp.errors import BadInput
 from autoexp.flows.joining import adopt
 from autoexp.jobs import Verdict
 from autoexp.retrying import retry
 from autoexp.session import Session
+from autoexp.storage import claims
 from tests.core.conftest import TINY, create
 from tests.core.test_slurm_scheduler import Fakes
 

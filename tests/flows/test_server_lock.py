@@ -18,9 +18,9 @@ from prefect import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
-from autoexp import permissions
 from autoexp.flows import foreground, server
 from autoexp.flows.server_lock import Lock, Scope
+from autoexp.storage import permissions
 from tests.flows.conftest import until
 from tests.slurm.browser import CHROMIUM, open_page
 

@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp import durable, payload, processes
+from autoexp import payload
+from autoexp.storage import atomic, processes
 
 NAME = ".autoexp-session"
 _LARGEST = 100_000
@@ -50,7 +51,7 @@ class Claim(NamedTuple):
         if self.is_hidden:
             return True
         try:
-            content = json.loads(durable.read(Path(self.session) / "session.json"))
+            content = json.loads(atomic.read(Path(self.session) / "session.json"))
             return not isinstance(content, dict) or content.get("nonce", "") == self.nonce
         except (FileNotFoundError, NotADirectoryError):
             return bool(self.draft) and Path(self.draft).is_dir() and is_being_made(self.draft)
@@ -99,7 +100,7 @@ def take(directory: Path, mine: Claim, is_live: IsLive = Claim.is_live) -> Claim
     `is_live` says whether a session that had it has it still: as long as it is there, by default.
     """
     while True:
-        durable.make_directory(directory)
+        atomic.make_directory(directory)
         number, last = _last(directory)
         if last is not None and last.identity == mine.identity:
             return None
@@ -107,7 +108,7 @@ def take(directory: Path, mine: Claim, is_live: IsLive = Claim.is_live) -> Claim
             return last
         try:
             _create(_file(directory, number + 1), json.dumps(mine._asdict()))
-            durable.sync_directory(directory)
+            atomic.sync_directory(directory)
         except FileExistsError:
             continue
         except FileNotFoundError:  # its session has just removed it
@@ -142,7 +143,7 @@ def release(directory: Path, mine: Claim) -> bool:
             for path in aside.iterdir():
                 path.unlink()
             aside.rmdir()
-            durable.sync_directory(directory.parent)
+            atomic.sync_directory(directory.parent)
             return True
     return False
 
@@ -181,7 +182,7 @@ def _read(path: Path) -> Claim | None:
 def _create(path: Path, text: str) -> None:
     """Make a file with its content; raises FileExistsError where there is one."""
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    durable.write(draft, text)
+    atomic.write(draft, text)
     try:
         payload.create(draft, path)
     finally:

@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoexp import durable, locks, processes
 from autoexp.errors import SessionDamaged, SessionHeld
+from autoexp.storage import atomic, locks, processes
 
 FILE = "monitor.json"
 LOCK = "monitor.lock"
@@ -63,8 +63,8 @@ class Lease:
         Raises OSError where the disk does not answer: then nobody knows.
         """
         try:
-            return durable.read(self._path, _LARGEST) == self._text.encode()
-        except (FileNotFoundError, durable.WrongFile):
+            return atomic.read(self._path, _LARGEST) == self._text.encode()
+        except (FileNotFoundError, atomic.WrongFile):
             return False
 
     @contextmanager
@@ -149,7 +149,7 @@ def take(directory: Path) -> Lease:
             mine = processes.own_identity()
             content = {**mine, "since": time.time(), "nonce": secrets.token_hex(8)}
             text = json.dumps(content, indent=1) + "\n"
-            durable.write(directory / FILE, text)
+            atomic.write(directory / FILE, text)
     except locks.Busy:
         raise _locked(directory) from None
     return Lease(directory, text)
@@ -190,12 +190,12 @@ def _look(directory: Path) -> tuple[Holder | None, float]:
     path = directory / FILE
     try:
         # Opened anew, so that a client's memory of it is refreshed.
-        with durable.open_to_read(path) as file:
+        with atomic.open_to_read(path) as file:
             raw = file.read(_LARGEST)
             beaten_at = os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None, 0.0
-    except durable.WrongFile as error:
+    except atomic.WrongFile as error:
         raise SessionDamaged(
             f"{path} is {error.strerror}; make sure that no monitor runs, then remove it"
         ) from error

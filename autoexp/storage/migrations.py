@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from autoexp import durable
 from autoexp.errors import SessionDamaged
+from autoexp.storage import atomic
 
 VERSION = 2
 
@@ -56,17 +56,17 @@ def upgrade_files(session: Path) -> None:
         version = content.get("schema_version", VERSION)
         if version < VERSION:
             upgraded = _upgraded(path, content)
-            durable.write(path.with_name(f"{path.name}.v{version}"), path.read_bytes())
-            durable.write_json(path, upgraded)
+            atomic.write(path.with_name(f"{path.name}.v{version}"), path.read_bytes())
+            atomic.write_json(path, upgraded)
 
 
 def _parse(path: Path) -> Content:
     try:
-        content = json.loads(durable.read(path))
+        content = json.loads(atomic.read(path))
     except (ValueError, RecursionError) as error:
         raise SessionDamaged(_damage(path, str(error))) from error
     except OSError as error:
-        if durable.is_passing(error):
+        if atomic.is_passing(error):
             raise
         raise SessionDamaged(_damage(path, error.strerror or str(error))) from error
     if not isinstance(content, dict):

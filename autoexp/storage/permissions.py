@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from autoexp import lease
 from autoexp.errors import BadInput
+from autoexp.storage import lease
 
 OF_SESSION = {"owner": 0o700, "group": 0o750}
 """Mode of a session's directory, by `project.share`."""
