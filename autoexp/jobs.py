@@ -11,7 +11,7 @@ from autoexp.backends.base import Backend, Branch, Closed
 from autoexp.backends.kinds import AnyBackend
 from autoexp.budget import Estimate
 from autoexp.containers import Container, NoContainer
-from autoexp.logtail import LogCursor
+from autoexp.logs.tail import LogCursor
 from autoexp.machines import Machine
 from autoexp.names import LONGEST_JOB
 from autoexp.rules.conditions import Condition

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from autoexp.events import Event
 from autoexp.findings import LogMatched, MetricAlarm
 from autoexp.jobs import Attempt, JobRecord, Logged
-from autoexp.loglines import LogLine
+from autoexp.logs.lines import LogLine
+from autoexp.logs.matcher import Hit
 from autoexp.rules.language import LogRule, MetricRule
-from autoexp.rules.matching import Hit
 from autoexp.rules.metrics import Expectation, alarm
 from autoexp.rules.values import typed
 

@@ -16,7 +16,7 @@ from autoexp.backoff import delay_s
 from autoexp.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
 from autoexp.jobs import Attempt, Ending, JobRecord, JobSpec, Verdict
 from autoexp.limits import room
-from autoexp.logtail import LogCursor, LookBudget
+from autoexp.logs.tail import LogCursor, LookBudget
 from autoexp.overview import overview
 from autoexp.recorder import Recorder
 from autoexp.releasing import hopeless, ready

@@ -8,7 +8,7 @@ from autoexp.errors import BadInput
 from autoexp.events import Event
 from autoexp.experiment import Experiment
 from autoexp.jobs import Attempt, JobRecord, Kind, now
-from autoexp.logtail import LookBudget
+from autoexp.logs.tail import LookBudget
 from autoexp.plan import make_plan
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide

@@ -8,7 +8,7 @@ from autoexp.creation import claim_of
 from autoexp.errors import BadInput
 from autoexp.events import RetryAsked
 from autoexp.jobs import JobRecord, RestartRequest, Verdict, now
-from autoexp.logtail import LogCursor
+from autoexp.logs.tail import LogCursor
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionStatus
 from autoexp.session import Session

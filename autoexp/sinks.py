@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from autoexp.errors import AutoexpError, SessionError
-from autoexp.loglines import without_escapes
+from autoexp.logs.lines import without_escapes
 from autoexp.templates import fill, names_in
 
 _LONGEST_TEXT = 100_000  # bytes of one argument or variable: Linux takes 128 KiB (MAX_ARG_STRLEN)

@@ -18,11 +18,11 @@ from autoexp.line_events import (
     place_of,
     printable,
 )
-from autoexp.loglines import LogLine, Piece
-from autoexp.logtail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
+from autoexp.logs.lines import LogLine, Piece
+from autoexp.logs.matcher import Hit
+from autoexp.logs.tail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
 from autoexp.rules.book import Watched
 from autoexp.rules.language import LogRule
-from autoexp.rules.matching import Hit
 from autoexp.rules.metrics import as_logged, smoothed, with_logged
 
 # A folder changed this recently may change again within the clock's grain: look once more.

@@ -9,7 +9,7 @@ from zlib import crc32
 
 from autoexp.events import StateChanged
 from autoexp.journal import Journal
-from autoexp.logtail import SEAM, LogCursor
+from autoexp.logs.tail import SEAM, LogCursor
 from autoexp.monitor import Monitor
 from autoexp.schedulers.base import Sighting
 from autoexp.session import Session

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from autoexp.compose import compose
 from autoexp.jobs import Kind
-from autoexp.logtail import LogCursor, LookBudget, read_new
+from autoexp.logs.engines import Hyperscan, Searching, best_engine
+from autoexp.logs.matcher import Matcher, matcher
+from autoexp.logs.patterns import Wanted
+from autoexp.logs.tail import LogCursor, LookBudget, read_new
 from autoexp.rules.book import RuleBook, named
-from autoexp.rules.engines import Hyperscan, Searching, best_engine
 from autoexp.rules.language import LogRule
-from autoexp.rules.matching import Matcher, matcher
-from autoexp.rules.patterns import Wanted
 from autoexp.session import Session
 from autoexp.watch import JobWatch
 from bench import worlds

@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from autoexp import sinks
-from autoexp.loglines import with_newlines
+from autoexp.logs.lines import with_newlines
 
 
 def say(text: object, *, error: bool = False) -> None:

@@ -30,10 +30,10 @@ from autoexp.flows.engine import SessionRun, failed_jobs
 from autoexp.flows.planning import id_for, plan_of
 from autoexp.flows.scheduler_log import forwarded
 from autoexp.jobs import Verdict
+from autoexp.logs import engines
 from autoexp.measured import with_measured_speed
 from autoexp.plan import Plan
 from autoexp.provenance import provenance
-from autoexp.rules import engines
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session, sessions_root
 from autoexp.storage import permissions

@@ -23,8 +23,8 @@ from autoexp.backends.layout import Layout
 from autoexp.backends.logline import ProgressPattern
 from autoexp.backends.placeholders import change_options, fill, names_of, pattern_of
 from autoexp.backends.schedules import decayed
+from autoexp.logs.linear import refuse_slow
 from autoexp.redaction import Variables
-from autoexp.rules.linear import refuse_slow
 
 
 class CommandArgs(Closed):

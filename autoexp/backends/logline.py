@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from autoexp.backends.base import MOST_ITERATIONS, Progress, Unread
-from autoexp.loglines import without_escapes
-from autoexp.rules.linear import LinePattern
-from autoexp.rules.patterns import groups_of
+from autoexp.logs.linear import LinePattern
+from autoexp.logs.lines import without_escapes
+from autoexp.logs.patterns import groups_of
 
 _GROUPS = ("iteration", "loss", "learning_rate", "seconds")
 _AROUND = b" \t,;:|()[]{}'\""

@@ -9,7 +9,7 @@ import re
 from autoexp.backends.base import Progress, Unread
 from autoexp.backends.layout import Layout
 from autoexp.backends.logline import number, whole
-from autoexp.loglines import without_escapes
+from autoexp.logs.lines import without_escapes
 
 PROGRESS_MARK = b"iteration"
 """In every iteration line, and in few others: a search in memory before a regular expression."""

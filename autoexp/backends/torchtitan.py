@@ -29,7 +29,7 @@ from autoexp.backends.layout import Layout
 from autoexp.backends.logline import ProgressPattern
 from autoexp.backends.schedules import decayed
 from autoexp.backends.torchtitan_args import OURS, SECTIONS, TorchtitanArgs
-from autoexp.loglines import without_escapes
+from autoexp.logs.lines import without_escapes
 from autoexp.redaction import Variables
 
 _FOLDER = "checkpoint"

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from autoexp.events import CheckpointComplete, Event, JobReady
+from autoexp.logs.matcher import Matcher, matcher
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Start
 from autoexp.rules.decide import Asked, Rule
 from autoexp.rules.language import (
@@ -16,7 +17,6 @@ from autoexp.rules.language import (
     RuleBase,
     SessionRule,
 )
-from autoexp.rules.matching import Matcher, matcher
 from autoexp.rules.metrics import window
 from autoexp.rules.sections import Rules
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp.backends.logline import number
+from autoexp.logs.linear import LinePattern
 from autoexp.rules.conditions import (
     AllOf,
     AnyOf,
@@ -30,7 +31,6 @@ from autoexp.rules.conditions import (
     ValueTest,
 )
 from autoexp.rules.durations import spoken
-from autoexp.rules.linear import LinePattern
 from autoexp.storage import atomic
 from autoexp.templates import divided, fill
 

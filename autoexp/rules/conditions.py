@@ -28,8 +28,8 @@ class ValueTest(Closed):
         if all(test is None for test in tests):
             raise ValueError("give `equals`, `one_of`, `matches`, `above` or `below`")
         if self.matches is not None:
-            from autoexp.rules.linear import refuse_slow
-            from autoexp.rules.patterns import compiled_by_re
+            from autoexp.logs.linear import refuse_slow
+            from autoexp.logs.patterns import compiled_by_re
 
             (refuse_slow if info.context == COMPOSING else compiled_by_re)(self.matches)
         return self

@@ -19,10 +19,11 @@ from autoexp.events import (
     TrunksFinished,
 )
 from autoexp.findings import LoggingStopped, LogMatched, MetricAlarm
-from autoexp.rules import patterns, values
+from autoexp.logs import patterns
+from autoexp.logs.linear import refuse_slow
+from autoexp.rules import values
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Launch, Restart, Step
 from autoexp.rules.durations import Duration
-from autoexp.rules.linear import refuse_slow
 from autoexp.rules.metric_tests import (
     LossAbove,
     MetricTest,

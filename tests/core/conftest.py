@@ -20,10 +20,10 @@ from autoexp.backends.demo import DemoBackend
 from autoexp.compose import Composed, compose
 from autoexp.creation import new_id, output_root
 from autoexp.jobs import Attempt, JobSpec, Kind, now
+from autoexp.logs import matcher
+from autoexp.logs.engines import Hyperscan, Searching, best_engine
 from autoexp.machines import LocalMachine
 from autoexp.payload import process_identity
-from autoexp.rules import matching
-from autoexp.rules.engines import Hyperscan, Searching, best_engine
 from autoexp.schedulers.base import Orders, Ticket, prepare
 from autoexp.storage import atomic
 from autoexp.study import plan_study
@@ -79,7 +79,7 @@ ENGINES = (Searching, Hyperscan) if best_engine() is Hyperscan else (Searching,)
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
     """Every engine that finds lines for rules, in the place of the best."""
     chosen: type = request.param
-    monkeypatch.setattr(matching, "best_engine", lambda: chosen)
+    monkeypatch.setattr(matcher, "best_engine", lambda: chosen)
     return chosen
 
 

@@ -15,16 +15,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from autoexp import logtail, redaction, scores, sinks, templates
+from autoexp import redaction, scores, sinks, templates
 from autoexp.backends import logline
 from autoexp.backends.layout import Layout
 from autoexp.describing import describe
 from autoexp.errors import AutoexpError, BadInput, SessionError
 from autoexp.findings import LogMatched
+from autoexp.logs import tail
+from autoexp.logs.linear import LinePattern, refuse_slow
 from autoexp.names import check_id
 from autoexp.rules.checking import Facts, check
 from autoexp.rules.conditions import FileContains, FileExists, Glob
-from autoexp.rules.linear import LinePattern, refuse_slow
 from autoexp.schedulers import slurm_answers
 from autoexp.storage import atomic, claims
 from autoexp.sweep import expressions
@@ -206,7 +207,7 @@ def _number(text: str, folder: Path) -> None:
 def _read_new(text: str, folder: Path) -> None:
     log = folder / "log"
     log.write_bytes(text.encode("utf-8", "surrogatepass") + b"\n")
-    for found in logtail.read_new(log, logtail.LogCursor(), final=True).lines:
+    for found in tail.read_new(log, tail.LogCursor(), final=True).lines:
         assert found.text and b"\n" not in found.text
 
 
@@ -288,10 +289,10 @@ PROMISES: dict[str, Promise] = {
     "autoexp.templates.fill": _fill,
     "autoexp.describing.describe": _describe,
     "autoexp.names.check_id": _check_id,
-    "autoexp.rules.linear.refuse_slow": _refuse_slow,
-    "autoexp.rules.linear.LinePattern": _search,
+    "autoexp.logs.linear.refuse_slow": _refuse_slow,
+    "autoexp.logs.linear.LinePattern": _search,
     "autoexp.backends.logline.number": _number,
-    "autoexp.logtail.read_new": _read_new,
+    "autoexp.logs.tail.read_new": _read_new,
     "autoexp.schedulers.slurm_answers.read_squeue": _squeue,
     "autoexp.schedulers.slurm_answers.read_sacct": _sacct,
     "autoexp.schedulers.slurm_answers.read_longest": _longest,

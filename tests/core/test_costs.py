@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.loglines import Piece
-from autoexp.logtail import SEAM
+from autoexp.logs import matcher
+from autoexp.logs.lines import Piece
+from autoexp.logs.patterns import Wanted
+from autoexp.logs.tail import SEAM
 from autoexp.monitor import Monitor
-from autoexp.rules import matching
 from autoexp.rules.actions import Start
-from autoexp.rules.patterns import Wanted
 from autoexp.session import Session
 from bench import asking, disk, scanning, ticks, worlds
 from bench.measure import counted_calls, traffic
@@ -116,7 +116,7 @@ def test_an_event_writes_as_much_among_many_jobs_and_events_as_among_few(tmp_pat
 
 
 def test_lines_that_no_rule_wants_are_not_looked_at_one_by_one(engine: type) -> None:
-    rules = matching.matcher(scanning.production(), engine)
+    rules = matcher.matcher(scanning.production(), engine)
     data = b"".join(b"rank %d: nothing to see in step %d\n" % (n % 8, n) for n in range(5000))
     with counted_calls() as calls:
         assert list(rules.search(Piece(0, 0, data))) == []
@@ -125,7 +125,7 @@ def test_lines_that_no_rule_wants_are_not_looked_at_one_by_one(engine: type) -> 
 
 
 def test_lines_that_rules_want_are_matched_once_each(engine: type) -> None:
-    rules = matching.matcher([Wanted("r", "boom (?P<n>[0-9]+)", True)], engine)
+    rules = matcher.matcher([Wanted("r", "boom (?P<n>[0-9]+)", True)], engine)
     data = b"".join(b"boom %d\n" % n if n % 100 == 0 else b"fine\n" for n in range(5000))
     with counted_calls() as calls:
         assert len(list(rules.search(Piece(0, 0, data)))) == 50

@@ -7,12 +7,13 @@ from unittest import mock
 
 import pytest
 
-from autoexp import logtail, watch
+from autoexp import watch
 from autoexp.backends.megatron_layout import TRACKER, folder_name
 from autoexp.compose import compose
 from autoexp.findings import LogLost, LogMatched
 from autoexp.jobs import JobRecord, Kind, Verdict
-from autoexp.logtail import LIMIT, MAX_LINES, MOST_BEHIND, LogCursor, read_new
+from autoexp.logs import tail
+from autoexp.logs.tail import LIMIT, MAX_LINES, MOST_BEHIND, LogCursor, read_new
 from autoexp.monitor import Look, Monitor
 from autoexp.rehearsal import Rehearsal
 from autoexp.schedulers.base import Sighting
@@ -162,7 +163,7 @@ def test_a_log_whose_every_line_is_an_event_leaves_turns_to_the_others_and_loses
 
 def test_a_log_that_had_no_turn_has_the_first_one_in_the_next_look(tmp_path: Path) -> None:
     crowd = Crowd(tmp_path, 12)
-    with mock.patch.object(logtail, "_MOST_OVER", -0.5), mock.patch.object(logtail, "LIMIT", 65536):
+    with mock.patch.object(tail, "_MOST_OVER", -0.5), mock.patch.object(tail, "LIMIT", 65536):
         for job in crowd.jobs:
             crowd.grow(job, 1 << 17)
             crowd.write(job, LINE.format(7))
@@ -231,7 +232,7 @@ def test_of_a_log_that_is_cut_twice_both_cuts_are_told(tmp_path: Path) -> None:
     crowd.save(job, 300)
     with (
         mock.patch.object(watch, "MOST_AT_END", 4.0),
-        mock.patch.object(logtail, "MOST_BEHIND", 12 * LIMIT),
+        mock.patch.object(tail, "MOST_BEHIND", 12 * LIMIT),
     ):
         look = crowd.look({job.spec.name: "COMPLETED"}, exit_code=0)
         events = list(look.events)
@@ -269,7 +270,7 @@ def test_a_running_jobs_log_is_read_whole_however_far_behind(tmp_path: Path) -> 
 
 def test_what_is_left_of_an_ended_log_begins_with_a_whole_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with mock.patch.object(logtail, "MOST_BEHIND", 25):
+    with mock.patch.object(tail, "MOST_BEHIND", 25):
         log.write_bytes(b"0123456789\n" * 10)
         reading = read_new(log, LogCursor(), final=True)
         assert [(line.offset, line.text) for line in reading.lines] == [
@@ -315,7 +316,7 @@ def test_a_rehearsal_reads_a_log_whole_that_an_ended_job_would_not_be_read_of(
 ) -> None:
     log = tmp_path / "log"
     log.write_text("a rather bad line\n" * 100 + "a rather bad line")
-    with mock.patch.object(logtail, "MOST_BEHIND", 25):
+    with mock.patch.object(tail, "MOST_BEHIND", 25):
         rehearsal = Rehearsal(compose("demo", [*TINY, BAD]).experiment, log, Kind.TRAIN)
         assert len(list(rehearsal.run())) == 101
     assert rehearsal.warning is None

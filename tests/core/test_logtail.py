@@ -14,8 +14,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autoexp import logtail
-from autoexp.logtail import BLOCK, LIMIT, MAX_LINE, SEAM, LogCursor, LogLine, Reading, read_new
+from autoexp.logs import tail
+from autoexp.logs.tail import BLOCK, LIMIT, MAX_LINE, SEAM, LogCursor, LogLine, Reading, read_new
 
 
 class Monitor:
@@ -107,7 +107,7 @@ def counted_calls() -> Iterator[dict[str, int]]:
         mock.patch.object(os, "stat", counting("stat", os.stat)),
         mock.patch.object(os, "fstat", counting("fstat", os.fstat)),
         mock.patch.object(os, "scandir", counting("scandir", os.scandir)),
-        mock.patch.object(logtail, "FileIO", counting("FileIO", FileIO)),
+        mock.patch.object(tail, "FileIO", counting("FileIO", FileIO)),
     ):
         yield counts
 
@@ -116,9 +116,9 @@ def counted_calls() -> Iterator[dict[str, int]]:
 def small_bounds() -> Iterator[int]:
     """Bounds so small that a few bytes meet all of them."""
     with (
-        mock.patch.object(logtail, "MAX_LINE", 12),
-        mock.patch.object(logtail, "MAX_LINES", 3),
-        mock.patch.object(logtail, "BLOCK", 5),
+        mock.patch.object(tail, "MAX_LINE", 12),
+        mock.patch.object(tail, "MAX_LINES", 3),
+        mock.patch.object(tail, "BLOCK", 5),
     ):
         yield 12
 
@@ -367,7 +367,7 @@ def test_a_quarter_of_a_million_short_lines_come_in_several_calls(
 ) -> None:
     writer.write(b"a\n" * BLOCK)
     reading = monitor.look()
-    assert reading.more and len(reading.lines) <= logtail.MAX_LINES + BLOCK
+    assert reading.more and len(reading.lines) <= tail.MAX_LINES + BLOCK
     monitor.look_until_done()
     assert len(monitor.lines) == BLOCK
 

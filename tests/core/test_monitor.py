@@ -14,7 +14,7 @@ from autoexp.backends.megatron_layout import TRACKER, folder_name
 from autoexp.compose import Composed
 from autoexp.events import CheckpointComplete, JobGivenUp
 from autoexp.jobs import JobRecord, Verdict
-from autoexp.logtail import LIMIT
+from autoexp.logs.tail import LIMIT
 from autoexp.monitor import Look, Monitor
 from autoexp.schedulers.base import Sighting
 from autoexp.session import Session

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from autoexp.backends.base import COMPOSING
-from autoexp.loglines import Piece
-from autoexp.rules.engines import Engine, lines_with
+from autoexp.logs.engines import Engine, lines_with
+from autoexp.logs.linear import SEEN, LinePattern, refuse_slow
+from autoexp.logs.lines import Piece
+from autoexp.logs.matcher import Hit, matcher
+from autoexp.logs.patterns import Wanted, groups_of
+from autoexp.logs.prefilter import widened
 from autoexp.rules.language import LogRule
-from autoexp.rules.linear import SEEN, LinePattern, refuse_slow
-from autoexp.rules.matching import Hit, matcher
-from autoexp.rules.patterns import Wanted, groups_of
-from autoexp.rules.widening import widened
 
 PATTERNS = (
     r"NCCL.*timeout.*(?P<details>.+)",

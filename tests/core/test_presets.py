@@ -16,7 +16,7 @@ from autoexp.events import (
 )
 from autoexp.experiment import Experiment
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind, Verdict, now
-from autoexp.logtail import LookBudget
+from autoexp.logs.tail import LookBudget
 from autoexp.plan import make_plan
 from autoexp.rules.book import RuleBook, named
 from autoexp.rules.decide import decide

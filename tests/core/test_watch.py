@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autoexp import logtail
 from autoexp.backends.base import COMPOSING, Backend, CheckpointScan, Progress, Unread
 from autoexp.backends.command import CommandBackend
 from autoexp.backends.demo import DemoBackend
@@ -24,10 +23,11 @@ from autoexp.backends.torchtitan import _LINE as TORCHTITAN
 from autoexp.events import Event, adapter
 from autoexp.findings import LogMatched
 from autoexp.jobs import JobRecord
-from autoexp.logtail import LIMIT, LookBudget
+from autoexp.logs import tail
+from autoexp.logs.linear import refuse_slow
+from autoexp.logs.matcher import Matcher
+from autoexp.logs.tail import LIMIT, LookBudget
 from autoexp.rules.book import RuleBook, Watched
-from autoexp.rules.linear import refuse_slow
-from autoexp.rules.matching import Matcher
 from autoexp.rules.sections import Rules
 from autoexp.rules.values import typed
 from autoexp.scores import NoScores, read_scores
@@ -597,9 +597,9 @@ def test_any_bytes_in_any_pieces_are_read_as_at_once(
     with (
         tempfile.TemporaryDirectory() as one,
         tempfile.TemporaryDirectory() as other,
-        mock.patch.object(logtail, "MAX_LINE", 4000),
-        mock.patch.object(logtail, "BLOCK", 700),
-        mock.patch.object(logtail, "MAX_LINES", 50),
+        mock.patch.object(tail, "MAX_LINE", 4000),
+        mock.patch.object(tail, "BLOCK", 700),
+        mock.patch.object(tail, "MAX_LINES", 50),
         mock.patch.object(JobWatch, "pass_by", _only_texts),
     ):
         at_once = Watching(Path(one), backend, log_events=rules, metric_events=METRICS)

@@ -7,11 +7,11 @@ on the line alone (`linear.py`), and so the answers are the same with every engi
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from autoexp.loglines import LogLine, Piece, PlainPiece
-from autoexp.rules.engines import Engine, EngineType, Span, best_engine, lines_with
-from autoexp.rules.linear import SEEN, LinePattern
-from autoexp.rules.patterns import Wanted
-from autoexp.rules.widening import anchor
+from autoexp.logs.engines import Engine, EngineType, Span, best_engine, lines_with
+from autoexp.logs.linear import SEEN, LinePattern
+from autoexp.logs.lines import LogLine, Piece, PlainPiece
+from autoexp.logs.patterns import Wanted
+from autoexp.logs.prefilter import anchor
 
 
 class Hit(NamedTuple):

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from autoexp.rules.patterns import Wanted
-from autoexp.rules.widening import anchor, widened
+from autoexp.logs.patterns import Wanted
+from autoexp.logs.prefilter import anchor, widened
 
 Span = tuple[int, int]
 """Where a line begins, and where it ends, in a block of lines."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from autoexp.rules.patterns import Wanted, bytes_of, collect_literals, constants, parse
+from autoexp.logs.patterns import Wanted, bytes_of, collect_literals, constants, parse
 
 _NEWLINE = ord("\n")
 _REPEATS = (constants.MAX_REPEAT, constants.MIN_REPEAT)

@@ -12,8 +12,8 @@ from typing import Any
 
 import re2
 
-from autoexp.rules.patterns import bytes_of, compiled_by_re, constants, parse
-from autoexp.rules.widening import NoCounterpart, byte_class
+from autoexp.logs.patterns import bytes_of, compiled_by_re, constants, parse
+from autoexp.logs.prefilter import NoCounterpart, byte_class
 
 SEEN = 4096
 """Bytes of a line that a rule's pattern sees."""

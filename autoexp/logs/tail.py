@@ -14,7 +14,7 @@ from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp.loglines import LogLine, Piece, with_newlines
+from autoexp.logs.lines import LogLine, Piece, with_newlines
 
 MAX_LINE = 1 << 20  # bytes of a line that are kept; the rest of a longer one is skipped
 MAX_LINES = 50_000  # lines of one call, about: progress lines take longer to read than others
