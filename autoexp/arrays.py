@@ -9,7 +9,7 @@ from typing import NamedTuple
 from autoexp import payload
 from autoexp.jobs import Attempt, JobRecord, JobSpec, now
 from autoexp.limits import room, time_limit
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
 from autoexp.session import Session
 from autoexp.storage import atomic

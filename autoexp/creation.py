@@ -11,9 +11,9 @@ from autoexp.compose import Composed
 from autoexp.errors import BadInput, SessionError
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobRecord, JobSpec, now
-from autoexp.machines import LocalMachine
 from autoexp.plan import Plan
 from autoexp.provenance import Provenance, of_experiment
+from autoexp.resources.machines import LocalMachine
 from autoexp.session import Session
 from autoexp.session_meta import SessionMeta
 from autoexp.storage import atomic, claims, locks, permissions

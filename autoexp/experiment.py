@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from autoexp.backends.base import Backend, Closed
 from autoexp.backends.kinds import AnyBackend
 from autoexp.budget import Budget
-from autoexp.containers import Container, NoContainer
-from autoexp.machines import Machine
 from autoexp.quantities import Quantity, Unit, read_quantity
+from autoexp.resources.containers import Container, NoContainer
+from autoexp.resources.machines import Machine
 from autoexp.rules.actions import Decay, Shape
 from autoexp.rules.sections import Rules
 from autoexp.stages import Stage, StageName

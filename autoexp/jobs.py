@@ -10,10 +10,10 @@ from autoexp import states
 from autoexp.backends.base import Backend, Branch, Closed
 from autoexp.backends.kinds import AnyBackend
 from autoexp.budget import Estimate
-from autoexp.containers import Container, NoContainer
 from autoexp.logs.tail import LogCursor
-from autoexp.machines import Machine
 from autoexp.names import LONGEST_JOB
+from autoexp.resources.containers import Container, NoContainer
+from autoexp.resources.machines import Machine
 from autoexp.rules.conditions import Condition
 from autoexp.stages import Awaited, Draft
 from autoexp.storage import migrations

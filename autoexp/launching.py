@@ -13,8 +13,8 @@ from autoexp.creation import output_root
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment, Project
 from autoexp.jobs import JobSpec, Kind
-from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.plan import make_plan
+from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.actions import Launch
 from autoexp.rules.possible import compose_launched
 from autoexp.rules.records import ActionRecord

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobRecord, JobSpec, Kind
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.spending import over_budget
 
 

@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoexp.containers import Apptainer, Docker
 from autoexp.experiment import Experiment
 from autoexp.redaction import may_be_stored, without_secrets
+from autoexp.resources.containers import Apptainer, Docker
 
 _PACKAGES = ("autoexp", "prefect", "submitit", "pydantic", "hydra-core", "numpy", "torch")
 _TIMEOUT_S = 30.0

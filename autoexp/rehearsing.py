@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from autoexp.jobs import JobSpec
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.slurm_batch import executor_for, launched
 from autoexp.storage import atomic

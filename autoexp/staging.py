@@ -15,9 +15,9 @@ from autoexp.dotted import flat, set_value
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobSpec, Kind
-from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.names import check_job
 from autoexp.problems import Origins, validation_message
+from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.stages import EACH, LATE, TRUNK, AtCheckpoint, Awaited, Draft, Stage, is_first
 from autoexp.sweep.points import refuse_shared
 from autoexp.templates import fill, fill_tree, names_in, refuse_unknown, texts_in

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from autoexp.backends.base import Branch
 from autoexp.budget import estimate
-from autoexp.containers import NoContainer
 from autoexp.cost import Cost, cost_of
 from autoexp.errors import BadInput
 from autoexp.experiment import Cooldown, Experiment, Start
 from autoexp.jobs import JobSpec, Kind
 from autoexp.names import check_job
+from autoexp.resources.containers import NoContainer
 from autoexp.rules.planned import all_cooldowns
 
 

@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 from autoexp.jobs import Attempt
-from autoexp.machines import SlurmCluster
 from autoexp.monitor import Monitor
+from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session import Session
 from bench import worlds

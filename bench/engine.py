@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoexp.flows.children import Children
 from autoexp.flows.engine import SessionRun
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session import Session

@@ -13,7 +13,7 @@ from prefect import flow, get_run_logger
 from autoexp.backends.base import Branch
 from autoexp.flows.engine import SessionRun
 from autoexp.jobs import JobRecord, JobSpec, Kind
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.schedulers.slurm import SlurmScheduler

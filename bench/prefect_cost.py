@@ -9,7 +9,7 @@ from prefect import get_client
 
 from autoexp.flows.engine import SessionRun
 from autoexp.jobs import JobRecord
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
 from bench import worlds
 from bench.fakes import FakeCluster

@@ -3,7 +3,7 @@
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
-from autoexp.containers import Apptainer as ContainerSettings
+from autoexp.resources.containers import Apptainer as ContainerSettings
 
 
 class ApptainerContainer(Block):

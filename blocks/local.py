@@ -3,7 +3,7 @@
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
-from autoexp.machines import LocalMachine as LocalSettings
+from autoexp.resources.machines import LocalMachine as LocalSettings
 from autoexp.schedulers.local import LocalScheduler
 
 

@@ -3,7 +3,7 @@
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
-from autoexp.machines import SlurmCluster as SlurmSettings
+from autoexp.resources.machines import SlurmCluster as SlurmSettings
 from autoexp.schedulers.slurm import SlurmScheduler
 
 

@@ -20,10 +20,10 @@ from autoexp.flows.terminal import say, say_json
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.journal import Journal
 from autoexp.launching import refuse_other_scheduler
-from autoexp.machines import SlurmCluster
 from autoexp.names import LONGEST_KEY
 from autoexp.plan import NO_JOBS, Plan, make_plan
 from autoexp.provenance import provenance
+from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.possible import refuse_impossible
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.slurm_commands import CommandFailed, at, run

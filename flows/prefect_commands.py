@@ -46,7 +46,7 @@ from autoexp.flows.server import (
     write_private,
 )
 from autoexp.flows.terminal import say
-from autoexp.machines import SlurmCluster as SlurmSettings
+from autoexp.resources.machines import SlurmCluster as SlurmSettings
 from autoexp.storage import permissions
 
 POOL = "slurm-login"

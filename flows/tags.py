@@ -3,7 +3,7 @@
 import re
 
 from autoexp.errors import SchedulerUnavailable
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm_commands import CommandFailed, run
 from autoexp.session import Session
 

@@ -12,7 +12,7 @@ from autoexp import payload, states
 from autoexp.errors import SubmissionUncertain
 from autoexp.events import Event, StateChanged
 from autoexp.jobs import Attempt, JobSpec, gpu_hours, now
-from autoexp.machines import LocalMachine, SlurmCluster
+from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.storage import atomic, locks
 
 LOCK = "submit.lock"

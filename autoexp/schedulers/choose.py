@@ -1,7 +1,7 @@
 """From the configuration to the scheduler it names."""
 
 from autoexp.experiment import Experiment
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
 
 

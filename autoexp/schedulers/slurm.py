@@ -17,8 +17,8 @@ from pathlib import Path
 from autoexp import payload, states
 from autoexp.errors import SchedulerUnavailable, SubmissionRefused, SubmitLimitReached
 from autoexp.jobs import Attempt, JobSpec, now
-from autoexp.machines import LocalMachine, SlurmCluster
 from autoexp.payload import TASKS
+from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers import slurm_commands
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, read_claim
 from autoexp.schedulers.exit_files import from_exit_file, with_own_account

@@ -16,7 +16,7 @@ from autoexp.errors import (
     SubmitLimitReached,
 )
 from autoexp.jobs import JobSpec, Kind
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
 from autoexp.storage import atomic

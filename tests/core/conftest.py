@@ -22,8 +22,8 @@ from autoexp.creation import new_id, output_root
 from autoexp.jobs import Attempt, JobSpec, Kind, now
 from autoexp.logs import matcher
 from autoexp.logs.engines import Hyperscan, Searching, best_engine
-from autoexp.machines import LocalMachine
 from autoexp.payload import process_identity
+from autoexp.resources.machines import LocalMachine
 from autoexp.schedulers.base import Orders, Ticket, prepare
 from autoexp.storage import atomic
 from autoexp.study import plan_study

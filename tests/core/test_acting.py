@@ -15,7 +15,7 @@ from autoexp.events import BudgetPassed, TrunksFinished
 from autoexp.findings import LogMatched
 from autoexp.jobs import Kind, Verdict, now
 from autoexp.launching import Launching, launched
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Cancel, ExcludeNodes, Launch
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.rules.values import values_of

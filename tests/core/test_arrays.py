@@ -17,7 +17,7 @@ from autoexp import arrays, errors, payload, states
 from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER, folder_name
 from autoexp.compose import Composed
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind
-from autoexp.machines import LocalMachine, SlurmCluster
+from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, find_or_forbid
 from autoexp.session import Session
 from autoexp.storage import atomic

@@ -24,9 +24,9 @@ from autoexp.compose import Composed
 from autoexp.errors import SchedulerError
 from autoexp.experiment import Monitoring
 from autoexp.jobs import Kind, Verdict
-from autoexp.machines import SlurmCluster
 from autoexp.monitor import Monitor, Work
 from autoexp.phases import Phase, do, in_turns
+from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket

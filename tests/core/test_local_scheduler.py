@@ -15,7 +15,7 @@ import pytest
 
 from autoexp import payload, states
 from autoexp.errors import SchedulerUnavailable, SessionHeld
-from autoexp.machines import LocalMachine
+from autoexp.resources.machines import LocalMachine
 from autoexp.schedulers import local
 from autoexp.schedulers.base import Request, Sighting, is_locked, submit_once
 from autoexp.schedulers.local import LocalScheduler

@@ -6,8 +6,8 @@ from pydantic import ValidationError
 from autoexp.backends.base import COMPOSING
 from autoexp.compose import compose
 from autoexp.errors import BadInput
-from autoexp.machines import SlurmCluster
-from autoexp.sbatch import OPTIONS, OURS
+from autoexp.resources.machines import SlurmCluster
+from autoexp.resources.sbatch_options import OPTIONS, OURS
 
 
 def refusal(**settings: object) -> str:

@@ -15,7 +15,7 @@ from autoexp.creation import new_id, output_root
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.events import CheckpointComplete, JobGivenUp
 from autoexp.jobs import Attempt, JobRecord, Verdict
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.book import implied
 from autoexp.rules.decide import decide
 from autoexp.session import Session, sessions_root

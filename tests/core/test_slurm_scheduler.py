@@ -18,7 +18,7 @@ from autoexp.errors import (
     SubmissionUncertain,
     SubmitLimitReached,
 )
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request, Sighting, Ticket
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.schedulers.slurm_answers import read_limit, read_sacct, read_squeue

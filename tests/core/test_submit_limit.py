@@ -6,7 +6,7 @@ import pytest
 
 from autoexp.compose import Composed
 from autoexp.jobs import Verdict
-from autoexp.machines import SlurmCluster
+from autoexp.resources.machines import SlurmCluster
 from autoexp.session import Session
 from tests.core.conftest import create
 from tests.core.test_arrays import FakeScheduler, Fate

@@ -11,8 +11,8 @@ from autoexp.compose import Composed, compose
 from autoexp.errors import BadInput
 from autoexp.events import Published
 from autoexp.launching import Launching
-from autoexp.machines import SlurmCluster
 from autoexp.plan import make_plan
+from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Launch, Restart
 from autoexp.rules.possible import compose_launched
 from autoexp.rules.records import ActionRecord

@@ -9,11 +9,11 @@ import pytest
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
-from autoexp import machines
 from autoexp.blocks import ApptainerContainer, LocalMachine, SlurmCluster
-from autoexp.containers import Apptainer
 from autoexp.errors import BadInput
 from autoexp.flows.composing import compose
+from autoexp.resources import machines
+from autoexp.resources.containers import Apptainer
 from autoexp.schedulers.slurm import SlurmScheduler
 from tests.flows.conftest import autoexp
 

@@ -16,8 +16,8 @@ from autoexp.flows.automations import recovery
 from autoexp.flows.cooldown import final_state
 from autoexp.flows.scheduler_log import forwarded
 from autoexp.jobs import JobRecord
-from autoexp.machines import SlurmCluster
 from autoexp.monitor import JobView
+from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.tasks import effects
 from tests.core.conftest import attempt_of, spec_of

@@ -9,8 +9,8 @@ import pytest
 
 from autoexp.compose import compose
 from autoexp.config_files import SHIPPED
-from autoexp.machines import SlurmCluster
 from autoexp.plan import make_plan
+from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.slurm_batch import body, executor_for, launched
 

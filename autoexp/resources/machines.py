@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from autoexp import sinks
 from autoexp.backends.base import COMPOSING, Closed
 from autoexp.redaction import Variables
-from autoexp.sbatch import OPTIONS, OURS
+from autoexp.resources.sbatch_options import OPTIONS, OURS
 
 _CHOOSES_CLUSTER = ("SBATCH_CLUSTERS", "SLURM_CLUSTERS")
 _CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
