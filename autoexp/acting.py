@@ -9,8 +9,6 @@ from datetime import timedelta
 from autoexp import inbox
 from autoexp.blame import Blamed
 from autoexp.errors import SessionError
-from autoexp.events import CheckpointComplete, Published, RestartAsked
-from autoexp.findings import LogMatched, MetricAlarm
 from autoexp.jobs import Ending, JobRecord, RestartRequest, Verdict, now
 from autoexp.recorder import Recorder
 from autoexp.releasing import filled
@@ -24,6 +22,8 @@ from autoexp.rules.actions import (
     Restart,
     Start,
 )
+from autoexp.rules.events import CheckpointComplete, Published, RestartAsked
+from autoexp.rules.findings import LogMatched, MetricAlarm
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.session import Session
 from autoexp.templates import fill

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoexp import acting, inbox, launching, proxies, sinks
 from autoexp.backends.base import FoundCheckpoint
-from autoexp.events import CheckpointComplete
 from autoexp.jobs import JobSpec, now
 from autoexp.phases import OnSession, Pause, Phase, Phases, Request, TryAgain
 from autoexp.recorder import Recorder
@@ -27,8 +26,9 @@ from autoexp.rules.actions import (
     Start,
     WriteFile,
 )
+from autoexp.rules.event_values import captured, values_of
+from autoexp.rules.events import CheckpointComplete
 from autoexp.rules.records import ActionRecord
-from autoexp.rules.values import captured, values_of
 from autoexp.schedulers.base import Scheduler, Ticket
 from autoexp.session import Session
 from autoexp.steps import Logger

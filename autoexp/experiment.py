@@ -11,7 +11,7 @@ from autoexp.quantities import Quantity, Unit, read_quantity
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
 from autoexp.rules.actions import Decay, Shape
-from autoexp.rules.sections import Rules
+from autoexp.rules.ruleset import Rules
 from autoexp.stages import Stage, StageName
 from autoexp.sweep.language import Sweep
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from autoexp.describing import describe, describe_action
 from autoexp.jobs import JobRecord, Verdict
 from autoexp.rules.actions import Start
+from autoexp.rules.describe import describe, describe_action
+from autoexp.rules.event_values import values_of
 from autoexp.rules.records import ActionRecord, ActionStatus
-from autoexp.rules.values import values_of
 from autoexp.session import Session
 from autoexp.status import waits
 from autoexp.templates import fill

@@ -15,10 +15,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from autoexp.backends.base import Closed
 from autoexp.errors import BadInput, SessionHeld
-from autoexp.events import JobAdded, RequestRefused
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.retrying import retry
 from autoexp.rules.actions import Start
+from autoexp.rules.events import JobAdded, RequestRefused
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.session import Session
 from autoexp.storage import atomic, permissions

@@ -12,8 +12,8 @@ from typing import BinaryIO, NamedTuple
 from pydantic import ValidationError
 
 from autoexp.errors import SessionDamaged, SessionHeld
-from autoexp.events import CheckpointComplete, Event, adapter
 from autoexp.jobs import now
+from autoexp.rules.events import CheckpointComplete, Event, adapter
 from autoexp.storage import atomic
 
 

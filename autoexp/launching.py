@@ -16,9 +16,9 @@ from autoexp.jobs import JobSpec, Kind
 from autoexp.plan import make_plan
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.actions import Launch
+from autoexp.rules.event_values import captured
 from autoexp.rules.possible import compose_launched
 from autoexp.rules.records import ActionRecord
-from autoexp.rules.values import captured
 from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session
 from autoexp.templates import fill, fill_tree

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-from autoexp.events import Event
-from autoexp.findings import LogMatched, MetricAlarm
 from autoexp.jobs import Attempt, JobRecord, Logged
 from autoexp.logs.lines import LogLine
 from autoexp.logs.matcher import Hit
-from autoexp.rules.language import LogRule, MetricRule
+from autoexp.rules.event_values import typed
+from autoexp.rules.events import Event
+from autoexp.rules.findings import LogMatched, MetricAlarm
 from autoexp.rules.metrics import Expectation, alarm
-from autoexp.rules.values import typed
+from autoexp.rules.rules import LogRule, MetricRule
 
 _SHOWN = 1000  # bytes of a line that an event keeps
 

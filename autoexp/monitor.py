@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from autoexp import inbox, starts
 from autoexp.backoff import delay_s
-from autoexp.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
 from autoexp.jobs import Attempt, Ending, JobRecord, JobSpec, Verdict
 from autoexp.limits import room
 from autoexp.logs.tail import LogCursor, LookBudget
@@ -22,6 +21,7 @@ from autoexp.recorder import Recorder
 from autoexp.releasing import hopeless, ready
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
 from autoexp.rules.decide import decide
+from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket, apply
 from autoexp.session import Session

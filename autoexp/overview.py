@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from autoexp.events import AttemptJudged, BudgetPassed, Event, JobGivenUp, TrunksFinished
 from autoexp.jobs import Kind, Verdict
-from autoexp.rules.language import SessionRule
+from autoexp.rules.events import AttemptJudged, BudgetPassed, Event, JobGivenUp, TrunksFinished
+from autoexp.rules.rules import SessionRule
 from autoexp.session import Session
 from autoexp.spending import over_budget, spent
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from typing import Concatenate, ParamSpec, TypeVar
 
 from autoexp.errors import SessionHeld
-from autoexp.events import Event
 from autoexp.jobs import JobRecord
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
+from autoexp.rules.events import Event
 from autoexp.rules.records import ActionRecord
 from autoexp.session import Session
 

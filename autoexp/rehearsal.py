@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp.errors import BadInput
-from autoexp.events import Event
 from autoexp.experiment import Experiment
 from autoexp.jobs import Attempt, JobRecord, Kind, now
 from autoexp.logs.tail import LookBudget
 from autoexp.plan import make_plan
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
+from autoexp.rules.events import Event
 from autoexp.rules.records import ActionRecord
 from autoexp.watch import JobWatch
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from autoexp.changing import changed_spec
 from autoexp.errors import SessionError
-from autoexp.events import JobReady
 from autoexp.jobs import JobRecord, JobSpec, Verdict
+from autoexp.rules.events import JobReady
 from autoexp.session import Session
 from autoexp.spending import over_budget
 from autoexp.stages import LATE, Awaited

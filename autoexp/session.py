@@ -10,19 +10,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from autoexp import names, removal, states
 from autoexp.blame import BlameList
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
-from autoexp.events import (
-    AttemptRefused,
-    CancelAnswered,
-    CheckpointComplete,
-    Event,
-    JobReady,
-)
 from autoexp.experiment import Experiment
 from autoexp.family import in_order
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Verdict, now
 from autoexp.journal import Journal
 from autoexp.limits import chain_length, room, time_limit
 from autoexp.plan import Plan
+from autoexp.rules.events import AttemptRefused, CancelAnswered, CheckpointComplete, Event, JobReady
 from autoexp.rules.records import ActionRecord, Actions
 from autoexp.schedulers.base import Ticket
 from autoexp.session_meta import SessionMeta

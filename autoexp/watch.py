@@ -7,8 +7,6 @@ from pathlib import Path
 
 from autoexp import starts, states
 from autoexp.backends.base import MOST_ITERATIONS, Progress, Unread
-from autoexp.events import CheckpointComplete, Event
-from autoexp.findings import LoggingStopped, LogLost, LogMatched
 from autoexp.jobs import Attempt, JobRecord, JobSpec
 from autoexp.line_events import (
     add_alarms,
@@ -22,8 +20,10 @@ from autoexp.logs.lines import LogLine, Piece
 from autoexp.logs.matcher import Hit
 from autoexp.logs.tail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
 from autoexp.rules.book import Watched
-from autoexp.rules.language import LogRule
+from autoexp.rules.events import CheckpointComplete, Event
+from autoexp.rules.findings import LoggingStopped, LogLost, LogMatched
 from autoexp.rules.metrics import as_logged, smoothed, with_logged
+from autoexp.rules.rules import LogRule
 
 # A folder changed this recently may change again within the clock's grain: look once more.
 _RACY_NS = 2_000_000_000

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autoexp.errors import SessionError
-from autoexp.rules import values as known
+from autoexp.rules import event_values as known
 from autoexp.rules.actions import WriteFile
 from autoexp.rules.records import ActionRecord
 from autoexp.storage import lease

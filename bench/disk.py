@@ -7,10 +7,10 @@ from itertools import count
 from pathlib import Path
 from zlib import crc32
 
-from autoexp.events import StateChanged
 from autoexp.journal import Journal
 from autoexp.logs.tail import SEAM, LogCursor
 from autoexp.monitor import Monitor
+from autoexp.rules.events import StateChanged
 from autoexp.schedulers.base import Sighting
 from autoexp.session import Session
 from bench import worlds

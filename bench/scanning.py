@@ -16,7 +16,7 @@ from autoexp.logs.matcher import Matcher, matcher
 from autoexp.logs.patterns import Wanted
 from autoexp.logs.tail import LogCursor, LookBudget, read_new
 from autoexp.rules.book import RuleBook, named
-from autoexp.rules.language import LogRule
+from autoexp.rules.rules import LogRule
 from autoexp.session import Session
 from autoexp.watch import JobWatch
 from bench import worlds

@@ -12,13 +12,13 @@ from rich.live import Live
 
 from autoexp import adoption
 from autoexp.creation import create
-from autoexp.describing import describe
 from autoexp.errors import BadInput
 from autoexp.flows import planning
 from autoexp.flows.finding import refuse_if_held, session_path
 from autoexp.flows.show import status_view
 from autoexp.flows.terminal import console, say, say_json, say_log
 from autoexp.journal import Entry, Journal
+from autoexp.rules.describe import describe
 from autoexp.session import Session, sessions_root
 from autoexp.status import status_of
 from autoexp.storage import atomic

@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 
 from autoexp import acting
 from autoexp.action_runs import Command
-from autoexp.events import CheckpointComplete
 from autoexp.flows.children import Children
 from autoexp.flows.disk import Disk
 from autoexp.flows.updates import Updates
 from autoexp.jobs import now
 from autoexp.monitor import Monitor
-from autoexp.rules.checking import Answer, Checked, Facts, JobFacts, check_all
+from autoexp.rules.condition_checks import Answer, Checked, Facts, JobFacts, check_all
 from autoexp.rules.conditions import CommandTest, commands_in
 from autoexp.rules.durations import spoken
+from autoexp.rules.event_values import captured, values_of
+from autoexp.rules.events import CheckpointComplete
 from autoexp.rules.records import ActionRecord, ActionStatus
-from autoexp.rules.values import captured, values_of
 from autoexp.session import Session
 from autoexp.tasks import effects
 from autoexp.templates import fill

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from prefect.runtime import flow_run
 
 from autoexp import action_runs, inbox, steps
-from autoexp.describing import describe
 from autoexp.errors import SessionHeld
 from autoexp.flows.children import Children
 from autoexp.flows.condition_checker import ConditionChecker
@@ -28,6 +27,7 @@ from autoexp.flows.updates import Updates
 from autoexp.flows.wishes import Wishes
 from autoexp.jobs import Verdict
 from autoexp.monitor import Look, Monitor, Work
+from autoexp.rules.describe import describe
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 from autoexp.session import Session

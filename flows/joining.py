@@ -11,7 +11,6 @@ from autoexp import adoption, inbox
 from autoexp.adoption import HandStarted, is_session
 from autoexp.compose import Composed
 from autoexp.creation import create, output_root
-from autoexp.describing import describe
 from autoexp.errors import BadInput
 from autoexp.explaining import in_words
 from autoexp.flows import planning
@@ -24,6 +23,7 @@ from autoexp.names import LONGEST_KEY
 from autoexp.plan import NO_JOBS, Plan, make_plan
 from autoexp.provenance import provenance
 from autoexp.resources.machines import SlurmCluster
+from autoexp.rules.describe import describe
 from autoexp.rules.possible import refuse_impossible
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.slurm_commands import CommandFailed, at, run

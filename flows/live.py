@@ -9,10 +9,10 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 
-from autoexp.describing import describe
 from autoexp.errors import AutoexpError
 from autoexp.flows.show import status_view
 from autoexp.journal import Journal
+from autoexp.rules.describe import describe
 from autoexp.session import Session
 from autoexp.status import status_of
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from autoexp.describing import describe
 from autoexp.jobs import JobRecord, Kind, Verdict
 from autoexp.plan import Plan
+from autoexp.rules.describe import describe
 from autoexp.session import Session
 from autoexp.sinks import markdown, markdown_code
 from autoexp.status import JobStatus, Status

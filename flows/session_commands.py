@@ -10,13 +10,13 @@ from typing import Any
 from autoexp import find, inbox, removal
 from autoexp.cancelling import cancel_directly
 from autoexp.creation import claim_of, output_root
-from autoexp.describing import describe
 from autoexp.errors import AutoexpError, BadInput
-from autoexp.events import CancelAnswered
 from autoexp.flows.finding import live_holder, refuse_if_held, session_path
 from autoexp.flows.show import status_view
 from autoexp.flows.terminal import console, say, say_json
 from autoexp.journal import Position
+from autoexp.rules.describe import describe
+from autoexp.rules.events import CancelAnswered
 from autoexp.session import Session, sessions_root
 from autoexp.status import state_of, status_of
 from autoexp.storage import claims

@@ -11,10 +11,11 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from prefect.events import emit_event
 
-from autoexp import events, sinks
-from autoexp.describing import describe
-from autoexp.events import Event
+from autoexp import sinks
 from autoexp.jobs import JobRecord, Kind, Verdict, now
+from autoexp.rules import events
+from autoexp.rules.describe import describe
+from autoexp.rules.events import Event
 from autoexp.session import Session
 
 

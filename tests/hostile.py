@@ -6,8 +6,8 @@ from pathlib import Path
 
 from autoexp import inbox
 from autoexp.compose import compose
-from autoexp.events import LogMatched
 from autoexp.jobs import Kind
+from autoexp.rules.events import LogMatched
 from autoexp.session import Session
 from autoexp.setting import setting
 from tests.core.conftest import create

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from autoexp.events import CheckpointComplete, Event, JobReady
 from autoexp.logs.matcher import Matcher, matcher
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Start
 from autoexp.rules.decide import Asked, Rule
-from autoexp.rules.language import (
+from autoexp.rules.events import CheckpointComplete, Event, JobReady
+from autoexp.rules.metrics import window
+from autoexp.rules.rules import (
     CheckpointRule,
     InactivityRule,
     LogRule,
@@ -17,8 +18,7 @@ from autoexp.rules.language import (
     RuleBase,
     SessionRule,
 )
-from autoexp.rules.metrics import window
-from autoexp.rules.sections import Rules
+from autoexp.rules.ruleset import Rules
 
 if TYPE_CHECKING:
     from autoexp.jobs import JobSpec

@@ -5,11 +5,11 @@ import re
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from autoexp.events import Event
 from autoexp.rules.actions import Action
 from autoexp.rules.conditions import Condition
-from autoexp.rules.language import AnyRule
+from autoexp.rules.events import Event
 from autoexp.rules.records import ActionRecord
+from autoexp.rules.rules import AnyRule
 from autoexp.storage import atomic
 
 _LONGEST_KEY = atomic.LONGEST_NAME - len(".json")

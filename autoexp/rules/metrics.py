@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from autoexp.backends.base import MOST_ITERATIONS, Progress
 from autoexp.jobs import Logged
-from autoexp.rules.language import MetricRule
 from autoexp.rules.metric_tests import (
     LossAbove,
     NotANumber,
@@ -16,6 +15,7 @@ from autoexp.rules.metric_tests import (
     Spike,
     ThroughputBelow,
 )
+from autoexp.rules.rules import MetricRule
 
 _SHOWN = 40  # characters of a number
 _LOSS: Callable[[Logged], float] = itemgetter(1)

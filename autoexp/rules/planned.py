@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from autoexp.experiment import Budgets, Cooldown, Experiment
 from autoexp.rules.actions import Decay, Launch, Step
-from autoexp.rules.language import CheckpointRule
+from autoexp.rules.rules import CheckpointRule
 
 
 class Planned(NamedTuple):

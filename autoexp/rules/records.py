@@ -5,10 +5,10 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp.events import Event
 from autoexp.jobs import now
 from autoexp.rules.actions import Action, Start
 from autoexp.rules.conditions import Condition
+from autoexp.rules.events import Event
 from autoexp.storage import migrations
 
 

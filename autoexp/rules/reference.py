@@ -15,9 +15,9 @@ from pydantic.fields import FieldInfo
 from autoexp.rules.actions import LaunchedCooldown, Step
 from autoexp.rules.conditions import CONDITIONS
 from autoexp.rules.durations import spoken
-from autoexp.rules.language import RuleBase
-from autoexp.rules.sections import Rules
-from autoexp.rules.values import OF_JOB, OF_SESSION
+from autoexp.rules.event_values import OF_JOB, OF_SESSION
+from autoexp.rules.rules import RuleBase
+from autoexp.rules.ruleset import Rules
 
 MARK = "<!-- From here on written by `make docs`. -->\n"
 

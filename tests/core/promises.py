@@ -18,14 +18,14 @@ from pathlib import Path
 from autoexp import redaction, scores, sinks, templates
 from autoexp.backends import logline
 from autoexp.backends.layout import Layout
-from autoexp.describing import describe
 from autoexp.errors import AutoexpError, BadInput, SessionError
-from autoexp.findings import LogMatched
 from autoexp.logs import tail
 from autoexp.logs.linear import LinePattern, refuse_slow
 from autoexp.names import check_id
-from autoexp.rules.checking import Facts, check
+from autoexp.rules.condition_checks import Facts, check
 from autoexp.rules.conditions import FileContains, FileExists, Glob
+from autoexp.rules.describe import describe
+from autoexp.rules.findings import LogMatched
 from autoexp.schedulers import slurm_answers
 from autoexp.storage import atomic, claims
 from autoexp.sweep import expressions
@@ -285,9 +285,9 @@ PROMISES: dict[str, Promise] = {
     "autoexp.sinks.node": _node,
     "autoexp.sinks.batch_option": _batch_option,
     "autoexp.write_targets.path_below": _path_below,
-    "autoexp.rules.checking.check": _check,
+    "autoexp.rules.condition_checks.check": _check,
     "autoexp.templates.fill": _fill,
-    "autoexp.describing.describe": _describe,
+    "autoexp.rules.describe.describe": _describe,
     "autoexp.names.check_id": _check_id,
     "autoexp.logs.linear.refuse_slow": _refuse_slow,
     "autoexp.logs.linear.LinePattern": _search,

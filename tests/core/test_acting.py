@@ -11,14 +11,14 @@ import pytest
 from autoexp import acting, inbox
 from autoexp.blame import Blamed
 from autoexp.errors import BadInput, SessionError
-from autoexp.events import BudgetPassed, TrunksFinished
-from autoexp.findings import LogMatched
 from autoexp.jobs import Kind, Verdict, now
 from autoexp.launching import Launching, launched
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Cancel, ExcludeNodes, Launch
+from autoexp.rules.event_values import values_of
+from autoexp.rules.events import BudgetPassed, TrunksFinished
+from autoexp.rules.findings import LogMatched
 from autoexp.rules.records import ActionRecord, ActionStatus
-from autoexp.rules.values import values_of
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm_batch import executor_for

@@ -9,11 +9,11 @@ from autoexp import inbox
 from autoexp.budget import total
 from autoexp.compose import compose
 from autoexp.errors import BadInput, SessionNotFound
-from autoexp.events import BudgetPassed
 from autoexp.jobs import Verdict, now
 from autoexp.limits import room
 from autoexp.measured import with_measured_speed
 from autoexp.plan import Plan
+from autoexp.rules.events import BudgetPassed
 from autoexp.session import Session
 from autoexp.spending import spent
 from autoexp.status import status_of

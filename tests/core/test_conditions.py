@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from autoexp.backends.base import COMPOSING
 from autoexp.jobs import now
-from autoexp.rules.checking import Answer, Facts, JobFacts, check, check_all
+from autoexp.rules.condition_checks import Answer, Facts, JobFacts, check, check_all
 from autoexp.rules.conditions import Condition, commands_in
 
 ADAPTER: TypeAdapter[Condition] = TypeAdapter(Condition)

@@ -8,9 +8,9 @@ import pytest
 
 from autoexp import monitor, recorder
 from autoexp.errors import SessionHeld
-from autoexp.events import CheckpointComplete
 from autoexp.jobs import Verdict
 from autoexp.rules.book import RuleBook
+from autoexp.rules.events import CheckpointComplete
 from autoexp.session import Session
 from autoexp.steps import Submit
 from autoexp.watch import JobWatch

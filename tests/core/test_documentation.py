@@ -5,7 +5,7 @@ from pathlib import Path
 from autoexp.rules.actions import Step
 from autoexp.rules.conditions import CONDITIONS
 from autoexp.rules.reference import MARK, reference
-from autoexp.rules.sections import Rules
+from autoexp.rules.ruleset import Rules
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "rules.md"
 

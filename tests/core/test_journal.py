@@ -10,8 +10,8 @@ import pytest
 
 from autoexp import journal as journals
 from autoexp.errors import SessionDamaged, SessionHeld
-from autoexp.events import StateChanged
 from autoexp.journal import START, Journal
+from autoexp.rules.events import StateChanged
 from autoexp.storage import atomic
 from tests.core.conftest import FullDisk
 

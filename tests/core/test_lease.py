@@ -15,7 +15,7 @@ import pytest
 
 from autoexp import inbox
 from autoexp.errors import SessionDamaged, SessionHeld
-from autoexp.events import JobAdded
+from autoexp.rules.events import JobAdded
 from autoexp.schedulers.base import is_locked
 from autoexp.session import Session
 from autoexp.storage import lease, processes

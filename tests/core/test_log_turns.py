@@ -10,12 +10,12 @@ import pytest
 from autoexp import watch
 from autoexp.backends.megatron_layout import TRACKER, folder_name
 from autoexp.compose import compose
-from autoexp.findings import LogLost, LogMatched
 from autoexp.jobs import JobRecord, Kind, Verdict
 from autoexp.logs import tail
 from autoexp.logs.tail import LIMIT, MAX_LINES, MOST_BEHIND, LogCursor, read_new
 from autoexp.monitor import Look, Monitor
 from autoexp.rehearsal import Rehearsal
+from autoexp.rules.findings import LogLost, LogMatched
 from autoexp.schedulers.base import Sighting
 from autoexp.session import Session
 from autoexp.watch import EVENTS

@@ -8,8 +8,8 @@ from autoexp.backends.base import Branch
 from autoexp.backends.demo import DemoBackend
 from autoexp.demo_language import Schedule
 from autoexp.jobs import Logged
-from autoexp.rules.language import MetricRule
 from autoexp.rules.metrics import Expectation, alarm, window
+from autoexp.rules.rules import MetricRule
 
 NOTHING = Expectation(logs_loss=True, planned_rate=lambda _: None, peak_rate=None)
 BRANCH = Branch(iteration=100, decay_iterations=50, shape="linear", min_lr=0.0)

@@ -12,10 +12,10 @@ from autoexp import acting
 from autoexp.backends.base import CheckpointScan, FoundCheckpoint
 from autoexp.backends.megatron_layout import TRACKER, folder_name
 from autoexp.compose import Composed
-from autoexp.events import CheckpointComplete, JobGivenUp
 from autoexp.jobs import JobRecord, Verdict
 from autoexp.logs.tail import LIMIT
 from autoexp.monitor import Look, Monitor
+from autoexp.rules.events import CheckpointComplete, JobGivenUp
 from autoexp.schedulers.base import Sighting
 from autoexp.session import Session
 from tests.core.conftest import KilledAt, create

@@ -13,14 +13,14 @@ from pydantic import ValidationError
 from autoexp.compose import Composed, compose
 from autoexp.creation import new_id
 from autoexp.errors import BadInput
-from autoexp.events import CheckpointComplete, Event, JobReady, Published, StateChanged
 from autoexp.experiment import Experiment
-from autoexp.findings import LoggingStopped, LogMatched, MetricAlarm
 from autoexp.names import LONGEST_ID, LONGEST_KEY, check_id
 from autoexp.rules.actions import Log
 from autoexp.rules.book import RuleBook, implied
 from autoexp.rules.decide import Asked, Rule, decide
-from autoexp.rules.language import OnReady
+from autoexp.rules.events import CheckpointComplete, Event, JobReady, Published, StateChanged
+from autoexp.rules.findings import LoggingStopped, LogMatched, MetricAlarm
+from autoexp.rules.rules import OnReady
 from autoexp.schedulers.slurm_answers import SQUEUE_FORMAT
 from autoexp.session import Session
 from autoexp.storage import atomic

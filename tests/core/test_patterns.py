@@ -15,7 +15,7 @@ from autoexp.logs.lines import Piece
 from autoexp.logs.matcher import Hit, matcher
 from autoexp.logs.patterns import Wanted, groups_of
 from autoexp.logs.prefilter import widened
-from autoexp.rules.language import LogRule
+from autoexp.rules.rules import LogRule
 
 PATTERNS = (
     r"NCCL.*timeout.*(?P<details>.+)",

@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 
 from autoexp.compose import compose
-from autoexp.events import (
-    AttemptJudged,
-    CheckpointComplete,
-    Event,
-    StateChanged,
-    TrunksFinished,
-)
 from autoexp.experiment import Experiment
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind, Verdict, now
 from autoexp.logs.tail import LookBudget
 from autoexp.plan import make_plan
 from autoexp.rules.book import RuleBook, named
 from autoexp.rules.decide import decide
-from autoexp.rules.language import InactivityRule, LogRule, MetricRule, RuleBase
+from autoexp.rules.events import (
+    AttemptJudged,
+    CheckpointComplete,
+    Event,
+    StateChanged,
+    TrunksFinished,
+)
 from autoexp.rules.possible import refuse_impossible
+from autoexp.rules.rules import InactivityRule, LogRule, MetricRule, RuleBase
 from autoexp.watch import JobWatch
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,10 +14,10 @@ import pytest
 from autoexp import acting, action_runs, payload, phases
 from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER
 from autoexp.compose import compose
-from autoexp.events import JobGivenUp, RestartAsked
-from autoexp.findings import LogMatched, MetricAlarm
 from autoexp.jobs import RestartRequest, Verdict
 from autoexp.rules.actions import Restart, Start
+from autoexp.rules.events import JobGivenUp, RestartAsked
+from autoexp.rules.findings import LogMatched, MetricAlarm
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.schedulers.local import LocalScheduler

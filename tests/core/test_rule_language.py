@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 
 from autoexp.compose import compose
 from autoexp.errors import BadInput
-from autoexp.events import (
+from autoexp.experiment import Experiment
+from autoexp.rules.book import RuleBook
+from autoexp.rules.decide import decide
+from autoexp.rules.event_values import typed, values_of
+from autoexp.rules.events import (
     BudgetPassed,
     CheckpointComplete,
     Event,
@@ -17,11 +21,7 @@ from autoexp.events import (
     StateChanged,
     TrunksFinished,
 )
-from autoexp.experiment import Experiment
-from autoexp.findings import LogMatched
-from autoexp.rules.book import RuleBook
-from autoexp.rules.decide import decide
-from autoexp.rules.values import typed, values_of
+from autoexp.rules.findings import LogMatched
 from autoexp.session import Session
 from autoexp.setting import setting
 from autoexp.templates import fill, names_in

@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoexp.compose import Composed
-from autoexp.events import AttemptJudged, CheckpointComplete, Event, JobGivenUp, StateChanged
 from autoexp.experiment import Cooldown, Decay, Experiment, Project
 from autoexp.jobs import Verdict
 from autoexp.plan import make_plan
 from autoexp.rules.actions import Start
 from autoexp.rules.book import implied
 from autoexp.rules.decide import Asked, Rule, action_key, decide
-from autoexp.rules.language import OnCheckpoint
+from autoexp.rules.events import AttemptJudged, CheckpointComplete, Event, JobGivenUp, StateChanged
 from autoexp.rules.records import ActionRecord
+from autoexp.rules.rules import OnCheckpoint
 from autoexp.session import Session
 from tests.core.conftest import create
 

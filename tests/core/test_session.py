@@ -13,11 +13,11 @@ from autoexp import creation
 from autoexp.compose import Composed, compose
 from autoexp.creation import new_id, output_root
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
-from autoexp.events import CheckpointComplete, JobGivenUp
 from autoexp.jobs import Attempt, JobRecord, Verdict
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.book import implied
 from autoexp.rules.decide import decide
+from autoexp.rules.events import CheckpointComplete, JobGivenUp
 from autoexp.session import Session, sessions_root
 from autoexp.storage import atomic, lease
 from autoexp.study import plan_study

@@ -12,10 +12,10 @@ from autoexp.backends.huggingface import HuggingFaceBackend
 from autoexp.backends.megatron_layout import TRACKER
 from autoexp.backends.torchtitan import TorchtitanBackend
 from autoexp.curves import gains, without_seen_start
-from autoexp.events import StartedElsewhere
 from autoexp.jobs import JobRecord, Kind, Verdict
 from autoexp.monitor import Look
 from autoexp.results import rows
+from autoexp.rules.events import StartedElsewhere
 from autoexp.starts import branch_was_seen, check, note_line, note_logged, start_was_seen
 from autoexp.storage import migrations
 from autoexp.verdicts import judge

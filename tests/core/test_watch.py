@@ -20,16 +20,16 @@ from autoexp.backends.huggingface import HuggingFaceBackend
 from autoexp.backends.logline import ProgressPattern, number, whole
 from autoexp.backends.megatron_layout import progress as megatron_progress
 from autoexp.backends.torchtitan import _LINE as TORCHTITAN
-from autoexp.events import Event, adapter
-from autoexp.findings import LogMatched
 from autoexp.jobs import JobRecord
 from autoexp.logs import tail
 from autoexp.logs.linear import refuse_slow
 from autoexp.logs.matcher import Matcher
 from autoexp.logs.tail import LIMIT, LookBudget
 from autoexp.rules.book import RuleBook, Watched
-from autoexp.rules.sections import Rules
-from autoexp.rules.values import typed
+from autoexp.rules.event_values import typed
+from autoexp.rules.events import Event, adapter
+from autoexp.rules.findings import LogMatched
+from autoexp.rules.ruleset import Rules
 from autoexp.scores import NoScores, read_scores
 from autoexp.watch import JobWatch
 from tests.core.conformance.command import COMMON

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from autoexp.errors import SessionError
-from autoexp.findings import LogMatched
 from autoexp.rules.actions import WriteFile
+from autoexp.rules.event_values import values_of
+from autoexp.rules.findings import LogMatched
 from autoexp.rules.records import ActionRecord
-from autoexp.rules.values import values_of
 from autoexp.session import Session
 from autoexp.write_targets import path_below, write_target
 

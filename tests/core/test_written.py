@@ -9,11 +9,11 @@ from autoexp.backends.command import CommandBackend
 from autoexp.changing import changed_backend
 from autoexp.compose import Composed, compose
 from autoexp.errors import BadInput
-from autoexp.events import Published
 from autoexp.launching import Launching
 from autoexp.plan import make_plan
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Launch, Restart
+from autoexp.rules.events import Published
 from autoexp.rules.possible import compose_launched
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.local import LocalScheduler

@@ -10,12 +10,12 @@ from uuid import uuid4
 import pytest
 
 from autoexp.compose import compose
-from autoexp.events import LogMatched
 from autoexp.flows import page
 from autoexp.flows.face import Face, share_done
 from autoexp.flows.telling import Telling
 from autoexp.jobs import now
 from autoexp.journal import Journal
+from autoexp.rules.events import LogMatched
 from autoexp.session import Session
 from autoexp.status import JobStatus, Status, status_of
 from tests.core.conftest import create

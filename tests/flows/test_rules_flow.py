@@ -10,8 +10,6 @@ import pytest
 import yaml
 
 from autoexp.compose import compose
-from autoexp.events import CheckpointComplete, Published, RestartAsked
-from autoexp.findings import MetricAlarm
 from autoexp.flows.children import Children
 from autoexp.flows.cli import main
 from autoexp.flows.condition_checker import ConditionChecker
@@ -22,6 +20,8 @@ from autoexp.jobs import Kind, Verdict, now
 from autoexp.monitor import Monitor
 from autoexp.rules.actions import Log
 from autoexp.rules.conditions import FileExists
+from autoexp.rules.events import CheckpointComplete, Published, RestartAsked
+from autoexp.rules.findings import MetricAlarm
 from autoexp.rules.records import ActionRecord
 from autoexp.session import Session
 from autoexp.setting import setting

@@ -16,9 +16,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
 
 from autoexp.curves import gains
-from autoexp.events import AttemptJudged, CheckpointComplete
 from autoexp.flows.train import train
 from autoexp.jobs import Verdict
+from autoexp.rules.events import AttemptJudged, CheckpointComplete
 from autoexp.session import Session
 from tests.flows.conftest import Make, edit_job
 

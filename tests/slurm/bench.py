@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from autoexp.compose import compose
-from autoexp.events import StateChanged
 from autoexp.jobs import Attempt, JobRecord, Kind
 from autoexp.monitor import Monitor
 from autoexp.payload import processes_with_cookie
 from autoexp.resources.machines import SlurmCluster
+from autoexp.rules.events import StateChanged
 from autoexp.schedulers.base import Request, Sighting, Ticket, prepare, submit_once
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session import Session

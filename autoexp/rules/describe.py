@@ -1,7 +1,21 @@
 """Events in words."""
 
 from autoexp import sinks
-from autoexp.events import (
+from autoexp.rules.actions import (
+    Action,
+    Cancel,
+    ExcludeNodes,
+    Fail,
+    Finish,
+    Launch,
+    Log,
+    Publish,
+    Restart,
+    RunCommand,
+    Start,
+    WriteFile,
+)
+from autoexp.rules.events import (
     AttemptJudged,
     AttemptRefused,
     BudgetPassed,
@@ -19,21 +33,7 @@ from autoexp.events import (
     StateChanged,
     TrunksFinished,
 )
-from autoexp.findings import LoggingStopped, LogLost, LogMatched, MetricAlarm
-from autoexp.rules.actions import (
-    Action,
-    Cancel,
-    ExcludeNodes,
-    Fail,
-    Finish,
-    Launch,
-    Log,
-    Publish,
-    Restart,
-    RunCommand,
-    Start,
-    WriteFile,
-)
+from autoexp.rules.findings import LoggingStopped, LogLost, LogMatched, MetricAlarm
 
 
 def describe(event: Event) -> str:

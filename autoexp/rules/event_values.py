@@ -5,8 +5,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from autoexp.describing import describe
-from autoexp.events import (
+from autoexp.rules.describe import describe
+from autoexp.rules.events import (
     AttemptJudged,
     BudgetPassed,
     CheckpointComplete,
@@ -15,7 +15,7 @@ from autoexp.events import (
     Published,
     StateChanged,
 )
-from autoexp.findings import LogMatched, MetricAlarm
+from autoexp.rules.findings import LogMatched, MetricAlarm
 
 if TYPE_CHECKING:
     from autoexp.jobs import JobRecord

@@ -7,7 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from autoexp.backends.base import COMPOSING, Closed
-from autoexp.events import (
+from autoexp.logs import patterns
+from autoexp.logs.linear import refuse_slow
+from autoexp.rules import event_values
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Launch, Restart, Step
+from autoexp.rules.durations import Duration
+from autoexp.rules.events import (
     AttemptJudged,
     BudgetPassed,
     CheckpointComplete,
@@ -18,12 +23,7 @@ from autoexp.events import (
     StateChanged,
     TrunksFinished,
 )
-from autoexp.findings import LoggingStopped, LogMatched, MetricAlarm
-from autoexp.logs import patterns
-from autoexp.logs.linear import refuse_slow
-from autoexp.rules import values
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Launch, Restart, Step
-from autoexp.rules.durations import Duration
+from autoexp.rules.findings import LoggingStopped, LogMatched, MetricAlarm
 from autoexp.rules.metric_tests import (
     LossAbove,
     MetricTest,
@@ -48,7 +48,7 @@ class RuleBase(Closed):
 
     def names(self) -> set[str]:
         """The names that templates of this rule may use."""
-        return {*values.OF_SESSION, *values.OF_JOB, *self.NAMES}
+        return {*event_values.OF_SESSION, *event_values.OF_JOB, *self.NAMES}
 
     @model_validator(mode="after")
     def _templates_have_values(self) -> Self:
@@ -65,7 +65,7 @@ class RuleBase(Closed):
 class LogRule(RuleBase):
     """A line in a job's log. The first one of an attempt is an event, the others are counted."""
 
-    NAMES = values.OF_LOG
+    NAMES = event_values.OF_LOG
     pattern: str | None = Field(
         None, description="a regular expression; named groups `(?P<rank>[0-9]+)` become values"
     )
@@ -102,7 +102,7 @@ class LogRule(RuleBase):
 class StateRule(RuleBase):
     """A job's state changes, also while nobody watched, or its verdict falls."""
 
-    NAMES = values.OF_STATE
+    NAMES = event_values.OF_STATE
     to: tuple[str, ...] = Field((), description="SLURM states that it changes to")
     was: tuple[str, ...] = Field((), description="SLURM states that it comes from; any by default")
     verdict: Literal["finished", "continue", "failed"] | None = Field(
@@ -133,7 +133,7 @@ class StateRule(RuleBase):
 class CheckpointRule(RuleBase):
     """A checkpoint is complete. Without `at`, `every`, `shares` or `last`: each one."""
 
-    NAMES = values.OF_CHECKPOINT
+    NAMES = event_values.OF_CHECKPOINT
     jobs: tuple[str, ...] = Field(
         ("train",), description="kinds or names of jobs; a cooldown's checkpoints only if named"
     )
@@ -217,7 +217,7 @@ class OnReady(Closed):
 class MetricRule(RuleBase):
     """What the log says about the training. Once per attempt."""
 
-    NAMES = values.OF_METRIC
+    NAMES = event_values.OF_METRIC
     not_a_number: NotANumber | None = Field(None, description="NaN or missing loss")
     loss_above: LossAbove | None = Field(None, description="a loss above a bound")
     spike: Spike | None = Field(None, description="a loss above its moving median")
@@ -247,7 +247,7 @@ class MetricRule(RuleBase):
 class InactivityRule(RuleBase):
     """A running job writes neither to its log nor a checkpoint."""
 
-    NAMES = values.OF_INACTIVITY
+    NAMES = event_values.OF_INACTIVITY
     after: Duration = Field(
         description="so long; only time in which the job runs and is watched counts"
     )
@@ -259,7 +259,7 @@ class InactivityRule(RuleBase):
 class SessionRule(RuleBase):
     """Something about the session as a whole."""
 
-    NAMES = values.OF_SESSION_EVENT
+    NAMES = event_values.OF_SESSION_EVENT
     trunks_finished: bool = Field(False, description="every training has finished")
     gpu_hours_above: float | None = Field(None, gt=0, description="all jobs together used so many")
     published: str | None = Field(None, description="a `publish` action has published this name")

@@ -6,8 +6,8 @@ from zlib import crc32
 from pydantic import Field, TypeAdapter
 
 from autoexp.backends.base import Closed
-from autoexp.findings import LoggingStopped, LogLost, LogMatched, MetricAlarm
 from autoexp.jobs import Verdict
+from autoexp.rules.findings import LoggingStopped, LogLost, LogMatched, MetricAlarm
 
 
 class CheckpointComplete(Closed):

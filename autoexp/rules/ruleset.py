@@ -9,7 +9,7 @@ from typing import Annotated, Self, TypeVar
 from pydantic import Field, model_validator
 
 from autoexp.backends.base import Closed
-from autoexp.rules.language import (
+from autoexp.rules.rules import (
     CheckpointRule,
     InactivityRule,
     LogRule,
