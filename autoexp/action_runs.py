@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoexp import acting, inbox, launching, proxies, sinks
-from autoexp.backends.base import FoundCheckpoint
+from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.jobs import JobSpec, now
 from autoexp.phases import OnSession, Pause, Phase, Phases, Request, TryAgain
 from autoexp.recorder import Recorder

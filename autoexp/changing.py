@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autoexp.backends.kinds import AnyBackend
+from autoexp.backends.registry import AnyBackend
 from autoexp.errors import BadInput
 from autoexp.jobs import JobSpec, Kind
 from autoexp.written import restored, settled

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from autoexp import redaction, written
-from autoexp.backends.base import COMPOSING
+from autoexp.backends.protocol import COMPOSING
 from autoexp.config_files import Groups, locate, merged
 from autoexp.dotted import dump, escaped, set_value
 from autoexp.errors import BadInput

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from autoexp.backends.base import Closed
 from autoexp.backends.batches import Batches
+from autoexp.backends.protocol import Closed
 from autoexp.jobs import JobSpec
 
 

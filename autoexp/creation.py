@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoexp import find, names, removal
-from autoexp.backends.base import FoundCheckpoint
+from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.errors import BadInput, SessionError
 from autoexp.experiment import Experiment

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from autoexp.backends.base import Backend, Closed
-from autoexp.backends.kinds import AnyBackend
+from autoexp.backends.protocol import Backend, Closed
+from autoexp.backends.registry import AnyBackend
 from autoexp.budget import Budget
 from autoexp.quantities import Quantity, Unit, read_quantity
 from autoexp.resources.containers import Container, NoContainer

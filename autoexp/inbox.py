@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from autoexp.backends.base import Closed
+from autoexp.backends.protocol import Closed
 from autoexp.errors import BadInput, SessionHeld
 from autoexp.jobs import Attempt, JobSpec, now
 from autoexp.retrying import retry

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from autoexp import states
-from autoexp.backends.base import Backend, Branch, Closed
-from autoexp.backends.kinds import AnyBackend
+from autoexp.backends.protocol import Backend, Branch, Closed
+from autoexp.backends.registry import AnyBackend
 from autoexp.budget import Estimate
 from autoexp.logs.tail import LogCursor
 from autoexp.names import LONGEST_JOB

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from autoexp import sinks
-from autoexp.backends.base import COMPOSING
+from autoexp.backends.protocol import COMPOSING
 from autoexp.creation import output_root
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment, Project

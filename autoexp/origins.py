@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoexp.backends.base import Branch, FoundCheckpoint
+from autoexp.backends.protocol import Branch, FoundCheckpoint
 from autoexp.compose import Composed, compose
 from autoexp.config_files import group_choices
 from autoexp.dotted import dump, escaped

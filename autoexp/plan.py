@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from autoexp.backends.base import Closed
+from autoexp.backends.protocol import Closed
 from autoexp.cost import Cost, alone, together
 from autoexp.experiment import Experiment
 from autoexp.jobs import JobSpec, Kind

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from autoexp.backends.base import Closed
 from autoexp.backends.batches import Batches
+from autoexp.backends.protocol import Closed
 
 Unit = Literal["tokens", "samples", "iterations"]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from autoexp.backends.base import Closed
+from autoexp.backends.protocol import Closed
 from autoexp.templates import texts_in
 
 TRUNK = "stable"

@@ -7,7 +7,7 @@ So what an attempt logs and saves first is compared with the checkpoint that it 
 from collections.abc import Iterable
 from pathlib import Path
 
-from autoexp.backends.base import UNDECIDED, FoundCheckpoint
+from autoexp.backends.protocol import UNDECIDED, FoundCheckpoint
 from autoexp.jobs import Attempt, JobRecord, Kind
 from autoexp.verdicts import saved_iteration
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp.backends.base import Branch
+from autoexp.backends.protocol import Branch
 from autoexp.budget import estimate
 from autoexp.cost import Cost, cost_of
 from autoexp.errors import BadInput

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoexp import starts, states
-from autoexp.backends.base import MOST_ITERATIONS, Progress, Unread
+from autoexp.backends.protocol import MOST_ITERATIONS, Progress, Unread
 from autoexp.jobs import Attempt, JobRecord, JobSpec
 from autoexp.line_events import (
     add_alarms,

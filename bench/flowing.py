@@ -10,7 +10,7 @@ from unittest import mock
 
 from prefect import flow, get_run_logger
 
-from autoexp.backends.base import Branch
+from autoexp.backends.protocol import Branch
 from autoexp.flows.engine import SessionRun
 from autoexp.jobs import JobRecord, JobSpec, Kind
 from autoexp.resources.machines import SlurmCluster

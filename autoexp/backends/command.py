@@ -6,7 +6,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from autoexp.backends.base import (
+from autoexp.backends.batches import Batches
+from autoexp.backends.checkpoints import Layout
+from autoexp.backends.command_line import Argument, refuse_names, word
+from autoexp.backends.decay import decayed
+from autoexp.backends.placeholders import change_options, fill, names_of, pattern_of
+from autoexp.backends.progress_line import ProgressPattern
+from autoexp.backends.protocol import (
     COMPOSING,
     Branch,
     CheckpointScan,
@@ -17,12 +23,6 @@ from autoexp.backends.base import (
     Progress,
     Unread,
 )
-from autoexp.backends.batches import Batches
-from autoexp.backends.flags import Argument, refuse_names, word
-from autoexp.backends.layout import Layout
-from autoexp.backends.logline import ProgressPattern
-from autoexp.backends.placeholders import change_options, fill, names_of, pattern_of
-from autoexp.backends.schedules import decayed
 from autoexp.logs.linear import refuse_slow
 from autoexp.redaction import Variables
 

@@ -8,7 +8,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from autoexp.backends import megatron_layout
-from autoexp.backends.base import (
+from autoexp.backends.batches import Batches
+from autoexp.backends.checkpoints import Layout
+from autoexp.backends.decay import decayed
+from autoexp.backends.megatron_layout import TORCH_DIST
+from autoexp.backends.protocol import (
     Branch,
     CheckpointScan,
     Closed,
@@ -18,10 +22,6 @@ from autoexp.backends.base import (
     Progress,
     Unread,
 )
-from autoexp.backends.batches import Batches
-from autoexp.backends.layout import Layout
-from autoexp.backends.megatron_layout import TORCH_DIST
-from autoexp.backends.schedules import decayed
 
 # The folder is written under another name, and replaces an older one as a whole.
 # Source: autoexp/demo_checkpoints.py, save_checkpoint.

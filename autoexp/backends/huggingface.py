@@ -15,7 +15,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from autoexp.backends.base import (
+from autoexp.backends.batches import Batches
+from autoexp.backends.checkpoints import Layout
+from autoexp.backends.command_line import Argument, refuse_names, word
+from autoexp.backends.decay import decayed
+from autoexp.backends.huggingface_args import OURS, TrainerArgs
+from autoexp.backends.protocol import (
     COMPOSING,
     MOST_ITERATIONS,
     UNDECIDED,
@@ -27,11 +32,6 @@ from autoexp.backends.base import (
     PinChanges,
     Progress,
 )
-from autoexp.backends.batches import Batches
-from autoexp.backends.flags import Argument, refuse_names, word
-from autoexp.backends.huggingface_args import OURS, TrainerArgs
-from autoexp.backends.layout import Layout
-from autoexp.backends.schedules import decayed
 from autoexp.redaction import Variables
 from autoexp.storage import atomic
 

@@ -2,8 +2,8 @@
 
 from pydantic import ConfigDict, Field
 
-from autoexp.backends.base import Closed
-from autoexp.backends.flags import Argument
+from autoexp.backends.command_line import Argument
+from autoexp.backends.protocol import Closed
 
 # Source: Transformers 5.24, training_args.py; without what autoexp sets, and without secrets.
 _NAMES = """

@@ -12,7 +12,14 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp.backends import megatron_layout
-from autoexp.backends.base import (
+from autoexp.backends.batches import Batches
+from autoexp.backends.checkpoints import Layout
+from autoexp.backends.command_line import flags, refuse_names
+from autoexp.backends.decay import decayed
+from autoexp.backends.megatron_args import MegatronArgs
+from autoexp.backends.megatron_names import OURS, PASSED_THROUGH
+from autoexp.backends.megatron_source import names_in
+from autoexp.backends.protocol import (
     COMPOSING,
     Branch,
     CheckpointScan,
@@ -23,13 +30,6 @@ from autoexp.backends.base import (
     Progress,
     Unread,
 )
-from autoexp.backends.batches import Batches
-from autoexp.backends.flags import flags, refuse_names
-from autoexp.backends.layout import Layout
-from autoexp.backends.megatron_args import MegatronArgs
-from autoexp.backends.megatron_names import OURS, PASSED_THROUGH
-from autoexp.backends.megatron_source import names_in
-from autoexp.backends.schedules import decayed
 
 
 class MegatronBackend(Closed, Defaults):

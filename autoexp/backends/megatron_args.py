@@ -4,10 +4,10 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from autoexp.backends.base import Closed
 from autoexp.backends.batches import Batches, Ramp
-from autoexp.backends.flags import Argument
+from autoexp.backends.command_line import Argument
 from autoexp.backends.megatron_names import PASSED_THROUGH
+from autoexp.backends.protocol import Closed
 
 
 class MegatronArgs(Closed):

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from autoexp.backends.base import Closed
 from autoexp.backends.megatron_args import MegatronArgs
 from autoexp.backends.megatron_names import OURS, PASSED_THROUGH
 from autoexp.backends.megatron_source import Option, options_in
+from autoexp.backends.protocol import Closed
 from autoexp.errors import BadInput
 
 _ALWAYS_GIVEN = (

@@ -6,9 +6,9 @@ Source: Megatron-LM of August 2026, megatron/training/{checkpointing,training}.p
 import math
 import re
 
-from autoexp.backends.base import Progress, Unread
-from autoexp.backends.layout import Layout
-from autoexp.backends.logline import number, whole
+from autoexp.backends.checkpoints import Layout
+from autoexp.backends.progress_line import number, whole
+from autoexp.backends.protocol import Progress, Unread
 from autoexp.logs.lines import without_escapes
 
 PROGRESS_MARK = b"iteration"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from autoexp.backends.base import PinChanges
+from autoexp.backends.protocol import PinChanges
 from autoexp.errors import SessionError
 from autoexp.storage import atomic
 

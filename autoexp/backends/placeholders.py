@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from autoexp.backends.flags import Argument, word
+from autoexp.backends.command_line import Argument, word
 
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _ITERATION = "{iteration}"

@@ -12,7 +12,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from autoexp.backends.base import (
+from autoexp.backends.batches import Batches
+from autoexp.backends.checkpoints import Layout
+from autoexp.backends.command_line import refuse_names, word
+from autoexp.backends.decay import decayed
+from autoexp.backends.progress_line import ProgressPattern
+from autoexp.backends.protocol import (
     COMPOSING,
     Branch,
     CheckpointScan,
@@ -23,11 +28,6 @@ from autoexp.backends.base import (
     Progress,
     Unread,
 )
-from autoexp.backends.batches import Batches
-from autoexp.backends.flags import refuse_names, word
-from autoexp.backends.layout import Layout
-from autoexp.backends.logline import ProgressPattern
-from autoexp.backends.schedules import decayed
 from autoexp.backends.torchtitan_args import OURS, SECTIONS, TorchtitanArgs
 from autoexp.logs.lines import without_escapes
 from autoexp.redaction import Variables

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from autoexp.backends.base import Closed
-from autoexp.backends.flags import Argument
+from autoexp.backends.command_line import Argument
+from autoexp.backends.protocol import Closed
 
 # Source: torchtitan 0.2.2, config/job_config.py.
 SECTIONS = {

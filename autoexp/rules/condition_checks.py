@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp.backends.logline import number
+from autoexp.backends.progress_line import number
 from autoexp.logs.linear import LinePattern
 from autoexp.rules.conditions import (
     AllOf,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from autoexp.backends.base import Closed
+from autoexp.backends.protocol import Closed
 
 
 class LogLost(Closed):

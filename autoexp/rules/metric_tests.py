@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from autoexp.backends.base import Closed
+from autoexp.backends.protocol import Closed
 
 
 class NotANumber(Closed):

@@ -6,7 +6,7 @@ from operator import itemgetter
 from statistics import median
 from typing import NamedTuple
 
-from autoexp.backends.base import MOST_ITERATIONS, Progress
+from autoexp.backends.protocol import MOST_ITERATIONS, Progress
 from autoexp.jobs import Logged
 from autoexp.rules.metric_tests import (
     LossAbove,

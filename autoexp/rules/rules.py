@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from autoexp.backends.base import COMPOSING, Closed
+from autoexp.backends.protocol import COMPOSING, Closed
 from autoexp.logs import patterns
 from autoexp.logs.linear import refuse_slow
 from autoexp.rules import event_values

@@ -8,7 +8,7 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from autoexp.backends.base import Closed
+from autoexp.backends.protocol import Closed
 from autoexp.rules.rules import (
     CheckpointRule,
     InactivityRule,

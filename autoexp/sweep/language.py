@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from autoexp.backends.base import Closed
+from autoexp.backends.protocol import Closed
 from autoexp.dotted import flat
 from autoexp.sweep.expressions import parse
 

@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from autoexp import redaction, scores, sinks, templates
-from autoexp.backends import logline
-from autoexp.backends.layout import Layout
+from autoexp.backends import progress_line
+from autoexp.backends.checkpoints import Layout
 from autoexp.errors import AutoexpError, BadInput, SessionError
 from autoexp.logs import tail
 from autoexp.logs.linear import LinePattern, refuse_slow
@@ -200,8 +200,8 @@ def _search(text: str, folder: Path) -> None:
 
 def _number(text: str, folder: Path) -> None:
     raw = text.encode("utf-8", "surrogatepass")
-    assert logline.number(raw) is None or isinstance(logline.number(raw), float)
-    assert logline.whole(raw) is None or (logline.whole(raw) or 0) >= 0
+    assert progress_line.number(raw) is None or isinstance(progress_line.number(raw), float)
+    assert progress_line.whole(raw) is None or (progress_line.whole(raw) or 0) >= 0
 
 
 def _read_new(text: str, folder: Path) -> None:
@@ -291,12 +291,12 @@ PROMISES: dict[str, Promise] = {
     "autoexp.names.check_id": _check_id,
     "autoexp.logs.linear.refuse_slow": _refuse_slow,
     "autoexp.logs.linear.LinePattern": _search,
-    "autoexp.backends.logline.number": _number,
+    "autoexp.backends.progress_line.number": _number,
     "autoexp.logs.tail.read_new": _read_new,
     "autoexp.schedulers.slurm_answers.read_squeue": _squeue,
     "autoexp.schedulers.slurm_answers.read_sacct": _sacct,
     "autoexp.schedulers.slurm_answers.read_longest": _longest,
-    "autoexp.backends.layout.Layout": _scan,
+    "autoexp.backends.checkpoints.Layout": _scan,
     "autoexp.scores.read_scores": _scores,
     "autoexp.storage.atomic.read": _read,
     "autoexp.storage.claims.holder": _holder,

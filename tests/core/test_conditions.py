@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from autoexp.backends.base import COMPOSING
+from autoexp.backends.protocol import COMPOSING
 from autoexp.jobs import now
 from autoexp.rules.condition_checks import Answer, Facts, JobFacts, check, check_all
 from autoexp.rules.conditions import Condition, commands_in

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from autoexp.backends.base import COMPOSING
+from autoexp.backends.protocol import COMPOSING
 from autoexp.compose import compose
 from autoexp.errors import BadInput
 from autoexp.resources.machines import SlurmCluster

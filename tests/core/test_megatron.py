@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from autoexp.backends.base import FoundCheckpoint
 from autoexp.backends.megatron_check import compare
+from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.compose import Composed, compose
 from autoexp.errors import BadInput
 from autoexp.plan import Plan, make_plan

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from autoexp.backends.base import Branch
 from autoexp.backends.demo import DemoBackend
+from autoexp.backends.protocol import Branch
 from autoexp.demo_language import Schedule
 from autoexp.jobs import Logged
 from autoexp.rules.metrics import Expectation, alarm, window

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from autoexp import acting
-from autoexp.backends.base import CheckpointScan, FoundCheckpoint
 from autoexp.backends.megatron_layout import TRACKER, folder_name
+from autoexp.backends.protocol import CheckpointScan, FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.jobs import JobRecord, Verdict
 from autoexp.logs.tail import LIMIT

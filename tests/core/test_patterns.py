@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autoexp.backends.base import COMPOSING
+from autoexp.backends.protocol import COMPOSING
 from autoexp.logs.engines import Engine, lines_with
 from autoexp.logs.linear import SEEN, LinePattern, refuse_slow
 from autoexp.logs.lines import Piece

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from autoexp.backends import pins
-from autoexp.backends.base import FoundCheckpoint
-from autoexp.backends.layout import Layout
+from autoexp.backends.checkpoints import Layout
+from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.errors import SessionError
 
 NAME = re.compile("ck_(?P<iteration>[0-9]+)")

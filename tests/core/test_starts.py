@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from autoexp import acting, retrying
-from autoexp.backends.base import UNDECIDED, Branch, FoundCheckpoint
 from autoexp.backends.command import CommandBackend
 from autoexp.backends.huggingface import HuggingFaceBackend
 from autoexp.backends.megatron_layout import TRACKER
+from autoexp.backends.protocol import UNDECIDED, Branch, FoundCheckpoint
 from autoexp.backends.torchtitan import TorchtitanBackend
 from autoexp.curves import gains, without_seen_start
 from autoexp.jobs import JobRecord, Kind, Verdict

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.backends.base import FoundCheckpoint
-from autoexp.backends.layout import Layout
+from autoexp.backends.checkpoints import Layout
 from autoexp.backends.megatron_layout import TORCH, TORCH_DIST, TRACKER
+from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.errors import SessionError
 from tests.core.conformance import command, megatron
 from tests.core.conformance.test_backends import Story

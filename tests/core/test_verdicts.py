@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from autoexp import states
-from autoexp.backends.base import Branch
+from autoexp.backends.protocol import Branch
 from autoexp.jobs import JobRecord, Verdict
 from autoexp.verdicts import Judgement, judge, made_progress, saved_iteration
 from tests.core.conftest import attempt_of, spec_of

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autoexp.backends.base import COMPOSING, Backend, CheckpointScan, Progress, Unread
 from autoexp.backends.command import CommandBackend
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.huggingface import HuggingFaceBackend
-from autoexp.backends.logline import ProgressPattern, number, whole
 from autoexp.backends.megatron_layout import progress as megatron_progress
+from autoexp.backends.progress_line import ProgressPattern, number, whole
+from autoexp.backends.protocol import COMPOSING, Backend, CheckpointScan, Progress, Unread
 from autoexp.backends.torchtitan import _LINE as TORCHTITAN
 from autoexp.jobs import JobRecord
 from autoexp.logs import tail

@@ -6,7 +6,7 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 from pydantic import Field
 
-from autoexp.backends.base import Closed
+from autoexp.backends.protocol import Closed
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
 from autoexp.flows import form

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
-from autoexp.backends.base import FoundCheckpoint
 from autoexp.backends.demo import DemoBackend
+from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.flows.disk import Disk
 from autoexp.flows.engine import SessionRun
 from autoexp.flows.updates import Updates

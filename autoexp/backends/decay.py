@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from autoexp.backends.base import Branch
+from autoexp.backends.protocol import Branch
 
 # Megatron's WSD decay styles (optimizer_param_scheduler.py), which torchtitan calls sqrt, and the
 # Trainer 1-sqrt.

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from autoexp.backends.base import MOST_ITERATIONS, Progress, Unread
+from autoexp.backends.protocol import MOST_ITERATIONS, Progress, Unread
 from autoexp.logs.linear import LinePattern
 from autoexp.logs.lines import without_escapes
 from autoexp.logs.patterns import groups_of

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp.backends import pins
-from autoexp.backends.base import CheckpointScan, FoundCheckpoint, PinChanges
 from autoexp.backends.pins import remove
+from autoexp.backends.protocol import CheckpointScan, FoundCheckpoint, PinChanges
 from autoexp.errors import SessionError
 from autoexp.storage import atomic
 
