@@ -7,7 +7,7 @@ import pytest
 
 from autoexp import acting, retrying
 from autoexp.backends.command import CommandBackend
-from autoexp.backends.huggingface import HuggingFaceBackend
+from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron_layout import TRACKER
 from autoexp.backends.protocol import UNDECIDED, Branch, FoundCheckpoint
 from autoexp.backends.torchtitan import TorchtitanBackend

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from autoexp.backends.huggingface import HuggingFaceBackend
+from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.placeholders import change_options, fill, pattern_of
 from autoexp.compose import compose
 from autoexp.errors import BadInput

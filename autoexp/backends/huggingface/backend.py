@@ -19,7 +19,7 @@ from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.command_line import Argument, refuse_names, word
 from autoexp.backends.decay import decayed
-from autoexp.backends.huggingface_args import OURS, TrainerArgs
+from autoexp.backends.huggingface.arguments import OURS, TrainerArgs
 from autoexp.backends.protocol import (
     COMPOSING,
     MOST_ITERATIONS,
