@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoexp import errors, payload, states
-from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER, folder_name
+from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER, folder_name
 from autoexp.jobs import Attempt, JobSpec
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket
 from bench import worlds

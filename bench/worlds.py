@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
-from autoexp.backends.megatron_layout import TRACKER, folder_name
+from autoexp.backends.megatron.formats import TRACKER, folder_name
 from autoexp.compose import Composed, compose
 from autoexp.creation import create
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind, now

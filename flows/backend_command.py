@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from autoexp.backends.megatron_check import compare
+from autoexp.backends.megatron.compatibility import compare
 from autoexp.flows.terminal import console, say_json
 
 

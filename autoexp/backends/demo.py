@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from autoexp.backends import megatron_layout
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.decay import decayed
-from autoexp.backends.megatron_layout import TORCH_DIST
+from autoexp.backends.megatron import formats
+from autoexp.backends.megatron.formats import TORCH_DIST
 from autoexp.backends.protocol import (
     Branch,
     CheckpointScan,
@@ -66,7 +66,7 @@ class DemoArgs(Closed):
 class DemoBackend(Closed, Defaults):
     """Trains `autoexp.demo_trainer` on one CPU core."""
 
-    PROGRESS_MARK: ClassVar[bytes] = megatron_layout.PROGRESS_MARK
+    PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
 
     kind: Literal["demo"] = "demo"
     args: DemoArgs = DemoArgs()
@@ -155,10 +155,10 @@ class DemoBackend(Closed, Defaults):
         return self._layout.pin_changes(save_dir)
 
     def progress(self, line: bytes) -> Progress | Unread | None:
-        return megatron_layout.progress(line)
+        return formats.progress(line)
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
-        return megatron_layout.read_start(line, earlier)
+        return formats.read_start(line, earlier)
 
     def set_aside(self, save_dir: Path, after: int) -> list[str]:
         return self._layout.set_aside(save_dir, after)

@@ -7,7 +7,7 @@ from pydantic import Field
 from autoexp.backends.command import CommandBackend
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
-from autoexp.backends.megatron import MegatronBackend
+from autoexp.backends.megatron.backend import MegatronBackend
 from autoexp.backends.torchtitan import TorchtitanBackend
 
 AnyBackend = Annotated[

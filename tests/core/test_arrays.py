@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from autoexp import arrays, errors, payload, states
-from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER, folder_name
+from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER, folder_name
 from autoexp.compose import Composed
 from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind
 from autoexp.resources.machines import LocalMachine, SlurmCluster

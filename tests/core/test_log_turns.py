@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from autoexp import watch
-from autoexp.backends.megatron_layout import TRACKER, folder_name
+from autoexp.backends.megatron.formats import TRACKER, folder_name
 from autoexp.compose import compose
 from autoexp.jobs import JobRecord, Kind, Verdict
 from autoexp.logs import tail

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from autoexp.backends.megatron_check import compare
+from autoexp.backends.megatron.compatibility import compare
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.compose import Composed, compose
 from autoexp.errors import BadInput

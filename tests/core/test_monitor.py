@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autoexp import acting
-from autoexp.backends.megatron_layout import TRACKER, folder_name
+from autoexp.backends.megatron.formats import TRACKER, folder_name
 from autoexp.backends.protocol import CheckpointScan, FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.jobs import JobRecord, Verdict

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autoexp import acting, action_runs, payload, phases
-from autoexp.backends.megatron_layout import TORCH_DIST, TRACKER
+from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER
 from autoexp.compose import compose
 from autoexp.jobs import RestartRequest, Verdict
 from autoexp.rules.actions import Restart, Start

@@ -8,7 +8,7 @@ import pytest
 from autoexp import acting, retrying
 from autoexp.backends.command import CommandBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
-from autoexp.backends.megatron_layout import TRACKER
+from autoexp.backends.megatron.formats import TRACKER
 from autoexp.backends.protocol import UNDECIDED, Branch, FoundCheckpoint
 from autoexp.backends.torchtitan import TorchtitanBackend
 from autoexp.curves import gains, without_seen_start

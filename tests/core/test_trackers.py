@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.backends.checkpoints import Layout
-from autoexp.backends.megatron_layout import TORCH, TORCH_DIST, TRACKER
+from autoexp.backends.megatron.formats import TORCH, TORCH_DIST, TRACKER
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.errors import SessionError
 from tests.core.conformance import command, megatron

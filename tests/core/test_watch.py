@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from autoexp.backends.command import CommandBackend
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
-from autoexp.backends.megatron_layout import progress as megatron_progress
+from autoexp.backends.megatron.formats import progress as megatron_progress
 from autoexp.backends.progress_line import ProgressPattern, number, whole
 from autoexp.backends.protocol import COMPOSING, Backend, CheckpointScan, Progress, Unread
 from autoexp.backends.torchtitan import _LINE as TORCHTITAN

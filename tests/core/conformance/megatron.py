@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from autoexp.backends.megatron_layout import TRACKER
+from autoexp.backends.megatron.formats import TRACKER
 from tests.core.conformance.trainer import Step, Trainer, write
 
 STAND_IN = Path(__file__).parents[2] / "data"

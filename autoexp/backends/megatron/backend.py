@@ -11,14 +11,14 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from autoexp.backends import megatron_layout
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.command_line import flags, refuse_names
 from autoexp.backends.decay import decayed
-from autoexp.backends.megatron_args import MegatronArgs
-from autoexp.backends.megatron_names import OURS, PASSED_THROUGH
-from autoexp.backends.megatron_source import names_in
+from autoexp.backends.megatron import formats
+from autoexp.backends.megatron.arguments import MegatronArgs
+from autoexp.backends.megatron.known_arguments import OURS, PASSED_THROUGH
+from autoexp.backends.megatron.source_reader import names_in
 from autoexp.backends.protocol import (
     COMPOSING,
     Branch,
@@ -35,7 +35,7 @@ from autoexp.backends.protocol import (
 class MegatronBackend(Closed, Defaults):
     """Trains with Megatron-LM's own script."""
 
-    PROGRESS_MARK: ClassVar[bytes] = megatron_layout.PROGRESS_MARK
+    PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
 
     kind: Literal["megatron"] = "megatron"
     source: str = Field(description="the Megatron-LM checkout that runs; as the job sees it")
@@ -184,7 +184,7 @@ class MegatronBackend(Closed, Defaults):
     @property
     def _layout(self) -> Layout:
         torch_dist = self.args.ckpt_format == "torch_dist"
-        return megatron_layout.TORCH_DIST if torch_dist else megatron_layout.TORCH
+        return formats.TORCH_DIST if torch_dist else formats.TORCH
 
     @property
     def pins_by_links(self) -> bool:
@@ -209,7 +209,7 @@ class MegatronBackend(Closed, Defaults):
         return decayed(self.args.lr, branch, iteration)
 
     def progress(self, line: bytes) -> Progress | Unread | None:
-        return megatron_layout.progress(line)
+        return formats.progress(line)
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
-        return megatron_layout.read_start(line, earlier)
+        return formats.read_start(line, earlier)

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from autoexp.backends.megatron_args import MegatronArgs
-from autoexp.backends.megatron_names import OURS, PASSED_THROUGH
-from autoexp.backends.megatron_source import Option, options_in
+from autoexp.backends.megatron.arguments import MegatronArgs
+from autoexp.backends.megatron.known_arguments import OURS, PASSED_THROUGH
+from autoexp.backends.megatron.source_reader import Option, options_in
 from autoexp.backends.protocol import Closed
 from autoexp.errors import BadInput
 
