@@ -8,7 +8,7 @@ from autoexp.backends.command import CommandBackend
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron.backend import MegatronBackend
-from autoexp.backends.torchtitan import TorchtitanBackend
+from autoexp.backends.torchtitan.backend import TorchtitanBackend
 
 AnyBackend = Annotated[
     DemoBackend | MegatronBackend | TorchtitanBackend | HuggingFaceBackend | CommandBackend,

@@ -10,7 +10,7 @@ from autoexp.backends.command import CommandBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron.formats import TRACKER
 from autoexp.backends.protocol import UNDECIDED, Branch, FoundCheckpoint
-from autoexp.backends.torchtitan import TorchtitanBackend
+from autoexp.backends.torchtitan.backend import TorchtitanBackend
 from autoexp.curves import gains, without_seen_start
 from autoexp.jobs import JobRecord, Kind, Verdict
 from autoexp.monitor import Look

@@ -19,7 +19,7 @@ from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron.formats import progress as megatron_progress
 from autoexp.backends.progress_line import ProgressPattern, number, whole
 from autoexp.backends.protocol import COMPOSING, Backend, CheckpointScan, Progress, Unread
-from autoexp.backends.torchtitan import _LINE as TORCHTITAN
+from autoexp.backends.torchtitan.backend import _LINE as TORCHTITAN
 from autoexp.jobs import JobRecord
 from autoexp.logs import tail
 from autoexp.logs.linear import refuse_slow

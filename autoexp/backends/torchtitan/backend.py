@@ -28,7 +28,7 @@ from autoexp.backends.protocol import (
     Progress,
     Unread,
 )
-from autoexp.backends.torchtitan_args import OURS, SECTIONS, TorchtitanArgs
+from autoexp.backends.torchtitan.arguments import OURS, SECTIONS, TorchtitanArgs
 from autoexp.logs.lines import without_escapes
 from autoexp.redaction import Variables
 
