@@ -9,7 +9,8 @@ from datetime import timedelta
 from autoexp import inbox
 from autoexp.blame import Blamed
 from autoexp.errors import SessionError
-from autoexp.jobs import Ending, JobRecord, RestartRequest, Verdict, now
+from autoexp.jobs.spec import Ending, JobRecord, RestartRequest, Verdict, now
+from autoexp.jobs.verdicts import saved_iteration
 from autoexp.recorder import Recorder
 from autoexp.releasing import filled
 from autoexp.rules.actions import (
@@ -27,7 +28,6 @@ from autoexp.rules.findings import LogMatched, MetricAlarm
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.session import Session
 from autoexp.templates import fill
-from autoexp.verdicts import saved_iteration
 
 Values = Mapping[str, str]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoexp import acting, inbox, launching, proxies, sinks
 from autoexp.backends.protocol import FoundCheckpoint
-from autoexp.jobs import JobSpec, now
+from autoexp.jobs.spec import JobSpec, now
 from autoexp.phases import OnSession, Pause, Phase, Phases, Request, TryAgain
 from autoexp.recorder import Recorder
 from autoexp.rules.actions import (

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from autoexp import inbox
 from autoexp.creation import claim_of, retake_outputs
 from autoexp.errors import AutoexpError, BadInput
-from autoexp.jobs import Attempt, JobRecord, JobSpec
+from autoexp.jobs.spec import Attempt, JobRecord, JobSpec
 from autoexp.session import Session
 from autoexp.storage import atomic, claims, locks
 from autoexp.storage.claims import Claim

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp import payload
-from autoexp.jobs import Attempt, JobRecord, JobSpec, now
-from autoexp.limits import room, time_limit
+from autoexp.jobs.limits import room, time_limit
+from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, now
+from autoexp.jobs.verdicts import saved_iteration
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
 from autoexp.session import Session
 from autoexp.storage import atomic
-from autoexp.verdicts import saved_iteration
 
 Group = list[JobRecord]
 

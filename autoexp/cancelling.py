@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from autoexp import inbox
 from autoexp.backoff import delay_s
 from autoexp.errors import SchedulerError
-from autoexp.jobs import JobRecord
+from autoexp.jobs.spec import JobRecord
 from autoexp.monitor import Monitor
 from autoexp.phases import Phase, do, in_turns
 from autoexp.schedulers.base import Scheduler

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from autoexp.backends.batches import Batches
 from autoexp.backends.protocol import Closed
-from autoexp.jobs import JobSpec
+from autoexp.jobs.spec import JobSpec
 
 
 class Cost(Closed):

@@ -10,7 +10,7 @@ from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.compose import Composed
 from autoexp.errors import BadInput, SessionError
 from autoexp.experiment import Experiment
-from autoexp.jobs import JobRecord, JobSpec, now
+from autoexp.jobs.spec import JobRecord, JobSpec, now
 from autoexp.plan import Plan
 from autoexp.provenance import Provenance, of_experiment
 from autoexp.resources.machines import LocalMachine

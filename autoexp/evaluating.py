@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoexp.branching import find_checkpoint
-from autoexp.budget import estimate
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
-from autoexp.jobs import JobSpec, Kind
+from autoexp.jobs.budget import estimate
+from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.names import check_job
 from autoexp.templates import fill, refuse_unknown
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from autoexp.backends.protocol import Backend, Closed
 from autoexp.backends.registry import AnyBackend
-from autoexp.budget import Budget
+from autoexp.jobs.budget import Budget
 from autoexp.quantities import Quantity, Unit, read_quantity
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine

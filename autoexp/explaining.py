@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from autoexp.jobs import JobRecord, Verdict
+from autoexp.jobs.spec import JobRecord, Verdict
 from autoexp.rules.actions import Start
 from autoexp.rules.describe import describe, describe_action
 from autoexp.rules.event_values import values_of

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from autoexp.backends.protocol import Closed
 from autoexp.errors import BadInput, SessionHeld
-from autoexp.jobs import Attempt, JobSpec, now
+from autoexp.jobs.spec import Attempt, JobSpec, now
 from autoexp.retrying import retry
 from autoexp.rules.actions import Start
 from autoexp.rules.events import JobAdded, RequestRefused

@@ -12,7 +12,7 @@ from autoexp.backends.protocol import COMPOSING
 from autoexp.creation import output_root
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment, Project
-from autoexp.jobs import JobSpec, Kind
+from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.plan import make_plan
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.actions import Launch

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from autoexp.jobs import Attempt, JobRecord, Logged
+from autoexp.jobs.spec import Attempt, JobRecord, Logged
 from autoexp.logs.lines import LogLine
 from autoexp.logs.matcher import Hit
 from autoexp.rules.event_values import typed

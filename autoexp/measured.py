@@ -1,10 +1,10 @@
 """The speed of a training as an earlier session measured it."""
 
-from autoexp.budget import Budget
 from autoexp.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
-from autoexp.jobs import Kind
+from autoexp.jobs.budget import Budget
+from autoexp.jobs.spec import Kind
 from autoexp.session import Session, sessions_root
 
 

@@ -11,10 +11,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from autoexp import inbox, starts
+from autoexp import inbox
 from autoexp.backoff import delay_s
-from autoexp.jobs import Attempt, Ending, JobRecord, JobSpec, Verdict
-from autoexp.limits import room
+from autoexp.jobs import starts
+from autoexp.jobs.limits import room
+from autoexp.jobs.spec import Attempt, Ending, JobRecord, JobSpec, Verdict
+from autoexp.jobs.verdicts import counts, judge, made_progress, saved_iteration, with_scores
 from autoexp.logs.tail import LogCursor, LookBudget
 from autoexp.overview import overview
 from autoexp.recorder import Recorder
@@ -26,7 +28,6 @@ from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket, apply
 from autoexp.session import Session
 from autoexp.steps import NextStep, Submit, next_step, not_done, together
-from autoexp.verdicts import counts, judge, made_progress, saved_iteration, with_scores
 from autoexp.watch import JobWatch
 
 _LONGEST_RETRY_S = 300.0

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from autoexp.jobs import Kind, Verdict
+from autoexp.jobs.gpu_hours import over_budget, spent
+from autoexp.jobs.spec import Kind, Verdict
 from autoexp.rules.events import AttemptJudged, BudgetPassed, Event, JobGivenUp, TrunksFinished
 from autoexp.rules.rules import SessionRule
 from autoexp.session import Session
-from autoexp.spending import over_budget, spent
 
 _STOP = "budget.stop_above"
 

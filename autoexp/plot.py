@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from autoexp import sinks
 from autoexp.curves import Curve, read_curve
-from autoexp.jobs import JobSpec, Kind
+from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.session import Session
 from autoexp.storage import atomic
 

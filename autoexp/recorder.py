@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Concatenate, ParamSpec, TypeVar
 
 from autoexp.errors import SessionHeld
-from autoexp.jobs import JobRecord
+from autoexp.jobs.spec import JobRecord
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
 from autoexp.rules.events import Event

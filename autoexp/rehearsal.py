@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
-from autoexp.jobs import Attempt, JobRecord, Kind, now
+from autoexp.jobs.spec import Attempt, JobRecord, Kind, now
 from autoexp.logs.tail import LookBudget
 from autoexp.plan import make_plan
 from autoexp.rules.book import RuleBook

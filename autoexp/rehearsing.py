@@ -4,7 +4,7 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
-from autoexp.jobs import JobSpec
+from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.slurm_batch import executor_for, launched

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from autoexp.changing import changed_spec
 from autoexp.errors import SessionError
-from autoexp.jobs import JobRecord, JobSpec, Verdict
+from autoexp.jobs.backend_changes import changed_spec
+from autoexp.jobs.gpu_hours import over_budget
+from autoexp.jobs.spec import JobRecord, JobSpec, Verdict
 from autoexp.rules.events import JobReady
 from autoexp.session import Session
-from autoexp.spending import over_budget
 from autoexp.stages import LATE, Awaited
 from autoexp.templates import fill, fill_tree
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from autoexp.curves import read_curve
 from autoexp.dotted import flat
-from autoexp.jobs import JobRecord, spent_gpu_hours
+from autoexp.jobs.spec import JobRecord, spent_gpu_hours
+from autoexp.jobs.starts import ended_wrongly
 from autoexp.session import Session
-from autoexp.starts import ended_wrongly
 
 Row = dict[str, Any]
 """Values by column; None where a job has none."""

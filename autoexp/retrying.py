@@ -6,13 +6,13 @@ from typing import Any
 
 from autoexp.creation import claim_of
 from autoexp.errors import BadInput
-from autoexp.jobs import JobRecord, RestartRequest, Verdict, now
+from autoexp.jobs.spec import JobRecord, RestartRequest, Verdict, now
+from autoexp.jobs.starts import ended_wrongly
 from autoexp.logs.tail import LogCursor
 from autoexp.rules.actions import Start
 from autoexp.rules.events import RetryAsked
 from autoexp.rules.records import ActionStatus
 from autoexp.session import Session
-from autoexp.starts import ended_wrongly
 from autoexp.storage import claims
 
 

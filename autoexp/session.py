@@ -11,10 +11,11 @@ from autoexp import names, removal, states
 from autoexp.blame import BlameList
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.experiment import Experiment
-from autoexp.family import in_order
-from autoexp.jobs import Attempt, JobRecord, JobSpec, Verdict, now
+from autoexp.jobs.limits import chain_length, room, time_limit
+from autoexp.jobs.order import in_order
+from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Verdict, now
+from autoexp.jobs.verdicts import saved_iteration
 from autoexp.journal import Journal
-from autoexp.limits import chain_length, room, time_limit
 from autoexp.plan import Plan
 from autoexp.rules.events import AttemptRefused, CancelAnswered, CheckpointComplete, Event, JobReady
 from autoexp.rules.records import ActionRecord, Actions
@@ -22,7 +23,6 @@ from autoexp.schedulers.base import Ticket
 from autoexp.session_meta import SessionMeta
 from autoexp.storage import atomic, lease, migrations, permissions
 from autoexp.storage.lease import Lease
-from autoexp.verdicts import saved_iteration
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from typing import NamedTuple, NoReturn
 from autoexp.cost import Cost
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
-from autoexp.jobs import JobSpec
+from autoexp.jobs.spec import JobSpec
 from autoexp.stages import EACH, TRUNK, Stage
 from autoexp.staging import Made, Making, references
 

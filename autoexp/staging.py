@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from autoexp.backends.protocol import COMPOSING
-from autoexp.budget import estimate
 from autoexp.cost import Cost
 from autoexp.dotted import flat, set_value
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
-from autoexp.jobs import JobSpec, Kind
+from autoexp.jobs.budget import estimate
+from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.names import check_job
 from autoexp.problems import Origins, validation_message
 from autoexp.resources.machines import LocalMachine, SlurmCluster

@@ -5,9 +5,9 @@ from datetime import datetime
 from pydantic import BaseModel
 
 from autoexp import states
-from autoexp.jobs import Attempt, JobRecord, Kind, Verdict, spent_gpu_hours
+from autoexp.jobs.gpu_hours import over_budget
+from autoexp.jobs.spec import Attempt, JobRecord, Kind, Verdict, spent_gpu_hours
 from autoexp.session import Session
-from autoexp.spending import over_budget
 from autoexp.storage import lease
 
 

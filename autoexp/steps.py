@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoexp import acting, arrays
-from autoexp.changing import changed_spec
 from autoexp.errors import AutoexpError, SubmissionRefused, SubmitLimitReached
-from autoexp.jobs import Attempt, Ending, JobRecord, JobSpec, RestartRequest, Verdict, now
-from autoexp.limits import chain_length
+from autoexp.jobs.backend_changes import changed_spec
+from autoexp.jobs.limits import chain_length
+from autoexp.jobs.spec import Attempt, Ending, JobRecord, JobSpec, RestartRequest, Verdict, now
 from autoexp.payload import processes_with_cookie
 from autoexp.phases import OnSession, Phase, Phases
 from autoexp.recorder import Recorder

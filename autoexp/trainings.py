@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp.backends.protocol import Branch
-from autoexp.budget import estimate
 from autoexp.cost import Cost, cost_of
 from autoexp.errors import BadInput
 from autoexp.experiment import Cooldown, Experiment, Start
-from autoexp.jobs import JobSpec, Kind
+from autoexp.jobs.budget import estimate
+from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.names import check_job
 from autoexp.resources.containers import NoContainer
 from autoexp.rules.planned import all_cooldowns

@@ -5,9 +5,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from autoexp import starts, states
+from autoexp import states
 from autoexp.backends.protocol import MOST_ITERATIONS, Progress, Unread
-from autoexp.jobs import Attempt, JobRecord, JobSpec
+from autoexp.jobs import starts
+from autoexp.jobs.spec import Attempt, JobRecord, JobSpec
 from autoexp.line_events import (
     add_alarms,
     in_words,

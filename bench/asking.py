@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from autoexp.jobs import Attempt
+from autoexp.jobs.spec import Attempt
 from autoexp.monitor import Monitor
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler

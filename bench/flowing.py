@@ -12,7 +12,7 @@ from prefect import flow, get_run_logger
 
 from autoexp.backends.protocol import Branch
 from autoexp.flows.engine import SessionRun
-from autoexp.jobs import JobRecord, JobSpec, Kind
+from autoexp.jobs.spec import JobRecord, JobSpec, Kind
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.choose import scheduler_for

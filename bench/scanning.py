@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from autoexp.compose import compose
-from autoexp.jobs import Kind
+from autoexp.jobs.spec import Kind
 from autoexp.logs.engines import Hyperscan, Searching, best_engine
 from autoexp.logs.matcher import Matcher, matcher
 from autoexp.logs.patterns import Wanted

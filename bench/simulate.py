@@ -23,7 +23,7 @@ import autoexp.jobs
 from autoexp import inbox
 from autoexp.compose import compose
 from autoexp.creation import create
-from autoexp.jobs import JobSpec, Verdict
+from autoexp.jobs.spec import JobSpec, Verdict
 from autoexp.plan import NO_JOBS, make_plan
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionStatus
@@ -172,7 +172,7 @@ def virtual(clock: Clock, fate: Fate) -> Iterator[None]:
         for name in ("time", "time_ns", "sleep"):
             stack.enter_context(mock.patch.object(time, name, getattr(clock, name)))
         stack.enter_context(mock.patch.object(time, "monotonic", clock.time))
-        stack.enter_context(mock.patch.object(autoexp.jobs, "datetime", clock))
+        stack.enter_context(mock.patch.object(autoexp.jobs.spec, "datetime", clock))
         stack.enter_context(mock.patch.object(atomic, "step", fate.step))
         # No power cut is simulated: what a killed process has written stays.
         stack.enter_context(mock.patch.object(os, "fsync", lambda descriptor: None))

@@ -11,7 +11,7 @@ from unittest import mock
 from autoexp.backends.megatron.formats import TRACKER, folder_name
 from autoexp.compose import Composed, compose
 from autoexp.creation import create
-from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind, now
+from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind, now
 from autoexp.plan import NO_JOBS
 from autoexp.session import Session
 

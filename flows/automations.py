@@ -18,7 +18,7 @@ _ALIVE = {f"{_RUN}.{state}" for state in ("Scheduled", "Pending", "Running", "Aw
 _PAUSE_S = 30.0
 # Reports, some of which come twice and some of which a busy server loses: what dies at every start
 # reports once a minute or so, and the next report is counted instead of a lost one. A session that
-# exists gives up by itself before that (autoexp/starts.py); this is for what dies before.
+# exists gives up by itself before that (autoexp/jobs/starts.py); this is for what dies before.
 _CRASHES = 12
 
 

@@ -9,7 +9,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp import sinks
 from autoexp.flows.sending import Turn
-from autoexp.jobs import JobSpec, Verdict
+from autoexp.jobs.spec import JobSpec, Verdict
 from autoexp.monitor import JobView
 
 if TYPE_CHECKING:

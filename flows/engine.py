@@ -25,7 +25,7 @@ from autoexp.flows.questions import Questions
 from autoexp.flows.sending import Sending
 from autoexp.flows.updates import Updates
 from autoexp.flows.wishes import Wishes
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.monitor import Look, Monitor, Work
 from autoexp.rules.describe import describe
 from autoexp.rules.records import ActionRecord

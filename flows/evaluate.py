@@ -10,7 +10,7 @@ from autoexp.creation import new_id, output_root
 from autoexp.evaluating import evaluation
 from autoexp.flows.form import ExperimentForm
 from autoexp.flows.watching import ask_for, cancel_jobs, run_name, watch_new
-from autoexp.jobs import JobSpec
+from autoexp.jobs.spec import JobSpec
 from autoexp.plan import Plan
 from autoexp.session import sessions_root
 

@@ -16,7 +16,7 @@ from autoexp.explaining import in_words
 from autoexp.flows import planning
 from autoexp.flows.finding import compose_words, live_holder, session_path
 from autoexp.flows.terminal import say, say_json
-from autoexp.jobs import Attempt, JobSpec, now
+from autoexp.jobs.spec import Attempt, JobSpec, now
 from autoexp.journal import Journal
 from autoexp.launching import refuse_other_scheduler
 from autoexp.names import LONGEST_KEY

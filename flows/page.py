@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from autoexp.jobs import JobRecord, Kind, Verdict
+from autoexp.jobs.spec import JobRecord, Kind, Verdict
 from autoexp.plan import Plan
 from autoexp.rules.describe import describe
 from autoexp.session import Session

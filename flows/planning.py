@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autoexp.budget import total
 from autoexp.compose import Composed
 from autoexp.creation import new_id, output_root, refuse_used
 from autoexp.errors import BadInput
@@ -14,6 +13,7 @@ from autoexp.flows.finding import compose_words
 from autoexp.flows.show import print_copies, print_plan
 from autoexp.flows.terminal import ask, canvas, console, say_json
 from autoexp.flows.tree import headline, plan_tree
+from autoexp.jobs.budget import total
 from autoexp.measured import with_measured_speed
 from autoexp.names import check_id, check_keys
 from autoexp.plan import Plan

@@ -4,13 +4,13 @@ import argparse
 import getpass
 
 from autoexp import inbox
-from autoexp.budget import total
 from autoexp.flows.finding import live_holder, session_path
 from autoexp.flows.terminal import say
-from autoexp.jobs import Verdict
+from autoexp.jobs.budget import total
+from autoexp.jobs.gpu_hours import spent
+from autoexp.jobs.spec import Verdict
 from autoexp.retrying import refuse
 from autoexp.session import Session
-from autoexp.spending import spent
 
 
 def retry(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from autoexp.errors import BadInput
 from autoexp.explaining import explain as sentences
 from autoexp.flows.finding import compose_words, session_path
 from autoexp.flows.terminal import say
-from autoexp.jobs import Kind
+from autoexp.jobs.spec import Kind
 from autoexp.rehearsal import Rehearsal
 from autoexp.rules.describe import describe, describe_action
 from autoexp.rules.findings import LogMatched

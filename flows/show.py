@@ -11,8 +11,8 @@ from rich.text import Text
 
 from autoexp.cost import Cost
 from autoexp.curves import Gain
-from autoexp.jobs import JobSpec, Kind, Verdict
-from autoexp.limits import is_measured
+from autoexp.jobs.limits import is_measured
+from autoexp.jobs.spec import JobSpec, Kind, Verdict
 from autoexp.plan import Plan
 from autoexp.status import JobStatus, Status
 

@@ -12,7 +12,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from prefect.events import emit_event
 
 from autoexp import sinks
-from autoexp.jobs import JobRecord, Kind, Verdict, now
+from autoexp.jobs.spec import JobRecord, Kind, Verdict, now
 from autoexp.rules import events
 from autoexp.rules.describe import describe
 from autoexp.rules.events import Event

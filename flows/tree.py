@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.text import Text
 from rich.tree import Tree
 
-from autoexp.budget import total
-from autoexp.family import walk
-from autoexp.jobs import JobSpec, Kind
+from autoexp.jobs.budget import total
+from autoexp.jobs.order import walk
+from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.plan import Plan
 from autoexp.sweep.naming import as_word
 

@@ -29,7 +29,7 @@ from autoexp.flows.context import foreground
 from autoexp.flows.engine import SessionRun, failed_jobs
 from autoexp.flows.planning import id_for, plan_of
 from autoexp.flows.scheduler_log import forwarded
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.logs import engines
 from autoexp.measured import with_measured_speed
 from autoexp.plan import Plan

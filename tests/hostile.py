@@ -6,7 +6,7 @@ from pathlib import Path
 
 from autoexp import inbox
 from autoexp.compose import compose
-from autoexp.jobs import Kind
+from autoexp.jobs.spec import Kind
 from autoexp.rules.events import LogMatched
 from autoexp.session import Session
 from autoexp.setting import setting

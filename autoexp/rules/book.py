@@ -21,7 +21,7 @@ from autoexp.rules.rules import (
 from autoexp.rules.ruleset import Rules
 
 if TYPE_CHECKING:
-    from autoexp.jobs import JobSpec
+    from autoexp.jobs.spec import JobSpec
 
 
 class Watched(NamedTuple):

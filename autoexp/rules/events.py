@@ -6,7 +6,7 @@ from zlib import crc32
 from pydantic import Field, TypeAdapter
 
 from autoexp.backends.protocol import Closed
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.rules.findings import LoggingStopped, LogLost, LogMatched, MetricAlarm
 
 

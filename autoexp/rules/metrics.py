@@ -7,7 +7,7 @@ from statistics import median
 from typing import NamedTuple
 
 from autoexp.backends.protocol import MOST_ITERATIONS, Progress
-from autoexp.jobs import Logged
+from autoexp.jobs.spec import Logged
 from autoexp.rules.metric_tests import (
     LossAbove,
     NotANumber,

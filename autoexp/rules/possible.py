@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from autoexp.changing import changed_backend
 from autoexp.compose import Composed, compose
 from autoexp.errors import BadInput
 from autoexp.experiment import Experiment
+from autoexp.jobs.backend_changes import changed_backend
 from autoexp.rules.actions import Launch, Restart
 from autoexp.rules.book import named
 from autoexp.setting import setting

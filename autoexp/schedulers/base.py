@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from autoexp import payload, states
 from autoexp.errors import SubmissionUncertain
-from autoexp.jobs import Attempt, JobSpec, gpu_hours, now
+from autoexp.jobs.spec import Attempt, JobSpec, gpu_hours, now
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.events import Event, StateChanged
 from autoexp.storage import atomic, locks

@@ -22,7 +22,7 @@ from submitit.local import local as submitit_local
 
 from autoexp import payload, proxies
 from autoexp.errors import SchedulerUnavailable
-from autoexp.jobs import Attempt, JobSpec
+from autoexp.jobs.spec import Attempt, JobSpec
 from autoexp.schedulers.base import (
     WITHDRAWN,
     Orders,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autoexp import payload, states
 from autoexp.errors import SchedulerUnavailable, SubmissionRefused, SubmitLimitReached
-from autoexp.jobs import Attempt, JobSpec, now
+from autoexp.jobs.spec import Attempt, JobSpec, now
 from autoexp.payload import TASKS
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers import slurm_commands

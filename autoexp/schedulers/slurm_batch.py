@@ -15,7 +15,7 @@ from autoexp.errors import (
     SubmissionUncertain,
     SubmitLimitReached,
 )
-from autoexp.jobs import JobSpec, Kind
+from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run

@@ -19,7 +19,7 @@ from autoexp import creation, find
 from autoexp.backends.demo import DemoBackend
 from autoexp.compose import Composed, compose
 from autoexp.creation import new_id, output_root
-from autoexp.jobs import Attempt, JobSpec, Kind, now
+from autoexp.jobs.spec import Attempt, JobSpec, Kind, now
 from autoexp.logs import matcher
 from autoexp.logs.engines import Hyperscan, Searching, best_engine
 from autoexp.payload import process_identity

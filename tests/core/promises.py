@@ -15,10 +15,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from autoexp import redaction, scores, sinks, templates
+from autoexp import redaction, sinks, templates
 from autoexp.backends import progress_line
 from autoexp.backends.checkpoints import Layout
 from autoexp.errors import AutoexpError, BadInput, SessionError
+from autoexp.jobs import scores
 from autoexp.logs import tail
 from autoexp.logs.linear import LinePattern, refuse_slow
 from autoexp.names import check_id
@@ -297,7 +298,7 @@ PROMISES: dict[str, Promise] = {
     "autoexp.schedulers.slurm_answers.read_sacct": _sacct,
     "autoexp.schedulers.slurm_answers.read_longest": _longest,
     "autoexp.backends.checkpoints.Layout": _scan,
-    "autoexp.scores.read_scores": _scores,
+    "autoexp.jobs.scores.read_scores": _scores,
     "autoexp.storage.atomic.read": _read,
     "autoexp.storage.claims.holder": _holder,
     "autoexp.redaction.without_secrets": _without_secrets,

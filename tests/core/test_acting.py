@@ -11,7 +11,7 @@ import pytest
 from autoexp import acting, inbox
 from autoexp.blame import Blamed
 from autoexp.errors import BadInput, SessionError
-from autoexp.jobs import Kind, Verdict, now
+from autoexp.jobs.spec import Kind, Verdict, now
 from autoexp.launching import Launching, launched
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Cancel, ExcludeNodes, Launch

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from autoexp import inbox
-from autoexp.budget import total
 from autoexp.compose import compose
 from autoexp.errors import BadInput, SessionNotFound
-from autoexp.jobs import Verdict, now
-from autoexp.limits import room
+from autoexp.jobs.budget import total
+from autoexp.jobs.gpu_hours import spent
+from autoexp.jobs.limits import room
+from autoexp.jobs.spec import Verdict, now
 from autoexp.measured import with_measured_speed
 from autoexp.plan import Plan
 from autoexp.rules.events import BudgetPassed
 from autoexp.session import Session
-from autoexp.spending import spent
 from autoexp.status import status_of
 from autoexp.study import plan_study
 from tests.core.conftest import TINY, create

@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from autoexp.backends.protocol import COMPOSING
-from autoexp.jobs import now
+from autoexp.jobs.spec import now
 from autoexp.rules.condition_checks import Answer, Facts, JobFacts, check, check_all
 from autoexp.rules.conditions import Condition, commands_in
 

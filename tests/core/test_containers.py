@@ -11,7 +11,7 @@ import pytest
 
 from autoexp.compose import compose
 from autoexp.errors import BadInput
-from autoexp.jobs import JobSpec
+from autoexp.jobs.spec import JobSpec
 from autoexp.plan import make_plan
 from autoexp.schedulers.base import Orders
 from autoexp.schedulers.local import LocalScheduler

@@ -8,7 +8,7 @@ import pytest
 
 from autoexp import monitor, recorder
 from autoexp.errors import SessionHeld
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.rules.book import RuleBook
 from autoexp.rules.events import CheckpointComplete
 from autoexp.session import Session

@@ -16,7 +16,7 @@ from autoexp import acting, inbox
 from autoexp.cancelling import cancel_directly
 from autoexp.compose import Composed
 from autoexp.creation import output_root
-from autoexp.jobs import Attempt, JobSpec, Kind, Verdict, now
+from autoexp.jobs.spec import Attempt, JobSpec, Kind, Verdict, now
 from autoexp.plan import make_plan
 from autoexp.rules.events import JobAdded, RequestRefused
 from autoexp.rules.records import ActionStatus

@@ -23,7 +23,7 @@ from autoexp.action_runs import Pin
 from autoexp.compose import Composed
 from autoexp.errors import SchedulerError
 from autoexp.experiment import Monitoring
-from autoexp.jobs import Kind, Verdict
+from autoexp.jobs.spec import Kind, Verdict
 from autoexp.monitor import Monitor, Work
 from autoexp.phases import Phase, do, in_turns
 from autoexp.resources.machines import SlurmCluster

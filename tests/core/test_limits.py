@@ -6,8 +6,8 @@ import pytest
 
 from autoexp.compose import compose
 from autoexp.errors import BadInput
-from autoexp.jobs import JobRecord
-from autoexp.limits import is_measured, time_limit
+from autoexp.jobs.limits import is_measured, time_limit
+from autoexp.jobs.spec import JobRecord
 from autoexp.plan import make_plan
 
 ASKED = ("slurm=local_cluster", "slurm.time_limit_min=600", "project.name=t")

@@ -8,7 +8,7 @@ import pytest
 
 from autoexp.compose import compose
 from autoexp.experiment import Experiment
-from autoexp.jobs import Attempt, JobRecord, JobSpec, Kind, Verdict, now
+from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind, Verdict, now
 from autoexp.logs.tail import LookBudget
 from autoexp.plan import make_plan
 from autoexp.rules.book import RuleBook, named

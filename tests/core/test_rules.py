@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from autoexp.compose import Composed
 from autoexp.experiment import Cooldown, Decay, Experiment, Project
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.plan import make_plan
 from autoexp.rules.actions import Start
 from autoexp.rules.book import implied

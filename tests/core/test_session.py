@@ -13,7 +13,7 @@ from autoexp import creation
 from autoexp.compose import Composed, compose
 from autoexp.creation import new_id, output_root
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
-from autoexp.jobs import Attempt, JobRecord, Verdict
+from autoexp.jobs.spec import Attempt, JobRecord, Verdict
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.book import implied
 from autoexp.rules.decide import decide

@@ -9,7 +9,7 @@ import pytest
 
 from autoexp.compose import compose
 from autoexp.errors import BadInput
-from autoexp.jobs import JobSpec, Kind, Verdict
+from autoexp.jobs.spec import JobSpec, Kind, Verdict
 from autoexp.origins import Origin, compose_from
 from autoexp.session import Session
 from autoexp.setting import setting

@@ -11,7 +11,7 @@ from autoexp import acting, inbox
 from autoexp.branching import branch_alone, new_id_of
 from autoexp.compose import compose
 from autoexp.errors import BadInput
-from autoexp.jobs import JobSpec, Kind, Verdict
+from autoexp.jobs.spec import JobSpec, Kind, Verdict
 from autoexp.origins import Origin, compose_from
 from autoexp.rules.actions import Decay, Start
 from autoexp.rules.events import JobReady, RetryAsked

@@ -12,13 +12,13 @@ from autoexp.backends.megatron.formats import TRACKER
 from autoexp.backends.protocol import UNDECIDED, Branch, FoundCheckpoint
 from autoexp.backends.torchtitan.backend import TorchtitanBackend
 from autoexp.curves import gains, without_seen_start
-from autoexp.jobs import JobRecord, Kind, Verdict
+from autoexp.jobs.spec import JobRecord, Kind, Verdict
+from autoexp.jobs.starts import branch_was_seen, check, note_line, note_logged, start_was_seen
+from autoexp.jobs.verdicts import judge
 from autoexp.monitor import Look
 from autoexp.results import rows
 from autoexp.rules.events import StartedElsewhere
-from autoexp.starts import branch_was_seen, check, note_line, note_logged, start_was_seen
 from autoexp.storage import migrations
-from autoexp.verdicts import judge
 from tests.core.conftest import attempt_of, spec_of
 from tests.core.test_monitor import Story
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.compose import Composed
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.resources.machines import SlurmCluster
 from autoexp.session import Session
 from tests.core.conftest import create

@@ -20,7 +20,8 @@ from autoexp.backends.megatron.formats import progress as megatron_progress
 from autoexp.backends.progress_line import ProgressPattern, number, whole
 from autoexp.backends.protocol import COMPOSING, Backend, CheckpointScan, Progress, Unread
 from autoexp.backends.torchtitan.backend import _LINE as TORCHTITAN
-from autoexp.jobs import JobRecord
+from autoexp.jobs.scores import NoScores, read_scores
+from autoexp.jobs.spec import JobRecord
 from autoexp.logs import tail
 from autoexp.logs.linear import refuse_slow
 from autoexp.logs.matcher import Matcher
@@ -30,7 +31,6 @@ from autoexp.rules.event_values import typed
 from autoexp.rules.events import Event, adapter
 from autoexp.rules.findings import LogMatched
 from autoexp.rules.ruleset import Rules
-from autoexp.scores import NoScores, read_scores
 from autoexp.watch import JobWatch
 from tests.core.conformance.command import COMMON
 from tests.core.conftest import attempt_of, spec_of

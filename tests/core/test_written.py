@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from autoexp.backends.command import CommandBackend
-from autoexp.changing import changed_backend
 from autoexp.compose import Composed, compose
 from autoexp.errors import BadInput
+from autoexp.jobs.backend_changes import changed_backend
 from autoexp.launching import Launching
 from autoexp.plan import make_plan
 from autoexp.resources.machines import SlurmCluster

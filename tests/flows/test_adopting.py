@@ -12,7 +12,7 @@ from autoexp import adoption, inbox
 from autoexp.compose import compose
 from autoexp.errors import BadInput
 from autoexp.flows.joining import adopt
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.retrying import retry
 from autoexp.session import Session
 from autoexp.storage import claims

@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry, Crashed, Pending
 
 from autoexp.flows.train import train
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.session import Session
 from tests.flows.conftest import SMALL, Make
 

@@ -8,7 +8,7 @@ from prefect import State
 from autoexp.curves import read_curve
 from autoexp.flows.branch import cooldown
 from autoexp.flows.train import train
-from autoexp.jobs import Kind, Verdict
+from autoexp.jobs.spec import Kind, Verdict
 from autoexp.session import Session, sessions_root
 from tests.flows.conftest import Make
 

@@ -5,7 +5,7 @@ from prefect import State
 
 from autoexp.flows.evaluate import evaluate
 from autoexp.flows.train import train
-from autoexp.jobs import Kind, Verdict
+from autoexp.jobs.spec import Kind, Verdict
 from autoexp.session import Session, sessions_root
 from tests.flows.conftest import Make
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.session import Session
 from tests.flows.conftest import SMALL, autoexp
 

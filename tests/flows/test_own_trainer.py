@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.curves import gains
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.session import Session
 from tests.flows.conftest import autoexp
 

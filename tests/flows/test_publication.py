@@ -13,7 +13,7 @@ from autoexp.compose import compose
 from autoexp.flows import page
 from autoexp.flows.face import Face, share_done
 from autoexp.flows.telling import Telling
-from autoexp.jobs import now
+from autoexp.jobs.spec import now
 from autoexp.journal import Journal
 from autoexp.rules.events import LogMatched
 from autoexp.session import Session

@@ -18,7 +18,7 @@ from prefect import get_client
 from autoexp import monitor_starts
 from autoexp.find import session_of
 from autoexp.flows.train import train
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.session import Session
 from tests.flows.conftest import BRANCHES, PATIENCE_S, SMALL, Make, autoexp, edit_job, until
 

@@ -16,7 +16,7 @@ from autoexp.flows.condition_checker import ConditionChecker
 from autoexp.flows.disk import Disk
 from autoexp.flows.train import train
 from autoexp.flows.updates import Updates
-from autoexp.jobs import Kind, Verdict, now
+from autoexp.jobs.spec import Kind, Verdict, now
 from autoexp.monitor import Monitor
 from autoexp.rules.actions import Log
 from autoexp.rules.conditions import FileExists

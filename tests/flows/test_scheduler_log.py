@@ -15,7 +15,7 @@ from autoexp.flows import watching
 from autoexp.flows.automations import recovery
 from autoexp.flows.cooldown import final_state
 from autoexp.flows.scheduler_log import forwarded
-from autoexp.jobs import JobRecord
+from autoexp.jobs.spec import JobRecord
 from autoexp.monitor import JobView
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler

@@ -21,7 +21,7 @@ from autoexp.compose import compose
 from autoexp.flows import beside, prefect_commands, server
 from autoexp.flows import foreground as terminal
 from autoexp.flows.context import Foreground
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.schedulers import slurm_commands
 from autoexp.session import Session
 from tests.core.conftest import create

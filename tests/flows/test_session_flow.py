@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
 
 from autoexp.curves import gains
 from autoexp.flows.train import train
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.rules.events import AttemptJudged, CheckpointComplete
 from autoexp.session import Session
 from tests.flows.conftest import Make, edit_job

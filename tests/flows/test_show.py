@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from autoexp.flows.show import status_view
-from autoexp.jobs import Kind, Verdict
+from autoexp.jobs.spec import Kind, Verdict
 from autoexp.status import JobStatus, Status
 
 WAITS = "waits for checkpoint 1000 of demo"

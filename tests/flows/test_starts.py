@@ -8,7 +8,7 @@ import pytest
 from autoexp import retrying
 from autoexp.curves import gains
 from autoexp.flows.train import train
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.session import Session
 from tests.flows.conftest import Make, autoexp
 

@@ -11,7 +11,7 @@ from prefect import get_client
 from autoexp import inbox
 from autoexp.compose import compose
 from autoexp.flows.train import train
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.results import rows
 from autoexp.session import Session
 from autoexp.setting import setting

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from autoexp.compose import compose
-from autoexp.jobs import Attempt, JobRecord, Kind
+from autoexp.jobs.spec import Attempt, JobRecord, Kind
 from autoexp.monitor import Monitor
 from autoexp.payload import processes_with_cookie
 from autoexp.resources.machines import SlurmCluster

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.compose import compose
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.session import Session
 from tests.flows.conftest import BRANCHES, SMALL, autoexp
 from tests.slurm.bench import clear_queue, slurm, until

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.session import Session
 from tests.flows.conftest import edit_job
 from tests.slurm.bench import slurm, until

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from autoexp.errors import SubmissionUncertain
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.schedulers.slurm import SlurmScheduler
 from tests.slurm.bench import Bench, slurm
 from tests.slurm.bench import cluster as small_job

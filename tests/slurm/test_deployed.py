@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.session import Session
 from tests.slurm.bench import clear_queue, slurm, until
 from tests.slurm.browser import CHROMIUM, open_page

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.schedulers.base import Sighting
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.status import waits

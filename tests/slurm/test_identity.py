@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.schedulers.base import Request, prepare, submit_once
 from autoexp.schedulers.slurm import SlurmScheduler
 from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm, until

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs import Attempt, JobRecord, Verdict
+from autoexp.jobs.spec import Attempt, JobRecord, Verdict
 from autoexp.session import Session
 from tests.flows.conftest import BRANCHES
 from tests.slurm.bench import until

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from autoexp.budget import total
 from autoexp.compose import compose
-from autoexp.jobs import JobSpec, Kind, Verdict
+from autoexp.jobs.budget import total
+from autoexp.jobs.spec import JobSpec, Kind, Verdict
 from autoexp.measured import with_measured_speed
 from autoexp.results import rows
 from autoexp.session import Session

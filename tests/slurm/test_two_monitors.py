@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.session import Session
 from tests.flows.conftest import SMALL, autoexp
 from tests.slurm.bench import clear_queue, slurm, until

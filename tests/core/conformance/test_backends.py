@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autoexp.compose import compose
-from autoexp.jobs import Verdict
+from autoexp.jobs.spec import Verdict
 from autoexp.monitor import Monitor
 from autoexp.schedulers.base import Sighting
 from autoexp.session import Session

@@ -8,7 +8,7 @@ from pydantic import Field
 from autoexp.backends.protocol import Closed
 
 if TYPE_CHECKING:
-    from autoexp.jobs import JobSpec
+    from autoexp.jobs.spec import JobSpec
 
 
 class Budget(Closed):

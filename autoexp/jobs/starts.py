@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from autoexp.backends.protocol import UNDECIDED, FoundCheckpoint
-from autoexp.jobs import Attempt, JobRecord, Kind
-from autoexp.verdicts import saved_iteration
+from autoexp.jobs.spec import Attempt, JobRecord, Kind
+from autoexp.jobs.verdicts import saved_iteration
 
 _NAMED = 3
 

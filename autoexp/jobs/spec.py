@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from autoexp import states
 from autoexp.backends.protocol import Backend, Branch, Closed
 from autoexp.backends.registry import AnyBackend
-from autoexp.budget import Estimate
+from autoexp.jobs.budget import Estimate
 from autoexp.logs.tail import LogCursor
 from autoexp.names import LONGEST_JOB
 from autoexp.resources.containers import Container, NoContainer

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from autoexp.experiment import Experiment
-from autoexp.jobs import JobRecord, JobSpec, Kind
+from autoexp.jobs.gpu_hours import over_budget
+from autoexp.jobs.spec import JobRecord, JobSpec, Kind
 from autoexp.resources.machines import SlurmCluster
-from autoexp.spending import over_budget
 
 
 def time_limit(job: JobRecord, parent: JobRecord | None) -> float | None:

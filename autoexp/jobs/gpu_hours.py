@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from autoexp.budget import Budget
-from autoexp.jobs import JobRecord, spent_gpu_hours
+from autoexp.jobs.budget import Budget
+from autoexp.jobs.spec import JobRecord, spent_gpu_hours
 
 
 def spent(jobs: Iterable[JobRecord]) -> float:

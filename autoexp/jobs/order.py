@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from autoexp.jobs import JobSpec
+    from autoexp.jobs.spec import JobSpec
 
 
 def in_order(specs: Mapping[str, "JobSpec"], known: Iterable[str]) -> list[str]:

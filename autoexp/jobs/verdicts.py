@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp import states
-from autoexp.jobs import Attempt, JobRecord, Verdict
-from autoexp.scores import NoScores, read_scores
+from autoexp.jobs.scores import NoScores, read_scores
+from autoexp.jobs.spec import Attempt, JobRecord, Verdict
 from autoexp.states import ENDED_ON_WARNING, Fault, Reaction, StateFacts
 
 _MOST_NAMES = 5

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from autoexp.backends.registry import AnyBackend
 from autoexp.errors import BadInput
-from autoexp.jobs import JobSpec, Kind
+from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.written import restored, settled
 
 
