@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
+from autoexp.config.experiment import Cooldown, Experiment, Start
 from autoexp.creation import new_id
 from autoexp.errors import BadInput
-from autoexp.experiment import Cooldown, Experiment, Start
 from autoexp.rules.actions import Decay
 
 

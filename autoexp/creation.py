@@ -7,9 +7,9 @@ from pathlib import Path
 
 from autoexp import find, names, removal
 from autoexp.backends.protocol import FoundCheckpoint
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
+from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput, SessionError
-from autoexp.experiment import Experiment
 from autoexp.jobs.spec import JobRecord, JobSpec, now
 from autoexp.plan import Plan
 from autoexp.provenance import Provenance, of_experiment

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from autoexp import sinks
 from autoexp.backends.protocol import COMPOSING
+from autoexp.config.experiment import Experiment, Project
+from autoexp.config.scalars import restored, settled
 from autoexp.creation import output_root
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment, Project
 from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.plan import make_plan
 from autoexp.resources.machines import LocalMachine, SlurmCluster
@@ -22,7 +23,6 @@ from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session
 from autoexp.templates import fill, fill_tree
-from autoexp.written import restored, settled
 
 Values = Mapping[str, str]
 # Hydra keeps what it composes from in one place of the process.

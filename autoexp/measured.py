@@ -1,8 +1,8 @@
 """The speed of a training as an earlier session measured it."""
 
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
+from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
 from autoexp.jobs.budget import Budget
 from autoexp.jobs.spec import Kind
 from autoexp.session import Session, sessions_root

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoexp.backends.protocol import Branch, FoundCheckpoint
-from autoexp.compose import Composed, compose
-from autoexp.config_files import group_choices
+from autoexp.config.compose import Composed, compose
+from autoexp.config.search_path import group_choices
 from autoexp.dotted import dump, escaped
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobRecord

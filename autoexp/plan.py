@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from autoexp.backends.protocol import Closed
+from autoexp.config.experiment import Experiment
 from autoexp.cost import Cost, alone, together
-from autoexp.experiment import Experiment
 from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.siblings import stage_jobs
 from autoexp.trainings import training

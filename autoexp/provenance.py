@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoexp.experiment import Experiment
+from autoexp.config.experiment import Experiment
 from autoexp.redaction import may_be_stored, without_secrets
 from autoexp.resources.containers import Apptainer, Docker
 

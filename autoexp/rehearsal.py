@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
 from autoexp.jobs.spec import Attempt, JobRecord, Kind, now
 from autoexp.logs.tail import LookBudget
 from autoexp.plan import make_plan

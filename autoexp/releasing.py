@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from autoexp.config.stages import LATE, Awaited
 from autoexp.errors import SessionError
 from autoexp.jobs.backend_changes import changed_spec
 from autoexp.jobs.gpu_hours import over_budget
 from autoexp.jobs.spec import JobRecord, JobSpec, Verdict
 from autoexp.rules.events import JobReady
 from autoexp.session import Session
-from autoexp.stages import LATE, Awaited
 from autoexp.templates import fill, fill_tree
 
 Jobs = Mapping[str, JobRecord]

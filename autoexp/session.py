@@ -9,8 +9,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from autoexp import names, removal, states
 from autoexp.blame import BlameList
+from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
-from autoexp.experiment import Experiment
 from autoexp.jobs.limits import chain_length, room, time_limit
 from autoexp.jobs.order import in_order
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Verdict, now

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from autoexp.config.scalars import restored
 from autoexp.dotted import set_value
-from autoexp.written import restored
 
 
 def setting(changes: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:

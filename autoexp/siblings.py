@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple, NoReturn
 
+from autoexp.config.experiment import Experiment
+from autoexp.config.stages import EACH, TRUNK, Stage
 from autoexp.cost import Cost
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
 from autoexp.jobs.spec import JobSpec
-from autoexp.stages import EACH, TRUNK, Stage
 from autoexp.staging import Made, Making, references
 
 

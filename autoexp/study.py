@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
+from autoexp.config.sweep_points import Point, some
+from autoexp.config.sweep_subset import chosen
 from autoexp.cost import together
 from autoexp.errors import BadInput
 from autoexp.plan import Plan, make_plan
 from autoexp.rules.possible import refuse_impossible
-from autoexp.sweep.points import Point, some
-from autoexp.sweep.subset import chosen
 
 
 def plan_study(composed: Composed, output_root: Path) -> Plan:

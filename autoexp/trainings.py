@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp.backends.protocol import Branch
+from autoexp.config.experiment import Cooldown, Experiment, Start
 from autoexp.cost import Cost, cost_of
 from autoexp.errors import BadInput
-from autoexp.experiment import Cooldown, Experiment, Start
 from autoexp.jobs.budget import estimate
 from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.names import check_job

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.jobs.spec import Kind
 from autoexp.logs.engines import Hyperscan, Searching, best_engine
 from autoexp.logs.matcher import Matcher, matcher

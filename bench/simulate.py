@@ -21,7 +21,7 @@ from unittest import mock
 
 import autoexp.jobs
 from autoexp import inbox
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.creation import create
 from autoexp.jobs.spec import JobSpec, Verdict
 from autoexp.plan import NO_JOBS, make_plan

@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 from autoexp.backends.megatron.formats import TRACKER, folder_name
-from autoexp.compose import Composed, compose
+from autoexp.config.compose import Composed, compose
 from autoexp.creation import create
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind, now
 from autoexp.plan import NO_JOBS

@@ -15,7 +15,7 @@ from prefect.states import Cancelled, Completed
 from pydantic import Field
 
 from autoexp import sinks
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.errors import NotAgreed
 from autoexp.flows.planning import above_budget, as_text
 from autoexp.plan import Plan

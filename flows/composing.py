@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from autoexp import compose as core
-from autoexp.compose import Composed
+from autoexp.config import compose as core
+from autoexp.config.compose import Composed
 
 Values = dict[str, Any]
 

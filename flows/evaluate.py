@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect import State, flow
 
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.creation import new_id, output_root
 from autoexp.evaluating import evaluation
 from autoexp.flows.form import ExperimentForm

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from autoexp import find
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.errors import BadInput, SessionHeld, SessionNotFound
 from autoexp.flows.composing import compose, filling_in
 from autoexp.origins import compose_from, read_origin

@@ -6,10 +6,10 @@ from pydantic import GetJsonSchemaHandler, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from autoexp.compose import Composed, points_of
+from autoexp.config.compose import Composed, points_of
+from autoexp.config.experiment import Experiment
 from autoexp.dotted import dump
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
 
 
 class ExperimentForm(Experiment):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autoexp import adoption, inbox
 from autoexp.adoption import HandStarted, is_session
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.creation import create, output_root
 from autoexp.errors import BadInput
 from autoexp.explaining import in_words

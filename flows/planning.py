@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.creation import new_id, output_root, refuse_used
 from autoexp.errors import BadInput
 from autoexp.flows.finding import compose_words

@@ -27,7 +27,7 @@ from prefect.settings import (
 
 from autoexp import sockets
 from autoexp.blocks import LocalMachine, SlurmCluster
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.flows import automations
 from autoexp.flows.server import (

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.text import Text
 from rich.tree import Tree
 
+from autoexp.config.sweep_names import as_word
 from autoexp.jobs.budget import total
 from autoexp.jobs.order import walk
 from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.plan import Plan
-from autoexp.sweep.naming import as_word
 
 _SHOWN = 20
 """Points that are drawn; a sweep of 500 is told by its first ones."""

@@ -18,7 +18,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp import adoption, find, monitor_starts, sinks
 from autoexp.cancelling import cancel_directly
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.creation import create
 from autoexp.errors import SessionGivenUp
 from autoexp.find import session_of

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from autoexp import inbox
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.jobs.spec import Kind
 from autoexp.rules.events import LogMatched
 from autoexp.session import Session

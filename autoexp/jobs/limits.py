@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from autoexp.experiment import Experiment
+from autoexp.config.experiment import Experiment
 from autoexp.jobs.gpu_hours import over_budget
 from autoexp.jobs.spec import JobRecord, JobSpec, Kind
 from autoexp.resources.machines import SlurmCluster

@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from autoexp import states
 from autoexp.backends.protocol import Backend, Branch, Closed
 from autoexp.backends.registry import AnyBackend
+from autoexp.config.stages import Awaited, Draft
 from autoexp.jobs.budget import Estimate
 from autoexp.logs.tail import LogCursor
 from autoexp.names import LONGEST_JOB
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
 from autoexp.rules.conditions import Condition
-from autoexp.stages import Awaited, Draft
 from autoexp.storage import migrations
 
 

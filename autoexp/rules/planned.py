@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from autoexp.experiment import Budgets, Cooldown, Experiment
+from autoexp.config.experiment import Budgets, Cooldown, Experiment
 from autoexp.rules.actions import Decay, Launch, Step
 from autoexp.rules.rules import CheckpointRule
 

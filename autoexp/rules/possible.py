@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from autoexp.compose import Composed, compose
+from autoexp.config.compose import Composed, compose
+from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
 from autoexp.jobs.backend_changes import changed_backend
 from autoexp.rules.actions import Launch, Restart
 from autoexp.rules.book import named

@@ -1,6 +1,6 @@
 """From the configuration to the scheduler it names."""
 
-from autoexp.experiment import Experiment
+from autoexp.config.experiment import Experiment
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
 

@@ -17,7 +17,7 @@ import pytest
 
 from autoexp import creation, find
 from autoexp.backends.demo import DemoBackend
-from autoexp.compose import Composed, compose
+from autoexp.config.compose import Composed, compose
 from autoexp.creation import new_id, output_root
 from autoexp.jobs.spec import Attempt, JobSpec, Kind, now
 from autoexp.logs import matcher

@@ -18,6 +18,7 @@ from pathlib import Path
 from autoexp import redaction, sinks, templates
 from autoexp.backends import progress_line
 from autoexp.backends.checkpoints import Layout
+from autoexp.config import expressions
 from autoexp.errors import AutoexpError, BadInput, SessionError
 from autoexp.jobs import scores
 from autoexp.logs import tail
@@ -29,7 +30,6 @@ from autoexp.rules.describe import describe
 from autoexp.rules.findings import LogMatched
 from autoexp.schedulers import slurm_answers
 from autoexp.storage import atomic, claims
-from autoexp.sweep import expressions
 from autoexp.write_targets import path_below
 from tests.core.test_conditions import facts
 
@@ -302,7 +302,7 @@ PROMISES: dict[str, Promise] = {
     "autoexp.storage.atomic.read": _read,
     "autoexp.storage.claims.holder": _holder,
     "autoexp.redaction.without_secrets": _without_secrets,
-    "autoexp.sweep.expressions.parse": _expression,
+    "autoexp.config.expressions.parse": _expression,
 }
 
 

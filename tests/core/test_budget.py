@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autoexp import inbox
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import BadInput, SessionNotFound
 from autoexp.jobs.budget import total
 from autoexp.jobs.gpu_hours import spent

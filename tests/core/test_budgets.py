@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from autoexp.backends.batches import Batches, Ramp
+from autoexp.config.experiment import Budgets, Experiment
+from autoexp.config.quantities import Quantity
 from autoexp.errors import BadInput
-from autoexp.experiment import Budgets, Experiment
 from autoexp.plan import Plan, make_plan
-from autoexp.quantities import Quantity
 from tests.core.conformance.megatron import ARGS, STAND_IN
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import Composed, compose
+from autoexp.config.compose import Composed, compose
 from autoexp.creation import claim_of, retake_outputs
 from autoexp.errors import BadInput
 from autoexp.session import Session

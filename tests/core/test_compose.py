@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import compose
-from autoexp.config_files import SHIPPED, available
+from autoexp.config.compose import compose
+from autoexp.config.search_path import SHIPPED, available
 from autoexp.errors import BadInput
 
 # A user's own experiment: every group comes from what ships with autoexp.

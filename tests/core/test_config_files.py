@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import compose
-from autoexp.config_files import Groups, locate, merged
+from autoexp.config.compose import compose
+from autoexp.config.search_path import Groups, locate, merged
 
 
 def write(folder: Path, files: dict[str, str]) -> None:

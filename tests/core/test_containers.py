@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.plan import make_plan

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from autoexp import find
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.curves import read_curve
 from autoexp.errors import BadInput, SessionDamaged
 from autoexp.session import Session

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.storage import lease
 from tests.core.conftest import create
 

@@ -14,7 +14,7 @@ import pytest
 
 from autoexp import acting, inbox
 from autoexp.cancelling import cancel_directly
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.creation import output_root
 from autoexp.jobs.spec import Attempt, JobSpec, Kind, Verdict, now
 from autoexp.plan import make_plan

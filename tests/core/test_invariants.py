@@ -20,9 +20,9 @@ from hypothesis import stateful as hs
 
 from autoexp import action_runs, inbox, states, steps
 from autoexp.action_runs import Pin
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
+from autoexp.config.experiment import Monitoring
 from autoexp.errors import SchedulerError
-from autoexp.experiment import Monitoring
 from autoexp.jobs.spec import Kind, Verdict
 from autoexp.monitor import Monitor, Work
 from autoexp.phases import Phase, do, in_turns

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.jobs.limits import is_measured, time_limit
 from autoexp.jobs.spec import JobRecord

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.schedulers.base import LOCK, is_locked
 from autoexp.storage import lease, locks

@@ -9,7 +9,7 @@ import pytest
 
 from autoexp import watch
 from autoexp.backends.megatron.formats import TRACKER, folder_name
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.jobs.spec import JobRecord, Kind, Verdict
 from autoexp.logs import tail
 from autoexp.logs.tail import LIMIT, MAX_LINES, MOST_BEHIND, LogCursor, read_new

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from autoexp.backends.protocol import COMPOSING
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.resources.machines import SlurmCluster
 from autoexp.resources.sbatch_options import OPTIONS, OURS

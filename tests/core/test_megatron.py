@@ -14,7 +14,7 @@ import pytest
 
 from autoexp.backends.megatron.compatibility import compare
 from autoexp.backends.protocol import FoundCheckpoint
-from autoexp.compose import Composed, compose
+from autoexp.config.compose import Composed, compose
 from autoexp.errors import BadInput
 from autoexp.plan import Plan, make_plan
 from tests.core.conformance.megatron import STAND_IN

@@ -11,7 +11,7 @@ import pytest
 from autoexp import acting
 from autoexp.backends.megatron.formats import TRACKER, folder_name
 from autoexp.backends.protocol import CheckpointScan, FoundCheckpoint
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.jobs.spec import JobRecord, Verdict
 from autoexp.logs.tail import LIMIT
 from autoexp.monitor import Look, Monitor

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autoexp.compose import Composed, compose
+from autoexp.config.compose import Composed, compose
+from autoexp.config.experiment import Experiment
 from autoexp.creation import new_id
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
 from autoexp.names import LONGEST_ID, LONGEST_KEY, check_id
 from autoexp.rules.actions import Log
 from autoexp.rules.book import RuleBook, implied

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoexp import find, inbox, payload, removal
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.schedulers.base import Request, prepare, submit_once
 from autoexp.schedulers.local import LocalScheduler

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoexp.compose import Composed, compose
+from autoexp.config.compose import Composed, compose
+from autoexp.config.experiment import Experiment, Project, Start
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment, Project, Start
 from autoexp.plan import Plan, make_plan
 from autoexp.session import Session
 from tests.core.conftest import create

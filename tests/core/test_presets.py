@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import compose
-from autoexp.experiment import Experiment
+from autoexp.config.compose import compose
+from autoexp.config.experiment import Experiment
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind, Verdict, now
 from autoexp.logs.tail import LookBudget
 from autoexp.plan import make_plan

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from autoexp import removal
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from tests.core.conftest import KilledAt, create
 from tests.core.test_house import MODULES, name_of
 

@@ -13,7 +13,7 @@ import pytest
 
 from autoexp import acting, action_runs, payload, phases
 from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.jobs.spec import RestartRequest, Verdict
 from autoexp.rules.actions import Restart, Start
 from autoexp.rules.events import JobGivenUp, RestartAsked

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from tensorboardX.proto.event_pb2 import Event
 
 from autoexp import tables
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.plot import Subject, draw
 from autoexp.provenance import Provenance

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
+from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
 from autoexp.rules.event_values import typed, values_of

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoexp.compose import Composed
-from autoexp.experiment import Cooldown, Decay, Experiment, Project
+from autoexp.config.compose import Composed
+from autoexp.config.experiment import Cooldown, Decay, Experiment, Project
 from autoexp.jobs.spec import Verdict
 from autoexp.plan import make_plan
 from autoexp.rules.actions import Start

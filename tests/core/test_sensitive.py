@@ -3,7 +3,7 @@
 import pytest
 
 from autoexp import redaction
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.provenance import stored_environment
 

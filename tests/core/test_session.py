@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autoexp import creation
-from autoexp.compose import Composed, compose
+from autoexp.config.compose import Composed, compose
 from autoexp.creation import new_id, output_root
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.jobs.spec import Attempt, JobRecord, Verdict

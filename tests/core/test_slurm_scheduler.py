@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import (
     BadInput,
     SchedulerUnavailable,

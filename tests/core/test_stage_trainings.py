@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec, Kind, Verdict
 from autoexp.origins import Origin, compose_from

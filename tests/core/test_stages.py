@@ -9,7 +9,7 @@ import pytest
 
 from autoexp import acting, inbox
 from autoexp.branching import branch_alone, new_id_of
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec, Kind, Verdict
 from autoexp.origins import Origin, compose_from

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.jobs.spec import Verdict
 from autoexp.resources.machines import SlurmCluster
 from autoexp.session import Session

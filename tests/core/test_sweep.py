@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from autoexp.config.sweep import Sweep
+from autoexp.config.sweep_expand import expand, short_names
+from autoexp.config.sweep_names import LONGEST, name_points
+from autoexp.config.sweep_subset import chosen
 from autoexp.dotted import flat
 from autoexp.errors import BadInput
-from autoexp.sweep.expand import expand, short_names
-from autoexp.sweep.language import Sweep
-from autoexp.sweep.naming import LONGEST, name_points
-from autoexp.sweep.subset import chosen
 
 
 def points(**sweep: Any) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hydra import compose as hydra_compose
 
-from autoexp.compose import Composed, compose, points_of
+from autoexp.config.compose import Composed, compose, points_of
 from autoexp.errors import BadInput
 from autoexp.plan import Plan
 from autoexp.study import plan_study, subset
@@ -71,7 +71,7 @@ def test_five_hundred_points_are_composed_from_files_as_often_as_one(
         composed.append(arguments)
         return hydra_compose(*arguments, **options)
 
-    monkeypatch.setattr("autoexp.compose.hydra_compose", counted)
+    monkeypatch.setattr("autoexp.config.compose.hydra_compose", counted)
     jobs = plan(
         compose("demo", ["backend.args.lr=range(1,51)", "backend.args.seed=range(10)"])
     ).jobs

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoexp.sweep.expressions import ExpressionError, parse
+from autoexp.config.expressions import ExpressionError, parse
 
 VALUES = {
     "lr": 1e-3,

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.placeholders import change_options, fill, pattern_of
-from autoexp.compose import compose
+from autoexp.config.compose import compose
+from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
 from autoexp.plan import Plan, make_plan
 from tests.core.conformance.command import MARKED, TRACKED
 from tests.core.conformance.huggingface import HUGGINGFACE

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from autoexp.backends.command import CommandBackend
-from autoexp.compose import Composed, compose
+from autoexp.config.compose import Composed, compose
+from autoexp.config.scalars import marked_override, marked_yaml, unmarked
 from autoexp.errors import BadInput
 from autoexp.jobs.backend_changes import changed_backend
 from autoexp.launching import Launching
@@ -17,7 +18,6 @@ from autoexp.rules.events import Published
 from autoexp.rules.possible import compose_launched
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.local import LocalScheduler
-from autoexp.written import marked_override, marked_yaml, unmarked
 
 SURPRISES = (
     *("yes", "no", "on", "off", "Off", "true", "True", "FALSE", "010", "0xfe", "0b11", "08"),

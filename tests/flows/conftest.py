@@ -17,7 +17,7 @@ from prefect.settings import (
 )
 from prefect.testing.utilities import prefect_test_harness
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.flows import server
 from autoexp.session import Session
 from tests.core.conftest import create

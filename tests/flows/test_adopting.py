@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoexp import adoption, inbox
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.flows.joining import adopt
 from autoexp.jobs.spec import Verdict

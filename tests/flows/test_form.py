@@ -7,8 +7,8 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import Field
 
 from autoexp.backends.protocol import Closed
+from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
 from autoexp.flows import form
 from autoexp.flows.form import ExperimentForm
 from autoexp.flows.train import train

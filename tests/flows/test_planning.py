@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import Composed
+from autoexp.config.compose import Composed
 from autoexp.flows.cli import main
 from autoexp.plan import Plan
 from autoexp.session import Session, sessions_root

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.flows import page
 from autoexp.flows.face import Face, share_done
 from autoexp.flows.telling import Telling

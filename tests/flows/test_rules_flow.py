@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.flows.children import Children
 from autoexp.flows.cli import main
 from autoexp.flows.condition_checker import ConditionChecker

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.session import Session
 from tests.core.conftest import create
 from tests.flows.conftest import SMALL, autoexp

@@ -9,7 +9,7 @@ from prefect import flow, get_run_logger
 
 from autoexp import action_runs
 from autoexp.backends.demo import DemoBackend
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import SessionError
 from autoexp.flows import watching
 from autoexp.flows.automations import recovery

@@ -17,7 +17,7 @@ import pytest
 from prefect.exceptions import ObjectNotFound
 
 from autoexp import proxies
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.flows import beside, prefect_commands, server
 from autoexp.flows import foreground as terminal
 from autoexp.flows.context import Foreground

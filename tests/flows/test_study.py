@@ -9,7 +9,7 @@ import pytest
 from prefect import get_client
 
 from autoexp import inbox
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Verdict
 from autoexp.results import rows

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.session import Session
 from tests.core.conftest import create
 from tests.flows.conftest import PATIENCE_S, SMALL, autoexp, hold_back, until

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.jobs.spec import Attempt, JobRecord, Kind
 from autoexp.monitor import Monitor
 from autoexp.payload import processes_with_cookie

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prefect.settings import get_current_settings
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from tests.core.conftest import create
 from tests.flows import conftest as flows
 from tests.slurm.bench import Bench, clear_queue, slurm, until

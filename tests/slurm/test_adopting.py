@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.jobs.spec import Verdict
 from autoexp.session import Session
 from tests.flows.conftest import BRANCHES, SMALL, autoexp

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import compose
-from autoexp.config_files import SHIPPED
+from autoexp.config.compose import compose
+from autoexp.config.search_path import SHIPPED
 from autoexp.plan import make_plan
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request

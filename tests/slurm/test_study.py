@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.jobs.budget import total
 from autoexp.jobs.spec import JobSpec, Kind, Verdict
 from autoexp.measured import with_measured_speed

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.errors import SubmissionRefused, SubmissionUncertain
 from tests.core.conftest import create
 from tests.slurm.bench import WITHOUT_JOBS, Bench, slurm, until

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from autoexp.compose import compose
+from autoexp.config.compose import compose
 from autoexp.jobs.spec import Verdict
 from autoexp.monitor import Monitor
 from autoexp.schedulers.base import Sighting

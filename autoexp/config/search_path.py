@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
+from autoexp.config.scalars import marked_yaml
+from autoexp.config.validation import find_file, nearest
 from autoexp.errors import BadInput
-from autoexp.problems import find_file, nearest
-from autoexp.written import marked_yaml
 
-SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIG = "default"
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from autoexp import fields
-from autoexp.experiment import Experiment
+from autoexp.config.experiment import Experiment
 
 
 class Origins:

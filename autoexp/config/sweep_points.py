@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from autoexp import written
+from autoexp.config import scalars
+from autoexp.config.experiment import Experiment
+from autoexp.config.sweep import Settings, Sweep
+from autoexp.config.sweep_expand import expand, short_names
+from autoexp.config.sweep_names import name_points
 from autoexp.dotted import escaped, flat, set_value
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
-from autoexp.sweep.expand import expand, short_names
-from autoexp.sweep.language import Settings, Sweep
-from autoexp.sweep.naming import name_points
 
 TreeOf = Callable[[tuple[str, ...]], DictConfig]
 """Composes with these choices of group files besides the others."""
@@ -67,7 +67,7 @@ def _choices(key: str, values: list[Any]) -> list[Any]:
         del path
         return BadInput(f"{key}: {reason}")
 
-    choices: list[Any] = written.settled(written.read(values), list[Any], refuse)
+    choices: list[Any] = scalars.settled(scalars.read(values), list[Any], refuse)
     return choices
 
 
@@ -182,7 +182,7 @@ class Trees:
     def _interpolated(self, tree: DictConfig, changes: Settings) -> dict[str, Any]:
         changed = copy.deepcopy(tree)
         for key, value in changes.items():
-            told = escaped(written.plain(value))
+            told = escaped(scalars.plain(value))
             OmegaConf.update(changed, key, told, merge=False, force_add=True)
         OmegaConf.to_container(changed, resolve=True, throw_on_missing=True)
         return self._plain(changed)

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autoexp.config.sweep import Settings
+from autoexp.config.sweep_expand import short_names
 from autoexp.dotted import flat
 from autoexp.errors import BadInput
-from autoexp.sweep.expand import short_names
-from autoexp.sweep.language import Settings
 from autoexp.templates import fill, refuse_unknown
 
 LONGEST = 40

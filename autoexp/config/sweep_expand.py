@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from autoexp.config.expressions import ExpressionError, parse
+from autoexp.config.sweep import Group, Settings
 from autoexp.errors import BadInput
-from autoexp.sweep.expressions import ExpressionError, parse
-from autoexp.sweep.language import Group, Settings
 
 MOST = 10_000
 """Points of a sweep: more are a slip, as of a grid with one key too many."""

@@ -15,15 +15,16 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from autoexp import redaction, written
+from autoexp import redaction
 from autoexp.backends.protocol import COMPOSING
-from autoexp.config_files import Groups, locate, merged
+from autoexp.config import scalars
+from autoexp.config.experiment import Experiment
+from autoexp.config.search_path import Groups, locate, merged
+from autoexp.config.sweep import Sweep
+from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep, some, swept
+from autoexp.config.validation import Origins, find_file, validation_message
 from autoexp.dotted import dump, escaped, set_value
 from autoexp.errors import BadInput
-from autoexp.experiment import Experiment
-from autoexp.problems import Origins, find_file, validation_message
-from autoexp.sweep.language import Sweep
-from autoexp.sweep.points import Drawn, Point, Trees, draw, merged_sweep, some, swept
 
 
 class Composed(NamedTuple):
@@ -74,7 +75,7 @@ def compose(
         experiment=experiment,
         config=name,
         overrides=tuple(overrides),
-        resolved=dump(escaped(written.plain(values))),
+        resolved=dump(escaped(scalars.plain(values))),
         unresolved=read.unresolved,
         points=points,
     )
@@ -114,7 +115,7 @@ def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
         tree = _without_hydra(tree)
 
         def plain(found: DictConfig) -> dict[str, Any]:
-            return _settled(written.read(OmegaConf.to_container(found, resolve=True)), origins)
+            return _settled(scalars.read(OmegaConf.to_container(found, resolve=True)), origins)
 
         values = plain(tree)
         project = str((values.get("project") or {}).get("name"))
@@ -125,7 +126,7 @@ def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
             trees = Trees(values, lambda c: _without_hydra(tree_of(c)), groups, plain)
             drawn = draw(project, sweep, trees)
         _refuse_missing(tree, sweep)
-    unresolved = written.unmarked(OmegaConf.to_yaml(tree))
+    unresolved = scalars.unmarked(OmegaConf.to_yaml(tree))
     return _Read(values, unresolved, origins, project, sweep, drawn)
 
 
@@ -138,7 +139,7 @@ def _parsed(overrides: Sequence[str], groups: Container[str]) -> list[tuple[Over
             raise BadInput(f"override {line!r}: cannot be read; is this terminal's code UTF-8?")
     for override in parser.parse_overrides(list(overrides)):
         line, key = str(override.input_line), override.key_or_group
-        told = line if key in groups or key.startswith("hydra") else written.marked_override(line)
+        told = line if key in groups or key.startswith("hydra") else scalars.marked_override(line)
         (marked,) = parser.parse_overrides([told])
         marked.input_line = line
         found.append((marked, told))
@@ -151,7 +152,7 @@ def _settled(values: dict[str, Any], origins: Origins) -> dict[str, Any]:
     def refuse(path: Sequence[str], reason: str) -> BadInput:
         return BadInput(f"{'.'.join(path)}: {reason} ({origins.of(path)})")
 
-    found: dict[str, Any] = written.settled(values, Experiment, refuse)
+    found: dict[str, Any] = scalars.settled(values, Experiment, refuse)
     return found
 
 

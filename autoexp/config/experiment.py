@@ -6,14 +6,14 @@ from pydantic import Field, model_validator
 
 from autoexp.backends.protocol import Backend, Closed
 from autoexp.backends.registry import AnyBackend
+from autoexp.config.quantities import Quantity, Unit, read_quantity
+from autoexp.config.stages import Stage, StageName
+from autoexp.config.sweep import Sweep
 from autoexp.jobs.budget import Budget
-from autoexp.quantities import Quantity, Unit, read_quantity
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
 from autoexp.rules.actions import Decay, Shape
 from autoexp.rules.ruleset import Rules
-from autoexp.stages import Stage, StageName
-from autoexp.sweep.language import Sweep
 
 JobName = Annotated[
     str,

@@ -1,1 +1,0 @@
-"""Sweeps: many settings of one experiment. See docs/sweeps.md for the language."""
