@@ -11,7 +11,7 @@ from autoexp.config.compose import Composed
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput, SessionError
 from autoexp.jobs.spec import JobRecord, JobSpec, now
-from autoexp.plan import Plan
+from autoexp.planning.plan import Plan
 from autoexp.provenance import Provenance, of_experiment
 from autoexp.resources.machines import LocalMachine
 from autoexp.session import Session

@@ -14,11 +14,11 @@ from autoexp.config.scalars import restored, settled
 from autoexp.creation import output_root
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec, Kind
-from autoexp.plan import make_plan
+from autoexp.planning.plan import make_plan
+from autoexp.planning.rule_checks import compose_launched
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.actions import Launch
 from autoexp.rules.event_values import captured
-from autoexp.rules.possible import compose_launched
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.base import Scheduler
 from autoexp.session import Session

@@ -8,7 +8,7 @@ from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import Attempt, JobRecord, Kind, now
 from autoexp.logs.tail import LookBudget
-from autoexp.plan import make_plan
+from autoexp.planning.plan import make_plan
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
 from autoexp.rules.events import Event

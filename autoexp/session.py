@@ -16,7 +16,7 @@ from autoexp.jobs.order import in_order
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Verdict, now
 from autoexp.jobs.verdicts import saved_iteration
 from autoexp.journal import Journal
-from autoexp.plan import Plan
+from autoexp.planning.plan import Plan
 from autoexp.rules.events import AttemptRefused, CancelAnswered, CheckpointComplete, Event, JobReady
 from autoexp.rules.records import ActionRecord, Actions
 from autoexp.schedulers.base import Ticket

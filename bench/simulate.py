@@ -24,7 +24,7 @@ from autoexp import inbox
 from autoexp.config.compose import compose
 from autoexp.creation import create
 from autoexp.jobs.spec import JobSpec, Verdict
-from autoexp.plan import NO_JOBS, make_plan
+from autoexp.planning.plan import NO_JOBS, make_plan
 from autoexp.rules.actions import Start
 from autoexp.rules.records import ActionStatus
 from autoexp.session import Session

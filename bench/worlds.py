@@ -12,7 +12,7 @@ from autoexp.backends.megatron.formats import TRACKER, folder_name
 from autoexp.config.compose import Composed, compose
 from autoexp.creation import create
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind, now
-from autoexp.plan import NO_JOBS
+from autoexp.planning.plan import NO_JOBS
 from autoexp.session import Session
 
 # As many arguments and variables as a Megatron run on a real cluster has.
@@ -84,7 +84,7 @@ def build(root: Path, jobs: int, *overrides: str, lines: int = 200, saves: int =
 
 
 def _trunk(composed: Composed, root: Path) -> JobSpec:
-    from autoexp.plan import make_plan
+    from autoexp.planning.plan import make_plan
 
     return make_plan(composed.experiment, root / "output").trunk
 

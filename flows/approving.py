@@ -18,7 +18,7 @@ from autoexp import sinks
 from autoexp.config.compose import Composed
 from autoexp.errors import NotAgreed
 from autoexp.flows.planning import above_budget, as_text
-from autoexp.plan import Plan
+from autoexp.planning.plan import Plan
 
 _NAME = "approve the plan"
 _PAUSE = "approval"

@@ -5,10 +5,10 @@ from typing import Any
 
 from prefect import State, flow
 
-from autoexp import branching
 from autoexp.config.compose import Composed
 from autoexp.flows.form import ExperimentForm
 from autoexp.flows.watching import ask_for, cancel_jobs, run_name, watch_new
+from autoexp.planning import standalone
 from autoexp.rules.actions import Decay
 
 
@@ -38,6 +38,6 @@ async def cooldown(
 
     def ask() -> Composed:
         whole = ask_for(config, overrides, experiment)
-        return branching.branch_alone(whole, Path(checkpoint), Decay.model_validate(decay))
+        return standalone.branch_alone(whole, Path(checkpoint), Decay.model_validate(decay))
 
-    return await watch_new(ask, branching.new_id_of)
+    return await watch_new(ask, standalone.new_id_of)

@@ -7,11 +7,11 @@ from prefect import State, flow
 
 from autoexp.config.compose import Composed
 from autoexp.creation import new_id, output_root
-from autoexp.evaluating import evaluation
 from autoexp.flows.form import ExperimentForm
 from autoexp.flows.watching import ask_for, cancel_jobs, run_name, watch_new
 from autoexp.jobs.spec import JobSpec
-from autoexp.plan import Plan
+from autoexp.planning.evaluation import evaluation
+from autoexp.planning.plan import Plan
 from autoexp.session import sessions_root
 
 

@@ -20,16 +20,16 @@ from autoexp.jobs.spec import Attempt, JobSpec, now
 from autoexp.journal import Journal
 from autoexp.launching import refuse_other_scheduler
 from autoexp.names import LONGEST_KEY
-from autoexp.plan import NO_JOBS, Plan, make_plan
+from autoexp.planning.plan import NO_JOBS, Plan, make_plan
+from autoexp.planning.rule_checks import refuse_impossible
+from autoexp.planning.study import plan_study
 from autoexp.provenance import provenance
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.describe import describe
-from autoexp.rules.possible import refuse_impossible
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.slurm_commands import CommandFailed, at, run
 from autoexp.session import Session, sessions_root
 from autoexp.storage import permissions
-from autoexp.study import plan_study
 
 _JOB_ID = re.compile(r"[1-9][0-9]*(_(0|[1-9][0-9]*))?")
 # Each of these ends its line, so that names may hold spaces.

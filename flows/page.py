@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from autoexp.jobs.spec import JobRecord, Kind, Verdict
-from autoexp.plan import Plan
+from autoexp.planning.plan import Plan
 from autoexp.rules.describe import describe
 from autoexp.session import Session
 from autoexp.sinks import markdown, markdown_code

@@ -16,9 +16,9 @@ from autoexp.flows.tree import headline, plan_tree
 from autoexp.jobs.budget import total
 from autoexp.measured import with_measured_speed
 from autoexp.names import check_id, check_keys
-from autoexp.plan import Plan
+from autoexp.planning.plan import Plan
+from autoexp.planning.study import plan_study, subset
 from autoexp.session import sessions_root
-from autoexp.study import plan_study, subset
 
 _FEW = 12
 """Jobs whose command lines are shown."""

@@ -10,7 +10,7 @@ from autoexp.config.sweep_names import as_word
 from autoexp.jobs.budget import total
 from autoexp.jobs.order import walk
 from autoexp.jobs.spec import JobSpec, Kind
-from autoexp.plan import Plan
+from autoexp.planning.plan import Plan
 
 _SHOWN = 20
 """Points that are drawn; a sweep of 500 is told by its first ones."""

@@ -32,7 +32,7 @@ from autoexp.flows.scheduler_log import forwarded
 from autoexp.jobs.spec import Verdict
 from autoexp.logs import engines
 from autoexp.measured import with_measured_speed
-from autoexp.plan import Plan
+from autoexp.planning.plan import Plan
 from autoexp.provenance import provenance
 from autoexp.schedulers.choose import scheduler_for
 from autoexp.session import Session, sessions_root

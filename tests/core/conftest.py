@@ -23,10 +23,10 @@ from autoexp.jobs.spec import Attempt, JobSpec, Kind, now
 from autoexp.logs import matcher
 from autoexp.logs.engines import Hyperscan, Searching, best_engine
 from autoexp.payload import process_identity
+from autoexp.planning.study import plan_study
 from autoexp.resources.machines import LocalMachine
 from autoexp.schedulers.base import Orders, Ticket, prepare
 from autoexp.storage import atomic
-from autoexp.study import plan_study
 
 _OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
 _MARK = "AUTOEXP_TEST_MARK"

@@ -13,11 +13,11 @@ from autoexp.jobs.gpu_hours import spent
 from autoexp.jobs.limits import room
 from autoexp.jobs.spec import Verdict, now
 from autoexp.measured import with_measured_speed
-from autoexp.plan import Plan
+from autoexp.planning.plan import Plan
+from autoexp.planning.study import plan_study
 from autoexp.rules.events import BudgetPassed
 from autoexp.session import Session
 from autoexp.status import status_of
-from autoexp.study import plan_study
 from tests.core.conftest import TINY, create
 from tests.core.test_monitor import Story
 

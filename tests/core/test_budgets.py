@@ -14,7 +14,7 @@ from autoexp.backends.batches import Batches, Ramp
 from autoexp.config.experiment import Budgets, Experiment
 from autoexp.config.quantities import Quantity
 from autoexp.errors import BadInput
-from autoexp.plan import Plan, make_plan
+from autoexp.planning.plan import Plan, make_plan
 from tests.core.conformance.megatron import ARGS, STAND_IN
 
 

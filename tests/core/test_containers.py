@@ -12,7 +12,7 @@ import pytest
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
-from autoexp.plan import make_plan
+from autoexp.planning.plan import make_plan
 from autoexp.schedulers.base import Orders
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm import SlurmScheduler

@@ -17,7 +17,7 @@ from autoexp.cancelling import cancel_directly
 from autoexp.config.compose import Composed
 from autoexp.creation import output_root
 from autoexp.jobs.spec import Attempt, JobSpec, Kind, Verdict, now
-from autoexp.plan import make_plan
+from autoexp.planning.plan import make_plan
 from autoexp.rules.events import JobAdded, RequestRefused
 from autoexp.rules.records import ActionStatus
 from autoexp.session import Session

@@ -8,7 +8,7 @@ from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.jobs.limits import is_measured, time_limit
 from autoexp.jobs.spec import JobRecord
-from autoexp.plan import make_plan
+from autoexp.planning.plan import make_plan
 
 ASKED = ("slurm=local_cluster", "slurm.time_limit_min=600", "project.name=t")
 ONE = "cooldowns=[{at: [1000], decay: {iterations: 200}}]"

@@ -16,7 +16,7 @@ from autoexp.backends.megatron.compatibility import compare
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.config.compose import Composed, compose
 from autoexp.errors import BadInput
-from autoexp.plan import Plan, make_plan
+from autoexp.planning.plan import Plan, make_plan
 from tests.core.conformance.megatron import STAND_IN
 
 SEED = (

@@ -15,6 +15,7 @@ from autoexp.config.experiment import Experiment
 from autoexp.creation import new_id
 from autoexp.errors import BadInput
 from autoexp.names import LONGEST_ID, LONGEST_KEY, check_id
+from autoexp.planning.study import plan_study
 from autoexp.rules.actions import Log
 from autoexp.rules.book import RuleBook, implied
 from autoexp.rules.decide import Asked, Rule, decide
@@ -24,7 +25,6 @@ from autoexp.rules.rules import OnReady
 from autoexp.schedulers.slurm_answers import SQUEUE_FORMAT
 from autoexp.session import Session
 from autoexp.storage import atomic
-from autoexp.study import plan_study
 from tests.core.conftest import create
 
 LETTERS = string.ascii_letters + string.digits

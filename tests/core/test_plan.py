@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from autoexp.config.compose import Composed, compose
 from autoexp.config.experiment import Experiment, Project, Start
 from autoexp.errors import BadInput
-from autoexp.plan import Plan, make_plan
+from autoexp.planning.plan import Plan, make_plan
 from autoexp.session import Session
 from tests.core.conftest import create
 

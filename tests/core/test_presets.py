@@ -10,7 +10,8 @@ from autoexp.config.compose import compose
 from autoexp.config.experiment import Experiment
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind, Verdict, now
 from autoexp.logs.tail import LookBudget
-from autoexp.plan import make_plan
+from autoexp.planning.plan import make_plan
+from autoexp.planning.rule_checks import refuse_impossible
 from autoexp.rules.book import RuleBook, named
 from autoexp.rules.decide import decide
 from autoexp.rules.events import (
@@ -20,7 +21,6 @@ from autoexp.rules.events import (
     StateChanged,
     TrunksFinished,
 )
-from autoexp.rules.possible import refuse_impossible
 from autoexp.rules.rules import InactivityRule, LogRule, MetricRule, RuleBase
 from autoexp.watch import JobWatch
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from autoexp.config.compose import Composed
 from autoexp.config.experiment import Cooldown, Decay, Experiment, Project
 from autoexp.jobs.spec import Verdict
-from autoexp.plan import make_plan
+from autoexp.planning.plan import make_plan
 from autoexp.rules.actions import Start
 from autoexp.rules.book import implied
 from autoexp.rules.decide import Asked, Rule, action_key, decide

@@ -14,13 +14,13 @@ from autoexp.config.compose import Composed, compose
 from autoexp.creation import new_id, output_root
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.jobs.spec import Attempt, JobRecord, Verdict
+from autoexp.planning.study import plan_study
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.book import implied
 from autoexp.rules.decide import decide
 from autoexp.rules.events import CheckpointComplete, JobGivenUp
 from autoexp.session import Session, sessions_root
 from autoexp.storage import atomic, lease
-from autoexp.study import plan_study
 from tests.core.conftest import FullDisk, KilledAt, create
 
 SEEN = CheckpointComplete(job="tiny", iteration=100, path="/c/iter_0000100")

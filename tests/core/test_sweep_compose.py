@@ -9,8 +9,8 @@ from hydra import compose as hydra_compose
 
 from autoexp.config.compose import Composed, compose, points_of
 from autoexp.errors import BadInput
-from autoexp.plan import Plan
-from autoexp.study import plan_study, subset
+from autoexp.planning.plan import Plan
+from autoexp.planning.study import plan_study, subset
 
 OUT = Path("/out")
 GRID = ("backend.args.lr=3e-3,1e-2,3e-2", "backend.args.global_batch_size=64,128")

@@ -15,7 +15,7 @@ from autoexp.backends.placeholders import change_options, fill, pattern_of
 from autoexp.config.compose import compose
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
-from autoexp.plan import Plan, make_plan
+from autoexp.planning.plan import Plan, make_plan
 from tests.core.conformance.command import MARKED, TRACKED
 from tests.core.conformance.huggingface import HUGGINGFACE
 from tests.core.conformance.torchtitan import TORCHTITAN

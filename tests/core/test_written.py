@@ -11,11 +11,11 @@ from autoexp.config.scalars import marked_override, marked_yaml, unmarked
 from autoexp.errors import BadInput
 from autoexp.jobs.backend_changes import changed_backend
 from autoexp.launching import Launching
-from autoexp.plan import make_plan
+from autoexp.planning.plan import make_plan
+from autoexp.planning.rule_checks import compose_launched
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Launch, Restart
 from autoexp.rules.events import Published
-from autoexp.rules.possible import compose_launched
 from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.local import LocalScheduler
 

@@ -9,7 +9,7 @@ import pytest
 
 from autoexp.config.compose import compose
 from autoexp.config.search_path import SHIPPED
-from autoexp.plan import make_plan
+from autoexp.planning.plan import make_plan
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.slurm_batch import body, executor_for, launched

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from autoexp.backends.protocol import Branch
 from autoexp.config.experiment import Cooldown, Experiment, Start
-from autoexp.cost import Cost, cost_of
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import estimate
 from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.names import check_job
+from autoexp.planning.cooldowns import all_cooldowns
+from autoexp.planning.cost import Cost, cost_of
 from autoexp.resources.containers import NoContainer
-from autoexp.rules.planned import all_cooldowns
 
 
 class Training(NamedTuple):

@@ -5,10 +5,10 @@ from pathlib import Path
 from autoexp.config.compose import Composed
 from autoexp.config.sweep_points import Point, some
 from autoexp.config.sweep_subset import chosen
-from autoexp.cost import together
 from autoexp.errors import BadInput
-from autoexp.plan import Plan, make_plan
-from autoexp.rules.possible import refuse_impossible
+from autoexp.planning.cost import together
+from autoexp.planning.plan import Plan, make_plan
+from autoexp.planning.rule_checks import refuse_impossible
 
 
 def plan_study(composed: Composed, output_root: Path) -> Plan:

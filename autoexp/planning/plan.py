@@ -4,10 +4,10 @@ from pathlib import Path
 
 from autoexp.backends.protocol import Closed
 from autoexp.config.experiment import Experiment
-from autoexp.cost import Cost, alone, together
 from autoexp.jobs.spec import JobSpec, Kind
-from autoexp.siblings import stage_jobs
-from autoexp.trainings import training
+from autoexp.planning.cost import Cost, alone, together
+from autoexp.planning.stage_graph import stage_jobs
+from autoexp.planning.trainings import training
 
 
 class Plan(Closed):

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoexp.branching import find_checkpoint
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import estimate
 from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.names import check_job
+from autoexp.planning.standalone import find_checkpoint
 from autoexp.templates import fill, refuse_unknown
 
 

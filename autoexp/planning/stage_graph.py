@@ -6,10 +6,10 @@ from typing import NamedTuple, NoReturn
 
 from autoexp.config.experiment import Experiment
 from autoexp.config.stages import EACH, TRUNK, Stage
-from autoexp.cost import Cost
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
-from autoexp.staging import Made, Making, references
+from autoexp.planning.cost import Cost
+from autoexp.planning.stage_jobs import Made, Making, references
 
 
 class Staged(NamedTuple):
