@@ -13,7 +13,7 @@ from autoexp.jobs.spec import JobRecord
 from autoexp.monitor import Monitor
 from autoexp.phases import Phase, do, in_turns
 from autoexp.schedulers.base import Scheduler
-from autoexp.schedulers.choose import scheduler_for
+from autoexp.schedulers.registry import scheduler_for
 from autoexp.session import Session
 from autoexp.steps import Cancel, Cancellation, NextStep, Withdraw, carry_out, next_step, together
 

@@ -15,7 +15,7 @@ from autoexp.flows.engine import SessionRun
 from autoexp.jobs.spec import JobRecord, JobSpec, Kind
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
-from autoexp.schedulers.choose import scheduler_for
+from autoexp.schedulers.registry import scheduler_for
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session import Session
 from bench import worlds

@@ -113,7 +113,7 @@ def as_text(found: Plan, composed: Composed) -> str:
 def dry_run(options: argparse.Namespace) -> int:
     """Show the plan and write its batch scripts, instead of submitting them."""
     # Takes submitit, which writes them, and which no other plan needs.
-    from autoexp.rehearsing import write_scripts
+    from autoexp.schedulers.dry_run import write_scripts
 
     composed = wanted(options)
     found = plan_of(composed, options.session)

@@ -34,7 +34,7 @@ from autoexp.logs import engines
 from autoexp.measured import with_measured_speed
 from autoexp.planning.plan import Plan
 from autoexp.provenance import provenance
-from autoexp.schedulers.choose import scheduler_for
+from autoexp.schedulers.registry import scheduler_for
 from autoexp.session import Session, sessions_root
 from autoexp.storage import permissions
 from autoexp.storage.lease import Lease

@@ -22,7 +22,9 @@ from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers import slurm_commands
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, read_claim
 from autoexp.schedulers.exit_files import from_exit_file, with_own_account
-from autoexp.schedulers.slurm_answers import (
+from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
+from autoexp.schedulers.slurm_missing import Gone, ended_by_us
+from autoexp.schedulers.slurm_parsing import (
     SACCT_FORMAT,
     SQUEUE_FORMAT,
     Row,
@@ -32,9 +34,7 @@ from autoexp.schedulers.slurm_answers import (
     read_scripts,
     read_squeue,
 )
-from autoexp.schedulers.slurm_batch import REFUSAL, as_time, body, executor_for, launched
-from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
-from autoexp.schedulers.slurm_gone import Gone, ended_by_us
+from autoexp.schedulers.slurm_script import REFUSAL, as_time, body, executor_for, launched
 
 # After "Socket timed out" the first healthy squeue did not show an accepted job yet, in 6 of 6
 # tries; 60 ms later it did. Several seconds are asked for, to be sure.

@@ -28,7 +28,7 @@ from autoexp.rules.condition_checks import Facts, check
 from autoexp.rules.conditions import FileContains, FileExists, Glob
 from autoexp.rules.describe import describe
 from autoexp.rules.findings import LogMatched
-from autoexp.schedulers import slurm_answers
+from autoexp.schedulers import slurm_parsing
 from autoexp.storage import atomic, claims
 from autoexp.write_targets import path_below
 from tests.core.test_conditions import facts
@@ -213,18 +213,18 @@ def _read_new(text: str, folder: Path) -> None:
 
 
 def _squeue(text: str, folder: Path) -> None:
-    slurm_answers.read_squeue(text)
-    slurm_answers.read_squeue(f"1|FAILED|{text}|{text}|{text}|{text}|n1|name|")
+    slurm_parsing.read_squeue(text)
+    slurm_parsing.read_squeue(f"1|FAILED|{text}|{text}|{text}|{text}|n1|name|")
 
 
 def _sacct(text: str, folder: Path) -> None:
-    slurm_answers.read_sacct(text)
-    slurm_answers.read_sacct(f"1|name|FAILED by {text}|{text}|{text}|{text}|{text}|n1")
+    slurm_parsing.read_sacct(text)
+    slurm_parsing.read_sacct(f"1|name|FAILED by {text}|{text}|{text}|{text}|{text}|n1")
 
 
 def _longest(text: str, folder: Path) -> None:
     for answer in (text, f"p* {text}", f"p* {text}-{text}:{text}"):
-        assert not math.isnan(slurm_answers.read_longest(answer, default=True))
+        assert not math.isnan(slurm_parsing.read_longest(answer, default=True))
 
 
 def _scan(text: str, folder: Path) -> None:
@@ -294,9 +294,9 @@ PROMISES: dict[str, Promise] = {
     "autoexp.logs.linear.LinePattern": _search,
     "autoexp.backends.progress_line.number": _number,
     "autoexp.logs.tail.read_new": _read_new,
-    "autoexp.schedulers.slurm_answers.read_squeue": _squeue,
-    "autoexp.schedulers.slurm_answers.read_sacct": _sacct,
-    "autoexp.schedulers.slurm_answers.read_longest": _longest,
+    "autoexp.schedulers.slurm_parsing.read_squeue": _squeue,
+    "autoexp.schedulers.slurm_parsing.read_sacct": _sacct,
+    "autoexp.schedulers.slurm_parsing.read_longest": _longest,
     "autoexp.backends.checkpoints.Layout": _scan,
     "autoexp.jobs.scores.read_scores": _scores,
     "autoexp.storage.atomic.read": _read,

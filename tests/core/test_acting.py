@@ -21,7 +21,7 @@ from autoexp.rules.findings import LogMatched
 from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.local import LocalScheduler
-from autoexp.schedulers.slurm_batch import executor_for
+from autoexp.schedulers.slurm_script import executor_for
 from autoexp.session import Session
 from autoexp.storage import migrations
 from tests.core.test_monitor import Story, of

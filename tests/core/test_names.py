@@ -22,7 +22,7 @@ from autoexp.rules.decide import Asked, Rule, decide
 from autoexp.rules.events import CheckpointComplete, Event, JobReady, Published, StateChanged
 from autoexp.rules.findings import LoggingStopped, LogMatched, MetricAlarm
 from autoexp.rules.rules import OnReady
-from autoexp.schedulers.slurm_answers import SQUEUE_FORMAT
+from autoexp.schedulers.slurm_parsing import SQUEUE_FORMAT
 from autoexp.session import Session
 from autoexp.storage import atomic
 from tests.core.conftest import create

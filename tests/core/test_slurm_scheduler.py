@@ -21,9 +21,9 @@ from autoexp.errors import (
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request, Sighting, Ticket
 from autoexp.schedulers.slurm import SlurmScheduler
-from autoexp.schedulers.slurm_answers import read_limit, read_sacct, read_squeue
-from autoexp.schedulers.slurm_batch import is_passing, read_answer
 from autoexp.schedulers.slurm_commands import run
+from autoexp.schedulers.slurm_parsing import read_limit, read_sacct, read_squeue
+from autoexp.schedulers.slurm_script import is_passing, read_answer
 
 COMMANDS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo")
 REFUSED = (

@@ -18,7 +18,7 @@ from autoexp.flows.engine import SessionRun
 from autoexp.flows.updates import Updates
 from autoexp.monitor import Look, Monitor
 from autoexp.schedulers.base import Sighting
-from autoexp.schedulers.choose import scheduler_for
+from autoexp.schedulers.registry import scheduler_for
 from autoexp.session import Session
 from tests.flows.conftest import Make
 

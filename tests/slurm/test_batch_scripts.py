@@ -12,7 +12,7 @@ from autoexp.config.search_path import SHIPPED
 from autoexp.planning.plan import make_plan
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request
-from autoexp.schedulers.slurm_batch import body, executor_for, launched
+from autoexp.schedulers.slurm_script import body, executor_for, launched
 
 RECORDED = Path(__file__).parents[1] / "data" / "slurm"
 SITES = sorted(path.stem for path in (SHIPPED / "slurm").glob("*.yaml"))

@@ -244,7 +244,7 @@ def test_a_job_that_only_accounting_knows_lives_for_an_hour_and_is_ended_before_
     assert bench.attempt("runs").state == "RUNNING"
     assert not commands.calls("scancel")
 
-    monkeypatch.setattr("autoexp.schedulers.slurm_gone._RUNAWAY_AFTER_S", 1.0)
+    monkeypatch.setattr("autoexp.schedulers.slurm_missing._RUNAWAY_AFTER_S", 1.0)
     bench.wait("LOST", "runs")
     assert [call.arguments for call in commands.calls("scancel")] == [
         f"--name {ticket.name} {ticket.job_id}"

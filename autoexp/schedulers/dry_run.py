@@ -7,7 +7,7 @@ from pathlib import Path
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request
-from autoexp.schedulers.slurm_batch import executor_for, launched
+from autoexp.schedulers.slurm_script import executor_for, launched
 from autoexp.storage import atomic
 
 
