@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from autoexp import inbox
-from autoexp.blame import Blamed
 from autoexp.errors import SessionError
 from autoexp.jobs.spec import Ending, JobRecord, RestartRequest, Verdict, now
 from autoexp.jobs.verdicts import saved_iteration
@@ -25,8 +24,9 @@ from autoexp.rules.actions import (
 )
 from autoexp.rules.events import CheckpointComplete, Published, RestartAsked
 from autoexp.rules.findings import LogMatched, MetricAlarm
-from autoexp.rules.records import ActionRecord, ActionStatus
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord, ActionStatus
+from autoexp.session.excluded_nodes import Blamed
+from autoexp.session.session import Session
 from autoexp.templates import fill
 
 Values = Mapping[str, str]

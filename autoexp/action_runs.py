@@ -28,9 +28,9 @@ from autoexp.rules.actions import (
 )
 from autoexp.rules.event_values import captured, values_of
 from autoexp.rules.events import CheckpointComplete
-from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.base import Scheduler, Ticket
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord
+from autoexp.session.session import Session
 from autoexp.steps import Logger
 from autoexp.storage import atomic
 from autoexp.templates import fill

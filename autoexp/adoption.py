@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp import inbox
-from autoexp.creation import claim_of, retake_outputs
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec
-from autoexp.session import Session
+from autoexp.session.create import claim_of, retake_outputs
+from autoexp.session.session import Session
 from autoexp.storage import atomic, claims, locks
 from autoexp.storage.claims import Claim
 

@@ -12,7 +12,7 @@ from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, now
 from autoexp.jobs.verdicts import saved_iteration
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.storage import atomic
 
 Group = list[JobRecord]

@@ -14,7 +14,7 @@ from autoexp.monitor import Monitor
 from autoexp.phases import Phase, do, in_turns
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.registry import scheduler_for
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.steps import Cancel, Cancellation, NextStep, Withdraw, carry_out, next_step, together
 
 # SLURM gives a job KillWait (30 s by default) between SIGTERM and SIGKILL.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from autoexp.errors import SessionDamaged
 from autoexp.jobs.spec import JobRecord, Verdict
 from autoexp.jobs.starts import branch_was_seen
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.storage import atomic
 
 # Logged points that are averaged at a curve's end, so that one noisy batch decides nothing.

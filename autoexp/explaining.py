@@ -6,8 +6,8 @@ from autoexp.jobs.spec import JobRecord, Verdict
 from autoexp.rules.actions import Start
 from autoexp.rules.describe import describe, describe_action
 from autoexp.rules.event_values import values_of
-from autoexp.rules.records import ActionRecord, ActionStatus
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord, ActionStatus
+from autoexp.session.session import Session
 from autoexp.status import waits
 from autoexp.templates import fill
 

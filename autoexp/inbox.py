@@ -19,8 +19,8 @@ from autoexp.jobs.spec import Attempt, JobSpec, now
 from autoexp.retrying import retry
 from autoexp.rules.actions import Start
 from autoexp.rules.events import JobAdded, RequestRefused
-from autoexp.rules.records import ActionRecord, ActionStatus
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord, ActionStatus
+from autoexp.session.session import Session
 from autoexp.storage import atomic, permissions
 
 _TRIES = 10

@@ -11,7 +11,6 @@ from autoexp import sinks
 from autoexp.backends.protocol import COMPOSING
 from autoexp.config.experiment import Experiment, Project
 from autoexp.config.scalars import restored, settled
-from autoexp.creation import output_root
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec, Kind
 from autoexp.planning.plan import make_plan
@@ -19,9 +18,10 @@ from autoexp.planning.rule_checks import compose_launched
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.actions import Launch
 from autoexp.rules.event_values import captured
-from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.base import Scheduler
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord
+from autoexp.session.create import output_root
+from autoexp.session.session import Session
 from autoexp.templates import fill, fill_tree
 
 Values = Mapping[str, str]

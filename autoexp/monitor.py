@@ -24,9 +24,9 @@ from autoexp.releasing import hopeless, ready
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
 from autoexp.rules.decide import decide
 from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
-from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket, apply
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord, ActionStatus
+from autoexp.session.session import Session
 from autoexp.steps import NextStep, Submit, next_step, not_done, together
 from autoexp.watch import JobWatch
 

@@ -6,7 +6,7 @@ from autoexp.jobs.gpu_hours import over_budget, spent
 from autoexp.jobs.spec import Kind, Verdict
 from autoexp.rules.events import AttemptJudged, BudgetPassed, Event, JobGivenUp, TrunksFinished
 from autoexp.rules.rules import SessionRule
-from autoexp.session import Session
+from autoexp.session.session import Session
 
 _STOP = "budget.stop_above"
 

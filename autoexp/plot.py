@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from autoexp import sinks
 from autoexp.curves import Curve, read_curve
 from autoexp.jobs.spec import JobSpec, Kind
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.storage import atomic
 
 _TRUNK = "#4a5568"

@@ -13,8 +13,8 @@ from autoexp.jobs.spec import JobRecord
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
 from autoexp.rules.events import Event
-from autoexp.rules.records import ActionRecord
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord
+from autoexp.session.session import Session
 
 # Of one name alone: no other try will write it, and no other file suffers from it.
 _OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})

@@ -12,7 +12,7 @@ from autoexp.planning.plan import make_plan
 from autoexp.rules.book import RuleBook
 from autoexp.rules.decide import decide
 from autoexp.rules.events import Event
-from autoexp.rules.records import ActionRecord
+from autoexp.session.action_records import ActionRecord
 from autoexp.watch import JobWatch
 
 

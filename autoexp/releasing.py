@@ -9,7 +9,7 @@ from autoexp.jobs.backend_changes import changed_spec
 from autoexp.jobs.gpu_hours import over_budget
 from autoexp.jobs.spec import JobRecord, JobSpec, Verdict
 from autoexp.rules.events import JobReady
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.templates import fill, fill_tree
 
 Jobs = Mapping[str, JobRecord]

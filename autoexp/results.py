@@ -7,7 +7,7 @@ from autoexp.curves import read_curve
 from autoexp.dotted import flat
 from autoexp.jobs.spec import JobRecord, spent_gpu_hours
 from autoexp.jobs.starts import ended_wrongly
-from autoexp.session import Session
+from autoexp.session.session import Session
 
 Row = dict[str, Any]
 """Values by column; None where a job has none."""

@@ -4,15 +4,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from autoexp.creation import claim_of
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobRecord, RestartRequest, Verdict, now
 from autoexp.jobs.starts import ended_wrongly
 from autoexp.logs.tail import LogCursor
 from autoexp.rules.actions import Start
 from autoexp.rules.events import RetryAsked
-from autoexp.rules.records import ActionStatus
-from autoexp.session import Session
+from autoexp.session.action_records import ActionStatus
+from autoexp.session.create import claim_of
+from autoexp.session.session import Session
 from autoexp.storage import claims
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from autoexp import states
 from autoexp.jobs.gpu_hours import over_budget
 from autoexp.jobs.spec import Attempt, JobRecord, Kind, Verdict, spent_gpu_hours
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.storage import lease
 
 

@@ -27,7 +27,7 @@ from autoexp.schedulers.base import (
     prepare,
     submit_once,
 )
-from autoexp.session import Session
+from autoexp.session.session import Session
 
 if TYPE_CHECKING:
     from autoexp.monitor import Monitor

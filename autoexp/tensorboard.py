@@ -5,7 +5,7 @@ from pathlib import Path
 
 from autoexp.curves import read_curve
 from autoexp.errors import BadInput
-from autoexp.session import Session
+from autoexp.session.session import Session
 
 
 def write_events(sessions: Iterable[Session], directory: Path) -> list[Path]:

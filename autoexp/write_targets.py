@@ -10,7 +10,7 @@ from pathlib import Path
 from autoexp.errors import SessionError
 from autoexp.rules import event_values as known
 from autoexp.rules.actions import WriteFile
-from autoexp.rules.records import ActionRecord
+from autoexp.session.action_records import ActionRecord
 from autoexp.storage import lease
 from autoexp.templates import divided, fill
 

@@ -9,7 +9,7 @@ from autoexp.jobs.spec import Attempt
 from autoexp.monitor import Monitor
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
-from autoexp.session import Session
+from autoexp.session.session import Session
 from bench import worlds
 from bench.fakes import FakeCluster
 from bench.measure import Figure, cpu_s, wall_s

@@ -7,12 +7,12 @@ from itertools import count
 from pathlib import Path
 from zlib import crc32
 
-from autoexp.journal import Journal
 from autoexp.logs.tail import SEAM, LogCursor
 from autoexp.monitor import Monitor
 from autoexp.rules.events import StateChanged
 from autoexp.schedulers.base import Sighting
-from autoexp.session import Session
+from autoexp.session.journal import Journal
+from autoexp.session.session import Session
 from bench import worlds
 from bench.measure import Figure, cpu_s, traffic, wall_s
 from bench.ticks import settled

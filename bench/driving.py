@@ -10,7 +10,7 @@ from autoexp.errors import SchedulerError
 from autoexp.monitor import Monitor
 from autoexp.phases import run
 from autoexp.schedulers.base import Sighting
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.storage import lease
 from bench.synthetic import Cluster
 

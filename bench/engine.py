@@ -13,7 +13,7 @@ from autoexp.flows.engine import SessionRun
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.slurm import SlurmScheduler
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.storage.lease import Lease
 from bench import worlds
 from bench.fakes import FakeCluster

@@ -17,7 +17,7 @@ from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.schedulers.slurm import SlurmScheduler
-from autoexp.session import Session
+from autoexp.session.session import Session
 from bench import worlds
 from bench.fakes import FakeCluster
 from bench.measure import Figure

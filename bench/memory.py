@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 from autoexp.flows.children import Children
-from autoexp.session import Session
+from autoexp.session.session import Session
 from bench import disk, engine, worlds
 from bench.measure import Figure, resident_mb
 

@@ -17,7 +17,7 @@ from autoexp.logs.patterns import Wanted
 from autoexp.logs.tail import LogCursor, LookBudget, read_new
 from autoexp.rules.book import RuleBook, named
 from autoexp.rules.rules import LogRule
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.watch import JobWatch
 from bench import worlds
 from bench.measure import Figure, resident_mb

@@ -22,12 +22,12 @@ from unittest import mock
 import autoexp.jobs
 from autoexp import inbox
 from autoexp.config.compose import compose
-from autoexp.creation import create
 from autoexp.jobs.spec import JobSpec, Verdict
 from autoexp.planning.plan import NO_JOBS, make_plan
 from autoexp.rules.actions import Start
-from autoexp.rules.records import ActionStatus
-from autoexp.session import Session
+from autoexp.session.action_records import ActionStatus
+from autoexp.session.create import create
+from autoexp.session.session import Session
 from autoexp.storage import atomic
 from bench.driving import Driver, Fate, Killed
 from bench.measure import RESULTS, Traffic, machine, resident_mb, versions

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from autoexp.monitor import Monitor
-from autoexp.session import Session
+from autoexp.session.session import Session
 from bench import worlds
 from bench.measure import Figure, cpu_s, traffic
 

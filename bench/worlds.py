@@ -10,10 +10,10 @@ from unittest import mock
 
 from autoexp.backends.megatron.formats import TRACKER, folder_name
 from autoexp.config.compose import Composed, compose
-from autoexp.creation import create
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind, now
 from autoexp.planning.plan import NO_JOBS
-from autoexp.session import Session
+from autoexp.session.create import create
+from autoexp.session.session import Session
 
 # As many arguments and variables as a Megatron run on a real cluster has.
 _ARGUMENTS = 150

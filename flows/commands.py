@@ -11,15 +11,15 @@ from typing import BinaryIO
 from rich.live import Live
 
 from autoexp import adoption
-from autoexp.creation import create
 from autoexp.errors import BadInput
 from autoexp.flows import planning
 from autoexp.flows.finding import refuse_if_held, session_path
 from autoexp.flows.show import status_view
 from autoexp.flows.terminal import console, say, say_json, say_log
-from autoexp.journal import Entry, Journal
 from autoexp.rules.describe import describe
-from autoexp.session import Session, sessions_root
+from autoexp.session.create import create
+from autoexp.session.journal import Entry, Journal
+from autoexp.session.session import Session, sessions_root
 from autoexp.status import status_of
 from autoexp.storage import atomic
 
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
 
         return submit(options)
     from autoexp.flows.foreground import watch
-    from autoexp.provenance import provenance
+    from autoexp.session.provenance import provenance
 
     composed, root = planning.wanted(options), sessions_root()
     session = options.session or planning.id_for(composed)

@@ -19,8 +19,8 @@ from autoexp.rules.conditions import CommandTest, commands_in
 from autoexp.rules.durations import spoken
 from autoexp.rules.event_values import captured, values_of
 from autoexp.rules.events import CheckpointComplete
-from autoexp.rules.records import ActionRecord, ActionStatus
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord, ActionStatus
+from autoexp.session.session import Session
 from autoexp.tasks import effects
 from autoexp.templates import fill
 

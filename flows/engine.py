@@ -28,9 +28,9 @@ from autoexp.flows.wishes import Wishes
 from autoexp.jobs.spec import Verdict
 from autoexp.monitor import Look, Monitor, Work
 from autoexp.rules.describe import describe
-from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord
+from autoexp.session.session import Session
 from autoexp.storage.lease import Lease
 
 _AT_ONCE = 64

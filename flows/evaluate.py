@@ -6,13 +6,13 @@ from typing import Any
 from prefect import State, flow
 
 from autoexp.config.compose import Composed
-from autoexp.creation import new_id, output_root
 from autoexp.flows.form import ExperimentForm
 from autoexp.flows.watching import ask_for, cancel_jobs, run_name, watch_new
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.evaluation import evaluation
 from autoexp.planning.plan import Plan
-from autoexp.session import sessions_root
+from autoexp.session.create import new_id, output_root
+from autoexp.session.session import sessions_root
 
 
 @flow(

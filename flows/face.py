@@ -30,7 +30,7 @@ from autoexp.flows.sending import Sending
 from autoexp.flows.tags import tags_of
 from autoexp.flows.telling import Telling
 from autoexp.monitor import Look
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.status import JobStatus, Status, status_of
 
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from autoexp import find
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput, SessionHeld, SessionNotFound
 from autoexp.flows.composing import compose, filling_in
-from autoexp.origins import compose_from, read_origin
-from autoexp.session import Session, sessions_root
+from autoexp.session import find
+from autoexp.session.from_session import compose_from, read_origin
+from autoexp.session.session import Session, sessions_root
 from autoexp.storage import lease
 from autoexp.storage.lease import Holder
 

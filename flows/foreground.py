@@ -24,7 +24,7 @@ from autoexp.flows.server import (
 from autoexp.flows.show import gains_lines, status_view
 from autoexp.flows.terminal import console, say
 from autoexp.jobs.spec import Verdict
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.status import status_of
 from autoexp.storage import atomic, lease
 

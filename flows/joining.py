@@ -10,25 +10,25 @@ from pathlib import Path
 from autoexp import adoption, inbox
 from autoexp.adoption import HandStarted, is_session
 from autoexp.config.compose import Composed
-from autoexp.creation import create, output_root
 from autoexp.errors import BadInput
 from autoexp.explaining import in_words
 from autoexp.flows import planning
 from autoexp.flows.finding import compose_words, live_holder, session_path
 from autoexp.flows.terminal import say, say_json
 from autoexp.jobs.spec import Attempt, JobSpec, now
-from autoexp.journal import Journal
 from autoexp.launching import refuse_other_scheduler
 from autoexp.names import LONGEST_KEY
 from autoexp.planning.plan import NO_JOBS, Plan, make_plan
 from autoexp.planning.rule_checks import refuse_impossible
 from autoexp.planning.study import plan_study
-from autoexp.provenance import provenance
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.describe import describe
-from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.slurm_commands import CommandFailed, at, run
-from autoexp.session import Session, sessions_root
+from autoexp.session.action_records import ActionRecord
+from autoexp.session.create import create, output_root
+from autoexp.session.journal import Journal
+from autoexp.session.provenance import provenance
+from autoexp.session.session import Session, sessions_root
 from autoexp.storage import permissions
 
 _JOB_ID = re.compile(r"[1-9][0-9]*(_(0|[1-9][0-9]*))?")

@@ -11,9 +11,9 @@ from rich.live import Live
 
 from autoexp.errors import AutoexpError
 from autoexp.flows.show import status_view
-from autoexp.journal import Journal
 from autoexp.rules.describe import describe
-from autoexp.session import Session
+from autoexp.session.journal import Journal
+from autoexp.session.session import Session
 from autoexp.status import status_of
 
 _REFRESH_S = 0.5

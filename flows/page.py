@@ -6,7 +6,7 @@ from datetime import timedelta
 from autoexp.jobs.spec import JobRecord, Kind, Verdict
 from autoexp.planning.plan import Plan
 from autoexp.rules.describe import describe
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.sinks import markdown, markdown_code
 from autoexp.status import JobStatus, Status
 

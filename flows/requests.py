@@ -10,7 +10,7 @@ from autoexp.jobs.budget import total
 from autoexp.jobs.gpu_hours import spent
 from autoexp.jobs.spec import Verdict
 from autoexp.retrying import refuse
-from autoexp.session import Session
+from autoexp.session.session import Session
 
 
 def retry(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from autoexp.errors import BadInput
 from autoexp.flows.finding import session_path
 from autoexp.flows.show import gains_lines
 from autoexp.flows.terminal import console, say
-from autoexp.session import Session
+from autoexp.session.session import Session
 
 
 def export(options: argparse.Namespace) -> int:

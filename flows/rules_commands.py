@@ -11,7 +11,7 @@ from autoexp.jobs.spec import Kind
 from autoexp.rehearsal import Rehearsal
 from autoexp.rules.describe import describe, describe_action
 from autoexp.rules.findings import LogMatched
-from autoexp.session import Session
+from autoexp.session.session import Session
 
 
 def rules_test(options: argparse.Namespace) -> int:

@@ -7,17 +7,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autoexp import find, inbox, removal
+from autoexp import inbox
 from autoexp.cancelling import cancel_directly
-from autoexp.creation import claim_of, output_root
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.flows.finding import live_holder, refuse_if_held, session_path
 from autoexp.flows.show import status_view
 from autoexp.flows.terminal import console, say, say_json
-from autoexp.journal import Position
 from autoexp.rules.describe import describe
 from autoexp.rules.events import CancelAnswered
-from autoexp.session import Session, sessions_root
+from autoexp.session import find, remove
+from autoexp.session.create import claim_of, output_root
+from autoexp.session.journal import Position
+from autoexp.session.session import Session, sessions_root
 from autoexp.status import state_of, status_of
 from autoexp.storage import claims
 
@@ -159,7 +160,7 @@ def sessions_remove(options: argparse.Namespace) -> int:
     # Before the session, while nobody else can take what is its own.
     claims.release(output_root(session.experiment, path), claim_of(session))
     find.forget(path, session.meta.flow_run_ids)
-    removal.remove(path)
+    remove.remove(path)
     say(f"removed {path}")
     for place in _outside(session):
         _say_kept(place)

@@ -5,7 +5,7 @@ import re
 from autoexp.errors import SchedulerUnavailable
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm_commands import CommandFailed, run
-from autoexp.session import Session
+from autoexp.session.session import Session
 
 
 def tags_of(session: Session) -> tuple[str, ...]:

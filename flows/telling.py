@@ -16,7 +16,7 @@ from autoexp.jobs.spec import JobRecord, Kind, Verdict, now
 from autoexp.rules import events
 from autoexp.rules.describe import describe
 from autoexp.rules.events import Event
-from autoexp.session import Session
+from autoexp.session.session import Session
 
 
 class Told(NamedTuple):

@@ -10,7 +10,7 @@ from prefect import State, flow
 
 from autoexp.flows.form import ExperimentForm
 from autoexp.flows.watching import ask_for, cancel_jobs, run_name, watch, watch_new
-from autoexp.session import sessions_root
+from autoexp.session.session import sessions_root
 
 
 @flow(

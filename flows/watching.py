@@ -16,12 +16,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from autoexp import adoption, find, monitor_starts, sinks
+from autoexp import adoption, monitor_starts, sinks
 from autoexp.cancelling import cancel_directly
 from autoexp.config.compose import Composed
-from autoexp.creation import create
 from autoexp.errors import SessionGivenUp
-from autoexp.find import session_of
 from autoexp.flows import form
 from autoexp.flows.approving import approved
 from autoexp.flows.composing import compose
@@ -31,11 +29,14 @@ from autoexp.flows.planning import id_for, plan_of
 from autoexp.flows.scheduler_log import forwarded
 from autoexp.jobs.spec import Verdict
 from autoexp.logs import engines
-from autoexp.measured import with_measured_speed
 from autoexp.planning.plan import Plan
-from autoexp.provenance import provenance
 from autoexp.schedulers.registry import scheduler_for
-from autoexp.session import Session, sessions_root
+from autoexp.session import find
+from autoexp.session.create import create
+from autoexp.session.find import session_of
+from autoexp.session.measured_speed import with_measured_speed
+from autoexp.session.provenance import provenance
+from autoexp.session.session import Session, sessions_root
 from autoexp.storage import permissions
 from autoexp.storage.lease import Lease
 

@@ -8,7 +8,7 @@ from autoexp import inbox
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import Kind
 from autoexp.rules.events import LogMatched
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.setting import setting
 from tests.core.conftest import create
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from autoexp.config.compose import Composed
 from autoexp.config.experiment import Cooldown, Experiment, Start
-from autoexp.creation import new_id
 from autoexp.errors import BadInput
 from autoexp.rules.actions import Decay
+from autoexp.session.create import new_id
 
 
 def branch_alone(composed: Composed, checkpoint: Path, decay: Decay) -> Composed:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from autoexp.rules.actions import Action
 from autoexp.rules.conditions import Condition
 from autoexp.rules.events import Event
-from autoexp.rules.records import ActionRecord
 from autoexp.rules.rules import AnyRule
+from autoexp.session.action_records import ActionRecord
 from autoexp.storage import atomic
 
 _LONGEST_KEY = atomic.LONGEST_NAME - len(".json")

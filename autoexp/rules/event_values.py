@@ -19,7 +19,7 @@ from autoexp.rules.findings import LogMatched, MetricAlarm
 
 if TYPE_CHECKING:
     from autoexp.jobs.spec import JobRecord
-    from autoexp.session import Session
+    from autoexp.session.session import Session
 
 _LONGEST_NUMBER = 30  # characters; any float is shorter
 _BOUNDS = {int: 1 << 63, float: math.inf}

@@ -15,10 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from autoexp import creation, find
 from autoexp.backends.demo import DemoBackend
 from autoexp.config.compose import Composed, compose
-from autoexp.creation import new_id, output_root
 from autoexp.jobs.spec import Attempt, JobSpec, Kind, now
 from autoexp.logs import matcher
 from autoexp.logs.engines import Hyperscan, Searching, best_engine
@@ -26,6 +24,9 @@ from autoexp.payload import process_identity
 from autoexp.planning.study import plan_study
 from autoexp.resources.machines import LocalMachine
 from autoexp.schedulers.base import Orders, Ticket, prepare
+from autoexp.session import create as creation
+from autoexp.session import find
+from autoexp.session.create import new_id, output_root
 from autoexp.storage import atomic
 
 _OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from autoexp import acting, inbox
-from autoexp.blame import Blamed
 from autoexp.errors import BadInput, SessionError
 from autoexp.jobs.spec import Kind, Verdict, now
 from autoexp.launching import Launching, launched
@@ -18,11 +17,12 @@ from autoexp.rules.actions import Cancel, ExcludeNodes, Launch
 from autoexp.rules.event_values import values_of
 from autoexp.rules.events import BudgetPassed, TrunksFinished
 from autoexp.rules.findings import LogMatched
-from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm_script import executor_for
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord, ActionStatus
+from autoexp.session.excluded_nodes import Blamed
+from autoexp.session.session import Session
 from autoexp.storage import migrations
 from tests.core.test_monitor import Story, of
 from tests.core.test_restarts import say, story_of  # noqa: F401

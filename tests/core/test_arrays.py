@@ -19,7 +19,7 @@ from autoexp.config.compose import Composed
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, find_or_forbid
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.storage import atomic
 from tests.core.conftest import create, spec_of
 

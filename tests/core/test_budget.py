@@ -12,11 +12,11 @@ from autoexp.jobs.budget import total
 from autoexp.jobs.gpu_hours import spent
 from autoexp.jobs.limits import room
 from autoexp.jobs.spec import Verdict, now
-from autoexp.measured import with_measured_speed
 from autoexp.planning.plan import Plan
 from autoexp.planning.study import plan_study
 from autoexp.rules.events import BudgetPassed
-from autoexp.session import Session
+from autoexp.session.measured_speed import with_measured_speed
+from autoexp.session.session import Session
 from autoexp.status import status_of
 from tests.core.conftest import TINY, create
 from tests.core.test_monitor import Story

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from autoexp.config.compose import Composed, compose
-from autoexp.creation import claim_of, retake_outputs
 from autoexp.errors import BadInput
-from autoexp.session import Session
+from autoexp.session.create import claim_of, retake_outputs
+from autoexp.session.session import Session
 from autoexp.storage import claims
 from autoexp.storage.claims import Claim
 from tests.core.conftest import TINY, KilledAt, create

@@ -11,7 +11,7 @@ from autoexp.errors import SessionHeld
 from autoexp.jobs.spec import Verdict
 from autoexp.rules.book import RuleBook
 from autoexp.rules.events import CheckpointComplete
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.steps import Submit
 from autoexp.watch import JobWatch
 from tests.core.test_monitor import Story, launches

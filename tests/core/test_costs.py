@@ -14,7 +14,7 @@ from autoexp.logs.patterns import Wanted
 from autoexp.logs.tail import SEAM
 from autoexp.monitor import Monitor
 from autoexp.rules.actions import Start
-from autoexp.session import Session
+from autoexp.session.session import Session
 from bench import asking, disk, scanning, ticks, worlds
 from bench.measure import counted_calls, traffic
 from bench.simulate import simulated

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import find
 from autoexp.config.compose import Composed
 from autoexp.curves import read_curve
 from autoexp.errors import BadInput, SessionDamaged
-from autoexp.session import Session
+from autoexp.session import find
+from autoexp.session.session import Session
 from autoexp.storage import atomic, lease
 from tests.core.conftest import KilledAt, create
 

@@ -15,12 +15,12 @@ import pytest
 from autoexp import acting, inbox
 from autoexp.cancelling import cancel_directly
 from autoexp.config.compose import Composed
-from autoexp.creation import output_root
 from autoexp.jobs.spec import Attempt, JobSpec, Kind, Verdict, now
 from autoexp.planning.plan import make_plan
 from autoexp.rules.events import JobAdded, RequestRefused
-from autoexp.rules.records import ActionStatus
-from autoexp.session import Session
+from autoexp.session.action_records import ActionStatus
+from autoexp.session.create import output_root
+from autoexp.session.session import Session
 from autoexp.storage import atomic
 from tests.core.conftest import KilledAt, attempt_of, create, spec_of
 from tests.core.test_durable import exit_code, in_a_process

@@ -28,9 +28,9 @@ from autoexp.monitor import Monitor, Work
 from autoexp.phases import Phase, do, in_turns
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Start
-from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord, ActionStatus
+from autoexp.session.session import Session
 from autoexp.storage import lease
 from tests.core.conftest import create, spec_of
 from tests.core.test_arrays import FakeJob, FakeScheduler, Fate, Killed

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from autoexp import journal as journals
 from autoexp.errors import SessionDamaged, SessionHeld
-from autoexp.journal import START, Journal
 from autoexp.rules.events import StateChanged
+from autoexp.session import journal as journals
+from autoexp.session.journal import START, Journal
 from autoexp.storage import atomic
 from tests.core.conftest import FullDisk
 

@@ -17,7 +17,7 @@ from autoexp import inbox
 from autoexp.errors import SessionDamaged, SessionHeld
 from autoexp.rules.events import JobAdded
 from autoexp.schedulers.base import is_locked
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.storage import lease, processes
 from tests.core.conftest import WaitFor
 

@@ -17,7 +17,7 @@ from autoexp.monitor import Look, Monitor
 from autoexp.rehearsal import Rehearsal
 from autoexp.rules.findings import LogLost, LogMatched
 from autoexp.schedulers.base import Sighting
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.watch import EVENTS
 from bench import worlds
 from tests.core.conftest import TINY, create

@@ -17,7 +17,7 @@ from autoexp.logs.tail import LIMIT
 from autoexp.monitor import Look, Monitor
 from autoexp.rules.events import CheckpointComplete, JobGivenUp
 from autoexp.schedulers.base import Sighting
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.core.conftest import KilledAt, create
 
 

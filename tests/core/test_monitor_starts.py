@@ -10,7 +10,7 @@ import pytest
 from autoexp import monitor_starts
 from autoexp.errors import SessionGivenUp
 from autoexp.rules.events import AttemptRefused
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.storage import migrations
 from autoexp.storage.lease import look
 

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from autoexp.config.compose import Composed, compose
 from autoexp.config.experiment import Experiment
-from autoexp.creation import new_id
 from autoexp.errors import BadInput
 from autoexp.names import LONGEST_ID, LONGEST_KEY, check_id
 from autoexp.planning.study import plan_study
@@ -23,7 +22,8 @@ from autoexp.rules.events import CheckpointComplete, Event, JobReady, Published,
 from autoexp.rules.findings import LoggingStopped, LogMatched, MetricAlarm
 from autoexp.rules.rules import OnReady
 from autoexp.schedulers.slurm_parsing import SQUEUE_FORMAT
-from autoexp.session import Session
+from autoexp.session.create import new_id
+from autoexp.session.session import Session
 from autoexp.storage import atomic
 from tests.core.conftest import create
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import find, inbox, payload, removal
+from autoexp import inbox, payload
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.schedulers.base import Request, prepare, submit_once
 from autoexp.schedulers.local import LocalScheduler
-from autoexp.session import Session
+from autoexp.session import find, remove
+from autoexp.session.session import Session
 from autoexp.storage import permissions
 from tests.core.conftest import Job, JobOf, WaitFor, create
 from tests.core.test_inbox import cancel, job, submit
@@ -165,7 +166,7 @@ def test_a_session_with_records_of_another_user_is_not_taken_up(
     ):
         pytest.fail("taken up")
     os.chown(found, 0, 0)
-    removal.unmark(session_path)
+    remove.unmark(session_path)
 
 
 def test_what_others_could_write_is_named_with_what_to_do(session_path: Path) -> None:
@@ -197,7 +198,7 @@ def test_no_deletion_reaches_outside_of_a_root_that_everybody_may_write(
     (real / "jobs").symlink_to(victim)
 
     path = create(composed, open_root, session_id="s")
-    removal.remove(path)
+    remove.remove(path)
 
     assert (victim / "thesis" / "chapter1").exists()
     assert (hidden / "session.json").exists()

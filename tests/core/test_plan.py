@@ -11,7 +11,7 @@ from autoexp.config.compose import Composed, compose
 from autoexp.config.experiment import Experiment, Project, Start
 from autoexp.errors import BadInput
 from autoexp.planning.plan import Plan, make_plan
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.core.conftest import create
 
 ROOT = Path("/out")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import removal
 from autoexp.config.compose import Composed
+from autoexp.session import remove
 from tests.core.conftest import KilledAt, create
 from tests.core.test_house import MODULES, name_of
 
@@ -35,7 +35,7 @@ def test_a_kill_at_any_step_of_a_removal_leaves_a_whole_session_or_none(
             create(composed, tmp_path, session_id="s")
         whole = sorted(path.rglob("*"))
 
-        killed = killed_at(n, lambda path=path: removal.remove(path))  # type: ignore[misc]
+        killed = killed_at(n, lambda path=path: remove.remove(path))  # type: ignore[misc]
 
         if path.exists():
             assert sorted(path.rglob("*")) == whole
@@ -54,15 +54,15 @@ def test_what_a_killed_removal_left_is_deleted_by_the_next_removal_or_creation(
 ) -> None:
     path, n = create(composed, tmp_path, session_id="s"), itertools.count(1)
     while path.exists():
-        assert killed_at(next(n), lambda: removal.remove(path))
-    assert list(tmp_path.glob(f"{removal._PREFIX}s-*"))
+        assert killed_at(next(n), lambda: remove.remove(path))
+    assert list(tmp_path.glob(f"{remove._PREFIX}s-*"))
     create(composed, tmp_path / "elsewhere", session_id="t").rename(tmp_path / "t")
     assert "s" not in autoexp(tmp_path, "sessions", "list").stdout.split()
 
     if helper == "creation":
         create(composed, tmp_path, session_id="u")
     else:
-        removal.remove(tmp_path / "t")
+        remove.remove(tmp_path / "t")
     assert not list(tmp_path.glob(".*"))
 
 
@@ -106,30 +106,30 @@ def test_what_looks_like_a_removed_session_and_is_a_link_is_not_followed(
     (victim / "weights.pt").touch()
     root = tmp_path / "root"
     create(composed, root, session_id="s")
-    (root / f"{removal._PREFIX}x").symlink_to(victim)
-    (root / f"{removal._PREFIX}y").mkdir()
-    (root / f"{removal._PREFIX}y").chmod(0o1700)  # ours, and marked
-    (root / f"{removal._PREFIX}y" / "jobs").symlink_to(victim)
+    (root / f"{remove._PREFIX}x").symlink_to(victim)
+    (root / f"{remove._PREFIX}y").mkdir()
+    (root / f"{remove._PREFIX}y").chmod(0o1700)  # ours, and marked
+    (root / f"{remove._PREFIX}y" / "jobs").symlink_to(victim)
 
     create(composed, root, session_id="t")
-    removal.remove(root / "s")
+    remove.remove(root / "s")
 
     assert (victim / "thesis" / "chapter1").exists()
     assert (victim / "weights.pt").exists()
-    assert not (root / f"{removal._PREFIX}y").exists()
+    assert not (root / f"{remove._PREFIX}y").exists()
 
 
 def test_a_session_that_somebody_renamed_to_look_like_a_removed_one_or_a_draft_is_kept(
     tmp_path: Path, composed: Composed
 ) -> None:
     draft = f".new-{socket.gethostname()}-{2**22 + 1}-x"  # of a process that cannot be
-    for name in (f"{removal._PREFIX}s-1234", draft):
+    for name in (f"{remove._PREFIX}s-1234", draft):
         create(composed, tmp_path, session_id="s").rename(tmp_path / name)
 
     create(composed, tmp_path, session_id="t")
-    removal.remove(tmp_path / "t")
+    remove.remove(tmp_path / "t")
 
-    assert (tmp_path / f"{removal._PREFIX}s-1234" / "session.json").exists()
+    assert (tmp_path / f"{remove._PREFIX}s-1234" / "session.json").exists()
     assert (tmp_path / draft / "session.json").exists()
 
 
@@ -138,7 +138,7 @@ def test_what_another_user_marked_to_be_deleted_is_none_of_ours(
 ) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    theirs = tmp_path / f"{removal._PREFIX}x"
+    theirs = tmp_path / f"{remove._PREFIX}x"
     (theirs / "jobs").mkdir(parents=True)
     theirs.chmod(0o1700)
     os.chown(theirs, 65534, 65534)
@@ -148,7 +148,7 @@ def test_what_another_user_marked_to_be_deleted_is_none_of_ours(
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_folders_are_deleted_in_few_places_all_of_which_follow_no_link(path: Path) -> None:
-    known = {"autoexp/removal.py", "autoexp/backends/pins.py", "autoexp/demo_checkpoints.py"}
+    known = {"autoexp/session/remove.py", "autoexp/backends/pins.py", "autoexp/demo_checkpoints.py"}
     if name_of(path) not in known and not name_of(path).startswith("bench/"):
         assert "rmtree" not in path.read_text()
 
@@ -162,5 +162,5 @@ def test_a_session_is_removed_where_directories_cannot_be_synced(
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(os, "fsync", refused)
-    removal.remove(path)
+    remove.remove(path)
     assert list(tmp_path.iterdir()) == []

@@ -18,10 +18,10 @@ from autoexp.jobs.spec import RestartRequest, Verdict
 from autoexp.rules.actions import Restart, Start
 from autoexp.rules.events import JobGivenUp, RestartAsked
 from autoexp.rules.findings import LogMatched, MetricAlarm
-from autoexp.rules.records import ActionRecord, ActionStatus
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.schedulers.local import LocalScheduler
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord, ActionStatus
+from autoexp.session.session import Session
 from autoexp.setting import setting
 from autoexp.steps import Replace, Replacement, carry_out, next_step
 from tests.core.conformance import megatron

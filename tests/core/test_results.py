@@ -14,9 +14,9 @@ from autoexp import tables
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.plot import Subject, draw
-from autoexp.provenance import Provenance
 from autoexp.results import compared, rows
-from autoexp.session import Session
+from autoexp.session.provenance import Provenance
+from autoexp.session.session import Session
 from autoexp.tensorboard import write_events
 from tests.core.conftest import TINY, create
 

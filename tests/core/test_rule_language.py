@@ -22,7 +22,7 @@ from autoexp.rules.events import (
     TrunksFinished,
 )
 from autoexp.rules.findings import LogMatched
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.setting import setting
 from autoexp.templates import fill, names_in
 from tests.core.conftest import create

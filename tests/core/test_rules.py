@@ -14,9 +14,9 @@ from autoexp.rules.actions import Start
 from autoexp.rules.book import implied
 from autoexp.rules.decide import Asked, Rule, action_key, decide
 from autoexp.rules.events import AttemptJudged, CheckpointComplete, Event, JobGivenUp, StateChanged
-from autoexp.rules.records import ActionRecord
 from autoexp.rules.rules import OnCheckpoint
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord
+from autoexp.session.session import Session
 from tests.core.conftest import create
 
 CHECKPOINT = CheckpointComplete(job="t", iteration=100, path="/t/iter_0000100")

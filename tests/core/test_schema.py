@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autoexp.errors import SessionDamaged
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.storage import migrations
 
 

@@ -5,7 +5,7 @@ import pytest
 from autoexp import redaction
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
-from autoexp.provenance import stored_environment
+from autoexp.session.provenance import stored_environment
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import creation
 from autoexp.config.compose import Composed, compose
-from autoexp.creation import new_id, output_root
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.jobs.spec import Attempt, JobRecord, Verdict
 from autoexp.planning.study import plan_study
@@ -19,7 +17,9 @@ from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.book import implied
 from autoexp.rules.decide import decide
 from autoexp.rules.events import CheckpointComplete, JobGivenUp
-from autoexp.session import Session, sessions_root
+from autoexp.session import create as creation
+from autoexp.session.create import new_id, output_root
+from autoexp.session.session import Session, sessions_root
 from autoexp.storage import atomic, lease
 from tests.core.conftest import FullDisk, KilledAt, create
 

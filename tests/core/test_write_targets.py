@@ -9,8 +9,8 @@ from autoexp.errors import SessionError
 from autoexp.rules.actions import WriteFile
 from autoexp.rules.event_values import values_of
 from autoexp.rules.findings import LogMatched
-from autoexp.rules.records import ActionRecord
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord
+from autoexp.session.session import Session
 from autoexp.write_targets import path_below, write_target
 
 

@@ -16,8 +16,8 @@ from autoexp.planning.rule_checks import compose_launched
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Launch, Restart
 from autoexp.rules.events import Published
-from autoexp.rules.records import ActionRecord
 from autoexp.schedulers.local import LocalScheduler
+from autoexp.session.action_records import ActionRecord
 
 SURPRISES = (
     *("yes", "no", "on", "off", "Off", "true", "True", "FALSE", "010", "0xfe", "0b11", "08"),

@@ -19,7 +19,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from autoexp.config.compose import compose
 from autoexp.flows import server
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.core.conftest import create
 
 SMALL = (

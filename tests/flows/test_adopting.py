@@ -14,7 +14,7 @@ from autoexp.errors import BadInput
 from autoexp.flows.joining import adopt
 from autoexp.jobs.spec import Verdict
 from autoexp.retrying import retry
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.storage import claims
 from tests.core.conftest import TINY, create
 from tests.core.test_slurm_scheduler import Fakes

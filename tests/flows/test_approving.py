@@ -21,7 +21,7 @@ from prefect.states import AwaitingRetry, Crashed, Pending
 
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Verdict
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.flows.conftest import SMALL, Make
 
 pytestmark = pytest.mark.prefect

@@ -9,7 +9,7 @@ from autoexp.curves import read_curve
 from autoexp.flows.branch import cooldown
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Kind, Verdict
-from autoexp.session import Session, sessions_root
+from autoexp.session.session import Session, sessions_root
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.flows.conftest import BRANCHES, PATIENCE_S, SMALL, Make, autoexp, hold_back, until
 
 pytestmark = pytest.mark.prefect

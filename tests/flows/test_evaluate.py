@@ -6,7 +6,7 @@ from prefect import State
 from autoexp.flows.evaluate import evaluate
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Kind, Verdict
-from autoexp.session import Session, sessions_root
+from autoexp.session.session import Session, sessions_root
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect

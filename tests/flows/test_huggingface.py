@@ -12,7 +12,7 @@ import pytest
 
 from autoexp.curves import gains
 from autoexp.jobs.spec import Verdict
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.flows.conftest import autoexp
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow]

@@ -19,7 +19,7 @@ from autoexp.flows.updates import Updates
 from autoexp.monitor import Look, Monitor
 from autoexp.schedulers.base import Sighting
 from autoexp.schedulers.registry import scheduler_for
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.jobs.spec import Verdict
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.flows.conftest import SMALL, autoexp
 
 pytestmark = pytest.mark.prefect

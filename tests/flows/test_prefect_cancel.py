@@ -10,10 +10,10 @@ from prefect import Task, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Pending
 
-from autoexp import find
 from autoexp.flows.train import train
 from autoexp.flows.watching import cancel_jobs
-from autoexp.session import Session
+from autoexp.session import find
+from autoexp.session.session import Session
 from autoexp.storage import lease
 from tests.flows.conftest import PATIENCE_S, Make, hold_back, until
 from tests.flows.test_session_flow import subflows

@@ -14,9 +14,9 @@ from autoexp.flows import page
 from autoexp.flows.face import Face, share_done
 from autoexp.flows.telling import Telling
 from autoexp.jobs.spec import now
-from autoexp.journal import Journal
 from autoexp.rules.events import LogMatched
-from autoexp.session import Session
+from autoexp.session.journal import Journal
+from autoexp.session.session import Session
 from autoexp.status import JobStatus, Status, status_of
 from tests.core.conftest import create
 

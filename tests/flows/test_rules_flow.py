@@ -22,8 +22,8 @@ from autoexp.rules.actions import Log
 from autoexp.rules.conditions import FileExists
 from autoexp.rules.events import CheckpointComplete, Published, RestartAsked
 from autoexp.rules.findings import MetricAlarm
-from autoexp.rules.records import ActionRecord
-from autoexp.session import Session
+from autoexp.session.action_records import ActionRecord
+from autoexp.session.session import Session
 from autoexp.setting import setting
 from tests.core.conftest import create
 from tests.flows.conftest import SMALL, Make, autoexp

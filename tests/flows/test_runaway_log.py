@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.jobs.spec import JobRecord, Verdict
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.flows.conftest import Make, autoexp, edit_job, until
 from tests.flows.test_command_line import interrupt, start_monitor
 

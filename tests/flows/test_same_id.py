@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.config.compose import compose
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.core.conftest import create
 from tests.flows.conftest import SMALL, autoexp
 from tests.flows.twins import BRANCH, run_both, twins

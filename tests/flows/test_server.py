@@ -23,7 +23,7 @@ from autoexp.flows import foreground as terminal
 from autoexp.flows.context import Foreground
 from autoexp.jobs.spec import Verdict
 from autoexp.schedulers import slurm_commands
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.core.conftest import create
 
 Serve = Callable[..., str]

@@ -19,7 +19,7 @@ from autoexp.curves import gains
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Verdict
 from autoexp.rules.events import AttemptJudged, CheckpointComplete
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.flows.conftest import Make, edit_job
 
 pytestmark = pytest.mark.prefect

@@ -9,7 +9,7 @@ from autoexp import retrying
 from autoexp.curves import gains
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Verdict
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.flows.conftest import Make, autoexp
 
 pytestmark = pytest.mark.prefect

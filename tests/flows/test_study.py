@@ -13,7 +13,7 @@ from autoexp.config.compose import compose
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Verdict
 from autoexp.results import rows
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.setting import setting
 from tests.core.conftest import create
 from tests.flows.conftest import SMALL, Make

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autoexp.config.compose import compose
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.core.conftest import create
 from tests.flows.conftest import PATIENCE_S, SMALL, autoexp, hold_back, until
 from tests.flows.test_recovery import assert_each_job_ran_once, count_starts

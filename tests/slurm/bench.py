@@ -16,7 +16,7 @@ from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.events import StateChanged
 from autoexp.schedulers.base import Request, Sighting, Ticket, prepare, submit_once
 from autoexp.schedulers.slurm import SlurmScheduler
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.core.conftest import create
 
 # One CPU and little memory each, and no GPU: two dozen at once.

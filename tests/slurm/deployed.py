@@ -14,10 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from autoexp.find import session_of
 from autoexp.flows.server import new_auth_string
 from autoexp.flows.server_lock import token
-from autoexp.session import Session
+from autoexp.session.find import session_of
+from autoexp.session.session import Session
 from tests.slurm.bench import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]

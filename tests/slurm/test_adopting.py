@@ -10,7 +10,7 @@ import pytest
 
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import Verdict
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.flows.conftest import BRANCHES, SMALL, autoexp
 from tests.slurm.bench import clear_queue, slurm, until
 from tests.slurm.commands import Commands

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.jobs.spec import Verdict
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.flows.conftest import edit_job
 from tests.slurm.bench import slurm, until
 from tests.slurm.commands import Commands

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from autoexp.jobs.spec import Verdict
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.slurm.bench import clear_queue, slurm, until
 from tests.slurm.browser import CHROMIUM, open_page
 from tests.slurm.deployed import ROOT, Deployed, Listener, monitor_pid

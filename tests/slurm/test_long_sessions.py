@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.jobs.spec import Attempt, JobRecord, Verdict
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.flows.conftest import BRANCHES
 from tests.slurm.bench import until
 from tests.slurm.commands import Commands

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.jobs.spec import Verdict
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.slurm.bench import clear_queue
 from tests.slurm.commands import Commands
 

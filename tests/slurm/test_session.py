@@ -9,7 +9,7 @@ import pytest
 from autoexp.curves import gains
 from autoexp.errors import SchedulerUnavailable
 from autoexp.schedulers.registry import scheduler_for
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.status import status_of
 from tests.flows.conftest import autoexp
 from tests.slurm.bench import until

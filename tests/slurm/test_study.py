@@ -8,10 +8,10 @@ import pytest
 from autoexp.config.compose import compose
 from autoexp.jobs.budget import total
 from autoexp.jobs.spec import JobSpec, Kind, Verdict
-from autoexp.measured import with_measured_speed
 from autoexp.planning.study import plan_study
 from autoexp.results import rows
-from autoexp.session import Session
+from autoexp.session.measured_speed import with_measured_speed
+from autoexp.session.session import Session
 from tests.flows.conftest import BRANCHES, SMALL
 from tests.slurm.bench import until
 from tests.slurm.commands import Commands

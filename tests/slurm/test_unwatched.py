@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.jobs.spec import Attempt, JobRecord, Verdict
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.flows.conftest import BRANCHES, SMALL, autoexp
 from tests.slurm.bench import clear_queue, slurm, until
 from tests.slurm.commands import Commands

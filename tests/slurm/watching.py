@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from autoexp import states
 from autoexp.flows.train import train
-from autoexp.session import Session
+from autoexp.session.session import Session
 from autoexp.status import status_of
 from tests.slurm.bench import slurm
 

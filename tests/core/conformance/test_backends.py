@@ -15,7 +15,7 @@ from autoexp.config.compose import compose
 from autoexp.jobs.spec import Verdict
 from autoexp.monitor import Monitor
 from autoexp.schedulers.base import Sighting
-from autoexp.session import Session
+from autoexp.session.session import Session
 from tests.core.conformance.command import MARKED, TRACKED
 from tests.core.conformance.huggingface import HUGGINGFACE
 from tests.core.conformance.huggingface import saving as huggingface_saving

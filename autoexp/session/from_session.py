@@ -12,7 +12,7 @@ from autoexp.config.search_path import group_choices
 from autoexp.dotted import dump, escaped
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobRecord
-from autoexp.session import Session
+from autoexp.session.session import Session
 
 _WRITTEN = re.compile(r"(?P<session>[^:@]+)(:(?P<job>[^:@]+)(@(?P<iteration>[0-9]+))?)?")
 

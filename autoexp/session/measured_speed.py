@@ -5,7 +5,7 @@ from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import Budget
 from autoexp.jobs.spec import Kind
-from autoexp.session import Session, sessions_root
+from autoexp.session.session import Session, sessions_root
 
 
 def with_measured_speed(composed: Composed) -> Composed:

@@ -5,17 +5,18 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoexp import find, names, removal
+from autoexp import names
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.config.compose import Composed
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput, SessionError
 from autoexp.jobs.spec import JobRecord, JobSpec, now
 from autoexp.planning.plan import Plan
-from autoexp.provenance import Provenance, of_experiment
 from autoexp.resources.machines import LocalMachine
-from autoexp.session import Session
-from autoexp.session_meta import SessionMeta
+from autoexp.session import find, remove
+from autoexp.session.meta import SessionMeta
+from autoexp.session.provenance import Provenance, of_experiment
+from autoexp.session.session import Session
 from autoexp.storage import atomic, claims, locks, permissions
 
 
@@ -51,24 +52,24 @@ def create(
     refuse_used(outputs)
     _make_root(root)
     for left in claims.dead_drafts(root):
-        removal.discard(left)
-    removal.remove_leftovers(root)
+        remove.discard(left)
+    remove.remove_leftovers(root)
     if flow_run_id:
         _claim(flow_run_id, path)
     draft = claims.draft_of(path)
-    removal.discard(draft)
+    remove.discard(draft)
     try:
         mode = permissions.OF_SESSION[composed.experiment.project.share]
-        atomic.make_own_directory(draft, mode | removal.MARK)
+        atomic.make_own_directory(draft, mode | remove.MARK)
         _fill(draft, path, composed, plan.jobs, provenance, flow_run_id)
         draft.rename(path)
     except BaseException as error:
-        removal.discard(draft)
+        remove.discard(draft)
         if isinstance(error, OSError):
             raise _not_made(path, error) from error
         raise
     atomic.sync_directory(root)
-    removal.unmark(path)
+    remove.unmark(path)
     return path
 
 

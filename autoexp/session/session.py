@@ -7,20 +7,21 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from autoexp import names, removal, states
-from autoexp.blame import BlameList
+from autoexp import names, states
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.jobs.limits import chain_length, room, time_limit
 from autoexp.jobs.order import in_order
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Verdict, now
 from autoexp.jobs.verdicts import saved_iteration
-from autoexp.journal import Journal
 from autoexp.planning.plan import Plan
 from autoexp.rules.events import AttemptRefused, CancelAnswered, CheckpointComplete, Event, JobReady
-from autoexp.rules.records import ActionRecord, Actions
 from autoexp.schedulers.base import Ticket
-from autoexp.session_meta import SessionMeta
+from autoexp.session import remove
+from autoexp.session.action_records import ActionRecord, Actions
+from autoexp.session.excluded_nodes import BlameList
+from autoexp.session.journal import Journal
+from autoexp.session.meta import SessionMeta
 from autoexp.storage import atomic, lease, migrations, permissions
 from autoexp.storage.lease import Lease
 
@@ -117,7 +118,7 @@ class Session:
         held = lease.take(path)
         try:
             permissions.refuse_others(path)
-            removal.unmark(path)
+            remove.unmark(path)
             with guard or nullcontext():
                 migrations.read(path / "session.json", SessionMeta).refuse_elsewhere(path)
                 migrations.upgrade_files(path)
