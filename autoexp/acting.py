@@ -10,8 +10,8 @@ from autoexp import inbox
 from autoexp.errors import SessionError
 from autoexp.jobs.spec import Ending, JobRecord, RestartRequest, Verdict, now
 from autoexp.jobs.verdicts import saved_iteration
-from autoexp.recorder import Recorder
-from autoexp.releasing import filled
+from autoexp.monitor.dependencies import filled
+from autoexp.monitor.recorder import Recorder
 from autoexp.rules.actions import (
     ENDS_AN_ATTEMPT,
     Cancel,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from autoexp import acting, inbox, launching, proxies, sinks
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.jobs.spec import JobSpec, now
-from autoexp.phases import OnSession, Pause, Phase, Phases, Request, TryAgain
-from autoexp.recorder import Recorder
+from autoexp.monitor.phases import OnSession, Pause, Phase, Phases, Request, TryAgain
+from autoexp.monitor.recorder import Recorder
+from autoexp.monitor.steps import Logger
 from autoexp.rules.actions import (
     Cancel,
     ExcludeNodes,
@@ -31,13 +32,12 @@ from autoexp.rules.events import CheckpointComplete
 from autoexp.schedulers.base import Scheduler, Ticket
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
-from autoexp.steps import Logger
 from autoexp.storage import atomic
 from autoexp.templates import fill
 from autoexp.write_targets import write_target
 
 if TYPE_CHECKING:
-    from autoexp.monitor import Monitor
+    from autoexp.monitor.monitor import Monitor
 
 _RETRY_S = 5.0
 

@@ -10,12 +10,20 @@ from autoexp import inbox
 from autoexp.backoff import delay_s
 from autoexp.errors import SchedulerError
 from autoexp.jobs.spec import JobRecord
-from autoexp.monitor import Monitor
-from autoexp.phases import Phase, do, in_turns
+from autoexp.monitor.monitor import Monitor
+from autoexp.monitor.phases import Phase, do, in_turns
+from autoexp.monitor.steps import (
+    Cancel,
+    Cancellation,
+    NextStep,
+    Withdraw,
+    carry_out,
+    next_step,
+    together,
+)
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session.session import Session
-from autoexp.steps import Cancel, Cancellation, NextStep, Withdraw, carry_out, next_step, together
 
 # SLURM gives a job KillWait (30 s by default) between SIGTERM and SIGKILL.
 _PATIENCE_S = 90.0

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from autoexp.jobs.spec import Attempt
-from autoexp.monitor import Monitor
+from autoexp.monitor.monitor import Monitor
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session.session import Session

@@ -8,7 +8,7 @@ from pathlib import Path
 from zlib import crc32
 
 from autoexp.logs.tail import SEAM, LogCursor
-from autoexp.monitor import Monitor
+from autoexp.monitor.monitor import Monitor
 from autoexp.rules.events import StateChanged
 from autoexp.schedulers.base import Sighting
 from autoexp.session.journal import Journal

@@ -5,10 +5,11 @@ import random
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from autoexp import action_runs, inbox, steps
+from autoexp import action_runs, inbox
 from autoexp.errors import SchedulerError
-from autoexp.monitor import Monitor
-from autoexp.phases import run
+from autoexp.monitor import steps
+from autoexp.monitor.monitor import Monitor
+from autoexp.monitor.phases import run
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session
 from autoexp.storage import lease

@@ -15,10 +15,10 @@ from autoexp.logs.engines import Hyperscan, Searching, best_engine
 from autoexp.logs.matcher import Matcher, matcher
 from autoexp.logs.patterns import Wanted
 from autoexp.logs.tail import LogCursor, LookBudget, read_new
-from autoexp.rules.book import RuleBook, named
+from autoexp.monitor.job_watch import JobWatch
+from autoexp.monitor.rulebook import RuleBook, named
 from autoexp.rules.rules import LogRule
 from autoexp.session.session import Session
-from autoexp.watch import JobWatch
 from bench import worlds
 from bench.measure import Figure, resident_mb
 

@@ -4,7 +4,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from autoexp.monitor import Monitor
+from autoexp.monitor.monitor import Monitor
 from autoexp.session.session import Session
 from bench import worlds
 from bench.measure import Figure, cpu_s, traffic

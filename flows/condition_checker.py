@@ -13,7 +13,7 @@ from autoexp.flows.children import Children
 from autoexp.flows.disk import Disk
 from autoexp.flows.updates import Updates
 from autoexp.jobs.spec import now
-from autoexp.monitor import Monitor
+from autoexp.monitor.monitor import Monitor
 from autoexp.rules.condition_checks import Answer, Checked, Facts, JobFacts, check_all
 from autoexp.rules.conditions import CommandTest, commands_in
 from autoexp.rules.durations import spoken

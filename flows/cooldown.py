@@ -10,7 +10,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from autoexp import sinks
 from autoexp.flows.sending import Turn
 from autoexp.jobs.spec import JobSpec, Verdict
-from autoexp.monitor import JobView
+from autoexp.monitor.monitor import JobView
 
 if TYPE_CHECKING:
     from autoexp.flows.drawing import Drawing

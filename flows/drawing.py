@@ -19,7 +19,7 @@ from autoexp.flows.sending import Sending, Turn
 from autoexp.flows.updates import Updates
 from autoexp.flows.wishes import Wishes
 from autoexp.jobs.spec import JobSpec
-from autoexp.monitor import JobView
+from autoexp.monitor.monitor import JobView
 
 _RETRY_S = 15.0
 

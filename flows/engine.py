@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from prefect.runtime import flow_run
 
-from autoexp import action_runs, inbox, steps
+from autoexp import action_runs, inbox
 from autoexp.errors import SessionHeld
 from autoexp.flows.children import Children
 from autoexp.flows.condition_checker import ConditionChecker
@@ -26,7 +26,8 @@ from autoexp.flows.sending import Sending
 from autoexp.flows.updates import Updates
 from autoexp.flows.wishes import Wishes
 from autoexp.jobs.spec import Verdict
-from autoexp.monitor import Look, Monitor, Work
+from autoexp.monitor import steps
+from autoexp.monitor.monitor import Look, Monitor, Work
 from autoexp.rules.describe import describe
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 from autoexp.session.action_records import ActionRecord

@@ -29,7 +29,7 @@ from autoexp.flows.disk import Disk
 from autoexp.flows.sending import Sending
 from autoexp.flows.tags import tags_of
 from autoexp.flows.telling import Telling
-from autoexp.monitor import Look
+from autoexp.monitor.monitor import Look
 from autoexp.session.session import Session
 from autoexp.status import JobStatus, Status, status_of
 

@@ -11,7 +11,16 @@ from autoexp.action_runs import CheckpointMark, Command
 from autoexp.flows.disk import Disk
 from autoexp.flows.sending import is_prefects_own
 from autoexp.flows.updates import Updates
-from autoexp.phases import Effect, OnSession, Pause, Phase, Phases, Request, TryAgain, advance
+from autoexp.monitor.phases import (
+    Effect,
+    OnSession,
+    Pause,
+    Phase,
+    Phases,
+    Request,
+    TryAgain,
+    advance,
+)
 from autoexp.schedulers.base import Scheduler
 from autoexp.tasks import effects
 

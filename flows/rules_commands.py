@@ -8,7 +8,7 @@ from autoexp.explaining import explain as sentences
 from autoexp.flows.finding import compose_words, session_path
 from autoexp.flows.terminal import say
 from autoexp.jobs.spec import Kind
-from autoexp.rehearsal import Rehearsal
+from autoexp.monitor.replay import Rehearsal
 from autoexp.rules.describe import describe, describe_action
 from autoexp.rules.findings import LogMatched
 from autoexp.session.session import Session

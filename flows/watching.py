@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from autoexp import adoption, monitor_starts, sinks
+from autoexp import adoption, sinks
 from autoexp.cancelling import cancel_directly
 from autoexp.config.compose import Composed
 from autoexp.errors import SessionGivenUp
@@ -29,6 +29,7 @@ from autoexp.flows.planning import id_for, plan_of
 from autoexp.flows.scheduler_log import forwarded
 from autoexp.jobs.spec import Verdict
 from autoexp.logs import engines
+from autoexp.monitor import monitor_starts
 from autoexp.planning.plan import Plan
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session import find

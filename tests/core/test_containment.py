@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from autoexp import monitor, recorder
 from autoexp.errors import SessionHeld
 from autoexp.jobs.spec import Verdict
-from autoexp.rules.book import RuleBook
+from autoexp.monitor import monitor, recorder
+from autoexp.monitor.job_watch import JobWatch
+from autoexp.monitor.rulebook import RuleBook
+from autoexp.monitor.steps import Submit
 from autoexp.rules.events import CheckpointComplete
 from autoexp.session.session import Session
-from autoexp.steps import Submit
-from autoexp.watch import JobWatch
 from tests.core.test_monitor import Story, launches
 
 STEPS: dict[str, tuple[object, str]] = {

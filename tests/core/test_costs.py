@@ -12,7 +12,7 @@ from autoexp.logs import matcher
 from autoexp.logs.lines import Piece
 from autoexp.logs.patterns import Wanted
 from autoexp.logs.tail import SEAM
-from autoexp.monitor import Monitor
+from autoexp.monitor.monitor import Monitor
 from autoexp.rules.actions import Start
 from autoexp.session.session import Session
 from bench import asking, disk, scanning, ticks, worlds

@@ -18,14 +18,15 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import Phase as Stage
 from hypothesis import stateful as hs
 
-from autoexp import action_runs, inbox, states, steps
+from autoexp import action_runs, inbox, states
 from autoexp.action_runs import Pin
 from autoexp.config.compose import Composed
 from autoexp.config.experiment import Monitoring
 from autoexp.errors import SchedulerError
 from autoexp.jobs.spec import Kind, Verdict
-from autoexp.monitor import Monitor, Work
-from autoexp.phases import Phase, do, in_turns
+from autoexp.monitor import steps
+from autoexp.monitor.monitor import Monitor, Work
+from autoexp.monitor.phases import Phase, do, in_turns
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Start
 from autoexp.schedulers.base import Sighting, Ticket

@@ -7,18 +7,18 @@ from unittest import mock
 
 import pytest
 
-from autoexp import watch
 from autoexp.backends.megatron.formats import TRACKER, folder_name
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import JobRecord, Kind, Verdict
 from autoexp.logs import tail
 from autoexp.logs.tail import LIMIT, MAX_LINES, MOST_BEHIND, LogCursor, read_new
-from autoexp.monitor import Look, Monitor
-from autoexp.rehearsal import Rehearsal
+from autoexp.monitor import job_watch
+from autoexp.monitor.job_watch import EVENTS
+from autoexp.monitor.monitor import Look, Monitor
+from autoexp.monitor.replay import Rehearsal
 from autoexp.rules.findings import LogLost, LogMatched
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session
-from autoexp.watch import EVENTS
 from bench import worlds
 from tests.core.conftest import TINY, create
 
@@ -209,7 +209,7 @@ def test_an_ended_log_of_which_reading_takes_too_long_is_read_at_its_end_alone(
     crowd.grow(job, 12 * LIMIT)
     crowd.write(job, "a rather bad line at the end\n" + LINE.format(300))
     crowd.save(job, 300)
-    with mock.patch.object(watch, "MOST_AT_END", 4.0):
+    with mock.patch.object(job_watch, "MOST_AT_END", 4.0):
         look = crowd.look({job.spec.name: "COMPLETED"}, exit_code=0)
         events = list(look.events)
         looks = 1
@@ -231,7 +231,7 @@ def test_of_a_log_that_is_cut_twice_both_cuts_are_told(tmp_path: Path) -> None:
     crowd.write(job, LINE.format(300))
     crowd.save(job, 300)
     with (
-        mock.patch.object(watch, "MOST_AT_END", 4.0),
+        mock.patch.object(job_watch, "MOST_AT_END", 4.0),
         mock.patch.object(tail, "MOST_BEHIND", 12 * LIMIT),
     ):
         look = crowd.look({job.spec.name: "COMPLETED"}, exit_code=0)
@@ -248,7 +248,7 @@ def test_many_logs_that_ended_together_are_read_whole(tmp_path: Path) -> None:
         crowd.grow(job, 2 * LIMIT)
         crowd.write(job, LINE.format(300))
         crowd.save(job, 300)
-    with mock.patch.object(watch, "MOST_AT_END", 3.0):
+    with mock.patch.object(job_watch, "MOST_AT_END", 3.0):
         look = crowd.look(dict.fromkeys(crowd.session.jobs, "COMPLETED"), exit_code=0)
         events, looks = list(look.events), 1
         while look.has_more:

@@ -14,7 +14,7 @@ from autoexp.backends.protocol import CheckpointScan, FoundCheckpoint
 from autoexp.config.compose import Composed
 from autoexp.jobs.spec import JobRecord, Verdict
 from autoexp.logs.tail import LIMIT
-from autoexp.monitor import Look, Monitor
+from autoexp.monitor.monitor import Look, Monitor
 from autoexp.rules.events import CheckpointComplete, JobGivenUp
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import monitor_starts
 from autoexp.errors import SessionGivenUp
+from autoexp.monitor import monitor_starts
 from autoexp.rules.events import AttemptRefused
 from autoexp.session.session import Session
 from autoexp.storage import migrations

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from autoexp.config.compose import Composed, compose
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
+from autoexp.monitor.decide import Asked, Rule, decide
+from autoexp.monitor.rulebook import RuleBook, implied
 from autoexp.names import LONGEST_ID, LONGEST_KEY, check_id
 from autoexp.planning.study import plan_study
 from autoexp.rules.actions import Log
-from autoexp.rules.book import RuleBook, implied
-from autoexp.rules.decide import Asked, Rule, decide
 from autoexp.rules.events import CheckpointComplete, Event, JobReady, Published, StateChanged
 from autoexp.rules.findings import LoggingStopped, LogMatched, MetricAlarm
 from autoexp.rules.rules import OnReady

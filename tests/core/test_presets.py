@@ -10,10 +10,11 @@ from autoexp.config.compose import compose
 from autoexp.config.experiment import Experiment
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind, Verdict, now
 from autoexp.logs.tail import LookBudget
+from autoexp.monitor.decide import decide
+from autoexp.monitor.job_watch import JobWatch
+from autoexp.monitor.rulebook import RuleBook, named
 from autoexp.planning.plan import make_plan
 from autoexp.planning.rule_checks import refuse_impossible
-from autoexp.rules.book import RuleBook, named
-from autoexp.rules.decide import decide
 from autoexp.rules.events import (
     AttemptJudged,
     CheckpointComplete,
@@ -22,7 +23,6 @@ from autoexp.rules.events import (
     TrunksFinished,
 )
 from autoexp.rules.rules import InactivityRule, LogRule, MetricRule, RuleBase
-from autoexp.watch import JobWatch
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data" / "rules"
@@ -58,7 +58,7 @@ def test_a_rule_fires_on_what_was_recorded_and_not_on_a_near_miss(
     preset: str, rule: str, engine: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(10**6))
-    monkeypatch.setattr("autoexp.watch.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("autoexp.monitor.job_watch.time.monotonic", lambda: next(clock))
     recorded = DATA / f"{rule}.txt"
     assert recorded.exists(), f"record a line that fires {rule} and one that does not: {recorded}"
     fires, _, misses = recorded.read_text().partition("# does not fire\n")

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from autoexp import acting, action_runs, payload, phases
+from autoexp import acting, action_runs, payload
 from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import RestartRequest, Verdict
+from autoexp.monitor import phases
+from autoexp.monitor.steps import Replace, Replacement, carry_out, next_step
 from autoexp.rules.actions import Restart, Start
 from autoexp.rules.events import JobGivenUp, RestartAsked
 from autoexp.rules.findings import LogMatched, MetricAlarm
@@ -23,7 +25,6 @@ from autoexp.schedulers.local import LocalScheduler
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.session import Session
 from autoexp.setting import setting
-from autoexp.steps import Replace, Replacement, carry_out, next_step
 from tests.core.conformance import megatron
 from tests.core.conftest import TINY, KilledAt, create, spec_of
 from tests.core.test_monitor import Story, of

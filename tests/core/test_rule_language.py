@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from autoexp.config.compose import compose
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
-from autoexp.rules.book import RuleBook
-from autoexp.rules.decide import decide
+from autoexp.monitor.decide import decide
+from autoexp.monitor.rulebook import RuleBook
 from autoexp.rules.event_values import typed, values_of
 from autoexp.rules.events import (
     BudgetPassed,

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from autoexp.config.compose import Composed
 from autoexp.config.experiment import Cooldown, Decay, Experiment, Project
 from autoexp.jobs.spec import Verdict
+from autoexp.monitor.decide import Asked, Rule, action_key, decide
+from autoexp.monitor.rulebook import implied
 from autoexp.planning.plan import make_plan
 from autoexp.rules.actions import Start
-from autoexp.rules.book import implied
-from autoexp.rules.decide import Asked, Rule, action_key, decide
 from autoexp.rules.events import AttemptJudged, CheckpointComplete, Event, JobGivenUp, StateChanged
 from autoexp.rules.rules import OnCheckpoint
 from autoexp.session.action_records import ActionRecord

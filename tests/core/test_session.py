@@ -12,10 +12,10 @@ import pytest
 from autoexp.config.compose import Composed, compose
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.jobs.spec import Attempt, JobRecord, Verdict
+from autoexp.monitor.decide import decide
+from autoexp.monitor.rulebook import implied
 from autoexp.planning.study import plan_study
 from autoexp.resources.machines import SlurmCluster
-from autoexp.rules.book import implied
-from autoexp.rules.decide import decide
 from autoexp.rules.events import CheckpointComplete, JobGivenUp
 from autoexp.session import create as creation
 from autoexp.session.create import new_id, output_root

@@ -15,7 +15,7 @@ from autoexp.curves import gains, without_seen_start
 from autoexp.jobs.spec import JobRecord, Kind, Verdict
 from autoexp.jobs.starts import branch_was_seen, check, note_line, note_logged, start_was_seen
 from autoexp.jobs.verdicts import judge
-from autoexp.monitor import Look
+from autoexp.monitor.monitor import Look
 from autoexp.results import rows
 from autoexp.rules.events import StartedElsewhere
 from autoexp.storage import migrations

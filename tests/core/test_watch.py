@@ -26,12 +26,12 @@ from autoexp.logs import tail
 from autoexp.logs.linear import refuse_slow
 from autoexp.logs.matcher import Matcher
 from autoexp.logs.tail import LIMIT, LookBudget
-from autoexp.rules.book import RuleBook, Watched
+from autoexp.monitor.job_watch import JobWatch
+from autoexp.monitor.rulebook import RuleBook, Watched
 from autoexp.rules.event_values import typed
 from autoexp.rules.events import Event, adapter
 from autoexp.rules.findings import LogMatched
 from autoexp.rules.ruleset import Rules
-from autoexp.watch import JobWatch
 from tests.core.conformance.command import COMMON
 from tests.core.conftest import attempt_of, spec_of
 

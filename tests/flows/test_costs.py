@@ -14,7 +14,7 @@ from autoexp.flows.disk import Disk
 from autoexp.flows.drawing import Drawing
 from autoexp.flows.engine import make_room
 from autoexp.flows.train import train
-from autoexp.monitor import JobView
+from autoexp.monitor.monitor import JobView
 from bench import engine, worlds
 from tests.flows.conftest import Make
 

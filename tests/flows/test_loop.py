@@ -16,7 +16,7 @@ from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.flows.disk import Disk
 from autoexp.flows.engine import SessionRun
 from autoexp.flows.updates import Updates
-from autoexp.monitor import Look, Monitor
+from autoexp.monitor.monitor import Look, Monitor
 from autoexp.schedulers.base import Sighting
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session.session import Session

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from prefect import get_client
 
-from autoexp import monitor_starts
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Verdict
+from autoexp.monitor import monitor_starts
 from autoexp.session.find import session_of
 from autoexp.session.session import Session
 from tests.flows.conftest import BRANCHES, PATIENCE_S, SMALL, Make, autoexp, edit_job, until

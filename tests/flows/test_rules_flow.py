@@ -17,7 +17,7 @@ from autoexp.flows.disk import Disk
 from autoexp.flows.train import train
 from autoexp.flows.updates import Updates
 from autoexp.jobs.spec import Kind, Verdict, now
-from autoexp.monitor import Monitor
+from autoexp.monitor.monitor import Monitor
 from autoexp.rules.actions import Log
 from autoexp.rules.conditions import FileExists
 from autoexp.rules.events import CheckpointComplete, Published, RestartAsked

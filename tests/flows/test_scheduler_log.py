@@ -16,7 +16,7 @@ from autoexp.flows.automations import recovery
 from autoexp.flows.cooldown import final_state
 from autoexp.flows.scheduler_log import forwarded
 from autoexp.jobs.spec import JobRecord
-from autoexp.monitor import JobView
+from autoexp.monitor.monitor import JobView
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.tasks import effects

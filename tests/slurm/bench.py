@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import Attempt, JobRecord, Kind
-from autoexp.monitor import Monitor
+from autoexp.monitor.monitor import Monitor
 from autoexp.payload import processes_with_cookie
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.events import StateChanged

@@ -13,7 +13,7 @@ import pytest
 
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import Verdict
-from autoexp.monitor import Monitor
+from autoexp.monitor.monitor import Monitor
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session
 from tests.core.conformance.command import MARKED, TRACKED

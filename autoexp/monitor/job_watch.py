@@ -9,7 +9,10 @@ from autoexp import states
 from autoexp.backends.protocol import MOST_ITERATIONS, Progress, Unread
 from autoexp.jobs import starts
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec
-from autoexp.line_events import (
+from autoexp.logs.lines import LogLine, Piece
+from autoexp.logs.matcher import Hit
+from autoexp.logs.tail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
+from autoexp.monitor.line_events import (
     add_alarms,
     in_words,
     log_matched,
@@ -17,10 +20,7 @@ from autoexp.line_events import (
     place_of,
     printable,
 )
-from autoexp.logs.lines import LogLine, Piece
-from autoexp.logs.matcher import Hit
-from autoexp.logs.tail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
-from autoexp.rules.book import Watched
+from autoexp.monitor.rulebook import Watched
 from autoexp.rules.events import CheckpointComplete, Event
 from autoexp.rules.findings import LoggingStopped, LogLost, LogMatched
 from autoexp.rules.metrics import as_logged, smoothed, with_logged

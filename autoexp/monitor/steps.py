@@ -16,9 +16,9 @@ from autoexp.errors import AutoexpError, SubmissionRefused, SubmitLimitReached
 from autoexp.jobs.backend_changes import changed_spec
 from autoexp.jobs.limits import chain_length
 from autoexp.jobs.spec import Attempt, Ending, JobRecord, JobSpec, RestartRequest, Verdict, now
+from autoexp.monitor.phases import OnSession, Phase, Phases
+from autoexp.monitor.recorder import Recorder
 from autoexp.payload import processes_with_cookie
-from autoexp.phases import OnSession, Phase, Phases
-from autoexp.recorder import Recorder
 from autoexp.schedulers.base import (
     Request,
     Scheduler,
@@ -30,7 +30,7 @@ from autoexp.schedulers.base import (
 from autoexp.session.session import Session
 
 if TYPE_CHECKING:
-    from autoexp.monitor import Monitor
+    from autoexp.monitor.monitor import Monitor
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
 

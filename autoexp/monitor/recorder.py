@@ -10,8 +10,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from autoexp.errors import SessionHeld
 from autoexp.jobs.spec import JobRecord
-from autoexp.rules.book import RuleBook
-from autoexp.rules.decide import decide
+from autoexp.monitor.decide import decide
+from autoexp.monitor.rulebook import RuleBook
 from autoexp.rules.events import Event
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session

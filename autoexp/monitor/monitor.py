@@ -18,17 +18,17 @@ from autoexp.jobs.limits import room
 from autoexp.jobs.spec import Attempt, Ending, JobRecord, JobSpec, Verdict
 from autoexp.jobs.verdicts import counts, judge, made_progress, saved_iteration, with_scores
 from autoexp.logs.tail import LogCursor, LookBudget
-from autoexp.overview import overview
-from autoexp.recorder import Recorder
-from autoexp.releasing import hopeless, ready
+from autoexp.monitor.decide import decide
+from autoexp.monitor.dependencies import hopeless, ready
+from autoexp.monitor.job_watch import JobWatch
+from autoexp.monitor.recorder import Recorder
+from autoexp.monitor.session_events import overview
+from autoexp.monitor.steps import NextStep, Submit, next_step, not_done, together
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
-from autoexp.rules.decide import decide
 from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
 from autoexp.schedulers.base import Sighting, Ticket, apply
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.session import Session
-from autoexp.steps import NextStep, Submit, next_step, not_done, together
-from autoexp.watch import JobWatch
 
 _LONGEST_RETRY_S = 300.0
 

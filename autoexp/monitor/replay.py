@@ -8,12 +8,12 @@ from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import Attempt, JobRecord, Kind, now
 from autoexp.logs.tail import LookBudget
+from autoexp.monitor.decide import decide
+from autoexp.monitor.job_watch import JobWatch
+from autoexp.monitor.rulebook import RuleBook
 from autoexp.planning.plan import make_plan
-from autoexp.rules.book import RuleBook
-from autoexp.rules.decide import decide
 from autoexp.rules.events import Event
 from autoexp.session.action_records import ActionRecord
-from autoexp.watch import JobWatch
 
 
 class Fired(NamedTuple):

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from autoexp.logs.matcher import Matcher, matcher
+from autoexp.monitor.decide import Asked, Rule
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Start
-from autoexp.rules.decide import Asked, Rule
 from autoexp.rules.events import CheckpointComplete, Event, JobReady
 from autoexp.rules.metrics import window
 from autoexp.rules.rules import (
