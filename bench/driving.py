@@ -5,11 +5,11 @@ import random
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from autoexp import action_runs, inbox
 from autoexp.errors import SchedulerError
 from autoexp.monitor import steps
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.phases import run
+from autoexp.operations import action_runs, requests
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session
 from autoexp.storage import lease
@@ -56,7 +56,7 @@ class Driver:
         answers: dict[str, Sighting] = {}
         with suppress(SchedulerError):
             answers = self._cluster.query(self.monitor.tickets())
-        self.monitor.recorder.apply(inbox.take_on)
+        self.monitor.recorder.apply(requests.take_on)
         self.monitor.look(answers)
         work = self.monitor.next_work()
         while work.steps or work.actions:

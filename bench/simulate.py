@@ -20,9 +20,9 @@ from typing import Any
 from unittest import mock
 
 import autoexp.jobs
-from autoexp import inbox
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import JobSpec, Verdict
+from autoexp.operations import requests
 from autoexp.planning.plan import NO_JOBS, make_plan
 from autoexp.rules.actions import Start
 from autoexp.session.action_records import ActionStatus
@@ -79,7 +79,9 @@ class Simulation:
             self.cluster.advance()
             passed = (self.clock.seconds - self._begun) / (self._days * DAY)
             while brought < min(self._families, passed * self._families):
-                inbox.put(path, inbox.SubmitRequest(jobs=self._family(path, brought), by="sim"))
+                requests.put(
+                    path, requests.SubmitRequest(jobs=self._family(path, brought), by="sim")
+                )
                 brought += 1
             if self.clock.seconds >= self._next_kill:
                 self._next_kill += self._dice.expovariate(1 / _KILLED_EVERY_S)

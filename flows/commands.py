@@ -10,12 +10,12 @@ from typing import BinaryIO
 
 from rich.live import Live
 
-from autoexp import adoption
 from autoexp.errors import BadInput
 from autoexp.flows import planning
 from autoexp.flows.finding import refuse_if_held, session_path
 from autoexp.flows.show import status_view
 from autoexp.flows.terminal import console, say, say_json, say_log
+from autoexp.operations import adopt
 from autoexp.rules.describe import describe
 from autoexp.session.create import create
 from autoexp.session.journal import Entry, Journal
@@ -54,7 +54,7 @@ def resume(options: argparse.Namespace) -> int:
     path = session_path(options.session)
     session = Session.load(path)
     refuse_if_held(session)
-    adoption.retake(session)  # here too, before a server is started
+    adopt.retake(session)  # here too, before a server is started
     return watch(path)
 
 

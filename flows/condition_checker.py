@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from autoexp import acting
-from autoexp.action_runs import Command
 from autoexp.flows.children import Children
 from autoexp.flows.disk import Disk
 from autoexp.flows.updates import Updates
 from autoexp.jobs.spec import now
 from autoexp.monitor.monitor import Monitor
+from autoexp.operations import actions
+from autoexp.operations.action_runs import Command
 from autoexp.rules.condition_checks import Answer, Checked, Facts, JobFacts, check_all
 from autoexp.rules.conditions import CommandTest, commands_in
 from autoexp.rules.durations import spoken
@@ -113,11 +113,11 @@ class ConditionChecker:
             late = f"not within {spoken(action.within_s)}: {checked.reason}"
             await self._give_up(action, late)
         elif action.reason != checked.reason:
-            await self._disk.persist(self._change, acting.wait, action.key, checked.reason)
+            await self._disk.persist(self._change, actions.wait, action.key, checked.reason)
 
     async def _give_up(self, action: ActionRecord, reason: str) -> None:
         self._log.info("action %s is not done: %s", action.key, reason)
-        await self._disk.persist(self._change, acting.fail, action.key, f"not done: {reason}")
+        await self._disk.persist(self._change, actions.fail, action.key, f"not done: {reason}")
 
     def _change(self, write: Any, key: str, reason: str) -> None:
         action = self._session.actions[key]

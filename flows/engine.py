@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from prefect.runtime import flow_run
 
-from autoexp import action_runs, inbox
 from autoexp.errors import SessionHeld
 from autoexp.flows.children import Children
 from autoexp.flows.condition_checker import ConditionChecker
@@ -28,6 +27,7 @@ from autoexp.flows.wishes import Wishes
 from autoexp.jobs.spec import Verdict
 from autoexp.monitor import steps
 from autoexp.monitor.monitor import Look, Monitor, Work
+from autoexp.operations import action_runs, requests
 from autoexp.rules.describe import describe
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 from autoexp.session.action_records import ActionRecord
@@ -91,7 +91,7 @@ class SessionRun:
                 self.updates.end()
                 self._drawing.stop()
             await self._flush()
-            for left in await self._disk.run(inbox.left_behind, self.session):
+            for left in await self._disk.run(requests.left_behind, self.session):
                 self.log.warning("%s stays there: it could not be carried out or removed", left)
             await self._face.close()
         finally:
@@ -132,7 +132,7 @@ class SessionRun:
             self._wishing = False
 
     def _request_cancel(self, jobs: tuple[str, ...], who: str) -> list[str]:
-        return self._monitor.recorder.apply(inbox.request_cancel, jobs, who)
+        return self._monitor.recorder.apply(requests.request_cancel, jobs, who)
 
     # Look
 
@@ -147,7 +147,7 @@ class SessionRun:
     def _take_requests(self) -> list[str]:
         """Process requests of other processes; returns a line for each."""
         try:
-            notes = self._monitor.recorder.apply(inbox.take_on)
+            notes = self._monitor.recorder.apply(requests.take_on)
         except OSError as error:
             if not self._inbox_fails:
                 self.log.warning("%s: requests wait (%s)", self.session.path / "inbox", error)

@@ -7,8 +7,6 @@ import re
 import time
 from pathlib import Path
 
-from autoexp import adoption, inbox
-from autoexp.adoption import HandStarted, is_session
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.explaining import in_words
@@ -16,8 +14,11 @@ from autoexp.flows import planning
 from autoexp.flows.finding import compose_words, live_holder, session_path
 from autoexp.flows.terminal import say, say_json
 from autoexp.jobs.spec import Attempt, JobSpec, now
-from autoexp.launching import refuse_other_scheduler
 from autoexp.names import LONGEST_KEY
+from autoexp.operations import adopt as adoption
+from autoexp.operations import requests
+from autoexp.operations.adopt import HandStarted, is_session
+from autoexp.operations.launch import refuse_other_scheduler
 from autoexp.planning.plan import NO_JOBS, Plan, make_plan
 from autoexp.planning.rule_checks import refuse_impossible
 from autoexp.planning.study import plan_study
@@ -179,7 +180,7 @@ def _cluster_name(cluster: SlurmCluster) -> str:
 
 def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:
     jobs: tuple[JobSpec, ...] = plan.jobs
-    inbox.put(session.path, inbox.SubmitRequest(jobs=jobs, attempt=attempt, by=by))
+    requests.put(session.path, requests.SubmitRequest(jobs=jobs, attempt=attempt, by=by))
     names = ", ".join(spec.name for spec in jobs)
     holder = live_holder(session)
     if holder is not None:
@@ -206,8 +207,8 @@ def queue(options: argparse.Namespace) -> int:
         say_json(action.model_dump(mode="json"))
         return 0
     by = f"autoexp queue {options.verb} by {getpass.getuser()}"
-    request = inbox.ActionRequest(key=action.key, verb=options.verb, by=by)
-    inbox.put(session.path, request)
+    request = requests.ActionRequest(key=action.key, verb=options.verb, by=by)
+    requests.put(session.path, request)
     asked = "asked the monitor" if live_holder(session) else "nobody watches: autoexp resume"
     say(f"{action.key}: {options.verb} ({asked} {session.id})")
     return 0

@@ -7,7 +7,6 @@ from typing import Any
 from prefect import State
 from prefect.exceptions import PrefectSignal
 
-from autoexp.action_runs import CheckpointMark, Command
 from autoexp.flows.disk import Disk
 from autoexp.flows.sending import is_prefects_own
 from autoexp.flows.updates import Updates
@@ -21,6 +20,7 @@ from autoexp.monitor.phases import (
     TryAgain,
     advance,
 )
+from autoexp.operations.action_runs import CheckpointMark, Command
 from autoexp.schedulers.base import Scheduler
 from autoexp.tasks import effects
 

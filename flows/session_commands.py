@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autoexp import inbox
-from autoexp.cancelling import cancel_directly
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.flows.finding import live_holder, refuse_if_held, session_path
 from autoexp.flows.show import status_view
 from autoexp.flows.terminal import console, say, say_json
+from autoexp.operations import requests
+from autoexp.operations.cancel import cancel_directly
 from autoexp.rules.describe import describe
 from autoexp.rules.events import CancelAnswered
 from autoexp.session import find, remove
@@ -30,7 +30,7 @@ def cancel(options: argparse.Namespace) -> int:
     path = session_path(options.session)
     session = Session.load(path)
     begun = session.journal.position
-    known = [*session.jobs, *inbox.waiting_jobs(path)]
+    known = [*session.jobs, *requests.waiting_jobs(path)]
     unknown = [name for name in options.jobs if name not in known]
     if unknown:
         raise BadInput(f"{', '.join(unknown)}: no such job; {session.id} has: {', '.join(known)}")
@@ -39,7 +39,7 @@ def cancel(options: argparse.Namespace) -> int:
     names = options.jobs or [name for name in known if name not in had_ended]
     holder = live_holder(session)
     if holder is not None:
-        inbox.put(path, inbox.CancelRequest(jobs=tuple(options.jobs), by=by))
+        requests.put(path, requests.CancelRequest(jobs=tuple(options.jobs), by=by))
         say(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
         over = _wait_until_over(session, names)
     else:

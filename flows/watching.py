@@ -16,8 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from autoexp import adoption, sinks
-from autoexp.cancelling import cancel_directly
+from autoexp import sinks
 from autoexp.config.compose import Composed
 from autoexp.errors import SessionGivenUp
 from autoexp.flows import form
@@ -30,6 +29,8 @@ from autoexp.flows.scheduler_log import forwarded
 from autoexp.jobs.spec import Verdict
 from autoexp.logs import engines
 from autoexp.monitor import monitor_starts
+from autoexp.operations import adopt
+from autoexp.operations.cancel import cancel_directly
 from autoexp.planning.plan import Plan
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session import find
@@ -167,7 +168,7 @@ async def _hold_and_watch(path: Path) -> State[Any]:
         with Session.hold(path, monitor_starts.counted(path, by)) as (held, lease):
             if warning := permissions.writable_by_others(path):
                 log.warning("%s", warning)
-            adoption.retake(held)
+            adopt.retake(held)
             settled = asyncio.get_running_loop().call_later(
                 monitor_starts.SETTLED_S, monitor_starts.forget, path
             )

@@ -10,10 +10,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect_shell.commands import ShellOperation
 
-from autoexp import action_runs, arrays, sinks
+from autoexp import sinks
 from autoexp.errors import AutoexpError
 from autoexp.monitor import steps
 from autoexp.monitor.phases import Effect
+from autoexp.operations import action_runs, arrays
 from autoexp.schedulers.base import Scheduler
 
 KEPT = 4000  # characters of a command's output that its action keeps

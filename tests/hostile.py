@@ -4,9 +4,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from autoexp import inbox
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import Kind
+from autoexp.operations import requests
 from autoexp.rules.events import LogMatched
 from autoexp.session.session import Session
 from autoexp.setting import setting
@@ -64,7 +64,7 @@ def make(root: Path, *overrides: str) -> Path:
                 "scores": None,
             }
             spec = trunk.spec.model_copy(update=changes)
-            inbox.put(path, inbox.SubmitRequest(jobs=(spec,), by=sys.argv[0][-40:]))
+            requests.put(path, requests.SubmitRequest(jobs=(spec,), by=sys.argv[0][-40:]))
     return path
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from autoexp import inbox
 from autoexp.backoff import delay_s
 from autoexp.jobs import starts
 from autoexp.jobs.limits import room
@@ -24,6 +23,7 @@ from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.session_events import overview
 from autoexp.monitor.steps import NextStep, Submit, next_step, not_done, together
+from autoexp.operations import requests
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
 from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
 from autoexp.schedulers.base import Sighting, Ticket, apply
@@ -229,7 +229,7 @@ class Monitor:
         steps = self._next_steps(wait=bool(self._starting) and not after_look)
         actions, has_conditions = self._next_actions()
         # A request that came at the last moment, or to a session that had ended, is processed too.
-        is_over = after_look and self._session.is_over and inbox.is_done(self._session)
+        is_over = after_look and self._session.is_over and requests.is_done(self._session)
         return Work(steps, actions, jobs, has_conditions, is_over)
 
     def _next_steps(self, *, wait: bool) -> list[NextStep]:

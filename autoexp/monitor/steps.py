@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autoexp import acting, arrays
 from autoexp.errors import AutoexpError, SubmissionRefused, SubmitLimitReached
 from autoexp.jobs.backend_changes import changed_spec
 from autoexp.jobs.limits import chain_length
 from autoexp.jobs.spec import Attempt, Ending, JobRecord, JobSpec, RestartRequest, Verdict, now
 from autoexp.monitor.phases import OnSession, Phase, Phases
 from autoexp.monitor.recorder import Recorder
+from autoexp.operations import actions, arrays
 from autoexp.payload import processes_with_cookie
 from autoexp.schedulers.base import (
     Request,
@@ -412,7 +412,7 @@ def _not_replaced(session: Session, name: str, reason: str) -> None:
 
 
 def _replaced(session: Session, name: str, changes: dict[str, Any]) -> None:
-    acting.replaced(session, session.jobs[name], changes)
+    actions.replaced(session, session.jobs[name], changes)
 
 
 def _cancel(step: Cancel, monitor: "Monitor", log: Logger) -> Phases:

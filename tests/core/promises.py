@@ -24,13 +24,13 @@ from autoexp.jobs import scores
 from autoexp.logs import tail
 from autoexp.logs.linear import LinePattern, refuse_slow
 from autoexp.names import check_id
+from autoexp.operations.write_targets import path_below
 from autoexp.rules.condition_checks import Facts, check
 from autoexp.rules.conditions import FileContains, FileExists, Glob
 from autoexp.rules.describe import describe
 from autoexp.rules.findings import LogMatched
 from autoexp.schedulers import slurm_parsing
 from autoexp.storage import atomic, claims
-from autoexp.write_targets import path_below
 from tests.core.test_conditions import facts
 
 HOSTILE = (
@@ -285,7 +285,7 @@ PROMISES: dict[str, Promise] = {
     "autoexp.sinks.variables": _variables,
     "autoexp.sinks.node": _node,
     "autoexp.sinks.batch_option": _batch_option,
-    "autoexp.write_targets.path_below": _path_below,
+    "autoexp.operations.write_targets.path_below": _path_below,
     "autoexp.rules.condition_checks.check": _check,
     "autoexp.templates.fill": _fill,
     "autoexp.rules.describe.describe": _describe,

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from autoexp import acting, inbox
 from autoexp.errors import BadInput, SessionError
 from autoexp.jobs.spec import Kind, Verdict, now
-from autoexp.launching import Launching, launched
+from autoexp.operations import actions as acting
+from autoexp.operations import requests
+from autoexp.operations.launch import Launching, launched
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Cancel, ExcludeNodes, Launch
 from autoexp.rules.event_values import values_of
@@ -100,7 +101,7 @@ def launch(session: Session, action: ActionRecord) -> list[str]:
     about = (session.experiment, session.path, session.id)
     made = Launching(action, action.action, values, *about).run(LocalScheduler())
     jobs = launched(session, action.key, made)
-    inbox.add_jobs(session, inbox.SubmitRequest(jobs=jobs, by="rule r"))
+    requests.add_jobs(session, requests.SubmitRequest(jobs=jobs, by="rule r"))
     return [job.name for job in jobs]
 
 
@@ -159,8 +160,8 @@ def test_a_failed_action_of_any_kind_can_be_retried_and_its_deadline_counts_anew
     action.asked_at -= timedelta(days=2)
     session.save_action(action)
     acting.fail(session, action, "not done: not within 1 d")
-    inbox.put(session_path, inbox.ActionRequest(key=action.key, verb="retry", by="ann"))
-    assert inbox.take_on(session) == [f"ann: retries {action.key}"]
+    requests.put(session_path, requests.ActionRequest(key=action.key, verb="retry", by="ann"))
+    assert requests.take_on(session) == [f"ann: retries {action.key}"]
     again = Session.load(session_path).actions[action.key]
     assert again.status is ActionStatus.PENDING
     assert now() - again.asked_at < timedelta(minutes=1)
@@ -170,7 +171,7 @@ def test_cancelling_a_whole_session_drops_what_waits(session_path: Path) -> None
     session = Session.load(session_path)
     session.save_action(asked(Cancel()))
     assert not session.is_over
-    inbox.request_cancel(session, (), "ann")
+    requests.request_cancel(session, (), "ann")
     (action,) = Session.load(session_path).actions.values()
     assert (action.status, action.reason) == (ActionStatus.FAILED, "dropped: ann")
 

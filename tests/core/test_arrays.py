@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from autoexp import arrays, errors, payload, states
+from autoexp import errors, payload, states
 from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER, folder_name
 from autoexp.config.compose import Composed
 from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind
+from autoexp.operations import arrays
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, find_or_forbid
 from autoexp.session.session import Session

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import inbox
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput, SessionNotFound
 from autoexp.jobs.budget import total
 from autoexp.jobs.gpu_hours import spent
 from autoexp.jobs.limits import room
 from autoexp.jobs.spec import Verdict, now
+from autoexp.operations import requests
 from autoexp.planning.plan import Plan
 from autoexp.planning.study import plan_study
 from autoexp.rules.events import BudgetPassed
@@ -120,9 +120,9 @@ def test_when_the_last_job_has_ended_the_others_are_given_up_with_the_budget_as_
     assert "budget.stop_above" in waiting.reason
 
     # Somebody answers for more: the point goes on in the same session.
-    inbox.put(story.path, inbox.BudgetRequest(stop_above=10, by="ann"))
-    inbox.put(story.path, inbox.RetryRequest(by="ann"))
-    assert inbox.take_on(story.session) == ["ann: stops above 10", "ann: runs tiny-seed2 again"]
+    requests.put(story.path, requests.BudgetRequest(stop_above=10, by="ann"))
+    requests.put(story.path, requests.RetryRequest(by="ann"))
+    assert requests.take_on(story.session) == ["ann: stops above 10", "ann: runs tiny-seed2 again"]
     story.open()
     story.look(name="tiny-seed1")
     story.submit("tiny-seed2")

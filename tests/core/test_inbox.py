@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from autoexp import acting, inbox
-from autoexp.cancelling import cancel_directly
 from autoexp.config.compose import Composed
 from autoexp.jobs.spec import Attempt, JobSpec, Kind, Verdict, now
+from autoexp.operations import actions as acting
+from autoexp.operations import requests as inbox
+from autoexp.operations.cancel import cancel_directly
 from autoexp.planning.plan import make_plan
 from autoexp.rules.events import JobAdded, RequestRefused
 from autoexp.session.action_records import ActionStatus

@@ -18,8 +18,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import Phase as Stage
 from hypothesis import stateful as hs
 
-from autoexp import action_runs, inbox, states
-from autoexp.action_runs import Pin
+from autoexp import states
 from autoexp.config.compose import Composed
 from autoexp.config.experiment import Monitoring
 from autoexp.errors import SchedulerError
@@ -27,6 +26,8 @@ from autoexp.jobs.spec import Kind, Verdict
 from autoexp.monitor import steps
 from autoexp.monitor.monitor import Monitor, Work
 from autoexp.monitor.phases import Phase, do, in_turns
+from autoexp.operations import action_runs, requests
+from autoexp.operations.action_runs import Pin
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Start
 from autoexp.schedulers.base import Sighting, Ticket
@@ -60,7 +61,7 @@ class Driver:
         answers, self._answers = self._answers, {}
         if "ask" not in self.work:
             self._start("ask", self._ask(self.monitor.tickets()))
-        self.monitor.recorder.apply(inbox.take_on)
+        self.monitor.recorder.apply(requests.take_on)
         self.monitor.look(answers)
         self._hand_over(self.monitor.next_work())
 
@@ -121,11 +122,11 @@ class Driver:
             self._answers |= self.scheduler.query(tickets)
 
 
-REQUESTS: tuple[inbox.Request, ...] = (
-    *(inbox.CancelRequest(jobs=(name,), by="ann") for name in ("nobody", "b1", "tiny-cd100")),
-    inbox.CancelRequest(by="ann"),
+REQUESTS: tuple[requests.Request, ...] = (
+    *(requests.CancelRequest(jobs=(name,), by="ann") for name in ("nobody", "b1", "tiny-cd100")),
+    requests.CancelRequest(by="ann"),
     *(
-        inbox.ActionRequest(key=f"start-tiny-cd{n}--checkpoint_tiny_{n}--0", verb=verb, by="ann")
+        requests.ActionRequest(key=f"start-tiny-cd{n}--checkpoint_tiny_{n}--0", verb=verb, by="ann")
         for n in (100, 200)
         for verb in ("retry", "retry", "drop")
     ),
@@ -283,13 +284,13 @@ class Play(hs.RuleBasedStateMachine):
         self.let(self.driver.round)
 
     @hs.rule(request=st.sampled_from(REQUESTS))
-    def ask(self, request: inbox.Request) -> None:
-        self.let(lambda: inbox.put(self.path, request))
+    def ask(self, request: requests.Request) -> None:
+        self.let(lambda: requests.put(self.path, request))
 
     @hs.rule(name=st.sampled_from(["b1", "b2", LONG]), command=st.sampled_from(["true", "false"]))
     def add(self, name: str, command: str) -> None:
         spec = spec_of(command, name=name, directory=self.path / name, kind=Kind.COMMAND)
-        self.ask(inbox.SubmitRequest(jobs=(spec,), by="ann"))
+        self.ask(requests.SubmitRequest(jobs=(spec,), by="ann"))
 
     @hs.precondition(lambda self: self.asked < _MOST_ASKED)
     @hs.rule(count=st.integers(1, 3))
@@ -302,7 +303,7 @@ class Play(hs.RuleBasedStateMachine):
             for name in names:
                 spec = spec_of("true", name=name, directory=self.path / name, kind=Kind.COMMAND)
                 with suppress(Killed):
-                    inbox.put(self.path, inbox.SubmitRequest(jobs=(spec,), by="bob"))
+                    requests.put(self.path, requests.SubmitRequest(jobs=(spec,), by="bob"))
 
         other = threading.Thread(target=ask)
         other.start()

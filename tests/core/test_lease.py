@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from autoexp import inbox
 from autoexp.errors import SessionDamaged, SessionHeld
+from autoexp.operations import requests
 from autoexp.rules.events import JobAdded
 from autoexp.schedulers.base import is_locked
 from autoexp.session.session import Session
@@ -380,9 +380,9 @@ def test_a_session_whose_lease_was_taken_over_writes_no_file(session_path: Path)
             lambda: held.change_job(job, reason="x"),
             lambda: held.record([JobAdded(job=job.spec.name, by="x")]),
             lambda: held.log_progress(job, ["1,2,3\n"]),
-            lambda: inbox.take_on(held),
+            lambda: requests.take_on(held),
         ]
-        inbox.put(session_path, inbox.CancelRequest(by="somebody"))
+        requests.put(session_path, requests.CancelRequest(by="somebody"))
         request = next((session_path / "inbox").iterdir())
         for write in writes:
             with pytest.raises(SessionHeld):

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from autoexp import acting
 from autoexp.backends.megatron.formats import TRACKER, folder_name
 from autoexp.backends.protocol import CheckpointScan, FoundCheckpoint
 from autoexp.config.compose import Composed
 from autoexp.jobs.spec import JobRecord, Verdict
 from autoexp.logs.tail import LIMIT
 from autoexp.monitor.monitor import Look, Monitor
+from autoexp.operations import actions
 from autoexp.rules.events import CheckpointComplete, JobGivenUp
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session
@@ -212,8 +212,8 @@ def test_cooldowns_whose_checkpoint_never_came_are_given_up_with_the_reason(stor
 def test_a_launch_that_failed_gives_its_cooldown_up_with_the_reason(story: Story) -> None:
     story.save(100)
     (action,) = story.look().actions
-    acting.begin(story.session, action)
-    acting.fail(story.session, action, "no space left")
+    actions.begin(story.session, action)
+    actions.fail(story.session, action, "no space left")
     assert of(story.look(), JobGivenUp) == [
         JobGivenUp(job="tiny-cd100", reason="could not be launched: no space left")
     ]
@@ -222,9 +222,9 @@ def test_a_launch_that_failed_gives_its_cooldown_up_with_the_reason(story: Story
 def test_a_branchs_own_start_is_no_checkpoint_of_the_branch(story: Story) -> None:
     parent = story.save(100)
     (action,) = story.look().actions
-    job = acting.begin(story.session, action)
+    job = actions.begin(story.session, action)
     job.spec.trainer.seed(FoundCheckpoint(100, parent), Path(job.spec.save_dir))
-    acting.complete(story.session, action, job)
+    actions.complete(story.session, action, job)
     story.submit("tiny-cd100")
     assert of(story.look(name="tiny-cd100", state="RUNNING"), CheckpointComplete) == []
     story.save(150, name="tiny-cd100")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import inbox, payload
+from autoexp import payload
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
+from autoexp.operations import requests
 from autoexp.schedulers.base import Request, prepare, submit_once
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.session import find, remove
@@ -58,12 +59,12 @@ def shared(composed: Composed, with_whom: str) -> Composed:
 def used(root: Path, composed: Composed) -> Path:
     """A session in which everything has been made that is made before a job runs."""
     path = create(composed, root, session_id="s1", flow_run_id="run")
-    inbox.put(path, cancel("tiny"))
+    requests.put(path, cancel("tiny"))
     with Session.hold(path) as (session, _):
         find.take_up(path, ["other"])
         trunk = next(iter(session.jobs.values()))
         session.log_progress(trunk, ["1,2.0,0.1,3\n"])
-        inbox.take_on(session)
+        requests.take_on(session)
     return path
 
 
@@ -139,7 +140,7 @@ def test_a_request_of_another_user_is_set_aside_with_his_name(
     (left / "5-link.json").symlink_to(mine)
 
     with Session.hold(session_path) as (session, _):
-        notes = inbox.take_on(session)
+        notes = requests.take_on(session)
 
         assert [note.count("left by another user (nobody)") for note in notes] == [1, 1, 1, 1, 0]
         assert notes[4].endswith("5-link.json cannot be read: a link")

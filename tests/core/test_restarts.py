@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from autoexp import acting, action_runs, payload
+from autoexp import payload
 from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import RestartRequest, Verdict
 from autoexp.monitor import phases
 from autoexp.monitor.steps import Replace, Replacement, carry_out, next_step
+from autoexp.operations import action_runs
+from autoexp.operations import actions as acting
 from autoexp.rules.actions import Restart, Start
 from autoexp.rules.events import JobGivenUp, RestartAsked
 from autoexp.rules.findings import LogMatched, MetricAlarm

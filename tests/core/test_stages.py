@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from autoexp import acting, inbox
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec, Kind, Verdict
+from autoexp.operations import actions, requests
 from autoexp.planning.standalone import branch_alone, new_id_of
 from autoexp.planning.study import plan_study
 from autoexp.rules.actions import Decay, Start
@@ -197,9 +197,9 @@ def started(story: Story) -> list[str]:
     names = []
     for action in story.session.pending_actions():
         assert isinstance(action.action, Start)
-        job = acting.begin(story.session, action)
+        job = actions.begin(story.session, action)
         assert job is not None
-        acting.complete(story.session, action, job)
+        actions.complete(story.session, action, job)
         names.append(job.spec.name)
     return names
 
@@ -344,8 +344,8 @@ def test_a_cooldown_on_its_own_keeps_the_stages_of_cooldowns(tmp_path: Path) -> 
 
 
 def ask(story: Story, *names: str) -> list[str]:
-    inbox.put(story.path, inbox.RetryRequest(jobs=names, by="ann"))
-    return inbox.take_on(story.session)
+    requests.put(story.path, requests.RetryRequest(jobs=names, by="ann"))
+    return requests.take_on(story.session)
 
 
 def test_a_failed_training_can_be_run_again_with_all_that_waited_for_it(story: Story) -> None:
@@ -390,12 +390,12 @@ def test_a_retry_that_is_killed_at_any_step_is_done_once_when_it_is_repeated(
     story.save(100)
     story.look(state="FAILED", exit_code=3)
     story.look()
-    inbox.put(story.path, inbox.RetryRequest(by="ann"))
+    requests.put(story.path, requests.RetryRequest(by="ann"))
     for step in itertools.count(1):
         copy = tmp_path / f"killed-{step}" / "s1"
         shutil.copytree(story.path, copy)
-        killed = killed_at(step, lambda copy=copy: inbox.take_on(Session.load(copy)))
-        inbox.take_on(Session.load(copy))
+        killed = killed_at(step, lambda copy=copy: requests.take_on(Session.load(copy)))
+        requests.take_on(Session.load(copy))
         jobs = Session.load(copy).jobs.values()
         assert [(job.verdict, job.retries) for job in jobs] == [(None, 1)] * 3
         assert retried(copy) == ["tiny", "tiny-convert", "tiny-evaluate"]

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from autoexp import acting, retrying
 from autoexp.backends.command import CommandBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron.formats import TRACKER
@@ -16,6 +15,7 @@ from autoexp.jobs.spec import JobRecord, Kind, Verdict
 from autoexp.jobs.starts import branch_was_seen, check, note_line, note_logged, start_was_seen
 from autoexp.jobs.verdicts import judge
 from autoexp.monitor.monitor import Look
+from autoexp.operations import actions, retry
 from autoexp.results import rows
 from autoexp.rules.events import StartedElsewhere
 from autoexp.storage import migrations
@@ -217,7 +217,7 @@ def test_a_branch_that_is_run_again_begins_at_its_branch_point(story: Story) -> 
     story.save(150, name=BRANCH)
     story.look(name=BRANCH, state="COMPLETED", exit_code=0)
     job = story.job(BRANCH)
-    retrying.retry(story.session, (BRANCH,), "somebody")
+    retry.retry(story.session, (BRANCH,), "somebody")
     assert job.may_be_replaced
     assert job.restart is not None
     assert job.restart.roll_back_to == 100
@@ -226,7 +226,7 @@ def test_a_branch_that_is_run_again_begins_at_its_branch_point(story: Story) -> 
     assert [found.iteration for found in scan.complete] == [100]
     assert (Path(job.spec.save_dir) / TRACKER).read_text() == "100"
 
-    acting.replaced(story.session, job, {})
+    actions.replaced(story.session, job, {})
     story.submit(BRANCH)
     for iteration in (110, 120, 150):
         story.log(iteration, name=BRANCH)

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from autoexp.errors import SessionError
+from autoexp.operations.write_targets import path_below, write_target
 from autoexp.rules.actions import WriteFile
 from autoexp.rules.event_values import values_of
 from autoexp.rules.findings import LogMatched
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
-from autoexp.write_targets import path_below, write_target
 
 
 def target(session: Session, template: str, **captured: Any) -> Path:

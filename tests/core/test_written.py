@@ -10,7 +10,7 @@ from autoexp.config.compose import Composed, compose
 from autoexp.config.scalars import marked_override, marked_yaml, unmarked
 from autoexp.errors import BadInput
 from autoexp.jobs.backend_changes import changed_backend
-from autoexp.launching import Launching
+from autoexp.operations.launch import Launching
 from autoexp.planning.plan import make_plan
 from autoexp.planning.rule_checks import compose_launched
 from autoexp.resources.machines import SlurmCluster

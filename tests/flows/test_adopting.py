@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import adoption, inbox
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.flows.joining import adopt
 from autoexp.jobs.spec import Verdict
-from autoexp.retrying import retry
+from autoexp.operations import adopt as adoption
+from autoexp.operations import requests
+from autoexp.operations.retry import retry
 from autoexp.session.session import Session
 from autoexp.storage import claims
 from tests.core.conftest import TINY, create
@@ -80,7 +81,7 @@ def ask(session: str, save_dir: Path, *overrides: str, job_id: str = "41") -> in
 
 def take_on(path: Path) -> None:
     with Session.hold(path) as (session, _):
-        inbox.take_on(session)
+        requests.take_on(session)
 
 
 def end(path: Path, verdict: Verdict = Verdict.FINISHED) -> None:

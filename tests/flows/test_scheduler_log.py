@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from prefect import flow, get_run_logger
 
-from autoexp import action_runs
 from autoexp.backends.demo import DemoBackend
 from autoexp.config.compose import compose
 from autoexp.errors import SessionError
@@ -17,6 +16,7 @@ from autoexp.flows.cooldown import final_state
 from autoexp.flows.scheduler_log import forwarded
 from autoexp.jobs.spec import JobRecord
 from autoexp.monitor.monitor import JobView
+from autoexp.operations import action_runs
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.tasks import effects

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from autoexp import retrying
 from autoexp.curves import gains
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Verdict
+from autoexp.operations import retry
 from autoexp.session.session import Session
 from tests.flows.conftest import Make, autoexp
 
@@ -68,7 +68,7 @@ async def test_a_restarted_training_that_begins_at_0_fails(make_session: Make) -
         (job,) = session.jobs.values()
         assert job.verdict is Verdict.FAILED
         assert "exit code 1" in (job.reason or "")
-        retrying.retry(session, (), "the test")
+        retry.retry(session, (), "the test")
 
     await train(session=path.name, return_state=True)
     (job,) = Session.load(path).jobs.values()

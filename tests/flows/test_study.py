@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from prefect import get_client
 
-from autoexp import inbox
 from autoexp.config.compose import compose
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Verdict
+from autoexp.operations import requests
 from autoexp.results import rows
 from autoexp.session.session import Session
 from autoexp.setting import setting
@@ -44,7 +44,7 @@ async def test_train_convert_evaluate_gives_a_score_and_a_failed_training_cancel
     running = asyncio.create_task(train(session=path.name, return_state=True))
     await asyncio.to_thread(wait, lambda: verdict(path, f"{FAILS}-cd200-evaluate"))
     # Somebody has it run again meanwhile: it goes on from its checkpoint, and fails again.
-    inbox.put(path, inbox.RetryRequest(jobs=(FAILS,), by="ann"))
+    requests.put(path, requests.RetryRequest(jobs=(FAILS,), by="ann"))
     state = await running
 
     session = Session.load(path)

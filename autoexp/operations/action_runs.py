@@ -8,12 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autoexp import acting, inbox, launching, proxies, sinks
+from autoexp import proxies, sinks
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.jobs.spec import JobSpec, now
 from autoexp.monitor.phases import OnSession, Pause, Phase, Phases, Request, TryAgain
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.steps import Logger
+from autoexp.operations import actions, requests
+from autoexp.operations import launch as launching
+from autoexp.operations.write_targets import write_target
 from autoexp.rules.actions import (
     Cancel,
     ExcludeNodes,
@@ -34,7 +37,6 @@ from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
 from autoexp.storage import atomic
 from autoexp.templates import fill
-from autoexp.write_targets import write_target
 
 if TYPE_CHECKING:
     from autoexp.monitor.monitor import Monitor
@@ -179,7 +181,7 @@ def carry_out(action: ActionRecord, monitor: "Monitor", log: Logger) -> Phases:
             yield from _start(action, about, recorder, log)
         else:
             result = yield from _do(action, about, recorder)
-            yield _change(recorder, acting.done, action, result)
+            yield _change(recorder, actions.done, action, result)
     except Exception as error:
         yield from _note_failure(action, error, recorder, log)
     yield OnSession(partial(monitor.end_action, action.key))
@@ -211,7 +213,7 @@ def _begin(recorder: Recorder, key: str) -> _About:
     session = recorder.session
     action = session.actions[key]
     recorder.write_down()
-    job = acting.begin(session, action)
+    job = actions.begin(session, action)
     values = values_of(action.event, action.rule, session)
     launched = job is not None and job.launched
     return _About(values, job.spec if job else None, launched, session.path, session.id)
@@ -224,13 +226,13 @@ def _note_failure(
     is_passing = isinstance(error, TryAgain) and isinstance(action.action, Start)
     if is_passing or (isinstance(error, OSError) and atomic.is_passing(error)):
         log.warning("action %s: %s; trying again", action.key, error)
-        yield _change(recorder, acting.postpone, action, str(error))
+        yield _change(recorder, actions.postpone, action, str(error))
         yield Pause(_RETRY_S)
         return
     log.error("action %s failed: %s", action.key, error)
     output = getattr(error, "output", None)
     try:
-        yield _change(recorder, acting.fail, action, str(error), output)
+        yield _change(recorder, actions.fail, action, str(error), output)
     except Exception as worse:
         log.error("action %s: its end cannot be written (%s); trying again", action.key, worse)
         yield Pause(_RETRY_S)
@@ -248,7 +250,7 @@ def _start(action: ActionRecord, about: _About, recorder: Recorder, log: Logger)
 
 
 def _complete(session: Session, action: ActionRecord, name: str) -> None:
-    acting.complete(session, action, session.jobs[name])
+    actions.complete(session, action, session.jobs[name])
 
 
 def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
@@ -270,7 +272,7 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
         case Publish(name=name, payload=payload):
             filled = {key: fill(text, values) for key, text in payload.items()}
             yield Publication(name, about.session_id, filled)
-            yield OnSession(partial(acting.publish, recorder, action, filled))
+            yield OnSession(partial(actions.publish, recorder, action, filled))
             return None
         case WriteFile(line=line):
             written: str = yield Line(about.path, action, values, fill(line, values))
@@ -280,13 +282,13 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
         case Restart():
             return (yield from _request_and_avoid(action, recorder, _restart))
         case Finish(reason=reason) | Fail(reason=reason):
-            ask = partial(_ask, acting.ask_ending, fill(reason, values))
+            ask = partial(_ask, actions.ask_ending, fill(reason, values))
             return (yield from _requested(action, recorder, ask))
         case Cancel():
-            ask = partial(_ask, acting.ask_cancel, values)
+            ask = partial(_ask, actions.ask_cancel, values)
             return (yield from _requested(action, recorder, ask))
         case ExcludeNodes():
-            ask = partial(_ask, acting.exclude_nodes, values)
+            ask = partial(_ask, actions.exclude_nodes, values)
             return (yield from _request_and_avoid(action, recorder, ask))
     raise AssertionError(action.action)
 
@@ -302,7 +304,7 @@ def _ask(
 
 def _restart(recorder: Recorder, action: ActionRecord) -> str:
     recorder.write_down()
-    return acting.ask_restart(recorder, action)
+    return actions.ask_restart(recorder, action)
 
 
 def _requested(action: ActionRecord, recorder: Recorder, ask: Ask) -> Doing:
@@ -343,7 +345,7 @@ def _launch(action: ActionRecord, launch: Launch, about: _About, recorder: Recor
 
     def add(session: Session) -> str:
         joining = launching.launched(session, action.key, jobs)
-        return inbox.add_jobs(session, inbox.SubmitRequest(jobs=joining, by=by))
+        return requests.add_jobs(session, requests.SubmitRequest(jobs=joining, by=by))
 
     added: str = yield Request(f"launch {jobs[0].name}", partial(recorder.apply, add))
     return added

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoexp import inbox
 from autoexp.backoff import delay_s
 from autoexp.errors import SchedulerError
 from autoexp.jobs.spec import JobRecord
@@ -21,6 +20,7 @@ from autoexp.monitor.steps import (
     next_step,
     together,
 )
+from autoexp.operations import requests
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session.session import Session
@@ -53,8 +53,10 @@ def cancel_directly(
     """
     with Session.hold(path) as (session, _):
         scheduler, monitor = scheduler_for(session.experiment), Monitor(session)
-        monitor.recorder.apply(inbox.take_on)  # or the next monitor would submit what waits there
-        monitor.recorder.apply(inbox.request_cancel, jobs, by)
+        monitor.recorder.apply(
+            requests.take_on
+        )  # or the next monitor would submit what waits there
+        monitor.recorder.apply(requests.request_cancel, jobs, by)
         wanted = [session.jobs[name] for name in jobs or session.jobs]
         answers: dict[str, str] = {}
         tries, deadline = 0, time.monotonic() + patience_s
@@ -67,7 +69,7 @@ def cancel_directly(
             alive = [job.spec.name for job in wanted if not job.is_over or job.open_attempts]
             if not alive:
                 if not jobs:  # what the ends of the jobs called for
-                    monitor.recorder.apply(inbox.drop_waiting, by)
+                    monitor.recorder.apply(requests.drop_waiting, by)
                 return Outcome(answers)
             if time.monotonic() > deadline:
                 return Outcome(answers, problem or f"{', '.join(alive)} have not ended yet")

@@ -6,12 +6,12 @@ Every function can be called again after a kill at any line: it finds what it ha
 from collections.abc import Mapping
 from datetime import timedelta
 
-from autoexp import inbox
 from autoexp.errors import SessionError
 from autoexp.jobs.spec import Ending, JobRecord, RestartRequest, Verdict, now
 from autoexp.jobs.verdicts import saved_iteration
 from autoexp.monitor.dependencies import filled
 from autoexp.monitor.recorder import Recorder
+from autoexp.operations import requests
 from autoexp.rules.actions import (
     ENDS_AN_ATTEMPT,
     Cancel,
@@ -248,7 +248,7 @@ def ask_cancel(session: Session, action: ActionRecord, values: Values) -> str:
     ]
     reason = fill(asked.reason, values)
     by = f"rule {action.rule}" + (f": {reason}" if reason else "")
-    cancelled = inbox.request_cancel(session, tuple(names), by) if names else []
+    cancelled = requests.request_cancel(session, tuple(names), by) if names else []
     return f"cancels {', '.join(cancelled) or 'nothing'}"
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from autoexp.backends.protocol import Closed
 from autoexp.errors import BadInput, SessionHeld
 from autoexp.jobs.spec import Attempt, JobSpec, now
-from autoexp.retrying import retry
+from autoexp.operations.retry import retry
 from autoexp.rules.actions import Start
 from autoexp.rules.events import JobAdded, RequestRefused
 from autoexp.session.action_records import ActionRecord, ActionStatus
