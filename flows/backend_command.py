@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from autoexp.backends.megatron.compatibility import compare
-from autoexp.flows.terminal import console, say_json
+from autoexp.reports.terminal import console, say_json
 
 
 def check(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from autoexp.flows.context import Foreground
-from autoexp.flows.terminal import say
+from autoexp.reports.terminal import say
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_S = 15.0

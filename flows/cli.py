@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     _print_in_any_encoding()
     options = parse(arguments)
     # Prefect and Hydra take seconds to import: `--help` and bad options answer before that.
-    terminal = importlib.import_module("autoexp.flows.terminal")
+    terminal = importlib.import_module("autoexp.reports.terminal")
     sys.excepthook = terminal.say_what_broke
     importlib.import_module("autoexp.flows.server").bypass_proxies()
     module = importlib.import_module(f"autoexp.flows.{options.module}")

@@ -13,14 +13,14 @@ from rich.live import Live
 from autoexp.errors import BadInput
 from autoexp.flows import planning
 from autoexp.flows.finding import refuse_if_held, session_path
-from autoexp.flows.show import status_view
-from autoexp.flows.terminal import console, say, say_json, say_log
 from autoexp.operations import adopt
+from autoexp.reports.status import status_of
+from autoexp.reports.tables import status_view
+from autoexp.reports.terminal import console, say, say_json, say_log
 from autoexp.rules.describe import describe
 from autoexp.session.create import create
 from autoexp.session.journal import Entry, Journal
 from autoexp.session.session import Session, sessions_root
-from autoexp.status import status_of
 from autoexp.storage import atomic
 
 _BLOCK = 65536

@@ -30,11 +30,11 @@ from autoexp.flows.sending import Sending
 from autoexp.flows.tags import tags_of
 from autoexp.flows.telling import Telling
 from autoexp.monitor.monitor import Look
+from autoexp.reports.status import JobStatus, Status, status_of
 from autoexp.session.session import Session
-from autoexp.status import JobStatus, Status, status_of
 
 if TYPE_CHECKING:
-    from autoexp.plot import Subject
+    from autoexp.reports.plot import Subject
 
 # Drawing takes a few tenths of a second of a core: not at every publication.
 _PLOT_EVERY = 10
@@ -209,13 +209,13 @@ def _described(text: str) -> str:
 
 
 def _subject(session: Session) -> "Subject":
-    from autoexp import plot
+    from autoexp.reports import plot
 
     return plot.Subject.of(session)
 
 
 def _draw(subject: "Subject") -> Path:
-    from autoexp import plot
+    from autoexp.reports import plot
 
     return plot.draw(subject)
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from autoexp import sinks
-from autoexp.curves import gains, without_seen_start
 from autoexp.errors import AutoexpError
 from autoexp.flows.beside import leave_within, run_beside, stopping_on_signals
 from autoexp.flows.context import Foreground, enter_foreground
-from autoexp.flows.live import LiveView
 from autoexp.flows.sending import is_prefects_own
 from autoexp.flows.server import (
     Server,
@@ -21,11 +19,13 @@ from autoexp.flows.server import (
     refuse_strangers,
     warning_when_open,
 )
-from autoexp.flows.show import gains_lines, status_view
-from autoexp.flows.terminal import console, say
 from autoexp.jobs.spec import Verdict
+from autoexp.reports.curves import gains, without_seen_start
+from autoexp.reports.live import LiveView
+from autoexp.reports.status import status_of
+from autoexp.reports.tables import gains_lines, status_view
+from autoexp.reports.terminal import console, say
 from autoexp.session.session import Session
-from autoexp.status import status_of
 from autoexp.storage import atomic, lease
 
 INTERRUPTED = 130
@@ -219,7 +219,7 @@ def _print_outcome(session: Session, out: Console) -> int:
 
 
 def _draw(session: Session) -> None:
-    from autoexp import plot
+    from autoexp.reports import plot
 
     plot.draw(plot.Subject.of(session))
 

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
-from autoexp.explaining import in_words
 from autoexp.flows import planning
 from autoexp.flows.finding import compose_words, live_holder, session_path
-from autoexp.flows.terminal import say, say_json
 from autoexp.jobs.spec import Attempt, JobSpec, now
 from autoexp.names import LONGEST_KEY
 from autoexp.operations import adopt as adoption
@@ -22,6 +20,8 @@ from autoexp.operations.launch import refuse_other_scheduler
 from autoexp.planning.plan import NO_JOBS, Plan, make_plan
 from autoexp.planning.rule_checks import refuse_impossible
 from autoexp.planning.study import plan_study
+from autoexp.reports.explain import in_words
+from autoexp.reports.terminal import say, say_json
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.describe import describe
 from autoexp.schedulers.slurm_commands import CommandFailed, at, run

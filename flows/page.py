@@ -5,10 +5,10 @@ from datetime import timedelta
 
 from autoexp.jobs.spec import JobRecord, Kind, Verdict
 from autoexp.planning.plan import Plan
+from autoexp.reports.status import JobStatus, Status
 from autoexp.rules.describe import describe
 from autoexp.session.session import Session
 from autoexp.sinks import markdown, markdown_code
-from autoexp.status import JobStatus, Status
 
 _EVENTS = 12
 

@@ -9,13 +9,13 @@ from typing import Any
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.flows.finding import compose_words
-from autoexp.flows.show import print_copies, print_plan
-from autoexp.flows.terminal import ask, canvas, console, say_json
-from autoexp.flows.tree import headline, plan_tree
 from autoexp.jobs.budget import total
 from autoexp.names import check_id, check_keys
 from autoexp.planning.plan import Plan
 from autoexp.planning.study import plan_study, subset
+from autoexp.reports.plan_tree import headline, plan_tree
+from autoexp.reports.tables import print_copies, print_plan
+from autoexp.reports.terminal import ask, canvas, console, say_json
 from autoexp.session.create import new_id, output_root, refuse_used
 from autoexp.session.measured_speed import with_measured_speed
 from autoexp.session.session import sessions_root

@@ -45,7 +45,7 @@ from autoexp.flows.server import (
     start_server,
     write_private,
 )
-from autoexp.flows.terminal import say
+from autoexp.reports.terminal import say
 from autoexp.resources.machines import SlurmCluster as SlurmSettings
 from autoexp.storage import permissions
 

@@ -4,12 +4,12 @@ import argparse
 import getpass
 
 from autoexp.flows.finding import live_holder, session_path
-from autoexp.flows.terminal import say
 from autoexp.jobs.budget import total
 from autoexp.jobs.gpu_hours import spent
 from autoexp.jobs.spec import Verdict
 from autoexp.operations import requests
 from autoexp.operations.retry import refuse
+from autoexp.reports.terminal import say
 from autoexp.session.session import Session
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from autoexp import curves, results, tables
 from autoexp.errors import BadInput
 from autoexp.flows.finding import session_path
-from autoexp.flows.show import gains_lines
-from autoexp.flows.terminal import console, say
+from autoexp.reports import curves, results
+from autoexp.reports import export as tables
+from autoexp.reports.tables import gains_lines
+from autoexp.reports.terminal import console, say
 from autoexp.session.session import Session
 
 
@@ -21,7 +22,7 @@ def export(options: argparse.Namespace) -> int:
         tables.write(found, Path(name))
         say(f"{len(found)} rows: {name}", error=True)
     if options.tensorboard:
-        from autoexp.tensorboard import write_events
+        from autoexp.reports.tensorboard import write_events
 
         folders = write_events(sessions, Path(options.tensorboard))
         say(f"{len(folders)} curves: {options.tensorboard}", error=True)
@@ -57,7 +58,7 @@ def _cell(value: object) -> str:
 
 def plot(options: argparse.Namespace) -> int:
     """Draw the curves and print the picture's path."""
-    from autoexp.plot import Subject, draw
+    from autoexp.reports.plot import Subject, draw
 
     sessions = _sessions(options.sessions or [None])
     output = Path(options.output).absolute() if options.output else None

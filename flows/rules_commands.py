@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from autoexp.errors import BadInput
-from autoexp.explaining import explain as sentences
 from autoexp.flows.finding import compose_words, session_path
-from autoexp.flows.terminal import say
 from autoexp.jobs.spec import Kind
 from autoexp.monitor.replay import Rehearsal
+from autoexp.reports.explain import explain as sentences
+from autoexp.reports.terminal import say
 from autoexp.rules.describe import describe, describe_action
 from autoexp.rules.findings import LogMatched
 from autoexp.session.session import Session

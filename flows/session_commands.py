@@ -9,17 +9,17 @@ from typing import Any
 
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.flows.finding import live_holder, refuse_if_held, session_path
-from autoexp.flows.show import status_view
-from autoexp.flows.terminal import console, say, say_json
 from autoexp.operations import requests
 from autoexp.operations.cancel import cancel_directly
+from autoexp.reports.status import state_of, status_of
+from autoexp.reports.tables import status_view
+from autoexp.reports.terminal import console, say, say_json
 from autoexp.rules.describe import describe
 from autoexp.rules.events import CancelAnswered
 from autoexp.session import find, remove
 from autoexp.session.create import claim_of, output_root
 from autoexp.session.journal import Position
 from autoexp.session.session import Session, sessions_root
-from autoexp.status import state_of, status_of
 from autoexp.storage import claims
 
 _PATIENCE_S = 90.0

@@ -14,10 +14,10 @@ from autoexp.jobs.spec import Verdict, now
 from autoexp.operations import requests
 from autoexp.planning.plan import Plan
 from autoexp.planning.study import plan_study
+from autoexp.reports.status import status_of
 from autoexp.rules.events import BudgetPassed
 from autoexp.session.measured_speed import with_measured_speed
 from autoexp.session.session import Session
-from autoexp.status import status_of
 from tests.core.conftest import TINY, create
 from tests.core.test_monitor import Story
 

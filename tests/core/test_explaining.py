@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from autoexp.explaining import explain
+from autoexp.reports.explain import explain
 from tests.core.test_monitor import Story
 from tests.core.test_restarts import HANG, go_on, say, story_of  # noqa: F401
 

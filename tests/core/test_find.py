@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from autoexp.config.compose import Composed
-from autoexp.curves import read_curve
 from autoexp.errors import BadInput, SessionDamaged
+from autoexp.reports.curves import read_curve
 from autoexp.session import find
 from autoexp.session.session import Session
 from autoexp.storage import atomic, lease

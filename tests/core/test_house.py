@@ -108,7 +108,7 @@ def test_a_module_begins_with_a_sentence(path: Path) -> None:
 def test_the_core_runs_without_prefect() -> None:
     code = (
         "import sys; sys.modules['prefect'] = None\n"
-        "import autoexp.session, autoexp.session.create, autoexp.monitor.monitor, autoexp.status\n"
+        "import autoexp.session, autoexp.session.create, autoexp.monitor.monitor, autoexp.reports.status\n"
         "import autoexp.payload, autoexp.schedulers.local\n"
         "found = [n for n in sys.modules if n.split('.')[0].startswith('prefect')]\n"
         "assert found == ['prefect'], found\n"

@@ -10,14 +10,14 @@ import pytest
 from pyarrow import parquet
 from tensorboardX.proto.event_pb2 import Event
 
-from autoexp import tables
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
-from autoexp.plot import Subject, draw
-from autoexp.results import compared, rows
+from autoexp.reports import export
+from autoexp.reports.plot import Subject, draw
+from autoexp.reports.results import compared, rows
+from autoexp.reports.tensorboard import write_events
 from autoexp.session.provenance import Provenance
 from autoexp.session.session import Session
-from autoexp.tensorboard import write_events
 from tests.core.conftest import TINY, create
 
 
@@ -81,7 +81,7 @@ def test_there_is_a_row_for_each_job_and_branch_with_all_that_a_fit_needs(
 
 def test_the_csv_has_every_row_and_every_digit(session: Session) -> None:
     found = rows([session])
-    read = list(csv.DictReader(io.StringIO(tables.as_csv(found))))
+    read = list(csv.DictReader(io.StringIO(export.as_csv(found))))
     assert [row["job"] for row in read] == list(session.jobs)
     assert [float(row["backend.args.lr"]) for row in read] == [r["backend.args.lr"] for r in found]
     assert read[0]["parent"] == ""
@@ -89,12 +89,12 @@ def test_the_csv_has_every_row_and_every_digit(session: Session) -> None:
 
 def test_parquet_holds_the_same_with_types(session: Session, tmp_path: Path) -> None:
     found = rows([session])
-    tables.write(found, tmp_path / "t.parquet")
+    export.write(found, tmp_path / "t.parquet")
     assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == found
 
 
 def test_a_column_of_numbers_and_texts_becomes_text_in_parquet(tmp_path: Path) -> None:
-    tables.write([{"a": 1, "b": 1}, {"a": "x", "b": 0.5}], tmp_path / "t.parquet")
+    export.write([{"a": 1, "b": 1}, {"a": "x", "b": 0.5}], tmp_path / "t.parquet")
     assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == [
         {"a": "1", "b": 1.0},
         {"a": "x", "b": 0.5},
@@ -106,9 +106,9 @@ def test_without_pyarrow_the_message_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(BadInput, match=r"pip install 'autoexp\[parquet\]'"):
-        tables.write([{"a": 1}], tmp_path / "t.parquet")
+        export.write([{"a": 1}], tmp_path / "t.parquet")
     with pytest.raises(BadInput, match=r"ends with \.csv or \.parquet"):
-        tables.write([{"a": 1}], tmp_path / "t.xlsx")
+        export.write([{"a": 1}], tmp_path / "t.xlsx")
 
 
 def test_compare_shows_settings_that_differ_beside_losses_and_scores(session: Session) -> None:

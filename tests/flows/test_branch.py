@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from prefect import State
 
-from autoexp.curves import read_curve
 from autoexp.flows.branch import cooldown
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Kind, Verdict
+from autoexp.reports.curves import read_curve
 from autoexp.session.session import Session, sessions_root
 from tests.flows.conftest import Make
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.curves import gains
 from autoexp.jobs.spec import Verdict
+from autoexp.reports.curves import gains
 from autoexp.session.session import Session
 from tests.flows.conftest import autoexp
 

@@ -14,10 +14,10 @@ from autoexp.flows import page
 from autoexp.flows.face import Face, share_done
 from autoexp.flows.telling import Telling
 from autoexp.jobs.spec import now
+from autoexp.reports.status import JobStatus, Status, status_of
 from autoexp.rules.events import LogMatched
 from autoexp.session.journal import Journal
 from autoexp.session.session import Session
-from autoexp.status import JobStatus, Status, status_of
 from tests.core.conftest import create
 
 MANY = 20_000
@@ -119,7 +119,7 @@ async def test_a_publication_works_out_the_status_of_its_session_once(
     async def note(job: JobStatus) -> None:
         bars.append(job.name)
 
-    monkeypatch.setattr("autoexp.status.status_of", counted)
+    monkeypatch.setattr("autoexp.reports.status.status_of", counted)
     monkeypatch.setattr("autoexp.flows.face.status_of", counted)
     face = Face.__new__(Face)
     face._session, face._artifacts, face._started = session, {"plan": uuid4()}, set(session.jobs)

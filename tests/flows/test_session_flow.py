@@ -15,9 +15,9 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
 
-from autoexp.curves import gains
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Verdict
+from autoexp.reports.curves import gains
 from autoexp.rules.events import AttemptJudged, CheckpointComplete
 from autoexp.session.session import Session
 from tests.flows.conftest import Make, edit_job

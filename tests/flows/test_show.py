@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from autoexp.flows.show import status_view
 from autoexp.jobs.spec import Kind, Verdict
-from autoexp.status import JobStatus, Status
+from autoexp.reports.status import JobStatus, Status
+from autoexp.reports.tables import status_view
 
 WAITS = "waits for checkpoint 1000 of demo"
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.curves import gains
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Verdict
 from autoexp.operations import retry
+from autoexp.reports.curves import gains
 from autoexp.session.session import Session
 from tests.flows.conftest import Make, autoexp
 

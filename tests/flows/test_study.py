@@ -12,7 +12,7 @@ from autoexp.config.compose import compose
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Verdict
 from autoexp.operations import requests
-from autoexp.results import rows
+from autoexp.reports.results import rows
 from autoexp.session.session import Session
 from autoexp.setting import setting
 from tests.core.conftest import create

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autoexp.errors import BadInput
-from autoexp.flows import cli, requests, terminal
+from autoexp.flows import cli, requests
+from autoexp.reports import terminal
 
 HOSTILE = "a\x1b[31mred\x1b]0;title\x07\x9b2J\u202ec\rd[bold]e[/bold]:smile:"
 PLAIN = "ared\\x9b2J\\u202ec\\x0dd[bold]e[/bold]:smile:"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from autoexp.jobs.spec import Verdict
+from autoexp.reports.status import waits
 from autoexp.schedulers.base import Sighting
 from autoexp.schedulers.slurm import SlurmScheduler
-from autoexp.status import waits
 from tests.slurm import crowd
 from tests.slurm.bench import Bench, cluster, slurm, until
 from tests.slurm.commands import HIDE_ENDED, Commands

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.curves import gains
 from autoexp.errors import SchedulerUnavailable
+from autoexp.reports.curves import gains
+from autoexp.reports.status import status_of
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session.session import Session
-from autoexp.status import status_of
 from tests.flows.conftest import autoexp
 from tests.slurm.bench import until
 from tests.slurm.commands import Commands

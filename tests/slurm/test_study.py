@@ -9,7 +9,7 @@ from autoexp.config.compose import compose
 from autoexp.jobs.budget import total
 from autoexp.jobs.spec import JobSpec, Kind, Verdict
 from autoexp.planning.study import plan_study
-from autoexp.results import rows
+from autoexp.reports.results import rows
 from autoexp.session.measured_speed import with_measured_speed
 from autoexp.session.session import Session
 from tests.flows.conftest import BRANCHES, SMALL

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from autoexp import states
 from autoexp.flows.train import train
+from autoexp.reports.status import status_of
 from autoexp.session.session import Session
-from autoexp.status import status_of
 from tests.slurm.bench import slurm
 
 

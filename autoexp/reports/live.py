@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.live import Live
 
 from autoexp.errors import AutoexpError
-from autoexp.flows.show import status_view
+from autoexp.reports.status import status_of
+from autoexp.reports.tables import status_view
 from autoexp.rules.describe import describe
 from autoexp.session.journal import Journal
 from autoexp.session.session import Session
-from autoexp.status import status_of
 
 _REFRESH_S = 0.5
 # Looking at a thousand jobs takes a while: the view may have a twentieth of the time, no more.

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from autoexp.jobs.spec import JobRecord, Verdict
+from autoexp.reports.status import waits
 from autoexp.rules.actions import Start
 from autoexp.rules.describe import describe, describe_action
 from autoexp.rules.event_values import values_of
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.session import Session
-from autoexp.status import waits
 from autoexp.templates import fill
 
 _DONE = {

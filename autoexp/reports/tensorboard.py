@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from autoexp.curves import read_curve
 from autoexp.errors import BadInput
+from autoexp.reports.curves import read_curve
 from autoexp.session.session import Session
 
 

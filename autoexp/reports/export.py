@@ -7,7 +7,7 @@ from typing import Any
 
 from autoexp import sinks
 from autoexp.errors import BadInput
-from autoexp.results import Row
+from autoexp.reports.results import Row
 from autoexp.storage import atomic
 
 

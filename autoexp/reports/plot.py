@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from autoexp import sinks
-from autoexp.curves import Curve, read_curve
 from autoexp.jobs.spec import JobSpec, Kind
+from autoexp.reports.curves import Curve, read_curve
 from autoexp.session.session import Session
 from autoexp.storage import atomic
 

@@ -9,12 +9,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from autoexp.curves import Gain
 from autoexp.jobs.limits import is_measured
 from autoexp.jobs.spec import JobSpec, Kind, Verdict
 from autoexp.planning.cost import Cost
 from autoexp.planning.plan import Plan
-from autoexp.status import JobStatus, Status
+from autoexp.reports.curves import Gain
+from autoexp.reports.status import JobStatus, Status
 
 _ROWS = 60
 _FEW = 8

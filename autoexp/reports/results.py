@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from autoexp.curves import read_curve
 from autoexp.dotted import flat
 from autoexp.jobs.spec import JobRecord, spent_gpu_hours
 from autoexp.jobs.starts import ended_wrongly
+from autoexp.reports.curves import read_curve
 from autoexp.session.session import Session
 
 Row = dict[str, Any]
