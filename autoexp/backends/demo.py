@@ -24,7 +24,7 @@ from autoexp.backends.protocol import (
 )
 
 # The folder is written under another name, and replaces an older one as a whole.
-# Source: autoexp/demo_checkpoints.py, save_checkpoint.
+# Source: autoexp/demo/checkpoints.py, save_checkpoint.
 _RENAMING = replace(TORCH_DIST, renames=True)
 
 
@@ -64,7 +64,7 @@ class DemoArgs(Closed):
 
 
 class DemoBackend(Closed, Defaults):
-    """Trains `autoexp.demo_trainer` on one CPU core."""
+    """Trains `autoexp.demo.trainer` on one CPU core."""
 
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
 
@@ -120,7 +120,7 @@ class DemoBackend(Closed, Defaults):
             for part in (f"--{name.replace('_', '-')}", *([] if value is True else [str(value)]))
         ]
         directories = ("--save", str(save_dir), "--load", str(save_dir))
-        trainer = (sys.executable, "-m", "autoexp.demo_trainer")
+        trainer = (sys.executable, "-m", "autoexp.demo.trainer")
         return (*trainer, *directories, "--train-iters", str(train_iters), *flags)
 
     def environment(self) -> dict[str, str]:

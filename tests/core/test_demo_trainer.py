@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoexp import demo_language as language
-from autoexp import demo_trainer as trainer
-from autoexp.demo_checkpoints import PARTIAL, TRACKER, sync
+from autoexp.demo import model as language
+from autoexp.demo.checkpoints import PARTIAL, TRACKER, sync
 
 TINY = ("--hidden-size=8", "--embedding-size=4", "--seq-length=3", "--global-batch-size=8")
 SCRIPT = Path(trainer.__file__)
@@ -416,9 +415,9 @@ def test_a_kill_during_a_save_leaves_no_checkpoint_and_the_next_run_goes_on(
 
 
 def test_it_runs_as_a_module_and_a_failure_is_exit_1(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "autoexp.demo_trainer", f"--save={tmp_path}", *TINY]
+    command = [sys.executable, "-m", "autoexp.demo.trainer", f"--save={tmp_path}", *TINY]
     ended = subprocess.run(
-        [*command, "--fail-at-iteration=2"], capture_output=True, text=True, cwd=SCRIPT.parents[1]
+        [*command, "--fail-at-iteration=2"], capture_output=True, text=True, cwd=SCRIPT.parents[2]
     )
     assert ended.returncode == 1
     assert ended.stderr.endswith("RuntimeError: --fail-at-iteration 2: failing as asked\n")

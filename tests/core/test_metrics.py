@@ -6,7 +6,7 @@ import pytest
 
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.protocol import Branch
-from autoexp.demo_language import Schedule
+from autoexp.demo.model import Schedule
 from autoexp.jobs.spec import Logged
 from autoexp.rules.metrics import Expectation, alarm, window
 from autoexp.rules.rules import MetricRule

@@ -2,7 +2,7 @@
 
 The language is a Markov source of order two over 27 characters. Every pair of characters has a
 list of 256 equally likely successors, so probabilities are counts and the entropy rate is exact:
-no model's expected loss is below it. It is the part of `autoexp.demo_trainer` that is about
+no model's expected loss is below it. It is the part of `autoexp.demo.trainer` that is about
 learning; everything about iterations, checkpoints and logs is over there. NumPy only.
 """
 

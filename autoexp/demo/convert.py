@@ -1,6 +1,6 @@
 """Converts a checkpoint of the demo's trainer: weights in single precision, without the optimizer.
 
-python -m autoexp.demo_convert .../iter_0001000 DIRECTORY
+python -m autoexp.demo.convert .../iter_0001000 DIRECTORY
 """
 
 import shutil
@@ -21,7 +21,7 @@ def convert(checkpoint: Path, directory: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
-        print("usage: python -m autoexp.demo_convert CHECKPOINT DIRECTORY", file=sys.stderr)
+        print("usage: python -m autoexp.demo.convert CHECKPOINT DIRECTORY", file=sys.stderr)
         return 2
     convert(Path(arguments[0]), Path(arguments[1]))
     print(f"written: {arguments[1]}", flush=True)

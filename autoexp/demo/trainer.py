@@ -1,8 +1,8 @@
 """A real, tiny pretraining run: Megatron's arguments, log lines and checkpoints in seconds.
 
-    python -m autoexp.demo_trainer --save DIR --load DIR --train-iters 2000 --save-interval 200
+    python -m autoexp.demo.trainer --save DIR --load DIR --train-iters 2000 --save-interval 200
 
-It trains a character model on a synthetic language of known entropy (`autoexp.demo_language`), so
+It trains a character model on a synthetic language of known entropy (`autoexp.demo.model`), so
 that a cooldown really gains something. Needs NumPy only, no GPU, one core; also runs by its path.
 """
 
@@ -22,12 +22,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 if not __package__:  # run by its path: its own folder is on sys.path, and not the one above
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
-from autoexp import demo_language as language
-from autoexp.demo_checkpoints import load_checkpoint, load_weights, now, save_checkpoint, say
-from autoexp.demo_language import Characters, Learner
+from autoexp.demo import model as language
+from autoexp.demo.checkpoints import load_checkpoint, load_weights, now, save_checkpoint, say
+from autoexp.demo.model import Characters, Learner
 
 
 def schedule(args: Namespace) -> language.Schedule:
@@ -87,7 +87,7 @@ def iteration_line(
 def parse_arguments(argv: list[str] | None = None) -> Namespace:
     """The arguments under Megatron's names; bad ones, alone or together, are exit 2."""
     parser = ArgumentParser(
-        usage="python -m autoexp.demo_trainer --save DIR [options]",
+        usage="python -m autoexp.demo.trainer --save DIR [options]",
         description=(__doc__ or "").split("\n")[0],
         allow_abbrev=False,
     )

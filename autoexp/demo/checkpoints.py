@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from autoexp.demo_language import Learner
+from autoexp.demo.model import Learner
 
 TRACKER = "latest_checkpointed_iteration.txt"
 PARTIAL = ".partial-save"  # no "iter" and no number in it: nobody takes it for a checkpoint

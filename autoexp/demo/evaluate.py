@@ -1,6 +1,6 @@
 """Evaluates a checkpoint of the demo's trainer: the loss on text that it was not trained on.
 
-python -m autoexp.demo_evaluate .../iter_0001000 [--scores scores.json]
+python -m autoexp.demo.evaluate .../iter_0001000 [--scores scores.json]
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoexp import demo_language as language
+from autoexp.demo import model as language
 
 _WINDOWS = 4096
 # The batches of the training come from the third stream of the seed; this is another one.
@@ -33,7 +33,7 @@ def held_out_loss(checkpoint: Path) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    options = argparse.ArgumentParser(prog="python -m autoexp.demo_evaluate")
+    options = argparse.ArgumentParser(prog="python -m autoexp.demo.evaluate")
     options.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     options.add_argument("--scores", type=Path, help="JSON file for the score")
     given = options.parse_args(arguments)
