@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from autoexp.flows.children import Children
+from autoexp.flows.concurrency.children import Children
 from autoexp.flows.engine import SessionRun
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler

@@ -6,7 +6,7 @@ import tempfile
 import tracemalloc
 from pathlib import Path
 
-from autoexp.flows.children import Children
+from autoexp.flows.concurrency.children import Children
 from autoexp.session.session import Session
 from bench import disk, engine, worlds
 from bench.measure import Figure, resident_mb

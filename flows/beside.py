@@ -15,7 +15,7 @@ from contextvars import copy_context
 from types import FrameType
 from typing import Any
 
-from autoexp.flows.context import Foreground
+from autoexp.flows.concurrency.foreground import Foreground
 from autoexp.reports.terminal import say
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from autoexp.flows.children import Children
-from autoexp.flows.disk import Disk
-from autoexp.flows.updates import Updates
+from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.writer import Disk
 from autoexp.jobs.spec import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.operations import actions

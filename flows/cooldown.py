@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp import sinks
-from autoexp.flows.sending import Turn
+from autoexp.flows.concurrency.outbox import Turn
 from autoexp.jobs.spec import JobSpec, Verdict
 from autoexp.monitor.monitor import JobView
 

@@ -12,11 +12,11 @@ from prefect.exceptions import PrefectSignal
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed
 
-from autoexp.flows.children import Children
+from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.outbox import Sending, Turn
+from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.cooldown import final_state, job_flow
 from autoexp.flows.face import Face
-from autoexp.flows.sending import Sending, Turn
-from autoexp.flows.updates import Updates
 from autoexp.flows.wishes import Wishes
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.monitor import JobView

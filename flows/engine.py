@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 from prefect.runtime import flow_run
 
 from autoexp.errors import SessionHeld
-from autoexp.flows.children import Children
+from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.outbox import Sending
+from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.writer import Disk
 from autoexp.flows.condition_checker import ConditionChecker
-from autoexp.flows.disk import Disk
 from autoexp.flows.drawing import Drawing
 from autoexp.flows.face import Face
 from autoexp.flows.phase_runner import PhaseRunner
 from autoexp.flows.questions import Questions
-from autoexp.flows.sending import Sending
-from autoexp.flows.updates import Updates
 from autoexp.flows.wishes import Wishes
 from autoexp.jobs.spec import Verdict
 from autoexp.monitor import steps

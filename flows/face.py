@@ -24,9 +24,9 @@ from prefect.client.schemas.actions import ArtifactUpdate
 
 from autoexp import sinks
 from autoexp.flows import page
-from autoexp.flows.children import Children
-from autoexp.flows.disk import Disk
-from autoexp.flows.sending import Sending
+from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.outbox import Sending
+from autoexp.flows.concurrency.writer import Disk
 from autoexp.flows.tags import tags_of
 from autoexp.flows.telling import Telling
 from autoexp.monitor.monitor import Look

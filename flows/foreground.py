@@ -10,8 +10,8 @@ from rich.console import Console
 from autoexp import sinks
 from autoexp.errors import AutoexpError
 from autoexp.flows.beside import leave_within, run_beside, stopping_on_signals
-from autoexp.flows.context import Foreground, enter_foreground
-from autoexp.flows.sending import is_prefects_own
+from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
+from autoexp.flows.concurrency.outbox import is_prefects_own
 from autoexp.flows.server import (
     Server,
     embedded_server,

@@ -7,9 +7,9 @@ from typing import Any
 from prefect import State
 from prefect.exceptions import PrefectSignal
 
-from autoexp.flows.disk import Disk
-from autoexp.flows.sending import is_prefects_own
-from autoexp.flows.updates import Updates
+from autoexp.flows.concurrency.outbox import is_prefects_own
+from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.writer import Disk
 from autoexp.monitor.phases import (
     Effect,
     OnSession,

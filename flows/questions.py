@@ -7,7 +7,7 @@ from typing import Any
 
 from autoexp.backoff import delay_s
 from autoexp.errors import SchedulerUnavailable
-from autoexp.flows.children import Children
+from autoexp.flows.concurrency.children import Children
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 
 _LONGEST_BACK_OFF_S = 300.0

@@ -22,7 +22,7 @@ from autoexp.errors import SessionGivenUp
 from autoexp.flows import form
 from autoexp.flows.approving import approved
 from autoexp.flows.composing import compose
-from autoexp.flows.context import foreground
+from autoexp.flows.concurrency.foreground import foreground
 from autoexp.flows.engine import SessionRun, failed_jobs
 from autoexp.flows.planning import id_for, plan_of
 from autoexp.flows.scheduler_log import forwarded

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from autoexp.flows.children import Children
-from autoexp.flows.disk import Disk
+from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.writer import Disk
 from autoexp.flows.drawing import Drawing
 from autoexp.flows.engine import make_room
 from autoexp.flows.train import train

@@ -13,9 +13,9 @@ from prefect import flow
 
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.protocol import FoundCheckpoint
-from autoexp.flows.disk import Disk
+from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.writer import Disk
 from autoexp.flows.engine import SessionRun
-from autoexp.flows.updates import Updates
 from autoexp.monitor.monitor import Look, Monitor
 from autoexp.schedulers.base import Sighting
 from autoexp.schedulers.registry import scheduler_for
@@ -87,7 +87,7 @@ async def test_an_interruption_ends_the_waiting_for_a_full_disk() -> None:
 async def test_a_filesystem_that_hangs_is_told_once_and_so_is_its_answer(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("autoexp.flows.disk._PATIENCE_S", 0.05)
+    monkeypatch.setattr("autoexp.flows.concurrency.writer._PATIENCE_S", 0.05)
     answers, loop = threading.Event(), asyncio.get_running_loop()
     loop.call_later(0.5, answers.set)
     disk = Disk(Path("/scratch/s1"), Updates(), logging.getLogger("hanging"))

@@ -7,7 +7,7 @@ import pytest
 
 from autoexp.errors import SchedulerUnavailable
 from autoexp.flows import questions
-from autoexp.flows.children import Children
+from autoexp.flows.concurrency.children import Children
 from autoexp.schedulers.base import Ticket
 from autoexp.schedulers.local import LocalScheduler
 

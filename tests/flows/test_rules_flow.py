@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from autoexp.config.compose import compose
-from autoexp.flows.children import Children
 from autoexp.flows.cli import main
+from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.writer import Disk
 from autoexp.flows.condition_checker import ConditionChecker
-from autoexp.flows.disk import Disk
 from autoexp.flows.train import train
-from autoexp.flows.updates import Updates
 from autoexp.jobs.spec import Kind, Verdict, now
 from autoexp.monitor.monitor import Monitor
 from autoexp.rules.actions import Log

@@ -20,7 +20,7 @@ from autoexp import proxies
 from autoexp.config.compose import compose
 from autoexp.flows import beside, prefect_commands, server
 from autoexp.flows import foreground as terminal
-from autoexp.flows.context import Foreground
+from autoexp.flows.concurrency.foreground import Foreground
 from autoexp.jobs.spec import Verdict
 from autoexp.schedulers import slurm_commands
 from autoexp.session.session import Session

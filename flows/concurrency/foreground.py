@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from contextvars import ContextVar
 
-from autoexp.flows.updates import Updates
+from autoexp.flows.concurrency.updates import Updates
 
 
 class Foreground:
