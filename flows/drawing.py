@@ -16,7 +16,7 @@ from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.outbox import Sending, Turn
 from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.cooldown import final_state, job_flow
-from autoexp.flows.face import Face
+from autoexp.flows.publishing.artifacts import Face
 from autoexp.flows.wishes import Wishes
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.monitor import JobView

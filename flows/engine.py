@@ -20,8 +20,8 @@ from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import Disk
 from autoexp.flows.condition_checker import ConditionChecker
 from autoexp.flows.drawing import Drawing
-from autoexp.flows.face import Face
 from autoexp.flows.phase_runner import PhaseRunner
+from autoexp.flows.publishing.artifacts import Face
 from autoexp.flows.questions import Questions
 from autoexp.flows.wishes import Wishes
 from autoexp.jobs.spec import Verdict

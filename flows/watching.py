@@ -19,13 +19,13 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from autoexp import sinks
 from autoexp.config.compose import Composed
 from autoexp.errors import SessionGivenUp
-from autoexp.flows import form
 from autoexp.flows.approving import approved
 from autoexp.flows.composing import compose
 from autoexp.flows.concurrency.foreground import foreground
 from autoexp.flows.engine import SessionRun, failed_jobs
 from autoexp.flows.planning import id_for, plan_of
-from autoexp.flows.scheduler_log import forwarded
+from autoexp.flows.publishing import form
+from autoexp.flows.publishing.scheduler_log import forwarded
 from autoexp.jobs.spec import Verdict
 from autoexp.logs import engines
 from autoexp.monitor import monitor_starts

@@ -37,7 +37,7 @@ def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
             await engine.settle(run, children)
             run.updates.take_changed()
             monkeypatch.setattr(Disk, "run", counted)
-            monkeypatch.setattr("autoexp.flows.face.get_client", None)
+            monkeypatch.setattr("autoexp.flows.publishing.artifacts.get_client", None)
             monkeypatch.setattr("autoexp.flows.wishes.get_client", None)
             for _ in range(3):
                 await run.tick(children)

@@ -9,8 +9,8 @@ from pydantic import Field
 from autoexp.backends.protocol import Closed
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
-from autoexp.flows import form
-from autoexp.flows.form import ExperimentForm
+from autoexp.flows.publishing import form
+from autoexp.flows.publishing.form import ExperimentForm
 from autoexp.flows.train import train
 
 FILLED = {

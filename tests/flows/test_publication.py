@@ -10,9 +10,9 @@ from uuid import uuid4
 import pytest
 
 from autoexp.config.compose import compose
-from autoexp.flows import page
-from autoexp.flows.face import Face, share_done
-from autoexp.flows.telling import Telling
+from autoexp.flows.publishing import page
+from autoexp.flows.publishing.artifacts import Face, share_done
+from autoexp.flows.publishing.events import Telling
 from autoexp.jobs.spec import now
 from autoexp.reports.status import JobStatus, Status, status_of
 from autoexp.rules.events import LogMatched
@@ -120,7 +120,7 @@ async def test_a_publication_works_out_the_status_of_its_session_once(
         bars.append(job.name)
 
     monkeypatch.setattr("autoexp.reports.status.status_of", counted)
-    monkeypatch.setattr("autoexp.flows.face.status_of", counted)
+    monkeypatch.setattr("autoexp.flows.publishing.artifacts.status_of", counted)
     face = Face.__new__(Face)
     face._session, face._artifacts, face._started = session, {"plan": uuid4()}, set(session.jobs)
     face._disk = SimpleNamespace(run=run)  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from autoexp.errors import SessionError
 from autoexp.flows import watching
 from autoexp.flows.automations import recovery
 from autoexp.flows.cooldown import final_state
-from autoexp.flows.scheduler_log import forwarded
+from autoexp.flows.publishing.scheduler_log import forwarded
 from autoexp.jobs.spec import JobRecord
 from autoexp.monitor.monitor import JobView
 from autoexp.operations import action_runs

@@ -23,12 +23,12 @@ from prefect.artifacts import (
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from autoexp import sinks
-from autoexp.flows import page
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.outbox import Sending
 from autoexp.flows.concurrency.writer import Disk
-from autoexp.flows.tags import tags_of
-from autoexp.flows.telling import Telling
+from autoexp.flows.publishing import page
+from autoexp.flows.publishing.events import Telling
+from autoexp.flows.publishing.tags import tags_of
 from autoexp.monitor.monitor import Look
 from autoexp.reports.status import JobStatus, Status, status_of
 from autoexp.session.session import Session
