@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autoexp.flows.concurrency.children import Children
-from autoexp.flows.engine import SessionRun
+from autoexp.flows.engine.session_run import SessionRun
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.slurm import SlurmScheduler

@@ -11,7 +11,7 @@ from unittest import mock
 from prefect import flow, get_run_logger
 
 from autoexp.backends.protocol import Branch
-from autoexp.flows.engine import SessionRun
+from autoexp.flows.engine.session_run import SessionRun
 from autoexp.jobs.spec import JobRecord, JobSpec, Kind
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler

@@ -6,8 +6,8 @@ from typing import Any
 from prefect import State, flow
 
 from autoexp.config.compose import Composed
+from autoexp.flows.engine.lifecycle import ask_for, cancel_jobs, run_name, watch_new
 from autoexp.flows.publishing.form import ExperimentForm
-from autoexp.flows.watching import ask_for, cancel_jobs, run_name, watch_new
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.evaluation import evaluation
 from autoexp.planning.plan import Plan

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput, SessionHeld, SessionNotFound
-from autoexp.flows.composing import compose, filling_in
+from autoexp.flows.engine.compose import compose, filling_in
 from autoexp.session import find
 from autoexp.session.from_session import compose_from, read_origin
 from autoexp.session.session import Session, sessions_root

@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import State, flow
 
-from autoexp.flows.watching import cancel_jobs, run_name, watch
+from autoexp.flows.engine.lifecycle import cancel_jobs, run_name, watch
 from autoexp.session.session import sessions_root
 
 

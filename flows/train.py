@@ -8,8 +8,8 @@ from typing import Any
 
 from prefect import State, flow
 
+from autoexp.flows.engine.lifecycle import ask_for, cancel_jobs, run_name, watch, watch_new
 from autoexp.flows.publishing.form import ExperimentForm
-from autoexp.flows.watching import ask_for, cancel_jobs, run_name, watch, watch_new
 from autoexp.session.session import sessions_root
 
 

@@ -93,7 +93,7 @@ class Driver:
         if next(work, "over") == "over":
             del self.work[name]
 
-    # As in flows/engine.py, where a child that raises ends nobody else.
+    # As in flows/engine/session_run.py, where a child that raises ends nobody else.
 
     def _take(self, step: steps.NextStep) -> Iterator[None]:
         try:

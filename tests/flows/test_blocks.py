@@ -11,7 +11,7 @@ from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
 from autoexp.blocks import ApptainerContainer, LocalMachine, SlurmCluster
 from autoexp.errors import BadInput
-from autoexp.flows.composing import compose
+from autoexp.flows.engine.compose import compose
 from autoexp.resources import machines
 from autoexp.resources.containers import Apptainer
 from autoexp.schedulers.slurm import SlurmScheduler

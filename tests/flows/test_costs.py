@@ -11,8 +11,8 @@ import pytest
 
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.writer import Disk
-from autoexp.flows.drawing import Drawing
-from autoexp.flows.engine import make_room
+from autoexp.flows.engine.session_run import make_room
+from autoexp.flows.engine.subflows import Drawing
 from autoexp.flows.train import train
 from autoexp.monitor.monitor import JobView
 from bench import engine, worlds
@@ -38,7 +38,7 @@ def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
             run.updates.take_changed()
             monkeypatch.setattr(Disk, "run", counted)
             monkeypatch.setattr("autoexp.flows.publishing.artifacts.get_client", None)
-            monkeypatch.setattr("autoexp.flows.wishes.get_client", None)
+            monkeypatch.setattr("autoexp.flows.engine.cancellation.get_client", None)
             for _ in range(3):
                 await run.tick(children)
             changed = run.updates.take_changed()

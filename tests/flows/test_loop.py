@@ -15,7 +15,7 @@ from autoexp.backends.demo import DemoBackend
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import Disk
-from autoexp.flows.engine import SessionRun
+from autoexp.flows.engine.session_run import SessionRun
 from autoexp.monitor.monitor import Look, Monitor
 from autoexp.schedulers.base import Sighting
 from autoexp.schedulers.registry import scheduler_for

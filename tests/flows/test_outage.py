@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from autoexp.errors import SchedulerUnavailable
-from autoexp.flows import questions
 from autoexp.flows.concurrency.children import Children
+from autoexp.flows.engine import poller
 from autoexp.schedulers.base import Ticket
 from autoexp.schedulers.local import LocalScheduler
 
@@ -29,9 +29,9 @@ async def test_two_thousand_missed_queries_in_a_row_are_backed_off_from_and_answ
         return function(*arguments)  # type: ignore[operator]
 
     monkeypatch.setattr(asyncio, "to_thread", here)
-    monkeypatch.setattr(questions.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(poller.time, "monotonic", lambda: seconds[0])
     log = logging.getLogger("outage")
-    asked = questions.Questions(Away(), 15.0, log)
+    asked = poller.Questions(Away(), 15.0, log)
     while misses >= 0:
         async with Children(log) as children:
             asked.ask(children, [Ticket("k", None, "k", "batch.sh", "1")])  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ from prefect import Task, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Pending
 
+from autoexp.flows.engine.lifecycle import cancel_jobs
 from autoexp.flows.train import train
-from autoexp.flows.watching import cancel_jobs
 from autoexp.session import find
 from autoexp.session.session import Session
 from autoexp.storage import lease
@@ -34,7 +34,7 @@ async def state_of(flow_run_id: str) -> FlowRun:
 async def test_cancelling_the_sessions_flow_run_cancels_its_jobs_though_nobody_tells(
     make_session: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("autoexp.flows.wishes.get_events_subscriber")
+    monkeypatch.delattr("autoexp.flows.engine.cancellation.get_events_subscriber")
     path = make_session("backend.args.sleep_per_iteration_ms=1000")
     run = asyncio.create_task(train(session=path.name, return_state=True))  # type: ignore[var-annotated, arg-type]
     deadline = time.monotonic() + PATIENCE_S
@@ -57,7 +57,7 @@ async def test_cancelling_the_sessions_flow_run_cancels_its_jobs_though_nobody_t
 async def test_cancelling_one_cooldowns_subflow_is_told_and_cancels_that_job_alone(
     make_session: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoexp.flows.wishes._UNTOLD_S", 1000)
+    monkeypatch.setattr("autoexp.flows.engine.cancellation._UNTOLD_S", 1000)
     path = make_session()
     hold_back(path, "demo-cd100")  # it still runs when the training has ended
     run = asyncio.create_task(train(session=path.name, return_state=True))  # type: ignore[var-annotated, arg-type]

@@ -14,7 +14,7 @@ from autoexp.flows.cli import main
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import Disk
-from autoexp.flows.condition_checker import ConditionChecker
+from autoexp.flows.engine.condition_checker import ConditionChecker
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Kind, Verdict, now
 from autoexp.monitor.monitor import Monitor

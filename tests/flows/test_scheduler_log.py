@@ -10,9 +10,9 @@ from prefect import flow, get_run_logger
 from autoexp.backends.demo import DemoBackend
 from autoexp.config.compose import compose
 from autoexp.errors import SessionError
-from autoexp.flows import watching
 from autoexp.flows.automations import recovery
-from autoexp.flows.cooldown import final_state
+from autoexp.flows.engine import lifecycle
+from autoexp.flows.engine.job_subflow import final_state
 from autoexp.flows.publishing.scheduler_log import forwarded
 from autoexp.jobs.spec import JobRecord
 from autoexp.monitor.monitor import JobView
@@ -92,8 +92,8 @@ async def test_no_escape_reaches_the_state_of_what_fails(tmp_path: Path) -> None
             case "task":
                 return await effects.request("ask", write)
             case "session":
-                return await watching.watch(tmp_path / hostile)
-        return await watching.watch_new(lambda: compose(hostile, []))
+                return await lifecycle.watch(tmp_path / hostile)
+        return await lifecycle.watch_new(lambda: compose(hostile, []))
 
     for how in ("task", "session", "new"):
         message = str((await fails(how, return_state=True)).message)

@@ -13,7 +13,7 @@ from autoexp.jobs.spec import JobSpec, Verdict
 from autoexp.monitor.monitor import JobView
 
 if TYPE_CHECKING:
-    from autoexp.flows.drawing import Drawing
+    from autoexp.flows.engine.subflows import Drawing
 
 _END_WITHIN_S = 5.0
 """How long an end waits for its turn: to a server that is away, all at once are told in time."""

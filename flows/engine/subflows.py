@@ -15,9 +15,9 @@ from prefect.states import Completed
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.outbox import Sending, Turn
 from autoexp.flows.concurrency.updates import Updates
-from autoexp.flows.cooldown import final_state, job_flow
+from autoexp.flows.engine.cancellation import Wishes
+from autoexp.flows.engine.job_subflow import final_state, job_flow
 from autoexp.flows.publishing.artifacts import Face
-from autoexp.flows.wishes import Wishes
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.monitor import JobView
 

@@ -19,10 +19,10 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from autoexp import sinks
 from autoexp.config.compose import Composed
 from autoexp.errors import SessionGivenUp
-from autoexp.flows.approving import approved
-from autoexp.flows.composing import compose
 from autoexp.flows.concurrency.foreground import foreground
-from autoexp.flows.engine import SessionRun, failed_jobs
+from autoexp.flows.engine.approval import approved
+from autoexp.flows.engine.compose import compose
+from autoexp.flows.engine.session_run import SessionRun, failed_jobs
 from autoexp.flows.planning import id_for, plan_of
 from autoexp.flows.publishing import form
 from autoexp.flows.publishing.scheduler_log import forwarded
@@ -42,7 +42,7 @@ from autoexp.session.session import Session, sessions_root
 from autoexp.storage import permissions
 from autoexp.storage.lease import Lease
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_CHECKOUT = Path(__file__).resolve().parents[2]
 _LATE_S = 10.0
 # What a run says is shown on terminals and in Prefect; the filter sits before any handler.
 for _log in ("prefect.flow_runs", "prefect.task_runs"):

@@ -18,12 +18,12 @@ from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.outbox import Sending
 from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import Disk
-from autoexp.flows.condition_checker import ConditionChecker
-from autoexp.flows.drawing import Drawing
-from autoexp.flows.phase_runner import PhaseRunner
+from autoexp.flows.engine.cancellation import Wishes
+from autoexp.flows.engine.condition_checker import ConditionChecker
+from autoexp.flows.engine.phase_runner import PhaseRunner
+from autoexp.flows.engine.poller import Questions
+from autoexp.flows.engine.subflows import Drawing
 from autoexp.flows.publishing.artifacts import Face
-from autoexp.flows.questions import Questions
-from autoexp.flows.wishes import Wishes
 from autoexp.jobs.spec import Verdict
 from autoexp.monitor import steps
 from autoexp.monitor.monitor import Look, Monitor, Work
