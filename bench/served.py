@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from autoexp.flows.server import Server
+from autoexp.flows.deployment.server import Server
 from bench.measure import Figure
 
 _REQUEST = re.compile(rb"^(GET|POST|PUT|PATCH|DELETE) (/api/\S*) HTTP/1\.1\r$", re.MULTILINE)

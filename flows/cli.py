@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     # Prefect and Hydra take seconds to import: `--help` and bad options answer before that.
     terminal = importlib.import_module("autoexp.reports.terminal")
     sys.excepthook = terminal.say_what_broke
-    importlib.import_module("autoexp.flows.server").bypass_proxies()
+    importlib.import_module("autoexp.flows.deployment.server").bypass_proxies()
     module = importlib.import_module(f"autoexp.flows.{options.module}")
     try:
         code: int = getattr(module, options.function)(options)

@@ -12,7 +12,7 @@ from autoexp.errors import AutoexpError
 from autoexp.flows.beside import leave_within, run_beside, stopping_on_signals
 from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
 from autoexp.flows.concurrency.outbox import is_prefects_own
-from autoexp.flows.server import (
+from autoexp.flows.deployment.server import (
     Server,
     embedded_server,
     problem,

@@ -25,12 +25,11 @@ from prefect.settings import (
     save_profiles,
 )
 
-from autoexp import sockets
 from autoexp.blocks import LocalMachine, SlurmCluster
 from autoexp.config.compose import compose
 from autoexp.errors import AutoexpError, BadInput
-from autoexp.flows import automations
-from autoexp.flows.server import (
+from autoexp.flows.deployment import automations, sockets
+from autoexp.flows.deployment.server import (
     HOST,
     answers,
     await_answer,

@@ -4,7 +4,7 @@ import os
 import socket
 from pathlib import Path
 
-from autoexp import sockets
+from autoexp.flows.deployment import sockets
 from autoexp.storage import permissions
 
 ROWS = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid

@@ -18,7 +18,7 @@ from prefect.settings import (
 from prefect.testing.utilities import prefect_test_harness
 
 from autoexp.config.compose import compose
-from autoexp.flows import server
+from autoexp.flows.deployment import server
 from autoexp.session.session import Session
 from tests.core.conftest import create
 

@@ -12,7 +12,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.runner import Runner
 from prefect.states import Crashed, Scheduled
 
-from autoexp.flows import automations
+from autoexp.flows.deployment import automations
 
 pytestmark = [pytest.mark.prefect, pytest.mark.filterwarnings("ignore:.*execute_flow_run")]
 

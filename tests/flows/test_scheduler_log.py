@@ -10,7 +10,7 @@ from prefect import flow, get_run_logger
 from autoexp.backends.demo import DemoBackend
 from autoexp.config.compose import compose
 from autoexp.errors import SessionError
-from autoexp.flows.automations import recovery
+from autoexp.flows.deployment.automations import recovery
 from autoexp.flows.engine import lifecycle
 from autoexp.flows.engine.job_subflow import final_state
 from autoexp.flows.publishing.scheduler_log import forwarded

@@ -18,9 +18,10 @@ from prefect.exceptions import ObjectNotFound
 
 from autoexp import proxies
 from autoexp.config.compose import compose
-from autoexp.flows import beside, prefect_commands, server
+from autoexp.flows import beside, prefect_commands
 from autoexp.flows import foreground as terminal
 from autoexp.flows.concurrency.foreground import Foreground
+from autoexp.flows.deployment import server
 from autoexp.jobs.spec import Verdict
 from autoexp.schedulers import slurm_commands
 from autoexp.session.session import Session

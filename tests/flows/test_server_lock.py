@@ -18,8 +18,9 @@ from prefect import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
-from autoexp.flows import foreground, server
-from autoexp.flows.server_lock import Lock, Scope
+from autoexp.flows import foreground
+from autoexp.flows.deployment import server
+from autoexp.flows.deployment.server_lock import Lock, Scope
 from autoexp.storage import permissions
 from tests.flows.conftest import until
 from tests.slurm.browser import CHROMIUM, open_page
@@ -142,7 +143,7 @@ def test_another_user_can_read_neither_the_string_nor_what_the_server_writes(
     assert locked.auth_string.encode() in Path(f"/proc/{pid}/environ").read_bytes()
     shown = subprocess.run(["ps", "-eo", "args", "ww"], capture_output=True, text=True).stdout
     assert locked.auth_string not in shown
-    assert "autoexp.flows.serve" in shown
+    assert "autoexp.flows.deployment.serve" in shown
     assert locked.auth_string not in locked.login.with_name("prefect-server.log").read_text()
 
 
@@ -309,7 +310,7 @@ async def test_what_opens_the_uis_files_opens_nothing_of_the_api() -> None:
 
 def test_a_server_without_a_lock_is_not_started() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_AUTH_STRING"}
-    command = [sys.executable, "-m", "autoexp.flows.serve"]
+    command = [sys.executable, "-m", "autoexp.flows.deployment.serve"]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert answer.returncode == 1
     assert "needs a lock" in answer.stderr

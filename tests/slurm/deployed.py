@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from autoexp.flows.server import new_auth_string
-from autoexp.flows.server_lock import token
+from autoexp.flows.deployment.server import new_auth_string
+from autoexp.flows.deployment.server_lock import token
 from autoexp.session.find import session_of
 from autoexp.session.session import Session
 from tests.slurm.bench import PATIENCE_S, until
@@ -78,7 +78,7 @@ class Deployed:
     def start_server(self) -> None:
         log = (self.folder / "server.log").open("ab")
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "autoexp.flows.serve"],
+            [sys.executable, "-m", "autoexp.flows.deployment.serve"],
             cwd=ROOT,
             env=self.environment,
             stdin=subprocess.DEVNULL,

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from autoexp import proxies, sockets
+from autoexp import proxies
 from autoexp.errors import AutoexpError
-from autoexp.flows.server_lock import token
+from autoexp.flows.deployment import sockets
+from autoexp.flows.deployment.server_lock import token
 from autoexp.storage import permissions
 
 HOST = "127.0.0.1"
@@ -369,7 +370,7 @@ def start_server(
     url = f"http://{HOST}:{bound.getsockname()[1]}"
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "autoexp.flows.serve", str(bound.fileno())],
+            [sys.executable, "-m", "autoexp.flows.deployment.serve", str(bound.fileno())],
             env={**os.environ, **_settings(url, auth_string)},
             stdin=subprocess.DEVNULL,
             stdout=file,

@@ -1,6 +1,6 @@
 """A Prefect server behind a lock.
 
-    python -m autoexp.flows.serve [FD]
+    python -m autoexp.flows.deployment.serve [FD]
 
 The socket comes as a file descriptor from whoever starts this: between a port's choice and its use
 nobody else can take it. Without one it is the port of Prefect's settings, as under systemd.
@@ -24,8 +24,8 @@ from prefect.settings import (
     PREFECT_SERVER_LOGGING_LEVEL,
 )
 
-from autoexp.flows.server import bound_socket
-from autoexp.flows.server_lock import Lock
+from autoexp.flows.deployment.server import bound_socket
+from autoexp.flows.deployment.server_lock import Lock
 
 # Parameters of runs, results, the key of what blocks keep secret, passwords.
 _PRIVATE = ("prefect.db", "prefect.db-wal", "prefect.db-shm", "profiles.toml", "storage")
