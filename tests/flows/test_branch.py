@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from prefect import State
 
-from autoexp.flows.branch import cooldown
+from autoexp.flows.cooldown import cooldown
 from autoexp.flows.train import train
 from autoexp.jobs.spec import Kind, Verdict
 from autoexp.reports.curves import read_curve

@@ -1,4 +1,4 @@
-"""One cooldown on its own, from an existing checkpoint. Entry point `flows/branch.py:cooldown`."""
+"""One cooldown on its own, from an existing checkpoint. Entry point `flows/cooldown.py:cooldown`."""
 
 from pathlib import Path
 from typing import Any
