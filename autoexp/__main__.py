@@ -10,7 +10,7 @@ def main() -> int:
     # imports upwards, so it is looked up by name.
     if (
         importlib.util.find_spec("autoexp.flows") is None
-        or importlib.util.find_spec("autoexp.flows.cli") is None
+        or importlib.util.find_spec("autoexp.cli.main") is None
     ):
         print(
             "autoexp: only the core is installed here; the command line and the flows run from a "
@@ -18,7 +18,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    cli = importlib.import_module("autoexp.flows.cli")
+    cli = importlib.import_module("autoexp.cli.main")
     code: int = cli.main(sys.argv[1:])
     return code
 

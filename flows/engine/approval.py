@@ -15,9 +15,9 @@ from prefect.states import Cancelled, Completed
 from pydantic import Field
 
 from autoexp import sinks
+from autoexp.cli.plan import above_budget, as_text
 from autoexp.config.compose import Composed
 from autoexp.errors import NotAgreed
-from autoexp.flows.planning import above_budget, as_text
 from autoexp.planning.plan import Plan
 
 _NAME = "approve the plan"

@@ -17,13 +17,13 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp import sinks
+from autoexp.cli.plan import id_for, plan_of
 from autoexp.config.compose import Composed
 from autoexp.errors import SessionGivenUp
 from autoexp.flows.concurrency.foreground import foreground
 from autoexp.flows.engine.approval import approved
 from autoexp.flows.engine.compose import compose
 from autoexp.flows.engine.session_run import SessionRun, failed_jobs
-from autoexp.flows.planning import id_for, plan_of
 from autoexp.flows.publishing import form
 from autoexp.flows.publishing.scheduler_log import forwarded
 from autoexp.jobs.spec import Verdict

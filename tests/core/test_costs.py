@@ -145,7 +145,7 @@ def modules_of(*words: str) -> set[str]:
     """Packages that a command has imported by its end."""
     code = (
         "import sys\n"
-        "from autoexp.flows.cli import main\n"
+        "from autoexp.cli.main import main\n"
         "try:\n"
         f"    main({list(words)!r})\n"
         "except SystemExit:\n"

@@ -57,7 +57,7 @@ def _imported(path: Path) -> Iterator[str]:
 def test_the_rooms_are_found() -> None:
     assert len(MODULES) > 30
     assert ROOT / "autoexp" / "session.py" in MODULES
-    assert "autoexp.flows.cli" in set(imported(ROOT / "autoexp" / "__main__.py"))
+    assert "autoexp.cli.main" in set(imported(ROOT / "autoexp" / "__main__.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -66,7 +66,7 @@ def test_imports_point_one_way(path: Path) -> None:
     found = {module for module in imported(path) if module.split(".")[0] in ABOVE[room]}
     if name_of(path) == "autoexp/__main__.py":
         # The one way up: the command line is looked up by name, when there is a checkout.
-        found -= {"autoexp.flows.cli"}
+        found -= {"autoexp.cli.main"}
     assert found == set()
 
 

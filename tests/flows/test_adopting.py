@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from autoexp.cli.submit import adopt
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
-from autoexp.flows.joining import adopt
 from autoexp.jobs.spec import Verdict
 from autoexp.operations import adopt as adoption
 from autoexp.operations import requests

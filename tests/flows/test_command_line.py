@@ -41,7 +41,7 @@ def interrupt(monitor: "subprocess.Popen[str]") -> str:
 def test_help_answers_without_the_heavy_imports() -> None:
     code = (
         "import sys\n"
-        "from autoexp.flows.cli import parser\n"
+        "from autoexp.cli.main import parser\n"
         "parser().format_help()\n"
         "heavy = {'prefect', 'hydra', 'pydantic', 'numpy', 'matplotlib', 'rich', 'submitit'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.flows.commands import _BLOCK, _MOST, _last_lines, _print_from
+from autoexp.cli.status import _BLOCK, _MOST, _last_lines, _print_from
 
 
 def test_the_last_lines_are_looked_for_in_a_bounded_number_of_bytes(tmp_path: Path) -> None:
@@ -48,5 +48,5 @@ def test_tail_of_a_log_that_grows_for_ever_ends_with_what_was_there(
             said += len(line)
         return said
 
-    monkeypatch.setattr("autoexp.flows.commands.say_log", growing)
+    monkeypatch.setattr("autoexp.cli.status.say_log", growing)
     assert _print_from(log, 0) == len(b"one\ntwo\n")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from autoexp.cli.main import main
 from autoexp.config.compose import Composed
-from autoexp.flows.cli import main
 from autoexp.planning.plan import Plan
 from autoexp.planning.study import plan_study
 from autoexp.session.session import Session, sessions_root
@@ -143,8 +143,8 @@ def test_what_is_submitted_is_planned_once(run: Run, monkeypatch: pytest.MonkeyP
         planned.append(outputs)
         return plan_study(composed, outputs)
 
-    monkeypatch.setattr("autoexp.flows.planning.plan_study", counting)
-    monkeypatch.setattr("autoexp.flows.joining.plan_study", counting)
+    monkeypatch.setattr("autoexp.cli.plan.plan_study", counting)
+    monkeypatch.setattr("autoexp.cli.submit.plan_study", counting)
     words = ("demo", "cooldowns=[]", "backend.args.train_iters=200")
     assert run("submit", *words, "--session", "one")[0] == 0
     assert planned == [sessions_root() / "one" / "output"]

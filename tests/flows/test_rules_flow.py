@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from autoexp.cli.main import main
 from autoexp.config.compose import compose
-from autoexp.flows.cli import main
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import Disk

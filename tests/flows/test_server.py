@@ -17,9 +17,9 @@ import pytest
 from prefect.exceptions import ObjectNotFound
 
 from autoexp import proxies
+from autoexp.cli import interrupts, prefect
+from autoexp.cli import run as terminal
 from autoexp.config.compose import compose
-from autoexp.flows import beside, prefect_commands
-from autoexp.flows import foreground as terminal
 from autoexp.flows.concurrency.foreground import Foreground
 from autoexp.flows.deployment import server
 from autoexp.jobs.spec import Verdict
@@ -176,8 +176,8 @@ def test_a_server_that_takes_orders_from_everybody_gets_no_worker_and_no_deploym
 ) -> None:
     pages = {"/api/health": b"true", "/api/admin/version": b'"3.8.8"'}
     started: list[object] = []
-    monkeypatch.setattr(prefect_commands.subprocess, "Popen", started.append)
-    monkeypatch.setattr(prefect_commands.subprocess, "run", started.append)
+    monkeypatch.setattr(prefect.subprocess, "Popen", started.append)
+    monkeypatch.setattr(prefect.subprocess, "run", started.append)
     for answers, otherwise, said in (
         (pages, (404, b""), "from everybody"),
         ({}, (401, b"{}"), "take our string"),
@@ -185,8 +185,8 @@ def test_a_server_that_takes_orders_from_everybody_gets_no_worker_and_no_deploym
         ({"/api/health": b"true"}, (503, b"{}"), "does not say whether it lets everybody in"),
     ):
         url = f"{serve(answers, otherwise)}/api"
-        monkeypatch.setattr(prefect_commands, "_url", lambda url=url: url)
-        for command in (prefect_commands.deploy, prefect_commands.worker):
+        monkeypatch.setattr(prefect, "_url", lambda url=url: url)
+        for command in (prefect.deploy, prefect.worker):
             with pytest.raises(server.AutoexpError, match=said):
                 command(Namespace(pool="slurm-login"))
     assert started == []
@@ -315,11 +315,11 @@ def test_a_server_that_answers_for_its_health_and_nothing_else_is_not_waited_for
 def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_healthy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(beside, "_LONGEST_S", 0.5)
+    monkeypatch.setattr(interrupts, "_LONGEST_S", 0.5)
     foreground, tells = Foreground(), threading.Event()
     foreground.stop("SIGTERM")
 
-    ended = beside.run_beside(foreground, lambda: void(tells.wait(60)))
+    ended = interrupts.run_beside(foreground, lambda: void(tells.wait(60)))
 
     tells.set()
     assert not ended
@@ -328,7 +328,7 @@ def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_heal
 def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(beside, "_PATIENCE_S", 3.0)
+    monkeypatch.setattr(interrupts, "_PATIENCE_S", 3.0)
     foreground, tells, taken = Foreground(), threading.Event(), threading.Event()
     foreground.stop("SIGTERM")
 
@@ -339,7 +339,7 @@ def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
         taken.set()
         tells.wait(60)
 
-    assert not beside.run_beside(foreground, prefect_takes_some_of_it)
+    assert not interrupts.run_beside(foreground, prefect_takes_some_of_it)
     assert taken.is_set()  # it was waited for as long as Prefect took something
     tells.set()
 

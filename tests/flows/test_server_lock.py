@@ -18,7 +18,7 @@ from prefect import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
-from autoexp.flows import foreground
+from autoexp.cli import run
 from autoexp.flows.deployment import server
 from autoexp.flows.deployment.server_lock import Lock, Scope
 from autoexp.storage import permissions
@@ -230,7 +230,7 @@ def test_the_string_is_printed_on_a_terminal_and_never_into_a_log(
         url, auth_string, login = "http://127.0.0.1:4", STRING, tmp_path / "prefect-login"
 
     out = Console(file=StringIO(), force_terminal=is_terminal, width=20, highlight=False)
-    foreground._say_where_it_is(Known(), out)  # type: ignore[arg-type]
+    run._say_where_it_is(Known(), out)  # type: ignore[arg-type]
     assert isinstance(out.file, StringIO)
     said = out.file.getvalue()
     assert (STRING in said) is is_terminal

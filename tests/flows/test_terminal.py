@@ -10,8 +10,8 @@ from rich.control import Control
 from rich.table import Table
 from rich.text import Text
 
+from autoexp.cli import main, requests
 from autoexp.errors import BadInput
-from autoexp.flows import cli, requests
 from autoexp.reports import terminal
 
 HOSTILE = "a\x1b[31mred\x1b]0;title\x07\x9b2J\u202ec\rd[bold]e[/bold]:smile:"
@@ -69,7 +69,7 @@ def test_an_error_and_what_breaks_are_told_in_plain_text(
 
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(requests, "retry", fail)
-    assert cli.main(["retry", "s"]) == 2
+    assert main.main(["retry", "s"]) == 2
     assert capsys.readouterr().err == f"autoexp: {PLAIN}\n"
     error = ValueError(HOSTILE)
     sys.excepthook(ValueError, error, None)

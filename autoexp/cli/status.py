@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 from rich.live import Live
 
+from autoexp.cli import plan as planning
+from autoexp.cli.find import refuse_if_held, session_path
 from autoexp.errors import BadInput
-from autoexp.flows import planning
-from autoexp.flows.finding import refuse_if_held, session_path
 from autoexp.operations import adopt
 from autoexp.reports.status import status_of
 from autoexp.reports.tables import status_view
@@ -32,10 +32,10 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return planning.dry_run(options)
     if options.no_monitor:
-        from autoexp.flows.joining import submit
+        from autoexp.cli.submit import submit
 
         return submit(options)
-    from autoexp.flows.foreground import watch
+    from autoexp.cli.run import watch
     from autoexp.session.provenance import provenance
 
     composed, root = planning.wanted(options), sessions_root()
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
 def resume(options: argparse.Namespace) -> int:
     """Take a session up again."""
-    from autoexp.flows.foreground import watch
+    from autoexp.cli.run import watch
 
     path = session_path(options.session)
     session = Session.load(path)

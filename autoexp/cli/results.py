@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from autoexp.cli.find import session_path
 from autoexp.errors import BadInput
-from autoexp.flows.finding import session_path
 from autoexp.reports import curves, results
 from autoexp.reports import export as tables
 from autoexp.reports.tables import gains_lines

@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from autoexp import __version__
-from autoexp.errors import AutoexpError
-from autoexp.flows.options import (
+from autoexp.cli.options import (
     add_agreement,
     add_experiment,
     add_origin,
@@ -19,6 +18,7 @@ from autoexp.flows.options import (
     hours,
     lines,
 )
+from autoexp.errors import AutoexpError
 from autoexp.storage import atomic
 
 _EPILOG = """exit codes:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     terminal = importlib.import_module("autoexp.reports.terminal")
     sys.excepthook = terminal.say_what_broke
     importlib.import_module("autoexp.flows.deployment.server").bypass_proxies()
-    module = importlib.import_module(f"autoexp.flows.{options.module}")
+    module = importlib.import_module(f"autoexp.cli.{options.module}")
     try:
         code: int = getattr(module, options.function)(options)
         sys.stdout.flush()
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.set_defaults(module="commands")
+    top.set_defaults(module="status")
     top.add_argument("--version", action="version", version=f"autoexp {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_starting(commands)
@@ -122,13 +122,13 @@ def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     add_origin(plan)
     plan.add_argument("--json", action="store_true", help="for tools")
     plan.add_argument("--svg", metavar="FILE", help="also draw the tree, for a paper or a wiki")
-    plan.set_defaults(module="planning", function="plan")
+    plan.set_defaults(module="plan", function="plan")
 
     submit = commands.add_parser("submit", help="register a job in a session, and return at once")
     add_points(submit)
     submit.add_argument("--session", metavar="ID", required=True, help="which session")
     add_agreement(submit)
-    submit.set_defaults(module="joining", function="submit")
+    submit.set_defaults(module="submit", function="submit")
 
     adopt = commands.add_parser("adopt", help="take a job that was started by hand into a session")
     adopt.add_argument("session", metavar="SESSION")
@@ -137,7 +137,7 @@ def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     adopt.add_argument("--backend", required=True, help="which trainer it runs")
     adopt.add_argument("--save-dir", required=True, help="where its checkpoints land")
     adopt.add_argument("--log", help="its log; SLURM's StdOut by default")
-    adopt.set_defaults(module="joining", function="adopt")
+    adopt.set_defaults(module="submit", function="adopt")
 
     resume = commands.add_parser("resume", help="take a session up again where it stands")
     add_session(resume)
@@ -161,7 +161,7 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     explain = commands.add_parser("explain", help="why a job is in its state, in sentences")
     explain.add_argument("session", metavar="SESSION")
     explain.add_argument("job", metavar="JOB")
-    explain.set_defaults(module="rules_commands", function="explain")
+    explain.set_defaults(module="rules", function="explain")
 
     tail = commands.add_parser("tail", help="the last lines of a job's log")
     add_session(tail)
@@ -173,7 +173,7 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     plot = commands.add_parser("plot", help="draw loss curves, of several sessions together")
     plot.add_argument("sessions", metavar="SESSION", nargs="*", help="the newest by default")
     plot.add_argument("--output", "-o", metavar="PNG", help="plot.png in the session by default")
-    plot.set_defaults(module="results_commands", function="plot")
+    plot.set_defaults(module="results", function="plot")
 
     export = commands.add_parser("export", help="a row per job: settings, losses, scores, hours")
     export.add_argument("sessions", metavar="SESSION", nargs="+")
@@ -186,11 +186,11 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="a .csv or .parquet file, may be given several times; CSV on the terminal by default",
     )
     export.add_argument("--tensorboard", metavar="DIR", help="loss curves as event files")
-    export.set_defaults(module="results_commands", function="export")
+    export.set_defaults(module="results", function="export")
 
     compare = commands.add_parser("compare", help="settings that differ, and final losses")
     compare.add_argument("sessions", metavar="SESSION", nargs="+")
-    compare.set_defaults(module="results_commands", function="compare")
+    compare.set_defaults(module="results", function="compare")
 
 
 def _add_backend(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -201,7 +201,7 @@ def _add_backend(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     check.add_argument("--source", metavar="DIR", required=True, help="the checkout that will run")
     check.add_argument("--script", default="pretrain_gpt.py", help="the script in it")
     check.add_argument("--json", action="store_true", help="for tools")
-    check.set_defaults(module="backend_command", function="check")
+    check.set_defaults(module="backend", function="check")
 
 
 def _add_rules(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -216,14 +216,14 @@ def _add_rules(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     test.add_argument(
         "--kind", choices=("train", "cooldown"), default="train", help="whose log it is (train)"
     )
-    test.set_defaults(module="rules_commands", function="rules_test")
+    test.set_defaults(module="rules", function="rules_test")
 
 
 def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     cancel = commands.add_parser("cancel", help="cancel jobs, pending or running")
     cancel.add_argument("session", metavar="SESSION")
     cancel.add_argument("jobs", metavar="JOB", nargs="*", help="all of the session's by default")
-    cancel.set_defaults(module="session_commands", function="cancel")
+    cancel.set_defaults(module="sessions", function="cancel")
 
     retry = commands.add_parser("retry", help="run failed jobs again, from their last checkpoints")
     retry.add_argument("session", metavar="SESSION")
@@ -247,20 +247,20 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     queue.add_argument("key", nargs="?", metavar="KEY", help="the action, as `list` shows it")
     queue.add_argument("--json", action="store_true", help="for tools")
     queue.add_argument("--follow", "-f", action="store_true", help="go on as it happens")
-    queue.set_defaults(module="joining", function="queue")
+    queue.set_defaults(module="submit", function="queue")
 
     sessions = commands.add_parser("sessions", help="list, show or remove sessions")
     verbs = sessions.add_subparsers(metavar="VERB", required=True)
     listing = verbs.add_parser("list", help="all sessions, the newest last")
     listing.add_argument("--json", action="store_true", help="for tools")
-    listing.set_defaults(module="session_commands", function="sessions_list")
+    listing.set_defaults(module="sessions", function="sessions_list")
     show = verbs.add_parser("show", help="what a session is about and where its files are")
     add_session(show)
-    show.set_defaults(module="session_commands", function="sessions_show")
+    show.set_defaults(module="sessions", function="sessions_show")
     remove = verbs.add_parser("remove", help="delete a session's directory, output included")
     remove.add_argument("session", metavar="SESSION")
     remove.add_argument("--cancel", action="store_true", help="cancel its jobs first")
-    remove.set_defaults(module="session_commands", function="sessions_remove")
+    remove.set_defaults(module="sessions", function="sessions_remove")
 
 
 def _add_prefect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -271,7 +271,7 @@ def _add_prefect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     create.add_argument("override", nargs="*", metavar="OVERRIDE", help="such as slurm.nodes=4")
     create.add_argument("--name", help="the block's name; the preset's by default")
     create.add_argument("--overwrite", action="store_true", help="replace a block of that name")
-    create.set_defaults(module="prefect_commands", function="blocks_create")
+    create.set_defaults(module="prefect", function="blocks_create")
 
     automations = commands.add_parser("automations", help="what Prefect does by itself")
     verbs = automations.add_subparsers(metavar="VERB", required=True)
@@ -286,14 +286,14 @@ def _add_prefect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     install.add_argument(
         "--notify", metavar="TYPE/NAME", help="also notify through this block: slack-webhook/us"
     )
-    install.set_defaults(module="prefect_commands", function="automations_install")
+    install.set_defaults(module="prefect", function="automations_install")
 
     deploy = commands.add_parser("deploy", help="server, work pool, deployments, automations")
-    deploy.set_defaults(module="prefect_commands", function="deploy")
+    deploy.set_defaults(module="prefect", function="deploy")
 
     worker = commands.add_parser("worker", help="Prefect's worker, for a server of your own")
     worker.add_argument("--pool", default="slurm-login", help="whose runs it starts (slurm-login)")
-    worker.set_defaults(module="prefect_commands", function="worker")
+    worker.set_defaults(module="prefect", function="worker")
 
 
 def _seconds(word: str) -> float:

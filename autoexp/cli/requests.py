@@ -3,7 +3,7 @@
 import argparse
 import getpass
 
-from autoexp.flows.finding import live_holder, session_path
+from autoexp.cli.find import live_holder, session_path
 from autoexp.jobs.budget import total
 from autoexp.jobs.gpu_hours import spent
 from autoexp.jobs.spec import Verdict

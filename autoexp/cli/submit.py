@@ -7,10 +7,10 @@ import re
 import time
 from pathlib import Path
 
+from autoexp.cli import plan as planning
+from autoexp.cli.find import compose_words, live_holder, session_path
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
-from autoexp.flows import planning
-from autoexp.flows.finding import compose_words, live_holder, session_path
 from autoexp.jobs.spec import Attempt, JobSpec, now
 from autoexp.names import LONGEST_KEY
 from autoexp.operations import adopt as adoption

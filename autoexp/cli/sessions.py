@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from autoexp.cli.find import live_holder, refuse_if_held, session_path
 from autoexp.errors import AutoexpError, BadInput
-from autoexp.flows.finding import live_holder, refuse_if_held, session_path
 from autoexp.operations import requests
 from autoexp.operations.cancel import cancel_directly
 from autoexp.reports.status import state_of, status_of

@@ -51,7 +51,7 @@ from autoexp.storage import permissions
 POOL = "slurm-login"
 PROFILE = "autoexp"
 """In Prefect's profiles, with the server's URL and the string that opens it."""
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_CHECKOUT = Path(__file__).resolve().parents[2]
 _LOOKS_EVERY_S = 1.0
 
 

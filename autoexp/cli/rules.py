@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from autoexp.cli.find import compose_words, session_path
 from autoexp.errors import BadInput
-from autoexp.flows.finding import compose_words, session_path
 from autoexp.jobs.spec import Kind
 from autoexp.monitor.replay import Rehearsal
 from autoexp.reports.explain import explain as sentences

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from autoexp.cli.find import compose_words
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
-from autoexp.flows.finding import compose_words
 from autoexp.jobs.budget import total
 from autoexp.names import check_id, check_keys
 from autoexp.planning.plan import Plan
