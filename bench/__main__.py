@@ -15,19 +15,19 @@ from rich.table import Table
 from bench.measure import RESULTS, save
 
 CASES = {
-    "idle": "bench.ticks:idle",
-    "busy": "bench.ticks:busy",
-    "engine": "bench.engine:engine",
-    "scan": "bench.scanning:scan",
-    "first_look": "bench.disk:first_look",
-    "loading": "bench.disk:loading",
-    "session_io": "bench.disk:session_io",
-    "scheduler": "bench.asking:scheduler",
-    "reaction": "bench.served:reaction",
-    "blocking": "bench.served:blocking",
-    "prefect": "bench.served:prefect",
-    "memory": "bench.memory:memory",
-    "start": "bench.start:start",
+    "idle": "bench.cases.core_tick:idle",
+    "busy": "bench.cases.core_tick:busy",
+    "engine": "bench.cases.flow_tick:engine",
+    "scan": "bench.cases.log_rules:scan",
+    "first_look": "bench.cases.session_disk:first_look",
+    "loading": "bench.cases.session_disk:loading",
+    "session_io": "bench.cases.session_disk:session_io",
+    "scheduler": "bench.cases.scheduler_queries:scheduler",
+    "reaction": "bench.cases.served:reaction",
+    "blocking": "bench.cases.served:blocking",
+    "prefect": "bench.cases.served:prefect",
+    "memory": "bench.cases.memory:memory",
+    "start": "bench.cases.cli_start:start",
 }
 """What there is to measure, and which function measures it."""
 

@@ -15,7 +15,8 @@ from autoexp.logs.tail import SEAM
 from autoexp.monitor.monitor import Monitor
 from autoexp.rules.actions import Start
 from autoexp.session.session import Session
-from bench import asking, disk, scanning, ticks, worlds
+from bench import worlds
+from bench.cases import core_tick, log_rules, scheduler_queries, session_disk
 from bench.measure import counted_calls, traffic
 from bench.simulate import simulated
 from bench.synthetic import Rates
@@ -27,8 +28,8 @@ def calls_of_an_idle_look(folder: Path, jobs: int, events: int = 0) -> Counter[s
     """What a look at N jobs calls, N at a time, when nothing is new."""
     session = Session.load(worlds.build(folder, jobs, RULES, lines=5))
     with worlds.unsynced():
-        disk.remember(session, events)
-    monitor = ticks.settled(session)
+        session_disk.remember(session, events)
+    monitor = core_tick.settled(session)
     with counted_calls(python=True) as calls:
         monitor.look({})
     return calls
@@ -51,7 +52,7 @@ def test_an_idle_jobs_cost_grows_neither_with_jobs_nor_with_events(tmp_path: Pat
 
 def test_an_idle_look_writes_nothing(tmp_path: Path) -> None:
     session = Session.load(worlds.build(tmp_path, 5, RULES, lines=5))
-    monitor = ticks.settled(session)
+    monitor = core_tick.settled(session)
     assert traffic(functools.partial(monitor.look, {})).written == 0
 
 
@@ -59,7 +60,7 @@ def test_what_is_read_is_what_is_new_however_big_the_log_is(tmp_path: Path) -> N
     read = []
     for lines in (10, 3000):
         session = Session.load(worlds.build(tmp_path / str(lines), 2, RULES, lines=lines))
-        monitor = ticks.settled(session)
+        monitor = core_tick.settled(session)
         new = worlds.grow(session, 10_000, 20)
         read.append(traffic(functools.partial(monitor.look, {})).read)
         # The seam before the cursor is read twice, once to know the file and once to go on.
@@ -69,7 +70,7 @@ def test_what_is_read_is_what_is_new_however_big_the_log_is(tmp_path: Path) -> N
 
 def test_a_resumed_monitor_reads_new_bytes_only(tmp_path: Path) -> None:
     path = worlds.build(tmp_path, 2, RULES, lines=3000, saves=1)
-    ticks.settled(Session.load(path))
+    core_tick.settled(Session.load(path))
     session = Session.load(path)
     new = worlds.grow(session, 10_000, 3)
     monitor = Monitor(session)
@@ -79,7 +80,7 @@ def test_a_resumed_monitor_reads_new_bytes_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("jobs", [1, 40])
 def test_the_scheduler_is_asked_once_per_tick(tmp_path: Path, jobs: int) -> None:
-    asked = asking.Ticks(tmp_path, jobs)
+    asked = scheduler_queries.Ticks(tmp_path, jobs)
     asked.cluster.shows([(attempt, "RUNNING") for attempt in asked.attempts])
     assert [asked.tick(), asked.tick()] == [1, 1]
     ended, *others = asked.attempts
@@ -92,7 +93,7 @@ def test_the_scheduler_is_asked_once_per_tick(tmp_path: Path, jobs: int) -> None
 
 def test_a_progress_line_costs_a_bounded_number_of_calls(tmp_path: Path) -> None:
     session = Session.load(worlds.build(tmp_path, 1, RULES, lines=100))
-    monitor = ticks.settled(session)
+    monitor = core_tick.settled(session)
     totals = []
     with worlds.unsynced():
         for first, lines in ((101, 100), (201, 300)):
@@ -108,15 +109,15 @@ def test_an_event_writes_as_much_among_many_jobs_and_events_as_among_few(tmp_pat
     for jobs, events in ((2, 0), (30, 2000)):
         session = Session.load(worlds.build(tmp_path / str(jobs), jobs, lines=5))
         with worlds.unsynced():
-            disk.remember(session, events)
-            monitor = ticks.settled(session)
-            change = disk.change_state(session, monitor, 1)
-            written.append((change, disk.complete_checkpoint(session, monitor, 1)))
+            session_disk.remember(session, events)
+            monitor = core_tick.settled(session)
+            change = session_disk.change_state(session, monitor, 1)
+            written.append((change, session_disk.complete_checkpoint(session, monitor, 1)))
     assert written[0] == pytest.approx(written[1], abs=20)
 
 
 def test_lines_that_no_rule_wants_are_not_looked_at_one_by_one(engine: type) -> None:
-    rules = matcher.matcher(scanning.production(), engine)
+    rules = matcher.matcher(log_rules.production(), engine)
     data = b"".join(b"rank %d: nothing to see in step %d\n" % (n % 8, n) for n in range(5000))
     with counted_calls() as calls:
         assert list(rules.search(Piece(0, 0, data))) == []

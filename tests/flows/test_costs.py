@@ -15,7 +15,8 @@ from autoexp.flows.engine.session_run import make_room
 from autoexp.flows.engine.subflows import Drawing
 from autoexp.flows.train import train
 from autoexp.monitor.monitor import JobView
-from bench import engine, worlds
+from bench import worlds
+from bench.cases import flow_tick
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect
@@ -32,9 +33,9 @@ def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
         hops.append(function.__name__)
         return await original(disk, function, *args, **more)
 
-    async def watch(run: engine.Still) -> bool:
+    async def watch(run: flow_tick.Still) -> bool:
         async with Children(run.log) as children:
-            await engine.settle(run, children)
+            await flow_tick.settle(run, children)
             run.updates.take_changed()
             monkeypatch.setattr(Disk, "run", counted)
             monkeypatch.setattr("autoexp.flows.publishing.artifacts.get_client", None)
@@ -42,10 +43,10 @@ def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
             for _ in range(3):
                 await run.tick(children)
             changed = run.updates.take_changed()
-            engine.end(run)
+            flow_tick.end(run)
         return changed
 
-    with engine.watched(tmp_path, jobs) as (run, _):
+    with flow_tick.watched(tmp_path, jobs) as (run, _):
         assert not asyncio.run(watch(run))
     assert hops == ["_read_on"] * 3
 
@@ -60,10 +61,10 @@ def test_what_one_job_does_reaches_those_alone_who_wait_for_it(
         told.extend(job.spec.name for job in changed)
         draw(drawing, children, changed)
 
-    async def watch(run: engine.Still) -> None:
+    async def watch(run: flow_tick.Still) -> None:
         async with Children(run.log) as children:
-            await engine.settle(run, children)
-            engine.mute(run)
+            await flow_tick.settle(run, children)
+            flow_tick.mute(run)
             await run.tick(children)  # sees what was saved
             first = next(iter(run.session.jobs.values()))
             worlds.grow_job(first, 5000, 1)
@@ -72,19 +73,19 @@ def test_what_one_job_does_reaches_those_alone_who_wait_for_it(
                 await run.tick(children)
             assert first.iteration == 5000
             assert set(told) == {first.spec.name}
-            engine.end(run)
+            flow_tick.end(run)
 
-    with engine.watched(tmp_path, 12) as (run, _):
+    with flow_tick.watched(tmp_path, 12) as (run, _):
         asyncio.run(watch(run))
 
 
 def test_effects_that_take_long_do_not_hold_up_the_schedulers_answers(tmp_path: Path) -> None:
     done = threading.Event()
 
-    async def answered(run: engine.Still) -> set[str]:
+    async def answered(run: flow_tick.Still) -> set[str]:
         make_room()
         async with Children(run.log) as children:
-            await engine.settle(run, children)
+            await flow_tick.settle(run, children)
             for _ in range(20):
                 children.spawn("effect", asyncio.to_thread(done.wait))
             run._questions._next_at = 0.0
@@ -94,10 +95,10 @@ def test_effects_that_take_long_do_not_hold_up_the_schedulers_answers(tmp_path: 
                 if answers := run._questions.collect():
                     break
             done.set()
-            engine.end(run)
+            flow_tick.end(run)
         return set(answers)
 
-    with engine.watched(tmp_path, 2) as (run, _):
+    with flow_tick.watched(tmp_path, 2) as (run, _):
         assert len(asyncio.run(answered(run))) == 2
 
 

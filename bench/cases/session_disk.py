@@ -14,8 +14,8 @@ from autoexp.schedulers.base import Sighting
 from autoexp.session.journal import Journal
 from autoexp.session.session import Session
 from bench import worlds
+from bench.cases.core_tick import settled
 from bench.measure import Figure, cpu_s, traffic, wall_s
-from bench.ticks import settled
 
 _LOG_BYTES = 100_000_000
 

@@ -76,7 +76,7 @@ def served() -> Iterator[tuple[Path, Relay]]:
 def reaction() -> list[Figure]:
     """From a checkpoint that is complete on disk to the call of sbatch."""
     with served() as (folder, _):
-        from bench import flowing
+        from bench.cases import reaction as flowing
 
         return flowing.reaction(folder)
 
@@ -84,7 +84,7 @@ def reaction() -> list[Figure]:
 def blocking() -> list[Figure]:
     """The longest gap between two looks while twenty actions take five seconds each."""
     with served() as (folder, _):
-        from bench import flowing
+        from bench.cases import reaction as flowing
 
         return flowing.blocking(folder)
 
@@ -92,6 +92,6 @@ def blocking() -> list[Figure]:
 def prefect() -> list[Figure]:
     """What Prefect is asked for a cooldown, and while nothing happens."""
     with served() as (folder, relay):
-        from bench import prefect_cost
+        from bench.cases import prefect_api
 
-        return prefect_cost.prefect(folder, relay)
+        return prefect_api.prefect(folder, relay)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from autoexp.flows.concurrency.children import Children
 from autoexp.session.session import Session
-from bench import disk, engine, worlds
+from bench import worlds
+from bench.cases import flow_tick, session_disk
 from bench.measure import Figure, resident_mb
 
 _TICKS = 10_000
@@ -19,11 +20,14 @@ _EVENTS = 100_000
 def memory() -> list[Figure]:
     """Resident memory with 1,000 jobs after 10,000 ticks, Prefect's import in it."""
     base = resident_mb()
-    with tempfile.TemporaryDirectory() as folder, engine.watched(Path(folder), _JOBS) as (run, _):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        flow_tick.watched(Path(folder), _JOBS) as (run, _),
+    ):
         sizes, traced = asyncio.run(_ticks(run))
         with worlds.unsynced():
             before = resident_mb()
-            disk.remember(run.session, _EVENTS)
+            session_disk.remember(run.session, _EVENTS)
             gc.collect()
             events = resident_mb() - before
     early, late = sizes[0], sizes[-1]
@@ -36,15 +40,15 @@ def memory() -> list[Figure]:
     ]
 
 
-async def _ticks(run: engine.Still) -> tuple[list[float], list[float]]:
+async def _ticks(run: flow_tick.Still) -> tuple[list[float], list[float]]:
     """Resident memory at each tenth of the ticks, and what Python allocated and kept later."""
     sizes, traced, last = [], [], 0.0
     async with Children(run.log) as children:
-        await engine.settle(run, children)
+        await flow_tick.settle(run, children)
         for number in range(1, _TICKS + 1):
             if number % 100 == 0:
                 _let_something_happen(run.session, number)
-                engine.mute(run)
+                flow_tick.mute(run)
             await run.tick(children)
             if number % (_TICKS // 10) == 0:
                 gc.collect()
@@ -59,7 +63,7 @@ async def _ticks(run: engine.Still) -> tuple[list[float], list[float]]:
                 traced.append(held - last)
             last = held
         tracemalloc.stop()
-        engine.end(run)
+        flow_tick.end(run)
     return sizes, traced
 
 

@@ -12,10 +12,10 @@ from autoexp.jobs.spec import JobRecord
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
 from bench import worlds
+from bench.cases.reaction import fake_cluster, until, watch, with_cooldowns
+from bench.cases.served import Relay
 from bench.fakes import FakeCluster
-from bench.flowing import fake_cluster, until, watch, with_cooldowns
 from bench.measure import Figure
-from bench.served import Relay
 
 _IDLE_S = 36.0
 _POINTS = [400, 500, 600, 700, 800]
