@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure import RESULTS, save
+from bench.world.measure import RESULTS, save
 
 CASES = {
     "idle": "bench.cases.core_tick:idle",

@@ -29,9 +29,9 @@ from autoexp.session.action_records import ActionStatus
 from autoexp.session.create import create
 from autoexp.session.session import Session
 from autoexp.storage import atomic
-from bench.driving import Driver, Fate, Killed
-from bench.measure import RESULTS, Traffic, machine, resident_mb, versions
-from bench.synthetic import DAY, Clock, Cluster, Rates
+from bench.world.cluster import DAY, Clock, Cluster, Rates
+from bench.world.measure import RESULTS, Traffic, machine, resident_mb, versions
+from bench.world.monitor_driver import Driver, Fate, Killed
 
 FAMILY = 20
 """Jobs of a family: a trunk of 48 hours and its cooldowns."""

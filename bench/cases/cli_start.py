@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bench.measure import Figure, wall_s
+from bench.world.measure import Figure, wall_s
 
 _REPEATS = 5
 # A trunk that is cancelled as soon as it has been submitted.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from autoexp.monitor.monitor import Monitor
 from autoexp.session.session import Session
-from bench import worlds
-from bench.measure import Figure, cpu_s, traffic
+from bench.world import sessions
+from bench.world.measure import Figure, cpu_s, traffic
 
 _MARK_US = 15.0
 _RULES = "monitoring=production"
@@ -16,9 +16,9 @@ _RULES = "monitoring=production"
 def settled(session: Session) -> Monitor:
     """A monitor that has seen all there is to see."""
     monitor = Monitor(session)
-    with worlds.unsynced():
+    with sessions.unsynced():
         monitor.look({})
-        worlds.age(session.path)
+        sessions.age(session.path)
         # The new times of files are news themselves, once.
         for _ in range(2):
             monitor.look({})
@@ -31,7 +31,7 @@ def idle() -> list[Figure]:
     figures = []
     for jobs in (1, 10, 100, 1000):
         with tempfile.TemporaryDirectory() as folder:
-            session = Session.load(worlds.build(Path(folder), jobs, _RULES))
+            session = Session.load(sessions.build(Path(folder), jobs, _RULES))
             monitor = settled(session)
             times = max(20, 2000 // jobs)
 
@@ -51,12 +51,12 @@ def busy() -> list[Figure]:
     figures = []
     for lines, title in ((200, "logs of 80 KB"), (25_000, "logs of 10 MB")):
         with tempfile.TemporaryDirectory() as folder:
-            session = Session.load(worlds.build(Path(folder), 20, _RULES, lines=lines))
+            session = Session.load(sessions.build(Path(folder), 20, _RULES, lines=lines))
             monitor = settled(session)
             values = []
-            with worlds.unsynced():
+            with sessions.unsynced():
                 for repeat in range(5):
-                    size = worlds.grow(session, lines + 100 * repeat, 100)
+                    size = sessions.grow(session, lines + 100 * repeat, 100)
                     values.append(cpu_s(partial(monitor.look, {})) / size * 1e9)
         figures.append(Figure(f"{title}: CPU per new byte", "ns", values))
     small, big = figures

@@ -15,9 +15,9 @@ from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session.session import Session
 from autoexp.storage.lease import Lease
-from bench import worlds
-from bench.fakes import FakeCluster
-from bench.measure import Figure, Traffic
+from bench.world import sessions
+from bench.world.measure import Figure, Traffic
+from bench.world.slurm_commands import FakeCluster
 
 _MARK_US = 15.0
 
@@ -36,7 +36,7 @@ def watched(folder: Path, jobs: int) -> Iterator[tuple[Still, FakeCluster]]:
     (folder / "bin").mkdir()
     cluster = FakeCluster(folder / "bin")
     overrides = ("monitoring=production", "slurm.scheduler_tick_s=15")
-    path = worlds.build(folder / "sessions", jobs, *overrides)
+    path = sessions.build(folder / "sessions", jobs, *overrides)
     with Session.hold(path) as (session, lease), cluster.on_path():
         cluster.shows([(job.attempts[0], "RUNNING") for job in session.jobs.values()])
         yield Still(session, lease, SlurmScheduler(SlurmCluster())), cluster
@@ -66,9 +66,9 @@ def mute(run: Still) -> None:
 async def settle(run: Still, children: Children) -> None:
     """See all there is to see. Nothing is published: that is none of the idle ticks' news."""
     mute(run)
-    with worlds.unsynced():
+    with sessions.unsynced():
         await run.tick(children)
-        worlds.age(run.session.path)
+        sessions.age(run.session.path)
         for _ in range(3):
             await run.tick(children)
             await asyncio.sleep(0.3)

@@ -19,8 +19,8 @@ from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.rulebook import RuleBook, named
 from autoexp.rules.rules import LogRule
 from autoexp.session.session import Session
-from bench import worlds
-from bench.measure import Figure, resident_mb
+from bench.world import sessions
+from bench.world.measure import Figure, resident_mb
 
 _GB = 1_000_000_000
 _SMALL = 50_000_000
@@ -63,12 +63,12 @@ def _ordinary_lines(number: int) -> bytes:
         b"52345.2 | reserved: 58000.0 | max reserved: 58000.0\n" % (number % 64, number)
     )
     warning = b"WARNING:megatron.core.utils: number of microbatches is not a multiple of 8\n"
-    return worlds.log_lines(number, 1) + timers + memory + warning
+    return sessions.log_lines(number, 1) + timers + memory + warning
 
 
 def iteration_log(path: Path, size: int) -> int:
     """An iteration line every line; returns how often a rule matches in it: never."""
-    block = worlds.log_lines(1, 10_000)
+    block = sessions.log_lines(1, 10_000)
     with path.open("wb") as file:
         while file.tell() < size:
             file.write(block)
@@ -164,7 +164,7 @@ def _whole_watch(log: Path, title: str) -> Figure:
     """Everything that a look does with new lines: rules, progress, metric rules, events."""
     values = []
     with tempfile.TemporaryDirectory() as folder:
-        path = worlds.build(Path(folder), 1, "monitoring=production")
+        path = sessions.build(Path(folder), 1, "monitoring=production")
         session = Session.load(path)
         job = next(iter(session.jobs.values()))
         assert job.spec.kind is Kind.TRAIN

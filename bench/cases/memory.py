@@ -8,9 +8,9 @@ from pathlib import Path
 
 from autoexp.flows.concurrency.children import Children
 from autoexp.session.session import Session
-from bench import worlds
 from bench.cases import flow_tick, session_disk
-from bench.measure import Figure, resident_mb
+from bench.world import sessions
+from bench.world.measure import Figure, resident_mb
 
 _TICKS = 10_000
 _JOBS = 1000
@@ -25,7 +25,7 @@ def memory() -> list[Figure]:
         flow_tick.watched(Path(folder), _JOBS) as (run, _),
     ):
         sizes, traced = asyncio.run(_ticks(run))
-        with worlds.unsynced():
+        with sessions.unsynced():
             before = resident_mb()
             session_disk.remember(run.session, _EVENTS)
             gc.collect()
@@ -69,7 +69,7 @@ async def _ticks(run: flow_tick.Still) -> tuple[list[float], list[float]]:
 
 def _let_something_happen(session: Session, number: int) -> None:
     """A job in ten has logged an iteration."""
-    line = worlds.log_lines(5000 + number, 1)
+    line = sessions.log_lines(5000 + number, 1)
     for place, job in enumerate(session.jobs.values()):
         if place % 10 == 0:
             with Path(job.attempts[0].log).open("ab") as log:

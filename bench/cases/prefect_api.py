@@ -11,11 +11,11 @@ from autoexp.flows.engine.session_run import SessionRun
 from autoexp.jobs.spec import JobRecord
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
-from bench import worlds
 from bench.cases.reaction import fake_cluster, until, watch, with_cooldowns
 from bench.cases.served import Relay
-from bench.fakes import FakeCluster
-from bench.measure import Figure
+from bench.world import sessions
+from bench.world.measure import Figure
+from bench.world.slurm_commands import FakeCluster
 
 _IDLE_S = 36.0
 _POINTS = [400, 500, 600, 700, 800]
@@ -70,7 +70,7 @@ async def _cooldown(
     """Have a cooldown start and end; what that cost."""
     trunk, job = next(iter(run.session.jobs.values())), run.session.jobs[f"cd{point}"]
     before = await ledger.read()
-    await asyncio.to_thread(worlds.save, Path(trunk.spec.save_dir), point)
+    await asyncio.to_thread(sessions.save, Path(trunk.spec.save_dir), point)
     await until(lambda: job.attempts and job.attempts[0].job_id, "its submission")
     await until(lambda: job.spec.name in run._face._bars, "its progress bar")
     cluster.shows([(trunk.attempts[0], "RUNNING"), *_ended(job)])
@@ -80,7 +80,7 @@ async def _cooldown(
 
 
 def _ended(job: JobRecord) -> list[tuple[Any, str]]:
-    worlds.save(Path(job.spec.save_dir), job.spec.target_iteration or 0)
+    sessions.save(Path(job.spec.save_dir), job.spec.target_iteration or 0)
     return [(job.attempts[0], "COMPLETED")]
 
 

@@ -18,9 +18,9 @@ from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session.session import Session
-from bench import worlds
-from bench.fakes import FakeCluster
-from bench.measure import Figure
+from bench.world import sessions
+from bench.world.measure import Figure
+from bench.world.slurm_commands import FakeCluster
 
 Story = Callable[[SessionRun], Awaitable[None]]
 TICKS = (2.0, 0.5)
@@ -60,7 +60,7 @@ def with_cooldowns(path: Path, points: list[int]) -> None:
     """Plan cooldowns of the first job at these iterations."""
     session = Session.load(path)
     trunk = next(iter(session.jobs.values())).spec
-    with worlds.unsynced():
+    with sessions.unsynced():
         for point in points:
             spec = _cooldown(trunk, point)
             session.meta.jobs.append(spec.name)
@@ -97,7 +97,7 @@ def fake_cluster(folder: Path, jobs: int, *overrides: str) -> tuple[Path, FakeCl
     """A session of running jobs on SLURM, and the commands that say so."""
     (folder / "bin").mkdir(parents=True)
     cluster = FakeCluster(folder / "bin")
-    path = worlds.build(folder / "sessions", jobs, "slurm=base", *overrides)
+    path = sessions.build(folder / "sessions", jobs, "slurm=base", *overrides)
     session = Session.load(path)
     cluster.shows([(job.attempts[0], "RUNNING") for job in session.jobs.values()])
     return path, cluster
@@ -156,7 +156,7 @@ async def _react(run: SessionRun, point: int, cluster: FakeCluster, share: float
     """
     await _between_looks(run, share)
     trunk = next(iter(run.session.jobs.values()))
-    await asyncio.to_thread(worlds.save, Path(trunk.spec.save_dir), point)
+    await asyncio.to_thread(sessions.save, Path(trunk.spec.save_dir), point)
     saved = time.time()
     name = run.session.meta.key(f"cd{point}", 1)
     at = await until(lambda: cluster.submissions().get(name), f"sbatch of {name}")
@@ -165,7 +165,7 @@ async def _react(run: SessionRun, point: int, cluster: FakeCluster, share: float
 
 def _local(folder: Path) -> Figure:
     """The same on this machine: until the job's own process runs."""
-    path = worlds.build(folder, 1)
+    path = sessions.build(folder, 1)
     points = [_FIRST + 100 * n for n in range(5)]
     with_cooldowns(path, points)
     values: list[float] = []
@@ -176,7 +176,7 @@ def _local(folder: Path) -> Figure:
         await asyncio.sleep(1)
         for place, point in enumerate(points):
             await _between_looks(run, (place + 0.5) / len(points))
-            await asyncio.to_thread(worlds.save, Path(trunk.spec.save_dir), point)
+            await asyncio.to_thread(sessions.save, Path(trunk.spec.save_dir), point)
             saved = time.time()
             claim = path / "attempts" / run.session.meta.key(f"cd{point}", 1) / "claim"
             await until(claim.exists, f"the start of cd{point}")
@@ -212,7 +212,7 @@ def blocking(folder: Path) -> list[Figure]:
                 await asyncio.sleep(tick)
                 run.longest_gap = 0.0
                 cluster.taken_calls()
-                await asyncio.to_thread(worlds.save, Path(trunk.spec.save_dir), point)
+                await asyncio.to_thread(sessions.save, Path(trunk.spec.save_dir), point)
                 began, point = time.monotonic(), point + 100
                 await until(lambda: run.session.pending_actions(), "the actions")
                 await until(lambda: not run.session.pending_actions(), "their end")

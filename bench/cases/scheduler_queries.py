@@ -10,9 +10,9 @@ from autoexp.monitor.monitor import Monitor
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session.session import Session
-from bench import worlds
-from bench.fakes import FakeCluster
-from bench.measure import Figure, cpu_s, wall_s
+from bench.world import sessions
+from bench.world.measure import Figure, cpu_s, wall_s
+from bench.world.slurm_commands import FakeCluster
 
 
 class Ticks:
@@ -21,7 +21,7 @@ class Ticks:
     def __init__(self, folder: Path, jobs: int) -> None:
         (folder / "bin").mkdir()
         self.cluster = FakeCluster(folder / "bin")
-        self.session = Session.load(worlds.build(folder / "sessions", jobs, lines=1, saves=1))
+        self.session = Session.load(sessions.build(folder / "sessions", jobs, lines=1, saves=1))
         self.monitor = Monitor(self.session)
         self.scheduler = SlurmScheduler(SlurmCluster())
 
@@ -35,7 +35,7 @@ class Ticks:
         tickets = self.monitor.tickets()
         with self.cluster.on_path():
             sightings = self.scheduler.query(tickets) if tickets else {}
-        with worlds.unsynced():
+        with sessions.unsynced():
             self.monitor.look(sightings)
         return len(self.cluster.taken_calls())
 

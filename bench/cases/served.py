@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autoexp.flows.deployment.server import Server
-from bench.measure import Figure
+from bench.world.measure import Figure
 
 _REQUEST = re.compile(rb"^(GET|POST|PUT|PATCH|DELETE) (/api/\S*) HTTP/1\.1\r$", re.MULTILINE)
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")

@@ -13,9 +13,9 @@ from autoexp.rules.events import StateChanged
 from autoexp.schedulers.base import Sighting
 from autoexp.session.journal import Journal
 from autoexp.session.session import Session
-from bench import worlds
 from bench.cases.core_tick import settled
-from bench.measure import Figure, cpu_s, traffic, wall_s
+from bench.world import sessions
+from bench.world.measure import Figure, cpu_s, traffic, wall_s
 
 _LOG_BYTES = 100_000_000
 
@@ -25,8 +25,8 @@ def session_io() -> list[Figure]:
     figures = []
     for jobs in (10, 1000):
         for events in (10, 100_000):
-            with tempfile.TemporaryDirectory() as folder, worlds.unsynced():
-                session = Session.load(worlds.build(Path(folder), jobs))
+            with tempfile.TemporaryDirectory() as folder, sessions.unsynced():
+                session = Session.load(sessions.build(Path(folder), jobs))
                 remember(session, events)
                 monitor = settled(session)
                 where = f"{jobs} jobs, {events:,} events before"
@@ -61,17 +61,17 @@ def change_state(session: Session, monitor: Monitor, number: int) -> int:
 def complete_checkpoint(session: Session, monitor: Monitor, number: int) -> int:
     """Bytes that a checkpoint of one job makes the monitor write."""
     job = list(session.jobs.values())[number % len(session.jobs)]
-    worlds.save(Path(job.spec.save_dir), 400)
+    sessions.save(Path(job.spec.save_dir), 400)
     return traffic(lambda: monitor.look({})).written
 
 
 def first_look() -> list[Figure]:
     """Resume with ten logs of 100 MB and their cursors on disk: new bytes only are read."""
     with tempfile.TemporaryDirectory() as folder:
-        path = worlds.build(Path(folder), 10, lines=1)
-        size = len(worlds.log_lines(0, 1000))
-        lines = worlds.log_lines(1, 1000) * (_LOG_BYTES // size)
-        with worlds.unsynced():
+        path = sessions.build(Path(folder), 10, lines=1)
+        size = len(sessions.log_lines(0, 1000))
+        lines = sessions.log_lines(1, 1000) * (_LOG_BYTES // size)
+        with sessions.unsynced():
             session = Session.load(path)
             for job in session.jobs.values():
                 log = Path(job.attempts[-1].log)
@@ -81,9 +81,9 @@ def first_look() -> list[Figure]:
                 session.save_job(job)
         read, took, loaded = [], [], []
         first_lines = count(2_000_000, 10)
-        with worlds.unsynced():
+        with sessions.unsynced():
             for _ in range(5):
-                new = worlds.grow(session, next(first_lines), 3)
+                new = sessions.grow(session, next(first_lines), 3)
                 loaded.append(wall_s(lambda: Session.load(path)) * 1e3)
                 session = Session.load(path)
                 monitor = Monitor(session)
@@ -121,11 +121,11 @@ def loading() -> list[Figure]:
     """Reading a session: what every command and every resume begins with."""
     figures = []
     with tempfile.TemporaryDirectory() as folder:
-        session = Session.load(worlds.build(Path(folder), 1000))
+        session = Session.load(sessions.build(Path(folder), 1000))
         path = session.path
         values = [cpu_s(lambda: Session.load(path)) / 1000 * 1e6 for _ in range(5)]
         figures.append(Figure("1,000 jobs: CPU per job", "µs", values))
-        with worlds.unsynced():
+        with sessions.unsynced():
             remember(session, 100_000)
         journal = [cpu_s(Journal(path / "events.jsonl").load) / 1e5 * 1e6 for _ in range(5)]
         figures.append(Figure("100,000 events: CPU per event", "µs", journal))

@@ -15,19 +15,19 @@ from autoexp.logs.tail import SEAM
 from autoexp.monitor.monitor import Monitor
 from autoexp.rules.actions import Start
 from autoexp.session.session import Session
-from bench import worlds
 from bench.cases import core_tick, log_rules, scheduler_queries, session_disk
-from bench.measure import counted_calls, traffic
 from bench.simulate import simulated
-from bench.synthetic import Rates
+from bench.world import sessions
+from bench.world.cluster import Rates
+from bench.world.measure import counted_calls, traffic
 
 RULES = "monitoring=production"
 
 
 def calls_of_an_idle_look(folder: Path, jobs: int, events: int = 0) -> Counter[str]:
     """What a look at N jobs calls, N at a time, when nothing is new."""
-    session = Session.load(worlds.build(folder, jobs, RULES, lines=5))
-    with worlds.unsynced():
+    session = Session.load(sessions.build(folder, jobs, RULES, lines=5))
+    with sessions.unsynced():
         session_disk.remember(session, events)
     monitor = core_tick.settled(session)
     with counted_calls(python=True) as calls:
@@ -51,7 +51,7 @@ def test_an_idle_jobs_cost_grows_neither_with_jobs_nor_with_events(tmp_path: Pat
 
 
 def test_an_idle_look_writes_nothing(tmp_path: Path) -> None:
-    session = Session.load(worlds.build(tmp_path, 5, RULES, lines=5))
+    session = Session.load(sessions.build(tmp_path, 5, RULES, lines=5))
     monitor = core_tick.settled(session)
     assert traffic(functools.partial(monitor.look, {})).written == 0
 
@@ -59,9 +59,9 @@ def test_an_idle_look_writes_nothing(tmp_path: Path) -> None:
 def test_what_is_read_is_what_is_new_however_big_the_log_is(tmp_path: Path) -> None:
     read = []
     for lines in (10, 3000):
-        session = Session.load(worlds.build(tmp_path / str(lines), 2, RULES, lines=lines))
+        session = Session.load(sessions.build(tmp_path / str(lines), 2, RULES, lines=lines))
         monitor = core_tick.settled(session)
-        new = worlds.grow(session, 10_000, 20)
+        new = sessions.grow(session, 10_000, 20)
         read.append(traffic(functools.partial(monitor.look, {})).read)
         # The seam before the cursor is read twice, once to know the file and once to go on.
         assert new <= read[-1] <= new + 2 * 3 * SEAM
@@ -69,10 +69,10 @@ def test_what_is_read_is_what_is_new_however_big_the_log_is(tmp_path: Path) -> N
 
 
 def test_a_resumed_monitor_reads_new_bytes_only(tmp_path: Path) -> None:
-    path = worlds.build(tmp_path, 2, RULES, lines=3000, saves=1)
+    path = sessions.build(tmp_path, 2, RULES, lines=3000, saves=1)
     core_tick.settled(Session.load(path))
     session = Session.load(path)
-    new = worlds.grow(session, 10_000, 3)
+    new = sessions.grow(session, 10_000, 3)
     monitor = Monitor(session)
     # Checkpoints are looked at once: a tracker and a metadata file each.
     assert traffic(functools.partial(monitor.look, {})).read < new + 2 * (3 * SEAM + 100)
@@ -92,12 +92,12 @@ def test_the_scheduler_is_asked_once_per_tick(tmp_path: Path, jobs: int) -> None
 
 
 def test_a_progress_line_costs_a_bounded_number_of_calls(tmp_path: Path) -> None:
-    session = Session.load(worlds.build(tmp_path, 1, RULES, lines=100))
+    session = Session.load(sessions.build(tmp_path, 1, RULES, lines=100))
     monitor = core_tick.settled(session)
     totals = []
-    with worlds.unsynced():
+    with sessions.unsynced():
         for first, lines in ((101, 100), (201, 300)):
-            worlds.grow(session, first, lines)
+            sessions.grow(session, first, lines)
             with counted_calls(python=True) as calls:
                 monitor.look({})
             totals.append(calls.total())
@@ -107,8 +107,8 @@ def test_a_progress_line_costs_a_bounded_number_of_calls(tmp_path: Path) -> None
 def test_an_event_writes_as_much_among_many_jobs_and_events_as_among_few(tmp_path: Path) -> None:
     written = []
     for jobs, events in ((2, 0), (30, 2000)):
-        session = Session.load(worlds.build(tmp_path / str(jobs), jobs, lines=5))
-        with worlds.unsynced():
+        session = Session.load(sessions.build(tmp_path / str(jobs), jobs, lines=5))
+        with sessions.unsynced():
             session_disk.remember(session, events)
             monitor = core_tick.settled(session)
             change = session_disk.change_state(session, monitor, 1)

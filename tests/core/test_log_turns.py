@@ -19,7 +19,7 @@ from autoexp.monitor.replay import Rehearsal
 from autoexp.rules.findings import LogLost, LogMatched
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session
-from bench import worlds
+from bench.world import sessions
 from tests.core.conftest import TINY, create
 
 LINE = (
@@ -38,7 +38,7 @@ class Crowd:
         self.path = create(many, folder, session_id="s1")
         self.session = Session.load(self.path)
         self.monitor = Monitor(self.session)
-        with worlds.unsynced():
+        with sessions.unsynced():
             for job in self.session.jobs.values():
                 attempt = self.session.begin_attempt(job)
                 assert attempt is not None
@@ -78,7 +78,7 @@ class Crowd:
             attempt = self.session.jobs[name].attempt
             assert attempt is not None
             answers[attempt.key] = Sighting(state, **facts)
-        with worlds.unsynced():
+        with sessions.unsynced():
             return self.monitor.look(answers)
 
     def scanned(self) -> list[int]:
@@ -301,7 +301,7 @@ def test_a_job_that_is_over_leaves_no_log_to_read_on(tmp_path: Path) -> None:
     (job,) = crowd.jobs
     crowd.grow(job, 3 * LIMIT)
     assert crowd.look().has_more
-    with worlds.unsynced():
+    with sessions.unsynced():
         crowd.session.settle(job, Verdict.FAILED, "as somebody wished")
     assert not crowd.look().has_more
 

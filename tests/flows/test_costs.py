@@ -15,8 +15,8 @@ from autoexp.flows.engine.session_run import make_room
 from autoexp.flows.engine.subflows import Drawing
 from autoexp.flows.train import train
 from autoexp.monitor.monitor import JobView
-from bench import worlds
 from bench.cases import flow_tick
+from bench.world import sessions
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect
@@ -67,7 +67,7 @@ def test_what_one_job_does_reaches_those_alone_who_wait_for_it(
             flow_tick.mute(run)
             await run.tick(children)  # sees what was saved
             first = next(iter(run.session.jobs.values()))
-            worlds.grow_job(first, 5000, 1)
+            sessions.grow_job(first, 5000, 1)
             monkeypatch.setattr(Drawing, "draw", counted)
             for _ in range(3):
                 await run.tick(children)

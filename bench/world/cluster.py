@@ -14,7 +14,7 @@ from autoexp import errors, payload, states
 from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER, folder_name
 from autoexp.jobs.spec import Attempt, JobSpec
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket
-from bench import worlds
+from bench.world import sessions
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -79,11 +79,11 @@ class Trainer:
 
     def log_line(self, at: float) -> None:
         with self.log.open("ab") as file:
-            file.write(worlds.log_lines(self.iteration, 1))
+            file.write(sessions.log_lines(self.iteration, 1))
         os.utime(self.log, (at, at))
 
     def save(self, at: float) -> None:
-        worlds.save(self.saves, self.iteration)
+        sessions.save(self.saves, self.iteration)
         # The clock of files is the virtual one, too: stamps tell whether anything has moved.
         os.utime(self.saves / TRACKER, (at, at))
         assert (self.saves / folder_name(self.iteration)).is_dir()

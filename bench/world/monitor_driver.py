@@ -13,7 +13,7 @@ from autoexp.operations import action_runs, requests
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session
 from autoexp.storage import lease
-from bench.synthetic import Cluster
+from bench.world.cluster import Cluster
 
 _LOG = logging.getLogger(__name__)
 
