@@ -1,3 +1,3 @@
-"""The pure core of autoexp: models, rules, plans, parsing and the session on disk; no Prefect."""
+"""LLM training experiments on SLURM as Prefect flows, a session each."""
 
 __version__ = "0.1.0"

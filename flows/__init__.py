@@ -1,1 +1,1 @@
-"""The session flow, its subflows, and the command line."""
+"""The flows: entry points of deployments, and what runs them."""

@@ -1,4 +1,4 @@
-"""One cooldown on its own, from an existing checkpoint. Entry point `flows/cooldown.py:cooldown`."""
+"""One cooldown on its own, from an existing checkpoint. Entry point of a deployment."""
 
 from pathlib import Path
 from typing import Any

@@ -1,1 +1,1 @@
-"""config."""
+"""From YAML to an Experiment: files, sweeps, quantities, validation."""

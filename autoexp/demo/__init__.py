@@ -1,1 +1,1 @@
-"""demo."""
+"""A trainer to play with, which needs NumPy alone."""

@@ -1,1 +1,1 @@
-"""logs."""
+"""Reading logs and matching their lines."""

@@ -1,1 +1,1 @@
-"""operations."""
+"""What is done to a session: actions of rules, restarts, requests, launches, cancellations."""

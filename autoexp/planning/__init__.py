@@ -1,1 +1,1 @@
-"""planning."""
+"""From an Experiment to a Plan: pure."""

@@ -1,1 +1,1 @@
-"""reports."""
+"""What a session looks like: status, results, curves, tables, exports."""

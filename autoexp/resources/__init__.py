@@ -1,1 +1,1 @@
-"""resources."""
+"""Where a job runs, as configured."""

@@ -1,1 +1,1 @@
-"""session."""
+"""The session on disk: a directory that survives any kill."""

@@ -1,1 +1,1 @@
-"""storage."""
+"""Files that survive a kill: atomic writes, locks, claims, the lease."""

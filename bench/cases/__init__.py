@@ -1,1 +1,1 @@
-"""cases."""
+"""What is measured, a module for each group of figures."""

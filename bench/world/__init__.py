@@ -1,1 +1,1 @@
-"""world."""
+"""The cluster, the sessions and the SLURM commands that benchmarks run in."""

@@ -1,1 +1,1 @@
-"""deployment."""
+"""Deployments, automations and servers."""

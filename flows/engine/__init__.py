@@ -1,1 +1,1 @@
-"""engine."""
+"""A session within a flow run: look, decide, act, sleep."""

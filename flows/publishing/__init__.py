@@ -1,1 +1,1 @@
-"""publishing."""
+"""What Prefect shows of a session."""

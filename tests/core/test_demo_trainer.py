@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from autoexp.demo import model as language
+from autoexp.demo import trainer
 from autoexp.demo.checkpoints import PARTIAL, TRACKER, sync
 
 TINY = ("--hidden-size=8", "--embedding-size=4", "--seq-length=3", "--global-batch-size=8")

@@ -24,7 +24,7 @@ from tests.core.conftest import WaitFor
 HOLD = """
 import sys
 from pathlib import Path
-from autoexp import lease
+from autoexp.storage import lease
 held = lease.take(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -272,7 +272,7 @@ def test_a_monitor_whose_lease_was_taken_over_meanwhile_learns_it(
 WRITER = """
 import sys
 from pathlib import Path
-from autoexp import lease
+from autoexp.storage import lease
 lease.HEARTBEAT_S = float(sys.argv[2])
 held = lease.take(Path(sys.argv[1]))
 lines = Path(sys.argv[1], "lines").open("a", buffering=1)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from autoexp import sinks
+from tests.core.test_house import MODULES, name_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "a\x1b[31mred\x1b]0;title\x07\x9b2J\u202ec\rd[bold]e[/bold]:smile:"
 PLAIN = "ared\\x9b2J\\u202ec\\x0dd[bold]e[/bold]:smile:"
 # These print into the log of their own job, in a process of their own, or a constant.
-JOBS = {"payload", "demo_convert", "demo_evaluate", "demo_checkpoints", "__main__"}
+JOBS = {"payload.py", "demo/convert.py", "demo/evaluate.py", "demo/checkpoints.py", "__main__.py"}
 
 
 def _writes(path: Path) -> Iterator[str]:
@@ -34,9 +35,9 @@ def _writes(path: Path) -> Iterator[str]:
 def test_everything_that_is_printed_goes_through_one_module() -> None:
     found = [
         said
-        for room in ("autoexp", "flows", "tasks", "blocks")
-        for path in (ROOT / room).rglob("*.py")
-        if path.stem not in JOBS and path != ROOT / "flows" / "terminal.py"
+        for path in MODULES
+        if not name_of(path).startswith("bench/")
+        and name_of(path).removeprefix("autoexp/") not in {*JOBS, "reports/terminal.py"}
         for said in _writes(path)
     ]
     assert found == []

@@ -1,1 +1,1 @@
-"""huggingface."""
+"""Hugging Face's Trainer, and scripts built on it."""

@@ -1,1 +1,1 @@
-"""megatron."""
+"""Megatron-LM, and what is built on it."""
