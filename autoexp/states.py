@@ -156,3 +156,20 @@ def facts(state: str) -> StateFacts:
 def terminal_states() -> tuple[str, ...]:
     """All terminal states, in the order of the table."""
     return tuple(_TERMINAL)
+
+
+class Kind(StrEnum):
+    """What a job is for."""
+
+    TRAIN = "train"
+    COOLDOWN = "cooldown"
+    EVALUATE = "evaluate"
+    COMMAND = "command"
+
+
+class Verdict(StrEnum):
+    """What an ended attempt means for its job."""
+
+    FINISHED = "finished"
+    CONTINUE = "continue"
+    FAILED = "failed"

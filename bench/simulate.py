@@ -21,13 +21,14 @@ from unittest import mock
 
 import autoexp.jobs
 from autoexp.config.compose import compose
-from autoexp.jobs.spec import JobSpec, Verdict
+from autoexp.jobs.spec import JobSpec
 from autoexp.operations import requests
 from autoexp.planning.plan import NO_JOBS, make_plan
 from autoexp.rules.actions import Start
 from autoexp.session.action_records import ActionStatus
 from autoexp.session.create import create
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from autoexp.storage import atomic
 from bench.world.cluster import DAY, Clock, Cluster, Rates
 from bench.world.measure import RESULTS, Traffic, machine, resident_mb, versions

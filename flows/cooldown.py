@@ -10,6 +10,7 @@ from autoexp.flows.engine.lifecycle import ask_for, cancel_jobs, run_name, watch
 from autoexp.flows.publishing.form import ExperimentForm
 from autoexp.planning import standalone
 from autoexp.rules.actions import Decay
+from autoexp.session.create import new_id_of
 
 
 @flow(
@@ -40,4 +41,4 @@ async def cooldown(
         whole = ask_for(config, overrides, experiment)
         return standalone.branch_alone(whole, Path(checkpoint), Decay.model_validate(decay))
 
-    return await watch_new(ask, standalone.new_id_of)
+    return await watch_new(ask, new_id_of)

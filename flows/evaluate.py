@@ -11,7 +11,7 @@ from autoexp.flows.publishing.form import ExperimentForm
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.evaluation import evaluation
 from autoexp.planning.plan import Plan
-from autoexp.session.create import new_id, output_root
+from autoexp.session.meta import new_id, output_root
 from autoexp.session.session import sessions_root
 
 

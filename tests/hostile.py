@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 from autoexp.config.compose import compose
-from autoexp.jobs.spec import Kind
 from autoexp.operations import requests
 from autoexp.rules.events import LogMatched
 from autoexp.session.session import Session
 from autoexp.setting import setting
+from autoexp.states import Kind
 from tests.core.conftest import create
 
 LINES = (

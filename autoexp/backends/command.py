@@ -13,10 +13,8 @@ from autoexp.backends.decay import decayed
 from autoexp.backends.placeholders import change_options, fill, names_of, pattern_of
 from autoexp.backends.progress_line import ProgressPattern
 from autoexp.backends.protocol import (
-    COMPOSING,
     Branch,
     CheckpointScan,
-    Closed,
     Defaults,
     FoundCheckpoint,
     PinChanges,
@@ -24,6 +22,7 @@ from autoexp.backends.protocol import (
     Unread,
 )
 from autoexp.logs.linear import refuse_slow
+from autoexp.model import COMPOSING, Closed
 from autoexp.redaction import Variables
 
 

@@ -15,13 +15,13 @@ from autoexp.backends.megatron.formats import TORCH_DIST
 from autoexp.backends.protocol import (
     Branch,
     CheckpointScan,
-    Closed,
     Defaults,
     FoundCheckpoint,
     PinChanges,
     Progress,
     Unread,
 )
+from autoexp.model import Closed
 
 # The folder is written under another name, and replaces an older one as a whole.
 # Source: autoexp/demo/checkpoints.py, save_checkpoint.

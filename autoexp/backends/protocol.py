@@ -3,22 +3,11 @@
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict
-
 from autoexp.backends.batches import Batches
-
-COMPOSING = "composing"
-"""Context of a validation that judges what a user wrote, and not what a session recorded."""
-
+from autoexp.model import Closed
 
 UNDECIDED = -1
 """Where a training begins that has started: from a checkpoint or not, its next lines say."""
-
-
-class Closed(BaseModel):
-    """A frozen model in which a misspelt key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Branch(Closed):

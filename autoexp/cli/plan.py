@@ -1,7 +1,6 @@
 """`autoexp plan` and `run --dry-run`: what would be submitted; and who agrees to its price."""
 
 import argparse
-import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,18 @@ from autoexp.cli.find import compose_words
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import total
-from autoexp.names import check_id, check_keys
+from autoexp.planning.approval import above_budget
 from autoexp.planning.plan import Plan
-from autoexp.planning.study import plan_study, subset
-from autoexp.reports.plan_tree import headline, plan_tree
+from autoexp.planning.study import subset
+from autoexp.reports.plan_tree import _draw, plan_tree
 from autoexp.reports.tables import print_copies, print_plan
-from autoexp.reports.terminal import ask, canvas, console, say_json
-from autoexp.session.create import new_id, output_root, refuse_used
+from autoexp.reports.terminal import ask, console, say_json
+from autoexp.session.create import plan_of
 from autoexp.session.measured_speed import with_measured_speed
 from autoexp.session.session import sessions_root
 
 _FEW = 12
 """Jobs whose command lines are shown."""
-_WIDTH = 120
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -43,27 +41,6 @@ def wanted(options: argparse.Namespace) -> Composed:
     origin = getattr(options, "origin", None)
     composed = subset(compose_words(options.experiment, origin), options.subset)
     return with_measured_speed(composed)
-
-
-def plan_of(composed: Composed, session: str | None = None) -> Plan:
-    """The plan of a session that is yet to be made; without an id, of one that will get one.
-
-    Raises BadInput for what is impossible, and for names that are too long.
-    """
-    named = session or id_for(composed)
-    check_id(named)
-    path = sessions_root() / (session or "SESSION")
-    outputs = output_root(composed.experiment, path)
-    if session is not None and not path.exists():
-        refuse_used(outputs)
-    found = plan_study(composed, outputs)
-    check_keys(named, (job.name for job in found.jobs))
-    return found
-
-
-def id_for(composed: Composed) -> str:
-    """An id for a session of the experiment."""
-    return new_id(composed.experiment.project.name)
 
 
 def show(found: Plan, composed: Composed) -> None:
@@ -92,22 +69,6 @@ def as_json(found: Plan, composed: Composed) -> dict[str, Any]:
         "jobs_of_unknown_length": hours.unknown,
         **found.model_dump(mode="json"),
     }
-
-
-def _draw(found: Plan, composed: Composed, path: Path) -> None:
-    drawing = canvas(io.StringIO(), _WIDTH, colours=True)
-    name = composed.experiment.project.name
-    drawing.print(plan_tree(found, name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.save_svg(str(path), title=f"autoexp plan {name}")
-    console().print(f"drawing: {path}", soft_wrap=True)
-
-
-def as_text(found: Plan, composed: Composed) -> str:
-    """The tree without colours."""
-    paper = canvas(io.StringIO(), _WIDTH, colours=False)
-    paper.print(plan_tree(found, composed.experiment.project.name))
-    return paper.export_text()
 
 
 def dry_run(options: argparse.Namespace) -> int:
@@ -140,12 +101,3 @@ def agree(composed: Composed, found: Plan, *, yes: bool) -> bool:
         raise BadInput(f"{question}; `--yes` agrees to it, or raise the budget")
     console().print(plan_tree(found, composed.experiment.project.name))
     return ask(f"{question}. Go ahead? [y/N] ").strip().lower() in ("y", "yes")
-
-
-def above_budget(composed: Composed, found: Plan) -> str | None:
-    """What somebody has to agree to, in words; None when nobody has to."""
-    most = composed.experiment.budget.confirm_above
-    hours = total(found.jobs)
-    if most is None or (hours.gpu_hours <= most and not hours.unknown):
-        return None
-    return f"{headline(found)}: budget.confirm_above is {most:g} GPU hours"

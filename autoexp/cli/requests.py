@@ -6,11 +6,11 @@ import getpass
 from autoexp.cli.find import live_holder, session_path
 from autoexp.jobs.budget import total
 from autoexp.jobs.gpu_hours import spent
-from autoexp.jobs.spec import Verdict
 from autoexp.operations import requests
 from autoexp.operations.retry import refuse
 from autoexp.reports.terminal import say
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 
 
 def retry(options: argparse.Namespace) -> int:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from autoexp.cli.find import compose_words, session_path
 from autoexp.errors import BadInput
-from autoexp.jobs.spec import Kind
 from autoexp.monitor.replay import Rehearsal
 from autoexp.reports.explain import explain as sentences
 from autoexp.reports.terminal import say
 from autoexp.rules.describe import describe, describe_action
 from autoexp.rules.findings import LogMatched
 from autoexp.session.session import Session
+from autoexp.states import Kind
 
 
 def rules_test(options: argparse.Namespace) -> int:

@@ -19,13 +19,13 @@ from autoexp.flows.deployment.server import (
     refuse_strangers,
     warning_when_open,
 )
-from autoexp.jobs.spec import Verdict
 from autoexp.reports.curves import gains, without_seen_start
 from autoexp.reports.live import LiveView
 from autoexp.reports.status import status_of
 from autoexp.reports.tables import gains_lines, status_view
 from autoexp.reports.terminal import console, say
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from autoexp.storage import atomic, lease
 
 INTERRUPTED = 130

@@ -17,8 +17,9 @@ from autoexp.reports.terminal import console, say, say_json
 from autoexp.rules.describe import describe
 from autoexp.rules.events import CancelAnswered
 from autoexp.session import find, remove
-from autoexp.session.create import claim_of, output_root
+from autoexp.session.create import claim_of
 from autoexp.session.journal import Position
+from autoexp.session.meta import output_root
 from autoexp.session.session import Session, sessions_root
 from autoexp.storage import claims
 

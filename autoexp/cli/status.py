@@ -18,7 +18,7 @@ from autoexp.reports.status import status_of
 from autoexp.reports.tables import status_view
 from autoexp.reports.terminal import console, say, say_json, say_log
 from autoexp.rules.describe import describe
-from autoexp.session.create import create
+from autoexp.session.create import create, id_for, plan_of
 from autoexp.session.journal import Entry, Journal
 from autoexp.session.session import Session, sessions_root
 from autoexp.storage import atomic
@@ -39,8 +39,8 @@ def run(options: argparse.Namespace) -> int:
     from autoexp.session.provenance import provenance
 
     composed, root = planning.wanted(options), sessions_root()
-    session = options.session or planning.id_for(composed)
-    plan = planning.plan_of(composed, session)
+    session = options.session or id_for(composed)
+    plan = plan_of(composed, session)
     if not planning.agree(composed, plan, yes=options.yes):
         say("nothing was submitted")
         return 2

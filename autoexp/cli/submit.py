@@ -11,7 +11,9 @@ from autoexp.cli import plan as planning
 from autoexp.cli.find import compose_words, live_holder, session_path
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
-from autoexp.jobs.spec import Attempt, JobSpec, now
+from autoexp.jobs.record import Attempt
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import now
 from autoexp.names import LONGEST_KEY
 from autoexp.operations import adopt as adoption
 from autoexp.operations import requests
@@ -26,8 +28,9 @@ from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.describe import describe
 from autoexp.schedulers.slurm_commands import CommandFailed, at, run
 from autoexp.session.action_records import ActionRecord
-from autoexp.session.create import create, output_root
+from autoexp.session.create import create, id_for, plan_of
 from autoexp.session.journal import Journal
+from autoexp.session.meta import output_root
 from autoexp.session.provenance import provenance
 from autoexp.session.session import Session, sessions_root
 from autoexp.storage import permissions
@@ -45,11 +48,11 @@ _DESCRIBED = {
 def submit(options: argparse.Namespace) -> int:
     """Add an experiment's jobs to a session, which is made if there is none of that id."""
     composed = planning.wanted(options)
-    name = options.session or planning.id_for(composed)
+    name = options.session or id_for(composed)
     path = sessions_root() / name
     session = Session.load(path) if (path / "session.json").exists() else None
     if session is None:
-        plan = planning.plan_of(composed, name)
+        plan = plan_of(composed, name)
     else:
         refuse_other_scheduler(session.id, session.experiment, composed.experiment)
         plan = plan_study(composed, output_root(session.experiment, path))

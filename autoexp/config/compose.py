@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from autoexp import redaction
-from autoexp.backends.protocol import COMPOSING
 from autoexp.config import scalars
 from autoexp.config.experiment import Experiment
 from autoexp.config.search_path import Groups, locate, merged
@@ -25,6 +24,7 @@ from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep,
 from autoexp.config.validation import Origins, find_file, validation_message
 from autoexp.dotted import dump, escaped, set_value
 from autoexp.errors import BadInput
+from autoexp.model import COMPOSING
 
 
 class Composed(NamedTuple):

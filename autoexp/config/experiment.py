@@ -4,12 +4,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from autoexp.backends.protocol import Backend, Closed
+from autoexp.backends.protocol import Backend
 from autoexp.backends.registry import AnyBackend
 from autoexp.config.quantities import Quantity, Unit, read_quantity
 from autoexp.config.stages import Stage, StageName
 from autoexp.config.sweep import Sweep
 from autoexp.jobs.budget import Budget
+from autoexp.model import Closed
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
 from autoexp.rules.actions import Decay, Shape

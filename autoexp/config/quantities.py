@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from autoexp.backends.batches import Batches
-from autoexp.backends.protocol import Closed
+from autoexp.model import Closed
 
 Unit = Literal["tokens", "samples", "iterations"]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from autoexp.backends.protocol import Closed
+from autoexp.model import Closed
 from autoexp.templates import texts_in
 
 TRUNK = "stable"
@@ -94,29 +94,3 @@ class Stage(Closed):
     def texts(self) -> tuple[str, ...]:
         """All templates."""
         return (*self.command, *self.environment.values(), *texts_in(self.train))
-
-
-class Awaited(Closed):
-    """A job that another one waits for."""
-
-    job: str
-    checkpoint: int | None = None
-    """The iteration of its checkpoint; None: its end, with the target reached."""
-
-    def __str__(self) -> str:
-        return (
-            self.job if self.checkpoint is None else f"checkpoint {self.checkpoint} of {self.job}"
-        )
-
-
-class Draft(Closed):
-    """What a job runs, where its last values are known when it is released: filled in one pass."""
-
-    command: tuple[str, ...] = ()
-    environment: dict[str, str] = Field(default_factory=dict)
-    backend: dict[str, Any] = Field(default_factory=dict)
-    """Changes to the backend, in place of a command."""
-    values: dict[str, str]
-    """What was known when it was planned, by name."""
-    late: dict[str, Awaited]
-    """Names of siblings and whose checkpoint `sibling.NAME.checkpoint_path` is."""

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from autoexp.backends.protocol import Closed
 from autoexp.config.expressions import parse
 from autoexp.dotted import flat
+from autoexp.model import Closed
 
 Setting = Any
 """What a key is set to: a number, a text, a list, a mapping."""

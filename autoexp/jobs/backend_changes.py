@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from autoexp.backends.registry import AnyBackend
 from autoexp.config.scalars import restored, settled
 from autoexp.errors import BadInput
-from autoexp.jobs.spec import JobSpec, Kind
+from autoexp.jobs.spec import JobSpec
+from autoexp.states import Kind
 
 
 def changed_spec(spec: JobSpec, changes: Mapping[str, Any]) -> dict[str, Any]:

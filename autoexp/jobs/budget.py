@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
-from autoexp.backends.protocol import Closed
+from autoexp.model import Closed
 
 if TYPE_CHECKING:
     from autoexp.jobs.spec import JobSpec

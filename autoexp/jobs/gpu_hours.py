@@ -1,9 +1,11 @@
 """GPU hours that jobs have used, and whether there is room for more."""
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from autoexp.jobs.budget import Budget
-from autoexp.jobs.spec import JobRecord, spent_gpu_hours
+from autoexp.jobs.record import Attempt, JobRecord
+from autoexp.model import now
 
 
 def spent(jobs: Iterable[JobRecord]) -> float:
@@ -17,3 +19,16 @@ def over_budget(budget: Budget, jobs: Iterable[JobRecord]) -> str | None:
     if most is None or (hours := spent(jobs)) <= most:
         return None
     return f"not launched: {hours:.3g} GPU hours are spent, above budget.stop_above ({most:g})"
+
+
+def gpu_hours(attempt: Attempt, start: datetime, end: datetime) -> float:
+    """GPUs that the attempt holds times the hours from `start` to `end`."""
+    return max(0.0, (end - start).total_seconds() / 3600) * attempt.gpus
+
+
+def spent_gpu_hours(attempt: Attempt) -> float:
+    """From start to end, or to now, and what was spent before a requeue."""
+    spent = attempt.earlier_gpu_hours
+    if attempt.started_at is not None:
+        spent += gpu_hours(attempt, attempt.started_at, attempt.ended_at or now())
+    return spent

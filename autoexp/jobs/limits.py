@@ -4,8 +4,10 @@ from collections.abc import Iterable
 
 from autoexp.config.experiment import Experiment
 from autoexp.jobs.gpu_hours import over_budget
-from autoexp.jobs.spec import JobRecord, JobSpec, Kind
+from autoexp.jobs.record import JobRecord
+from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
+from autoexp.states import Kind
 
 
 def time_limit(job: JobRecord, parent: JobRecord | None) -> float | None:

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from autoexp.backends.protocol import UNDECIDED, FoundCheckpoint
-from autoexp.jobs.spec import Attempt, JobRecord, Kind
+from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.verdicts import saved_iteration
+from autoexp.states import Kind
 
 _NAMED = 3
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp import states
+from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.scores import NoScores, read_scores
-from autoexp.jobs.spec import Attempt, JobRecord, Verdict
-from autoexp.states import ENDED_ON_WARNING, Fault, Reaction, StateFacts
+from autoexp.states import ENDED_ON_WARNING, Fault, Reaction, StateFacts, Verdict
 
 _MOST_NAMES = 5
 _ON_SAVING = 'docs/slurm.md, "The warning before the time limit"'

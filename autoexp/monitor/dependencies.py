@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from autoexp.config.stages import LATE, Awaited
+from autoexp.config.stages import LATE
 from autoexp.errors import SessionError
 from autoexp.jobs.backend_changes import changed_spec
 from autoexp.jobs.gpu_hours import over_budget
-from autoexp.jobs.spec import JobRecord, JobSpec, Verdict
+from autoexp.jobs.record import JobRecord
+from autoexp.jobs.spec import Awaited, JobSpec
 from autoexp.rules.events import JobReady
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from autoexp.templates import fill, fill_tree
 
 Jobs = Mapping[str, JobRecord]

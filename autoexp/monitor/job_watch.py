@@ -8,7 +8,8 @@ from pathlib import Path
 from autoexp import states
 from autoexp.backends.protocol import MOST_ITERATIONS, Progress, Unread
 from autoexp.jobs import starts
-from autoexp.jobs.spec import Attempt, JobRecord, JobSpec
+from autoexp.jobs.record import Attempt, JobRecord
+from autoexp.jobs.spec import JobSpec
 from autoexp.logs.lines import LogLine, Piece
 from autoexp.logs.matcher import Hit
 from autoexp.logs.tail import BLOCK, LIMIT, LogCursor, LookBudget, read_new

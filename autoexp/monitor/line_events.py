@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from autoexp.jobs.spec import Attempt, JobRecord, Logged
+from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.logs.lines import LogLine
 from autoexp.logs.matcher import Hit
 from autoexp.rules.event_values import typed
 from autoexp.rules.events import Event
 from autoexp.rules.findings import LogMatched, MetricAlarm
-from autoexp.rules.metrics import Expectation, alarm
+from autoexp.rules.metrics import Expectation, Logged, alarm
 from autoexp.rules.rules import LogRule, MetricRule
 
 _SHOWN = 1000  # bytes of a line that an event keeps

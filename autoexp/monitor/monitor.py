@@ -14,7 +14,8 @@ from typing import NamedTuple
 from autoexp.backoff import delay_s
 from autoexp.jobs import starts
 from autoexp.jobs.limits import room
-from autoexp.jobs.spec import Attempt, Ending, JobRecord, JobSpec, Verdict
+from autoexp.jobs.record import Attempt, Ending, JobRecord
+from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.verdicts import counts, judge, made_progress, saved_iteration, with_scores
 from autoexp.logs.tail import LogCursor, LookBudget
 from autoexp.monitor.decide import decide
@@ -29,6 +30,7 @@ from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewh
 from autoexp.schedulers.base import Sighting, Ticket, apply
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 
 _LONGEST_RETRY_S = 300.0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from autoexp.errors import SessionGivenUp
-from autoexp.jobs.spec import now
+from autoexp.model import now
 from autoexp.storage import atomic, migrations
 
 FILE = "starts.json"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Concatenate, ParamSpec, TypeVar
 
 from autoexp.errors import SessionHeld
-from autoexp.jobs.spec import JobRecord
+from autoexp.jobs.record import JobRecord
 from autoexp.monitor.decide import decide
 from autoexp.monitor.rulebook import RuleBook
 from autoexp.rules.events import Event

@@ -18,7 +18,7 @@ from autoexp.rules.rules import (
     RuleBase,
     SessionRule,
 )
-from autoexp.rules.ruleset import Rules
+from autoexp.rules.ruleset import Rules, named
 
 if TYPE_CHECKING:
     from autoexp.jobs.spec import JobSpec
@@ -33,14 +33,6 @@ class Watched(NamedTuple):
     inactivity_rules: dict[str, InactivityRule]
     window: int
     """Logged iterations that metric rules look back."""
-
-
-def named(rules: Rules) -> Iterator[tuple[str, RuleBase]]:
-    """All rules that are not switched off, by name."""
-    for kind in type(rules).model_fields:
-        section = getattr(rules, kind)
-        if isinstance(section, dict):
-            yield from ((name, rule) for name, rule in section.items() if rule is not None)
 
 
 class RuleBook:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from autoexp.jobs.gpu_hours import over_budget, spent
-from autoexp.jobs.spec import Kind, Verdict
 from autoexp.rules.events import AttemptJudged, BudgetPassed, Event, JobGivenUp, TrunksFinished
 from autoexp.rules.rules import SessionRule
 from autoexp.session.session import Session
+from autoexp.states import Kind, Verdict
 
 _STOP = "budget.stop_above"
 

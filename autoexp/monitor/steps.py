@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from autoexp.errors import AutoexpError, SubmissionRefused, SubmitLimitReached
 from autoexp.jobs.backend_changes import changed_spec
 from autoexp.jobs.limits import chain_length
-from autoexp.jobs.spec import Attempt, Ending, JobRecord, JobSpec, RestartRequest, Verdict, now
+from autoexp.jobs.record import Attempt, Ending, JobRecord, RestartRequest
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import now
 from autoexp.monitor.phases import OnSession, Phase, Phases
 from autoexp.monitor.recorder import Recorder
 from autoexp.operations import actions, arrays
@@ -28,6 +30,7 @@ from autoexp.schedulers.base import (
     submit_once,
 )
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 
 if TYPE_CHECKING:
     from autoexp.monitor.monitor import Monitor

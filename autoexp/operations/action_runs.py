@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoexp import proxies, sinks
 from autoexp.backends.protocol import FoundCheckpoint
-from autoexp.jobs.spec import JobSpec, now
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import now
 from autoexp.monitor.phases import OnSession, Pause, Phase, Phases, Request, TryAgain
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.steps import Logger

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from autoexp.errors import SessionError
-from autoexp.jobs.spec import Ending, JobRecord, RestartRequest, Verdict, now
+from autoexp.jobs.record import Ending, JobRecord, RestartRequest
 from autoexp.jobs.verdicts import saved_iteration
+from autoexp.model import now
 from autoexp.monitor.dependencies import filled
 from autoexp.monitor.recorder import Recorder
 from autoexp.operations import requests
@@ -27,6 +28,7 @@ from autoexp.rules.findings import LogMatched, MetricAlarm
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.excluded_nodes import Blamed
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from autoexp.templates import fill
 
 Values = Mapping[str, str]

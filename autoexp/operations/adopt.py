@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp.errors import AutoexpError, BadInput
-from autoexp.jobs.spec import Attempt, JobRecord, JobSpec
+from autoexp.jobs.record import Attempt, JobRecord
+from autoexp.jobs.spec import JobSpec
 from autoexp.operations import requests
 from autoexp.session.create import claim_of, retake_outputs
 from autoexp.session.session import Session

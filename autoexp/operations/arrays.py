@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from autoexp import payload
 from autoexp.jobs.limits import room, time_limit
-from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, now
+from autoexp.jobs.record import Attempt, JobRecord
+from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.verdicts import saved_iteration
+from autoexp.model import now
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
 from autoexp.session.session import Session

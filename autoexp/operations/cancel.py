@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from autoexp.backoff import delay_s
 from autoexp.errors import SchedulerError
-from autoexp.jobs.spec import JobRecord
+from autoexp.jobs.record import JobRecord
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.phases import Phase, do, in_turns
 from autoexp.monitor.steps import (

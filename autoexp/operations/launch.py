@@ -8,11 +8,11 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from autoexp import sinks
-from autoexp.backends.protocol import COMPOSING
 from autoexp.config.experiment import Experiment, Project
 from autoexp.config.scalars import restored, settled
 from autoexp.errors import BadInput
-from autoexp.jobs.spec import JobSpec, Kind
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import COMPOSING
 from autoexp.planning.plan import make_plan
 from autoexp.planning.rule_checks import compose_launched
 from autoexp.resources.machines import LocalMachine, SlurmCluster
@@ -20,8 +20,9 @@ from autoexp.rules.actions import Launch
 from autoexp.rules.event_values import captured
 from autoexp.schedulers.base import Scheduler
 from autoexp.session.action_records import ActionRecord
-from autoexp.session.create import output_root
+from autoexp.session.meta import output_root
 from autoexp.session.session import Session
+from autoexp.states import Kind
 from autoexp.templates import fill, fill_tree
 
 Values = Mapping[str, str]

@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from autoexp.backends.protocol import Closed
 from autoexp.errors import BadInput, SessionHeld
-from autoexp.jobs.spec import Attempt, JobSpec, now
+from autoexp.jobs.record import Attempt
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import Closed, now
 from autoexp.operations.retry import retry
 from autoexp.rules.actions import Start
 from autoexp.rules.events import JobAdded, RequestRefused

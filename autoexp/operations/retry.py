@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from autoexp.errors import BadInput
-from autoexp.jobs.spec import JobRecord, RestartRequest, Verdict, now
+from autoexp.jobs.record import JobRecord, RestartRequest
 from autoexp.jobs.starts import ended_wrongly
 from autoexp.logs.tail import LogCursor
+from autoexp.model import now
 from autoexp.rules.actions import Start
 from autoexp.rules.events import RetryAsked
 from autoexp.session.action_records import ActionStatus
 from autoexp.session.create import claim_of
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from autoexp.storage import claims
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from autoexp.backends.batches import Batches
-from autoexp.backends.protocol import Closed
 from autoexp.jobs.spec import JobSpec
+from autoexp.model import Closed
 
 
 class Cost(Closed):

@@ -7,9 +7,10 @@ from pathlib import Path
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import estimate
-from autoexp.jobs.spec import JobSpec, Kind
+from autoexp.jobs.spec import JobSpec
 from autoexp.names import check_job
 from autoexp.planning.standalone import find_checkpoint
+from autoexp.states import Kind
 from autoexp.templates import fill, refuse_unknown
 
 

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from autoexp.backends.protocol import Closed
 from autoexp.config.experiment import Experiment
-from autoexp.jobs.spec import JobSpec, Kind
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import Closed
 from autoexp.planning.cost import Cost, alone, together
 from autoexp.planning.stage_graph import stage_jobs
 from autoexp.planning.trainings import training
+from autoexp.states import Kind
 
 
 class Plan(Closed):

@@ -8,20 +8,21 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from autoexp.backends.protocol import COMPOSING
 from autoexp.config.experiment import Experiment
 from autoexp.config.scalars import settled
-from autoexp.config.stages import EACH, LATE, TRUNK, AtCheckpoint, Awaited, Draft, Stage, is_first
+from autoexp.config.stages import EACH, LATE, TRUNK, AtCheckpoint, Stage, is_first
 from autoexp.config.sweep_points import refuse_shared
 from autoexp.config.validation import Origins, validation_message
 from autoexp.dotted import flat, set_value
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import estimate
-from autoexp.jobs.spec import JobSpec, Kind
+from autoexp.jobs.spec import Awaited, Draft, JobSpec
+from autoexp.model import COMPOSING
 from autoexp.names import check_job
 from autoexp.planning.cost import Cost
 from autoexp.planning.trainings import training
 from autoexp.resources.machines import LocalMachine, SlurmCluster
+from autoexp.states import Kind
 from autoexp.templates import fill, fill_tree, names_in, refuse_unknown, texts_in
 
 

@@ -6,7 +6,6 @@ from autoexp.config.compose import Composed
 from autoexp.config.experiment import Cooldown, Experiment, Start
 from autoexp.errors import BadInput
 from autoexp.rules.actions import Decay
-from autoexp.session.create import new_id
 
 
 def branch_alone(composed: Composed, checkpoint: Path, decay: Decay) -> Composed:
@@ -23,13 +22,6 @@ def branch_alone(composed: Composed, checkpoint: Path, decay: Decay) -> Composed
     stages = {name: s for name, s in experiment.stages.items() if s is not None and s.each}
     changes = {"cooldowns": (branch,), "start": start, "stages": stages}
     return composed._replace(experiment=experiment.model_copy(update=changes))
-
-
-def new_id_of(composed: Composed) -> str:
-    """An id for the session of a branch."""
-    experiment = composed.experiment
-    assert experiment.start is not None
-    return new_id(f"{experiment.project.name}-cd{experiment.start.iteration}")
 
 
 def find_checkpoint(checkpoint: Path, experiment: Experiment) -> Start:

@@ -8,11 +8,12 @@ from autoexp.backends.protocol import Branch
 from autoexp.config.experiment import Cooldown, Experiment, Start
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import estimate
-from autoexp.jobs.spec import JobSpec, Kind
+from autoexp.jobs.spec import JobSpec
 from autoexp.names import check_job
 from autoexp.planning.cooldowns import all_cooldowns
 from autoexp.planning.cost import Cost, cost_of
 from autoexp.resources.containers import NoContainer
+from autoexp.states import Kind
 
 
 class Training(NamedTuple):

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp.errors import SessionDamaged
-from autoexp.jobs.spec import JobRecord, Verdict
+from autoexp.jobs.record import JobRecord
 from autoexp.jobs.starts import branch_was_seen
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from autoexp.storage import atomic
 
 # Logged points that are averaged at a curve's end, so that one noisy batch decides nothing.

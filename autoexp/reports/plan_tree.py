@@ -1,16 +1,20 @@
 """A plan as a tree: points, trainings, cooldowns, what follows; counts, conditions, hours."""
 
-from collections import Counter
+import io
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from rich.text import Text
 from rich.tree import Tree
 
+from autoexp.config.compose import Composed
 from autoexp.config.sweep_names import as_word
-from autoexp.jobs.budget import total
 from autoexp.jobs.order import walk
-from autoexp.jobs.spec import JobSpec, Kind
+from autoexp.jobs.spec import JobSpec
+from autoexp.planning.approval import headline
 from autoexp.planning.plan import Plan
+from autoexp.reports.terminal import canvas, console
+from autoexp.states import Kind
 
 _SHOWN = 20
 """Points that are drawn; a sweep of 500 is told by its first ones."""
@@ -31,15 +35,6 @@ def plan_tree(plan: Plan, name: str, *, most: int = _SHOWN) -> Tree:
     if points > most:
         tree.add(Text(f"… and {points - most} more; `--json` has all", "dim"))
     return tree
-
-
-def headline(plan: Plan) -> str:
-    """Counts and hours: `18 jobs: 6 train, 12 cooldown; 3.20 GPU hours`."""
-    counts = Counter(str(job.kind) for job in plan.jobs)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    points = len({as_word(job.settings) for job in plan.jobs if job.settings})
-    swept = f"{points} points, " if points else ""
-    return f"{swept}{len(plan.jobs)} jobs: {kinds}; {total(plan.jobs)}"
 
 
 def _label(job: JobSpec, specs: Mapping[str, JobSpec]) -> Text:
@@ -80,3 +75,22 @@ def conditions(job: JobSpec, specs: Mapping[str, JobSpec]) -> Sequence[str]:
         return []
     extra = f" and {len(job.start_when)} conditions hold" if job.start_when else ""
     return [f"starts at checkpoint {job.branch.iteration}{extra}; cancelled when it never comes"]
+
+
+_WIDTH = 120
+
+
+def _draw(found: Plan, composed: Composed, path: Path) -> None:
+    drawing = canvas(io.StringIO(), _WIDTH, colours=True)
+    name = composed.experiment.project.name
+    drawing.print(plan_tree(found, name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.save_svg(str(path), title=f"autoexp plan {name}")
+    console().print(f"drawing: {path}", soft_wrap=True)
+
+
+def as_text(found: Plan, composed: Composed) -> str:
+    """The tree without colours."""
+    paper = canvas(io.StringIO(), _WIDTH, colours=False)
+    paper.print(plan_tree(found, composed.experiment.project.name))
+    return paper.export_text()

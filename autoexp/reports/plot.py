@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from autoexp import sinks
-from autoexp.jobs.spec import JobSpec, Kind
+from autoexp.jobs.spec import JobSpec
 from autoexp.reports.curves import Curve, read_curve
 from autoexp.session.session import Session
+from autoexp.states import Kind
 from autoexp.storage import atomic
 
 _TRUNK = "#4a5568"

@@ -10,11 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from autoexp.jobs.limits import is_measured
-from autoexp.jobs.spec import JobSpec, Kind, Verdict
+from autoexp.jobs.spec import JobSpec
 from autoexp.planning.cost import Cost
 from autoexp.planning.plan import Plan
 from autoexp.reports.curves import Gain
 from autoexp.reports.status import JobStatus, Status
+from autoexp.states import Kind, Verdict
 
 _ROWS = 60
 _FEW = 8

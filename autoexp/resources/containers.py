@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from autoexp.backends.protocol import Closed
+from autoexp.model import Closed
 from autoexp.redaction import Variables
 
 # What the payload and the launcher say inside the job; Docker passes nothing on by itself.

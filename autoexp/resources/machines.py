@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp import sinks
-from autoexp.backends.protocol import COMPOSING, Closed
+from autoexp.model import COMPOSING, Closed
 from autoexp.redaction import Variables
 from autoexp.resources.sbatch_options import OPTIONS, OURS
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from autoexp.backends.protocol import Closed
 from autoexp.config.scalars import AsWritten
+from autoexp.model import Closed
 from autoexp.rules.conditions import Condition
 from autoexp.rules.durations import Duration
 from autoexp.templates import texts_in

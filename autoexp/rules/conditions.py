@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
-from autoexp.backends.protocol import COMPOSING, Closed
+from autoexp.model import COMPOSING, Closed
 from autoexp.rules.durations import Duration
 
 Scalar = str | int | float

@@ -18,7 +18,7 @@ from autoexp.rules.events import (
 from autoexp.rules.findings import LogMatched, MetricAlarm
 
 if TYPE_CHECKING:
-    from autoexp.jobs.spec import JobRecord
+    from autoexp.jobs.record import JobRecord
     from autoexp.session.session import Session
 
 _LONGEST_NUMBER = 30  # characters; any float is shorter

@@ -5,9 +5,9 @@ from zlib import crc32
 
 from pydantic import Field, TypeAdapter
 
-from autoexp.backends.protocol import Closed
-from autoexp.jobs.spec import Verdict
+from autoexp.model import Closed
 from autoexp.rules.findings import LoggingStopped, LogLost, LogMatched, MetricAlarm
+from autoexp.states import Verdict
 
 
 class CheckpointComplete(Closed):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from autoexp.backends.protocol import Closed
+from autoexp.model import Closed
 
 
 class LogLost(Closed):

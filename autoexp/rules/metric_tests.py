@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from autoexp.backends.protocol import Closed
+from autoexp.model import Closed
 
 
 class NotANumber(Closed):

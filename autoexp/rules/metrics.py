@@ -7,7 +7,6 @@ from statistics import median
 from typing import NamedTuple
 
 from autoexp.backends.protocol import MOST_ITERATIONS, Progress
-from autoexp.jobs.spec import Logged
 from autoexp.rules.metric_tests import (
     LossAbove,
     NotANumber,
@@ -16,6 +15,17 @@ from autoexp.rules.metric_tests import (
     ThroughputBelow,
 )
 from autoexp.rules.rules import MetricRule
+
+
+class Logged(NamedTuple):
+    """A logged iteration, as metric rules see it."""
+
+    iteration: int
+    loss: float | None
+    """None: not a number, or left out."""
+    learning_rate: float | None
+    seconds: float | None
+
 
 _SHOWN = 40  # characters of a number
 _LOSS: Callable[[Logged], float] = itemgetter(1)

@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from autoexp.backends.protocol import COMPOSING, Closed
 from autoexp.logs import patterns
 from autoexp.logs.linear import refuse_slow
+from autoexp.model import COMPOSING, Closed
 from autoexp.rules import event_values
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Launch, Restart, Step
 from autoexp.rules.durations import Duration

@@ -4,11 +4,12 @@ Names make rules mergeable: a preset that extends another adds rules, changes ke
 switches one off with `null`.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from autoexp.backends.protocol import Closed
+from autoexp.model import Closed
 from autoexp.rules.rules import (
     CheckpointRule,
     InactivityRule,
@@ -51,3 +52,11 @@ class Rules(Closed):
                     raise ValueError(f"two rules are called `{name}`: give one another name")
                 seen.add(name)
         return self
+
+
+def named(rules: Rules) -> Iterator[tuple[str, RuleBase]]:
+    """All rules that are not switched off, by name."""
+    for kind in type(rules).model_fields:
+        section = getattr(rules, kind)
+        if isinstance(section, dict):
+            yield from ((name, rule) for name, rule in section.items() if rule is not None)

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from autoexp import payload, states
 from autoexp.errors import SubmissionUncertain
-from autoexp.jobs.spec import Attempt, JobSpec, gpu_hours, now
+from autoexp.jobs.gpu_hours import gpu_hours
+from autoexp.jobs.record import Attempt
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import now
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.events import Event, StateChanged
 from autoexp.storage import atomic, locks

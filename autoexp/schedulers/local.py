@@ -22,7 +22,8 @@ from submitit.local import local as submitit_local
 
 from autoexp import payload, proxies
 from autoexp.errors import SchedulerUnavailable
-from autoexp.jobs.spec import Attempt, JobSpec
+from autoexp.jobs.record import Attempt
+from autoexp.jobs.spec import JobSpec
 from autoexp.schedulers.base import (
     WITHDRAWN,
     Orders,

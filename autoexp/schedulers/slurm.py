@@ -16,7 +16,9 @@ from pathlib import Path
 
 from autoexp import payload, states
 from autoexp.errors import SchedulerUnavailable, SubmissionRefused, SubmitLimitReached
-from autoexp.jobs.spec import Attempt, JobSpec, now
+from autoexp.jobs.record import Attempt
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import now
 from autoexp.payload import TASKS
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers import slurm_commands

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from autoexp import states
 from autoexp.errors import SchedulerUnavailable
-from autoexp.jobs.spec import now
+from autoexp.model import now
 from autoexp.schedulers.base import Sighting, Ticket, read_claim
 from autoexp.schedulers.exit_files import from_exit_file
 from autoexp.storage import atomic

@@ -15,10 +15,11 @@ from autoexp.errors import (
     SubmissionUncertain,
     SubmitLimitReached,
 )
-from autoexp.jobs.spec import JobSpec, Kind
+from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
+from autoexp.states import Kind
 from autoexp.storage import atomic
 
 # What sbatch says when it may work later. No answer at all is another matter (NO_ANSWER), and

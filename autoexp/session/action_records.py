@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoexp.jobs.spec import now
+from autoexp.model import now
 from autoexp.rules.actions import Action, Start
 from autoexp.rules.conditions import Condition
 from autoexp.rules.events import Event

@@ -10,13 +10,17 @@ from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.config.compose import Composed
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput, SessionError
-from autoexp.jobs.spec import JobRecord, JobSpec, now
+from autoexp.jobs.record import JobRecord
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import now
+from autoexp.names import check_id, check_keys
 from autoexp.planning.plan import Plan
+from autoexp.planning.study import plan_study
 from autoexp.resources.machines import LocalMachine
 from autoexp.session import find, remove
-from autoexp.session.meta import SessionMeta
+from autoexp.session.meta import SessionMeta, new_id, output_root
 from autoexp.session.provenance import Provenance, of_experiment
-from autoexp.session.session import Session
+from autoexp.session.session import Session, sessions_root
 from autoexp.storage import atomic, claims, locks, permissions
 
 
@@ -173,18 +177,6 @@ def retake_outputs(session: Session) -> None:
         )
 
 
-def output_root(experiment: Experiment, session: Path) -> Path:
-    """Where a session's jobs write; a root of the user's own is shared by sessions."""
-    own = experiment.project.output_root
-    return session / "output" if own is None else Path(own).absolute() / session.name
-
-
-def new_id(project: str) -> str:
-    """A short, readable id: project, month and day, four random characters."""
-    end = f"-{now().astimezone():%m%d}-{names.random_letters(4)}"
-    return project[: names.LONGEST_ID - len(end)] + end
-
-
 def _fill(
     draft: Path,
     path: Path,
@@ -247,3 +239,31 @@ def _pin_start(spec: JobSpec, experiment: Experiment, draft: Path, path: Path) -
         if not Path(start.path).exists():
             raise BadInput(f"{start.path}: the checkpoint to start from is not there") from error
         raise BadInput(str(error)) from error
+
+
+def new_id_of(composed: Composed) -> str:
+    """An id for the session of a branch."""
+    experiment = composed.experiment
+    assert experiment.start is not None
+    return new_id(f"{experiment.project.name}-cd{experiment.start.iteration}")
+
+
+def plan_of(composed: Composed, session: str | None = None) -> Plan:
+    """The plan of a session that is yet to be made; without an id, of one that will get one.
+
+    Raises BadInput for what is impossible, and for names that are too long.
+    """
+    named = session or id_for(composed)
+    check_id(named)
+    path = sessions_root() / (session or "SESSION")
+    outputs = output_root(composed.experiment, path)
+    if session is not None and not path.exists():
+        refuse_used(outputs)
+    found = plan_study(composed, outputs)
+    check_keys(named, (job.name for job in found.jobs))
+    return found
+
+
+def id_for(composed: Composed) -> str:
+    """An id for a session of the experiment."""
+    return new_id(composed.experiment.project.name)

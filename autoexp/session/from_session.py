@@ -11,7 +11,7 @@ from autoexp.config.compose import Composed, compose
 from autoexp.config.search_path import group_choices
 from autoexp.dotted import dump, escaped
 from autoexp.errors import BadInput
-from autoexp.jobs.spec import JobRecord
+from autoexp.jobs.record import JobRecord
 from autoexp.session.session import Session
 
 _WRITTEN = re.compile(r"(?P<session>[^:@]+)(:(?P<job>[^:@]+)(@(?P<iteration>[0-9]+))?)?")

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 from pydantic import ValidationError
 
 from autoexp.errors import SessionDamaged, SessionHeld
-from autoexp.jobs.spec import now
+from autoexp.model import now
 from autoexp.rules.events import CheckpointComplete, Event, adapter
 from autoexp.storage import atomic
 

@@ -4,8 +4,8 @@ from autoexp.config.compose import Composed
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import Budget
-from autoexp.jobs.spec import Kind
 from autoexp.session.session import Session, sessions_root
+from autoexp.states import Kind
 
 
 def with_measured_speed(composed: Composed) -> Composed:

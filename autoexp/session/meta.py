@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from autoexp import names
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
+from autoexp.model import now
 from autoexp.storage import migrations
 
 
@@ -61,3 +62,15 @@ class SessionMeta(BaseModel):
         raise BadInput(
             f"{path}: the session was made as {self.path}, where its jobs write; {advice}"
         )
+
+
+def output_root(experiment: Experiment, session: Path) -> Path:
+    """Where a session's jobs write; a root of the user's own is shared by sessions."""
+    own = experiment.project.output_root
+    return session / "output" if own is None else Path(own).absolute() / session.name
+
+
+def new_id(project: str) -> str:
+    """A short, readable id: project, month and day, four random characters."""
+    end = f"-{now().astimezone():%m%d}-{names.random_letters(4)}"
+    return project[: names.LONGEST_ID - len(end)] + end

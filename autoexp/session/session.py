@@ -12,8 +12,10 @@ from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.jobs.limits import chain_length, room, time_limit
 from autoexp.jobs.order import in_order
-from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Verdict, now
+from autoexp.jobs.record import Attempt, JobRecord
+from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.verdicts import saved_iteration
+from autoexp.model import now
 from autoexp.planning.plan import Plan
 from autoexp.rules.events import AttemptRefused, CancelAnswered, CheckpointComplete, Event, JobReady
 from autoexp.schedulers.base import Ticket
@@ -22,6 +24,7 @@ from autoexp.session.action_records import ActionRecord, Actions
 from autoexp.session.excluded_nodes import BlameList
 from autoexp.session.journal import Journal
 from autoexp.session.meta import SessionMeta
+from autoexp.states import Verdict
 from autoexp.storage import atomic, lease, migrations, permissions
 from autoexp.storage.lease import Lease
 

@@ -10,15 +10,16 @@ from functools import partial
 from pathlib import Path
 
 from autoexp.config.compose import compose
-from autoexp.jobs.spec import Kind
 from autoexp.logs.engines import Hyperscan, Searching, best_engine
 from autoexp.logs.matcher import Matcher, matcher
 from autoexp.logs.patterns import Wanted
 from autoexp.logs.tail import LogCursor, LookBudget, read_new
 from autoexp.monitor.job_watch import JobWatch
-from autoexp.monitor.rulebook import RuleBook, named
+from autoexp.monitor.rulebook import RuleBook
 from autoexp.rules.rules import LogRule
+from autoexp.rules.ruleset import named
 from autoexp.session.session import Session
+from autoexp.states import Kind
 from bench.world import sessions
 from bench.world.measure import Figure, resident_mb
 

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import get_client
 
 from autoexp.flows.engine.session_run import SessionRun
-from autoexp.jobs.spec import JobRecord
+from autoexp.jobs.record import JobRecord
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
 from bench.cases.reaction import fake_cluster, until, watch, with_cooldowns

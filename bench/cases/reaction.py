@@ -12,12 +12,14 @@ from prefect import flow, get_run_logger
 
 from autoexp.backends.protocol import Branch
 from autoexp.flows.engine.session_run import SessionRun
-from autoexp.jobs.spec import JobRecord, JobSpec, Kind
+from autoexp.jobs.record import JobRecord
+from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session.session import Session
+from autoexp.states import Kind
 from bench.world import sessions
 from bench.world.measure import Figure
 from bench.world.slurm_commands import FakeCluster

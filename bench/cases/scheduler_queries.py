@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from autoexp.jobs.spec import Attempt
+from autoexp.jobs.record import Attempt
 from autoexp.monitor.monitor import Monitor
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from autoexp import errors, payload, states
 from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER, folder_name
-from autoexp.jobs.spec import Attempt, JobSpec
+from autoexp.jobs.record import Attempt
+from autoexp.jobs.spec import JobSpec
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket
 from bench.world import sessions
 

@@ -10,10 +10,13 @@ from unittest import mock
 
 from autoexp.backends.megatron.formats import TRACKER, folder_name
 from autoexp.config.compose import Composed, compose
-from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind, now
+from autoexp.jobs.record import Attempt, JobRecord
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import now
 from autoexp.planning.plan import NO_JOBS
 from autoexp.session.create import create
 from autoexp.session.session import Session
+from autoexp.states import Kind
 
 # As many arguments and variables as a Megatron run on a real cluster has.
 _ARGUMENTS = 150

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from autoexp.jobs.spec import Attempt
+from autoexp.jobs.record import Attempt
 
 _ANSWERS = """#!/bin/sh
 echo "{name}" >> {folder}/calls

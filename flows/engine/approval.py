@@ -15,10 +15,11 @@ from prefect.states import Cancelled, Completed
 from pydantic import Field
 
 from autoexp import sinks
-from autoexp.cli.plan import above_budget, as_text
 from autoexp.config.compose import Composed
 from autoexp.errors import NotAgreed
+from autoexp.planning.approval import above_budget
 from autoexp.planning.plan import Plan
+from autoexp.reports.plan_tree import as_text
 
 _NAME = "approve the plan"
 _PAUSE = "approval"

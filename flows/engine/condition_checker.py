@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import Disk
-from autoexp.jobs.spec import now
+from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.operations import actions
 from autoexp.operations.action_runs import Command

@@ -9,8 +9,9 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp import sinks
 from autoexp.flows.concurrency.outbox import Turn
-from autoexp.jobs.spec import JobSpec, Verdict
+from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.monitor import JobView
+from autoexp.states import Verdict
 
 if TYPE_CHECKING:
     from autoexp.flows.engine.subflows import Drawing

@@ -17,7 +17,6 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp import sinks
-from autoexp.cli.plan import id_for, plan_of
 from autoexp.config.compose import Composed
 from autoexp.errors import SessionGivenUp
 from autoexp.flows.concurrency.foreground import foreground
@@ -26,7 +25,6 @@ from autoexp.flows.engine.compose import compose
 from autoexp.flows.engine.session_run import SessionRun, failed_jobs
 from autoexp.flows.publishing import form
 from autoexp.flows.publishing.scheduler_log import forwarded
-from autoexp.jobs.spec import Verdict
 from autoexp.logs import engines
 from autoexp.monitor import monitor_starts
 from autoexp.operations import adopt
@@ -34,11 +32,12 @@ from autoexp.operations.cancel import cancel_directly
 from autoexp.planning.plan import Plan
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session import find
-from autoexp.session.create import create
+from autoexp.session.create import create, id_for, plan_of
 from autoexp.session.find import session_of
 from autoexp.session.measured_speed import with_measured_speed
 from autoexp.session.provenance import provenance
 from autoexp.session.session import Session, sessions_root
+from autoexp.states import Verdict
 from autoexp.storage import permissions
 from autoexp.storage.lease import Lease
 

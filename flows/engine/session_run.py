@@ -24,7 +24,6 @@ from autoexp.flows.engine.phase_runner import PhaseRunner
 from autoexp.flows.engine.poller import Questions
 from autoexp.flows.engine.subflows import Drawing
 from autoexp.flows.publishing.artifacts import Face
-from autoexp.jobs.spec import Verdict
 from autoexp.monitor import steps
 from autoexp.monitor.monitor import Look, Monitor, Work
 from autoexp.operations import action_runs, requests
@@ -32,6 +31,7 @@ from autoexp.rules.describe import describe
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from autoexp.storage.lease import Lease
 
 _AT_ONCE = 64

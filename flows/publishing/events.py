@@ -12,11 +12,13 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from prefect.events import emit_event
 
 from autoexp import sinks
-from autoexp.jobs.spec import JobRecord, Kind, Verdict, now
+from autoexp.jobs.record import JobRecord
+from autoexp.model import now
 from autoexp.rules import events
 from autoexp.rules.describe import describe
 from autoexp.rules.events import Event
 from autoexp.session.session import Session
+from autoexp.states import Kind, Verdict
 
 
 class Told(NamedTuple):

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from autoexp.jobs.spec import JobRecord, Kind, Verdict
+from autoexp.jobs.record import JobRecord
 from autoexp.planning.plan import Plan
 from autoexp.reports.status import JobStatus, Status
 from autoexp.rules.describe import describe
 from autoexp.session.session import Session
 from autoexp.sinks import markdown, markdown_code
+from autoexp.states import Kind, Verdict
 
 _EVENTS = 12
 

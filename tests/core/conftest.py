@@ -17,16 +17,19 @@ import pytest
 
 from autoexp.backends.demo import DemoBackend
 from autoexp.config.compose import Composed, compose
-from autoexp.jobs.spec import Attempt, JobSpec, Kind, now
+from autoexp.jobs.record import Attempt
+from autoexp.jobs.spec import JobSpec
 from autoexp.logs import matcher
 from autoexp.logs.engines import Hyperscan, Searching, best_engine
+from autoexp.model import now
 from autoexp.payload import process_identity
 from autoexp.planning.study import plan_study
 from autoexp.resources.machines import LocalMachine
 from autoexp.schedulers.base import Orders, Ticket, prepare
 from autoexp.session import create as creation
 from autoexp.session import find
-from autoexp.session.create import new_id, output_root
+from autoexp.session.meta import new_id, output_root
+from autoexp.states import Kind
 from autoexp.storage import atomic
 
 _OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autoexp.errors import BadInput, SessionError
-from autoexp.jobs.spec import Kind, Verdict, now
+from autoexp.model import now
 from autoexp.operations import actions as acting
 from autoexp.operations import requests
 from autoexp.operations.launch import Launching, launched
@@ -24,6 +24,7 @@ from autoexp.schedulers.slurm_script import executor_for
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.excluded_nodes import Blamed
 from autoexp.session.session import Session
+from autoexp.states import Kind, Verdict
 from autoexp.storage import migrations
 from tests.core.test_monitor import Story, of
 from tests.core.test_restarts import say, story_of  # noqa: F401

@@ -16,11 +16,13 @@ import pytest
 from autoexp import errors, payload, states
 from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER, folder_name
 from autoexp.config.compose import Composed
-from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind
+from autoexp.jobs.record import Attempt, JobRecord
+from autoexp.jobs.spec import JobSpec
 from autoexp.operations import arrays
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, find_or_forbid
 from autoexp.session.session import Session
+from autoexp.states import Kind
 from autoexp.storage import atomic
 from tests.core.conftest import create, spec_of
 

@@ -10,7 +10,7 @@ from autoexp.errors import BadInput, SessionNotFound
 from autoexp.jobs.budget import total
 from autoexp.jobs.gpu_hours import spent
 from autoexp.jobs.limits import room
-from autoexp.jobs.spec import Verdict, now
+from autoexp.model import now
 from autoexp.operations import requests
 from autoexp.planning.plan import Plan
 from autoexp.planning.study import plan_study
@@ -18,6 +18,7 @@ from autoexp.reports.status import status_of
 from autoexp.rules.events import BudgetPassed
 from autoexp.session.measured_speed import with_measured_speed
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.core.conftest import TINY, create
 from tests.core.test_monitor import Story
 

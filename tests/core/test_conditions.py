@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from autoexp.backends.protocol import COMPOSING
-from autoexp.jobs.spec import now
+from autoexp.model import COMPOSING, now
 from autoexp.rules.condition_checks import Answer, Facts, JobFacts, check, check_all
 from autoexp.rules.conditions import Condition, commands_in
 

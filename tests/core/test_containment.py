@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from autoexp.errors import SessionHeld
-from autoexp.jobs.spec import Verdict
 from autoexp.monitor import monitor, recorder
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.rulebook import RuleBook
 from autoexp.monitor.steps import Submit
 from autoexp.rules.events import CheckpointComplete
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.core.test_monitor import Story, launches
 
 STEPS: dict[str, tuple[object, str]] = {

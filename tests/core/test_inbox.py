@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 
 from autoexp.config.compose import Composed
-from autoexp.jobs.spec import Attempt, JobSpec, Kind, Verdict, now
+from autoexp.jobs.record import Attempt
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import now
 from autoexp.operations import actions as acting
 from autoexp.operations import requests as inbox
 from autoexp.operations.cancel import cancel_directly
 from autoexp.planning.plan import make_plan
 from autoexp.rules.events import JobAdded, RequestRefused
 from autoexp.session.action_records import ActionStatus
-from autoexp.session.create import output_root
+from autoexp.session.meta import output_root
 from autoexp.session.session import Session
+from autoexp.states import Kind, Verdict
 from autoexp.storage import atomic
 from tests.core.conftest import KilledAt, attempt_of, create, spec_of
 from tests.core.test_durable import exit_code, in_a_process

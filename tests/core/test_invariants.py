@@ -22,7 +22,6 @@ from autoexp import states
 from autoexp.config.compose import Composed
 from autoexp.config.experiment import Monitoring
 from autoexp.errors import SchedulerError
-from autoexp.jobs.spec import Kind, Verdict
 from autoexp.monitor import steps
 from autoexp.monitor.monitor import Monitor, Work
 from autoexp.monitor.phases import Phase, do, in_turns
@@ -33,6 +32,7 @@ from autoexp.rules.actions import Start
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.session import Session
+from autoexp.states import Kind, Verdict
 from autoexp.storage import lease
 from tests.core.conftest import create, spec_of
 from tests.core.test_arrays import FakeJob, FakeScheduler, Fate, Killed

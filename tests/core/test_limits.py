@@ -7,7 +7,7 @@ import pytest
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.jobs.limits import is_measured, time_limit
-from autoexp.jobs.spec import JobRecord
+from autoexp.jobs.record import JobRecord
 from autoexp.planning.plan import make_plan
 
 ASKED = ("slurm=local_cluster", "slurm.time_limit_min=600", "project.name=t")

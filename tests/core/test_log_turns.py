@@ -9,7 +9,7 @@ import pytest
 
 from autoexp.backends.megatron.formats import TRACKER, folder_name
 from autoexp.config.compose import compose
-from autoexp.jobs.spec import JobRecord, Kind, Verdict
+from autoexp.jobs.record import JobRecord
 from autoexp.logs import tail
 from autoexp.logs.tail import LIMIT, MAX_LINES, MOST_BEHIND, LogCursor, read_new
 from autoexp.monitor import job_watch
@@ -19,6 +19,7 @@ from autoexp.monitor.replay import Rehearsal
 from autoexp.rules.findings import LogLost, LogMatched
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session
+from autoexp.states import Kind, Verdict
 from bench.world import sessions
 from tests.core.conftest import TINY, create
 

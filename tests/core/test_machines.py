@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from autoexp.backends.protocol import COMPOSING
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
+from autoexp.model import COMPOSING
 from autoexp.resources.machines import SlurmCluster
 from autoexp.resources.sbatch_options import OPTIONS, OURS
 

@@ -7,8 +7,7 @@ import pytest
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.protocol import Branch
 from autoexp.demo.model import Schedule
-from autoexp.jobs.spec import Logged
-from autoexp.rules.metrics import Expectation, alarm, window
+from autoexp.rules.metrics import Expectation, Logged, alarm, window
 from autoexp.rules.rules import MetricRule
 
 NOTHING = Expectation(logs_loss=True, planned_rate=lambda _: None, peak_rate=None)

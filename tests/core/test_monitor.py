@@ -11,13 +11,14 @@ import pytest
 from autoexp.backends.megatron.formats import TRACKER, folder_name
 from autoexp.backends.protocol import CheckpointScan, FoundCheckpoint
 from autoexp.config.compose import Composed
-from autoexp.jobs.spec import JobRecord, Verdict
+from autoexp.jobs.record import JobRecord
 from autoexp.logs.tail import LIMIT
 from autoexp.monitor.monitor import Look, Monitor
 from autoexp.operations import actions
 from autoexp.rules.events import CheckpointComplete, JobGivenUp
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.core.conftest import KilledAt, create
 
 

@@ -22,7 +22,7 @@ from autoexp.rules.events import CheckpointComplete, Event, JobReady, Published,
 from autoexp.rules.findings import LoggingStopped, LogMatched, MetricAlarm
 from autoexp.rules.rules import OnReady
 from autoexp.schedulers.slurm_parsing import SQUEUE_FORMAT
-from autoexp.session.create import new_id
+from autoexp.session.meta import new_id
 from autoexp.session.session import Session
 from autoexp.storage import atomic
 from tests.core.conftest import create

@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autoexp.backends.protocol import COMPOSING
 from autoexp.logs.engines import Engine, lines_with
 from autoexp.logs.linear import SEEN, LinePattern, refuse_slow
 from autoexp.logs.lines import Piece
 from autoexp.logs.matcher import Hit, matcher
 from autoexp.logs.patterns import Wanted, groups_of
 from autoexp.logs.prefilter import widened
+from autoexp.model import COMPOSING
 from autoexp.rules.rules import LogRule
 
 PATTERNS = (

@@ -8,11 +8,13 @@ import pytest
 
 from autoexp.config.compose import compose
 from autoexp.config.experiment import Experiment
-from autoexp.jobs.spec import Attempt, JobRecord, JobSpec, Kind, Verdict, now
+from autoexp.jobs.record import Attempt, JobRecord
+from autoexp.jobs.spec import JobSpec
 from autoexp.logs.tail import LookBudget
+from autoexp.model import now
 from autoexp.monitor.decide import decide
 from autoexp.monitor.job_watch import JobWatch
-from autoexp.monitor.rulebook import RuleBook, named
+from autoexp.monitor.rulebook import RuleBook
 from autoexp.planning.plan import make_plan
 from autoexp.planning.rule_checks import refuse_impossible
 from autoexp.rules.events import (
@@ -23,6 +25,8 @@ from autoexp.rules.events import (
     TrunksFinished,
 )
 from autoexp.rules.rules import InactivityRule, LogRule, MetricRule, RuleBase
+from autoexp.rules.ruleset import named
+from autoexp.states import Kind, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data" / "rules"

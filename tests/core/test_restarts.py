@@ -14,7 +14,7 @@ import pytest
 from autoexp import payload
 from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER
 from autoexp.config.compose import compose
-from autoexp.jobs.spec import RestartRequest, Verdict
+from autoexp.jobs.record import RestartRequest
 from autoexp.monitor import phases
 from autoexp.monitor.steps import Replace, Replacement, carry_out, next_step
 from autoexp.operations import action_runs
@@ -27,6 +27,7 @@ from autoexp.schedulers.local import LocalScheduler
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.session import Session
 from autoexp.setting import setting
+from autoexp.states import Verdict
 from tests.core.conformance import megatron
 from tests.core.conftest import TINY, KilledAt, create, spec_of
 from tests.core.test_monitor import Story, of

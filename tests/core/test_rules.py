@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from autoexp.config.compose import Composed
 from autoexp.config.experiment import Cooldown, Decay, Experiment, Project
-from autoexp.jobs.spec import Verdict
 from autoexp.monitor.decide import Asked, Rule, action_key, decide
 from autoexp.monitor.rulebook import implied
 from autoexp.planning.plan import make_plan
@@ -17,6 +16,7 @@ from autoexp.rules.events import AttemptJudged, CheckpointComplete, Event, JobGi
 from autoexp.rules.rules import OnCheckpoint
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.core.conftest import create
 
 CHECKPOINT = CheckpointComplete(job="t", iteration=100, path="/t/iter_0000100")

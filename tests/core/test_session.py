@@ -11,15 +11,16 @@ import pytest
 
 from autoexp.config.compose import Composed, compose
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
-from autoexp.jobs.spec import Attempt, JobRecord, Verdict
+from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.monitor.decide import decide
 from autoexp.monitor.rulebook import implied
 from autoexp.planning.study import plan_study
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.events import CheckpointComplete, JobGivenUp
 from autoexp.session import create as creation
-from autoexp.session.create import new_id, output_root
+from autoexp.session.meta import new_id, output_root
 from autoexp.session.session import Session, sessions_root
+from autoexp.states import Verdict
 from autoexp.storage import atomic, lease
 from tests.core.conftest import FullDisk, KilledAt, create
 

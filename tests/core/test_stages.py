@@ -9,15 +9,17 @@ import pytest
 
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
-from autoexp.jobs.spec import JobSpec, Kind, Verdict
+from autoexp.jobs.spec import JobSpec
 from autoexp.operations import actions, requests
-from autoexp.planning.standalone import branch_alone, new_id_of
+from autoexp.planning.standalone import branch_alone
 from autoexp.planning.study import plan_study
 from autoexp.rules.actions import Decay, Start
 from autoexp.rules.events import JobReady, RetryAsked
+from autoexp.session.create import new_id_of
 from autoexp.session.from_session import Origin, compose_from
 from autoexp.session.session import Session
 from autoexp.setting import setting
+from autoexp.states import Kind, Verdict
 from tests.core.conftest import TINY, KilledAt, create
 from tests.core.test_monitor import Story
 

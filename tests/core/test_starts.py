@@ -10,7 +10,7 @@ from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron.formats import TRACKER
 from autoexp.backends.protocol import UNDECIDED, Branch, FoundCheckpoint
 from autoexp.backends.torchtitan.backend import TorchtitanBackend
-from autoexp.jobs.spec import JobRecord, Kind, Verdict
+from autoexp.jobs.record import JobRecord
 from autoexp.jobs.starts import branch_was_seen, check, note_line, note_logged, start_was_seen
 from autoexp.jobs.verdicts import judge
 from autoexp.monitor.monitor import Look
@@ -18,6 +18,7 @@ from autoexp.operations import actions, retry
 from autoexp.reports.curves import gains, without_seen_start
 from autoexp.reports.results import rows
 from autoexp.rules.events import StartedElsewhere
+from autoexp.states import Kind, Verdict
 from autoexp.storage import migrations
 from tests.core.conftest import attempt_of, spec_of
 from tests.core.test_monitor import Story

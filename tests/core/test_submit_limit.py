@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from autoexp.config.compose import Composed
-from autoexp.jobs.spec import Verdict
 from autoexp.resources.machines import SlurmCluster
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.core.conftest import create
 from tests.core.test_arrays import FakeScheduler, Fate
 from tests.core.test_invariants import Driver

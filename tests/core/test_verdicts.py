@@ -6,8 +6,9 @@ import pytest
 
 from autoexp import states
 from autoexp.backends.protocol import Branch
-from autoexp.jobs.spec import JobRecord, Verdict
+from autoexp.jobs.record import JobRecord
 from autoexp.jobs.verdicts import Judgement, judge, made_progress, saved_iteration
+from autoexp.states import Verdict
 from tests.core.conftest import attempt_of, spec_of
 
 FINISHED, CONTINUE, FAILED = Verdict.FINISHED, Verdict.CONTINUE, Verdict.FAILED

@@ -18,14 +18,15 @@ from autoexp.backends.demo import DemoBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron.formats import progress as megatron_progress
 from autoexp.backends.progress_line import ProgressPattern, number, whole
-from autoexp.backends.protocol import COMPOSING, Backend, CheckpointScan, Progress, Unread
+from autoexp.backends.protocol import Backend, CheckpointScan, Progress, Unread
 from autoexp.backends.torchtitan.backend import _LINE as TORCHTITAN
+from autoexp.jobs.record import JobRecord
 from autoexp.jobs.scores import NoScores, read_scores
-from autoexp.jobs.spec import JobRecord
 from autoexp.logs import tail
 from autoexp.logs.linear import refuse_slow
 from autoexp.logs.matcher import Matcher
 from autoexp.logs.tail import LIMIT, LookBudget
+from autoexp.model import COMPOSING
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.rulebook import RuleBook, Watched
 from autoexp.rules.event_values import typed

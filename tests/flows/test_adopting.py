@@ -11,11 +11,11 @@ import pytest
 from autoexp.cli.submit import adopt
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
-from autoexp.jobs.spec import Verdict
 from autoexp.operations import adopt as adoption
 from autoexp.operations import requests
 from autoexp.operations.retry import retry
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from autoexp.storage import claims
 from tests.core.conftest import TINY, create
 from tests.core.test_slurm_scheduler import Fakes

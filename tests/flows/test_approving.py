@@ -20,8 +20,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry, Crashed, Pending
 
 from autoexp.flows.train import train
-from autoexp.jobs.spec import Verdict
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.flows.conftest import SMALL, Make
 
 pytestmark = pytest.mark.prefect

@@ -7,9 +7,9 @@ from prefect import State
 
 from autoexp.flows.cooldown import cooldown
 from autoexp.flows.train import train
-from autoexp.jobs.spec import Kind, Verdict
 from autoexp.reports.curves import read_curve
 from autoexp.session.session import Session, sessions_root
+from autoexp.states import Kind, Verdict
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect

@@ -5,8 +5,8 @@ from prefect import State
 
 from autoexp.flows.evaluate import evaluate
 from autoexp.flows.train import train
-from autoexp.jobs.spec import Kind, Verdict
 from autoexp.session.session import Session, sessions_root
+from autoexp.states import Kind, Verdict
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect

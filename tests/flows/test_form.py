@@ -6,12 +6,12 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 from pydantic import Field
 
-from autoexp.backends.protocol import Closed
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
 from autoexp.flows.publishing import form
 from autoexp.flows.publishing.form import ExperimentForm
 from autoexp.flows.train import train
+from autoexp.model import Closed
 
 FILLED = {
     "project": {"name": "mine"},

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs.spec import Verdict
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.flows.conftest import SMALL, autoexp
 
 pytestmark = pytest.mark.prefect

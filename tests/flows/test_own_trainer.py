@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs.spec import Verdict
 from autoexp.reports.curves import gains
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.flows.conftest import autoexp
 
 pytestmark = pytest.mark.prefect

@@ -13,7 +13,7 @@ from autoexp.config.compose import compose
 from autoexp.flows.publishing import page
 from autoexp.flows.publishing.artifacts import Face, share_done
 from autoexp.flows.publishing.events import Telling
-from autoexp.jobs.spec import now
+from autoexp.model import now
 from autoexp.reports.status import JobStatus, Status, status_of
 from autoexp.rules.events import LogMatched
 from autoexp.session.journal import Journal

@@ -16,10 +16,10 @@ import pytest
 from prefect import get_client
 
 from autoexp.flows.train import train
-from autoexp.jobs.spec import Verdict
 from autoexp.monitor import monitor_starts
 from autoexp.session.find import session_of
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.flows.conftest import BRANCHES, PATIENCE_S, SMALL, Make, autoexp, edit_job, until
 
 pytestmark = pytest.mark.prefect

@@ -16,7 +16,7 @@ from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import Disk
 from autoexp.flows.engine.condition_checker import ConditionChecker
 from autoexp.flows.train import train
-from autoexp.jobs.spec import Kind, Verdict, now
+from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.rules.actions import Log
 from autoexp.rules.conditions import FileExists
@@ -25,6 +25,7 @@ from autoexp.rules.findings import MetricAlarm
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
 from autoexp.setting import setting
+from autoexp.states import Kind, Verdict
 from tests.core.conftest import create
 from tests.flows.conftest import SMALL, Make, autoexp
 from tests.flows.test_session_flow import task_runs

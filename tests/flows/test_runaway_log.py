@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs.spec import JobRecord, Verdict
+from autoexp.jobs.record import JobRecord
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.flows.conftest import Make, autoexp, edit_job, until
 from tests.flows.test_command_line import interrupt, start_monitor
 

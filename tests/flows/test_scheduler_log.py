@@ -14,7 +14,7 @@ from autoexp.flows.deployment.automations import recovery
 from autoexp.flows.engine import lifecycle
 from autoexp.flows.engine.job_subflow import final_state
 from autoexp.flows.publishing.scheduler_log import forwarded
-from autoexp.jobs.spec import JobRecord
+from autoexp.jobs.record import JobRecord
 from autoexp.monitor.monitor import JobView
 from autoexp.operations import action_runs
 from autoexp.resources.machines import SlurmCluster

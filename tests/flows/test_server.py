@@ -22,9 +22,9 @@ from autoexp.cli import run as terminal
 from autoexp.config.compose import compose
 from autoexp.flows.concurrency.foreground import Foreground
 from autoexp.flows.deployment import server
-from autoexp.jobs.spec import Verdict
 from autoexp.schedulers import slurm_commands
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.core.conftest import create
 
 Serve = Callable[..., str]

@@ -16,10 +16,10 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
 
 from autoexp.flows.train import train
-from autoexp.jobs.spec import Verdict
 from autoexp.reports.curves import gains
 from autoexp.rules.events import AttemptJudged, CheckpointComplete
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.flows.conftest import Make, edit_job
 
 pytestmark = pytest.mark.prefect

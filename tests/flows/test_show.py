@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from autoexp.jobs.spec import Kind, Verdict
 from autoexp.reports.status import JobStatus, Status
 from autoexp.reports.tables import status_view
+from autoexp.states import Kind, Verdict
 
 WAITS = "waits for checkpoint 1000 of demo"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from autoexp.flows.train import train
-from autoexp.jobs.spec import Verdict
 from autoexp.operations import retry
 from autoexp.reports.curves import gains
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.flows.conftest import Make, autoexp
 
 pytestmark = pytest.mark.prefect

@@ -10,11 +10,11 @@ from prefect import get_client
 
 from autoexp.config.compose import compose
 from autoexp.flows.train import train
-from autoexp.jobs.spec import Verdict
 from autoexp.operations import requests
 from autoexp.reports.results import rows
 from autoexp.session.session import Session
 from autoexp.setting import setting
+from autoexp.states import Verdict
 from tests.core.conftest import create
 from tests.flows.conftest import SMALL, Make
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from autoexp.config.compose import compose
-from autoexp.jobs.spec import Attempt, JobRecord, Kind
+from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.monitor.monitor import Monitor
 from autoexp.payload import processes_with_cookie
 from autoexp.resources.machines import SlurmCluster
@@ -17,6 +17,7 @@ from autoexp.rules.events import StateChanged
 from autoexp.schedulers.base import Request, Sighting, Ticket, prepare, submit_once
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session.session import Session
+from autoexp.states import Kind
 from tests.core.conftest import create
 
 # One CPU and little memory each, and no GPU: two dozen at once.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from autoexp.config.compose import compose
-from autoexp.jobs.spec import Verdict
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.flows.conftest import BRANCHES, SMALL, autoexp
 from tests.slurm.bench import clear_queue, slurm, until
 from tests.slurm.commands import Commands

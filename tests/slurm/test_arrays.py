@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs.spec import Verdict
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.flows.conftest import edit_job
 from tests.slurm.bench import slurm, until
 from tests.slurm.commands import Commands

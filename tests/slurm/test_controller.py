@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from autoexp.errors import SubmissionUncertain
-from autoexp.jobs.spec import Verdict
 from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.states import Verdict
 from tests.slurm.bench import Bench, slurm
 from tests.slurm.bench import cluster as small_job
 from tests.slurm.commands import Commands

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
-from autoexp.jobs.spec import Verdict
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.slurm.bench import clear_queue, slurm, until
 from tests.slurm.browser import CHROMIUM, open_page
 from tests.slurm.deployed import ROOT, Deployed, Listener, monitor_pid

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs.spec import Verdict
 from autoexp.reports.status import waits
 from autoexp.schedulers.base import Sighting
 from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.states import Verdict
 from tests.slurm import crowd
 from tests.slurm.bench import Bench, cluster, slurm, until
 from tests.slurm.commands import HIDE_ENDED, Commands

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from autoexp.jobs.spec import Verdict
 from autoexp.schedulers.base import Request, prepare, submit_once
 from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.states import Verdict
 from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm, until
 from tests.slurm.commands import HIDE_ENDED, Commands
 

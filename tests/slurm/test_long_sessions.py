@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs.spec import Attempt, JobRecord, Verdict
+from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.flows.conftest import BRANCHES
 from tests.slurm.bench import until
 from tests.slurm.commands import Commands

@@ -10,7 +10,7 @@ from autoexp.errors import (
     SubmissionRefused,
     SubmissionUncertain,
 )
-from autoexp.jobs.spec import Attempt
+from autoexp.jobs.record import Attempt
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.schedulers.slurm import SlurmScheduler
 from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm, until

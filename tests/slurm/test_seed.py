@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs.spec import Verdict
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.slurm.bench import clear_queue
 from tests.slurm.commands import Commands
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autoexp.jobs.spec import Kind
+from autoexp.states import Kind
 from tests.slurm.bench import FOR_EVER, Bench, slurm, until
 
 pytestmark = pytest.mark.slurm

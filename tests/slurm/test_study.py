@@ -7,11 +7,12 @@ import pytest
 
 from autoexp.config.compose import compose
 from autoexp.jobs.budget import total
-from autoexp.jobs.spec import JobSpec, Kind, Verdict
+from autoexp.jobs.spec import JobSpec
 from autoexp.planning.study import plan_study
 from autoexp.reports.results import rows
 from autoexp.session.measured_speed import with_measured_speed
 from autoexp.session.session import Session
+from autoexp.states import Kind, Verdict
 from tests.flows.conftest import BRANCHES, SMALL
 from tests.slurm.bench import until
 from tests.slurm.commands import Commands

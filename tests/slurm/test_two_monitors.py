@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs.spec import Verdict
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.flows.conftest import SMALL, autoexp
 from tests.slurm.bench import clear_queue, slurm, until
 from tests.slurm.conftest import undisturbed

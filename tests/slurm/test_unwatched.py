@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.jobs.spec import Attempt, JobRecord, Verdict
+from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.flows.conftest import BRANCHES, SMALL, autoexp
 from tests.slurm.bench import clear_queue, slurm, until
 from tests.slurm.commands import Commands

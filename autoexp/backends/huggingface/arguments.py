@@ -3,7 +3,7 @@
 from pydantic import ConfigDict, Field
 
 from autoexp.backends.command_line import Argument
-from autoexp.backends.protocol import Closed
+from autoexp.model import Closed
 
 # Source: Transformers 5.24, training_args.py; without what autoexp sets, and without secrets.
 _NAMES = """

@@ -21,17 +21,16 @@ from autoexp.backends.command_line import Argument, refuse_names, word
 from autoexp.backends.decay import decayed
 from autoexp.backends.huggingface.arguments import OURS, TrainerArgs
 from autoexp.backends.protocol import (
-    COMPOSING,
     MOST_ITERATIONS,
     UNDECIDED,
     Branch,
     CheckpointScan,
-    Closed,
     Defaults,
     FoundCheckpoint,
     PinChanges,
     Progress,
 )
+from autoexp.model import COMPOSING, Closed
 from autoexp.redaction import Variables
 from autoexp.storage import atomic
 

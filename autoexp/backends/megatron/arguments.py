@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 from autoexp.backends.batches import Batches, Ramp
 from autoexp.backends.command_line import Argument
 from autoexp.backends.megatron.known_arguments import PASSED_THROUGH
-from autoexp.backends.protocol import Closed
+from autoexp.model import Closed
 
 
 class MegatronArgs(Closed):

@@ -20,16 +20,15 @@ from autoexp.backends.megatron.arguments import MegatronArgs
 from autoexp.backends.megatron.known_arguments import OURS, PASSED_THROUGH
 from autoexp.backends.megatron.source_reader import names_in
 from autoexp.backends.protocol import (
-    COMPOSING,
     Branch,
     CheckpointScan,
-    Closed,
     Defaults,
     FoundCheckpoint,
     PinChanges,
     Progress,
     Unread,
 )
+from autoexp.model import COMPOSING, Closed
 
 
 class MegatronBackend(Closed, Defaults):

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 from autoexp.backends.megatron.arguments import MegatronArgs
 from autoexp.backends.megatron.known_arguments import OURS, PASSED_THROUGH
 from autoexp.backends.megatron.source_reader import Option, options_in
-from autoexp.backends.protocol import Closed
 from autoexp.errors import BadInput
+from autoexp.model import Closed
 
 _ALWAYS_GIVEN = (
     *("save", "load", "override_opt_param_scheduler", "exit_on_missing_checkpoint"),

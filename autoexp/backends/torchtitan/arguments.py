@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 
 from autoexp.backends.command_line import Argument
-from autoexp.backends.protocol import Closed
+from autoexp.model import Closed
 
 # Source: torchtitan 0.2.2, config/job_config.py.
 SECTIONS = {

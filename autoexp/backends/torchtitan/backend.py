@@ -18,10 +18,8 @@ from autoexp.backends.command_line import refuse_names, word
 from autoexp.backends.decay import decayed
 from autoexp.backends.progress_line import ProgressPattern
 from autoexp.backends.protocol import (
-    COMPOSING,
     Branch,
     CheckpointScan,
-    Closed,
     Defaults,
     FoundCheckpoint,
     PinChanges,
@@ -30,6 +28,7 @@ from autoexp.backends.protocol import (
 )
 from autoexp.backends.torchtitan.arguments import OURS, SECTIONS, TorchtitanArgs
 from autoexp.logs.lines import without_escapes
+from autoexp.model import COMPOSING, Closed
 from autoexp.redaction import Variables
 
 _FOLDER = "checkpoint"

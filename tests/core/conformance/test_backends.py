@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from autoexp.config.compose import compose
-from autoexp.jobs.spec import Verdict
 from autoexp.monitor.monitor import Monitor
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from tests.core.conformance.command import MARKED, TRACKED
 from tests.core.conformance.huggingface import HUGGINGFACE
 from tests.core.conformance.huggingface import saving as huggingface_saving

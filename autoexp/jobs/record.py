@@ -1,0 +1,208 @@
+"""record."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from autoexp import states
+from autoexp.jobs.spec import JobSpec
+from autoexp.logs.tail import LogCursor
+from autoexp.model import Closed
+from autoexp.rules.metrics import Logged
+from autoexp.states import Verdict
+from autoexp.storage import migrations
+
+
+class Attempt(BaseModel):
+    """One submission of a job to a scheduler."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    number: int
+    key: str
+    """Known before the submission; names the attempt's directory."""
+    name: str
+    """The scheduler's name for the job: the key, but for jobs that came in another way."""
+    log: str
+    array_index: int | None = None
+    """Its place, when it goes as a task of a SLURM array."""
+    job_id: str | None = None
+    state: str = states.SUBMITTING
+    transitions: int = 0
+    """State changes seen so far; their story is in the journal."""
+    reason: str | None = None
+    intended_at: datetime
+    submitted_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    warned: bool = False
+    """Whether it was told to save because its time limit was near."""
+    nodes: str | None = None
+    gpus: int = 0
+    """GPUs that it holds while it runs."""
+    earlier_gpu_hours: float = 0.0
+    """GPU hours of runs before a requeue under the same job id."""
+    time_limit_min: float | None = None
+    """Minutes asked for; None leaves it to the partition."""
+    after: str | None = None
+    """Job id of the attempt that has to end before this one starts (a chain)."""
+    first_iteration: int | None = None
+    """Iteration the job had reached when the attempt was made: progress is measured from here."""
+    earliest_start: int | None = None
+    """Where it may begin at the earliest, if less: queued behind another attempt, it may itself
+    have saved what was found when that one was judged."""
+    started_from: int | None = None
+    """Iteration that it began from, as its trainer says; UNDECIDED: a line more will tell."""
+    first_logged: tuple[int, ...] = ()
+    """The first two iterations that it logged."""
+    fell_back: tuple[int, int] | None = None
+    """An iteration that it logged after it had come further, and the checkpoint behind which it
+    should have been."""
+    may_have_fallen_back: tuple[int, int] | None = None
+    """The same of one line alone, which may be garbled: the next one tells."""
+    saved: int | None = None
+    """The newest checkpoint that was found while it was the one that ran."""
+    wrong_start: str | None = None
+    """Why it did not begin where it had to; it never counts as finished."""
+    verdict: Verdict | None = None
+    matches: dict[str, int] = Field(default_factory=dict)
+    """How many lines of its log each rule's pattern was found in."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the scheduler may still say something new about it."""
+        return not states.is_terminal(self.state)
+
+
+class RestartRequest(Closed):
+    """An attempt is to be replaced: written down before anything else is done about it."""
+
+    attempt: int
+    action: str
+    """Key of the action that asked."""
+    reason: str
+    roll_back_to: int | None = None
+    """Checkpoints behind this iteration are set aside."""
+    backend: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the job's backend."""
+
+
+class Ending(Closed):
+    """A rule decided what becomes of a job, whatever its attempts do."""
+
+    verdict: Verdict
+    action: str
+    reason: str
+
+
+class JobRecord(BaseModel):
+    """`jobs/<name>.json`: everything a session knows about one job."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = migrations.VERSION
+    spec: JobSpec
+    attempts: list[Attempt] = Field(default_factory=list)
+    launched: bool = False
+    """Whether it may be submitted: the trunk from the start, a cooldown once it is seeded."""
+    cursor: LogCursor = LogCursor()
+    iteration: int | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    seconds_per_iteration: float | None = None
+    mean_seconds_per_iteration: float | None = None
+    """Exponentially weighted, so that a slow first step is forgotten."""
+    checkpoints: list[int] = Field(default_factory=list)
+    logs_loss: bool = False
+    """Whether a loss was ever logged: only then a missing one is news."""
+    tainted: str | None = None
+    """Why the checkpoint that it branched from is not to be trusted."""
+    roll_backs: list[int] = Field(default_factory=list)
+    """Iterations that the job was rolled back to; what lay behind each was set aside."""
+    tail: list[Logged] = Field(default_factory=list)
+    """The last logged iterations of the attempt, as many as the session's metric rules look at."""
+    attempts_without_progress: int = 0
+    scores: dict[str, float] = Field(default_factory=dict)
+    """Numbers that it wrote into its file of scores, by dotted name."""
+    retries: int = 0
+    """How often somebody asked for it to be run again after it had failed."""
+    restart: RestartRequest | None = None
+    """Another attempt is asked for; None once the next one may be submitted."""
+    restarted: dict[int, str] = Field(default_factory=dict)
+    """Attempts that were replaced, and the action that asked for it."""
+    ending: Ending | None = None
+    cancel_requested: str | None = None
+    """Who asked for the cancellation, and how; None as long as nobody has."""
+    verdict: Verdict | None = None
+    """Final: finished or failed; None while the job goes on."""
+    reason: str | None = None
+    warning: str | None = None
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The attempt that matters: the one that decided, else the first without a verdict.
+
+        Attempts behind it are queued ahead, as a chain.
+        """
+        if len(self.attempts) < 2:
+            return self.attempts[0] if self.attempts else None
+        open_ones = (a for a in self.attempts if a.verdict is None)
+        deciding = (a for a in self.attempts if a.verdict in (Verdict.FINISHED, Verdict.FAILED))
+        return next(deciding if self.is_over else open_ones, self.attempts[-1])
+
+    @property
+    def open_attempts(self) -> list[Attempt]:
+        """Attempts that the scheduler has, or is about to get."""
+        return [attempt for attempt in self.attempts if attempt.is_open]
+
+    @property
+    def unsubmitted(self) -> Attempt | None:
+        """The attempt that is intended and has no job id yet."""
+        return next((a for a in self.open_attempts if a.job_id is None), None)
+
+    @property
+    def is_over(self) -> bool:
+        return self.verdict is not None
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether somebody asked for its end, and it came before the target."""
+        return self.verdict is Verdict.FAILED and self.cancel_requested is not None
+
+    @property
+    def state(self) -> str:
+        """The state of the attempt that matters, or WAITING before the first."""
+        return self.attempt.state if self.attempt else states.WAITING
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether what it has in the queue is to be ended."""
+        ends = self.is_over or self.cancel_requested is not None or self.ending is not None
+        return ends or self.restart is not None
+
+    @property
+    def may_be_replaced(self) -> bool:
+        """Whether a restart that was asked for can go on: nothing of the job is alive."""
+        settled = all(a.verdict is not None for a in self.attempts) and not self.open_attempts
+        return self.restart is not None and settled and not self.is_over
+
+    def generation(self, iteration: int) -> int:
+        """How often the job was rolled back to before an iteration."""
+        return sum(back < iteration for back in self.roll_backs)
+
+    def wants_attempt(self, chain: int = 1) -> bool:
+        """Whether another attempt should be submitted now, as far as the job is concerned.
+
+        `chain` is how many may be in the queue at once.
+        """
+        if self.is_ending or not self.launched:
+            return False
+        if any(a.verdict is None and not a.is_open for a in self.attempts):
+            return False  # it has ended, and has not been judged yet
+        if any(a.job_id is None and a.verdict is Verdict.CONTINUE for a in self.attempts):
+            chain = 1  # one that was queued ahead was refused
+        waiting = self.open_attempts
+        return len(waiting) < chain and all(a.job_id is not None for a in waiting)
