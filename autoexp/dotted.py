@@ -2,12 +2,13 @@
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
 
 from autoexp.errors import BadInput
+from autoexp.scalars import restored
 
 
 class _Dumper(yaml.SafeDumper):
@@ -54,3 +55,14 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
 def dump(values: Any) -> str:
     """Plain values as YAML, in their order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def setting(changes: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """For `fill_in`: set values by dotted key, as data in which nothing is interpolated."""
+
+    def fill_in(values: dict[str, Any]) -> dict[str, Any]:
+        for key, value in changes.items():
+            set_value(values, key, restored(value))
+        return values
+
+    return fill_in

@@ -1,4 +1,4 @@
-"""model."""
+"""What all models on disk and in configurations share."""
 
 from datetime import UTC, datetime
 

@@ -22,11 +22,11 @@ from unittest import mock
 import autoexp.jobs
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import JobSpec
-from autoexp.operations import requests
 from autoexp.planning.plan import NO_JOBS, make_plan
 from autoexp.rules.actions import Start
 from autoexp.session.action_records import ActionStatus
 from autoexp.session.create import create
+from autoexp.session.inbox import SubmitRequest, put
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage import atomic
@@ -80,9 +80,7 @@ class Simulation:
             self.cluster.advance()
             passed = (self.clock.seconds - self._begun) / (self._days * DAY)
             while brought < min(self._families, passed * self._families):
-                requests.put(
-                    path, requests.SubmitRequest(jobs=self._family(path, brought), by="sim")
-                )
+                put(path, SubmitRequest(jobs=self._family(path, brought), by="sim"))
                 brought += 1
             if self.clock.seconds >= self._next_kill:
                 self._next_kill += self._dice.expovariate(1 / _KILLED_EVERY_S)

@@ -12,9 +12,9 @@ from prefect_shell.commands import ShellOperation
 
 from autoexp import sinks
 from autoexp.errors import AutoexpError
-from autoexp.monitor import steps
-from autoexp.monitor.phases import Effect
 from autoexp.operations import action_runs, arrays
+from autoexp.operations.phases import Effect
+from autoexp.operations.step_runs import Cancellation, Replacement, Submission, Withdrawal
 from autoexp.schedulers.base import Scheduler
 
 KEPT = 4000  # characters of a command's output that its action keeps
@@ -109,11 +109,11 @@ async def publish(effect: action_runs.Publication, scheduler: Scheduler) -> None
 
 
 TASKS: dict[type, Task[..., Any]] = {
-    steps.Submission: _task("submit"),
+    Submission: _task("submit"),
     arrays.Array: _task("submit array"),
-    steps.Withdrawal: _task("withdraw"),
-    steps.Replacement: _task("replace"),
-    steps.Cancellation: _task("cancel"),
+    Withdrawal: _task("withdraw"),
+    Replacement: _task("replace"),
+    Cancellation: _task("cancel"),
     action_runs.CheckpointMark: _task("checkpoint"),
     action_runs.Pin: _task("pin"),
     action_runs.LogMessage: log,

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 from autoexp.config.compose import compose
-from autoexp.operations import requests
+from autoexp.dotted import setting
 from autoexp.rules.events import LogMatched
+from autoexp.session.inbox import SubmitRequest, put
 from autoexp.session.session import Session
-from autoexp.setting import setting
 from autoexp.states import Kind
 from tests.core.conftest import create
 
@@ -64,7 +64,7 @@ def make(root: Path, *overrides: str) -> Path:
                 "scores": None,
             }
             spec = trunk.spec.model_copy(update=changes)
-            requests.put(path, requests.SubmitRequest(jobs=(spec,), by=sys.argv[0][-40:]))
+            put(path, SubmitRequest(jobs=(spec,), by=sys.argv[0][-40:]))
     return path
 
 

@@ -26,10 +26,6 @@ class Branch(Closed):
         return self.iteration + self.decay_iterations
 
 
-MOST_ITERATIONS = 1 << 53
-"""Below it a float counts exactly; a step number that is not below it is no step number."""
-
-
 class Unread(NamedTuple):
     """A progress line whose iteration cannot be read."""
 

@@ -6,9 +6,9 @@ import getpass
 from autoexp.cli.find import live_holder, session_path
 from autoexp.jobs.budget import total
 from autoexp.jobs.gpu_hours import spent
-from autoexp.operations import requests
 from autoexp.operations.retry import refuse
 from autoexp.reports.terminal import say
+from autoexp.session.inbox import BudgetRequest, RetryRequest, put
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 
@@ -23,7 +23,7 @@ def retry(options: argparse.Namespace) -> int:
         say(f"{session.id}: no job has failed")
         return 0
     by = f"autoexp retry by {getpass.getuser()}"
-    requests.put(session.path, requests.RetryRequest(jobs=tuple(options.jobs), by=by))
+    put(session.path, RetryRequest(jobs=tuple(options.jobs), by=by))
     say(f"{', '.join(failed)}: to be run again ({_whom(session)})")
     return 0
 
@@ -33,8 +33,8 @@ def budget(options: argparse.Namespace) -> int:
     session = Session.load(session_path(options.session))
     if "stop_above" in options:
         by = f"autoexp budget by {getpass.getuser()}"
-        request = requests.BudgetRequest(stop_above=options.stop_above, by=by)
-        requests.put(session.path, request)
+        request = BudgetRequest(stop_above=options.stop_above, by=by)
+        put(session.path, request)
         say(f"{session.id}: asked to change it ({_whom(session)})")
         return 0
     most = session.experiment.budget.stop_above

@@ -9,7 +9,7 @@ from autoexp.monitor.replay import Rehearsal
 from autoexp.reports.explain import explain as sentences
 from autoexp.reports.terminal import say
 from autoexp.rules.describe import describe, describe_action
-from autoexp.rules.findings import LogMatched
+from autoexp.rules.events import LogMatched
 from autoexp.session.session import Session
 from autoexp.states import Kind
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from autoexp.cli.find import live_holder, refuse_if_held, session_path
 from autoexp.errors import AutoexpError, BadInput
-from autoexp.operations import requests
 from autoexp.operations.cancel import cancel_directly
 from autoexp.reports.status import state_of, status_of
 from autoexp.reports.tables import status_view
@@ -18,6 +17,7 @@ from autoexp.rules.describe import describe
 from autoexp.rules.events import CancelAnswered
 from autoexp.session import find, remove
 from autoexp.session.create import claim_of
+from autoexp.session.inbox import CancelRequest, put, waiting_jobs
 from autoexp.session.journal import Position
 from autoexp.session.meta import output_root
 from autoexp.session.session import Session, sessions_root
@@ -31,7 +31,7 @@ def cancel(options: argparse.Namespace) -> int:
     path = session_path(options.session)
     session = Session.load(path)
     begun = session.journal.position
-    known = [*session.jobs, *requests.waiting_jobs(path)]
+    known = [*session.jobs, *waiting_jobs(path)]
     unknown = [name for name in options.jobs if name not in known]
     if unknown:
         raise BadInput(f"{', '.join(unknown)}: no such job; {session.id} has: {', '.join(known)}")
@@ -40,7 +40,7 @@ def cancel(options: argparse.Namespace) -> int:
     names = options.jobs or [name for name in known if name not in had_ended]
     holder = live_holder(session)
     if holder is not None:
-        requests.put(path, requests.CancelRequest(jobs=tuple(options.jobs), by=by))
+        put(path, CancelRequest(jobs=tuple(options.jobs), by=by))
         say(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
         over = _wait_until_over(session, names)
     else:

@@ -16,7 +16,6 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.names import LONGEST_KEY
 from autoexp.operations import adopt as adoption
-from autoexp.operations import requests
 from autoexp.operations.adopt import HandStarted, is_session
 from autoexp.operations.launch import refuse_other_scheduler
 from autoexp.planning.plan import NO_JOBS, Plan, make_plan
@@ -29,6 +28,7 @@ from autoexp.rules.describe import describe
 from autoexp.schedulers.slurm_commands import CommandFailed, at, run
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.create import create, id_for, plan_of
+from autoexp.session.inbox import ActionRequest, SubmitRequest, put
 from autoexp.session.journal import Journal
 from autoexp.session.meta import output_root
 from autoexp.session.provenance import provenance
@@ -183,7 +183,7 @@ def _cluster_name(cluster: SlurmCluster) -> str:
 
 def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:
     jobs: tuple[JobSpec, ...] = plan.jobs
-    requests.put(session.path, requests.SubmitRequest(jobs=jobs, attempt=attempt, by=by))
+    put(session.path, SubmitRequest(jobs=jobs, attempt=attempt, by=by))
     names = ", ".join(spec.name for spec in jobs)
     holder = live_holder(session)
     if holder is not None:
@@ -210,8 +210,8 @@ def queue(options: argparse.Namespace) -> int:
         say_json(action.model_dump(mode="json"))
         return 0
     by = f"autoexp queue {options.verb} by {getpass.getuser()}"
-    request = requests.ActionRequest(key=action.key, verb=options.verb, by=by)
-    requests.put(session.path, request)
+    request = ActionRequest(key=action.key, verb=options.verb, by=by)
+    put(session.path, request)
     asked = "asked the monitor" if live_holder(session) else "nobody watches: autoexp resume"
     say(f"{action.key}: {options.verb} ({asked} {session.id})")
     return 0

@@ -15,8 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from autoexp import redaction
-from autoexp.config import scalars
+from autoexp import redaction, scalars
 from autoexp.config.experiment import Experiment
 from autoexp.config.search_path import Groups, locate, merged
 from autoexp.config.sweep import Sweep

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from autoexp.config.scalars import marked_yaml
 from autoexp.config.validation import find_file, nearest
 from autoexp.errors import BadInput
+from autoexp.scalars import marked_yaml
 
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIG = "default"

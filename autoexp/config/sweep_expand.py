@@ -1,12 +1,30 @@
 """From a sweep to its points, as plain values. Pure: nothing is composed or validated here."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from autoexp.config.expressions import ExpressionError, parse
 from autoexp.config.sweep import Group, Settings
 from autoexp.errors import BadInput
+
+_PART = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
+
+
+def chosen(text: str, points: int) -> list[int]:
+    """The numbers that a text names, ascending; raises BadInput beyond the last point."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        match = _PART.fullmatch(part)
+        if match is None:
+            raise BadInput(f"--subset {text}: {part.strip()!r} is neither `3` nor `5-7`")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 1 <= first <= last <= points:
+            raise BadInput(f"--subset {text}: {part.strip()} is not within 1-{points}")
+        numbers |= set(range(first, last + 1))
+    return sorted(numbers)
+
 
 MOST = 10_000
 """Points of a sweep: more are a slip, as of a grid with one key too many."""

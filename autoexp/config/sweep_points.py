@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from autoexp.config import scalars
+from autoexp import scalars
 from autoexp.config.experiment import Experiment
 from autoexp.config.sweep import Settings, Sweep
 from autoexp.config.sweep_expand import expand, short_names

@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from autoexp.backends.registry import AnyBackend
-from autoexp.config.scalars import restored, settled
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
+from autoexp.scalars import restored, settled
 from autoexp.states import Kind
 
 

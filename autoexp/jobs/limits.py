@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from autoexp.config.experiment import Experiment
+from autoexp.jobs.budget import Budget
 from autoexp.jobs.gpu_hours import over_budget
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.spec import JobSpec
@@ -48,12 +48,11 @@ def chain_length(job: JobRecord) -> int:
     return 1
 
 
-def room(experiment: Experiment, jobs: Iterable[JobRecord]) -> int | None:
-    """How many more attempts may go into the queue; None: any number."""
+def room(budget: Budget, most: int | None, jobs: Iterable[JobRecord]) -> int | None:
+    """How many more attempts may go into the queue, of at most `most`; None: any number."""
     jobs = list(jobs)
-    if over_budget(experiment.budget, jobs) is not None:
+    if over_budget(budget, jobs) is not None:
         return 0
-    most = experiment.slurm.max_jobs
     if most is None:
         return None
     return max(0, most - sum(len(job.open_attempts) for job in jobs))

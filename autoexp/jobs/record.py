@@ -1,4 +1,4 @@
-"""record."""
+"""What a session records of a job: its attempts, its progress, its verdict."""
 
 from datetime import datetime
 from typing import Any

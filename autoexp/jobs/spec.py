@@ -1,4 +1,4 @@
-"""Jobs and their attempts, as specified and as recorded on disk."""
+"""Jobs as they are specified: fixed when they enter a session."""
 
 from typing import Any
 

@@ -3,15 +3,17 @@
 import os
 import time
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 
 from autoexp import states
-from autoexp.backends.protocol import MOST_ITERATIONS, Progress, Unread
+from autoexp.backends.protocol import Progress, Unread
 from autoexp.jobs import starts
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs.lines import LogLine, Piece
 from autoexp.logs.matcher import Hit
+from autoexp.logs.numbers import MOST_ITERATIONS
 from autoexp.logs.tail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
 from autoexp.monitor.line_events import (
     add_alarms,
@@ -22,10 +24,26 @@ from autoexp.monitor.line_events import (
     printable,
 )
 from autoexp.monitor.rulebook import Watched
-from autoexp.rules.events import CheckpointComplete, Event
-from autoexp.rules.findings import LoggingStopped, LogLost, LogMatched
-from autoexp.rules.metrics import as_logged, smoothed, with_logged
+from autoexp.rules.events import CheckpointComplete, Event, LoggingStopped, LogLost, LogMatched
+from autoexp.rules.metrics import _SHOWN, Logged, smoothed, with_logged
 from autoexp.rules.rules import LogRule
+
+
+def as_logged(progress: Progress) -> Logged:
+    """What a progress line says, as it is recorded: a number that is not finite is none.
+
+    Raises ValueError for a step number that no training has.
+    """
+    iteration, _, loss, rate, seconds, _ = progress
+    if not 0 <= iteration < MOST_ITERATIONS:
+        raise ValueError(f"iteration {str(iteration)[:_SHOWN]} is no step number")
+    return Logged(
+        iteration,
+        loss if loss is None or isfinite(loss) else None,
+        rate if rate is None or isfinite(rate) else None,
+        seconds if seconds is None or isfinite(seconds) else None,
+    )
+
 
 # A folder changed this recently may change again within the clock's grain: look once more.
 _RACY_NS = 2_000_000_000

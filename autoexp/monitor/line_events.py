@@ -6,8 +6,7 @@ from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.logs.lines import LogLine
 from autoexp.logs.matcher import Hit
 from autoexp.rules.event_values import typed
-from autoexp.rules.events import Event
-from autoexp.rules.findings import LogMatched, MetricAlarm
+from autoexp.rules.events import Event, LogMatched, MetricAlarm
 from autoexp.rules.metrics import Expectation, Logged, alarm
 from autoexp.rules.rules import LogRule, MetricRule
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from autoexp.backoff import delay_s
 from autoexp.jobs import starts
-from autoexp.jobs.limits import room
 from autoexp.jobs.record import Attempt, Ending, JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.verdicts import counts, judge, made_progress, saved_iteration, with_scores
@@ -24,11 +23,11 @@ from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.session_events import overview
 from autoexp.monitor.steps import NextStep, Submit, next_step, not_done, together
-from autoexp.operations import requests
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
 from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
 from autoexp.schedulers.base import Sighting, Ticket, apply
 from autoexp.session.action_records import ActionRecord, ActionStatus
+from autoexp.session.inbox import is_done
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 
@@ -231,7 +230,7 @@ class Monitor:
         steps = self._next_steps(wait=bool(self._starting) and not after_look)
         actions, has_conditions = self._next_actions()
         # A request that came at the last moment, or to a session that had ended, is processed too.
-        is_over = after_look and self._session.is_over and requests.is_done(self._session)
+        is_over = after_look and self._session.is_over and is_done(self._session)
         return Work(steps, actions, jobs, has_conditions, is_over)
 
     def _next_steps(self, *, wait: bool) -> list[NextStep]:
@@ -242,7 +241,7 @@ class Monitor:
         waiting = self._waiting_for_room - self._under_way
         if not chosen and not waiting:
             return []
-        places = room(self._session.experiment, self._session.jobs.values())
+        places = self._session.room()
         if places != 0:
             chosen |= waiting
         found: list[NextStep] = []

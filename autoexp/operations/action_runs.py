@@ -12,11 +12,12 @@ from autoexp import proxies, sinks
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
-from autoexp.monitor.phases import OnSession, Pause, Phase, Phases, Request, TryAgain
 from autoexp.monitor.recorder import Recorder
-from autoexp.monitor.steps import Logger
+from autoexp.monitor.template_values import values_of
 from autoexp.operations import actions, requests
 from autoexp.operations import launch as launching
+from autoexp.operations.phases import OnSession, Pause, Phase, Phases, Request, TryAgain
+from autoexp.operations.step_runs import Logger
 from autoexp.operations.write_targets import write_target
 from autoexp.rules.actions import (
     Cancel,
@@ -31,10 +32,11 @@ from autoexp.rules.actions import (
     Start,
     WriteFile,
 )
-from autoexp.rules.event_values import captured, values_of
+from autoexp.rules.event_values import captured
 from autoexp.rules.events import CheckpointComplete
 from autoexp.schedulers.base import Scheduler, Ticket
 from autoexp.session.action_records import ActionRecord
+from autoexp.session.inbox import SubmitRequest
 from autoexp.session.session import Session
 from autoexp.storage import atomic
 from autoexp.templates import fill
@@ -346,7 +348,7 @@ def _launch(action: ActionRecord, launch: Launch, about: _About, recorder: Recor
 
     def add(session: Session) -> str:
         joining = launching.launched(session, action.key, jobs)
-        return requests.add_jobs(session, requests.SubmitRequest(jobs=joining, by=by))
+        return requests.add_jobs(session, SubmitRequest(jobs=joining, by=by))
 
     added: str = yield Request(f"launch {jobs[0].name}", partial(recorder.apply, add))
     return added

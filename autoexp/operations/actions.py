@@ -23,8 +23,13 @@ from autoexp.rules.actions import (
     Restart,
     Start,
 )
-from autoexp.rules.events import CheckpointComplete, Published, RestartAsked
-from autoexp.rules.findings import LogMatched, MetricAlarm
+from autoexp.rules.events import (
+    CheckpointComplete,
+    LogMatched,
+    MetricAlarm,
+    Published,
+    RestartAsked,
+)
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.excluded_nodes import Blamed
 from autoexp.session.session import Session

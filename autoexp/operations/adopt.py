@@ -17,8 +17,8 @@ from typing import NamedTuple
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
-from autoexp.operations import requests
 from autoexp.session.create import claim_of, retake_outputs
+from autoexp.session.inbox import is_empty, waiting_submissions
 from autoexp.session.session import Session
 from autoexp.storage import atomic, claims, locks
 from autoexp.storage.claims import Claim
@@ -128,7 +128,7 @@ def retake(session: Session) -> None:
     a copy of a session.
     """
     session.meta.refuse_elsewhere(session.path)
-    if session.is_over and requests.is_empty(session.path):
+    if session.is_over and is_empty(session.path):
         return
     retake_outputs(session)
     for job in session.jobs.values():
@@ -224,7 +224,7 @@ def is_session(directory: Path) -> bool:
 
 def _open_jobs(session: Path) -> list[_Open]:
     """Jobs that a session is not done with; what is on its way from the inbox is seen twice."""
-    waiting = requests.waiting_submissions(session)
+    waiting = waiting_submissions(session)
     known = Session.load(session).jobs.values()
     found = [_Open(job.spec, job.attempts) for job in known if not job.is_over or job.open_attempts]
     for request in waiting:

@@ -7,49 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp import payload
-from autoexp.jobs.limits import room, time_limit
+from autoexp.jobs.limits import time_limit
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.verdicts import saved_iteration
 from autoexp.model import now
-from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
 from autoexp.session.session import Session
 from autoexp.storage import atomic
-
-Group = list[JobRecord]
-
-
-def groups(jobs: Iterable[JobRecord], longest: int) -> list[Group]:
-    """Put jobs together that can go as one array; a group of one goes alone.
-
-    What was begun as an array and not submitted stays together. `longest` is SLURM's
-    MaxArraySize, which bounds the index too.
-    """
-    begun: dict[str, Group] = {}
-    fresh: dict[tuple[str, str], Group] = {}
-    alone: list[Group] = []
-    for job in jobs:
-        attempt = job.unsubmitted
-        if attempt is not None and attempt.array_index is not None:
-            begun.setdefault(attempt.name, []).append(job)
-        elif can_join(job):
-            alike = (job.spec.kind, job.spec.machine.model_dump_json())
-            fresh.setdefault(alike, []).append(job)
-        else:
-            alone.append([job])
-    chunks = [
-        group[start : start + longest]
-        for group in fresh.values()
-        for start in range(0, len(group), longest)
-    ]
-    return [*begun.values(), *chunks, *alone]
-
-
-def can_join(job: JobRecord) -> bool:
-    """Whether a job can go as a task of an array: it is submitted for the first time."""
-    machine = job.spec.machine
-    return isinstance(machine, SlurmCluster) and machine.arrays and not job.attempts
 
 
 class Task(NamedTuple):
@@ -107,7 +72,7 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
     group = [session.jobs[name] for name in names if not session.jobs[name].is_ending]
     begun = [job for job in group if job.unsubmitted is not None]
     waiting = [job for job in group if job.wants_attempt()]
-    most = room(session.experiment, session.jobs.values())
+    most = session.room()
     joining = waiting if most is None else waiting[:most]
     if not begun and not joining:
         return None

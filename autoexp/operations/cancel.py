@@ -10,17 +10,10 @@ from autoexp.backoff import delay_s
 from autoexp.errors import SchedulerError
 from autoexp.jobs.record import JobRecord
 from autoexp.monitor.monitor import Monitor
-from autoexp.monitor.phases import Phase, do, in_turns
-from autoexp.monitor.steps import (
-    Cancel,
-    Cancellation,
-    NextStep,
-    Withdraw,
-    carry_out,
-    next_step,
-    together,
-)
+from autoexp.monitor.steps import Cancel, NextStep, Withdraw, next_step, together
 from autoexp.operations import requests
+from autoexp.operations.phases import Phase, do, in_turns
+from autoexp.operations.step_runs import Cancellation, carry_out
 from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session.session import Session

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from autoexp import sinks
 from autoexp.config.experiment import Experiment, Project
-from autoexp.config.scalars import restored, settled
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import COMPOSING
@@ -18,6 +17,7 @@ from autoexp.planning.rule_checks import compose_launched
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.actions import Launch
 from autoexp.rules.event_values import captured
+from autoexp.scalars import restored, settled
 from autoexp.schedulers.base import Scheduler
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.meta import output_root

@@ -1,4 +1,4 @@
-"""approval."""
+"""Whether a plan needs somebody's agreement, and what it is in one line."""
 
 from collections import Counter
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from autoexp.config.compose import Composed, compose
 from autoexp.config.experiment import Experiment
+from autoexp.dotted import setting
 from autoexp.errors import BadInput
 from autoexp.jobs.backend_changes import changed_backend
 from autoexp.rules.actions import Launch, Restart
 from autoexp.rules.ruleset import named
-from autoexp.setting import setting
 from autoexp.templates import fill, fill_tree, names_in
 
 Values = Mapping[str, str]

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from autoexp.config.experiment import Experiment
-from autoexp.config.scalars import settled
 from autoexp.config.stages import EACH, LATE, TRUNK, AtCheckpoint, Stage, is_first
 from autoexp.config.sweep_points import refuse_shared
 from autoexp.config.validation import Origins, validation_message
@@ -22,6 +21,7 @@ from autoexp.names import check_job
 from autoexp.planning.cost import Cost
 from autoexp.planning.trainings import training
 from autoexp.resources.machines import LocalMachine, SlurmCluster
+from autoexp.scalars import settled
 from autoexp.states import Kind
 from autoexp.templates import fill, fill_tree, names_in, refuse_unknown, texts_in
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from autoexp.config.compose import Composed
+from autoexp.config.sweep_expand import chosen
 from autoexp.config.sweep_points import Point, some
-from autoexp.config.sweep_subset import chosen
 from autoexp.errors import BadInput
 from autoexp.planning.cost import together
 from autoexp.planning.plan import Plan, make_plan

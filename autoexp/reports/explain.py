@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from autoexp.jobs.record import JobRecord
+from autoexp.monitor.template_values import values_of
 from autoexp.reports.status import waits
 from autoexp.rules.actions import Start
 from autoexp.rules.describe import describe, describe_action
-from autoexp.rules.event_values import values_of
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.session import Session
 from autoexp.states import Verdict

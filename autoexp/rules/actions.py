@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from autoexp.config.scalars import AsWritten
 from autoexp.model import Closed
 from autoexp.rules.conditions import Condition
 from autoexp.rules.durations import Duration
+from autoexp.scalars import AsWritten
 from autoexp.templates import texts_in
 
 Shape = Literal["minus_sqrt", "linear", "cosine"]

@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp.backends.progress_line import number
 from autoexp.logs.linear import LinePattern
+from autoexp.logs.numbers import number
 from autoexp.rules.conditions import (
     AllOf,
     AnyOf,

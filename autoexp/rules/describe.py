@@ -25,6 +25,10 @@ from autoexp.rules.events import (
     JobAdded,
     JobGivenUp,
     JobReady,
+    LoggingStopped,
+    LogLost,
+    LogMatched,
+    MetricAlarm,
     Published,
     RequestRefused,
     RestartAsked,
@@ -33,7 +37,6 @@ from autoexp.rules.events import (
     StateChanged,
     TrunksFinished,
 )
-from autoexp.rules.findings import LoggingStopped, LogLost, LogMatched, MetricAlarm
 
 
 def describe(event: Event) -> str:

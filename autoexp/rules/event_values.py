@@ -1,25 +1,23 @@
 """The values that an event gives to templates and conditions, as text."""
 
 import math
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from autoexp.rules.describe import describe
 from autoexp.rules.events import (
     AttemptJudged,
     BudgetPassed,
     CheckpointComplete,
     Event,
     JobGivenUp,
+    LogMatched,
+    MetricAlarm,
     Published,
     StateChanged,
 )
-from autoexp.rules.findings import LogMatched, MetricAlarm
 
 if TYPE_CHECKING:
-    from autoexp.jobs.record import JobRecord
-    from autoexp.session.session import Session
+    pass
 
 _LONGEST_NUMBER = 30  # characters; any float is shorter
 _BOUNDS = {int: 1 << 63, float: math.inf}
@@ -35,23 +33,6 @@ OF_CHECKPOINT = ("checkpoint_iteration", "checkpoint_path")
 OF_METRIC = ("iteration", "value", "expected", "last_good_iteration")
 OF_INACTIVITY = ("quiet_s",)
 OF_SESSION_EVENT = ("gpu_hours", "name")
-
-
-def values_of(event: Event, rule: str, session: "Session") -> dict[str, str]:
-    """Every name that a rule's templates may use, and its value; what is unknown is empty."""
-    filled = {
-        "session.id": session.id,
-        "session.path": str(session.path),
-        "project.name": session.experiment.project.name,
-        "rule": rule,
-        "event": describe(event),
-        "python": sys.executable,
-    }
-    filled |= dict.fromkeys(OF_JOB, "")
-    job = session.jobs.get(event.job)
-    if job is not None:
-        filled |= _of_job(job)
-    return {**filled, **{name: str(value) for name, value in facts(event).items()}}
 
 
 def captured(event: Event, values: Mapping[str, str]) -> set[str]:
@@ -91,24 +72,6 @@ def facts(event: Event) -> dict[str, str | int | float]:
 
 def _or_empty(value: float | None) -> float | str:
     return "" if value is None else value
-
-
-def _of_job(job: "JobRecord") -> dict[str, str]:
-    attempt = job.attempt
-    said = {
-        "name": job.spec.name,
-        "kind": str(job.spec.kind),
-        "parent": job.spec.parent,
-        "output_dir": job.spec.output_dir,
-        "save_dir": job.spec.save_dir,
-        "log": attempt.log if attempt else None,
-        "attempt": attempt.number if attempt else None,
-        "job_id": attempt.job_id if attempt else None,
-        "nodes": attempt.nodes if attempt else None,
-        "iteration": job.iteration,
-        "target_iteration": job.spec.target_iteration,
-    }
-    return {f"job.{name}": "" if value is None else str(value) for name, value in said.items()}
 
 
 def typed(text: str) -> str | int | float:

@@ -1,12 +1,10 @@
 """Metric rules: what a job logged, against what is to be expected. Pure functions of its tail."""
 
 from collections.abc import Callable, Sequence
-from math import isfinite
 from operator import itemgetter
 from statistics import median
 from typing import NamedTuple
 
-from autoexp.backends.protocol import MOST_ITERATIONS, Progress
 from autoexp.rules.metric_tests import (
     LossAbove,
     NotANumber,
@@ -178,22 +176,6 @@ def _nearest_plan(row: Logged, known: Expectation) -> float | None:
         return None
     rate = row.learning_rate
     return min(found, key=lambda plan: abs(plan - rate))
-
-
-def as_logged(progress: Progress) -> Logged:
-    """What a progress line says, as it is recorded: a number that is not finite is none.
-
-    Raises ValueError for a step number that no training has.
-    """
-    iteration, _, loss, rate, seconds, _ = progress
-    if not 0 <= iteration < MOST_ITERATIONS:
-        raise ValueError(f"iteration {str(iteration)[:_SHOWN]} is no step number")
-    return Logged(
-        iteration,
-        loss if loss is None or isfinite(loss) else None,
-        rate if rate is None or isfinite(rate) else None,
-        seconds if seconds is None or isfinite(seconds) else None,
-    )
 
 
 def with_logged(tail: list[Logged], logged: Logged, window: int) -> list[Logged]:

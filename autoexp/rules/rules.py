@@ -19,11 +19,13 @@ from autoexp.rules.events import (
     Event,
     JobGivenUp,
     JobReady,
+    LoggingStopped,
+    LogMatched,
+    MetricAlarm,
     Published,
     StateChanged,
     TrunksFinished,
 )
-from autoexp.rules.findings import LoggingStopped, LogMatched, MetricAlarm
 from autoexp.rules.metric_tests import (
     LossAbove,
     MetricTest,

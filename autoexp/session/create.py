@@ -13,7 +13,6 @@ from autoexp.errors import BadInput, SessionError
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
-from autoexp.names import check_id, check_keys
 from autoexp.planning.plan import Plan
 from autoexp.planning.study import plan_study
 from autoexp.resources.machines import LocalMachine
@@ -254,13 +253,13 @@ def plan_of(composed: Composed, session: str | None = None) -> Plan:
     Raises BadInput for what is impossible, and for names that are too long.
     """
     named = session or id_for(composed)
-    check_id(named)
+    names.check_id(named)
     path = sessions_root() / (session or "SESSION")
     outputs = output_root(composed.experiment, path)
     if session is not None and not path.exists():
         refuse_used(outputs)
     found = plan_study(composed, outputs)
-    check_keys(named, (job.name for job in found.jobs))
+    names.check_keys(named, (job.name for job in found.jobs))
     return found
 
 

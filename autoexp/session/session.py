@@ -148,6 +148,11 @@ class Session:
         return nullcontext() if self._lease is None else self._lease.writing()
 
     @_in_a_round
+    def room(self) -> int | None:
+        """How many more attempts may go into the queue; None: any number."""
+        experiment = self.experiment
+        return room(experiment.budget, experiment.slurm.max_jobs, self.jobs.values())
+
     def save_meta(self) -> None:
         atomic.write(self.path / "session.json", self.meta.model_dump_json(indent=1) + "\n")
 
@@ -254,7 +259,7 @@ class Session:
         """Write down the intent of a new attempt; None while it is not wanted, or has no room."""
         if not job.wants_attempt(chain_length(job)):
             return None
-        if room(self.experiment, self.jobs.values()) == 0:
+        if self.room() == 0:
             return None
         ahead = job.open_attempts
         number = len(job.attempts) + 1

@@ -6,10 +6,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from autoexp.errors import SchedulerError
-from autoexp.monitor import steps
 from autoexp.monitor.monitor import Monitor
-from autoexp.monitor.phases import run
 from autoexp.operations import action_runs, requests
+from autoexp.operations.phases import run
+from autoexp.operations.step_runs import carry_out
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session
 from autoexp.storage import lease
@@ -63,5 +63,5 @@ class Driver:
             for action in work.actions:
                 run(action_runs.carry_out(action, self.monitor, _LOG), self._cluster)
             for step in work.steps:
-                run(steps.carry_out(step, self.monitor, _LOG), self._cluster)
+                run(carry_out(step, self.monitor, _LOG), self._cluster)
             work = self.monitor.next_work(after_look=False)

@@ -12,12 +12,13 @@ from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import Disk
 from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
+from autoexp.monitor.template_values import values_of
 from autoexp.operations import actions
 from autoexp.operations.action_runs import Command
 from autoexp.rules.condition_checks import Answer, Checked, Facts, JobFacts, check_all
 from autoexp.rules.conditions import CommandTest, commands_in
 from autoexp.rules.durations import spoken
-from autoexp.rules.event_values import captured, values_of
+from autoexp.rules.event_values import captured
 from autoexp.rules.events import CheckpointComplete
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.session import Session

@@ -10,7 +10,8 @@ from prefect.exceptions import PrefectSignal
 from autoexp.flows.concurrency.outbox import is_prefects_own
 from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import Disk
-from autoexp.monitor.phases import (
+from autoexp.operations.action_runs import CheckpointMark, Command
+from autoexp.operations.phases import (
     Effect,
     OnSession,
     Pause,
@@ -20,7 +21,6 @@ from autoexp.monitor.phases import (
     TryAgain,
     advance,
 )
-from autoexp.operations.action_runs import CheckpointMark, Command
 from autoexp.schedulers.base import Scheduler
 from autoexp.tasks import effects
 

@@ -27,9 +27,11 @@ from autoexp.flows.publishing.artifacts import Face
 from autoexp.monitor import steps
 from autoexp.monitor.monitor import Look, Monitor, Work
 from autoexp.operations import action_runs, requests
+from autoexp.operations.step_runs import carry_out, named
 from autoexp.rules.describe import describe
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 from autoexp.session.action_records import ActionRecord
+from autoexp.session.inbox import left_behind
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage.lease import Lease
@@ -91,7 +93,7 @@ class SessionRun:
                 self.updates.end()
                 self._drawing.stop()
             await self._flush()
-            for left in await self._disk.run(requests.left_behind, self.session):
+            for left in await self._disk.run(left_behind, self.session):
                 self.log.warning("%s stays there: it could not be carried out or removed", left)
             await self._face.close()
         finally:
@@ -207,7 +209,7 @@ class SessionRun:
         self._is_done = work.is_over
         self._drawing.draw(children, work.jobs)
         for step in work.steps:
-            children.spawn(steps.named(step), self._take(step))
+            children.spawn(named(step), self._take(step))
         for action in work.actions:
             children.spawn(f"action {action.key}", self._do(action))
         if work.has_conditions:
@@ -215,7 +217,7 @@ class SessionRun:
 
     async def _take(self, step: steps.NextStep) -> None:
         try:
-            await self._runner.run(steps.carry_out(step, self._monitor, self.log))
+            await self._runner.run(carry_out(step, self._monitor, self.log))
         except Exception as error:
             # Whatever it was: the job's next step is chosen again, after a while.
             await self._disk.persist(self._monitor.fail_step, step, str(error))

@@ -16,19 +16,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from autoexp import redaction, sinks, templates
-from autoexp.backends import progress_line
 from autoexp.backends.checkpoints import Layout
 from autoexp.config import expressions
 from autoexp.errors import AutoexpError, BadInput, SessionError
 from autoexp.jobs import scores
 from autoexp.logs import tail
 from autoexp.logs.linear import LinePattern, refuse_slow
+from autoexp.logs.numbers import number, whole
 from autoexp.names import check_id
 from autoexp.operations.write_targets import path_below
 from autoexp.rules.condition_checks import Facts, check
 from autoexp.rules.conditions import FileContains, FileExists, Glob
 from autoexp.rules.describe import describe
-from autoexp.rules.findings import LogMatched
+from autoexp.rules.events import LogMatched
 from autoexp.schedulers import slurm_parsing
 from autoexp.storage import atomic, claims
 from tests.core.test_conditions import facts
@@ -201,8 +201,8 @@ def _search(text: str, folder: Path) -> None:
 
 def _number(text: str, folder: Path) -> None:
     raw = text.encode("utf-8", "surrogatepass")
-    assert progress_line.number(raw) is None or isinstance(progress_line.number(raw), float)
-    assert progress_line.whole(raw) is None or (progress_line.whole(raw) or 0) >= 0
+    assert number(raw) is None or isinstance(number(raw), float)
+    assert whole(raw) is None or (whole(raw) or 0) >= 0
 
 
 def _read_new(text: str, folder: Path) -> None:
@@ -292,7 +292,7 @@ PROMISES: dict[str, Promise] = {
     "autoexp.names.check_id": _check_id,
     "autoexp.logs.linear.refuse_slow": _refuse_slow,
     "autoexp.logs.linear.LinePattern": _search,
-    "autoexp.backends.progress_line.number": _number,
+    "autoexp.logs.numbers.number": _number,
     "autoexp.logs.tail.read_new": _read_new,
     "autoexp.schedulers.slurm_parsing.read_squeue": _squeue,
     "autoexp.schedulers.slurm_parsing.read_sacct": _sacct,

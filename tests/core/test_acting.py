@@ -10,19 +10,19 @@ import pytest
 
 from autoexp.errors import BadInput, SessionError
 from autoexp.model import now
+from autoexp.monitor.template_values import values_of
 from autoexp.operations import actions as acting
 from autoexp.operations import requests
 from autoexp.operations.launch import Launching, launched
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Cancel, ExcludeNodes, Launch
-from autoexp.rules.event_values import values_of
-from autoexp.rules.events import BudgetPassed, TrunksFinished
-from autoexp.rules.findings import LogMatched
+from autoexp.rules.events import BudgetPassed, LogMatched, TrunksFinished
 from autoexp.schedulers.base import Request
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm_script import executor_for
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.excluded_nodes import Blamed
+from autoexp.session.inbox import ActionRequest, SubmitRequest, put
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from autoexp.storage import migrations
@@ -102,7 +102,7 @@ def launch(session: Session, action: ActionRecord) -> list[str]:
     about = (session.experiment, session.path, session.id)
     made = Launching(action, action.action, values, *about).run(LocalScheduler())
     jobs = launched(session, action.key, made)
-    requests.add_jobs(session, requests.SubmitRequest(jobs=jobs, by="rule r"))
+    requests.add_jobs(session, SubmitRequest(jobs=jobs, by="rule r"))
     return [job.name for job in jobs]
 
 
@@ -161,7 +161,7 @@ def test_a_failed_action_of_any_kind_can_be_retried_and_its_deadline_counts_anew
     action.asked_at -= timedelta(days=2)
     session.save_action(action)
     acting.fail(session, action, "not done: not within 1 d")
-    requests.put(session_path, requests.ActionRequest(key=action.key, verb="retry", by="ann"))
+    put(session_path, ActionRequest(key=action.key, verb="retry", by="ann"))
     assert requests.take_on(session) == [f"ann: retries {action.key}"]
     again = Session.load(session_path).actions[action.key]
     assert again.status is ActionStatus.PENDING

@@ -18,6 +18,7 @@ from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER, folder_name
 from autoexp.config.compose import Composed
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
+from autoexp.monitor.steps import Group, groups
 from autoexp.operations import arrays
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, find_or_forbid
@@ -189,7 +190,7 @@ class Branches(NamedTuple):
     def drive(self) -> None:
         """Bring them to the scheduler, as a monitor does that has just started."""
         wanted = [job for job in self.jobs if job.unsubmitted or not job.attempts]
-        for group in arrays.groups(wanted, 100):
+        for group in groups(wanted, 100):
             array = begin(self.session, group)
             assert array is not None
             ids = array.run(self.scheduler)
@@ -229,7 +230,7 @@ def branches(tmp_path: Path, composed: Composed) -> Make:
     return make
 
 
-def names(groups: list[arrays.Group]) -> list[list[str]]:
+def names(groups: list[Group]) -> list[list[str]]:
     return [[job.spec.name for job in group] for group in groups]
 
 
@@ -239,7 +240,7 @@ def test_alike_jobs_go_together_and_different_machines_and_kinds_apart() -> None
     machines = {"a": small, "b": big, "c": small, "d": single, "e": single, "f": here, "g": big}
     specs = [spec_of("true", name=name, machine=machine) for name, machine in machines.items()]
     specs.append(spec_of("true", name="h", machine=small, kind=Kind.EVALUATE))
-    found = names(arrays.groups([JobRecord(spec=spec) for spec in specs], 10))
+    found = names(groups([JobRecord(spec=spec) for spec in specs], 10))
     assert sorted(found) == [["a", "c"], ["b", "g"], ["d"], ["e"], ["f"], ["h"]]
 
 
@@ -247,9 +248,9 @@ def test_alike_jobs_go_together_and_different_machines_and_kinds_apart() -> None
 def test_a_group_is_no_longer_than_slurm_takes_arrays(longest: int, sizes: list[int]) -> None:
     machine = SlurmCluster(arrays=True)
     jobs = [JobRecord(spec=spec_of("true", name=f"j{n}", machine=machine)) for n in range(7)]
-    groups = arrays.groups(jobs, longest)
-    assert [len(group) for group in groups] == sizes
-    assert [job for group in groups for job in group] == jobs
+    found = groups(jobs, longest)
+    assert [len(group) for group in found] == sizes
+    assert [job for group in found for job in group] == jobs
 
 
 def test_an_array_takes_no_more_than_the_room_in_the_queue(branches: Make) -> None:

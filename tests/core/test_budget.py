@@ -9,13 +9,13 @@ from autoexp.config.compose import compose
 from autoexp.errors import BadInput, SessionNotFound
 from autoexp.jobs.budget import total
 from autoexp.jobs.gpu_hours import spent
-from autoexp.jobs.limits import room
 from autoexp.model import now
 from autoexp.operations import requests
 from autoexp.planning.plan import Plan
 from autoexp.planning.study import plan_study
 from autoexp.reports.status import status_of
 from autoexp.rules.events import BudgetPassed
+from autoexp.session.inbox import BudgetRequest, RetryRequest, put
 from autoexp.session.measured_speed import with_measured_speed
 from autoexp.session.session import Session
 from autoexp.states import Verdict
@@ -99,7 +99,7 @@ def test_above_its_budget_a_session_launches_nothing_more_and_cancels_nothing(
     assert [event.rule for event in events] == ["budget.stop_above"]
 
     waiting = story.job("tiny-seed2")
-    assert room(session.experiment, session.jobs.values()) == 0
+    assert session.room() == 0
     assert session.begin_attempt(waiting) is None
     said = status_of(session).jobs[1].reason
     assert said is not None
@@ -121,8 +121,8 @@ def test_when_the_last_job_has_ended_the_others_are_given_up_with_the_budget_as_
     assert "budget.stop_above" in waiting.reason
 
     # Somebody answers for more: the point goes on in the same session.
-    requests.put(story.path, requests.BudgetRequest(stop_above=10, by="ann"))
-    requests.put(story.path, requests.RetryRequest(by="ann"))
+    put(story.path, BudgetRequest(stop_above=10, by="ann"))
+    put(story.path, RetryRequest(by="ann"))
     assert requests.take_on(story.session) == ["ann: stops above 10", "ann: runs tiny-seed2 again"]
     story.open()
     story.look(name="tiny-seed1")

@@ -22,6 +22,17 @@ from autoexp.operations.cancel import cancel_directly
 from autoexp.planning.plan import make_plan
 from autoexp.rules.events import JobAdded, RequestRefused
 from autoexp.session.action_records import ActionStatus
+from autoexp.session.inbox import (
+    ActionRequest,
+    BudgetRequest,
+    CancelRequest,
+    Request,
+    SubmitRequest,
+    is_done,
+    is_empty,
+    left_behind,
+    put,
+)
 from autoexp.session.meta import output_root
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
@@ -37,25 +48,25 @@ def job(name: str, command: str = "true") -> JobSpec:
     return spec_of(command, name=name, kind=Kind.COMMAND, directory=Path("/out") / name)
 
 
-def submit(*specs: JobSpec) -> inbox.SubmitRequest:
-    return inbox.SubmitRequest(jobs=specs, by="ann")
+def submit(*specs: JobSpec) -> SubmitRequest:
+    return SubmitRequest(jobs=specs, by="ann")
 
 
-def adoption(session: Session, *specs: JobSpec) -> inbox.SubmitRequest:
+def adoption(session: Session, *specs: JobSpec) -> SubmitRequest:
     """The first job runs already, under an id that somebody else was given."""
     attempt = Attempt(
         number=1, key=session.meta.key("theirs", 1), name="theirs", log="theirs.log",
         job_id="12345", state="RUNNING", intended_at=now(), submitted_at=now(),
     )  # fmt: skip
-    return inbox.SubmitRequest(jobs=specs, attempt=attempt, by="ann")
+    return SubmitRequest(jobs=specs, attempt=attempt, by="ann")
 
 
-def cancel(*names: str, by: str = "ann") -> inbox.CancelRequest:
-    return inbox.CancelRequest(jobs=names, by=by)
+def cancel(*names: str, by: str = "ann") -> CancelRequest:
+    return CancelRequest(jobs=names, by=by)
 
 
-def change(verb: Any, key: str = CD100) -> inbox.ActionRequest:
-    return inbox.ActionRequest(key=key, verb=verb, by="ann")
+def change(verb: Any, key: str = CD100) -> ActionRequest:
+    return ActionRequest(key=key, verb=verb, by="ann")
 
 
 @pytest.fixture
@@ -68,10 +79,10 @@ def story(session_path: Path) -> Story:
     return story
 
 
-def ask(story: Story, *requests: inbox.Request) -> list[str]:
+def ask(story: Story, *requests: Request) -> list[str]:
     """Leave requests and have them taken on; returns why some were refused."""
     for request in requests:
-        inbox.put(story.path, request)
+        put(story.path, request)
     before = len(story.session.journal)
     inbox.take_on(story.session)
     assert list((story.path / "inbox").glob("*.json")) == []
@@ -89,7 +100,7 @@ def test_requests_of_several_processes_are_all_taken_on_once(
 
     def put(process: str) -> None:
         for number in range(200):
-            inbox.put(session_path, submit(job(f"{process}{number:03}")))
+            put(session_path, submit(job(f"{process}{number:03}")))
 
     session = Session.load(session_path)
     children = [in_a_process(lambda name=name: put(name)) for name in "abcd"]  # type: ignore[misc]
@@ -209,23 +220,23 @@ def test_a_request_that_cannot_be_moved_is_said_once_and_keeps_no_session_from_e
     (said,) = inbox.take_on(story.session)
     assert "refused" in said
     assert inbox.take_on(story.session) == []
-    assert inbox.is_done(story.session)
-    assert inbox.left_behind(story.session) == [bad]
+    assert is_done(story.session)
+    assert left_behind(story.session) == [bad]
     assert ask_behind(story) == ["ann: cancels tiny-cd200"]
 
 
 def test_a_request_that_was_carried_out_and_cannot_be_removed_is_not_carried_out_again(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = inbox.put(story.path, inbox.BudgetRequest(stop_above=5.0, by="ann"))
+    path = put(story.path, BudgetRequest(stop_above=5.0, by="ann"))
     nothing_moves(monkeypatch, path, errno.EACCES)
     done, said = inbox.take_on(story.session)
     assert (done, str(path) in said) == ("ann: stops above 5", True)
     inbox._change_budget(story.session, 7.0)
     assert inbox.take_on(story.session) == []
     assert story.session.experiment.budget.stop_above == 7.0
-    assert inbox.is_done(story.session)
-    assert inbox.left_behind(story.session) == [path]
+    assert is_done(story.session)
+    assert left_behind(story.session) == [path]
 
 
 def test_a_request_that_nobody_can_move_for_now_is_waited_for_so_long_and_no_longer(
@@ -235,20 +246,20 @@ def test_a_request_that_nobody_can_move_for_now_is_waited_for_so_long_and_no_lon
     for _ in range(9):
         with pytest.raises(OSError, match="busy"):
             inbox.take_on(story.session)
-        assert not inbox.is_done(story.session)
+        assert not is_done(story.session)
     with pytest.raises(OSError, match="busy"):
         inbox.take_on(story.session)
-    assert inbox.is_done(story.session)
-    assert inbox.left_behind(story.session) == [bad]
+    assert is_done(story.session)
+    assert left_behind(story.session) == [bad]
     assert ask_behind(story) == ["ann: cancels tiny-cd200"]
     monkeypatch.undo()
     inbox.take_on(story.session)
-    assert inbox.left_behind(story.session) == []
+    assert left_behind(story.session) == []
 
 
 def ask_behind(story: Story) -> list[str]:
-    inbox.put(story.path, cancel("tiny-cd200"))
-    assert not inbox.is_done(story.session)
+    put(story.path, cancel("tiny-cd200"))
+    assert not is_done(story.session)
     return inbox.take_on(story.session)
 
 
@@ -269,8 +280,8 @@ def test_a_session_that_is_over_ends_past_a_request_that_cannot_be_moved(
 
 def test_another_users_request_runs_nothing_in_this_users_name(story: Story) -> None:
     folder = story.path / "inbox"
-    inbox.put(story.path, submit(job("evil")))
-    inbox.put(story.path, cancel(by="a colleague"))
+    put(story.path, submit(job("evil")))
+    put(story.path, cancel(by="a colleague"))
     for path in folder.iterdir():
         os.chown(path, 65534, 65534)
     reasons = ask(story)
@@ -317,7 +328,7 @@ def test_a_refused_request_brings_none_of_its_jobs(story: Story) -> None:
     assert "new" not in Session.load(story.path).jobs
 
 
-def late_cooldown(story: Story, composed: Composed) -> inbox.SubmitRequest:
+def late_cooldown(story: Story, composed: Composed) -> SubmitRequest:
     """The session's own trunk, and a new cooldown from a checkpoint that is there already."""
     late = composed.experiment.cooldowns[0].model_copy(update={"at": (100,), "name": "late"})
     experiment = composed.experiment.model_copy(update={"cooldowns": (late,)})
@@ -336,7 +347,7 @@ def test_a_cooldown_from_a_checkpoint_that_is_there_already_is_launched(
 def test_a_cooldown_that_joined_while_the_disk_was_full_is_launched_too(
     story: Story, composed: Composed
 ) -> None:
-    inbox.put(story.path, late_cooldown(story, composed))
+    put(story.path, late_cooldown(story, composed))
     journal = story.path / "events.jsonl"
     journal.rename(story.path / "away")
     journal.mkdir()
@@ -367,8 +378,8 @@ def test_a_cancel_names_jobs_or_means_all_and_the_first_who_asked_stands(story: 
 
 def test_requests_of_one_process_keep_their_order(story: Story) -> None:
     for number in range(30):
-        inbox.put(story.path, submit(job(f"j{number}")))
-        inbox.put(story.path, cancel(f"j{number}"))
+        put(story.path, submit(job(f"j{number}")))
+        put(story.path, cancel(f"j{number}"))
     assert ask(story) == []
     records = list(story.session.jobs.values())[3:]
     assert [record.spec.name for record in records] == [f"j{number}" for number in range(30)]
@@ -423,7 +434,7 @@ def test_a_retry_does_not_bring_a_cancelled_job_back(story: Story) -> None:
 
 # Kills
 
-REQUESTS: dict[str, Callable[[Session], tuple[inbox.Request, ...]]] = {
+REQUESTS: dict[str, Callable[[Session], tuple[Request, ...]]] = {
     "cancel": lambda _: (cancel(),),
     "submit": lambda _: (submit(job("a"), job("b")),),
     "adopt": lambda session: (adoption(session, job("theirs"), job("b")),),
@@ -444,7 +455,7 @@ def test_a_kill_at_any_step_repeats_a_request_without_harm(
         story.save(100)
         story.look()
         for request in REQUESTS[kind](story.session):
-            inbox.put(story.path, request)
+            put(story.path, request)
         killed = killed_at(n, lambda story=story: inbox.take_on(story.session))  # type: ignore[misc]
         inbox.take_on(story.open().session)
         left = sorted(path.suffix for path in (story.path / "inbox").iterdir())
@@ -470,13 +481,13 @@ def test_a_kill_at_any_step_repeats_a_request_without_harm(
 def test_cancelling_where_nobody_watches_reaches_what_waits_in_the_inbox(
     session_path: Path,
 ) -> None:
-    inbox.put(session_path, submit(job("late"), job("later")))
+    put(session_path, submit(job("late"), job("later")))
     assert cancel_directly(session_path, ("later",), "bob").problem is None
     jobs = Session.load(session_path).jobs
     assert jobs["later"].was_cancelled and not jobs["late"].is_over
 
-    inbox.put(session_path, submit(job("last")))
+    put(session_path, submit(job("last")))
     assert cancel_directly(session_path, (), "bob").problem is None
     session = Session.load(session_path)
     assert all(each.was_cancelled for each in session.jobs.values())
-    assert {"late", "last"} < set(session.jobs) and inbox.is_empty(session_path)
+    assert {"late", "last"} < set(session.jobs) and is_empty(session_path)

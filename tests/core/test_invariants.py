@@ -24,13 +24,15 @@ from autoexp.config.experiment import Monitoring
 from autoexp.errors import SchedulerError
 from autoexp.monitor import steps
 from autoexp.monitor.monitor import Monitor, Work
-from autoexp.monitor.phases import Phase, do, in_turns
 from autoexp.operations import action_runs, requests
 from autoexp.operations.action_runs import Pin
+from autoexp.operations.phases import Phase, do, in_turns
+from autoexp.operations.step_runs import carry_out, named
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Start
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.session.action_records import ActionRecord, ActionStatus
+from autoexp.session.inbox import ActionRequest, CancelRequest, Request, SubmitRequest, put
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from autoexp.storage import lease
@@ -83,7 +85,7 @@ class Driver:
     def _hand_over(self, work: Work) -> None:
         self.is_over = work.is_over
         for step in work.steps:
-            self._start(steps.named(step), self._take(step))
+            self._start(named(step), self._take(step))
         for action in work.actions:
             self._start(action.key, self._act(action))
 
@@ -97,7 +99,7 @@ class Driver:
 
     def _take(self, step: steps.NextStep) -> Iterator[None]:
         try:
-            yield from in_turns(steps.carry_out(step, self.monitor, LOG), self._do)
+            yield from in_turns(carry_out(step, self.monitor, LOG), self._do)
         except Exception as error:
             self.monitor.fail_step(step, str(error))
 
@@ -122,11 +124,11 @@ class Driver:
             self._answers |= self.scheduler.query(tickets)
 
 
-REQUESTS: tuple[requests.Request, ...] = (
-    *(requests.CancelRequest(jobs=(name,), by="ann") for name in ("nobody", "b1", "tiny-cd100")),
-    requests.CancelRequest(by="ann"),
+REQUESTS: tuple[Request, ...] = (
+    *(CancelRequest(jobs=(name,), by="ann") for name in ("nobody", "b1", "tiny-cd100")),
+    CancelRequest(by="ann"),
     *(
-        requests.ActionRequest(key=f"start-tiny-cd{n}--checkpoint_tiny_{n}--0", verb=verb, by="ann")
+        ActionRequest(key=f"start-tiny-cd{n}--checkpoint_tiny_{n}--0", verb=verb, by="ann")
         for n in (100, 200)
         for verb in ("retry", "retry", "drop")
     ),
@@ -284,13 +286,13 @@ class Play(hs.RuleBasedStateMachine):
         self.let(self.driver.round)
 
     @hs.rule(request=st.sampled_from(REQUESTS))
-    def ask(self, request: requests.Request) -> None:
-        self.let(lambda: requests.put(self.path, request))
+    def ask(self, request: Request) -> None:
+        self.let(lambda: put(self.path, request))
 
     @hs.rule(name=st.sampled_from(["b1", "b2", LONG]), command=st.sampled_from(["true", "false"]))
     def add(self, name: str, command: str) -> None:
         spec = spec_of(command, name=name, directory=self.path / name, kind=Kind.COMMAND)
-        self.ask(requests.SubmitRequest(jobs=(spec,), by="ann"))
+        self.ask(SubmitRequest(jobs=(spec,), by="ann"))
 
     @hs.precondition(lambda self: self.asked < _MOST_ASKED)
     @hs.rule(count=st.integers(1, 3))
@@ -303,7 +305,7 @@ class Play(hs.RuleBasedStateMachine):
             for name in names:
                 spec = spec_of("true", name=name, directory=self.path / name, kind=Kind.COMMAND)
                 with suppress(Killed):
-                    requests.put(self.path, requests.SubmitRequest(jobs=(spec,), by="bob"))
+                    put(self.path, SubmitRequest(jobs=(spec,), by="bob"))
 
         other = threading.Thread(target=ask)
         other.start()

@@ -16,7 +16,7 @@ from autoexp.monitor import job_watch
 from autoexp.monitor.job_watch import EVENTS
 from autoexp.monitor.monitor import Look, Monitor
 from autoexp.monitor.replay import Rehearsal
-from autoexp.rules.findings import LogLost, LogMatched
+from autoexp.rules.events import LogLost, LogMatched
 from autoexp.schedulers.base import Sighting
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict

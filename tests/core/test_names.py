@@ -18,8 +18,16 @@ from autoexp.monitor.rulebook import RuleBook, implied
 from autoexp.names import LONGEST_ID, LONGEST_KEY, check_id
 from autoexp.planning.study import plan_study
 from autoexp.rules.actions import Log
-from autoexp.rules.events import CheckpointComplete, Event, JobReady, Published, StateChanged
-from autoexp.rules.findings import LoggingStopped, LogMatched, MetricAlarm
+from autoexp.rules.events import (
+    CheckpointComplete,
+    Event,
+    JobReady,
+    LoggingStopped,
+    LogMatched,
+    MetricAlarm,
+    Published,
+    StateChanged,
+)
 from autoexp.rules.rules import OnReady
 from autoexp.schedulers.slurm_parsing import SQUEUE_FORMAT
 from autoexp.session.meta import new_id

@@ -15,6 +15,7 @@ from autoexp.operations import requests
 from autoexp.schedulers.base import Request, prepare, submit_once
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.session import find, remove
+from autoexp.session.inbox import put
 from autoexp.session.session import Session
 from autoexp.storage import permissions
 from tests.core.conftest import Job, JobOf, WaitFor, create
@@ -59,7 +60,7 @@ def shared(composed: Composed, with_whom: str) -> Composed:
 def used(root: Path, composed: Composed) -> Path:
     """A session in which everything has been made that is made before a job runs."""
     path = create(composed, root, session_id="s1", flow_run_id="run")
-    requests.put(path, cancel("tiny"))
+    put(path, cancel("tiny"))
     with Session.hold(path) as (session, _):
         find.take_up(path, ["other"])
         trunk = next(iter(session.jobs.values()))

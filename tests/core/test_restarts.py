@@ -14,19 +14,18 @@ import pytest
 from autoexp import payload
 from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER
 from autoexp.config.compose import compose
+from autoexp.dotted import setting
 from autoexp.jobs.record import RestartRequest
-from autoexp.monitor import phases
-from autoexp.monitor.steps import Replace, Replacement, carry_out, next_step
-from autoexp.operations import action_runs
+from autoexp.monitor.steps import Replace, next_step
+from autoexp.operations import action_runs, phases
 from autoexp.operations import actions as acting
+from autoexp.operations.step_runs import Replacement, carry_out
 from autoexp.rules.actions import Restart, Start
-from autoexp.rules.events import JobGivenUp, RestartAsked
-from autoexp.rules.findings import LogMatched, MetricAlarm
+from autoexp.rules.events import JobGivenUp, LogMatched, MetricAlarm, RestartAsked
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.session import Session
-from autoexp.setting import setting
 from autoexp.states import Verdict
 from tests.core.conformance import megatron
 from tests.core.conftest import TINY, KilledAt, create, spec_of

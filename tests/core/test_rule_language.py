@@ -9,21 +9,22 @@ from hypothesis import strategies as st
 
 from autoexp.config.compose import compose
 from autoexp.config.experiment import Experiment
+from autoexp.dotted import setting
 from autoexp.errors import BadInput
 from autoexp.monitor.decide import decide
 from autoexp.monitor.rulebook import RuleBook
-from autoexp.rules.event_values import typed, values_of
+from autoexp.monitor.template_values import values_of
+from autoexp.rules.event_values import typed
 from autoexp.rules.events import (
     BudgetPassed,
     CheckpointComplete,
     Event,
+    LogMatched,
     Published,
     StateChanged,
     TrunksFinished,
 )
-from autoexp.rules.findings import LogMatched
 from autoexp.session.session import Session
-from autoexp.setting import setting
 from autoexp.templates import fill, names_in
 from tests.core.conftest import create
 

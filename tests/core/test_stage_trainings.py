@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from autoexp.config.compose import compose
+from autoexp.dotted import setting
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.study import plan_study
 from autoexp.session.from_session import Origin, compose_from
 from autoexp.session.session import Session
-from autoexp.setting import setting
 from autoexp.states import Kind, Verdict
 from tests.core.conftest import TINY, KilledAt, create
 from tests.core.test_monitor import Story

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from autoexp.config.compose import compose
+from autoexp.dotted import setting
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.operations import actions, requests
@@ -17,8 +18,8 @@ from autoexp.rules.actions import Decay, Start
 from autoexp.rules.events import JobReady, RetryAsked
 from autoexp.session.create import new_id_of
 from autoexp.session.from_session import Origin, compose_from
+from autoexp.session.inbox import RetryRequest, put
 from autoexp.session.session import Session
-from autoexp.setting import setting
 from autoexp.states import Kind, Verdict
 from tests.core.conftest import TINY, KilledAt, create
 from tests.core.test_monitor import Story
@@ -346,7 +347,7 @@ def test_a_cooldown_on_its_own_keeps_the_stages_of_cooldowns(tmp_path: Path) -> 
 
 
 def ask(story: Story, *names: str) -> list[str]:
-    requests.put(story.path, requests.RetryRequest(jobs=names, by="ann"))
+    put(story.path, RetryRequest(jobs=names, by="ann"))
     return requests.take_on(story.session)
 
 
@@ -392,7 +393,7 @@ def test_a_retry_that_is_killed_at_any_step_is_done_once_when_it_is_repeated(
     story.save(100)
     story.look(state="FAILED", exit_code=3)
     story.look()
-    requests.put(story.path, requests.RetryRequest(by="ann"))
+    put(story.path, RetryRequest(by="ann"))
     for step in itertools.count(1):
         copy = tmp_path / f"killed-{step}" / "s1"
         shutil.copytree(story.path, copy)

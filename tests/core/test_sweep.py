@@ -6,9 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from autoexp.config.sweep import Sweep
-from autoexp.config.sweep_expand import expand, short_names
+from autoexp.config.sweep_expand import chosen, expand, short_names
 from autoexp.config.sweep_names import LONGEST, name_points
-from autoexp.config.sweep_subset import chosen
 from autoexp.dotted import flat
 from autoexp.errors import BadInput
 

@@ -17,7 +17,7 @@ from autoexp.backends.command import CommandBackend
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron.formats import progress as megatron_progress
-from autoexp.backends.progress_line import ProgressPattern, number, whole
+from autoexp.backends.progress_line import ProgressPattern
 from autoexp.backends.protocol import Backend, CheckpointScan, Progress, Unread
 from autoexp.backends.torchtitan.backend import _LINE as TORCHTITAN
 from autoexp.jobs.record import JobRecord
@@ -25,13 +25,13 @@ from autoexp.jobs.scores import NoScores, read_scores
 from autoexp.logs import tail
 from autoexp.logs.linear import refuse_slow
 from autoexp.logs.matcher import Matcher
+from autoexp.logs.numbers import number, whole
 from autoexp.logs.tail import LIMIT, LookBudget
 from autoexp.model import COMPOSING
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.rulebook import RuleBook, Watched
 from autoexp.rules.event_values import typed
-from autoexp.rules.events import Event, adapter
-from autoexp.rules.findings import LogMatched
+from autoexp.rules.events import Event, LogMatched, adapter
 from autoexp.rules.ruleset import Rules
 from tests.core.conformance.command import COMMON
 from tests.core.conftest import attempt_of, spec_of

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from autoexp.errors import SessionError
+from autoexp.monitor.template_values import values_of
 from autoexp.operations.write_targets import path_below, write_target
 from autoexp.rules.actions import WriteFile
-from autoexp.rules.event_values import values_of
-from autoexp.rules.findings import LogMatched
+from autoexp.rules.events import LogMatched
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
 

@@ -7,7 +7,6 @@ import pytest
 
 from autoexp.backends.command import CommandBackend
 from autoexp.config.compose import Composed, compose
-from autoexp.config.scalars import marked_override, marked_yaml, unmarked
 from autoexp.errors import BadInput
 from autoexp.jobs.backend_changes import changed_backend
 from autoexp.operations.launch import Launching
@@ -16,6 +15,7 @@ from autoexp.planning.rule_checks import compose_launched
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Launch, Restart
 from autoexp.rules.events import Published
+from autoexp.scalars import marked_override, marked_yaml, unmarked
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.session.action_records import ActionRecord
 

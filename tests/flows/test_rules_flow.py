@@ -11,6 +11,7 @@ import yaml
 
 from autoexp.cli.main import main
 from autoexp.config.compose import compose
+from autoexp.dotted import setting
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import Disk
@@ -20,11 +21,9 @@ from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.rules.actions import Log
 from autoexp.rules.conditions import FileExists
-from autoexp.rules.events import CheckpointComplete, Published, RestartAsked
-from autoexp.rules.findings import MetricAlarm
+from autoexp.rules.events import CheckpointComplete, MetricAlarm, Published, RestartAsked
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
-from autoexp.setting import setting
 from autoexp.states import Kind, Verdict
 from tests.core.conftest import create
 from tests.flows.conftest import SMALL, Make, autoexp

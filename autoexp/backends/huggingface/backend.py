@@ -21,7 +21,6 @@ from autoexp.backends.command_line import Argument, refuse_names, word
 from autoexp.backends.decay import decayed
 from autoexp.backends.huggingface.arguments import OURS, TrainerArgs
 from autoexp.backends.protocol import (
-    MOST_ITERATIONS,
     UNDECIDED,
     Branch,
     CheckpointScan,
@@ -30,6 +29,7 @@ from autoexp.backends.protocol import (
     PinChanges,
     Progress,
 )
+from autoexp.logs.numbers import MOST_ITERATIONS
 from autoexp.model import COMPOSING, Closed
 from autoexp.redaction import Variables
 from autoexp.storage import atomic

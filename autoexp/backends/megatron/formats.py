@@ -7,9 +7,9 @@ import math
 import re
 
 from autoexp.backends.checkpoints import Layout
-from autoexp.backends.progress_line import number, whole
 from autoexp.backends.protocol import Progress, Unread
 from autoexp.logs.lines import without_escapes
+from autoexp.logs.numbers import number, whole
 
 PROGRESS_MARK = b"iteration"
 """In every iteration line, and in few others: a search in memory before a regular expression."""

@@ -1,0 +1,338 @@
+"""Steps of jobs, carried out phase by phase: the one place where jobs reach the scheduler.
+
+The session flow runs the phases as Prefect tasks, the property test and the simulator run the very
+same ones in an order of their own.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Generator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from autoexp.errors import AutoexpError, SubmissionRefused, SubmitLimitReached
+from autoexp.jobs.backend_changes import changed_spec
+from autoexp.jobs.record import Attempt, Ending, JobRecord, RestartRequest
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import now
+from autoexp.monitor.monitor import Monitor
+from autoexp.monitor.recorder import Recorder
+from autoexp.monitor.steps import Cancel, NextStep, Replace, Submit, Withdraw, to_cancel
+from autoexp.operations import actions, arrays
+from autoexp.operations.phases import OnSession, Phase, Phases
+from autoexp.payload import processes_with_cookie
+from autoexp.schedulers.base import Request, Scheduler, Ticket, find_or_forbid, prepare, submit_once
+from autoexp.session.session import Session
+from autoexp.states import Verdict
+
+Logger = logging.Logger | logging.LoggerAdapter[Any]
+
+
+class Submission(NamedTuple):
+    """An attempt, ready to be submitted."""
+
+    ticket: Ticket
+    spec: JobSpec
+    attempt: Attempt
+    avoided: tuple[str, ...]
+    fresh: bool
+    """Whether the intent has just been written, so that nobody can have submitted it."""
+    still_ours: Callable[[], None] | None = None
+    """Raises once the session is another monitor's: asked right before the submission."""
+
+    @property
+    def title(self) -> str:
+        return f"submit {self.ticket.key}"
+
+    def run(self, scheduler: Scheduler) -> str:
+        """Submit once, whatever died in between; returns the scheduler's job id."""
+        prepare(self.ticket, self.spec, self.attempt, scheduler.orders(self.spec, self.attempt))
+        request = Request(
+            self.attempt.name,
+            self.attempt.log,
+            self.spec.machine,
+            self.attempt.time_limit_min,
+            self.attempt.after,
+            avoided=self.avoided,
+            still_ours=self.still_ours,
+        )
+        return submit_once(self.ticket, request, scheduler, fresh=self.fresh)
+
+
+class Withdrawal(NamedTuple):
+    """An attempt that may have been submitted, and is no longer wanted."""
+
+    ticket: Ticket
+    attempt: Attempt
+
+    @property
+    def title(self) -> str:
+        return f"withdraw {self.attempt.key}"
+
+    def run(self, scheduler: Scheduler) -> str | None:
+        """The job id that it has got; None: it will never run."""
+        return find_or_forbid(self.ticket, self.attempt, scheduler)
+
+
+class Replacement(NamedTuple):
+    """A job whose next attempt begins from an earlier checkpoint, or with another backend."""
+
+    spec: JobSpec
+    attempts: tuple[Ticket, ...]
+    """The attempts that there were."""
+    asked: RestartRequest
+
+    @property
+    def title(self) -> str:
+        return f"replace {self.spec.name} attempt {self.asked.attempt}"
+
+    def run(self, scheduler: Scheduler) -> dict[str, Any]:
+        """Set checkpoints aside, once nothing of the job is alive here; what changes in the job."""
+        del scheduler
+        if self.asked.roll_back_to is not None:
+            alive = [p for t in self.attempts for p in processes_with_cookie(t.key, t.directory)]
+            if alive:
+                raise TimeoutError(f"{self.spec.name}: processes {alive} are alive still")
+            self.spec.trainer.set_aside(Path(self.spec.save_dir), self.asked.roll_back_to)
+        return changed_spec(self.spec, self.asked.backend)
+
+
+class LongestArray(NamedTuple):
+    """How many jobs may go as one array."""
+
+    title: str = "longest array"
+
+    def run(self, scheduler: Scheduler) -> int:
+        return scheduler.longest_array()
+
+
+class Cancellation(NamedTuple):
+    """Attempts that the scheduler is to end."""
+
+    tickets: tuple[Ticket, ...]
+
+    @property
+    def title(self) -> str:
+        more = f" and {len(self.tickets) - 1} more" if len(self.tickets) > 1 else ""
+        return f"cancel {self.tickets[0].key}{more}"
+
+    def run(self, scheduler: Scheduler) -> dict[str, str]:
+        """What the scheduler answered, by key."""
+        return scheduler.cancel(self.tickets)
+
+
+def carry_out(step: NextStep, monitor: Monitor, log: Logger) -> Phases:
+    """Do a step of jobs, phase by phase; what went wrong is tried again, and never doubled.
+
+    Whatever happens, the monitor learns that the step has ended, and chooses the next one.
+    """
+    try:
+        match step:
+            case Submit(as_array=True):
+                yield from _submit_array(step, monitor, log)
+            case Submit():
+                yield from _submit(step.jobs[0], monitor.recorder, log)
+            case Withdraw():
+                yield from _withdraw(step.jobs[0], monitor.recorder, log)
+            case Replace():
+                yield from _replace(step.jobs[0], monitor.recorder, log)
+            case Cancel():
+                yield from _cancel(step, monitor, log)
+    except Exception as error:
+        reason = (
+            str(error) if isinstance(error, AutoexpError) else f"{type(error).__name__}: {error}"
+        )
+    else:
+        yield OnSession(lambda: monitor.end_step(step))
+        return
+    failures = yield OnSession(lambda: monitor.fail_step(step, reason))
+    if failures == 1:
+        log.warning("%s: %s; retrying", named(step), reason)
+
+
+def named(step: NextStep) -> str:
+    """A step in words, for the log."""
+    more = f" and {len(step.jobs) - 1} more" if len(step.jobs) > 1 else ""
+    return f"{type(step).__name__.lower()} {step.jobs[0]}{more}"
+
+
+def _submit(name: str, recorder: Recorder, log: Logger) -> Phases:
+    submission = yield OnSession(lambda: recorder.apply(_begin, name, log))
+    if submission is None:
+        return  # it is wanted no longer, or has no room
+    try:
+        job_id = yield submission
+    except SubmissionRefused as error:
+        log.error("%s: refused: %s", submission.spec.title, error)
+        reason = str(error)
+        yield OnSession(lambda: recorder.apply(_refused, name, submission.ticket.key, reason))
+    else:
+        yield OnSession(lambda: recorder.apply(_submitted, name, submission.ticket.key, job_id))
+        log.info("%s: submitted as job %s", submission.spec.title, job_id)
+
+
+def _begin(session: Session, name: str, log: Logger) -> Submission | None:
+    """Intend an attempt, unless one is; what a killed save has left is put out of its way."""
+    job = session.jobs[name]
+    attempt, fresh = job.unsubmitted, False
+    if attempt is None:
+        fresh = True
+        if job.attempts and not job.open_attempts and job.wants_attempt():
+            for torn in job.spec.trainer.clear_torn(Path(job.spec.save_dir)):
+                log.warning("%s: %s is torn, and was moved aside", job.spec.title, torn)
+        attempt = session.begin_attempt(job)
+    if attempt is None or job.is_ending:
+        return None
+    avoided = session.blame.current(now())
+    copy = attempt.model_copy()
+    return Submission(session.ticket(attempt), job.spec, copy, avoided, fresh, session.refuse_lost)
+
+
+def _attempt(session: Session, name: str, key: str) -> tuple[JobRecord, Attempt]:
+    job = session.jobs[name]
+    return job, next(attempt for attempt in job.attempts if attempt.key == key)
+
+
+def _refused(session: Session, name: str, key: str, reason: str) -> None:
+    session.refuse(*_attempt(session, name, key), reason)
+
+
+def _submitted(session: Session, name: str, key: str, job_id: str) -> None:
+    session.record_submission(*_attempt(session, name, key), job_id)
+
+
+def _submit_array(step: Submit, monitor: Monitor, log: Logger) -> Phases:
+    recorder = monitor.recorder
+    if monitor.longest_array is None:
+        yield OnSession(partial(_note_longest, monitor, (yield from _longest_array(log))))
+        return  # they are put together again, by what is known now
+    array = yield OnSession(lambda: recorder.apply(arrays.begin, step.jobs))
+    if array is None:
+        return
+    try:
+        job_ids = yield array
+    except SubmissionRefused as error:
+        log.error("%s: refused: %s", array.name, error)
+        for task in array.tasks:
+            refused = partial(_refused, name=task.spec.name, key=task.ticket.key, reason=str(error))
+            yield OnSession(partial(recorder.apply, refused))
+    except SubmitLimitReached as error:
+        moved = yield OnSession(lambda: _split(step.jobs, monitor))
+        if not moved:
+            raise  # it is tried again when others have ended
+        log.warning("%s: %s; %d of its jobs go as another array", array.name, error, len(moved))
+    else:
+        for task, job_id in zip(array.tasks, job_ids, strict=True):
+            taken = partial(_submitted, name=task.spec.name, key=task.ticket.key, job_id=job_id)
+            yield OnSession(partial(recorder.apply, taken))
+        log.info("%s: submitted %d jobs as array %s", array.name, len(job_ids), job_ids[0])
+
+
+def _split(names: Sequence[str], monitor: Monitor) -> list[str]:
+    """Halve an array that alone is above the user's submit limit; later ones are no longer."""
+
+    def halve(session: Session) -> list[str]:
+        if not arrays.may_split(session, names):
+            return []
+        return arrays.split(session, names)
+
+    moved = monitor.recorder.apply(halve)
+    if moved:
+        monitor.longest_array = min(monitor.longest_array or len(moved), len(names) - len(moved))
+    return moved
+
+
+def _longest_array(log: Logger) -> Generator[Phase, Any, int]:
+    try:
+        longest: int = yield LongestArray()
+    except Exception as error:
+        log.warning("the longest array is not known (%s); jobs go one by one", error)
+        return 1
+    return longest
+
+
+def _note_longest(monitor: Monitor, longest: int) -> None:
+    monitor.longest_array = longest
+
+
+def _withdraw(name: str, recorder: Recorder, log: Logger) -> Phases:
+    withdrawal = yield OnSession(lambda: recorder.apply(_unwanted, name))
+    if withdrawal is None:
+        return
+    key = withdrawal.attempt.key
+    job_id = yield withdrawal
+    if job_id is None:
+        reason = yield OnSession(lambda: recorder.apply(_withdrawn, name, key))
+        log.info("%s: not submitted: %s", key, reason)
+    else:
+        yield OnSession(lambda: recorder.apply(_submitted, name, key, job_id))
+
+
+def _unwanted(session: Session, name: str) -> Withdrawal | None:
+    attempt = session.jobs[name].unsubmitted
+    if attempt is None:
+        return None
+    return Withdrawal(session.submission_ticket(attempt), attempt.model_copy())
+
+
+def _withdrawn(session: Session, name: str, key: str) -> str | None:
+    job, attempt = _attempt(session, name, key)
+    session.withdraw(job, attempt)
+    return job.cancel_requested or job.reason
+
+
+def _replace(name: str, recorder: Recorder, log: Logger) -> Phases:
+    replacement = yield OnSession(lambda: recorder.apply(_asked_restart, name))
+    if replacement is None:
+        return
+    try:
+        changes = yield replacement
+    except AutoexpError as error:
+        log.error("%s: cannot be restarted: %s", replacement.spec.title, error)
+        reason = f"could not be restarted: {error}"
+        yield OnSession(lambda: recorder.apply(_not_replaced, name, reason))
+    else:
+        yield OnSession(lambda: recorder.apply(_replaced, name, changes))
+
+
+def _asked_restart(session: Session, name: str) -> Replacement | None:
+    job = session.jobs[name]
+    if job.restart is None:
+        return None
+    return Replacement(job.spec, tuple(map(session.ticket, job.attempts)), job.restart)
+
+
+def _not_replaced(session: Session, name: str, reason: str) -> None:
+    job = session.jobs[name]
+    assert job.restart is not None
+    ending = Ending(verdict=Verdict.FAILED, action=job.restart.action, reason=reason)
+    session.change_job(job, ending=ending, restart=None)
+
+
+def _replaced(session: Session, name: str, changes: dict[str, Any]) -> None:
+    actions.replaced(session, session.jobs[name], changes)
+
+
+def _cancel(step: Cancel, monitor: Monitor, log: Logger) -> Phases:
+    asked = monitor.asked_to_end
+    cancellation = yield OnSession(lambda: monitor.recorder.apply(_ended, step.jobs, asked))
+    if cancellation is None:
+        return
+    answers = yield cancellation
+
+    def note() -> None:
+        asked.update(ticket.key for ticket in cancellation.tickets)
+        monitor.recorder.apply(Session.record_answers, answers)
+
+    yield OnSession(note)
+    for key, answer in answers.items():
+        log.info("cancel %s: %s", key, answer)
+
+
+def _ended(session: Session, names: Sequence[str], asked: Collection[str]) -> Cancellation | None:
+    tickets = tuple(
+        session.ticket(attempt)
+        for name in names
+        for attempt in to_cancel(session.jobs[name], asked)
+    )
+    return Cancellation(tickets) if tickets else None
