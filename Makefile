@@ -49,9 +49,10 @@ test-slow: setup  ## tests that take minutes each on a SLURM cluster: how jobs e
 bench: setup  ## measure what the monitor costs, and write bench/results/ (eight minutes, on a quiet machine)
 	$(BIN)/python -m bench
 
-check: setup  ## format, lint and types
+check: setup  ## format, lint, the layers of the rooms, and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 format: setup  ## mend what `make check` says about format and imports

@@ -9,17 +9,67 @@ import sys
 from collections.abc import Sequence
 
 from autoexp import __version__
-from autoexp.cli.options import (
-    add_agreement,
-    add_experiment,
-    add_origin,
-    add_points,
-    add_session,
-    hours,
-    lines,
-)
 from autoexp.errors import AutoexpError
 from autoexp.storage import atomic
+
+
+def add_experiment(command: argparse.ArgumentParser) -> None:
+    """Which experiment: a configuration and overrides."""
+    command.add_argument(
+        "experiment",
+        nargs="*",
+        metavar="CONFIG|OVERRIDE",
+        help="a configuration's name or YAML file, and overrides such as backend.args.lr=1e-3",
+    )
+
+
+def add_points(command: argparse.ArgumentParser) -> None:
+    """Which experiment, and which points of its sweep."""
+    add_experiment(command)
+    command.add_argument(
+        "--subset", metavar="NUMBERS", help="some points of a sweep, such as 3,5-7"
+    )
+
+
+def add_origin(command: argparse.ArgumentParser) -> None:
+    """An older session to start from."""
+    command.add_argument(
+        "--from",
+        dest="origin",
+        metavar="SESSION[:JOB[@ITERATION]]",
+        help="again as a session was, or a cooldown of it, or cooldowns from a checkpoint of it",
+    )
+
+
+def add_agreement(command: argparse.ArgumentParser) -> None:
+    """Agreeing beforehand to what the plan costs."""
+    command.add_argument(
+        "--yes", "-y", action="store_true", help="agree to a plan above budget.confirm_above"
+    )
+
+
+def add_session(command: argparse.ArgumentParser) -> None:
+    """Which session."""
+    command.add_argument("session", metavar="SESSION", nargs="?", help="the newest by default")
+
+
+def lines(word: str) -> int:
+    """A number of lines."""
+    number = int(word)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} lines: 0 or more")
+    return number
+
+
+def hours(word: str) -> float | None:
+    """GPU hours, or `none`."""
+    if word == "none":
+        return None
+    hours = float(word)
+    if not 0 < hours < float("inf"):
+        raise argparse.ArgumentTypeError(f"{word} GPU hours: above 0")
+    return hours
+
 
 _EPILOG = """exit codes:
   0  all jobs finished          2    bad input, nothing submitted
@@ -115,7 +165,7 @@ def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--dry-run", action="store_true", help="show the plan and write its batch scripts, no more"
     )
     add_agreement(run)
-    run.set_defaults(function="run")
+    run.set_defaults(module="run", function="run")
 
     plan = commands.add_parser("plan", help="show what would be submitted, and submit nothing")
     add_points(plan)
@@ -141,7 +191,7 @@ def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
     resume = commands.add_parser("resume", help="take a session up again where it stands")
     add_session(resume)
-    resume.set_defaults(function="resume")
+    resume.set_defaults(module="run", function="resume")
 
 
 def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -247,7 +297,7 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     queue.add_argument("key", nargs="?", metavar="KEY", help="the action, as `list` shows it")
     queue.add_argument("--json", action="store_true", help="for tools")
     queue.add_argument("--follow", "-f", action="store_true", help="go on as it happens")
-    queue.set_defaults(module="submit", function="queue")
+    queue.set_defaults(module="requests", function="queue")
 
     sessions = commands.add_parser("sessions", help="list, show or remove sessions")
     verbs = sessions.add_subparsers(metavar="VERB", required=True)

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autoexp.cli.find import compose_words
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
+from autoexp.flows.engine.compose import compose_words
 from autoexp.jobs.budget import total
 from autoexp.planning.approval import above_budget
 from autoexp.planning.plan import Plan

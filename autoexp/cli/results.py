@@ -5,12 +5,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from autoexp.cli.find import session_path
 from autoexp.errors import BadInput
 from autoexp.reports import curves, results
 from autoexp.reports import export as tables
 from autoexp.reports.tables import gains_lines
 from autoexp.reports.terminal import console, say
+from autoexp.session.find import session_path
 from autoexp.session.session import Session
 
 

@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
-from autoexp.cli.find import compose_words, session_path
 from autoexp.errors import BadInput
+from autoexp.flows.engine.compose import compose_words
 from autoexp.monitor.replay import Rehearsal
 from autoexp.reports.explain import explain as sentences
 from autoexp.reports.terminal import say
 from autoexp.rules.describe import describe, describe_action
 from autoexp.rules.events import LogMatched
+from autoexp.session.find import session_path
 from autoexp.session.session import Session
 from autoexp.states import Kind
 

@@ -1,5 +1,6 @@
 """`autoexp run` and `resume`: the session flow in this process, with a view of it."""
 
+import argparse
 import asyncio
 import logging
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from autoexp import sinks
+from autoexp.cli import plan as planning
 from autoexp.cli.interrupts import leave_within, run_beside, stopping_on_signals
 from autoexp.errors import AutoexpError
 from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
@@ -19,14 +21,46 @@ from autoexp.flows.deployment.server import (
     refuse_strangers,
     warning_when_open,
 )
+from autoexp.operations import adopt
 from autoexp.reports.curves import gains, without_seen_start
 from autoexp.reports.live import LiveView
 from autoexp.reports.status import status_of
 from autoexp.reports.tables import gains_lines, status_view
 from autoexp.reports.terminal import console, say
-from autoexp.session.session import Session
+from autoexp.session.create import create, id_for, plan_of
+from autoexp.session.find import refuse_if_held, session_path
+from autoexp.session.session import Session, sessions_root
 from autoexp.states import Verdict
 from autoexp.storage import atomic, lease
+
+
+def run(options: argparse.Namespace) -> int:
+    """Create a session and watch it to its end."""
+    if options.dry_run:
+        return planning.dry_run(options)
+    if options.no_monitor:
+        from autoexp.cli.submit import submit
+
+        return submit(options)
+    from autoexp.session.provenance import provenance
+
+    composed, root = planning.wanted(options), sessions_root()
+    session = options.session or id_for(composed)
+    plan = plan_of(composed, session)
+    if not planning.agree(composed, plan, yes=options.yes):
+        say("nothing was submitted")
+        return 2
+    return watch(create(composed, plan, root, session_id=session, provenance=provenance()))
+
+
+def resume(options: argparse.Namespace) -> int:
+    """Take a session up again."""
+    path = session_path(options.session)
+    session = Session.load(path)
+    refuse_if_held(session)
+    adopt.retake(session)  # here too, before a server is started
+    return watch(path)
+
 
 INTERRUPTED = 130
 _UNTOLD = (

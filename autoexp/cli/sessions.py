@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autoexp.cli.find import live_holder, refuse_if_held, session_path
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.operations.cancel import cancel_directly
 from autoexp.reports.status import state_of, status_of
@@ -17,6 +16,7 @@ from autoexp.rules.describe import describe
 from autoexp.rules.events import CancelAnswered
 from autoexp.session import find, remove
 from autoexp.session.create import claim_of
+from autoexp.session.find import live_holder, refuse_if_held, session_path
 from autoexp.session.inbox import CancelRequest, put, waiting_jobs
 from autoexp.session.journal import Position
 from autoexp.session.meta import output_root

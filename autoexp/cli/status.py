@@ -10,52 +10,18 @@ from typing import BinaryIO
 
 from rich.live import Live
 
-from autoexp.cli import plan as planning
-from autoexp.cli.find import refuse_if_held, session_path
 from autoexp.errors import BadInput
-from autoexp.operations import adopt
 from autoexp.reports.status import status_of
 from autoexp.reports.tables import status_view
 from autoexp.reports.terminal import console, say, say_json, say_log
 from autoexp.rules.describe import describe
-from autoexp.session.create import create, id_for, plan_of
+from autoexp.session.find import session_path
 from autoexp.session.journal import Entry, Journal
-from autoexp.session.session import Session, sessions_root
+from autoexp.session.session import Session
 from autoexp.storage import atomic
 
 _BLOCK = 65536
 _MOST = 8 << 20  # bytes in which the last lines are looked for
-
-
-def run(options: argparse.Namespace) -> int:
-    """Create a session and watch it to its end."""
-    if options.dry_run:
-        return planning.dry_run(options)
-    if options.no_monitor:
-        from autoexp.cli.submit import submit
-
-        return submit(options)
-    from autoexp.cli.run import watch
-    from autoexp.session.provenance import provenance
-
-    composed, root = planning.wanted(options), sessions_root()
-    session = options.session or id_for(composed)
-    plan = plan_of(composed, session)
-    if not planning.agree(composed, plan, yes=options.yes):
-        say("nothing was submitted")
-        return 2
-    return watch(create(composed, plan, root, session_id=session, provenance=provenance()))
-
-
-def resume(options: argparse.Namespace) -> int:
-    """Take a session up again."""
-    from autoexp.cli.run import watch
-
-    path = session_path(options.session)
-    session = Session.load(path)
-    refuse_if_held(session)
-    adopt.retake(session)  # here too, before a server is started
-    return watch(path)
 
 
 def status(options: argparse.Namespace) -> int:

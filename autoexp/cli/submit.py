@@ -4,13 +4,12 @@ import argparse
 import getpass
 import os
 import re
-import time
 from pathlib import Path
 
 from autoexp.cli import plan as planning
-from autoexp.cli.find import compose_words, live_holder, session_path
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
+from autoexp.flows.engine.compose import compose_words
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
@@ -21,15 +20,12 @@ from autoexp.operations.launch import refuse_other_scheduler
 from autoexp.planning.plan import NO_JOBS, Plan, make_plan
 from autoexp.planning.rule_checks import refuse_impossible
 from autoexp.planning.study import plan_study
-from autoexp.reports.explain import in_words
-from autoexp.reports.terminal import say, say_json
+from autoexp.reports.terminal import say
 from autoexp.resources.machines import SlurmCluster
-from autoexp.rules.describe import describe
 from autoexp.schedulers.slurm_commands import CommandFailed, at, run
-from autoexp.session.action_records import ActionRecord
 from autoexp.session.create import create, id_for, plan_of
-from autoexp.session.inbox import ActionRequest, SubmitRequest, put
-from autoexp.session.journal import Journal
+from autoexp.session.find import live_holder, session_path
+from autoexp.session.inbox import SubmitRequest, put
 from autoexp.session.meta import output_root
 from autoexp.session.provenance import provenance
 from autoexp.session.session import Session, sessions_root
@@ -191,61 +187,3 @@ def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:
     else:
         say(f"{session.id}: asked for {names}; nobody watches: autoexp resume {session.id}")
     return 0
-
-
-def queue(options: argparse.Namespace) -> int:
-    """List or show actions, retry a failed one, drop one that is not done."""
-    session = Session.load(session_path(options.session))
-    if options.verb == "list":
-        if options.follow:
-            return _follow_actions(session.path)
-        return _list_actions(session, as_json=options.json)
-    if options.key is None:
-        raise BadInput(f"which action? `autoexp queue {session.id}` lists their keys")
-    action = session.actions.get(options.key)
-    if action is None:
-        known = "\n  ".join(session.actions) or "none"
-        raise BadInput(f"{options.key}: no such action; {session.id} has:\n  {known}")
-    if options.verb == "show":
-        say_json(action.model_dump(mode="json"))
-        return 0
-    by = f"autoexp queue {options.verb} by {getpass.getuser()}"
-    request = ActionRequest(key=action.key, verb=options.verb, by=by)
-    put(session.path, request)
-    asked = "asked the monitor" if live_holder(session) else "nobody watches: autoexp resume"
-    say(f"{action.key}: {options.verb} ({asked} {session.id})")
-    return 0
-
-
-def _list_actions(session: Session, *, as_json: bool) -> int:
-    actions: list[ActionRecord] = list(session.actions.values())
-    if as_json:
-        say_json([action.model_dump(mode="json") for action in actions])
-        return 0
-    for action in actions:
-        _print_action(session, action)
-    if not actions:
-        say(f"{session.id}: no actions yet")
-    return 0
-
-
-def _print_action(session: Session, action: ActionRecord) -> None:
-    reason = f"  {action.reason}" if action.reason else ""
-    say(f"{action.status:<8} {action.attempts} tries  {action.key}{reason}")
-    say(f"         {in_words(session, action)}, because {describe(action.event)}")
-
-
-def _follow_actions(path: Path) -> int:
-    """Print each action as it is asked for, and again whenever it has moved, to the end."""
-    shown: dict[str, tuple[str, str | None]] = {}
-    journal = Journal(path / "events.jsonl")
-    while True:
-        session = Session.load(path, journal)
-        for key, action in session.actions.items():
-            stands = (action.status, action.reason)
-            if shown.get(key) != stands:
-                _print_action(session, action)
-            shown[key] = stands
-        if session.is_over:
-            return 0
-        time.sleep(1.0)

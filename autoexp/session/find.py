@@ -16,7 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp.storage import atomic
+from autoexp.errors import SessionHeld, SessionNotFound
+from autoexp.session.session import Session, sessions_root
+from autoexp.storage import atomic, lease
+from autoexp.storage.lease import Holder
 
 MARK = "indexed"
 """A file in each session whose flow runs stand in the index; others have to be read for them."""
@@ -163,3 +166,33 @@ def _make_index(index: Path) -> None:
 
 def _names(path: Path, flow_run_id: str) -> bool:
     return json.dumps(flow_run_id).encode() in atomic.read(path / "session.json")
+
+
+def session_paths() -> list[Path]:
+    """All sessions that can be read, by creation."""
+    return [found.path for found in below(sessions_root()) if found.problem is None]
+
+
+def session_path(name: str | None) -> Path:
+    if name is None:
+        paths = session_paths()
+        if not paths:
+            raise SessionNotFound(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
+        return paths[-1]
+    path = Path(name)
+    # A path works as well as an id, so that any session on disk can be opened.
+    return path.absolute() if (path / "session.json").exists() else sessions_root() / name
+
+
+def live_holder(session: Session) -> Holder | None:
+    holder = lease.look(session.path)
+    return holder if holder is not None and holder.alive else None
+
+
+def refuse_if_held(session: Session) -> None:
+    holder = live_holder(session)
+    if holder is not None:
+        raise SessionHeld(
+            f"{session.id}: held by the monitor with pid {holder.pid} on {holder.host}; "
+            f"look at it with `autoexp status {session.id} --watch`"
+        )

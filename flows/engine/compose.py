@@ -5,6 +5,10 @@ from typing import Any
 
 from autoexp.config import compose as core
 from autoexp.config.compose import Composed
+from autoexp.errors import BadInput
+from autoexp.session.find import session_path
+from autoexp.session.from_session import compose_from, read_origin
+from autoexp.session.session import Session
 
 Values = dict[str, Any]
 
@@ -33,3 +37,22 @@ def filling_in() -> Callable[[Values], Values]:
         return naming.fill_in(values, load)
 
     return fill_in
+
+
+def compose_words(words: list[str], origin: str | None = None) -> Composed:
+    """Split the words into a configuration's name and overrides, and compose.
+
+    `origin` is what stands behind `--from`, and takes the place of a configuration's name.
+    """
+    names = [word for word in words if "=" not in word and not word.startswith("~")]
+    if len(names) > 1:
+        raise BadInput(f"one configuration at a time, not {', '.join(names)}")
+    overrides = [word for word in words if word not in names]
+    if origin is not None:
+        if names:
+            raise BadInput(f"--from {origin} brings its own configuration: leave out {names[0]}")
+        start = read_origin(origin)
+        return compose_from(
+            Session.load(session_path(start.session)), start, overrides, filling_in()
+        )
+    return compose(names[0] if names else None, overrides)
