@@ -26,7 +26,7 @@ deploy: setup  ## a Prefect server (if none answers), the work pool, deployments
 
 test: test-local test-slurm  ## every test that can run here
 
-# Files side by side, as many as there are cores.
+# Files side by side, one more than there are cores (see tests/conftest.py).
 test-local: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/core tests/flows
 

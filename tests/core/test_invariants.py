@@ -414,7 +414,7 @@ def test_whatever_happens_nothing_is_doubled_and_nothing_is_lost() -> None:
         suppress_health_check=list(HealthCheck),
     )
     first = int(os.environ.get("AUTOEXP_TEST_SEED", "0"))
-    plays, seconds = int(os.environ.get("AUTOEXP_TEST_PLAYS", "20")), os.environ.get("FUZZ_S")
+    plays, seconds = int(os.environ.get("AUTOEXP_TEST_PLAYS", "10")), os.environ.get("FUZZ_S")
     begun = time.monotonic()
     until = begun + float(seconds) if seconds else None
     for number in itertools.count(first):
