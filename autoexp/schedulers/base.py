@@ -4,9 +4,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from autoexp import payload, states
 from autoexp.errors import SubmissionUncertain
@@ -54,22 +54,6 @@ class Sighting(NamedTuple):
     """Whether it was told to save because its time limit was near."""
     job_id: str | None = None
     """The job that runs the attempt, where it is another one than was thought."""
-
-    @classmethod
-    def from_exit_file(cls, ended: dict[str, Any], nodes: str | None = None) -> Self:
-        """How a job ended as its payload wrote it down: COMPLETED, FAILED, or TIMEOUT."""
-        state = "COMPLETED" if ended["exit_code"] == 0 else "FAILED"
-        own = cls(
-            state="TIMEOUT" if ended["limit"] else state,
-            reason=ended["reason"],
-            exit_code=ended["exit_code"],
-            signal=ended["signal"],
-            nodes=nodes,
-            started_at=datetime.fromtimestamp(ended["started_at"], UTC),
-            ended_at=datetime.fromtimestamp(ended["ended_at"], UTC),
-            warned=ended["warned"],
-        )
-        return own.at_its_limit()
 
     def at_its_limit(self) -> Self:
         """The end of a command that did not survive our warning: it is the time limit's."""

@@ -5,7 +5,6 @@ do stands here: a job is found again, judged and cancelled by a process that did
 Facts about a job come from the files that the payload leaves in the attempt's directory.
 """
 
-import json
 import os
 import shlex
 import signal
@@ -33,6 +32,7 @@ from autoexp.schedulers.base import (
     is_locked,
     read_claim,
 )
+from autoexp.schedulers.exit_files import ExitFile, read_exit_file, read_start_file
 from autoexp.storage import atomic, processes
 
 _GRACE_S = 10.0
@@ -148,10 +148,10 @@ def _sight(ticket: Ticket) -> Sighting:
     # questions is then seen one look later, and never as failed.
     starting = is_locked(directory)
     alive = _payload_lives(directory)
-    ended = _read_json(directory / "exit.json")
+    ended = read_exit_file(directory)
     if ended is not None:
         return _ended(directory, ended)
-    started = _read_json(directory / "started.json")
+    started = read_start_file(directory)
     if started is None:
         if starting:
             return Sighting("PENDING")
@@ -175,7 +175,7 @@ def _sight(ticket: Ticket) -> Sighting:
 
 
 def _payload_lives(directory: Path) -> bool | None:
-    started = _read_json(directory / "started.json")
+    started = read_start_file(directory)
     if started is None:
         return None
     lives = processes.is_alive(started)
@@ -183,11 +183,11 @@ def _payload_lives(directory: Path) -> bool | None:
     return False if lives is None and processes.rebooted_since(started) else lives
 
 
-def _ended(directory: Path, ended: dict[str, Any]) -> Sighting:
-    started = _read_json(directory / "started.json") or {}
-    sighting = Sighting.from_exit_file(ended, nodes=started.get("host"))
+def _ended(directory: Path, ended: ExitFile) -> Sighting:
+    started = read_start_file(directory) or {}
+    sighting = ended.sighting(started.get("host"))
     if (directory / "cancelled").exists():
-        return sighting._replace(state="CANCELLED", reason=ended["reason"])
+        return sighting._replace(state="CANCELLED", reason=ended.reason)
     return sighting
 
 
@@ -228,7 +228,7 @@ def _await_start(directory: Path) -> dict[str, Any] | None:
     """The start file of a job that has claimed its key, which follows within moments."""
     deadline = time.monotonic() + _START_PATIENCE_S
     while True:
-        started = _read_json(directory / "started.json")
+        started = read_start_file(directory)
         if started is not None or time.monotonic() > deadline:
             return started
         time.sleep(0.02)
@@ -239,21 +239,6 @@ def _kill(pid: int, signum: int) -> None:
         os.kill(pid, signum)
     except ProcessLookupError:
         pass
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    text = _read_text(path)
-    if text is None:
-        return None
-    value: dict[str, Any] = json.loads(text)
-    return value
 
 
 def _time(seconds: float) -> datetime:

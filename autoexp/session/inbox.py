@@ -94,10 +94,15 @@ def put(session: Path, request: Request) -> Path:
     return path
 
 
+def has_requests(session: Path) -> bool:
+    """Whether a request waits. Raises OSError where the inbox cannot be read."""
+    return bool(_waiting(session))
+
+
 def is_empty(session: Path) -> bool:
     """Whether no request waits, as far as can be seen."""
     with suppress(OSError):
-        return not _waiting(session)
+        return not has_requests(session)
     return True
 
 
