@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import autoexp.jobs
+import autoexp.model
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.plan import NO_JOBS, make_plan
@@ -173,7 +173,7 @@ def virtual(clock: Clock, fate: Fate) -> Iterator[None]:
         for name in ("time", "time_ns", "sleep"):
             stack.enter_context(mock.patch.object(time, name, getattr(clock, name)))
         stack.enter_context(mock.patch.object(time, "monotonic", clock.time))
-        stack.enter_context(mock.patch.object(autoexp.jobs.spec, "datetime", clock))
+        stack.enter_context(mock.patch.object(autoexp.model, "datetime", clock))
         stack.enter_context(mock.patch.object(atomic, "step", fate.step))
         # No power cut is simulated: what a killed process has written stays.
         stack.enter_context(mock.patch.object(os, "fsync", lambda descriptor: None))
