@@ -147,12 +147,12 @@ class Session:
         """
         return nullcontext() if self._lease is None else self._lease.writing()
 
-    @_in_a_round
     def room(self) -> int | None:
         """How many more attempts may go into the queue; None: any number."""
         experiment = self.experiment
         return room(experiment.budget, experiment.slurm.max_jobs, self.jobs.values())
 
+    @_in_a_round
     def save_meta(self) -> None:
         atomic.write(self.path / "session.json", self.meta.model_dump_json(indent=1) + "\n")
 

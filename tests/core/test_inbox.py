@@ -98,12 +98,12 @@ def test_requests_of_several_processes_are_all_taken_on_once(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power cut is played here
 
-    def put(process: str) -> None:
+    def put_many(process: str) -> None:
         for number in range(200):
             put(session_path, submit(job(f"{process}{number:03}")))
 
     session = Session.load(session_path)
-    children = [in_a_process(lambda name=name: put(name)) for name in "abcd"]  # type: ignore[misc]
+    children = [in_a_process(lambda name=name: put_many(name)) for name in "abcd"]  # type: ignore[misc]
     rounds = 0
     deadline = time.monotonic() + 300
     while len(session.jobs) < 803 and time.monotonic() < deadline:
