@@ -143,7 +143,7 @@ def test_what_is_submitted_is_planned_once(run: Run, monkeypatch: pytest.MonkeyP
         planned.append(outputs)
         return plan_study(composed, outputs)
 
-    monkeypatch.setattr("autoexp.cli.plan.plan_study", counting)
+    monkeypatch.setattr("autoexp.session.create.plan_study", counting)
     monkeypatch.setattr("autoexp.cli.submit.plan_study", counting)
     words = ("demo", "cooldowns=[]", "backend.args.train_iters=200")
     assert run("submit", *words, "--session", "one")[0] == 0
