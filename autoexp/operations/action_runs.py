@@ -293,7 +293,8 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
         case ExcludeNodes():
             ask = partial(_ask, actions.exclude_nodes, values)
             return (yield from _request_and_avoid(action, recorder, ask))
-    raise AssertionError(action.action)
+        case Start():
+            raise AssertionError("a start has phases of its own")
 
 
 Ask = Callable[[Recorder, ActionRecord], str]

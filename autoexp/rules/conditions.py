@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
@@ -193,13 +193,6 @@ class NoneOf(Closed):
             yield from condition.texts()
 
 
-CONDITIONS = (
-    *(Value, FileExists, Glob, FileContains, Elapsed, QuietFor, MaxAttempts, MaxWithoutProgress),
-    *(Job, Command, AllOf, AnyOf, NoneOf),
-)
-_KEYS = {key for model in CONDITIONS for key in model.model_fields}
-
-
 def _key(value: Any) -> str | None:
     """The one key that says which condition it is."""
     if isinstance(value, dict):
@@ -212,8 +205,9 @@ def _one_known_key(value: Any) -> Any:
         if len(value) != 1:
             raise ValueError("a condition is one key and its value, such as `max_attempts: 4`")
         key = str(next(iter(value)))
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
+        keys = [known for model in CONDITIONS for known in model.model_fields]
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise ValueError(f"no condition is called `{key}`{hint}")
     elif not isinstance(value, Closed):
@@ -242,6 +236,10 @@ Condition = Annotated[
 ]
 for _model in (AllOf, AnyOf, NoneOf):
     _model.model_rebuild()
+CONDITIONS: tuple[type[Closed], ...] = tuple(
+    get_args(tagged)[0] for tagged in get_args(get_args(Condition)[0])
+)
+"""Every condition there is: those of the union above, and no second list."""
 
 
 def commands_in(condition: Condition) -> Iterator[CommandTest]:
