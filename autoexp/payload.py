@@ -245,7 +245,7 @@ def owner(spec: dict[str, Any]) -> str:
 
 
 def is_owned_elsewhere(spec: dict[str, Any], directory: Path) -> bool:
-    """Whether an earlier run may still be writing somewhere out of sight."""
+    """True if an earlier run may still be writing somewhere out of sight."""
     before = owner(spec)
     earlier = directory.parent / before.partition("#")[0]
     here = before == own_name(spec)

@@ -12,7 +12,7 @@ _hidden: dict[str, str] = {}
 
 
 def is_in_the_way() -> bool:
-    """Whether a variable names a SOCKS proxy, and what it takes to use it is missing."""
+    """True if a variable names a SOCKS proxy, and what it takes to use it is missing."""
     return bool(_found()) and util.find_spec("socksio") is None
 
 

@@ -39,12 +39,12 @@ _SHORTEST = 8  # characters of a secret; a shorter text is found anywhere
 
 
 def may_be_stored(name: str) -> bool:
-    """Whether a variable of the environment may be recorded, by its name: none that matches."""
+    """True if a variable of the environment may be recorded, by its name: none that matches."""
     return _ANYWHERE.search(name) is None
 
 
 def looks_secret(name: str) -> bool:
-    """Whether what a user writes under this name would be a secret."""
+    """True if what a user writes under this name would be a secret."""
     return _NAMED_SO.search(name) is not None
 
 

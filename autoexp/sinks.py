@@ -211,7 +211,7 @@ def node(text: str) -> str:
 
 
 def is_node(text: str) -> bool:
-    """Whether a text can be the name of a node."""
+    """True if a text can be the name of a node."""
     return _NODE.fullmatch(text) is not None
 
 

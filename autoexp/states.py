@@ -84,9 +84,9 @@ _STUCK = {
     "JobHoldMaxRequeue": "held, for it was requeued too often; see why, then `scontrol release`",
     "JobLaunchFailure": _HELD,
     "BadConstraints": "no node has what it asks for; see slurm.options.constraint",
-    "InvalidAccount": "the account is not valid any more; see slurm.account",
+    "InvalidAccount": "the account is no longer valid; see slurm.account",
     "AccountNotAllowed": "the partition does not take this account; see slurm.account",
-    "InvalidQOS": "the QOS is not valid any more; see slurm.qos",
+    "InvalidQOS": "the QOS is no longer valid; see slurm.qos",
     "QOSNotAllowed": "the partition or the account does not take this QOS; see slurm.qos",
     "QOSUsageThreshold": _USED_UP,
     "AccountingPolicy": _LIMIT,
@@ -129,12 +129,12 @@ def canceller(cell: str) -> int | None:
 
 
 def is_terminal(state: str) -> bool:
-    """Whether the attempt is over; an unknown state is live."""
+    """True if the attempt is over; an unknown state is live."""
     return state in _TERMINAL
 
 
 def is_running(state: str) -> bool:
-    """Whether processes of the job may be alive on a node."""
+    """True if processes of the job may be alive on a node."""
     return state in _RUNS
 
 

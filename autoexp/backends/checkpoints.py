@@ -36,7 +36,7 @@ class Tracker(NamedTuple):
     is_readable: bool = True
     """False: it is there and says nothing, as after a power cut, which leaves it empty or NULs."""
     is_being_written: bool = False
-    """Whether it may be readable in a moment."""
+    """True if it may be readable in a moment."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Layout:
     tracker: str | None = None
     """A file in the root that names the newest complete iteration; it is written last."""
     renames: bool = False
-    """Whether the trainer writes every file aside and renames it, so that what has the name is
+    """True if the trainer writes every file aside and renames it, so that what has the name is
     replaced and never changed. Only then are checkpoints pinned by hard links: whatever is opened
     for writing is changed under all of its names."""
 
@@ -109,17 +109,17 @@ class Layout:
         return Tracker(None, False, not text and _is_young(path))
 
     def _is_known_complete(self, path: Path, tracker: Tracker) -> bool:
-        """Whether a checkpoint is whole for certain; without a tracker by its own files alone."""
+        """True if a checkpoint is whole for certain; without a tracker by its own files alone."""
         return (tracker.is_readable or self._tells_by_itself) and self.is_complete(path)
 
     @property
     def _tells_by_itself(self) -> bool:
-        """Whether a checkpoint's own files say that it is complete, and not the tracker alone."""
+        """True if a checkpoint's own files say that it is complete, and not the tracker alone."""
         some = any(pattern != "*" for pattern in self.must_exist)
         return some or bool(self.must_not_exist or self.must_parse or self.renames)
 
     def is_complete(self, path: Path) -> bool:
-        """Whether a checkpoint is whole, as far as its files say."""
+        """True if a checkpoint is whole, as far as its files say."""
         for pattern in self.must_not_exist:
             if _matches(path, pattern.replace("{name}", path.name)):
                 return False
@@ -154,7 +154,7 @@ class Layout:
         One that changes meanwhile is tried again. One that loses files is being deleted, and of
         what is left nobody could tell whether it is all.
         """
-        reason = "it is not complete any more"
+        reason = "it is no longer complete"
         try:
             first = pins.contents(checkpoint)
             for _ in range(_TRIES):
@@ -188,7 +188,7 @@ class Layout:
         return copied
 
     def _has_begun(self, root: Path, first: int) -> bool:
-        """Whether a branch that begins at `first` has its start, and may have moved on."""
+        """True if a branch that begins at `first` has its start, and may have moved on."""
         tracker = self._tracker(root)
         if self.tracker is None:
             return bool(self.scan(root).complete)

@@ -44,7 +44,7 @@ class Mark(NamedTuple):
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino, _ends(path, stat.st_size))
 
     def differs(self, path: Path) -> bool:
-        """Whether a file has other contents; one that is gone has none."""
+        """True if a file has other contents; one that is gone has none."""
         try:
             stat = path.stat()
             if stat.st_size != self.size:
@@ -54,7 +54,7 @@ class Mark(NamedTuple):
             return False
 
     def is_same_file(self, path: Path) -> bool:
-        """Whether the name still stands for the same file, and not for one that replaced it."""
+        """True if the name still stands for the same file, and not for one that replaced it."""
         try:
             return path.stat().st_ino == self.inode
         except FileNotFoundError:
@@ -95,7 +95,7 @@ class Pin(NamedTuple):
             return None
 
     def is_whole(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint has all files that were pinned, with the contents of then."""
+        """True if a checkpoint has all files that were pinned, with the contents of then."""
         return all(
             (checkpoint / name).exists() and not mark.differs(checkpoint / name)
             for name, mark in self.files.items()
@@ -216,7 +216,7 @@ def _copied(one: str, other: str) -> int:
 
 
 def _is_shared(reading: BinaryIO, writing: BinaryIO) -> bool:
-    """Whether the new file has got the old one's blocks, as XFS and Btrfs can do it."""
+    """True if the new file has got the old one's blocks, as XFS and Btrfs can do it."""
     try:
         fcntl.ioctl(writing.fileno(), _FICLONE, reading.fileno())
     except OSError:

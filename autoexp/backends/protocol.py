@@ -59,7 +59,7 @@ class CheckpointScan(NamedTuple):
     complete: list[FoundCheckpoint]
     """By iteration."""
     unfinished: bool = False
-    """Whether something there may become complete without a change to the watched paths."""
+    """True if something there may become complete without a change to the watched paths."""
     progress: tuple[Progress, ...] = ()
     """What the newest checkpoint says of the training so far, where the log does not say it."""
     problem: str | None = None
@@ -84,7 +84,7 @@ class Backend(Protocol):
     """Bytes in every line of which `progress` or `read_start` says something: the other lines are
     passed over."""
     LOGS_DONE: ClassVar[bool]
-    """Whether a logged iteration has been done: the first one lies behind where it began."""
+    """True if a logged iteration has been done: the first one lies behind where it began."""
 
     @property
     def train_iters(self) -> int:
@@ -108,13 +108,13 @@ class Backend(Protocol):
 
     @property
     def pins_by_links(self) -> bool:
-        """Whether a branch's start takes no room: else it is a copy of a checkpoint."""
+        """True if a branch's start takes no room: else it is a copy of a checkpoint."""
 
     def batches(self, workers: int) -> Batches | None:
         """Samples in each iteration on so many processes; None where nobody can tell."""
 
     def problems(self, workers: int) -> list[str]:
-        """Why the trainer could not run at all on so many processes, in words."""
+        """Reason why the trainer could not run at all on so many processes, in words."""
 
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         """The trunk's argument list; it resumes by itself from `save_dir`."""
@@ -126,7 +126,7 @@ class Backend(Protocol):
         """Variables that the trainer needs."""
 
     def refusals(self, branch: Branch) -> list[str]:
-        """Why this trainer could not run `branch`, in words; empty when it can."""
+        """Reason why this trainer could not run `branch`, in words; empty when it can."""
 
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         """Paths whose stat changes when a checkpoint may have become complete."""

@@ -145,5 +145,5 @@ class Experiment(Closed):
 
     @property
     def trainer(self) -> Backend:
-        """The backend, seen as the protocol that all backends keep."""
+        """The backend, as the protocol that all backends implement."""
         return self.backend

@@ -17,7 +17,7 @@ LATE = ("checkpoint_path", "checkpoint_iteration")
 
 
 def is_first(sibling: str) -> bool:
-    """Whether a sibling is the point's first training or a cooldown of it, and no stage."""
+    """True if a sibling is the point's first training or a cooldown of it, and no stage."""
     return sibling in (TRUNK, EACH) or re.match("cd[0-9]", sibling) is not None
 
 
@@ -67,7 +67,9 @@ class Stage(Closed):
         description="siblings and what has to be true of them; those that a template refers to "
         "have to be finished",
     )
-    environment: dict[str, str] = Field(default_factory=dict, description="further variables")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="additional environment variables"
+    )
     slurm: dict[str, Any] = Field(
         default_factory=dict, description="changes to where it runs: `{gpus_per_node: 1}`"
     )

@@ -189,7 +189,7 @@ class Trees:
 
 
 def _refers(value: Any) -> bool:
-    """Whether a text in it refers to another key, and not to the environment alone."""
+    """True if a text in it refers to another key, and not to the environment alone."""
     if isinstance(value, Mapping):
         return any(_refers(inner) for inner in value.values())
     if isinstance(value, list):

@@ -257,7 +257,7 @@ class Schedule:
         return self.min_lr + (self.lr - self.min_lr) * share
 
     def refusal(self) -> str | None:
-        """Why nothing can be trained with it, or None."""
+        """Reason why nothing can be trained with it, or None."""
         decay = self.lr_wsd_decay_iters if self.lr_decay_style == "WSD" else 0
         if self.min_lr > self.lr:
             return f"--min-lr {self.min_lr} is above --lr {self.lr}"

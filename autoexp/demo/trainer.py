@@ -142,7 +142,7 @@ def _amount(text: str) -> float:
 
 
 def refusal(args: Namespace) -> str | None:
-    """Why these arguments cannot be trained with, or None."""
+    """Reason why these arguments cannot be trained with, or None."""
     if args.lr_warmup_iters >= args.train_iters:
         return f"--lr-warmup-iters has to be below the run's {args.train_iters} iterations"
     if not language.ORDER <= args.seq_length < language.LINE_LENGTH:

@@ -1,4 +1,4 @@
-"""Jobs whose backend changes after they were planned: by a restart, or once a sibling is done."""
+"""Re-derives a job's command and target after its backend settings change."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ from autoexp.states import Kind
 
 
 def changed_spec(spec: JobSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What changes in a job when its backend does: its command line, environment and target.
+    """The fields of a job that change with its backend: command line, environment and target.
 
     Raises BadInput for a change that the backend does not take.
     """
     if not changes:
         return {}
     if spec.kind not in (Kind.TRAIN, Kind.COOLDOWN):
-        raise BadInput(f"{spec.name}: runs a command of its own, which `backend` does not change")
+        raise BadInput(f"{spec.name}: runs its own command, which `backend` does not change")
     try:
         backend = changed_backend(spec.backend, changes)
     except BadInput as error:

@@ -55,7 +55,7 @@ class LinePattern:
 
     @property
     def is_linear(self) -> bool:
-        """Whether RE2 runs it."""
+        """True if RE2 runs it."""
         return self._by_re2 is not None
 
     def search(self, line: bytes) -> dict[str, bytes] | None:

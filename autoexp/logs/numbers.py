@@ -54,4 +54,4 @@ def finite(value: float | None) -> float | None:
 
 
 MOST_ITERATIONS = 1 << 53
-"""Below it a float counts exactly; a step number that is not below it is no step number."""
+"""Below it a float counts exactly; a step number that is not below it is not a step number."""

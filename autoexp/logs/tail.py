@@ -52,7 +52,7 @@ class LogCursor(BaseModel):
     )
 
     def stands_at_end_of(self, status: os.stat_result, *, final: bool) -> bool:
-        """Whether a file with this status holds nothing that is still to be read."""
+        """True if a file with this status holds nothing that is still to be read."""
         unchanged = (self.inode, self.scanned, self.mtime_ns) == (
             status.st_ino,
             status.st_size,
@@ -99,7 +99,7 @@ def read_new(
 ) -> Reading:
     """Reads the lines that were completed since the cursor, in about `limit` bytes.
 
-    `final` says that nobody writes any more: an unterminated rest counts as a line, and of a file
+    `final` says that the log is complete: an unterminated rest counts as a line, and of a file
     that is further behind than `most_behind` bytes (256 MiB) the last part alone is read. A missing
     file is a log that has not appeared yet. Raises OSError for whatever else the file system
     refuses.
@@ -145,7 +145,7 @@ class LookBudget:
 
     @property
     def is_left(self) -> bool:
-        """Whether a turn is worth its while."""
+        """True if a turn is worth its while."""
         return self.left * LIMIT >= _LEAST_TURN
 
     def begin_first_turn(self) -> bool:
@@ -345,7 +345,7 @@ def _written_since(mtime_ns: int, path: Path, known: set[int | None]) -> list[st
 
 
 def _continues(file: FileIO, cursor: LogCursor) -> bool:
-    """Whether this is the cursor's file, grown or unchanged: an inode alone may be reused."""
+    """True if this is the cursor's file, grown or unchanged: an inode alone may be reused."""
     status = os.fstat(file.fileno())
     return (
         status.st_ino == cursor.inode

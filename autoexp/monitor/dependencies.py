@@ -1,4 +1,4 @@
-"""When a planned job may start, or never will: what the jobs that it waits for have become."""
+"""Job dependencies: which waiting jobs are ready, and which can never start."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ Jobs = Mapping[str, JobRecord]
 
 
 def ready(session: Session) -> Iterator[JobReady]:
-    """One event for each job that waited, and has all that it waited for."""
+    """One event for each waiting job whose dependencies are satisfied."""
     for name, job in session.jobs.items():
         if job.spec.awaits and not job.launched and not job.is_over:
             event = JobReady(job=name, retries=job.retries)
@@ -38,7 +38,7 @@ def _is_there(awaited: Awaited, jobs: Jobs) -> bool:
 
 
 def hopeless(session: Session, job: JobRecord) -> str | None:
-    """Why nothing will submit a job that has no attempt; None while something still may."""
+    """Reason why a job without an attempt can never be submitted; None while it still can."""
     if job.cancel_requested:
         return f"cancelled: {job.cancel_requested}"
     if job.ending is not None:
@@ -68,7 +68,7 @@ def hopeless(session: Session, job: JobRecord) -> str | None:
 
 
 def _stopped(session: Session) -> str | None:
-    """Why nothing more starts, once what was running has ended."""
+    """Reason why no more jobs start, once the running ones have ended."""
     if session.experiment.budget.stop_above is None:
         return None
     if any(job.open_attempts for job in session.jobs.values()):
@@ -77,7 +77,7 @@ def _stopped(session: Session) -> str | None:
 
 
 def _awaits_in_vain(spec: JobSpec, jobs: Jobs) -> str | None:
-    """Why a job that waits will never start; None while it still may."""
+    """Reason why a waiting job can never start; None while it still can."""
     for awaited in spec.awaits:
         job = jobs.get(awaited.job)
         if job is None:
@@ -93,7 +93,7 @@ def _awaits_in_vain(spec: JobSpec, jobs: Jobs) -> str | None:
 
 
 def filled(session: Session, spec: JobSpec) -> JobSpec:
-    """The job with its command as it is to run: every template filled, once.
+    """The job with its final command: every template filled, once.
 
     Raises SessionError when a sibling has no checkpoint that its command names, and BadInput when
     its trainer does not take what is put in.

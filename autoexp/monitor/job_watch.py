@@ -1,4 +1,4 @@
-"""What the monitor remembers of one job between two looks, and how it reads what is new."""
+"""The monitor's memory of one job between two looks, and its reading of new data."""
 
 import os
 import time
@@ -30,13 +30,13 @@ from autoexp.rules.rules import LogRule
 
 
 def as_logged(progress: Progress) -> Logged:
-    """What a progress line says, as it is recorded: a number that is not finite is none.
+    """A progress line as it is recorded: a number that is not finite becomes None.
 
     Raises ValueError for a step number that no training has.
     """
     iteration, _, loss, rate, seconds, _ = progress
     if not 0 <= iteration < MOST_ITERATIONS:
-        raise ValueError(f"iteration {str(iteration)[:_SHOWN]} is no step number")
+        raise ValueError(f"iteration {str(iteration)[:_SHOWN]} is not a step number")
     return Logged(
         iteration,
         loss if loss is None or isfinite(loss) else None,
@@ -57,16 +57,16 @@ Stamp = tuple[int, int, int] | None
 
 
 class JobWatch:
-    """Reads a job's log and checkpoint folder; holds nothing that has to survive."""
+    """Reads a job's log and checkpoint folder; holds nothing that has to survive a restart."""
 
     def __init__(self) -> None:
         self.rows: list[str] = []
         """Metrics that are not on disk yet."""
         self.dirty = False
-        """Whether the record has moved since it was saved."""
+        """True if the record has changed since it was saved."""
         self.saved_at = 0.0
         self.at_end = True
-        """Whether the last look read the log to its end; else the next one goes on from there."""
+        """True if the last look read the log to its end; else the next one goes on from there."""
         self._watched_of: JobSpec | None = None
         self._watched: tuple[str, ...] = ()
         self._stamps: list[Stamp] = []
@@ -98,26 +98,26 @@ class JobWatch:
             self._start_known = known
 
     def saved(self) -> None:
-        """Note that the record is on disk."""
+        """Record that the job's record is on disk."""
         self.rows, self.dirty, self.saved_at = [], False, time.monotonic()
         self._row_of = None
 
     def cannot_read(self, job: JobRecord, error: Exception) -> None:
-        """Say in the record why nothing new is known of the job."""
-        self._unreadable = f"cannot be read: {error}; trying on"
+        """Record why nothing new is known of the job."""
+        self._unreadable = f"cannot read log or checkpoints: {error}; retrying"
         self._tell(job, self._unreadable)
 
     def can_read(self, job: JobRecord) -> None:
-        """Take back what `cannot_read` said."""
+        """Clear the warning of `cannot_read`."""
         if self._unreadable is not None and job.warning == self._unreadable:
             self._tell(job, None)
         self._unreadable = None
 
     def pass_by(self, job: JobRecord, place: str, error: Exception | str) -> None:
-        """Say in the record what was passed by because it could not be read, each kind once."""
+        """Record a warning for what could not be read and was skipped, once for each kind."""
         what = error if isinstance(error, str) else in_words(error)
         kind = f"{what.split()[0]} {type(error)}"
-        self._warn_once(job, kind, f"{place}: {what}; passed by")
+        self._warn_once(job, kind, f"{place}: {what}; skipped")
 
     def _warn_once(self, job: JobRecord, kind: str, warning: str) -> None:
         if kind not in self._passed_by:
@@ -137,10 +137,10 @@ class JobWatch:
         *,
         final: bool,
     ) -> Iterator[Event]:
-        """Take in new lines of the attempt's log, for a turn; `final` when it has ended.
+        """Process new lines of the attempt's log, for a turn; `final` when it has ended.
 
         Yields what happened as it is found, so that a read that fails later loses nothing. Raises
-        OSError alone: a line that cannot be handled is passed by, with a warning.
+        OSError alone: a line that cannot be handled is skipped, with a warning.
         """
         self.at_end = False
         if _has_nothing_new(attempt.log, job.cursor, final=final):
@@ -192,7 +192,7 @@ class JobWatch:
     def _match(
         self, job: JobRecord, attempt: Attempt, watched: Watched, line: LogLine
     ) -> list[LogMatched]:
-        """Count what the rules find in a line; the first find of an attempt is an event."""
+        """Count the rules' matches in a line; the first match of an attempt is an event."""
         events: list[LogMatched] = []
         try:
             for hit in watched.lines.hits(line):
@@ -213,16 +213,16 @@ class JobWatch:
     def _take_in(
         self, job: JobRecord, attempt: Attempt, watched: Watched, line: LogLine
     ) -> list[Event]:
-        """Move on to what a progress line says."""
+        """Update the record from a progress line."""
         alarms: list[Event] = []
         try:
             self.dirty |= starts.note_line(job, attempt, line.text)
             progress = job.spec.trainer.progress(line.text)
             if isinstance(progress, Unread):
-                self.pass_by(job, place_of(attempt, line), f"{progress.what} is no step number")
+                self.pass_by(job, place_of(attempt, line), f"{progress.what} is not a step number")
             elif progress is not None:
                 if progress.unread is not None:
-                    self.pass_by(job, place_of(attempt, line), f"{progress.unread} is no number")
+                    self.pass_by(job, place_of(attempt, line), f"{progress.unread} is not a number")
                 starts.note_logged(job, attempt, progress.iteration)
                 self._move_on(job, attempt, watched, progress, alarms)
         except Exception as error:
@@ -290,7 +290,7 @@ class JobWatch:
     def find_checkpoints(
         self, job: JobRecord, attempt: Attempt, watched: Watched, *, ended: bool
     ) -> list[Event]:
-        """Checkpoints that have become complete; a stat or two while nothing moves."""
+        """Find checkpoints that have become complete; a stat or two while nothing changes."""
         stamps = [_stamp(path) for path in self._watched_paths(job.spec)]
         if stamps == self._stamps and not self._racy and not ended:
             return []
@@ -301,7 +301,7 @@ class JobWatch:
         except OSError:
             raise
         except Exception as error:
-            # Not again before something moves there.
+            # Not again before something changes there.
             self._stamps, self._racy = stamps, False
             self.pass_by(job, str(save_dir), error)
             return []
@@ -324,7 +324,7 @@ class JobWatch:
             if start < found.iteration < MOST_ITERATIONS
             and printable(str(found.path)) == str(found.path)
             and found.iteration not in known
-            # What an attempt that is to be rolled back still saves is set aside with the rest.
+            # Checkpoints saved by an attempt that is to be rolled back are set aside with the rest.
             and (back is None or found.iteration <= back)
         ]
         job.checkpoints += [found.iteration for found in new]
@@ -332,7 +332,7 @@ class JobWatch:
             attempt.saved = max(job.checkpoints)
         events: list[Event] = []
         for progress in scan.progress:
-            # A checkpoint tells the whole story, a branch's its parent's too.
+            # A checkpoint holds the whole history, a branch's its parent's too.
             if progress.iteration > max(start, job.iteration or 0):
                 self._move_on(job, attempt, watched, progress, events)
         return events + [
@@ -348,7 +348,7 @@ class JobWatch:
 
 
 def _has_nothing_new(log: str, cursor: LogCursor, *, final: bool) -> bool:
-    """Whether a stat is enough to know that the log says no more than it did."""
+    """True if a stat is enough to know that the log has nothing new."""
     try:
         return cursor.stands_at_end_of(os.stat(log), final=final)  # noqa: PTH116
     except FileNotFoundError:

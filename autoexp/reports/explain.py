@@ -1,4 +1,4 @@
-"""Why a job is in its state, in sentences: which event, rule and action, and what it waits for."""
+"""Explains a job's state in sentences: which event, rule and action, and what it waits for."""
 
 from collections.abc import Iterator
 

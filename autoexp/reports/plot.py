@@ -68,7 +68,7 @@ def draw(*sessions: Subject, path: Path | None = None) -> Path:
 
 
 def _is_branch(spec: JobSpec) -> bool:
-    """Whether its curve leaves another one's; a training behind another begins on its own."""
+    """True if its curve leaves another one's; a training behind another begins on its own."""
     return spec.parent is not None and spec.kind is not Kind.TRAIN
 
 

@@ -1,4 +1,4 @@
-"""What a job's payload itself says about its end, which SLURM may not know, or know otherwise."""
+"""Exit files: a payload's own record of its end, which SLURM may not know, or know otherwise."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from autoexp.storage import atomic
 
 
 def _exit_file(ticket: Ticket) -> dict[str, Any] | None:
-    """The payload's own account of its end, if it is of this very job."""
+    """The exit file of the payload, if it is of this very job."""
     try:
         ended: dict[str, Any] = json.loads(atomic.read(ticket.directory / "exit.json"))
     except (FileNotFoundError, atomic.WrongFile):
@@ -26,10 +26,10 @@ def from_exit_file(ticket: Ticket) -> Sighting | None:
 
 
 def with_own_account(ticket: Ticket, sighting: Sighting) -> Sighting:
-    """Add what the payload knows better: how the command ended, and whether it was told to save.
+    """Add what the payload knows better: the command's end, and the warning to save.
 
     SLURM sees the payload's exit code, which after a signal is 128 and more, and says 0 of jobs
-    that never came to an end of their own.
+    that were ended from outside.
     """
     if not states.is_terminal(sighting.state):
         return sighting

@@ -123,7 +123,10 @@ def test_when_the_last_job_has_ended_the_others_are_given_up_with_the_budget_as_
     # Somebody answers for more: the point goes on in the same session.
     put(story.path, BudgetRequest(stop_above=10, by="ann"))
     put(story.path, RetryRequest(by="ann"))
-    assert requests.take_on(story.session) == ["ann: stops above 10", "ann: runs tiny-seed2 again"]
+    assert requests.take_on(story.session) == [
+        "ann: sets budget.stop_above to 10",
+        "ann: retries tiny-seed2",
+    ]
     story.open()
     story.look(name="tiny-seed1")
     story.submit("tiny-seed2")

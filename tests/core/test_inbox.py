@@ -231,7 +231,7 @@ def test_a_request_that_was_carried_out_and_cannot_be_removed_is_not_carried_out
     path = put(story.path, BudgetRequest(stop_above=5.0, by="ann"))
     nothing_moves(monkeypatch, path, errno.EACCES)
     done, said = inbox.take_on(story.session)
-    assert (done, str(path) in said) == ("ann: stops above 5", True)
+    assert (done, str(path) in said) == ("ann: sets budget.stop_above to 5", True)
     inbox._change_budget(story.session, 7.0)
     assert inbox.take_on(story.session) == []
     assert story.session.experiment.budget.stop_above == 7.0

@@ -264,7 +264,7 @@ def test_a_monitor_whose_lease_was_taken_over_meanwhile_learns_it(
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.0)
     held = lease.take(session)
     written(session, host="elsewhere")
-    with pytest.raises(SessionHeld, match=r"demo-1: the lease .* is not this monitor's any more"):
+    with pytest.raises(SessionHeld, match=r"demo-1: the lease .* is no longer this monitor's"):
         held.beat()
 
 
@@ -324,7 +324,7 @@ def test_a_monitor_that_was_stopped_for_longer_than_the_silence_writes_nothing_w
     os.kill(writer.pid, signal.SIGCONT)
 
     assert writer.stdout is not None
-    assert b"is not this monitor's any more" in writer.stdout.readline()
+    assert b"is no longer this monitor's" in writer.stdout.readline()
     assert lines.read_bytes() == before
     assert taken.still_held()
 

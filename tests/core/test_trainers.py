@@ -97,7 +97,7 @@ def test_torchtitans_defaults_that_lose_what_a_branch_needs_are_overridden() -> 
         ("backend.args.checkpoint.intervall=3", "did you mean `interval`?"),
         ("backend.args.parallelism.tensor_parallel_degree=2", "1 processes are no multiple of"),
         ("backend.args.lr_scheduler.warmup_steps=300", "inside the warm-up of 300 steps"),
-        ("backend.args.job.config_file=/no/such.toml", "/no/such.toml: there is no such file"),
+        ("backend.args.job.config_file=/no/such.toml", "/no/such.toml: no such file"),
     ],
 )  # fmt: skip
 def test_what_torchtitan_would_lose_silently_is_refused(override: str, expected: str) -> None:
@@ -129,7 +129,7 @@ def test_the_trainers_branch_goes_on_with_a_decay_of_its_own() -> None:
         ("backend.args.weight_dcay=1", "did you mean `weight_decay`?"),
         ("backend.args.hub_token=abc", "looks like a secret"),
         ("backend.script_args.output_dir=/x", "backend.script_args.output_dir: set by autoexp"),
-        ("backend.script=/no/such.py", "/no/such.py: there is no such file"),
+        ("backend.script=/no/such.py", "/no/such.py: no such file"),
         ("backend.args.warmup_steps=250", "inside the warm-up of 250 steps"),
     ],
 )

@@ -313,7 +313,7 @@ def test_a_step_that_is_no_number_is_said_once_with_its_place_and_reading_goes_o
     watch = watching.look()
     assert (watching.job.iteration, watching.job.loss) == (1200, 1.5)
     assert watching.job.warning == (
-        f"{watching.log}, byte 16: iteration '1.0K' is no step number; passed by"
+        f"{watching.log}, byte 16: iteration '1.0K' is not a step number; passed by"
     )
     assert watch.dirty
     watching.job.warning = None
