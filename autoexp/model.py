@@ -1,11 +1,11 @@
-"""What all models on disk and in configurations share."""
+"""The base of all models on disk and in configurations."""
 
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
 COMPOSING = "composing"
-"""Context of a validation that judges what a user wrote, and not what a session recorded."""
+"""Context of a validation of user input, as opposed to a session's records."""
 
 
 class Closed(BaseModel):
@@ -15,5 +15,5 @@ class Closed(BaseModel):
 
 
 def now() -> datetime:
-    """The time, aware and in UTC: what stands on disk."""
+    """The time in UTC with time zone, as in all files."""
     return datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Command lines with `{name}` in them: plain replacement, once, and nothing is evaluated."""
+"""Command lines with `{name}` in them: replaced once, and nothing is evaluated."""
 
 import difflib
 import re
@@ -16,7 +16,7 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def names_of(texts: Iterable[str], known: Mapping[str, str], where: str) -> set[str]:
-    """The names that the texts use; raises ValueError for one that stands for nothing."""
+    """The names that the texts use; raises ValueError for an unknown one."""
     used = {name for text in texts for name in _PLACEHOLDER.findall(text)}
     for name in sorted(used - set(known)):
         near = difflib.get_close_matches(name, known, n=1)
@@ -28,7 +28,7 @@ def names_of(texts: Iterable[str], known: Mapping[str, str], where: str) -> set[
 def pattern_of(name: str) -> re.Pattern[str]:
     """The regular expression of names such as `step-{iteration}` or `*-step={iteration}*`."""
     if name.count(_ITERATION) != 1:
-        raise ValueError(f"{name!r} has to hold {{iteration}} once")
+        raise ValueError(f"{name!r} has to contain {{iteration}} once")
     parts = re.split(r"(\*|\{iteration\})", name)
     known = {"*": ".*", _ITERATION: r"(?P<iteration>[0-9]+)"}
     return re.compile("".join(known.get(part, re.escape(part)) for part in parts))
@@ -37,7 +37,7 @@ def pattern_of(name: str) -> re.Pattern[str]:
 def change_options(command: Sequence[str], options: Mapping[str, Argument]) -> list[str]:
     """Set, add or remove options: `--name value`, `--name=value` and `name=value` are told apart.
 
-    True is a bare flag, null removes the option. One that is not there is added at the end.
+    True is a bare flag, null removes the option. A new one is added at the end.
     """
     words = list(command)
     for name, value in options.items():

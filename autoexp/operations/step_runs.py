@@ -87,7 +87,7 @@ class Replacement(NamedTuple):
         return f"replace {self.spec.name} attempt {self.asked.attempt}"
 
     def run(self, scheduler: Scheduler) -> dict[str, Any]:
-        """Set checkpoints aside, once none of its processes lives here; returns the job's changes."""
+        """Set checkpoints aside, once no process of the job is alive; returns its changes."""
         del scheduler
         if self.asked.roll_back_to is not None:
             alive = [p for t in self.attempts for p in processes_with_cookie(t.key, t.directory)]

@@ -125,7 +125,7 @@ def test_a_stage_can_follow_a_cooldown_of_the_second_training() -> None:
             "only the backend can be told it",
         ),
         ({"command": ["x"]}, "exactly one of `command` and `train`"),
-        ({"minutes": 3}, "minutes: of a command, and this is a training"),
+        ({"minutes": 3}, "minutes: only for a command, and this is a training"),
         (
             {"train": {"cooldowns": [{"at": [5000], "decay": DECAY}]}},
             "stages.a: cooldowns.0: 5000: beyond the trunk's target of 300 iterations",

@@ -280,10 +280,10 @@ def test_scores_are_read_when_the_job_has_finished(story: Story) -> None:
     ("content", "said"),
     [
         (None, "No such file"),
-        ("{", "is no JSON"),
-        ("[1]", "holds no object"),
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
         ('{"a": "b"}', "holds no number"),
-        ("[" * 100000, "is no JSON"),
+        ("[" * 100000, "not JSON"),
         ('{"a": 1' + "0" * 400 + ', "b": -Infinity}', "holds no finite number (a, b)"),
         (" " * (1 << 21), "has more than 1048576 bytes"),
     ],

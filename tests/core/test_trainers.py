@@ -160,7 +160,7 @@ def test_a_described_trainers_branch_changes_what_its_yaml_says() -> None:
         ({"args": {"train_iters": 300, "save_interval": 100, "api_key": "x"}}, "like a secret"),
         ({"log_line": "it ([0-9]+)"}, "has no group `(?P<iteration>"),
         ({"log_line": "(?P<iteration>[0-9]+) (?P<los>x)"}, "group `los`: there are iteration"),
-        ({"log_line": "("}, "is no regular expression"),
+        ({"log_line": "("}, "is not a regular expression"),
         ({"saves": {"name": "step-{iteration}"}}, "nothing tells a complete checkpoint"),
         ({"saves": {"name": "step", "renamed": True}}, "has to hold {iteration} once"),
         ({"variables": {"WANDB_API_KEY": "x"}}, "`WANDB_API_KEY` looks like a secret"),
@@ -173,7 +173,7 @@ def test_a_description_that_cannot_work_is_refused(changes: dict[str, Any], expe
 
 
 def test_a_cooldown_is_refused_without_a_word_on_it_or_with_a_shape_the_trainer_lacks() -> None:
-    with pytest.raises(BadInput, match="does not say what a cooldown changes"):
+    with pytest.raises(BadInput, match="does not define what a cooldown changes"):
         planned(MARKED, cooldown={})
     with pytest.raises(BadInput, match="the trainer has no shape minus_sqrt: linear"):
         planned(MARKED, shapes={"linear": "lin"})
