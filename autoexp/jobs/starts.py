@@ -52,7 +52,7 @@ def check(job: JobRecord, attempt: Attempt, *, is_read: bool = False) -> None:
         if _is_excused(job, iteration - 1, required):
             attempt.fell_back = None
         else:
-            _blame(job, attempt, f"its log goes back to iteration {iteration}", required)
+            _fail_start(job, attempt, f"its log goes back to iteration {iteration}", required)
 
 
 def note_saved(job: JobRecord, attempt: Attempt, complete: Iterable[FoundCheckpoint]) -> None:
@@ -60,7 +60,7 @@ def note_saved(job: JobRecord, attempt: Attempt, complete: Iterable[FoundCheckpo
     branch = job.spec.branch
     early = [found.iteration for found in complete if branch and found.iteration < branch.iteration]
     if early and _required(job, attempt) is not None:
-        _blame(job, attempt, f"it has saved a checkpoint at iteration {min(early)}")
+        _fail_start(job, attempt, f"it has saved a checkpoint at iteration {min(early)}")
 
 
 def note_pinned(job: JobRecord, attempt: Attempt) -> None:
@@ -72,7 +72,7 @@ def note_pinned(job: JobRecord, attempt: Attempt) -> None:
     if changes.seed and not start_was_seen(job, attempt) and _required(job, attempt) is not None:
         what = _few(changes.seed)
         evidence = f"it has overwritten the checkpoint that it had to resume from: {what}"
-        _blame(job, attempt, evidence)
+        _fail_start(job, attempt, evidence)
     if changes.origin and job.tainted is None:
         job.tainted = (
             f"branched from {changes.path}, in which files have been changed since: "
@@ -150,7 +150,7 @@ def _check_beginning(job: JobRecord, attempt: Attempt, *, alone: bool) -> None:
     if stated is not None and stated != UNDECIDED:
         too_low = stated < lowest and not _excuse(job, attempt, stated, required)
         if too_low or (fresh and stated > required):
-            _blame(job, attempt, f"its trainer says that it begins at iteration {stated}")
+            _fail_start(job, attempt, f"its trainer says that it begins at iteration {stated}")
         return
     first, interval = attempt.first_logged, job.spec.trainer.log_interval
     if not first or (len(first) == 1 and not alone):
@@ -167,7 +167,7 @@ def _check_beginning(job: JobRecord, attempt: Attempt, *, alone: bool) -> None:
     too_high = fresh and most is not None and min(logged, second) > most
     too_low = is_too_low(logged) and (follows or is_too_low(second))
     if too_high or (too_low and not _excuse(job, attempt, logged - 1, required)):
-        _blame(job, attempt, f"its log begins with iteration {logged}")
+        _fail_start(job, attempt, f"its log begins with iteration {logged}")
 
 
 def _confirm_fall(job: JobRecord, attempt: Attempt, iteration: int) -> None:
@@ -222,7 +222,9 @@ def _is_excused(job: JobRecord, began_at: int, required: int) -> bool:
     return left < required and left <= began_at
 
 
-def _blame(job: JobRecord, attempt: Attempt, evidence: str, required: int | None = None) -> None:
+def _fail_start(
+    job: JobRecord, attempt: Attempt, evidence: str, required: int | None = None
+) -> None:
     if attempt.wrong_start is not None:
         return
     at = attempt.first_iteration if required is None else required

@@ -196,7 +196,7 @@ class _Pass:
         if _continues(file, self.cursor):
             return True
         if inode not in (self.cursor.inode, *self.cursor.waiting):
-            self._say_what_came_between(inode)
+            self._warn_of_missed_files(inode)
         self._move(waiting=(*(i for i in self.cursor.waiting if i != inode), inode))
         while self.cursor.waiting:
             if not self._finish_old_file(truncated=self.cursor.inode == inode):
@@ -217,11 +217,11 @@ class _Pass:
                 return False
             block = _read(file, min(BLOCK, self.budget, ahead), self.cursor.scanned)
             if not block:
-                return self._say_it_shrank()
+                return self._warn_that_it_shrank()
             tail = (tail + block)[-SEAM:]
             self.lines += block.count(b"\n") + (block.count(b"\r") if b"\r" in block else 0)
             if not self._take(file, with_newlines(block), seam=crc32(tail)):
-                return self._say_it_shrank()
+                return self._warn_that_it_shrank()
             self.budget -= len(block)
         return not final or self._take_rest(file)
 
@@ -272,7 +272,7 @@ class _Pass:
         if at < end:
             rest = _read(file, end - at, at)
             if at + len(rest) < end:
-                return self._say_it_shrank()
+                return self._warn_that_it_shrank()
             self._add(at, with_newlines(rest))
             self._move(offset=end)
         return True
@@ -290,7 +290,7 @@ class _Pass:
         )
         return True
 
-    def _say_what_came_between(self, inode: int) -> None:
+    def _warn_of_missed_files(self, inode: int) -> None:
         """Warns about files that may have come and gone at the path between two looks."""
         known = {self.cursor.inode, *self.cursor.waiting, inode}
         names = _written_since(self.cursor.mtime_ns, self.path, known)
@@ -300,7 +300,7 @@ class _Pass:
                 f"the last look: {', '.join(names)}"
             )
 
-    def _say_it_shrank(self) -> bool:
+    def _warn_that_it_shrank(self) -> bool:
         self.lost.append(f"{self.path} shrank while it was being read")
         return True
 

@@ -24,11 +24,11 @@ def ready(session: Session) -> Iterator[JobReady]:
             event = JobReady(job=name, retries=job.retries)
             if session.journal.has(event.key):
                 continue
-            if all(_is_there(awaited, session.jobs) for awaited in job.spec.awaits):
+            if all(_is_satisfied(awaited, session.jobs) for awaited in job.spec.awaits):
                 yield event
 
 
-def _is_there(awaited: Awaited, jobs: Jobs) -> bool:
+def _is_satisfied(awaited: Awaited, jobs: Jobs) -> bool:
     job = jobs.get(awaited.job)
     if job is None:
         return False
@@ -37,7 +37,7 @@ def _is_there(awaited: Awaited, jobs: Jobs) -> bool:
     return job.verdict is Verdict.FINISHED
 
 
-def hopeless(session: Session, job: JobRecord) -> str | None:
+def unsatisfiable_reason(session: Session, job: JobRecord) -> str | None:
     """Reason why a job without an attempt can never be submitted; None while it still can."""
     if job.cancel_requested:
         return f"cancelled: {job.cancel_requested}"
@@ -57,7 +57,7 @@ def hopeless(session: Session, job: JobRecord) -> str | None:
     if launches:
         return f"could not be launched: {launches[-1].reason}"
     if job.spec.awaits:
-        return _awaits_in_vain(job.spec, session.jobs)
+        return _unsatisfiable_dependency(job.spec, session.jobs)
     parent = session.jobs.get(job.spec.parent or "")
     if parent is None or not parent.is_over or job.spec.branch is None:
         return None
@@ -76,13 +76,13 @@ def _stopped(session: Session) -> str | None:
     return over_budget(session.experiment.budget, session.jobs.values())
 
 
-def _awaits_in_vain(spec: JobSpec, jobs: Jobs) -> str | None:
+def _unsatisfiable_dependency(spec: JobSpec, jobs: Jobs) -> str | None:
     """Reason why a waiting job can never start; None while it still can."""
     for awaited in spec.awaits:
         job = jobs.get(awaited.job)
         if job is None:
             return f"cancelled: {awaited.job} is not a job of this session"
-        if not job.is_over or _is_there(awaited, jobs):
+        if not job.is_over or _is_satisfied(awaited, jobs):
             continue
         if job.verdict is Verdict.FAILED and job.spec.awaits and not job.launched:
             return job.reason  # why that one never started is why this one never will
@@ -103,7 +103,7 @@ def filled(session: Session, spec: JobSpec) -> JobSpec:
         return spec
     values = dict(draft.values)
     for name, awaited in draft.late.items():
-        values |= _late(session, name, awaited)
+        values |= _late_values(session, name, awaited)
     if draft.backend:
         return spec.model_copy(update=changed_spec(spec, fill_tree(draft.backend, values)))
     changes: dict[str, Any] = {
@@ -113,7 +113,7 @@ def filled(session: Session, spec: JobSpec) -> JobSpec:
     return spec.model_copy(update=changes)
 
 
-def _late(session: Session, name: str, awaited: Awaited) -> dict[str, str]:
+def _late_values(session: Session, name: str, awaited: Awaited) -> dict[str, str]:
     """The sibling's newest complete checkpoint, or the one that was waited for."""
     found = [event for event in session.checkpoints() if event.job == awaited.job]
     if awaited.checkpoint is not None:

@@ -102,18 +102,18 @@ class JobWatch:
         self.rows, self.dirty, self.saved_at = [], False, time.monotonic()
         self._row_of = None
 
-    def cannot_read(self, job: JobRecord, error: Exception) -> None:
+    def warn_unreadable(self, job: JobRecord, error: Exception) -> None:
         """Record why nothing new is known of the job."""
         self._unreadable = f"cannot read log or checkpoints: {error}; retrying"
-        self._tell(job, self._unreadable)
+        self._set_warning(job, self._unreadable)
 
-    def can_read(self, job: JobRecord) -> None:
-        """Clear the warning of `cannot_read`."""
+    def clear_unreadable(self, job: JobRecord) -> None:
+        """Clear the warning of `warn_unreadable`."""
         if self._unreadable is not None and job.warning == self._unreadable:
-            self._tell(job, None)
+            self._set_warning(job, None)
         self._unreadable = None
 
-    def pass_by(self, job: JobRecord, place: str, error: Exception | str) -> None:
+    def warn_skipped(self, job: JobRecord, place: str, error: Exception | str) -> None:
         """Record a warning for what could not be read and was skipped, once for each kind."""
         what = error if isinstance(error, str) else in_words(error)
         kind = f"{what.split()[0]} {type(error)}"
@@ -122,9 +122,9 @@ class JobWatch:
     def _warn_once(self, job: JobRecord, kind: str, warning: str) -> None:
         if kind not in self._passed_by:
             self._passed_by.add(kind)
-            self._tell(job, warning)
+            self._set_warning(job, warning)
 
-    def _tell(self, job: JobRecord, warning: str | None) -> None:
+    def _set_warning(self, job: JobRecord, warning: str | None) -> None:
         self.dirty |= job.warning != warning
         job.warning = warning
 
@@ -163,7 +163,7 @@ class JobWatch:
                     budget.spend(1 / EVENTS)
                     yield event
             if reading.skipped:
-                self._tell(job, printable(reading.lost or ""))
+                self._set_warning(job, printable(reading.lost or ""))
             if reading.lost:
                 yield LogLost(
                     job=job.spec.name,
@@ -185,9 +185,9 @@ class JobWatch:
                 if is_suspect:
                     yield from self._match(job, attempt, watched, line)
                 if is_marked:
-                    yield from self._take_in(job, attempt, watched, line)
+                    yield from self._apply_progress(job, attempt, watched, line)
         except Exception as error:
-            self.pass_by(job, place_of(attempt, line), error)
+            self.warn_skipped(job, place_of(attempt, line), error)
 
     def _match(
         self, job: JobRecord, attempt: Attempt, watched: Watched, line: LogLine
@@ -198,7 +198,7 @@ class JobWatch:
             for hit in watched.lines.hits(line):
                 events += self._note(job, attempt, watched.log_rules[hit.name], hit)
         except Exception as error:
-            self.pass_by(job, place_of(attempt, line), error)
+            self.warn_skipped(job, place_of(attempt, line), error)
         return events
 
     def _note(
@@ -210,7 +210,7 @@ class JobWatch:
         if seen == 0 or rule.every:
             yield log_matched(job, attempt, rule, hit)
 
-    def _take_in(
+    def _apply_progress(
         self, job: JobRecord, attempt: Attempt, watched: Watched, line: LogLine
     ) -> list[Event]:
         """Update the record from a progress line."""
@@ -219,17 +219,21 @@ class JobWatch:
             self.dirty |= starts.note_line(job, attempt, line.text)
             progress = job.spec.trainer.progress(line.text)
             if isinstance(progress, Unread):
-                self.pass_by(job, place_of(attempt, line), f"{progress.what} is not a step number")
+                self.warn_skipped(
+                    job, place_of(attempt, line), f"{progress.what} is not a step number"
+                )
             elif progress is not None:
                 if progress.unread is not None:
-                    self.pass_by(job, place_of(attempt, line), f"{progress.unread} is not a number")
+                    self.warn_skipped(
+                        job, place_of(attempt, line), f"{progress.unread} is not a number"
+                    )
                 starts.note_logged(job, attempt, progress.iteration)
-                self._move_on(job, attempt, watched, progress, alarms)
+                self._advance(job, attempt, watched, progress, alarms)
         except Exception as error:
-            self.pass_by(job, place_of(attempt, line), error)
+            self.warn_skipped(job, place_of(attempt, line), error)
         return alarms
 
-    def _move_on(
+    def _advance(
         self,
         job: JobRecord,
         attempt: Attempt,
@@ -255,7 +259,7 @@ class JobWatch:
             job.tail = with_logged(job.tail, logged, watched.window)
             add_alarms(job, attempt, watched.metric_rules, events)
 
-    def stands_still(
+    def count_quiet_time(
         self, job: JobRecord, attempt: Attempt, watched: Watched
     ) -> Iterator[LoggingStopped]:
         """Count the time in which a running job writes nothing; only watched time counts."""
@@ -303,7 +307,7 @@ class JobWatch:
         except Exception as error:
             # Not again before something changes there.
             self._stamps, self._racy = stamps, False
-            self.pass_by(job, str(save_dir), error)
+            self.warn_skipped(job, str(save_dir), error)
             return []
         fresh = any(stamp is not None and now - stamp[2] < _RACY_NS for stamp in stamps)
         # Only now: a scan that fails is repeated at the next look.
@@ -334,7 +338,7 @@ class JobWatch:
         for progress in scan.progress:
             # A checkpoint holds the whole history, a branch's its parent's too.
             if progress.iteration > max(start, job.iteration or 0):
-                self._move_on(job, attempt, watched, progress, events)
+                self._advance(job, attempt, watched, progress, events)
         return events + [
             CheckpointComplete(
                 job=job.spec.name,

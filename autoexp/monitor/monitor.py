@@ -18,7 +18,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.verdicts import counts, judge, made_progress, saved_iteration, with_scores
 from autoexp.logs.tail import LogCursor, LookBudget
 from autoexp.monitor.decide import decide
-from autoexp.monitor.dependencies import hopeless, ready
+from autoexp.monitor.dependencies import ready, unsatisfiable_reason
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.session_events import overview
@@ -194,7 +194,7 @@ class Monitor:
             has_more = not watch.at_end
         except Exception as error:
             # Nothing is known of this job now; the others are looked at all the same.
-            watch.cannot_read(job, error)
+            watch.warn_unreadable(job, error)
             self.recorder.warn(f"{name}: {job.warning}")
             has_more = False
         if watch.dirty or len(unwritten) > before:
@@ -375,11 +375,11 @@ class Monitor:
         seen.extend(watch.find_checkpoints(job, current, watched, ended=ended))
         if ended and watch.at_end:
             starts.note_pinned(job, current)
-        watch.can_read(job)
+        watch.clear_unreadable(job)
         if current.wrong_start is not None:
             self._end_wrong_start(job, watch, current, current.wrong_start)
         if watched.inactivity_rules:
-            seen.extend(watch.stands_still(job, current, watched))
+            seen.extend(watch.count_quiet_time(job, current, watched))
         if ended and watch.at_end and not self._awaits_decision(job, current):
             seen.append(self._judge(job, current))
 
@@ -478,7 +478,7 @@ class Monitor:
         return given_up
 
     def _give_up_one(self, job: JobRecord) -> None:
-        reason = hopeless(self._session, job)
+        reason = unsatisfiable_reason(self._session, job)
         if reason is None:
             return
         finishes = job.ending is not None and job.ending.verdict is Verdict.FINISHED

@@ -62,7 +62,9 @@ class Recorder:
         """
         if not self.unwritten and not self._undecided:
             return
-        failed = [event for event in (*self._undecided, *self.unwritten) if not self._ask(event)]
+        failed = [
+            event for event in (*self._undecided, *self.unwritten) if not self._apply_rules(event)
+        ]
         self.unwritten = self._append(self.unwritten)
         self._undecided = failed
 
@@ -83,7 +85,7 @@ class Recorder:
     def _write(self, events: list[Event]) -> None:
         self._events += self.session.record(events)
 
-    def _ask(self, event: Event) -> bool:
+    def _apply_rules(self, event: Event) -> bool:
         """Apply the rules to an event; True if that worked."""
         what = f"{event.key}: its rules cannot be applied"
         return self.contain(what, event.job, self.decide, event)
@@ -102,7 +104,7 @@ class Recorder:
         specs = [job.spec for job in self.session.jobs.values()]
         self.book = RuleBook(self.session.experiment.monitoring, specs)
         for event in self.session.checkpoints():
-            if self.book.starts_any(event, new) and not self._ask(event):
+            if self.book.starts_any(event, new) and not self._apply_rules(event):
                 self._undecided.append(event)
         self._known_jobs |= new
 

@@ -112,7 +112,7 @@ def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
     if standing is None:
         _refuse_if_settled(job, number)
     if asked.exclude_nodes == "blamed":
-        _blame(session, action, _named_nodes(session, action), 86400.0)
+        _exclude(session, action, _named_nodes(session, action), 86400.0)
     request = _request(job, action, asked, standing)
     if request == standing or (standing is not None and _is_settled(job, number)):
         return f"{said} already, for {job.restarted[number]}"
@@ -267,7 +267,7 @@ def exclude_nodes(session: Session, action: ActionRecord, values: Values) -> str
     asked = action.action
     assert isinstance(asked, ExcludeNodes)
     nodes = [fill(node, values) for node in asked.nodes] or _named_nodes(session, action)
-    _blame(session, action, nodes, asked.expires)
+    _exclude(session, action, nodes, asked.expires)
     return f"avoids {', '.join(nodes)}" if nodes else "the event names no node: nothing excluded"
 
 
@@ -283,7 +283,7 @@ def _named_nodes(session: Session, action: ActionRecord) -> list[str]:
     return [nodes] if nodes and not set(nodes) & set("[],") else []
 
 
-def _blame(session: Session, action: ActionRecord, nodes: list[str], expires_s: float) -> None:
+def _exclude(session: Session, action: ActionRecord, nodes: list[str], expires_s: float) -> None:
     until = now() + timedelta(seconds=expires_s)
     with session.writing():
         session.blame.add(

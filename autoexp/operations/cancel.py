@@ -47,7 +47,7 @@ def cancel_directly(
     with Session.hold(path) as (session, _):
         scheduler, monitor = scheduler_for(session.experiment), Monitor(session)
         monitor.recorder.apply(
-            requests.take_on
+            requests.process_requests
         )  # or the next monitor would submit what waits there
         monitor.recorder.apply(requests.request_cancel, jobs, by)
         wanted = [session.jobs[name] for name in jobs or session.jobs]
@@ -62,7 +62,7 @@ def cancel_directly(
             alive = [job.spec.name for job in wanted if not job.is_over or job.open_attempts]
             if not alive:
                 if not jobs:  # what the ends of the jobs called for
-                    monitor.recorder.apply(requests.drop_waiting, by)
+                    monitor.recorder.apply(requests.drop_pending_actions, by)
                 return Outcome(answers)
             if time.monotonic() > deadline:
                 return Outcome(answers, problem or f"{', '.join(alive)} have not ended yet")

@@ -30,7 +30,7 @@ from autoexp.session.session import Session
 from autoexp.storage import atomic
 
 
-def take_on(session: Session) -> list[str]:
+def process_requests(session: Session) -> list[str]:
     """Process all waiting requests; returns a log line for each. For the monitor.
 
     Raises OSError while one cannot be processed for a transient reason.
@@ -43,7 +43,7 @@ def take_on(session: Session) -> list[str]:
         # With the removal: one that has lost the lease takes nothing away from its successor.
         with session.writing():
             try:
-                notes += _take_on(session, path)
+                notes += _process(session, path)
             except OSError as error:
                 failures = session.requests_left.get(path.name, 0) + 1
                 session.requests_left[path.name] = min(failures, _LEFT - 1)
@@ -55,7 +55,7 @@ def take_on(session: Session) -> list[str]:
     return notes
 
 
-def _take_on(session: Session, path: Path) -> list[str]:
+def _process(session: Session, path: Path) -> list[str]:
     try:
         note = _apply(session, _read(path))
     except SessionHeld:
@@ -125,11 +125,11 @@ def request_cancel(session: Session, jobs: tuple[str, ...], by: str) -> list[str
         if job.cancel_requested is None:
             session.change_job(job, cancel_requested=by)
     if not jobs:
-        drop_waiting(session, by)
+        drop_pending_actions(session, by)
     return found
 
 
-def drop_waiting(session: Session, by: str) -> None:
+def drop_pending_actions(session: Session, by: str) -> None:
     """Drop all pending actions: nothing more is wanted of the session."""
     for action in session.pending_actions():
         if action.status is ActionStatus.PENDING:

@@ -25,19 +25,19 @@ def retry(session: Session, jobs: tuple[str, ...], by: str) -> list[str]:
     not failed, or that the scheduler still has.
     """
     for name in jobs:
-        refuse(session, name)
+        check_retryable(session, name)
     wanted = [session.jobs[name] for name in jobs] or list(session.jobs.values())
     failed = (job for job in wanted if job.verdict is Verdict.FAILED)
     chosen = {job.spec.name: job for job in failed if _successor(session, job) is None}
-    for job in _below(session, chosen):
+    for job in _never_started_descendants(session, chosen):
         chosen[job.spec.name] = job
     for job in chosen.values():
         if not job.open_attempts:
-            _again(session, job, by)
+            _reset_for_retry(session, job, by)
     return list(chosen)
 
 
-def refuse(session: Session, name: str) -> None:
+def check_retryable(session: Session, name: str) -> None:
     """Raise BadInput for a job that cannot be retried."""
     job = session.jobs.get(name)
     if job is None:
@@ -60,7 +60,7 @@ def _successor(session: Session, job: JobRecord) -> claims.Claim | None:
     return None if holder is None or holder.identity == mine.identity else holder
 
 
-def _below(session: Session, chosen: Iterable[str]) -> list[JobRecord]:
+def _never_started_descendants(session: Session, chosen: Iterable[str]) -> list[JobRecord]:
     """Jobs that never started because one of these failed, or a descendant of these."""
     reached, found = set(chosen), []
     # Jobs that wait for a job come after it in the session's order.
@@ -72,7 +72,7 @@ def _below(session: Session, chosen: Iterable[str]) -> list[JobRecord]:
     return found
 
 
-def _again(session: Session, job: JobRecord, by: str) -> None:
+def _reset_for_retry(session: Session, job: JobRecord, by: str) -> None:
     # Repeated after a kill in between, the event has the same key and is recorded once.
     session.record([RetryAsked(job=job.spec.name, by=by, retries=job.retries + 1)])
     for action in session.actions.values():

@@ -14,7 +14,7 @@ from autoexp.templates import fill, fill_tree, names_in
 Values = Mapping[str, str]
 
 
-def refuse_impossible(experiment: Experiment) -> None:
+def validate_rules(experiment: Experiment) -> None:
     """Raise BadInput for rules with impossible actions: now, instead of at 3 a.m."""
     for name, rule in named(experiment.monitoring):
         for step in rule.actions:

@@ -8,7 +8,7 @@ from autoexp.config.sweep_points import Point, some
 from autoexp.errors import BadInput
 from autoexp.planning.cost import together
 from autoexp.planning.plan import Plan, make_plan
-from autoexp.planning.rule_checks import refuse_impossible
+from autoexp.planning.rule_checks import validate_rules
 
 
 def plan_study(composed: Composed, output_root: Path) -> Plan:
@@ -17,7 +17,7 @@ def plan_study(composed: Composed, output_root: Path) -> Plan:
     Raises BadInput with the errors of up to three points, by number and name, and for rules
     with impossible actions.
     """
-    refuse_impossible(composed.experiment)
+    validate_rules(composed.experiment)
     if not composed.points:
         assert composed.experiment.sweep is None, "a sweep has points"
         return make_plan(composed.experiment, output_root)

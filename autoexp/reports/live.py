@@ -72,7 +72,7 @@ class LiveView:
 
     def _print_new(self) -> None:
         try:
-            for entry in self._journal.news():
+            for entry in self._journal.new_entries():
                 when = entry.time.astimezone().strftime("%H:%M:%S")
                 self._out.print(f"{when}  {describe(entry.event)}")
         except AutoexpError:

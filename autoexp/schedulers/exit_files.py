@@ -25,7 +25,7 @@ def from_exit_file(ticket: Ticket) -> Sighting | None:
     return Sighting.from_exit_file(ended)
 
 
-def with_own_account(ticket: Ticket, sighting: Sighting) -> Sighting:
+def merge_exit_file(ticket: Ticket, sighting: Sighting) -> Sighting:
     """Add what the payload knows better: the command's end, and the warning to save.
 
     SLURM sees the payload's exit code, which after a signal is 128 and more, and says 0 of jobs

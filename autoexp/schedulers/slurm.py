@@ -23,7 +23,7 @@ from autoexp.payload import TASKS
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers import slurm_commands
 from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, read_claim
-from autoexp.schedulers.exit_files import from_exit_file, with_own_account
+from autoexp.schedulers.exit_files import from_exit_file, merge_exit_file
 from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
 from autoexp.schedulers.slurm_missing import Gone, ended_by_us
 from autoexp.schedulers.slurm_parsing import (
@@ -146,7 +146,9 @@ class SlurmScheduler:
             return wanted
         if longest < wanted:
             where = f"partition {partition}" if partition else "the default partition"
-            self._say(f"{where} allows {longest:g} min: jobs request that, not {wanted:g} min")
+            self._warn_once(
+                f"{where} allows {longest:g} min: jobs request that, not {wanted:g} min"
+            )
         return min(wanted, longest)
 
     def _longest(self, partition: str | None) -> float | None:
@@ -156,7 +158,7 @@ class SlurmScheduler:
             try:
                 answer = self._ask(["sinfo", "-h", "-o", "%P %l", *which])
             except SchedulerUnavailable as error:
-                self._say(
+                self._warn_once(
                     f"no time limit is known of partition {partition or '(default)'}: {error}"
                 )
                 return None
@@ -183,7 +185,9 @@ class SlurmScheduler:
             try:
                 answer = self._ask(["scontrol", "show", "config"])
             except SchedulerUnavailable as error:
-                self._say(f"the longest array is not known, jobs are submitted one by one: {error}")
+                self._warn_once(
+                    f"the longest array is not known, jobs are submitted one by one: {error}"
+                )
                 return 1
             found = re.search(r"MaxArraySize\s*=\s*(\d+)", answer)
             self._longest_array = int(found[1]) - 1 if found else 1000
@@ -200,7 +204,7 @@ class SlurmScheduler:
             names = [name for name in (node, node.partition(".")[0]) if name in known]
             self._nodes[node] = names[0] if names else None
             if not names:
-                self._say(f"SLURM does not know a node {node}: it is not excluded")
+                self._warn_once(f"SLURM does not know a node {node}: it is not excluded")
         fewer = self._by_name(nodes)
         return () if fewer == tuple(nodes) else fewer  # then it is one of the user's own
 
@@ -209,7 +213,7 @@ class SlurmScheduler:
         named = (self._nodes.get(node, node) for node in nodes)
         return tuple(sorted({name for name in named if name is not None}))
 
-    def _say(self, words: str) -> None:
+    def _warn_once(self, words: str) -> None:
         """Log a warning once."""
         if words not in self._said:
             self._said.add(words)
@@ -262,7 +266,7 @@ class SlurmScheduler:
         missed = self._gone.sight(gone, accounts, healthy_s, self._states, self._end)
         for key, sighting in missed.items():
             if not states.is_terminal(sighting.state):
-                self._say(f"{key}: {sighting.reason}")
+                self._warn_once(f"{key}: {sighting.reason}")
         found |= missed
         rows = {(row.job_id, row.name): row for row in listed}
         told = {t.key: _of_its_own(t, found[t.key], rows) for t in tickets if t.key in found}
@@ -466,11 +470,11 @@ def _of_its_own(
         return sighting
     holder = read_claim(ticket.directory)
     if holder is None or holder == ticket.job_id:
-        return ended_by_us(ticket, with_own_account(ticket, sighting))
+        return ended_by_us(ticket, merge_exit_file(ticket, sighting))
     if (holder, ticket.name) not in rows:
         return Sighting("RUNNING", f"run by job {holder}", job_id=holder)
     its = rows[holder, ticket.name].sighting._replace(job_id=holder)
-    return with_own_account(ticket._replace(job_id=holder), its)
+    return merge_exit_file(ticket._replace(job_id=holder), its)
 
 
 def _first(answer: str, ticket: Ticket) -> str | None:

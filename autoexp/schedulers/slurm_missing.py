@@ -62,7 +62,7 @@ class Gone:
                 if accounts is None and gone.silent_s >= silence_s:
                     lost[ticket.key] = f"{_UNKNOWN}, and sacct does not answer"
                 elif accounts is None and gone.silent_s >= silence_s / _WITHOUT_ACCOUNTS:
-                    found[ticket.key] = _unheard_of(ticket, before)
+                    found[ticket.key] = _unaccounted(ticket, before)
                 elif accounts is None or gone.answered_s < self._lost_after_s:
                     continue
                 elif known is not None and gone.answered_s < self._lost_after_s + _RUNAWAY_AFTER_S:
@@ -89,7 +89,7 @@ class Missing(NamedTuple):
         return Missing(self.answered_s + healthy_s)
 
 
-def _unheard_of(ticket: Ticket, before: Mapping[str, str]) -> Sighting:
+def _unaccounted(ticket: Ticket, before: Mapping[str, str]) -> Sighting:
     """A job that squeue does not list, while sacct does not answer: unchanged, with a warning."""
     # Only a job that has started leaves its claim.
     started = "PENDING" if read_claim(ticket.directory) is None else "RUNNING"

@@ -81,7 +81,7 @@ Request = Annotated[
 _adapter: TypeAdapter[Request] = TypeAdapter(Request)
 
 
-def put(session: Path, request: Request) -> Path:
+def enqueue(session: Path, request: Request) -> Path:
     """Enqueue a request for the session's monitor; safe from any number of processes."""
     # Names sort by time, so that requests of one process are processed in their order.
     name = f"{time.time_ns():020}-{request.kind}-{uuid.uuid4().hex}.json"

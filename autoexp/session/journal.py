@@ -78,10 +78,10 @@ class Journal:
 
     def load(self) -> None:
         """Read the journal; raises SessionDamaged with the line that does not parse."""
-        for _ in self.news():
+        for _ in self.new_entries():
             pass
 
-    def news(self) -> Iterator[Entry]:
+    def new_entries(self) -> Iterator[Entry]:
         """The entries that were appended since the last call; raises SessionDamaged.
 
         For a reader in another process: it continues from the byte that it had reached.

@@ -149,7 +149,7 @@ class SessionRun:
     def _take_requests(self) -> list[str]:
         """Process requests of other processes; returns a line for each."""
         try:
-            notes = self._monitor.recorder.apply(requests.take_on)
+            notes = self._monitor.recorder.apply(requests.process_requests)
         except OSError as error:
             if not self._inbox_fails:
                 self.log.warning("%s: requests wait (%s)", self.session.path / "inbox", error)

@@ -17,7 +17,7 @@ from autoexp.errors import SessionDamaged, SessionHeld
 from autoexp.operations import requests
 from autoexp.rules.events import JobAdded
 from autoexp.schedulers.base import is_locked
-from autoexp.session.inbox import CancelRequest, put
+from autoexp.session.inbox import CancelRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.storage import lease, processes
 from tests.core.conftest import WaitFor
@@ -381,9 +381,9 @@ def test_a_session_whose_lease_was_taken_over_writes_no_file(session_path: Path)
             lambda: held.change_job(job, reason="x"),
             lambda: held.record([JobAdded(job=job.spec.name, by="x")]),
             lambda: held.log_progress(job, ["1,2,3\n"]),
-            lambda: requests.take_on(held),
+            lambda: requests.process_requests(held),
         ]
-        put(session_path, CancelRequest(by="somebody"))
+        enqueue(session_path, CancelRequest(by="somebody"))
         request = next((session_path / "inbox").iterdir())
         for write in writes:
             with pytest.raises(SessionHeld):

@@ -564,7 +564,7 @@ METRICS = {
 
 
 def _only_texts(watch: JobWatch, job: JobRecord, place: str, error: Exception | str) -> None:
-    """In the place of `pass_by`: whatever was raised is a fault, though it would be contained."""
+    """In the place of `warn_skipped`: whatever was raised is a fault, though it would be contained."""
     if isinstance(error, Exception):
         raise AssertionError(place) from error
 
@@ -601,7 +601,7 @@ def test_any_bytes_in_any_pieces_are_read_as_at_once(
         mock.patch.object(tail, "MAX_LINE", 4000),
         mock.patch.object(tail, "BLOCK", 700),
         mock.patch.object(tail, "MAX_LINES", 50),
-        mock.patch.object(JobWatch, "pass_by", _only_texts),
+        mock.patch.object(JobWatch, "warn_skipped", _only_texts),
     ):
         at_once = Watching(Path(one), backend, log_events=rules, metric_events=METRICS)
         at_once.write(data)
