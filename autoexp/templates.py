@@ -3,10 +3,11 @@
 A value is put in unchanged: it is not read again and not evaluated.
 """
 
-import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+from autoexp.model import nearest
 
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -66,8 +67,7 @@ def refuse_unknown(texts: Iterator[str], known: Collection[str]) -> None:
     for text in texts:
         for name in names_in(text):
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"; did you mean `{{{near[0]}}}`?" if near else ""
+                hint = nearest(name, known, braces=True)
                 raise ValueError(
                     f"{text!r}: no such name here, `{{{name}}}`{hint} "
                     f"There are: {', '.join(sorted(known))}"

@@ -1,10 +1,10 @@
 """Command lines with `{name}` in them: replaced once, and nothing is evaluated."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from autoexp.backends.command_line import Argument, word
+from autoexp.model import nearest
 
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _ITERATION = "{iteration}"
@@ -19,9 +19,9 @@ def names_of(texts: Iterable[str], known: Mapping[str, str], where: str) -> set[
     """The names that the texts use; raises ValueError for an unknown one."""
     used = {name for text in texts for name in _PLACEHOLDER.findall(text)}
     for name in sorted(used - set(known)):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean `{{{near[0]}}}`?" if near else ""
-        raise ValueError(f"`{where}`: nothing is called {{{name}}}{hint}")
+        raise ValueError(
+            f"`{where}`: nothing is called {{{name}}}{nearest(name, known, braces=True)}"
+        )
     return used
 
 

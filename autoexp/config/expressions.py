@@ -5,13 +5,14 @@ no calls, no subscripts, no attributes of objects. A dotted name is looked up as
 """
 
 import ast
-import difflib
 import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from simpleeval import InvalidExpression, SimpleEval
+
+from autoexp.model import nearest
 
 _LONGEST = 1000
 _NAMES_SHOWN = 12
@@ -98,8 +99,7 @@ class _Evaluator(SimpleEval):
         name = _dotted(node)
         if name in self._values:
             return self._values[name]
-        near = difflib.get_close_matches(name, self._values, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
+        hint = nearest(name, self._values)
         known = sorted(self._values, key=lambda key: (key.count("."), key))[:_NAMES_SHOWN]
         raise ExpressionError(
             f"`{self.expr}`: nothing is called `{name}`{hint}; there are: {', '.join(known)}, …"

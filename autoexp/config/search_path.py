@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from autoexp.config.validation import find_file, nearest
+from autoexp.config.validation import find_file
 from autoexp.errors import BadInput
+from autoexp.model import nearest
 from autoexp.scalars import marked_yaml
 
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"

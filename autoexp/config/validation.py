@@ -1,6 +1,5 @@
 """Messages for invalid configurations: the key, the source of its value, the nearest name."""
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from autoexp.config.experiment import Experiment
+from autoexp.model import nearest
 
 _SCALARS = ("str", "int", "float", "bool")
 
@@ -159,11 +159,6 @@ def _problem(details: ErrorDetails, origins: Origins) -> str:
     shown = details["input"]
     given = f", got {shown!r}" if isinstance(shown, str | int | float) else ""
     return f"{path}: {message}{given} ({origin})"
-
-
-def nearest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def find_file(directories: Sequence[Path], name: str) -> Path | None:

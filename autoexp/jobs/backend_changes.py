@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from autoexp.backends.registry import AnyBackend
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
+from autoexp.model import first_problem
 from autoexp.scalars import restored, settled
 from autoexp.states import Kind
 
@@ -45,9 +46,7 @@ def changed_backend(backend: AnyBackend, changes: Mapping[str, Any]) -> AnyBacke
     try:
         return kind.model_validate(settled(restored(merged), kind, _refusal))
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in ("backend", *problem["loc"]))
-        raise BadInput(f"{where}: {problem['msg']}") from error
+        raise BadInput(first_problem(error, "backend")) from error
 
 
 def _refusal(path: Sequence[str], reason: str) -> BadInput:

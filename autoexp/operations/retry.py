@@ -39,9 +39,7 @@ def retry(session: Session, jobs: tuple[str, ...], by: str) -> list[str]:
 
 def check_retryable(session: Session, name: str) -> None:
     """Raise BadInput for a job that cannot be retried."""
-    job = session.jobs.get(name)
-    if job is None:
-        raise BadInput(f"{name}: no such job; {session.id} has: {', '.join(session.jobs)}")
+    job = session.job(name)
     if job.verdict is Verdict.FINISHED:
         raise BadInput(f"{name}: has finished; only failed jobs can be retried")
     if job.open_attempts and job.is_over:

@@ -16,7 +16,7 @@ from autoexp.dotted import flat, set_value
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import estimate
 from autoexp.jobs.spec import Awaited, Draft, JobSpec
-from autoexp.model import COMPOSING
+from autoexp.model import COMPOSING, first_problem
 from autoexp.names import check_job
 from autoexp.planning.cost import Cost
 from autoexp.planning.trainings import training
@@ -282,6 +282,4 @@ def _machine(experiment: Experiment, name: str, stage: Stage) -> LocalMachine | 
     try:
         return type(machine).model_validate({**machine.model_dump(), **changes}, context=COMPOSING)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in ("stages", name, "slurm", *problem["loc"]))
-        raise BadInput(f"{where}: {problem['msg']}") from error
+        raise BadInput(first_problem(error, "stages", name, "slurm")) from error

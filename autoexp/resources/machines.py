@@ -1,6 +1,5 @@
 """Machines as configured: this machine, or a SLURM cluster."""
 
-import difflib
 import os
 import re
 from typing import Annotated, Literal, Self
@@ -8,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp import sinks
-from autoexp.model import COMPOSING, Closed
+from autoexp.model import COMPOSING, Closed, nearest
 from autoexp.redaction import Variables
 from autoexp.resources.sbatch_options import OPTIONS, OURS
 
@@ -173,8 +172,7 @@ class SlurmCluster(Closed):
             if spelled in OURS:
                 raise ValueError(f"`{name}` is set by autoexp ({OURS[spelled]})")
             if spelled not in OPTIONS:
-                near = difflib.get_close_matches(spelled, OPTIONS, n=1)
-                hint = f"; did you mean `{near[0]}`?" if near else ""
+                hint = nearest(spelled, OPTIONS)
                 raise ValueError(f"`{name}` is not an option of sbatch{hint}")
             if isinstance(options[name], str):
                 sinks.batch_option(str(options[name]))

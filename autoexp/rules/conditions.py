@@ -1,12 +1,11 @@
 """Conditions: what has to hold before an action is done. Each is one key, as `max_attempts: 4`."""
 
-import difflib
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
-from autoexp.model import COMPOSING, Closed
+from autoexp.model import COMPOSING, Closed, nearest
 from autoexp.rules.durations import Duration
 
 Scalar = str | int | float
@@ -215,9 +214,7 @@ def _one_known_key(value: Any) -> Any:
             raise ValueError("a condition is one key and its value, such as `max_attempts: 4`")
         key = str(next(iter(value)))
         if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise ValueError(f"no condition is called `{key}`{hint}")
+            raise ValueError(f"no condition is called `{key}`{nearest(key, _KEYS)}")
     elif not isinstance(value, Closed):
         raise ValueError("a condition is one key and its value, such as `max_attempts: 4`")
     return value

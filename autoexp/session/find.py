@@ -192,7 +192,4 @@ def live_holder(session: Session) -> Holder | None:
 def refuse_if_held(session: Session) -> None:
     holder = live_holder(session)
     if holder is not None:
-        raise SessionHeld(
-            f"{session.id}: held by the monitor with pid {holder.pid} on {holder.host}; "
-            f"look at it with `autoexp status {session.id} --watch`"
-        )
+        raise SessionHeld(lease.held_by(session.id, holder))

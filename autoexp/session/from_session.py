@@ -52,9 +52,7 @@ def compose_from(
     del base["start"]
     if origin.job is None:
         return _composed(base, overrides, fill_in, origin)
-    job = session.jobs.get(origin.job)
-    if job is None:
-        raise BadInput(f"{session.id}: no job {origin.job}; it has: {', '.join(session.jobs)}")
+    job = session.job(origin.job)
     base["sweep"] = None  # one of its points
     base["backend"] = job.spec.backend.model_dump(mode="json")
     branch = job.spec.branch

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from autoexp.errors import BadInput
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
-from autoexp.model import Closed
+from autoexp.model import Closed, first_problem
 from autoexp.session.session import Session
 from autoexp.storage import atomic, permissions
 
@@ -167,9 +167,7 @@ def _read(path: Path) -> Request:
     try:
         return _adapter.validate_json(raw)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"][1:])
-        raise BadInput(f"{where}: {problem['msg']}" if where else problem["msg"]) from error
+        raise BadInput(first_problem(error, skip=1)) from error  # the tag of the union
 
 
 def _refuse_others(path: Path, owner: int) -> None:

@@ -222,6 +222,12 @@ class Session:
 
     # Jobs and attempts
 
+    def job(self, name: str) -> JobRecord:
+        """The record of a job; raises BadInput for an unknown name."""
+        if name not in self.jobs:
+            raise no_such_job(self.id, [name], self.jobs)
+        return self.jobs[name]
+
     def add_job(
         self, spec: JobSpec, attempt: Attempt | None = None, *, launched: bool | None = None
     ) -> None:
@@ -344,6 +350,11 @@ def _must_exist(path: Path) -> None:
         raise SessionNotFound(
             f"{path.name}: no such session in {path.parent}; `autoexp sessions list` shows all"
         )
+
+
+def no_such_job(session: str, names: Iterable[str], known: Iterable[str]) -> BadInput:
+    """The error for unknown names of jobs."""
+    return BadInput(f"{', '.join(names)}: no such job; {session} has: {', '.join(known)}")
 
 
 def sessions_root() -> Path:

@@ -155,14 +155,19 @@ def take(directory: Path) -> Lease:
     return Lease(directory, text)
 
 
+def held_by(session: str, holder: Holder) -> str:
+    """The message for a session that has a live monitor."""
+    return (
+        f"{session}: held by the monitor with pid {holder.pid} on {holder.host}; "
+        f"look at it with `autoexp status {session} --watch`"
+    )
+
+
 def _refuse_alive(directory: Path) -> None:
     holder, ahead_s = _look(directory)
     if holder is None or not holder.alive:
         return
-    message = (
-        f"{directory.name}: held by the monitor with pid {holder.pid} on {holder.host}; "
-        f"look at it with `autoexp status {directory.name} --watch`"
-    )
+    message = held_by(directory.name, holder)
     if ahead_s > SILENCE_S:
         message += (
             f". Its last sign of life is dated {ahead_s:.0f} s ahead of the file server's clock, "

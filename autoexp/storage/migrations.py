@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from autoexp.errors import SessionDamaged
+from autoexp.model import first_problem
 from autoexp.storage import atomic
 
 VERSION = 2
@@ -38,9 +39,7 @@ def read(path: Path, model: type[Record]) -> Record:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise SessionDamaged(_damage(path, f"{where}: {problem['msg']}")) from error
+        raise SessionDamaged(_damage(path, first_problem(error))) from error
 
 
 def upgrade_files(session: Path) -> None:

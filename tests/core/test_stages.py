@@ -18,7 +18,7 @@ from autoexp.rules.actions import Decay, Start
 from autoexp.rules.events import JobReady, RetryAsked
 from autoexp.session.create import new_id_of
 from autoexp.session.from_session import Origin, compose_from
-from autoexp.session.inbox import RetryRequest
+from autoexp.session.inbox import RetryRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from tests.core.conftest import TINY, KilledAt, create

@@ -564,7 +564,7 @@ METRICS = {
 
 
 def _only_texts(watch: JobWatch, job: JobRecord, place: str, error: Exception | str) -> None:
-    """In the place of `warn_skipped`: whatever was raised is a fault, though it would be contained."""
+    """In place of `warn_skipped`: whatever was raised is a fault, though it would be contained."""
     if isinstance(error, Exception):
         raise AssertionError(place) from error
 
