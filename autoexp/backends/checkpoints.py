@@ -209,9 +209,9 @@ class Layout:
         """
         moved = []
         tracker = self._tracker(root)
-        heeds = self.tracker is not None and tracker.is_readable
+        has_tracker = self.tracker is not None and tracker.is_readable
         for found in list(self._candidates(root)):
-            beyond = heeds and found.iteration > (tracker.iteration or 0)
+            beyond = has_tracker and found.iteration > (tracker.iteration or 0)
             if beyond or not self.is_complete(found.path):
                 aside = root / f"{_TORN}-{found.iteration}"
                 remove(aside)
@@ -230,8 +230,8 @@ class Layout:
         tracker = self._tracker(root)
         newest = tracker.iteration
         # Not `scan`: a training that began before the pinned one has set the tracker back.
-        heeds = self.tracker is not None and tracker.is_readable
-        last = min(after, max(first, newest or 0)) if heeds else after
+        has_tracker = self.tracker is not None and tracker.is_readable
+        last = min(after, max(first, newest or 0)) if has_tracker else after
         kept = [
             found.iteration
             for found in self._candidates(root)
