@@ -1,4 +1,4 @@
-"""`autoexp` and `python -m autoexp`: hands over to the command line in the checkout's `flows/`."""
+"""``autoexp` and `python -m autoexp`: runs the command line."""
 
 import importlib.util
 import sys

@@ -26,7 +26,7 @@ from autoexp.planning.plan import NO_JOBS, make_plan
 from autoexp.rules.actions import Start
 from autoexp.session.action_records import ActionStatus
 from autoexp.session.create import create
-from autoexp.session.inbox import SubmitRequest, put
+from autoexp.session.inbox import SubmitRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage import atomic
@@ -80,7 +80,7 @@ class Simulation:
             self.cluster.advance()
             passed = (self.clock.seconds - self._begun) / (self._days * DAY)
             while brought < min(self._families, passed * self._families):
-                put(path, SubmitRequest(jobs=self._family(path, brought), by="sim"))
+                enqueue(path, SubmitRequest(jobs=self._family(path, brought), by="sim"))
                 brought += 1
             if self.clock.seconds >= self._next_kill:
                 self._next_kill += self._dice.expovariate(1 / _KILLED_EVERY_S)

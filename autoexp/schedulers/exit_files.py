@@ -1,4 +1,4 @@
-"""What a job's payload itself says about its end, which SLURM may not know, or know otherwise."""
+"""Exit files: a payload's own record of its end, which SLURM may not know, or know otherwise."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,11 +93,11 @@ def from_exit_file(ticket: Ticket) -> Sighting | None:
     return ended.sighting()
 
 
-def with_own_account(ticket: Ticket, sighting: Sighting) -> Sighting:
-    """Add what the payload knows better: how the command ended, and whether it was told to save.
+def merge_exit_file(ticket: Ticket, sighting: Sighting) -> Sighting:
+    """Add what the payload knows better: the command's end, and the warning to save.
 
     SLURM sees the payload's exit code, which after a signal is 128 and more, and says 0 of jobs
-    that never came to an end of their own.
+    that were ended from outside.
     """
     if not states.is_terminal(sighting.state):
         return sighting

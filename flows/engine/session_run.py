@@ -151,7 +151,7 @@ class SessionRun:
         try:
             # Seldom does one wait: the session is not locked for nothing at every look.
             waits = has_requests(self.session.path)
-            notes = self._monitor.recorder.apply(requests.take_on) if waits else []
+            notes = self._monitor.recorder.apply(requests.process_requests) if waits else []
         except OSError as error:
             if not self._inbox_fails:
                 self.log.warning("%s: requests wait (%s)", self.session.path / "inbox", error)
