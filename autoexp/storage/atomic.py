@@ -4,16 +4,13 @@ Whatever is made here is a session's, unless `by_umask` says that it is the user
 whom the directory above it is, and writable for nobody but its owner, under any umask. So what the
 session's own directory says holds for all that is in it.
 
-Every durable step passes through `step()`, where a test can have the process killed: with
-AUTOEXP_TEST_KILL_AT=n in the environment the n-th step is the last thing that happens.
+Every durable step passes through `step()`, in the place of which a test puts the process's end.
 """
 
 import errno
-import itertools
 import json
 import os
 import secrets
-import signal
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -28,14 +25,9 @@ ROOM = 65536
 LONGEST_NAME = 255 - len("..xxxxxxxx.tmp")
 """Bytes of the name of a file that `write` can replace: its temporary file has a longer one."""
 
-_steps = itertools.count(1)
-_kill_at = int(os.environ.get("AUTOEXP_TEST_KILL_AT", "0"))
-
 
 def step() -> None:
-    """Mark a point between two durable effects, where a test may kill the process."""
-    if _kill_at and next(_steps) == _kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Mark a point between two durable effects: whatever follows may never happen."""
 
 
 # Transient errors, which a retry a moment or a day later may not meet, by their cause.
