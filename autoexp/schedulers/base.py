@@ -21,6 +21,8 @@ from autoexp.storage import atomic, locks
 LOCK = "submit.lock"
 WITHDRAWN = "cancelled"
 """Stands in the claim of an attempt that nobody may run any more."""
+NOT_OURS = "is another one by now: not cancelled"
+"""How the answer to a cancellation ends, where the job id has been given to somebody else's job."""
 PATIENCE_S = 180.0
 
 
