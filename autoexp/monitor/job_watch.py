@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
+from time import perf_counter
 
 from autoexp import states
 from autoexp.backends.protocol import Progress, Unread
@@ -51,6 +52,8 @@ _RACY_NS = 2_000_000_000
 _LONGEST_LOOK_S = 60.0
 EVENTS = 1000  # that a look finds at most, about, where the lines are events
 MOST_AT_END = 40.0  # looks' worth of an ended job's log, before its end alone is read
+MOST_AT_END_S = 20.0  # for which an ended job's log is read, before its end alone is
+END = 1 << 20  # bytes of a log that are its end
 _LIMIT_OF_EVENTS = BLOCK >> 4  # bytes of one call where every line may be an event
 
 Stamp = tuple[int, int, int] | None
@@ -80,6 +83,7 @@ class JobWatch:
         self._looked_at: float | None = None
         self._start_known: tuple[object, ...] = ()
         self._read_at_end = 0.0  # looks' worth
+        self._read_at_end_s = 0.0
 
     def check_start(self, job: JobRecord, attempt: Attempt, *, ended: bool) -> None:
         """Compare where an attempt began with where it had to, whenever more is known of it."""
@@ -147,8 +151,10 @@ class JobWatch:
             self.at_end = True
             return
         # Where lines are so short, or so full of finds, that it takes too long: the end alone.
-        behind = LIMIT if final and self._read_at_end > MOST_AT_END else None
-        before = budget.left
+        # A look's worth of short lines takes seconds where many share a core.
+        is_enough = self._read_at_end > MOST_AT_END or self._read_at_end_s > MOST_AT_END_S
+        behind = END if final and is_enough else None
+        before, began_s = budget.left, perf_counter()
         most = _LIMIT_OF_EVENTS if any(r.every for r in watched.log_rules.values()) else LIMIT
         while not self.at_end and (limit := budget.limit(most)):
             reading = read_new(
@@ -173,7 +179,11 @@ class JobWatch:
                     skipped=reading.skipped,
                 )
             self.at_end = not reading.more
-        self._read_at_end = self._read_at_end + before - budget.left if final else 0.0
+        if final:
+            self._read_at_end += before - budget.left
+            self._read_at_end_s += perf_counter() - began_s
+        else:
+            self._read_at_end = self._read_at_end_s = 0.0
 
     def _read_piece(
         self, job: JobRecord, attempt: Attempt, watched: Watched, piece: Piece

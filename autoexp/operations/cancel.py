@@ -14,7 +14,7 @@ from autoexp.monitor.steps import Cancel, NextStep, Withdraw, next_step, togethe
 from autoexp.operations import requests
 from autoexp.operations.phases import Phase, do, in_turns
 from autoexp.operations.step_runs import Cancellation, carry_out
-from autoexp.schedulers.base import Scheduler
+from autoexp.schedulers.base import NOT_OURS, Scheduler
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session.session import Session
 
@@ -59,15 +59,27 @@ def cancel_directly(
                 monitor.look(scheduler.query(monitor.tickets()))
             except SchedulerError as error:
                 problem = str(error)
-            alive = [job.spec.name for job in wanted if not job.is_over or job.open_attempts]
+            alive = [job for job in wanted if not job.is_over or job.open_attempts]
             if not alive:
                 if not jobs:  # what the ends of the jobs called for
                     monitor.recorder.apply(requests.drop_pending_actions, by)
                 return Outcome(answers)
             if time.monotonic() > deadline:
-                return Outcome(answers, problem or f"{', '.join(alive)} have not ended yet")
+                return Outcome(answers, problem or _not_ended(alive, answers))
             tries += 1
             time.sleep(delay_s(tries, _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S))
+
+
+def _not_ended(alive: Iterable[JobRecord], answers: dict[str, str]) -> str:
+    """Why jobs are alive still; one whose id was given away is settled by a monitor alone."""
+    foreign = [
+        f"{attempt.key} was job {attempt.job_id}, and that id is another job's by now: nothing was "
+        "cancelled; how it ended, or that it is lost, `autoexp resume` finds out in some minutes"
+        for job in alive
+        for attempt in job.open_attempts
+        if answers.get(attempt.key, "").endswith(NOT_OURS)
+    ]
+    return "; ".join(foreign) or f"{', '.join(j.spec.name for j in alive)} have not ended yet"
 
 
 def _end(

@@ -21,6 +21,8 @@ from autoexp.storage import atomic, locks
 LOCK = "submit.lock"
 WITHDRAWN = "cancelled"
 """Content of the claim of a withdrawn attempt, which no job may run."""
+NOT_OURS = "is another job by now: not cancelled"
+"""How the answer to a cancellation ends, where the job id has been given to somebody else's job."""
 PATIENCE_S = 180.0
 
 

@@ -22,7 +22,7 @@ from autoexp.model import now
 from autoexp.payload import TASKS
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers import slurm_commands
-from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, read_claim
+from autoexp.schedulers.base import NOT_OURS, Orders, Request, Sighting, Ticket, read_claim
 from autoexp.schedulers.exit_files import from_exit_file, merge_exit_file
 from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
 from autoexp.schedulers.slurm_missing import Gone, ended_by_us
@@ -375,7 +375,7 @@ class SlurmScheduler:
         own, ids = self._own(tickets, listed), {row.job_id for row in listed}
         known = [t for t in tickets if t.key in own]
         others = [t for t in tickets if t.key not in own and str(t.job_id) in ids]
-        answers = {t.key: f"job {t.job_id} is another job by now: not cancelled" for t in others}
+        answers = {t.key: f"job {t.job_id} {NOT_OURS}" for t in others}
         if known:
             answers |= self._scancel(known)
         for ticket in tickets:
