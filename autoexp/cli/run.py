@@ -10,9 +10,9 @@ from rich.console import Console
 
 from autoexp import sinks
 from autoexp.cli import plan as planning
-from autoexp.cli.interrupts import leave_within, run_beside, stopping_on_signals
 from autoexp.errors import AutoexpError
 from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
+from autoexp.flows.concurrency.interrupts import leave_within, run_beside, stopping_on_signals
 from autoexp.flows.concurrency.outbox import is_prefects_own
 from autoexp.flows.deployment.server import (
     Server,

@@ -17,9 +17,10 @@ import pytest
 from prefect.exceptions import ObjectNotFound
 
 from autoexp import proxies
-from autoexp.cli import interrupts, prefect
+from autoexp.cli import prefect
 from autoexp.cli import run as terminal
 from autoexp.config.compose import compose
+from autoexp.flows.concurrency import interrupts
 from autoexp.flows.concurrency.foreground import Foreground
 from autoexp.flows.deployment import server
 from autoexp.schedulers import slurm_commands
