@@ -7,9 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -17,12 +17,11 @@ import pytest
 from prefect.exceptions import ObjectNotFound
 
 from autoexp import proxies
-from autoexp.cli import prefect
 from autoexp.cli import run as terminal
 from autoexp.config.compose import compose
 from autoexp.flows.concurrency import interrupts
 from autoexp.flows.concurrency.foreground import Foreground
-from autoexp.flows.deployment import server
+from autoexp.flows.deployment import deploy, server
 from autoexp.schedulers import slurm_commands
 from autoexp.session.session import Session
 from autoexp.states import Verdict
@@ -177,8 +176,8 @@ def test_a_server_that_takes_orders_from_everybody_gets_no_worker_and_no_deploym
 ) -> None:
     pages = {"/api/health": b"true", "/api/admin/version": b'"3.8.8"'}
     started: list[object] = []
-    monkeypatch.setattr(prefect.subprocess, "Popen", started.append)
-    monkeypatch.setattr(prefect.subprocess, "run", started.append)
+    monkeypatch.setattr(deploy.subprocess, "Popen", started.append)
+    monkeypatch.setattr(deploy.subprocess, "run", started.append)
     for answers, otherwise, said in (
         (pages, (404, b""), "from everybody"),
         ({}, (401, b"{}"), "take our string"),
@@ -186,10 +185,10 @@ def test_a_server_that_takes_orders_from_everybody_gets_no_worker_and_no_deploym
         ({"/api/health": b"true"}, (503, b"{}"), "does not say whether it lets everybody in"),
     ):
         url = f"{serve(answers, otherwise)}/api"
-        monkeypatch.setattr(prefect, "_url", lambda url=url: url)
-        for command in (prefect.deploy, prefect.worker):
+        monkeypatch.setattr(deploy, "_url", lambda url=url: url)
+        for command in (deploy.deploy, partial(deploy.worker, "slurm-login")):
             with pytest.raises(server.AutoexpError, match=said):
-                command(Namespace(pool="slurm-login"))
+                command()
     assert started == []
 
 

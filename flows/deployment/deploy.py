@@ -1,0 +1,242 @@
+"""Deploying to a Prefect server, with one of our own where none answers; and its worker."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_PROFILES_PATH,
+    PREFECT_SERVER_API_AUTH_STRING,
+    PREFECT_SERVER_API_PORT,
+    Profile,
+    load_profiles,
+    save_profiles,
+)
+
+from autoexp.errors import AutoexpError
+from autoexp.flows.deployment import sockets
+from autoexp.flows.deployment.server import (
+    HOST,
+    answers,
+    await_answer,
+    bound_socket,
+    end_with_parent,
+    is_local,
+    lets_in,
+    new_auth_string,
+    port_of,
+    problem,
+    refuse_strangers,
+    start_server,
+    write_private,
+)
+from autoexp.reports.terminal import say
+from autoexp.storage import permissions
+
+POOL = "slurm-login"
+PROFILE = "autoexp"
+"""In Prefect's profiles, with the server's URL and the string that opens it."""
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_LOOKS_EVERY_S = 1.0
+
+
+def deploy() -> None:
+    """Server (where none answers), pool, blocks, deployments and automations, in one go."""
+    url = _url()
+    auth_string = _auth_string(url)
+    refuse_strangers(url)
+    if is_local(url) and not sockets.listeners(port_of(url)) and not answers(url, auth_string):
+        auth_string = auth_string or new_auth_string()
+        _save_profile(url, auth_string)
+        _start_server(url, auth_string)
+    _must_be_locked(url, auth_string)
+    environment = _environment(url, auth_string)
+    if auth_string:
+        _save_profile(url, auth_string)
+    if not _succeeds("work-pool", "inspect", POOL, environment=environment):
+        # One that exists stays as its owner has set it.
+        _prefect("work-pool", "create", POOL, "--type", "process", environment=environment)
+    _prefect("block", "register", "-m", "autoexp.blocks", environment=environment)
+    _prefect("--no-prompt", "deploy", "--all", environment=environment)
+    _autoexp("automations", "install", environment=environment)
+    _say_how_to_go_on(url, auth_string)
+
+
+def _say_how_to_go_on(url: str, auth_string: str | None) -> None:
+    address = url.removesuffix("/api")
+    use = f"export PREFECT_PROFILE={PROFILE}" if auth_string else f"export PREFECT_API_URL={url}"
+    say(
+        f"\ndeployed. On the login node, in {_CHECKOUT}:\n"
+        f"  {use}\n"
+        f"  autoexp worker\n"
+        f"  prefect deployment run autoexp/train    or in the UI: {address}"
+    )
+    if auth_string:
+        say(f"the UI's login, and the server's, is in {_profiles_path()} (for you alone)")
+        if sys.stdout.isatty() and is_local(url):
+            say(f"opens it at once: {address}/#{auth_string}")
+
+
+def worker(pool: str) -> int:
+    """Start Prefect's worker, for a server of our own alone, for as long as it is ours.
+
+    A worker runs what it is given by whoever answers at the server's address, and has to send the
+    string there. On a machine of many users that may be somebody else, once the server is gone.
+    """
+    url = _url()
+    auth_string = _auth_string(url)
+    refuse_strangers(url)
+    if (wrong := problem(url, auth_string)) is not None:
+        raise AutoexpError(f"Prefect's server at {wrong}; `autoexp deploy` starts one")
+    _must_be_locked(url, auth_string)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
+    process = subprocess.Popen(
+        [*command, "--type", "process"],
+        env=_environment(url, auth_string),
+        # Without this watch over it there is no worker; flows that run go on without one.
+        preexec_fn=partial(end_with_parent, signal.SIGKILL),
+    )
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    while (code := _ended(process)) is None:
+        try:
+            refuse_strangers(url)
+        except AutoexpError:
+            process.kill()
+            process.wait()
+            raise
+    return code if code >= 0 else 128 - code
+
+
+def _environment(url: str, auth_string: str | None) -> dict[str, str]:
+    """What Prefect's own commands are started with."""
+    login = {"PREFECT_API_AUTH_STRING": auth_string} if auth_string else {}
+    return {**os.environ, "PREFECT_API_URL": url, **login}
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> int | None:
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(timeout=_LOOKS_EVERY_S)
+    return None
+
+
+def _url() -> str:
+    return PREFECT_API_URL.value() or f"http://{HOST}:{PREFECT_SERVER_API_PORT.value()}/api"
+
+
+def _auth_string(url: str) -> str | None:
+    """What opens the server: what Prefect's settings say, else what an earlier deploy wrote."""
+    if known := PREFECT_API_AUTH_STRING.value():
+        return str(known)
+    settings = load_profiles(include_defaults=False).profiles_by_name.get(PROFILE)
+    if settings is None or settings.settings.get(PREFECT_API_URL) != url:
+        return None
+    return str(settings.settings.get(PREFECT_API_AUTH_STRING) or "") or None
+
+
+def _profiles_path() -> Path:
+    return Path(PREFECT_PROFILES_PATH.value())
+
+
+def _save_profile(url: str, auth_string: str) -> None:
+    """Write down where the server is and what opens it, where Prefect looks for such things."""
+    profiles, path = load_profiles(), _profiles_path()
+    settings: dict[Any, Any] = {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: auth_string}
+    if is_local(url):
+        # For a server that is started by hand: `prefect server start` has the same lock.
+        settings[PREFECT_SERVER_API_AUTH_STRING] = auth_string
+        settings[PREFECT_SERVER_API_PORT] = port_of(url)
+    if PROFILE in profiles.names:
+        profiles.remove_profile(PROFILE)
+    profiles.add_profile(Profile(name=PROFILE, settings=settings, source=path))
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    save_profiles(profiles)
+
+
+def _must_be_locked(url: str, auth_string: str | None) -> None:
+    """Raise for a server that takes orders from everybody, or that does not take ours."""
+    try:
+        lets_everybody_in = lets_in(url)
+        takes_ours = lets_everybody_in or not is_local(url) or lets_in(url, auth_string)
+    except OSError as error:
+        raise AutoexpError(
+            f"Prefect's server at {url} does not say whether it lets everybody in ({error}); look "
+            "at it, then run the same again"
+        ) from error
+    if lets_everybody_in:
+        owner = ""
+        if is_local(url):
+            uids = sockets.listeners(port_of(url))
+            owner = f" (of {', '.join(map(permissions.user, sorted(uids)))})" if uids else ""
+        raise AutoexpError(
+            f"Prefect's server at {url}{owner} takes orders from everybody who reaches it, and "
+            "with them commands that a worker runs as you. Stop it (`prefect server stop`), then "
+            "`autoexp deploy` starts one with a lock; docs/server.md says how a group has one"
+        )
+    if not takes_ours:
+        wrong = problem(url, auth_string) or f"{url} does not take our string"
+        raise AutoexpError(
+            f"Prefect's server at {wrong} (PREFECT_API_URL, PREFECT_API_AUTH_STRING or the profile "
+            f"`{PROFILE}` in {_profiles_path()})"
+        )
+
+
+def _start_server(url: str, auth_string: str) -> None:
+    say(f"starting a Prefect server at {url.removesuffix('/api')}")
+    home = Path(PREFECT_HOME.value())
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log = home / "autoexp-server.log"
+    try:
+        bound = bound_socket(port_of(url))
+    except OSError as error:
+        raise AutoexpError(f"{url}: {error.strerror}; choose another port") from error
+    with bound:
+        process = start_server(bound, auth_string, log)
+    # Where `prefect server stop` looks for it.
+    write_private(home / "server.pid", str(process.pid))
+    await_answer(process, url, auth_string, f"{url}: the server did not start; read {log}")
+
+
+def _prefect(*arguments: str, environment: dict[str, str]) -> None:
+    _run([sys.executable, "-m", "prefect", *arguments], environment)
+
+
+def _succeeds(*arguments: str, environment: dict[str, str]) -> bool:
+    command = [sys.executable, "-m", "prefect", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True).returncode == 0
+
+
+def _autoexp(*arguments: str, environment: dict[str, str]) -> None:
+    _run([sys.executable, "-m", "autoexp", *arguments], environment)
+
+
+def _run(command: list[str], environment: dict[str, str]) -> None:
+    answer = subprocess.run(
+        command,
+        cwd=_CHECKOUT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said = " ".join(command[2:])
+    if answer.returncode != 0:
+        raise AutoexpError(f"`{said}` failed (exit {answer.returncode}):\n{answer.stdout[-2000:]}")
+    say(f"done: {said}")
