@@ -173,7 +173,7 @@ class Making:
         if section != "backend" and (late := self._names_late(texts_in(value))):
             raise BadInput(
                 f"train.{key}: `{{{late[0]}}}` is not known before the training is released; "
-                "only the backend can be told it"
+                "only the backend can use it"
             )
 
     def _names_late(self, texts: Iterator[str]) -> list[str]:

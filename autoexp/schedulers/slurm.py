@@ -146,9 +146,7 @@ class SlurmScheduler:
             return wanted
         if longest < wanted:
             where = f"partition {partition}" if partition else "the default partition"
-            self._warn_once(
-                f"{where} allows {longest:g} min: jobs request that, not {wanted:g} min"
-            )
+            self._warn_once(f"{where} allows {longest:g} min: jobs get that, not {wanted:g} min")
         return min(wanted, longest)
 
     def _longest(self, partition: str | None) -> float | None:

@@ -188,7 +188,7 @@ def test_a_job_whose_directory_is_removed_runs_for_as_long_as_its_processes_do(
     trainer = payload.processes_with_cookie(job.ticket.key)
     shutil.rmtree(job.directory)
     assert sight(job).state == "RUNNING"
-    assert f"somebody removed {job.directory}" in (sight(job).reason or "")
+    assert f"{job.directory} was removed" in (sight(job).reason or "")
     told = LocalScheduler().cancel([job.ticket])
     assert told == {job.ticket.key: "killed its remaining processes"}
     assert ended(job).state == "CANCELLED"
@@ -258,7 +258,7 @@ def test_a_job_that_has_claimed_and_not_yet_started_is_to_be_cancelled_again(
     job.prepare()
     assert payload.claim(job.directory, "41")
     monkeypatch.setattr(local, "_START_PATIENCE_S", 0.1)
-    with pytest.raises(SchedulerUnavailable, match="starting at this very moment"):
+    with pytest.raises(SchedulerUnavailable, match="starting right now"):
         LocalScheduler().cancel([job.ticket])
 
 

@@ -163,7 +163,7 @@ def test_a_session_with_records_of_another_user_is_not_taken_up(
         found.write_text("{}")
     os.chown(found, NOBODY, NOBODY)
     with (
-        pytest.raises(BadInput, match=r"nobody.* would be done as root"),
+        pytest.raises(BadInput, match=r"nobody.* would run as root"),
         Session.hold(session_path),
     ):
         pytest.fail("taken up")

@@ -165,7 +165,7 @@ def test_a_job_id_is_read_behind_whatever_a_site_says_before_it(
 
 @pytest.mark.parametrize("text", ["", "Welcome to node 7\n", "job 12 is fine\n", "-12\n"])
 def test_an_answer_without_a_job_id_is_uncertain(text: str) -> None:
-    with pytest.raises(SubmissionUncertain, match="no job id"):
+    with pytest.raises(SubmissionUncertain, match="not a job id"):
         read_answer(text)
 
 
@@ -379,7 +379,7 @@ def test_of_several_partitions_the_longest_caps_the_limit_and_it_is_said(
     submit(SlurmCluster(partition=partition), ticket, time_limit_min=wanted)
     assert f"#SBATCH --time={asked}\n" in script_of(ticket)
     assert bool(caplog.messages) == (asked != f"{wanted}:00")
-    assert all(f"not for {wanted} min" in message for message in caplog.messages)
+    assert all(f"not {wanted} min" in message for message in caplog.messages)
 
 
 # Nodes
@@ -403,7 +403,7 @@ def test_a_node_that_slurm_does_not_know_is_left_out_of_the_submission(
         assert scheduler.submit(ticket, request, 0) == "41"
         assert "#SBATCH --exclude=lrdn0001,n2\n" in script_of(ticket)
     assert (len(fakes.calls("sbatch")), len(fakes.calls("sinfo"))) == (3, 1)
-    assert caplog.messages == ["SLURM does not know a node ghost: jobs do not avoid it"]
+    assert caplog.messages == ["SLURM does not know a node ghost: it is not excluded"]
 
 
 def test_without_the_names_of_nodes_none_is_avoided_and_the_users_own_mistake_is_told(
@@ -494,7 +494,7 @@ esac""",
     scheduler = SlurmScheduler(SlurmCluster())
     assert scheduler.query([ticket]) == {}
     assert SlurmScheduler(SlurmCluster()).cancel([ticket]) == scheduler.cancel([ticket])
-    assert "another one by now" in scheduler.cancel([ticket])[ticket.key]
+    assert "another job by now" in scheduler.cancel([ticket])[ticket.key]
     assert fakes.calls("scancel") == []
 
 
@@ -529,7 +529,7 @@ def test_an_id_that_became_another_jobs_a_moment_ago_is_neither_cancelled_nor_ch
     fakes.says("squeue", listed(state="PENDING"))
     assert scheduler.query([ticket])[ticket.key].state == "PENDING"
     fakes.says("squeue", listed("unrelated", state="PENDING"))
-    assert "another one by now" in scheduler.cancel([ticket])[ticket.key]
+    assert "another job by now" in scheduler.cancel([ticket])[ticket.key]
     scheduler.avoid([ticket], ["n1"])
     assert fakes.calls("scancel") == fakes.calls("scontrol") == []
 

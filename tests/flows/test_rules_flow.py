@@ -131,7 +131,7 @@ async def test_what_rules_ask_for_happens_once_and_is_told(
     assert names["replace"] == names["restart"] == 1
     said = autoexp("explain", path.name, "demo", root=path.parent).stdout
     assert "demo has finished: reached iteration 300." in said
-    assert "rule nan did restart the attempt from before the trouble" in said
+    assert "rule nan did restart the attempt from the last good checkpoint" in said
     queue = autoexp("queue", path.name, root=path.parent).stdout
     assert "not done: not within 1 s" in queue
 

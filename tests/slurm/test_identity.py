@@ -40,7 +40,7 @@ def test_a_job_under_an_id_that_was_ours_is_not_cancelled(bench: Bench) -> None:
     bench.wait("RUNNING", "theirs", "ours")
     ours = bench.ticket("ours")._replace(job_id=bench.attempt("theirs").job_id)
     answers = SlurmScheduler(cluster()).cancel([ours])
-    assert "another one by now" in answers[ours.key]
+    assert "another job by now" in answers[ours.key]
     # Nor does an update of one whose id it was reach it.
     waiting = bench.submit("waits", FOR_EVER, options={"hold": True})
     node = slurm("sinfo", "-h", "-N", "-o", "%N").split()[0]
