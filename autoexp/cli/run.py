@@ -10,7 +10,7 @@ from rich.console import Console
 
 from autoexp import sinks
 from autoexp.cli import plan as planning
-from autoexp.cli.interrupts import leave_within, run_beside, stopping_on_signals
+from autoexp.cli.interrupts import exit_after, run_in_thread, stopping_on_signals
 from autoexp.errors import AutoexpError
 from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
 from autoexp.flows.concurrency.outbox import is_prefects_own
@@ -101,7 +101,7 @@ def watch(path: Path) -> int:
     code = _print_outcome(session, out)
     if not is_told:
         out.print(_UNTOLD)
-    leave_within(_LAST_WORDS_S if is_told else 1.0, code, _UNTOLD if is_told else "")
+    exit_after(_LAST_WORDS_S if is_told else 1.0, code, _UNTOLD if is_told else "")
     return code
 
 
@@ -234,7 +234,7 @@ def _run_flow(path: Path, out: Console) -> bool:
                 raise error
 
         with LiveView(path, out):
-            return run_beside(foreground, lambda: asyncio.run(watched()))
+            return run_in_thread(foreground, lambda: asyncio.run(watched()))
 
 
 def _say_where_it_is(server: Server, out: Console) -> None:

@@ -22,7 +22,7 @@ from autoexp.planning.rule_checks import validate_rules
 from autoexp.planning.study import plan_study
 from autoexp.reports.terminal import say
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.slurm_commands import CommandFailed, at, run
+from autoexp.schedulers.slurm_commands import SlurmCommandFailed, at, run
 from autoexp.session.create import create, id_for, plan_of
 from autoexp.session.find import live_holder, session_path
 from autoexp.session.inbox import SubmitRequest, enqueue
@@ -128,7 +128,7 @@ def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:
     try:
         command = at(cluster.at, ["scontrol", "show", "job", job_id])
         answer = run(command, cluster.query_timeout_s)
-    except CommandFailed as error:
+    except SlurmCommandFailed as error:
         raise BadInput(f"job {job_id}: {error.stderr}; `squeue --me` lists yours") from error
     if "ArrayTaskId=" in answer and "_" not in job_id:
         raise BadInput(f"job {job_id} is an array: adopt its tasks, one by one, as {job_id}_0")
@@ -171,7 +171,7 @@ def _cluster_name(cluster: SlurmCluster) -> str:
         return cluster.at.lower()
     try:
         answer = run(["scontrol", "show", "config"], cluster.query_timeout_s)
-    except CommandFailed as error:
+    except SlurmCommandFailed as error:
         raise BadInput(f"SLURM does not name its cluster ({error.stderr}); try again") from error
     found = re.search(r"^ClusterName\s*=\s*(\S+)", answer, re.M)
     return found[1].lower() if found else ""

@@ -51,7 +51,7 @@ class Made(NamedTuple):
     """Of a training and its cooldowns."""
 
 
-class Making:
+class StageJobs:
     """Makes the jobs of one stage, after those of the siblings that it refers to."""
 
     def __init__(

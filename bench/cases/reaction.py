@@ -185,12 +185,12 @@ def _local(folder: Path) -> Figure:
             values.append(claim.stat().st_mtime - saved)
         for name, job in run.session.jobs.items():
             if name != trunk.spec.name and job.attempts:
-                tickets = [run.session.ticket(attempt) for attempt in job.attempts]
-                await asyncio.to_thread(scheduler.cancel, tickets)
+                refs = [run.session.ref(attempt) for attempt in job.attempts]
+                await asyncio.to_thread(scheduler.cancel, refs)
 
     scheduler = scheduler_for(Session.load(path).experiment)
     # The first job's process is made up: nobody is to ask after it.
-    with mock.patch.object(type(scheduler), "query", lambda self, tickets: {}):
+    with mock.patch.object(type(scheduler), "query", lambda self, refs: {}):
         watch(path, scheduler, story)
     return Figure("1 job, on this machine, every 2 s: checkpoint to the job's process", "s", values)
 

@@ -16,7 +16,7 @@ _WORKER_S = 24 * 3600.0
 _TALKERS = frozenset({"prefect", "httpx", "httpcore", "websockets"})
 
 
-class Turn:
+class WriteSlot:
     """A place in the line of those that write to Prefect.
 
     Writes that meet in a server on SQLite are refused ("database is locked", a 503), and Prefect's
@@ -41,7 +41,7 @@ class Turn:
             self._line.release()
 
 
-class Sending:
+class PrefectOutbox:
     """Sends on while the session goes on, and for a while longer when it is over.
 
     In a terminal somebody waits for the prompt; under a worker nobody does, and a last state that
@@ -55,7 +55,7 @@ class Sending:
         self._patience_s = _FOREGROUND_S if foreground() else _WORKER_S
         self._pause_s = min(_PAUSE_S, self._patience_s / 4)
 
-    async def until_taken(self, what: str, send: Callable[[], Awaitable[object]]) -> bool:
+    async def send_with_retry(self, what: str, send: Callable[[], Awaitable[object]]) -> bool:
         """Whether `send` got through, at the first try or a later one."""
         since, failures = time.monotonic(), 0
         while True:

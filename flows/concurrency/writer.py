@@ -19,7 +19,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Disk:
+class SessionWriter:
     """Runs functions that read and write the session; a slow filesystem stops no coroutine."""
 
     def __init__(self, path: Path, updates: Updates, log: "logging.Logger | Any") -> None:

@@ -34,7 +34,7 @@ _DEAD = frozenset({StateType.CRASHED, StateType.FAILED})
 _EVENTS = [f"prefect.flow-run.{kind.value.capitalize()}" for kind in (*_CANCELLED, *_DEAD)]
 
 
-class Wishes:
+class CancellationWatcher:
     """Reads the states of the session's flow runs now and then; one request for all of them."""
 
     def __init__(self, flow_run_id: str | None, log: "logging.Logger | Any") -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.updates import Updates
-from autoexp.flows.concurrency.writer import Disk
+from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.template_values import values_of
@@ -37,7 +37,7 @@ class ConditionChecker:
     """Checks conditions; nothing here is awaited by the loop."""
 
     def __init__(
-        self, session: Session, monitor: Monitor, disk: Disk, updates: Updates, log: Any
+        self, session: Session, monitor: Monitor, disk: SessionWriter, updates: Updates, log: Any
     ) -> None:
         self._session = session
         self._monitor = monitor

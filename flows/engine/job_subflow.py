@@ -8,20 +8,20 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp import sinks
-from autoexp.flows.concurrency.outbox import Turn
+from autoexp.flows.concurrency.outbox import WriteSlot
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.monitor import JobView
 from autoexp.states import Verdict
 
 if TYPE_CHECKING:
-    from autoexp.flows.engine.subflows import Drawing
+    from autoexp.flows.engine.subflows import Subflows
 
 _END_WITHIN_S = 5.0
 """How long an end waits for its turn: to a server that is away, all at once are told in time."""
 
 
 def job_flow(
-    drawing: "Drawing", spec: JobSpec, turn: Turn, begin: Callable[[str | None], None]
+    drawing: "Subflows", spec: JobSpec, turn: WriteSlot, begin: Callable[[str | None], None]
 ) -> Flow[..., Any]:
     """A subflow for one job of the session; `begin` says that it has started.
 

@@ -9,7 +9,7 @@ from prefect.exceptions import PrefectSignal
 
 from autoexp.flows.concurrency.outbox import is_prefects_own
 from autoexp.flows.concurrency.updates import Updates
-from autoexp.flows.concurrency.writer import Disk
+from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.operations.action_runs import CheckpointMark, Command
 from autoexp.operations.phases import (
     Effect,
@@ -17,7 +17,7 @@ from autoexp.operations.phases import (
     Pause,
     Phase,
     Phases,
-    Request,
+    ShownOnSession,
     TryAgain,
     advance,
 )
@@ -28,7 +28,7 @@ from autoexp.tasks import effects
 class PhaseRunner:
     """Carries steps and actions out beside the loop."""
 
-    def __init__(self, scheduler: Scheduler, disk: Disk, updates: Updates) -> None:
+    def __init__(self, scheduler: Scheduler, disk: SessionWriter, updates: Updates) -> None:
         self.marks: dict[str, State[Any]] = {}
         """The task run that stands for a job's checkpoint, by the job's name."""
         self._scheduler = scheduler
@@ -52,7 +52,7 @@ class PhaseRunner:
         match phase:
             case OnSession(call):
                 return await self._disk.persist(call)
-            case Request(title, call):
+            case ShownOnSession(title, call):
                 return await effects.request(title, self._written(call))
             case Pause(seconds):
                 return await self._updates.pause(seconds)

@@ -15,21 +15,21 @@ from prefect.runtime import flow_run
 
 from autoexp.errors import SessionHeld
 from autoexp.flows.concurrency.children import Children
-from autoexp.flows.concurrency.outbox import Sending
+from autoexp.flows.concurrency.outbox import PrefectOutbox
 from autoexp.flows.concurrency.updates import Updates
-from autoexp.flows.concurrency.writer import Disk
-from autoexp.flows.engine.cancellation import Wishes
+from autoexp.flows.concurrency.writer import SessionWriter
+from autoexp.flows.engine.cancellation import CancellationWatcher
 from autoexp.flows.engine.condition_checker import ConditionChecker
 from autoexp.flows.engine.phase_runner import PhaseRunner
-from autoexp.flows.engine.poller import Questions
-from autoexp.flows.engine.subflows import Drawing
-from autoexp.flows.publishing.artifacts import Face
+from autoexp.flows.engine.poller import SchedulerPoller
+from autoexp.flows.engine.subflows import Subflows
+from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.monitor import steps
 from autoexp.monitor.monitor import Look, Monitor, Work
 from autoexp.operations import action_runs, requests
 from autoexp.operations.step_runs import carry_out, named
 from autoexp.rules.describe import describe
-from autoexp.schedulers.base import Scheduler, Sighting, Ticket
+from autoexp.schedulers.base import AttemptRef, JobStatus, Scheduler
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.inbox import has_requests, left_behind
 from autoexp.session.session import Session
@@ -48,7 +48,7 @@ class _Found(NamedTuple):
     look: Look
     work: Work
     notes: list[str]
-    tickets: list[Ticket] | None
+    refs: list[AttemptRef] | None
     """What the scheduler is to be asked about, when it is time."""
 
 
@@ -64,16 +64,16 @@ class SessionRun:
         self.longest_gap = 0.0
         self._looked_at: float | None = None
         self._lease = lease
-        self._disk = Disk(session.path, self.updates, log)
+        self._disk = SessionWriter(session.path, self.updates, log)
         self._monitor = Monitor(session)
-        sending = Sending(self.updates, log)
-        self._face = Face(session, self._disk, sending, log)
-        self._questions = Questions(scheduler, session.experiment.slurm.scheduler_tick_s, log)
+        sending = PrefectOutbox(self.updates, log)
+        self._face = ArtifactPublisher(session, self._disk, sending, log)
+        self._questions = SchedulerPoller(scheduler, session.experiment.slurm.scheduler_tick_s, log)
         self._runner = PhaseRunner(scheduler, self._disk, self.updates)
         self._conditions = ConditionChecker(session, self._monitor, self._disk, self.updates, log)
-        self._wishes = Wishes(flow_run.id, log)
+        self._wishes = CancellationWatcher(flow_run.id, log)
         marks = self._runner.marks
-        self._drawing = Drawing(self.updates, sending, self._face, self._wishes, marks, log)
+        self._drawing = Subflows(self.updates, sending, self._face, self._wishes, marks, log)
         self._wishing = False
         self._is_done = False
         self._has_more = False
@@ -83,7 +83,7 @@ class SessionRun:
 
     async def run(self) -> None:
         """Watch the session until every job has its verdict, or until it is interrupted."""
-        make_room()
+        use_large_thread_pool()
         listening = asyncio.create_task(self._wishes.listen())
         try:
             async with Children(self.log) as children:
@@ -138,13 +138,13 @@ class SessionRun:
 
     # Look
 
-    def _read_on(self, answers: dict[str, Sighting], is_time_to_ask: bool) -> _Found:
+    def _read_on(self, answers: dict[str, JobStatus], is_time_to_ask: bool) -> _Found:
         """On the session's thread, in one go: each way there and back costs as much as a look."""
         self._lease.beat()
         notes = self._take_requests()
         look = self._monitor.look(answers)
-        tickets = self._monitor.tickets() if is_time_to_ask else None
-        return _Found(look, self._monitor.next_work(), notes, tickets)
+        refs = self._monitor.refs() if is_time_to_ask else None
+        return _Found(look, self._monitor.next_work(), notes, refs)
 
     def _take_requests(self) -> list[str]:
         """Process requests of other processes; returns a line for each."""
@@ -183,11 +183,11 @@ class SessionRun:
             self.log.info(describe(event))
         for warning in found.look.warnings:
             self.log.warning(warning)
-        if found.tickets is not None:
-            self._questions.ask(children, found.tickets)
+        if found.refs is not None:
+            self._questions.ask(children, found.refs)
         return found.look, found.work
 
-    def _note_write_failure(self, answers: dict[str, Sighting], error: Exception) -> None:
+    def _note_write_failure(self, answers: dict[str, JobStatus], error: Exception) -> None:
         """Whatever it is that a look raises, the next one is made: jobs are running out there."""
         self._questions.give_back(answers)
         self._write_failures += 1
@@ -255,7 +255,7 @@ class SessionRun:
             return _NOTHING
 
 
-def make_room() -> None:
+def use_large_thread_pool() -> None:
     """Let effects that take long wait side by side, as copies of checkpoints, and sbatch.
 
     Python would run six at once on a machine of two cores, and the scheduler's answers behind them.

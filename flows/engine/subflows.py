@@ -13,26 +13,26 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.states import Completed
 
 from autoexp.flows.concurrency.children import Children
-from autoexp.flows.concurrency.outbox import Sending, Turn
+from autoexp.flows.concurrency.outbox import PrefectOutbox, WriteSlot
 from autoexp.flows.concurrency.updates import Updates
-from autoexp.flows.engine.cancellation import Wishes
+from autoexp.flows.engine.cancellation import CancellationWatcher
 from autoexp.flows.engine.job_subflow import final_state, job_flow
-from autoexp.flows.publishing.artifacts import Face
+from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.monitor import JobView
 
 _RETRY_S = 15.0
 
 
-class Drawing:
+class Subflows:
     """Shows jobs; what Prefect does not take now is shown when it answers again."""
 
     def __init__(
         self,
         updates: Updates,
-        sending: Sending,
-        face: Face,
-        wishes: Wishes,
+        sending: PrefectOutbox,
+        face: ArtifactPublisher,
+        wishes: CancellationWatcher,
         marks: Mapping[str, State[Any]],
         log: "logging.Logger | Any",
     ) -> None:
@@ -88,7 +88,7 @@ class Drawing:
 
     async def _show(self, job: JobView) -> bool:
         """Whether the job's subflow has been shown to its end."""
-        turn = Turn(self._sending.line)
+        turn = WriteSlot(self._sending.line)
         await turn.take()
         try:
             if self._updates.interrupted is None:
@@ -102,7 +102,7 @@ class Drawing:
             self._face.start(job.spec.name)
         return True
 
-    async def _tell(self, job: JobView, turn: Turn) -> None:
+    async def _tell(self, job: JobView, turn: WriteSlot) -> None:
         name = job.spec.name
 
         def begin(flow_run_id: str | None) -> None:
@@ -144,4 +144,4 @@ class Drawing:
             async with get_client() as client:
                 await client.set_flow_run_state(UUID(flow_run_id), state, force=True)
 
-        return await self._sending.until_taken(f"the end of {job.spec.title}", send)
+        return await self._sending.send_with_retry(f"the end of {job.spec.title}", send)

@@ -24,13 +24,13 @@ from prefect.client.schemas.actions import ArtifactUpdate
 
 from autoexp import sinks
 from autoexp.flows.concurrency.children import Children
-from autoexp.flows.concurrency.outbox import Sending
-from autoexp.flows.concurrency.writer import Disk
+from autoexp.flows.concurrency.outbox import PrefectOutbox
+from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.publishing import page
-from autoexp.flows.publishing.events import Telling
+from autoexp.flows.publishing.events import EventEmitter
 from autoexp.flows.publishing.tags import tags_of
 from autoexp.monitor.monitor import Look
-from autoexp.reports.status import JobStatus, Status, status_of
+from autoexp.reports.status import JobSummary, Status, status_of
 from autoexp.session.session import Session
 
 if TYPE_CHECKING:
@@ -40,18 +40,22 @@ if TYPE_CHECKING:
 _PLOT_EVERY = 10
 
 
-class Face:
+class ArtifactPublisher:
     """The session's artifacts, events and tags."""
 
     def __init__(
-        self, session: Session, disk: Disk, sending: Sending, log: "logging.Logger | Any"
+        self,
+        session: Session,
+        disk: SessionWriter,
+        sending: PrefectOutbox,
+        log: "logging.Logger | Any",
     ) -> None:
         self.tags: tuple[str, ...] = ()
         self._session = session
         self._disk = disk
         self._sending = sending
         self._log = log
-        self._telling = Telling(session)
+        self._telling = EventEmitter(session)
         self._publishing = False
         self._dirty = True
         self._urgent = True
@@ -80,7 +84,7 @@ class Face:
 
     async def close(self) -> None:
         """Publish the end of the story, plot included; wait for a server that is away."""
-        await self._sending.until_taken("the session's artifacts", self._publish_all)
+        await self._sending.send_with_retry("the session's artifacts", self._publish_all)
 
     async def _publish_all(self) -> None:
         self._plotted_at = 0.0
@@ -162,7 +166,7 @@ class Face:
                 )
             )
 
-    async def _publish_bar(self, job: JobStatus) -> None:
+    async def _publish_bar(self, job: JobSummary) -> None:
         share = share_done(job)
         text = _described(
             f"{job.name}: {job.state}, iteration {job.iteration or 0} of {job.target_iteration}"
@@ -192,7 +196,7 @@ class Face:
         self._plotted_at = time.monotonic()
 
 
-def share_done(job: JobStatus) -> float:
+def share_done(job: JobSummary) -> float:
     """Percent of the iterations to the target; a log may name one beyond it, and Prefect none."""
     return min(100.0, max(0.0, 100.0 * (job.iteration or 0) / (job.target_iteration or 1)))
 
