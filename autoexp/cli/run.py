@@ -13,7 +13,7 @@ from autoexp.cli import plan as planning
 from autoexp.cli.interrupts import exit_after, run_in_thread, stopping_on_signals
 from autoexp.errors import AutoexpError
 from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
-from autoexp.flows.concurrency.outbox import is_prefects_own
+from autoexp.flows.concurrency.outbox import is_prefect_error
 from autoexp.flows.deployment.server import (
     Server,
     embedded_server,
@@ -87,7 +87,7 @@ def watch(path: Path) -> int:
     except Exception as error:
         is_told = False
         _must_be_there(path)
-        if not (is_prefects_own(error) and Session.load(path).is_over):
+        if not (is_prefect_error(error) and Session.load(path).is_over):
             _must_answer(path, _api_url())
             out.print_exception()
             raise AutoexpError(

@@ -118,7 +118,7 @@ def _reactions(folder: Path, jobs: int) -> list[Figure]:
     found: list[list[float]] = []
 
     async def story(run: SessionRun) -> None:
-        drawn = run._wishes._job_runs
+        drawn = run._cancellations._job_runs
         await until(lambda: len(drawn) >= jobs, f"{jobs} subflows", seconds=200)
         for tick, mine in zip(TICKS, (points[:7], points[7:]), strict=True):
             set_tick(run, tick)
@@ -205,7 +205,7 @@ def blocking(folder: Path) -> list[Figure]:
 
     async def story(run: SessionRun) -> None:
         trunk = next(iter(run.session.jobs.values()))
-        await until(lambda: len(run._wishes._job_runs) >= 10, "10 subflows")
+        await until(lambda: len(run._cancellations._job_runs) >= 10, "10 subflows")
         point = _FIRST
         for tick in TICKS:
             set_tick(run, tick)

@@ -13,7 +13,7 @@ from autoexp.flows.concurrency.updates import Updates
 _PAUSE_S = 10.0
 _FOREGROUND_S = 10.0
 _WORKER_S = 24 * 3600.0
-_TALKERS = frozenset({"prefect", "httpx", "httpcore", "websockets"})
+_PREFECT_MODULES = frozenset({"prefect", "httpx", "httpcore", "websockets"})
 
 
 class WriteSlot:
@@ -23,22 +23,22 @@ class WriteSlot:
     client sits that out for two seconds each time.
     """
 
-    def __init__(self, line: asyncio.Lock) -> None:
-        self._line = line
+    def __init__(self, write_lock: asyncio.Lock) -> None:
+        self._write_lock = write_lock
         self._is_held = False
 
     async def take(self, within_s: float | None = None) -> None:
         """Wait until nobody else writes, but not for longer than so many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                await self._line.acquire()
+                await self._write_lock.acquire()
                 self._is_held = True
 
-    def give(self) -> None:
+    def release(self) -> None:
         """Let the next one write; repeatable."""
         if self._is_held:
             self._is_held = False
-            self._line.release()
+            self._write_lock.release()
 
 
 class PrefectOutbox:
@@ -49,7 +49,7 @@ class PrefectOutbox:
     """
 
     def __init__(self, updates: Updates, log: "logging.Logger | Any") -> None:
-        self.line = asyncio.Lock()
+        self.write_lock = asyncio.Lock()
         self._updates = updates
         self._log = log
         self._patience_s = _FOREGROUND_S if foreground() else _WORKER_S
@@ -85,6 +85,6 @@ class PrefectOutbox:
         return ended is not None and time.monotonic() - max(since, ended) > self._patience_s
 
 
-def is_prefects_own(error: BaseException) -> bool:
+def is_prefect_error(error: BaseException) -> bool:
     """Whether an error came from talking to Prefect, and not from what was to be done."""
-    return type(error).__module__.partition(".")[0] in _TALKERS
+    return type(error).__module__.partition(".")[0] in _PREFECT_MODULES

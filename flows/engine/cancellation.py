@@ -25,9 +25,9 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.states import Running
 
-_UNTOLD_S = 5.0
+_POLL_INTERVAL_S = 5.0
 # A connection may be dead and not know it.
-_TOLD_S = 600.0
+_POLL_INTERVAL_WITH_EVENTS_S = 600.0
 _RECONNECT_S = 15.0
 _CANCELLED = frozenset({StateType.CANCELLING, StateType.CANCELLED})
 _DEAD = frozenset({StateType.CRASHED, StateType.FAILED})
@@ -41,8 +41,8 @@ class CancellationWatcher:
         self._session_run = UUID(flow_run_id) if flow_run_id else None
         self._log = log
         self._job_runs: dict[UUID, str] = {}
-        self._next_at = time.monotonic() + _UNTOLD_S
-        self._told = False
+        self._next_at = time.monotonic() + _POLL_INTERVAL_S
+        self._subscribed = False
 
     async def listen(self) -> None:
         """Take note of what the server says of these flow runs, until this is cancelled."""
@@ -51,15 +51,15 @@ class CancellationWatcher:
                 chosen = EventFilter(event=EventNameFilter(name=_EVENTS))
                 async with get_events_subscriber(chosen, reconnection_attempts=0) as events:
                     # What happened before is read; from now on one is told.
-                    self._told, self._next_at = True, time.monotonic()
+                    self._subscribed, self._next_at = True, time.monotonic()
                     async for event in events:
-                        self._take_note(event)
+                        self._process(event)
             except Exception as error:
                 self._log.debug("Prefect does not say what happens: %s", error)
-            self._told, self._next_at = False, time.monotonic() + _UNTOLD_S
+            self._subscribed, self._next_at = False, time.monotonic() + _POLL_INTERVAL_S
             await asyncio.sleep(_RECONNECT_S)
 
-    def _take_note(self, event: Event) -> None:
+    def _process(self, event: Event) -> None:
         run = event.resource.id.removeprefix("prefect.flow-run.")
         if run in {str(mine) for mine in (self._session_run, *self._job_runs)}:
             self._next_at = time.monotonic()
@@ -78,7 +78,9 @@ class CancellationWatcher:
 
     async def cancelled(self) -> list[str] | None:
         """Jobs that somebody cancels in Prefect; empty: all of the session's; None: none."""
-        self._next_at = time.monotonic() + (_TOLD_S if self._told else _UNTOLD_S)
+        self._next_at = time.monotonic() + (
+            _POLL_INTERVAL_WITH_EVENTS_S if self._subscribed else _POLL_INTERVAL_S
+        )
         try:
             return await self._ask()
         except Exception as error:

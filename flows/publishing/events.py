@@ -37,7 +37,7 @@ class EventEmitter:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._waiting: list[PendingEvent] = []
-        self._told = session.journal.position
+        self._position = session.journal.position
         self._submitted = {key for key, _, _ in _submissions(session)}
         self._cooldowns_done = _cooldowns_are_done(session)
 
@@ -50,11 +50,11 @@ class EventEmitter:
     def emit(self) -> None:
         """Emit everything that waits; it does not block."""
         waiting, self._waiting = self._waiting, []
-        for told in waiting:
-            _emit(self._session, told)
+        for pending in waiting:
+            _emit(self._session, pending)
 
     def _note_journal(self) -> None:
-        fresh, self._told = self._session.journal.since(self._told)
+        fresh, self._position = self._session.journal.since(self._position)
         for time, event in fresh:
             payload = {"message": describe(event), **_payload(event)}
             name = _name(event, self._session)
@@ -64,7 +64,7 @@ class EventEmitter:
         for key, job, submitted_at in _submissions(self._session):
             if key not in self._submitted:
                 self._submitted.add(key)
-                self._waiting += _told_submission(key, job, submitted_at)
+                self._waiting += _submission_event(key, job, submitted_at)
 
     def _note_last_cooldown(self) -> None:
         if not self._cooldowns_done and _cooldowns_are_done(self._session):
@@ -77,7 +77,7 @@ class EventEmitter:
             )
 
 
-def _told_submission(
+def _submission_event(
     key: str, job: JobRecord, submitted_at: datetime | None
 ) -> Iterator[PendingEvent]:
     attempt = next(a for a in job.attempts if a.key == key)
@@ -135,27 +135,27 @@ def _payload(event: Event) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
-def _emit(session: Session, told: PendingEvent) -> None:
+def _emit(session: Session, pending: PendingEvent) -> None:
     about_session = {
         "prefect.resource.id": f"autoexp.session.{session.id}",
         "prefect.resource.name": session.id,
     }
     about_job = {
-        "prefect.resource.id": f"autoexp.job.{session.id}.{told.job}",
-        "prefect.resource.name": told.job,
+        "prefect.resource.id": f"autoexp.job.{session.id}.{pending.job}",
+        "prefect.resource.name": pending.job,
         "autoexp.session": session.id,
         "autoexp.project": session.experiment.project.name,
     }
     emit_event(
-        told.name,
-        resource=about_job if told.job else about_session,
-        related=[{**about_session, "prefect.resource.role": "session"}] if told.job else [],
-        payload={name: sinks.terminal(text) for name, text in told.payload.items()},
-        occurred=told.occurred,
-        id=_identity(session, told),
+        pending.name,
+        resource=about_job if pending.job else about_session,
+        related=[{**about_session, "prefect.resource.role": "session"}] if pending.job else [],
+        payload={name: sinks.terminal(text) for name, text in pending.payload.items()},
+        occurred=pending.occurred,
+        id=_identity(session, pending),
     )
 
 
-def _identity(session: Session, told: PendingEvent) -> UUID:
+def _identity(session: Session, pending: PendingEvent) -> UUID:
     """The same event has the same id whoever tells it: a second telling changes nothing."""
-    return uuid5(NAMESPACE_URL, f"autoexp:{session.path}:{told.name}:{told.key}")
+    return uuid5(NAMESPACE_URL, f"autoexp:{session.path}:{pending.name}:{pending.key}")

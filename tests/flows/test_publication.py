@@ -123,7 +123,7 @@ async def test_a_publication_works_out_the_status_of_its_session_once(
     monkeypatch.setattr("autoexp.flows.publishing.artifacts.status_of", counted)
     face = ArtifactPublisher.__new__(ArtifactPublisher)
     face._session, face._artifacts, face._started = session, {"plan": uuid4()}, set(session.jobs)
-    face._disk = SimpleNamespace(run=run)  # type: ignore[assignment]
+    face._writer = SimpleNamespace(run=run)  # type: ignore[assignment]
     face._plotted_at = time.monotonic()
     for name, stub in (("_tag", nothing), ("_publish_page", nothing), ("_publish_bar", note)):
         monkeypatch.setattr(face, name, stub)
