@@ -64,7 +64,7 @@ def resume(options: argparse.Namespace) -> int:
 
 INTERRUPTED = 130
 _UNTOLD = (
-    "Prefect could not be told all of this: its server does not answer, or refuses it. "
+    "The Prefect server does not answer, or refuses; its records of this run are incomplete. "
     "Nothing is lost: the session's directory has it."
 )
 # For what Prefect sends at the interpreter's exit, for as long as it takes.
@@ -91,7 +91,7 @@ def watch(path: Path) -> int:
             _must_answer(path, _api_url())
             out.print_exception()
             raise AutoexpError(
-                f"{path.name}: the monitor broke down ({type(error).__name__}: {error})"
+                f"{path.name}: the monitor crashed ({type(error).__name__}: {error})"
                 f"{_left_running(path)}. `autoexp resume {path.name}` takes the session up again"
             ) from error
     _must_be_there(path)

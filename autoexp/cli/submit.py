@@ -60,7 +60,7 @@ def submit(options: argparse.Namespace) -> int:
     if session is not None:
         return _put(session, plan, None, f"autoexp submit by {getpass.getuser()}")
     create(composed, plan, sessions_root(), session_id=name, provenance=provenance())
-    say(f"session {name} in {path}\nnobody watches it yet: autoexp resume {name}")
+    say(f"session {name} in {path}\nno monitor is running: autoexp resume {name}")
     return 0
 
 
@@ -185,5 +185,5 @@ def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:
     if holder is not None:
         say(f"{session.id}: asked the monitor (pid {holder.pid} on {holder.host}) for {names}")
     else:
-        say(f"{session.id}: asked for {names}; nobody watches: autoexp resume {session.id}")
+        say(f"{session.id}: asked for {names}; no monitor is running: autoexp resume {session.id}")
     return 0

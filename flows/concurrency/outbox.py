@@ -1,4 +1,4 @@
-"""How Prefect is written to: in turn, and what it has to get in the end until it takes it."""
+"""Writes to Prefect: one at a time, and retried where they have to arrive in the end."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ _PREFECT_MODULES = frozenset({"prefect", "httpx", "httpcore", "websockets"})
 
 
 class WriteSlot:
-    """A place in the line of those that write to Prefect.
+    """A ticket for the write lock on the Prefect API.
 
     Writes that meet in a server on SQLite are refused ("database is locked", a 503), and Prefect's
     client sits that out for two seconds each time.
@@ -64,7 +64,7 @@ class PrefectOutbox:
             except Exception as error:
                 failures += 1
                 if failures == 1:
-                    self._log.warning("Prefect did not take %s (%s); trying on", what, error)
+                    self._log.warning("Prefect did not take %s (%s); retrying", what, error)
                 if self._is_enough(since):
                     self._log.warning("Prefect never took %s: given up", what)
                     return False

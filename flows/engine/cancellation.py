@@ -1,9 +1,9 @@
-"""What people wish in Prefect's UI: cancelling the session's flow run, or one job's subflow.
+"""Polls for cancellations requested in the Prefect UI: of the session's flow run, or of one job.
 
-A flow that runs outside a worker, or that outlived its worker, is not told of a cancellation: its
-own state has to be read. The server's events, on a connection that stays open, say when; without
-one it is read every few seconds. A server that is away says nothing. One that was away for long,
-and heard no heartbeats, may hold the run for dead meanwhile: it is told that the run is alive.
+A flow that runs outside a worker, or that outlived its worker, gets no signal when it is cancelled:
+its own state has to be read. The server's events, on an open connection, tell when; without one it
+is read every few seconds. A server that was away for long, and got no heartbeats, may have marked
+the run as crashed meanwhile: it is set back to Running.
 """
 
 import asyncio
@@ -45,12 +45,12 @@ class CancellationWatcher:
         self._subscribed = False
 
     async def listen(self) -> None:
-        """Take note of what the server says of these flow runs, until this is cancelled."""
+        """Follow the server's events about these flow runs, until this is cancelled."""
         while self._session_run is not None:
             try:
                 chosen = EventFilter(event=EventNameFilter(name=_EVENTS))
                 async with get_events_subscriber(chosen, reconnection_attempts=0) as events:
-                    # What happened before is read; from now on one is told.
+                    # Earlier changes are read; later ones come as events.
                     self._subscribed, self._next_at = True, time.monotonic()
                     async for event in events:
                         self._process(event)
@@ -65,11 +65,11 @@ class CancellationWatcher:
             self._next_at = time.monotonic()
 
     def add(self, flow_run_id: str, job: str) -> None:
-        """From now on, mind the subflow of a job."""
+        """Watch the subflow of a job from now on."""
         self._job_runs[UUID(flow_run_id)] = job
 
     def forget(self, job: str) -> None:
-        """A job is over: its subflow needs no minding any more."""
+        """Stop watching the subflow of a job that is over."""
         self._job_runs = {run: name for run, name in self._job_runs.items() if name != job}
 
     @property
@@ -77,7 +77,7 @@ class CancellationWatcher:
         return self._session_run is not None and time.monotonic() >= self._next_at
 
     async def cancelled(self) -> list[str] | None:
-        """Jobs that somebody cancels in Prefect; empty: all of the session's; None: none."""
+        """Jobs that are cancelled in Prefect; empty: all of the session's; None: none."""
         self._next_at = time.monotonic() + (
             _POLL_INTERVAL_WITH_EVENTS_S if self._subscribed else _POLL_INTERVAL_S
         )
@@ -103,7 +103,7 @@ class CancellationWatcher:
             if states.get(self._session_run) in _DEAD:
                 alive: State[Any] = Running(message="the session is being watched all the while")
                 await client.set_flow_run_state(self._session_run, alive, force=True)
-                self._log.warning("Prefect held this flow run for dead: told that it is alive")
+                self._log.warning("Prefect marked this flow run as crashed; set it back to Running")
         found = {run for run, state in states.items() if state in _CANCELLED}
         if self._session_run in found:
             return []

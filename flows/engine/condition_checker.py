@@ -64,7 +64,7 @@ class ConditionChecker:
                     for command in commands_in(condition):
                         self._run_if_due(children, each, command)
         except Exception as error:
-            self._log.warning("conditions could not be checked: %s; trying again", error)
+            self._log.warning("conditions could not be checked: %s; retrying", error)
         finally:
             self._checking = False
 

@@ -117,7 +117,9 @@ class SessionRun:
         try:
             await self._writer.run(self._monitor.flush)
         except OSError as error:
-            self.log.warning("the last lines read are not written (%s): read again later", error)
+            self.log.warning(
+                "could not flush the last metrics (%s); they will be re-read on resume", error
+            )
 
     def _poll_cancellations(self, children: Children) -> None:
         if not self._polls_cancellations and self._cancellations.is_due:
@@ -196,9 +198,11 @@ class SessionRun:
         if self._write_failures > 1:
             return
         if isinstance(error, OSError):
-            self.log.warning("%s: cannot be written (%s); trying on", self.session.path, error)
+            self.log.warning(
+                "%s: cannot write the session (%s); retrying", self.session.path, error
+            )
         else:
-            self.log.error("%s: a look failed; trying on", self.session.path, exc_info=error)
+            self.log.error("%s: a look failed; retrying", self.session.path, exc_info=error)
 
     def _note_gap(self) -> None:
         """Remember the longest time between two looks: nothing may ever block them."""
@@ -253,12 +257,12 @@ class SessionRun:
         try:
             return await self._writer.run(self._monitor.next_work, after_look=False)
         except Exception as error:
-            self.log.error("what is to be done next is not known; trying on", exc_info=error)
+            self.log.error("cannot choose the next steps; retrying", exc_info=error)
             return _NOTHING
 
 
 def use_large_thread_pool() -> None:
-    """Let effects that take long wait side by side, as copies of checkpoints, and sbatch.
+    """Use a larger default thread pool for blocking calls, as copies of checkpoints and sbatch.
 
     Python would run six at once on a machine of two cores, and the scheduler's answers behind them.
     """

@@ -63,12 +63,12 @@ class Subflows:
                 children.spawn(job.spec.title, self._draw(job))
 
     def stop(self) -> None:
-        """Let subflows end that wait for their job: nobody watches any longer."""
+        """End the subflows that wait for their job: the monitor stops."""
         for change in self._changes.values():
             change.set()
 
     async def outcome(self, name: str) -> JobView:
-        """Wait until a job has its verdict, or nobody watches any more."""
+        """Wait until a job has its verdict, or the monitor stops."""
         change = self._changes[name]
         while not self._views[name].is_over and not self._is_late():
             await change.wait()

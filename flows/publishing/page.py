@@ -80,7 +80,7 @@ def _waiting(status: Status) -> str:
     lines = [
         f"- **{markdown(job.name)}**: {markdown(job.reason)}" for job in status.jobs if job.reason
     ]
-    return "\n".join(["## What is said of each job", "", *lines]) if lines else ""
+    return "\n".join(["## Notes per job", "", *lines]) if lines else ""
 
 
 def _last_events(session: Session) -> str:

@@ -377,5 +377,5 @@ def test_a_server_that_refuses_the_end_of_a_session_does_not_make_it_a_failure(
     monkeypatch.setattr(terminal, "leave_within", void)
     assert terminal.watch(path) == 0
     said = capsys.readouterr().out
-    assert "Prefect could not be told all of this" in said
+    assert "its records of this run are incomplete" in said
     assert "Traceback" not in said
