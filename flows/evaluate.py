@@ -12,7 +12,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.planning.evaluation import evaluation
 from autoexp.planning.plan import Plan
 from autoexp.session.meta import new_id, output_root
-from autoexp.session.session import sessions_root
+from autoexp.storage.places import sessions_root
 
 
 @flow(

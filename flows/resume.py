@@ -5,7 +5,7 @@ from typing import Any
 from prefect import State, flow
 
 from autoexp.flows.engine.lifecycle import cancel_jobs, run_name, watch
-from autoexp.session.session import sessions_root
+from autoexp.storage.places import sessions_root
 
 
 @flow(

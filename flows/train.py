@@ -10,7 +10,7 @@ from prefect import State, flow
 
 from autoexp.flows.engine.lifecycle import ask_for, cancel_jobs, run_name, watch, watch_new
 from autoexp.flows.publishing.form import ExperimentForm
-from autoexp.session.session import sessions_root
+from autoexp.storage.places import sessions_root
 
 
 @flow(

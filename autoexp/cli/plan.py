@@ -17,7 +17,7 @@ from autoexp.reports.tables import print_copies, print_plan
 from autoexp.reports.terminal import ask, console, say_json
 from autoexp.session.create import plan_of
 from autoexp.session.measured_speed import with_measured_speed
-from autoexp.session.session import sessions_root
+from autoexp.storage.places import sessions_root
 
 _FEW = 12
 """Jobs whose command lines are shown."""

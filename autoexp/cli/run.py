@@ -29,9 +29,10 @@ from autoexp.reports.tables import gains_lines, status_view
 from autoexp.reports.terminal import console, say
 from autoexp.session.create import create, id_for, plan_of
 from autoexp.session.find import refuse_if_held, session_path
-from autoexp.session.session import Session, sessions_root
+from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage import atomic, lease
+from autoexp.storage.places import sessions_root
 
 
 def run(options: argparse.Namespace) -> int:

@@ -20,8 +20,9 @@ from autoexp.session.find import live_holder, refuse_if_held, session_path
 from autoexp.session.inbox import CancelRequest, enqueue, waiting_jobs
 from autoexp.session.journal import Position
 from autoexp.session.meta import output_root
-from autoexp.session.session import Session, sessions_root
+from autoexp.session.session import Session
 from autoexp.storage import claims
+from autoexp.storage.places import sessions_root
 
 _PATIENCE_S = 90.0
 

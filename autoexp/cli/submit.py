@@ -28,8 +28,9 @@ from autoexp.session.find import live_holder, session_path
 from autoexp.session.inbox import SubmitRequest, enqueue
 from autoexp.session.meta import output_root
 from autoexp.session.provenance import provenance
-from autoexp.session.session import Session, sessions_root
+from autoexp.session.session import Session
 from autoexp.storage import permissions
+from autoexp.storage.places import sessions_root
 
 _JOB_ID = re.compile(r"[1-9][0-9]*(_(0|[1-9][0-9]*))?")
 # Each of these ends its line, so that names may hold spaces.

@@ -13,8 +13,8 @@ from autoexp.config.validation import find_file
 from autoexp.errors import BadInput
 from autoexp.model import nearest
 from autoexp.scalars import marked_yaml
+from autoexp.storage import places
 
-SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIG = "default"
 
 
@@ -102,11 +102,10 @@ def available() -> dict[str, Path]:
 
 def directories() -> list[Path]:
     """The search path, best first; raises BadInput if `$AUTOEXP_CONFIGS` is not a directory."""
-    own = os.environ.get("AUTOEXP_CONFIGS")
-    candidates = [Path(own) if own else Path("configs"), SHIPPED]
-    if own and not candidates[0].is_dir():
+    own = places.own_configs()
+    if os.environ.get("AUTOEXP_CONFIGS") and not own.is_dir():
         raise BadInput(f"AUTOEXP_CONFIGS names {own}, which is not a directory")
-    found = [path.resolve() for path in candidates if path.is_dir()]
+    found = [path.resolve() for path in (own, places.SHIPPED) if path.is_dir()]
     return list(dict.fromkeys(found))
 
 

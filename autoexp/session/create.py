@@ -19,8 +19,9 @@ from autoexp.resources.machines import LocalMachine
 from autoexp.session import find, remove
 from autoexp.session.meta import SessionMeta, new_id, output_root
 from autoexp.session.provenance import Provenance, of_experiment
-from autoexp.session.session import Session, sessions_root
+from autoexp.session.session import Session
 from autoexp.storage import atomic, claims, locks, permissions
+from autoexp.storage.places import sessions_root
 
 
 def create(

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp.errors import SessionHeld, SessionNotFound
-from autoexp.session.session import Session, sessions_root
+from autoexp.session.session import Session
 from autoexp.storage import atomic, lease
 from autoexp.storage.lease import Holder
+from autoexp.storage.places import sessions_root
 
 MARK = "indexed"
 """A file in each session whose flow runs are in the index; other sessions have to be read."""

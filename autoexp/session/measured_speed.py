@@ -4,8 +4,9 @@ from autoexp.config.compose import Composed
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import Budget
-from autoexp.session.session import Session, sessions_root
+from autoexp.session.session import Session
 from autoexp.states import Kind
+from autoexp.storage.places import sessions_root
 
 
 def with_measured_speed(composed: Composed) -> Composed:

@@ -1,6 +1,5 @@
 """The session on disk: the truth about an experiment, whoever opens it can carry on."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
@@ -355,8 +354,3 @@ def _must_exist(path: Path) -> None:
 def no_such_job(session: str, names: Iterable[str], known: Iterable[str]) -> BadInput:
     """The error for unknown names of jobs."""
     return BadInput(f"{', '.join(names)}: no such job; {session} has: {', '.join(known)}")
-
-
-def sessions_root() -> Path:
-    """`$AUTOEXP_SESSIONS`, else `sessions/` in the working directory."""
-    return Path(os.environ.get("AUTOEXP_SESSIONS", "sessions")).absolute()

@@ -36,10 +36,11 @@ from autoexp.session.create import create, id_for, plan_of
 from autoexp.session.find import session_of
 from autoexp.session.measured_speed import with_measured_speed
 from autoexp.session.provenance import provenance
-from autoexp.session.session import Session, sessions_root
+from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage import permissions
 from autoexp.storage.lease import Lease
+from autoexp.storage.places import sessions_root
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _LATE_S = 10.0

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from autoexp.config.compose import compose
-from autoexp.config.search_path import SHIPPED, available
+from autoexp.config.search_path import available
 from autoexp.errors import BadInput
+from autoexp.storage.places import SHIPPED
 
 # A user's own experiment: every group comes from what ships with autoexp.
 OWN = """\

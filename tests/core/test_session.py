@@ -19,9 +19,10 @@ from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.events import CheckpointComplete, JobGivenUp
 from autoexp.session import create as creation
 from autoexp.session.meta import new_id, output_root
-from autoexp.session.session import Session, sessions_root
+from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage import atomic, lease
+from autoexp.storage.places import sessions_root
 from tests.core.conftest import FullDisk, KilledAt, create
 
 SEEN = CheckpointComplete(job="tiny", iteration=100, path="/c/iter_0000100")

@@ -8,8 +8,9 @@ from prefect import State
 from autoexp.flows.cooldown import cooldown
 from autoexp.flows.train import train
 from autoexp.reports.curves import read_curve
-from autoexp.session.session import Session, sessions_root
+from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
+from autoexp.storage.places import sessions_root
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect

@@ -5,8 +5,9 @@ from prefect import State
 
 from autoexp.flows.evaluate import evaluate
 from autoexp.flows.train import train
-from autoexp.session.session import Session, sessions_root
+from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
+from autoexp.storage.places import sessions_root
 from tests.flows.conftest import Make
 
 pytestmark = pytest.mark.prefect

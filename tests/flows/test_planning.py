@@ -16,7 +16,8 @@ from autoexp.cli.main import main
 from autoexp.config.compose import Composed
 from autoexp.planning.plan import Plan
 from autoexp.planning.study import plan_study
-from autoexp.session.session import Session, sessions_root
+from autoexp.session.session import Session
+from autoexp.storage.places import sessions_root
 
 SWEEP = ("backend.args.lr=1e-3,2e-3,3e-3", "backend.args.seed=1,2")
 HOURS = ("slurm.gpus_per_node=4", "budget.seconds_per_iteration=9", "cooldowns=[]")  # 20 each

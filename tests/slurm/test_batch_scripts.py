@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from autoexp.config.compose import compose
-from autoexp.config.search_path import SHIPPED
 from autoexp.planning.plan import make_plan
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.slurm_script import body, executor_for, launched
+from autoexp.storage.places import SHIPPED
 
 RECORDED = Path(__file__).parents[1] / "data" / "slurm"
 SITES = sorted(path.stem for path in (SHIPPED / "slurm").glob("*.yaml"))
