@@ -1,16 +1,39 @@
 """`autoexp backend check`: whether the trainer that will run takes what autoexp gives it."""
 
-import argparse
 from pathlib import Path
+from typing import Annotated, Literal
 
-from autoexp.backends.megatron.compatibility import compare
-from autoexp.reports.terminal import console, say_json
+import typer
+
+from autoexp.cli import options
 
 
-def check(options: argparse.Namespace) -> int:
-    """Compare autoexp's model of a trainer's arguments with a checkout; 1 when they differ."""
-    found = compare(Path(options.source), options.script)
-    if options.json:
+def backend_check(
+    backend: Annotated[Literal["megatron"], typer.Argument(help="Whose arguments.")],
+    source: Annotated[
+        str, options.option("--source", metavar="DIR", text="The checkout that will run.")
+    ],
+    script: Annotated[
+        str,
+        options.option(
+            "--script", metavar="FILE", text="The script in it; pretrain_gpt.py by default."
+        ),
+    ] = "pretrain_gpt.py",
+    as_json: options.AsJson = False,
+) -> int:
+    """Compare a checkout's arguments with autoexp's; runs nothing.
+
+    It ends with 1 when they differ.
+
+    \b
+    Example:
+      autoexp backend check megatron --source ~/Megatron-LM
+    """
+    from autoexp.backends.megatron.compatibility import compare
+    from autoexp.reports.terminal import console, say_json
+
+    found = compare(Path(source), script)
+    if as_json:
         say_json(found.model_dump(mode="json"))
         return 0 if found.fits else 1
     out = console()
@@ -25,8 +48,7 @@ def check(options: argparse.Namespace) -> int:
     verdict = "fits" if found.fits else "does not fit"
     counts = f"{len(found.missing)} missing, {len(found.changed)} changed"
     out.print(
-        f"{options.source}: {verdict}: {found.read} arguments, {counts}, "
-        f"{len(found.unknown)} unknown",
+        f"{source}: {verdict}: {found.read} arguments, {counts}, {len(found.unknown)} unknown",
         soft_wrap=True,
     )
     return 0 if found.fits else 1

@@ -1,114 +1,207 @@
-"""The command line: what to type, and which function answers. Heavy imports wait until needed."""
+"""The command line: which commands there are, and what goes around each of them.
 
-import argparse
+Each module beside this one has the commands of a group. Their imports wait until they run, so that
+help, completion and bad words are answered at once.
+"""
+
 import codecs
-import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.main import get_command
 
 from autoexp import __version__
+from autoexp.cli import (
+    backend,
+    plan,
+    prefect,
+    requests,
+    results,
+    rules,
+    run,
+    sessions,
+    status,
+    submit,
+)
 from autoexp.errors import AutoexpError
-from autoexp.storage import atomic
 
-
-def add_experiment(command: argparse.ArgumentParser) -> None:
-    """Which experiment: a configuration and overrides."""
-    command.add_argument(
-        "experiment",
-        nargs="*",
-        metavar="CONFIG|OVERRIDE",
-        help="a configuration's name or YAML file, and overrides such as backend.args.lr=1e-3",
-    )
-
-
-def add_points(command: argparse.ArgumentParser) -> None:
-    """Which experiment, and which points of its sweep."""
-    add_experiment(command)
-    command.add_argument(
-        "--subset", metavar="NUMBERS", help="some points of a sweep, such as 3,5-7"
-    )
-
-
-def add_origin(command: argparse.ArgumentParser) -> None:
-    """An older session to start from."""
-    command.add_argument(
-        "--from",
-        dest="origin",
-        metavar="SESSION[:JOB[@ITERATION]]",
-        help="again as a session was, or a cooldown of it, or cooldowns from a checkpoint of it",
-    )
-
-
-def add_agreement(command: argparse.ArgumentParser) -> None:
-    """Agreeing beforehand to what the plan costs."""
-    command.add_argument(
-        "--yes",
-        "-y",
-        action="store_true",
-        help="skip the confirmation of a plan above budget.confirm_above",
-    )
-
-
-def add_session(command: argparse.ArgumentParser) -> None:
-    """Which session."""
-    command.add_argument("session", metavar="SESSION", nargs="?", help="the newest by default")
-
-
-def lines(word: str) -> int:
-    """A number of lines."""
-    number = int(word)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} lines: 0 or more")
-    return number
-
-
-def hours(word: str) -> float | None:
-    """GPU hours, or `none`."""
-    if word == "none":
-        return None
-    hours = float(word)
-    if not 0 < hours < float("inf"):
-        raise argparse.ArgumentTypeError(f"{word} GPU hours: above 0")
-    return hours
-
-
-_EPILOG = """exit codes:
+_EPILOG = """\b
+Exit codes:
   0  all jobs finished          2    bad input, nothing submitted
   1  a job failed for good      3    the session is held by another monitor
                                 130  interrupted (jobs keep running)
-Sessions lie in $AUTOEXP_SESSIONS, else in sessions/ of the working directory."""
+
+\b
+Sessions lie in $AUTOEXP_SESSIONS, else in sessions/ of the working directory.
+`autoexp COMMAND --help` has examples."""
+
+_INTERRUPTED = 130
+_BAD_WORDS = 2
 
 _PLAIN = {"→": "->", "…": "...", "–": "-", "—": "-", "·": ".", "×": "x", "µ": "u"}
 _PLAIN |= dict.fromkeys("━─╸╺", "-") | dict.fromkeys("│┃", "|") | dict.fromkeys("├└┌┐┘┤", "+")
+
+Command = Callable[..., int]
+
+
+class Group(NamedTuple):
+    """Commands of two words."""
+
+    text: str
+    verbs: dict[str, Command]
+
+
+def commands() -> dict[str, Command | Group]:
+    """All commands, in the order of the help."""
+    return {
+        "run": run.run,
+        "plan": plan.plan,
+        "submit": submit.submit,
+        "adopt": submit.adopt,
+        "resume": run.resume,
+        "status": status.status,
+        "events": status.events,
+        "explain": rules.explain,
+        "tail": status.tail,
+        "plot": results.plot,
+        "export": results.export,
+        "compare": results.compare,
+        "rules": Group("Try rules on an existing log.", {"test": rules.rules_test}),
+        "cancel": sessions.cancel,
+        "retry": requests.retry,
+        "budget": requests.budget,
+        "queue": requests.queue,
+        "sessions": Group(
+            "List, show or remove sessions.",
+            {
+                "list": sessions.sessions_list,
+                "show": sessions.sessions_show,
+                "remove": sessions.sessions_remove,
+            },
+        ),
+        "blocks": Group("Make Prefect blocks: where jobs run.", {"create": prefect.blocks_create}),
+        "automations": Group(
+            "Install Prefect automations (recovery, notifications).",
+            {"install": prefect.automations_install},
+        ),
+        "deploy": prefect.deploy,
+        "worker": prefect.worker,
+        "backend": Group(
+            "Check that a trainer takes what autoexp gives.", {"check": backend.backend_check}
+        ),
+    }
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     _print_in_any_encoding()
-    options = parse(arguments)
-    # Prefect and Hydra take seconds to import: `--help` and bad options answer before that.
-    terminal = importlib.import_module("autoexp.reports.terminal")
-    sys.excepthook = terminal.say_what_broke
-    importlib.import_module("autoexp.flows.deployment.server").bypass_proxies()
-    module = importlib.import_module(f"autoexp.cli.{options.module}")
     try:
-        code: int = getattr(module, options.function)(options)
-        sys.stdout.flush()
-    except AutoexpError as error:
-        terminal.say(f"autoexp: {error}", error=True)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader of our output has left, as `head` does: nothing more to say at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        terminal.say(f"autoexp: {atomic.in_words(error)}", error=True)
-        return 1
-    return code
+        code: int | None = get_command(application()).main(
+            list(arguments), prog_name="autoexp", standalone_mode=False
+        )
+    except typer.TyperException as error:
+        return _refuse(error)
+    except typer.Abort:
+        return _INTERRUPTED
+    return code or 0
+
+
+def application() -> typer.Typer:
+    """All commands as typer knows them."""
+    top = _group("LLM training experiments on SLURM as Prefect flows.", top=True)
+    for name, command in commands().items():
+        if isinstance(command, Group):
+            group = _group(command.text)
+            for verb, function in command.verbs.items():
+                group.command(verb)(_answering(function))
+            top.add_typer(group, name=name)
+        else:
+            top.command(name)(_answering(command))
+    return top
+
+
+def _group(text: str, *, top: bool = False) -> typer.Typer:
+    """Commands below one name; without one of them it shows its help, as bad input."""
+    group = typer.Typer(
+        help=text,
+        epilog=_EPILOG if top else None,
+        add_completion=top,
+        invoke_without_command=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    group.callback()(_top if top else _without_verb)
+    return group
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"autoexp {__version__}")
+        raise typer.Exit
+
+
+def _top(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    _without_verb(context)
+
+
+def _without_verb(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(_BAD_WORDS)
+
+
+def _answering(command: Command) -> Command:
+    """A command with what goes around each: errors are one line, and have an exit code."""
+
+    @wraps(command)
+    def answered(*words: Any, **options: Any) -> int:
+        from autoexp.flows.deployment.server import bypass_proxies
+        from autoexp.reports import terminal
+        from autoexp.storage import atomic
+
+        sys.excepthook = terminal.say_what_broke
+        try:
+            bypass_proxies()
+            code = command(*words, **options)
+            sys.stdout.flush()
+        except AutoexpError as error:
+            terminal.say(f"autoexp: {error}", error=True)
+            return error.exit_code
+        except KeyboardInterrupt:
+            return _INTERRUPTED
+        except BrokenPipeError:
+            # The reader of our output has left, as `head` does: nothing more to say at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except OSError as error:
+            terminal.say(f"autoexp: {atomic.in_words(error)}", error=True)
+            return 1
+        return code
+
+    return answered
+
+
+def _refuse(error: typer.TyperException) -> int:
+    """Say what is wrong with the words, and where the right ones stand."""
+    from autoexp.reports import terminal
+
+    context = getattr(error, "ctx", None)
+    command = "autoexp" if context is None else context.command_path
+    terminal.say(f"autoexp: {error.format_message()} (see `{command} --help`)", error=True)
+    return error.exit_code
 
 
 def _print_in_any_encoding() -> None:
@@ -123,239 +216,6 @@ def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     lost = error.object[error.start : error.end]
     return "".join(_PLAIN.get(character, "?") for character in lost), error.end
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the words; overrides may stand before and behind options."""
-    top = parser()
-    options, rest = top.parse_known_args(arguments)
-    # argparse takes the first run of positional words only, and calls the others unknown.
-    unknown = [word for word in rest if word.startswith("-") or "experiment" not in options]
-    if unknown:
-        top.error(f"unrecognized arguments: {' '.join(unknown)}; see `autoexp --help`")
-    if rest:
-        options.experiment += rest
-    return options
-
-
-def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
-    top = argparse.ArgumentParser(
-        prog="autoexp",
-        description="LLM training experiments on SLURM as Prefect flows.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.set_defaults(module="status")
-    top.add_argument("--version", action="version", version=f"autoexp {__version__}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-    _add_starting(commands)
-    _add_looking(commands)
-    _add_rules(commands)
-    _add_changing(commands)
-    _add_prefect(commands)
-    _add_backend(commands)
-    return top
-
-
-def _add_starting(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    run = commands.add_parser("run", help="start a session: submit the training and watch it")
-    add_points(run)
-    add_origin(run)
-    run.add_argument("--session", metavar="ID", help="the new session's id; made up by default")
-    run.add_argument("--no-monitor", action="store_true", help="only register it, as `submit` does")
-    run.add_argument(
-        "--dry-run", action="store_true", help="show the plan and write its batch scripts, no more"
-    )
-    add_agreement(run)
-    run.set_defaults(module="run", function="run")
-
-    plan = commands.add_parser("plan", help="show what would be submitted, and submit nothing")
-    add_points(plan)
-    add_origin(plan)
-    plan.add_argument("--json", action="store_true", help="for tools")
-    plan.add_argument("--svg", metavar="FILE", help="also draw the tree, for a paper or a wiki")
-    plan.set_defaults(module="plan", function="plan")
-
-    submit = commands.add_parser("submit", help="register a job in a session, and return at once")
-    add_points(submit)
-    submit.add_argument("--session", metavar="ID", required=True, help="which session")
-    add_agreement(submit)
-    submit.set_defaults(module="submit", function="submit")
-
-    adopt = commands.add_parser("adopt", help="take a job that was started by hand into a session")
-    adopt.add_argument("session", metavar="SESSION")
-    add_experiment(adopt)
-    adopt.add_argument("--job-id", required=True, help="its SLURM job id")
-    adopt.add_argument("--backend", required=True, help="which trainer it runs")
-    adopt.add_argument("--save-dir", required=True, help="where its checkpoints land")
-    adopt.add_argument("--log", help="its log; SLURM's StdOut by default")
-    adopt.set_defaults(module="submit", function="adopt")
-
-    resume = commands.add_parser("resume", help="take a session up again where it stands")
-    add_session(resume)
-    resume.set_defaults(module="run", function="resume")
-
-
-def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    status = commands.add_parser("status", help="jobs, iterations, losses of a session")
-    add_session(status)
-    how = status.add_mutually_exclusive_group()
-    how.add_argument("--json", action="store_true", help="the contract in docs/commands.md")
-    how.add_argument("--watch", action="store_true", help="keep showing it until it is over")
-    status.set_defaults(function="status")
-
-    events = commands.add_parser("events", help="what happened, in order")
-    add_session(events)
-    events.add_argument("--json", action="store_true", help="one JSON object per line")
-    events.add_argument("--follow", "-f", action="store_true", help="keep printing new ones")
-    events.set_defaults(function="events_")
-
-    explain = commands.add_parser("explain", help="explain why a job is in its current state")
-    explain.add_argument("session", metavar="SESSION")
-    explain.add_argument("job", metavar="JOB")
-    explain.set_defaults(module="rules", function="explain")
-
-    tail = commands.add_parser("tail", help="the last lines of a job's log")
-    add_session(tail)
-    tail.add_argument("job", nargs="?", help="the training by default")
-    tail.add_argument("--lines", "-n", type=lines, default=20, help="how many (20)")
-    tail.add_argument("--follow", "-f", action="store_true", help="go on as it is written")
-    tail.set_defaults(function="tail")
-
-    plot = commands.add_parser("plot", help="draw loss curves, of several sessions together")
-    plot.add_argument("sessions", metavar="SESSION", nargs="*", help="the newest by default")
-    plot.add_argument("--output", "-o", metavar="PNG", help="plot.png in the session by default")
-    plot.set_defaults(module="results", function="plot")
-
-    export = commands.add_parser("export", help="a row per job: settings, losses, scores, hours")
-    export.add_argument("sessions", metavar="SESSION", nargs="+")
-    export.add_argument(
-        "--output",
-        "-o",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="a .csv or .parquet file, may be given several times; CSV on the terminal by default",
-    )
-    export.add_argument("--tensorboard", metavar="DIR", help="loss curves as event files")
-    export.set_defaults(module="results", function="export")
-
-    compare = commands.add_parser("compare", help="settings that differ, and final losses")
-    compare.add_argument("sessions", metavar="SESSION", nargs="+")
-    compare.set_defaults(module="results", function="compare")
-
-
-def _add_backend(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    backend = commands.add_parser("backend", help="check that a trainer takes what autoexp gives")
-    verbs = backend.add_subparsers(metavar="VERB", required=True)
-    check = verbs.add_parser("check", help="read a checkout's arguments and compare; runs nothing")
-    check.add_argument("backend", choices=("megatron",), help="whose arguments")
-    check.add_argument("--source", metavar="DIR", required=True, help="the checkout that will run")
-    check.add_argument("--script", default="pretrain_gpt.py", help="the script in it")
-    check.add_argument("--json", action="store_true", help="for tools")
-    check.set_defaults(module="backend", function="check")
-
-
-def _add_rules(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    rules = commands.add_parser("rules", help="try rules on an existing log")
-    verbs = rules.add_subparsers(metavar="VERB", required=True)
-    test = verbs.add_parser("test", help="what a preset would have done; no session, no cluster")
-    test.add_argument("preset", metavar="PRESET", help="a file of configs/monitoring, by name")
-    test.add_argument("log", metavar="LOGFILE")
-    test.add_argument(
-        "experiment", nargs="*", metavar="CONFIG|OVERRIDE", help="such as backend=megatron"
-    )
-    test.add_argument(
-        "--kind", choices=("train", "cooldown"), default="train", help="whose log it is (train)"
-    )
-    test.set_defaults(module="rules", function="rules_test")
-
-
-def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    cancel = commands.add_parser("cancel", help="cancel jobs, pending or running")
-    cancel.add_argument("session", metavar="SESSION")
-    cancel.add_argument("jobs", metavar="JOB", nargs="*", help="all of the session's by default")
-    cancel.set_defaults(module="sessions", function="cancel")
-
-    retry = commands.add_parser("retry", help="run failed jobs again, from their last checkpoints")
-    retry.add_argument("session", metavar="SESSION")
-    retry.add_argument("jobs", metavar="JOB", nargs="*", help="all that failed by default")
-    retry.set_defaults(module="requests", function="retry")
-
-    budget = commands.add_parser("budget", help="GPU hours planned and spent; change the limit")
-    add_session(budget)
-    budget.add_argument(
-        "--stop-above",
-        type=hours,
-        metavar="HOURS",
-        default=argparse.SUPPRESS,
-        help="GPU hours above which no new job is submitted; `none` removes the limit",
-    )
-    budget.set_defaults(module="requests", function="budget")
-
-    queue = commands.add_parser("queue", help="actions: list, show, retry, drop")
-    queue.add_argument("session", metavar="SESSION")
-    queue.add_argument("verb", nargs="?", choices=("list", "show", "retry", "drop"), default="list")
-    queue.add_argument("key", nargs="?", metavar="KEY", help="the action, as `list` shows it")
-    queue.add_argument("--json", action="store_true", help="for tools")
-    queue.add_argument("--follow", "-f", action="store_true", help="keep printing new ones")
-    queue.set_defaults(module="requests", function="queue")
-
-    sessions = commands.add_parser("sessions", help="list, show or remove sessions")
-    verbs = sessions.add_subparsers(metavar="VERB", required=True)
-    listing = verbs.add_parser("list", help="all sessions, the newest last")
-    listing.add_argument("--json", action="store_true", help="for tools")
-    listing.set_defaults(module="sessions", function="sessions_list")
-    show = verbs.add_parser("show", help="what a session is about and where its files are")
-    add_session(show)
-    show.set_defaults(module="sessions", function="sessions_show")
-    remove = verbs.add_parser("remove", help="delete a session's directory, output included")
-    remove.add_argument("session", metavar="SESSION")
-    remove.add_argument("--cancel", action="store_true", help="cancel its jobs first")
-    remove.set_defaults(module="sessions", function="sessions_remove")
-
-
-def _add_prefect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    blocks = commands.add_parser("blocks", help="Prefect blocks: where jobs run")
-    verbs = blocks.add_subparsers(metavar="VERB", required=True)
-    create = verbs.add_parser("create", help="make a block from a file in configs/slurm/")
-    create.add_argument("preset", metavar="PRESET", help="such as lumi")
-    create.add_argument("override", nargs="*", metavar="OVERRIDE", help="such as slurm.nodes=4")
-    create.add_argument("--name", help="the block's name; the preset's by default")
-    create.add_argument("--overwrite", action="store_true", help="replace a block of that name")
-    create.set_defaults(module="prefect", function="blocks_create")
-
-    automations = commands.add_parser(
-        "automations", help="install Prefect automations (crash recovery, notifications)"
-    )
-    verbs = automations.add_subparsers(metavar="VERB", required=True)
-    install = verbs.add_parser("install", help="create them, or bring them up to date")
-    install.add_argument(
-        "--silence",
-        type=_seconds,
-        default=360.0,
-        metavar="SECONDS",
-        help="without a heartbeat until a session counts as crashed (360, three heartbeats)",
-    )
-    install.add_argument(
-        "--notify", metavar="TYPE/NAME", help="also notify through this block: slack-webhook/us"
-    )
-    install.set_defaults(module="prefect", function="automations_install")
-
-    deploy = commands.add_parser("deploy", help="server, work pool, deployments, automations")
-    deploy.set_defaults(module="prefect", function="deploy")
-
-    worker = commands.add_parser("worker", help="Prefect's worker, for a server of your own")
-    worker.add_argument("--pool", default="slurm-login", help="whose runs it starts (slurm-login)")
-    worker.set_defaults(module="prefect", function="worker")
-
-
-def _seconds(word: str) -> float:
-    number = float(word)
-    if not 30 <= number <= 86400:
-        raise argparse.ArgumentTypeError(f"{word}: from 30 seconds to a day")
-    return number
 
 
 if __name__ == "__main__":

@@ -1,50 +1,69 @@
 """`autoexp plan` and `run --dry-run`: what would be submitted; and who agrees to its price."""
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from autoexp.config.compose import Composed
+from autoexp.cli import options
 from autoexp.errors import BadInput
-from autoexp.flows.engine.compose import compose_words
-from autoexp.jobs.budget import total
-from autoexp.planning.approval import above_budget
-from autoexp.planning.plan import Plan
-from autoexp.planning.study import subset
-from autoexp.reports.plan_tree import _draw, plan_tree
-from autoexp.reports.tables import print_copies, print_plan
-from autoexp.reports.terminal import ask, console, say_json
-from autoexp.session.create import plan_of
-from autoexp.session.measured_speed import with_measured_speed
 from autoexp.storage.places import sessions_root
+
+if TYPE_CHECKING:
+    from autoexp.config.compose import Composed
+    from autoexp.planning.plan import Plan
 
 _FEW = 12
 """Jobs whose command lines are shown."""
 
 
-def plan(options: argparse.Namespace) -> int:
-    """Show what would be submitted."""
-    composed = wanted(options)
+def plan(
+    experiment: options.Experiment = None,
+    points: options.Subset = None,
+    origin: options.Origin = None,
+    as_json: options.AsJson = False,
+    svg: Annotated[
+        str | None,
+        options.option("--svg", metavar="FILE", text="Also draw the tree, for a paper or a wiki."),
+    ] = None,
+) -> int:
+    """Show what would be submitted, and submit nothing.
+
+    \b
+    Examples:
+      autoexp plan demo slurm=lumi
+      autoexp plan study sweep=demo --json
+    """
+    from autoexp.reports.plan_tree import _draw
+    from autoexp.reports.terminal import say_json
+    from autoexp.session.create import plan_of
+
+    composed = wanted(experiment or [], points, origin)
     found = plan_of(composed)
-    if options.json:
-        say_json(as_json(found, composed))
+    if as_json:
+        say_json(content(found, composed))
         return 0
     show(found, composed)
-    if options.svg:
-        _draw(found, composed, Path(options.svg))
+    if svg:
+        _draw(found, composed, Path(svg))
     return 0
 
 
-def wanted(options: argparse.Namespace) -> Composed:
+def wanted(words: Sequence[str], points: str | None, origin: str | None = None) -> "Composed":
     """The experiment that was asked for, or some of its points, with the speed measured before."""
-    origin = getattr(options, "origin", None)
-    composed = subset(compose_words(options.experiment, origin), options.subset)
-    return with_measured_speed(composed)
+    from autoexp.flows.engine.compose import compose_words
+    from autoexp.planning.study import subset
+    from autoexp.session.measured_speed import with_measured_speed
+
+    return with_measured_speed(subset(compose_words(list(words), origin), points))
 
 
-def show(found: Plan, composed: Composed) -> None:
+def show(found: "Plan", composed: "Composed") -> None:
     """The tree, and for a few jobs their details and command lines."""
+    from autoexp.reports.plan_tree import plan_tree
+    from autoexp.reports.tables import print_copies, print_plan
+    from autoexp.reports.terminal import console
+
     out = console()
     out.print(plan_tree(found, composed.experiment.project.name))
     if len(found.jobs) <= _FEW:
@@ -56,8 +75,10 @@ def show(found: Plan, composed: Composed) -> None:
             out.print(f"note: {note}")
 
 
-def as_json(found: Plan, composed: Composed) -> dict[str, Any]:
+def content(found: "Plan", composed: "Composed") -> dict[str, Any]:
     """The plan for tools: each job, and the hours of all."""
+    from autoexp.jobs.budget import total
+
     hours = total(found.jobs)
     return {
         "project": composed.experiment.project.name,
@@ -71,15 +92,15 @@ def as_json(found: Plan, composed: Composed) -> dict[str, Any]:
     }
 
 
-def dry_run(options: argparse.Namespace) -> int:
+def dry_run(composed: "Composed", session: str | None) -> int:
     """Show the plan and write its batch scripts, instead of submitting them."""
-    # Takes submitit, which writes them, and which no other plan needs.
+    from autoexp.reports.terminal import console
     from autoexp.schedulers.dry_run import write_scripts
+    from autoexp.session.create import plan_of
 
-    composed = wanted(options)
-    found = plan_of(composed, options.session)
+    found = plan_of(composed, session)
     show(found, composed)
-    name = options.session or composed.experiment.project.name
+    name = session or composed.experiment.project.name
     directory = sessions_root() / f"dry-run-{name}"
     written = write_scripts(found.jobs, directory)
     console().print(f"\n{len(written)} batch scripts in {directory}", soft_wrap=True)
@@ -89,11 +110,15 @@ def dry_run(options: argparse.Namespace) -> int:
 # The budget
 
 
-def agree(composed: Composed, found: Plan, *, yes: bool) -> bool:
+def agree(composed: "Composed", found: "Plan", *, yes: bool) -> bool:
     """Whether the plan may go ahead: asks on a terminal above `budget.confirm_above`.
 
     Raises BadInput where there is nobody to ask.
     """
+    from autoexp.planning.approval import above_budget
+    from autoexp.reports.plan_tree import plan_tree
+    from autoexp.reports.terminal import ask, console
+
     question = above_budget(composed, found)
     if question is None or yes:
         return True

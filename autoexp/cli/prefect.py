@@ -1,48 +1,103 @@
 """The commands about a Prefect server: deploy, worker, blocks, automations."""
 
-import argparse
 import asyncio
+from typing import Annotated
 
-from prefect.exceptions import ObjectNotFound
+import typer
 
-from autoexp.blocks import LocalMachine, SlurmCluster
-from autoexp.config.compose import compose
+from autoexp.cli import options
 from autoexp.errors import BadInput
-from autoexp.flows.deployment import automations
-from autoexp.flows.deployment import deploy as deployment
-from autoexp.reports.terminal import say
-from autoexp.resources.machines import SlurmCluster as SlurmSettings
 
 
-def blocks_create(options: argparse.Namespace) -> int:
-    """Save what a preset says, with its overrides, as a block of the preset's name."""
-    composed = compose("default", [f"slurm={options.preset}", *options.override])
-    settings = composed.experiment.slurm
+def blocks_create(
+    preset: Annotated[
+        str, options.argument("PRESET", "A file of configs/slurm/, such as lumi.", options.clusters)
+    ],
+    overrides: Annotated[
+        list[str] | None, options.argument("OVERRIDE", "Such as slurm.nodes=4.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        options.option("--name", metavar="NAME", text="The block's name; the preset's by default."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a block of that name.")
+    ] = False,
+) -> int:
+    """Make a block from a file in configs/slurm/.
+
+    \b
+    Example:
+      autoexp blocks create lumi slurm.account=project_123
+    """
+    from autoexp.blocks import LocalMachine, SlurmCluster
+    from autoexp.config.compose import compose
+    from autoexp.reports.terminal import say
+    from autoexp.resources.machines import SlurmCluster as SlurmSettings
+
+    settings = compose("default", [f"slurm={preset}", *(overrides or [])]).experiment.slurm
     block: SlurmCluster | LocalMachine
     if isinstance(settings, SlurmSettings):
         block = SlurmCluster(settings=settings)
     else:
         block = LocalMachine(settings=settings)
     # A block's name has dashes where a file's name may have underscores.
-    name = options.name or options.preset.replace("_", "-")
+    saved = name or preset.replace("_", "-")
     try:
-        block.save(name, overwrite=options.overwrite)
+        block.save(saved, overwrite=overwrite)
     except ValueError as error:
-        raise BadInput(f"{name}: {error}; `--overwrite` replaces it") from error
+        raise BadInput(f"{saved}: {error}; `--overwrite` replaces it") from error
     slug = block.get_block_type_slug()
-    say(f"{slug}/{name}\nuse it: autoexp run demo slurm=block slurm.block={name}")
+    say(f"{slug}/{saved}\nuse it: autoexp run demo slurm=block slurm.block={saved}")
     return 0
 
 
-def automations_install(options: argparse.Namespace) -> int:
-    """Install the automations, or bring them up to date."""
-    wanted = automations.recovery(options.silence)
-    if options.notify:
+def seconds(word: str) -> float:
+    """A number of seconds, from half a minute to a day."""
+    number = float(word)
+    if not 30 <= number <= 86400:
+        raise ValueError(f"{word}: from 30 seconds to a day")
+    return number
+
+
+def automations_install(
+    silence: Annotated[
+        float,
+        typer.Option(
+            "--silence",
+            metavar="SECONDS",
+            parser=seconds,
+            help="Without a heartbeat until a session counts as crashed (360, three heartbeats).",
+            show_default=False,
+        ),
+    ] = 360.0,
+    notify: Annotated[
+        str | None,
+        options.option(
+            "--notify",
+            metavar="TYPE/NAME",
+            text="Also notify through this block, such as slack-webhook/us.",
+        ),
+    ] = None,
+) -> int:
+    """Create the automations, or bring them up to date.
+
+    \b
+    Example:
+      autoexp automations install --notify slack-webhook/my-team
+    """
+    from prefect.exceptions import ObjectNotFound
+
+    from autoexp.flows.deployment import automations
+    from autoexp.reports.terminal import say
+
+    wanted = automations.recovery(silence)
+    if notify:
         try:
-            block = asyncio.run(automations.notification_block(options.notify))
+            block = asyncio.run(automations.notification_block(notify))
         except ObjectNotFound as error:
             raise BadInput(
-                f"{options.notify}: no such block; give TYPE/NAME of a notification block, "
+                f"{notify}: no such block; give TYPE/NAME of a notification block, "
                 "such as slack-webhook/my-team: `prefect block ls` lists them"
             ) from error
         wanted += automations.notifications(block)
@@ -51,12 +106,32 @@ def automations_install(options: argparse.Namespace) -> int:
     return 0
 
 
-def deploy(_: argparse.Namespace) -> int:
-    """Server (where none answers), pool, blocks, deployments and automations, in one go."""
+def deploy() -> int:
+    """Start or take a server; work pool, deployments, automations.
+
+    It can be repeated. A server is started where none answers; blocks are registered too.
+
+    \b
+    Example:
+      autoexp deploy
+    """
+    from autoexp.flows.deployment import deploy as deployment
+
     deployment.deploy()
     return 0
 
 
-def worker(options: argparse.Namespace) -> int:
-    """Start Prefect's worker, for a server of our own alone, for as long as it is ours."""
-    return deployment.worker(options.pool)
+def worker(
+    pool: Annotated[
+        str, options.option("--pool", metavar="POOL", text="Whose runs it starts (slurm-login).")
+    ] = "slurm-login",
+) -> int:
+    """Start Prefect's worker, for a server of your own.
+
+    \b
+    Example:
+      autoexp worker
+    """
+    from autoexp.flows.deployment import deploy as deployment
+
+    return deployment.worker(pool)

@@ -1,47 +1,93 @@
-"""`autoexp retry` and `budget`: what is asked of a session's monitor."""
+"""`autoexp retry`, `budget` and `queue`: what is asked of a session's monitor."""
 
-import argparse
 import getpass
+import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import typer
+
+from autoexp.cli import options
 from autoexp.errors import BadInput
-from autoexp.jobs.budget import total
-from autoexp.jobs.gpu_hours import spent
-from autoexp.operations.retry import check_retryable
-from autoexp.reports.explain import in_words
-from autoexp.reports.terminal import say, say_json
-from autoexp.rules.describe import describe
-from autoexp.session.action_records import ActionRecord
-from autoexp.session.find import live_holder, session_path
-from autoexp.session.inbox import ActionRequest, BudgetRequest, RetryRequest, enqueue
-from autoexp.session.journal import Journal
-from autoexp.session.session import Session
-from autoexp.states import Verdict
+
+if TYPE_CHECKING:
+    from autoexp.session.action_records import ActionRecord
+    from autoexp.session.session import Session
 
 
-def retry(options: argparse.Namespace) -> int:
-    """Run failed jobs again."""
-    session = Session.load(session_path(options.session))
-    for name in options.jobs:
-        check_retryable(session, name)
-    failed = options.jobs or [n for n, j in session.jobs.items() if j.verdict is Verdict.FAILED]
+def retry(
+    name: options.Session,
+    jobs: Annotated[
+        list[str] | None, options.argument("JOB", "All that failed by default.", options.job_names)
+    ] = None,
+) -> int:
+    """Run failed jobs again, from their last checkpoints.
+
+    \b
+    Examples:
+      autoexp retry demo-1a2b
+      autoexp retry demo-1a2b demo-cd1000
+    """
+    from autoexp.operations.retry import check_retryable
+    from autoexp.reports.terminal import say
+    from autoexp.session.find import session_path
+    from autoexp.session.inbox import RetryRequest, enqueue
+    from autoexp.session.session import Session
+    from autoexp.states import Verdict
+
+    session = Session.load(session_path(name))
+    for job in jobs or []:
+        check_retryable(session, job)
+    failed = jobs or [n for n, j in session.jobs.items() if j.verdict is Verdict.FAILED]
     if not failed:
         say(f"{session.id}: no job has failed")
         return 0
     by = f"autoexp retry by {getpass.getuser()}"
-    enqueue(session.path, RetryRequest(jobs=tuple(options.jobs), by=by))
+    enqueue(session.path, RetryRequest(jobs=tuple(jobs or []), by=by))
     say(f"{', '.join(failed)}: to be run again ({_whom(session)})")
     return 0
 
 
-def budget(options: argparse.Namespace) -> int:
-    """Show planned and spent GPU hours; change where the session stops."""
-    session = Session.load(session_path(options.session))
-    if "stop_above" in options:
+def hours(word: str) -> float:
+    """GPU hours; `none` is no limit."""
+    found = math.inf if word == "none" else float(word)
+    if not found > 0 or (math.isinf(found) and word != "none"):
+        raise ValueError(f"{word} GPU hours: above 0")
+    return found
+
+
+def budget(
+    name: options.AnySession = None,
+    stop_above: Annotated[
+        float | None,
+        typer.Option(
+            "--stop-above",
+            metavar="HOURS",
+            parser=hours,
+            help="GPU hours above which no new job is submitted; `none` removes the limit.",
+        ),
+    ] = None,
+) -> int:
+    """Show GPU hours planned and spent; change the limit.
+
+    \b
+    Examples:
+      autoexp budget demo-1a2b
+      autoexp budget demo-1a2b --stop-above 500
+    """
+    from autoexp.jobs.budget import total
+    from autoexp.jobs.gpu_hours import spent
+    from autoexp.reports.terminal import say
+    from autoexp.session.find import session_path
+    from autoexp.session.inbox import BudgetRequest, enqueue
+    from autoexp.session.session import Session
+
+    session = Session.load(session_path(name))
+    if stop_above is not None:
         by = f"autoexp budget by {getpass.getuser()}"
-        request = BudgetRequest(stop_above=options.stop_above, by=by)
-        enqueue(session.path, request)
+        limit = None if math.isinf(stop_above) else stop_above
+        enqueue(session.path, BudgetRequest(stop_above=limit, by=by))
         say(f"{session.id}: asked to change it ({_whom(session)})")
         return 0
     most = session.experiment.budget.stop_above
@@ -51,37 +97,59 @@ def budget(options: argparse.Namespace) -> int:
     return 0
 
 
-def _whom(session: Session) -> str:
+def _whom(session: "Session") -> str:
+    from autoexp.session.find import live_holder
+
     if live_holder(session) is not None:
         return f"asked the monitor of {session.id}"
     return f"no monitor is running: autoexp resume {session.id}"
 
 
-def queue(options: argparse.Namespace) -> int:
-    """List or show actions, retry a failed one, drop one that is not done."""
-    session = Session.load(session_path(options.session))
-    if options.verb == "list":
-        if options.follow:
+def queue(
+    name: options.Session,
+    verb: Annotated[
+        Literal["list", "show", "retry", "drop"], typer.Argument(help="What to do.")
+    ] = "list",
+    key: Annotated[str | None, options.argument("KEY", "The action, as `list` shows it.")] = None,
+    as_json: options.AsJson = False,
+    follow: options.Follow = False,
+) -> int:
+    """List or show actions, retry a failed one, drop one.
+
+    \b
+    Examples:
+      autoexp queue demo-1a2b
+      autoexp queue demo-1a2b retry KEY
+    """
+    from autoexp.reports.terminal import say, say_json
+    from autoexp.session.find import live_holder, session_path
+    from autoexp.session.inbox import ActionRequest, enqueue
+    from autoexp.session.session import Session
+
+    session = Session.load(session_path(name))
+    if verb == "list":
+        if follow:
             return _follow_actions(session.path)
-        return _list_actions(session, as_json=options.json)
-    if options.key is None:
+        return _list_actions(session, as_json=as_json)
+    if key is None:
         raise BadInput(f"which action? `autoexp queue {session.id}` lists their keys")
-    action = session.actions.get(options.key)
+    action = session.actions.get(key)
     if action is None:
         known = "\n  ".join(session.actions) or "none"
-        raise BadInput(f"{options.key}: no such action; {session.id} has:\n  {known}")
-    if options.verb == "show":
+        raise BadInput(f"{key}: no such action; {session.id} has:\n  {known}")
+    if verb == "show":
         say_json(action.model_dump(mode="json"))
         return 0
-    by = f"autoexp queue {options.verb} by {getpass.getuser()}"
-    request = ActionRequest(key=action.key, verb=options.verb, by=by)
-    enqueue(session.path, request)
+    by = f"autoexp queue {verb} by {getpass.getuser()}"
+    enqueue(session.path, ActionRequest(key=action.key, verb=verb, by=by))
     asked = "asked the monitor" if live_holder(session) else "no monitor is running: autoexp resume"
-    say(f"{action.key}: {options.verb} ({asked} {session.id})")
+    say(f"{action.key}: {verb} ({asked} {session.id})")
     return 0
 
 
-def _list_actions(session: Session, *, as_json: bool) -> int:
+def _list_actions(session: "Session", *, as_json: bool) -> int:
+    from autoexp.reports.terminal import say, say_json
+
     actions: list[ActionRecord] = list(session.actions.values())
     if as_json:
         say_json([action.model_dump(mode="json") for action in actions])
@@ -93,7 +161,11 @@ def _list_actions(session: Session, *, as_json: bool) -> int:
     return 0
 
 
-def _print_action(session: Session, action: ActionRecord) -> None:
+def _print_action(session: "Session", action: "ActionRecord") -> None:
+    from autoexp.reports.explain import in_words
+    from autoexp.reports.terminal import say
+    from autoexp.rules.describe import describe
+
     reason = f"  {action.reason}" if action.reason else ""
     say(f"{action.status:<8} {action.attempts} tries  {action.key}{reason}")
     say(f"         {in_words(session, action)}, because {describe(action.event)}")
@@ -101,6 +173,9 @@ def _print_action(session: Session, action: ActionRecord) -> None:
 
 def _follow_actions(path: Path) -> int:
     """Print each action as it is asked for, and again whenever it has moved, to the end."""
+    from autoexp.session.journal import Journal
+    from autoexp.session.session import Session
+
     shown: dict[str, tuple[str, str | None]] = {}
     journal = Journal(path / "events.jsonl")
     while True:

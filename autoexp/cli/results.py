@@ -1,43 +1,76 @@
 """`autoexp export`, `compare` and `plot`: what a study was for."""
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
-
+from autoexp.cli import options
 from autoexp.errors import BadInput
-from autoexp.reports import curves, results
-from autoexp.reports import export as tables
-from autoexp.reports.tables import gains_lines
-from autoexp.reports.terminal import console, say
-from autoexp.session.find import session_path
-from autoexp.session.session import Session
+
+if TYPE_CHECKING:
+    from autoexp.session.session import Session
 
 
-def export(options: argparse.Namespace) -> int:
-    """Write one row per job and branch."""
-    sessions = _sessions(options.sessions)
-    found = results.rows(sessions)
-    for name in options.output:
+def export(
+    sessions: options.Sessions,
+    output: Annotated[
+        list[str] | None,
+        options.option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            text="A .csv or .parquet file, may be given several times; CSV on the terminal by "
+            "default.",
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        str | None,
+        options.option("--tensorboard", metavar="DIR", text="Loss curves as event files."),
+    ] = None,
+) -> int:
+    """Write a row per job: settings, losses, scores, hours.
+
+    \b
+    Examples:
+      autoexp export study-1a2b > study.csv
+      autoexp export study-1a2b study-3c4d -o study.parquet
+    """
+    from autoexp.reports import export as tables
+    from autoexp.reports import results
+    from autoexp.reports.terminal import say
+
+    opened = _opened(sessions)
+    found = results.rows(opened)
+    for name in output or []:
         tables.write(found, Path(name))
         say(f"{len(found)} rows: {name}", error=True)
-    if options.tensorboard:
+    if tensorboard:
         from autoexp.reports.tensorboard import write_events
 
-        folders = write_events(sessions, Path(options.tensorboard))
-        say(f"{len(folders)} curves: {options.tensorboard}", error=True)
-    elif not options.output:
+        folders = write_events(opened, Path(tensorboard))
+        say(f"{len(folders)} curves: {tensorboard}", error=True)
+    elif not output:
         say(tables.as_csv(found).removesuffix("\n"))
     return 0
 
 
-def compare(options: argparse.Namespace) -> int:
-    """Print settings that differ, and final losses."""
-    found = results.compared(_sessions(options.sessions))
+def compare(sessions: options.Sessions) -> int:
+    """Print settings that differ, and final losses.
+
+    \b
+    Example:
+      autoexp compare study-1a2b
+    """
+    from rich.table import Table
+
+    from autoexp.reports import results
+    from autoexp.reports.terminal import console
+
+    found = results.compared(_opened(sessions))
     if not found:
         raise BadInput("no training in these sessions, so there is nothing to compare")
     columns = list(dict.fromkeys(key for row in found for key in row))
-    if len(options.sessions) == 1:
+    if len(sessions) == 1:
         columns.remove("session")
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
@@ -56,18 +89,36 @@ def _cell(value: object) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def plot(options: argparse.Namespace) -> int:
-    """Draw the curves and print the picture's path."""
-    from autoexp.reports.plot import Subject, draw
+def plot(
+    sessions: options.AnySessions = None,
+    output: Annotated[
+        str | None,
+        options.option("--output", "-o", metavar="PNG", text="plot.png in the session by default."),
+    ] = None,
+) -> int:
+    """Draw loss curves, of several sessions together.
 
-    sessions = _sessions(options.sessions or [None])
-    output = Path(options.output).absolute() if options.output else None
-    say(draw(*map(Subject.of, sessions), path=output))
-    for session in sessions:
+    \b
+    Examples:
+      autoexp plot
+      autoexp plot demo-1a2b demo-3c4d -o both.png
+    """
+    from autoexp.reports import curves
+    from autoexp.reports.plot import Subject, draw
+    from autoexp.reports.tables import gains_lines
+    from autoexp.reports.terminal import say
+
+    opened = _opened(sessions or [None])
+    path = Path(output).absolute() if output else None
+    say(draw(*map(Subject.of, opened), path=path))
+    for session in opened:
         for line in gains_lines(curves.gains(session), curves.without_seen_start(session)):
             say(line)
     return 0
 
 
-def _sessions(names: list[str | None]) -> list[Session]:
+def _opened(names: Sequence[str | None]) -> "list[Session]":
+    from autoexp.session.find import session_path
+    from autoexp.session.session import Session
+
     return [Session.load(session_path(name)) for name in names]

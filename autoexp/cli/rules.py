@@ -1,24 +1,45 @@
 """The commands about rules: try them on a log, explain what they did."""
 
-import argparse
 from pathlib import Path
+from typing import Annotated, Literal
 
+import typer
+
+from autoexp.cli import options
 from autoexp.errors import BadInput
-from autoexp.flows.engine.compose import compose_words
-from autoexp.monitor.replay import Rehearsal
-from autoexp.reports.explain import explain as sentences
-from autoexp.reports.terminal import say
-from autoexp.rules.describe import describe, describe_action
-from autoexp.rules.events import LogMatched
-from autoexp.session.find import session_path
-from autoexp.session.session import Session
-from autoexp.states import Kind
 
 
-def rules_test(options: argparse.Namespace) -> int:
-    """Run a preset over a log; 1 when nothing would have fired, as grep answers."""
-    composed = compose_words([f"monitoring={options.preset}", *options.experiment])
-    rehearsal = Rehearsal(composed.experiment, Path(options.log), Kind(options.kind))
+def rules_test(
+    preset: Annotated[
+        str,
+        options.argument("PRESET", "A file of configs/monitoring, by name.", options.rule_presets),
+    ],
+    log: Annotated[str, options.argument("LOGFILE", "The log to read.")],
+    experiment: Annotated[
+        list[str] | None,
+        options.argument("CONFIG|OVERRIDE", "Such as backend=megatron.", options.configurations),
+    ] = None,
+    kind: Annotated[
+        Literal["train", "cooldown"], typer.Option("--kind", help="Whose log it is.")
+    ] = "train",
+) -> int:
+    """Show what a preset would have done; no session, no cluster.
+
+    It ends with 1 when nothing would have fired, as grep does.
+
+    \b
+    Example:
+      autoexp rules test megatron_cooldown_single old-run.log backend=megatron
+    """
+    from autoexp.flows.engine.compose import compose_words
+    from autoexp.monitor.replay import Rehearsal
+    from autoexp.reports.terminal import say
+    from autoexp.rules.describe import describe, describe_action
+    from autoexp.rules.events import LogMatched
+    from autoexp.states import Kind
+
+    composed = compose_words([f"monitoring={preset}", *(experiment or [])])
+    rehearsal = Rehearsal(composed.experiment, Path(log), Kind(kind))
     fired = 0
     for event, actions in rehearsal.run():
         fired += 1
@@ -40,12 +61,25 @@ def rules_test(options: argparse.Namespace) -> int:
     return 0 if fired else 1
 
 
-def explain(options: argparse.Namespace) -> int:
-    """Explain why a job is in its current state."""
-    session = Session.load(session_path(options.session))
-    job = session.jobs.get(options.job)
-    if job is None:
-        raise BadInput(f"{options.job}: no such job; {session.id} has: {', '.join(session.jobs)}")
-    for sentence in sentences(session, job):
+def explain(
+    name: options.Session,
+    job: Annotated[str, options.argument("JOB", "Which one.", options.job_names)],
+) -> int:
+    """Explain why a job is in its current state.
+
+    \b
+    Example:
+      autoexp explain demo-1a2b demo-cd1000
+    """
+    from autoexp.reports.explain import explain as sentences
+    from autoexp.reports.terminal import say
+    from autoexp.session.find import session_path
+    from autoexp.session.session import Session
+
+    session = Session.load(session_path(name))
+    record = session.jobs.get(job)
+    if record is None:
+        raise BadInput(f"{job}: no such job; {session.id} has: {', '.join(session.jobs)}")
+    for sentence in sentences(session, record):
         say(sentence)
     return 0

@@ -1,62 +1,79 @@
 """`autoexp run` and `resume`: the session flow in this process, with a view of it."""
 
-import argparse
 import asyncio
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
+import typer
 
-from autoexp import sinks
+from autoexp.cli import options, submit
 from autoexp.cli import plan as planning
 from autoexp.errors import AutoexpError
-from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
-from autoexp.flows.concurrency.interrupts import exit_after, run_in_thread, stopping_on_signals
-from autoexp.flows.concurrency.outbox import is_prefect_error
-from autoexp.flows.deployment.server import (
-    Server,
-    embedded_server,
-    problem,
-    refuse_strangers,
-    warning_when_open,
-)
-from autoexp.operations import adopt
-from autoexp.reports.curves import gains, without_seen_start
-from autoexp.reports.live import LiveView
-from autoexp.reports.status import status_of
-from autoexp.reports.tables import gains_lines, status_view
-from autoexp.reports.terminal import console, say
-from autoexp.session.create import create, id_for, plan_of
-from autoexp.session.find import refuse_if_held, session_path
-from autoexp.session.session import Session
-from autoexp.states import Verdict
-from autoexp.storage import atomic, lease
 from autoexp.storage.places import sessions_root
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-def run(options: argparse.Namespace) -> int:
-    """Create a session and watch it to its end."""
-    if options.dry_run:
-        return planning.dry_run(options)
-    if options.no_monitor:
-        from autoexp.cli.submit import submit
+    from autoexp.flows.deployment.server import Server
+    from autoexp.session.session import Session
 
-        return submit(options)
+
+def run(
+    experiment: options.Experiment = None,
+    points: options.Subset = None,
+    origin: options.Origin = None,
+    session: Annotated[
+        str | None,
+        options.option("--session", metavar="ID", text="The new session's id; made up by default."),
+    ] = None,
+    no_monitor: Annotated[
+        bool, typer.Option("--no-monitor", help="Only register it, as `submit` does.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show the plan and write its batch scripts, no more."),
+    ] = False,
+    yes: options.Yes = False,
+) -> int:
+    """Start a session: submit the training and watch it.
+
+    \b
+    Examples:
+      autoexp run demo
+      autoexp run demo slurm=lumi slurm.nodes=4 backend.args.lr=1e-3
+      autoexp run --from demo-1a2b:demo@1200
+    """
+    from autoexp.reports.terminal import say
+    from autoexp.session.create import create, id_for, plan_of
     from autoexp.session.provenance import provenance
 
-    composed, root = planning.wanted(options), sessions_root()
-    session = options.session or id_for(composed)
-    plan = plan_of(composed, session)
-    if not planning.agree(composed, plan, yes=options.yes):
+    composed = planning.wanted(experiment or [], points, origin)
+    if dry_run:
+        return planning.dry_run(composed, session)
+    name = session or id_for(composed)
+    if no_monitor:
+        return submit.register(composed, name, yes=yes)
+    plan = plan_of(composed, name)
+    if not planning.agree(composed, plan, yes=yes):
         say("nothing was submitted")
         return 2
-    return watch(create(composed, plan, root, session_id=session, provenance=provenance()))
+    return watch(create(composed, plan, sessions_root(), session_id=name, provenance=provenance()))
 
 
-def resume(options: argparse.Namespace) -> int:
-    """Take a session up again."""
-    path = session_path(options.session)
+def resume(name: options.AnySession = None) -> int:
+    """Take a session up again where it stands.
+
+    \b
+    Example:
+      autoexp resume demo-1a2b
+    """
+    from autoexp.operations import adopt
+    from autoexp.session.find import refuse_if_held, session_path
+    from autoexp.session.session import Session
+
+    path = session_path(name)
     session = Session.load(path)
     refuse_if_held(session)
     adopt.retake(session)  # here too, before a server is started
@@ -75,6 +92,11 @@ _FIRST_ANSWER_S = 60.0
 
 def watch(path: Path) -> int:
     """Watch a session to its end; returns the exit code of docs/commands.md."""
+    from autoexp.flows.concurrency.interrupts import exit_after
+    from autoexp.flows.concurrency.outbox import is_prefect_error
+    from autoexp.reports.terminal import console
+    from autoexp.session.session import Session
+
     _must_be_writable(path)
     out = console()
     out.print(f"session {path.name} in {path}", soft_wrap=True)
@@ -108,6 +130,8 @@ def watch(path: Path) -> int:
 
 def _must_be_writable(path: Path) -> None:
     """Before anything is begun: a disk may be full, or read-only."""
+    from autoexp.storage import atomic
+
     try:
         atomic.probe(path, atomic.ROOM + (path / "session.json").stat().st_size)
     except OSError as error:
@@ -119,11 +143,15 @@ def _must_be_writable(path: Path) -> None:
 
 def _must_be_there(path: Path) -> None:
     """After the watching: whoever removes or moves a session ends it so."""
+    from autoexp.storage import lease
+
     if not (path / "session.json").exists():
         raise AutoexpError(lease.gone(path))
 
 
 def _must_be_ours(path: Path, url: str) -> None:
+    from autoexp.flows.deployment.server import refuse_strangers
+
     try:
         refuse_strangers(url)
     except AutoexpError as error:
@@ -131,6 +159,8 @@ def _must_be_ours(path: Path, url: str) -> None:
 
 
 def _must_answer(path: Path, url: str) -> None:
+    from autoexp.flows.deployment.server import problem
+
     wrong = problem(url, _auth_string())
     if wrong is None:
         return
@@ -173,11 +203,13 @@ async def _must_take_requests(path: Path, url: str) -> None:
 
 def _left_running(path: Path) -> str:
     """What is said of jobs where a monitor ends early."""
+    from autoexp.session.session import Session
+
     count = len(_alive(Session.load(path)))
     return f"; {_counted(count)} running" if count else ""
 
 
-def _alive(session: Session) -> list[str]:
+def _alive(session: "Session") -> list[str]:
     return [name for name, job in session.jobs.items() if job.open_attempts]
 
 
@@ -197,11 +229,18 @@ def _auth_string() -> str | None:
     return PREFECT_API_AUTH_STRING.value() or None
 
 
-def _run_flow(path: Path, out: Console) -> bool:
+def _run_flow(path: Path, out: "Console") -> bool:
     """Run the session flow; without a Prefect server of the user's own, with an embedded one.
 
     Returns whether Prefect was told how it ended.
     """
+    from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
+    from autoexp.flows.concurrency.interrupts import run_in_thread, stopping_on_signals
+    from autoexp.flows.deployment.server import embedded_server, warning_when_open
+    from autoexp.reports.live import LiveView
+    from autoexp.reports.terminal import say
+    from autoexp.storage import atomic
+
     foreground = Foreground()
     with stopping_on_signals(foreground):
         atomic.append(path / "prefect-server.log", b"")  # made as all of a session is
@@ -238,14 +277,16 @@ def _run_flow(path: Path, out: Console) -> bool:
             return run_in_thread(foreground, lambda: asyncio.run(watched()))
 
 
-def _say_where_it_is(server: Server, out: Console) -> None:
+def _say_where_it_is(server: "Server", out: "Console") -> None:
     """The UI's address, which opens it for whoever sits at the terminal; a log gets no secret."""
     opens = f"/#{server.auth_string}" if out.is_terminal else f"  (its login: {server.login})"
     line = f"Prefect UI while it runs: {server.url}{opens}"
     out.print(line, soft_wrap=True)
 
 
-def _print_outcome(session: Session, out: Console) -> int:
+def _print_outcome(session: "Session", out: "Console") -> int:
+    from autoexp.states import Verdict
+
     if not session.is_over:
         _say_how_to_go_on(session, out)
         return INTERRUPTED
@@ -253,7 +294,7 @@ def _print_outcome(session: Session, out: Console) -> int:
     return 1 if any(job.verdict is Verdict.FAILED for job in session.jobs.values()) else 0
 
 
-def _draw(session: Session) -> None:
+def _draw(session: "Session") -> None:
     from autoexp.reports import plot
 
     plot.draw(plot.Subject.of(session))
@@ -261,6 +302,8 @@ def _draw(session: Session) -> None:
 
 def _quieten() -> None:
     """Keep Prefect's log off the terminal below warnings; the view shows what happens."""
+    from autoexp import sinks
+
     for name in ("", "prefect", "prefect._internal"):
         for handler in logging.getLogger(name).handlers:
             handler.setLevel(logging.WARNING)
@@ -280,7 +323,10 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not told and "EventsWorker" not in record.name
 
 
-def _say_how_to_go_on(session: Session, out: Console) -> None:
+def _say_how_to_go_on(session: "Session", out: "Console") -> None:
+    from autoexp.reports.status import status_of
+    from autoexp.reports.tables import status_view
+
     alive = _alive(session)
     status = status_of(session)
     if status.monitor is not None and status.monitor.pid == os.getpid():
@@ -294,7 +340,12 @@ def _say_how_to_go_on(session: Session, out: Console) -> None:
     )
 
 
-def _print_end(session: Session, out: Console) -> None:
+def _print_end(session: "Session", out: "Console") -> None:
+    from autoexp.reports.curves import gains, without_seen_start
+    from autoexp.reports.status import status_of
+    from autoexp.reports.tables import gains_lines, status_view
+    from autoexp.states import Verdict
+
     out.print(status_view(status_of(session)))
     out.print()
     for line in gains_lines(gains(session), without_seen_start(session)):

@@ -1,56 +1,70 @@
 """The commands that change sessions from outside: cancel, list, show, remove."""
 
-import argparse
 import getpass
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from autoexp.cli import options
 from autoexp.errors import AutoexpError, BadInput
-from autoexp.operations.cancel import cancel_directly
-from autoexp.reports.status import state_of, status_of
-from autoexp.reports.tables import status_view
-from autoexp.reports.terminal import console, say, say_json
-from autoexp.rules.describe import describe
-from autoexp.rules.events import CancelAnswered
-from autoexp.session import find, remove
-from autoexp.session.create import claim_of
-from autoexp.session.find import live_holder, refuse_if_held, session_path
-from autoexp.session.inbox import CancelRequest, enqueue, waiting_jobs
-from autoexp.session.journal import Position
-from autoexp.session.meta import output_root
-from autoexp.session.session import Session
-from autoexp.storage import claims
 from autoexp.storage.places import sessions_root
+
+if TYPE_CHECKING:
+    from autoexp.session.find import Found
+    from autoexp.session.journal import Position
+    from autoexp.session.session import Session
 
 _PATIENCE_S = 90.0
 
 
-def cancel(options: argparse.Namespace) -> int:
-    """Cancel jobs: through the monitor when one is alive, else directly."""
-    path = session_path(options.session)
+def cancel(
+    name: options.Session,
+    jobs: Annotated[
+        list[str] | None,
+        options.argument("JOB", "All of the session's by default.", options.job_names),
+    ] = None,
+) -> int:
+    """Cancel jobs, pending or running.
+
+    The monitor is asked for it when one is alive; else it is done directly.
+
+    \b
+    Examples:
+      autoexp cancel demo-1a2b
+      autoexp cancel demo-1a2b demo-cd1000
+    """
+    from autoexp.reports.terminal import say
+    from autoexp.session.find import live_holder, session_path
+    from autoexp.session.inbox import CancelRequest, enqueue, waiting_jobs
+    from autoexp.session.session import Session
+
+    path = session_path(name)
     session = Session.load(path)
     begun = session.journal.position
     known = [*session.jobs, *waiting_jobs(path)]
-    unknown = [name for name in options.jobs if name not in known]
+    unknown = [job for job in jobs or [] if job not in known]
     if unknown:
         raise BadInput(f"{', '.join(unknown)}: no such job; {session.id} has: {', '.join(known)}")
     by = f"autoexp cancel by {getpass.getuser()}"
     had_ended = {name for name, job in session.jobs.items() if job.is_over}
-    names = options.jobs or [name for name in known if name not in had_ended]
+    names = jobs or [job for job in known if job not in had_ended]
     holder = live_holder(session)
     if holder is not None:
-        enqueue(path, CancelRequest(jobs=tuple(options.jobs), by=by))
+        enqueue(path, CancelRequest(jobs=tuple(jobs or []), by=by))
         say(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
         over = _wait_until_over(session, names)
     else:
-        over = _cancel_unwatched(path, tuple(options.jobs), by)
+        over = _cancel_unwatched(path, tuple(jobs or []), by)
     _report_cancelled(path, names, begun)
     return 0 if over else 1
 
 
-def _wait_until_over(session: Session, names: list[str]) -> bool:
+def _wait_until_over(session: "Session", names: list[str]) -> bool:
+    from autoexp.session.session import Session
+
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         session = Session.load(session.path, session.journal)
@@ -61,14 +75,22 @@ def _wait_until_over(session: Session, names: list[str]) -> bool:
 
 
 def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
+    from autoexp.operations.cancel import cancel_directly
+    from autoexp.reports.terminal import say
+
     outcome = cancel_directly(path, jobs, by)
     if outcome.problem is not None:
         say(f"not ended yet: {outcome.problem}; run the command again later", error=True)
     return outcome.problem is None
 
 
-def _report_cancelled(path: Path, names: list[str], begun: Position) -> None:
+def _report_cancelled(path: Path, names: list[str], begun: "Position") -> None:
     """What became of each job; of the scheduler's answers those since `begun`."""
+    from autoexp.reports.terminal import say
+    from autoexp.rules.describe import describe
+    from autoexp.rules.events import CancelAnswered
+    from autoexp.session.session import Session
+
     session = Session.load(path)
     for entry in session.journal.since(begun)[0]:
         if isinstance(entry.event, CancelAnswered) and entry.event.job in names:
@@ -81,20 +103,30 @@ def _report_cancelled(path: Path, names: list[str], begun: Position) -> None:
         say(f"{name}: {job.reason if job.is_over else f'{job.state}, not ended yet'}")
 
 
-def sessions_list(options: argparse.Namespace) -> int:
-    """List what lies below the root; what cannot be read is one line with its reason."""
+def sessions_list(as_json: options.AsJson = False) -> int:
+    """List all sessions, the newest last.
+
+    What cannot be read is one line with its reason.
+
+    \b
+    Example:
+      autoexp sessions list --json
+    """
+    from autoexp.reports.terminal import say, say_json
+    from autoexp.session import find
+
     rows, problems = [], []
     for found in find.below(sessions_root()):
         row, problem = _row(found)
         rows.append(row)
         problems.append(problem)
-    if options.json:
+    if as_json:
         say_json(rows)
         for problem in filter(None, problems):
             say(f"autoexp: {problem}", error=True)
     elif not rows:
         say(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
-    for row, problem in [] if options.json else zip(rows, problems, strict=True):
+    for row, problem in [] if as_json else zip(rows, problems, strict=True):
         said = problem or f"{row['jobs']} jobs"
         say(f"{row['session']:<28} {row['created'][:16]:<16}  {row['state']:<10} {said}")
     return (
@@ -110,8 +142,12 @@ def _is_own(row: dict[str, Any]) -> bool:
     return path.lstat().st_uid == os.geteuid()
 
 
-def _row(found: find.Found) -> tuple[dict[str, Any], str | None]:
+def _row(found: "Found") -> tuple[dict[str, Any], str | None]:
     """What is said of a session, and why it cannot be read."""
+    from autoexp.reports.status import state_of
+    from autoexp.session.find import live_holder
+    from autoexp.session.session import Session
+
     if found.problem is not None:
         return _unknown(found, "unreadable"), found.problem
     try:
@@ -127,13 +163,24 @@ def _row(found: find.Found) -> tuple[dict[str, Any], str | None]:
     }, None
 
 
-def _unknown(found: find.Found, state: str) -> dict[str, Any]:
+def _unknown(found: "Found", state: str) -> dict[str, Any]:
     return {"session": found.path.name, "created": "?", "state": state, "jobs": 0}
 
 
-def sessions_show(options: argparse.Namespace) -> int:
-    """Show a session's jobs, experiment and files."""
-    session = Session.load(session_path(options.session))
+def sessions_show(name: options.AnySession = None) -> int:
+    """Show what a session is about and where its files are.
+
+    \b
+    Example:
+      autoexp sessions show demo-1a2b
+    """
+    from autoexp.reports.status import status_of
+    from autoexp.reports.tables import status_view
+    from autoexp.reports.terminal import console
+    from autoexp.session.find import session_path
+    from autoexp.session.session import Session
+
+    session = Session.load(session_path(name))
     out = console()
     out.print(status_view(status_of(session)))
     out.print(f"\nmade from  {session.meta.config} {' '.join(session.meta.overrides)}")
@@ -143,15 +190,33 @@ def sessions_show(options: argparse.Namespace) -> int:
     return 0
 
 
-def sessions_remove(options: argparse.Namespace) -> int:
-    """Delete a session, unless jobs of it are alive."""
-    path = session_path(options.session)
+def sessions_remove(
+    name: options.Session,
+    cancel_first: Annotated[bool, typer.Option("--cancel", help="Cancel its jobs first.")] = False,
+) -> int:
+    """Delete a session's directory, output included.
+
+    It is refused while jobs of the session are alive.
+
+    \b
+    Example:
+      autoexp sessions remove demo-1a2b --cancel
+    """
+    from autoexp.reports.terminal import say
+    from autoexp.session import find, remove
+    from autoexp.session.create import claim_of
+    from autoexp.session.find import refuse_if_held, session_path
+    from autoexp.session.meta import output_root
+    from autoexp.session.session import Session
+    from autoexp.storage import claims
+
+    path = session_path(name)
     session = Session.load(path)
     refuse_if_held(session)
     if path.is_symlink():
         raise BadInput(f"{path}: a link to {path.resolve()}; remove that, and then the link")
     alive = [name for name, job in session.jobs.items() if job.open_attempts]
-    if alive and not options.cancel:
+    if alive and not cancel_first:
         raise BadInput(
             f"{session.id}: {', '.join(alive)} may be alive; `autoexp sessions remove "
             f"{session.id} --cancel` cancels first"
@@ -169,8 +234,10 @@ def sessions_remove(options: argparse.Namespace) -> int:
     return 0
 
 
-def _outside(session: Session) -> list[Path]:
+def _outside(session: "Session") -> list[Path]:
     """Where jobs of a session wrote outside of it: its outputs, and folders of adopted jobs."""
+    from autoexp.session.meta import output_root
+
     places = [session.path, output_root(session.experiment, session.path)]
     for job in session.jobs.values():
         for place in (Path(job.spec.output_dir), Path(job.spec.save_dir)):
@@ -181,6 +248,9 @@ def _outside(session: Session) -> list[Path]:
 
 def _say_kept(place: Path) -> None:
     """Say what of a directory stays; nothing of one that is not there."""
+    from autoexp.reports.terminal import say
+    from autoexp.storage import claims
+
     try:
         if not place.is_dir():
             return

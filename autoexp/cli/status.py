@@ -1,36 +1,54 @@
 """`autoexp status`, `events` and `tail`: they read sessions, without Prefect."""
 
-import argparse
 import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
-from rich.live import Live
+import typer
 
+from autoexp.cli import options
 from autoexp.errors import BadInput
-from autoexp.reports.status import status_of
-from autoexp.reports.tables import status_view
-from autoexp.reports.terminal import console, say, say_json, say_log
-from autoexp.rules.describe import describe
-from autoexp.session.find import session_path
-from autoexp.session.journal import Entry, Journal
-from autoexp.session.session import Session
 from autoexp.storage import atomic
+
+if TYPE_CHECKING:
+    from autoexp.session.journal import Entry
 
 _BLOCK = 65536
 _MOST = 8 << 20  # bytes in which the last lines are looked for
 
 
-def status(options: argparse.Namespace) -> int:
-    """Show a session."""
-    path = session_path(options.session)
+def status(
+    name: options.AnySession = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For tools: the contract in docs/commands.md.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep showing it until it is over.")
+    ] = False,
+) -> int:
+    """Show a session's jobs, iterations and losses.
+
+    \b
+    Examples:
+      autoexp status
+      autoexp status demo-1a2b --watch
+    """
+    from autoexp.reports.status import status_of
+    from autoexp.reports.tables import status_view
+    from autoexp.reports.terminal import console, say_json
+    from autoexp.session.find import session_path
+    from autoexp.session.session import Session
+
+    if as_json and watch:
+        raise BadInput("--json or --watch: one of them")
+    path = session_path(name)
     session = Session.load(path)
-    if options.json:
+    if as_json:
         say_json(status_of(session).model_dump(mode="json"))
-    elif options.watch:
+    elif watch:
         _watch(path)
     else:
         console().print(status_view(status_of(session)))
@@ -38,6 +56,13 @@ def status(options: argparse.Namespace) -> int:
 
 
 def _watch(path: Path) -> None:
+    from rich.live import Live
+
+    from autoexp.reports.status import status_of
+    from autoexp.reports.tables import status_view
+    from autoexp.reports.terminal import console
+    from autoexp.session.session import Session
+
     session = Session.load(path)
     with Live(status_view(status_of(session)), console=console(), auto_refresh=False) as live:
         pause = 1.0
@@ -50,11 +75,23 @@ def _watch(path: Path) -> None:
             pause = max(1.0, 20 * (time.monotonic() - began))
 
 
-def events_(options: argparse.Namespace) -> int:
-    """Print the journal."""
-    path = session_path(options.session)
-    for entry in _entries(path, follow=options.follow):
-        if options.json:
+def events(
+    name: options.AnySession = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    follow: options.Follow = False,
+) -> int:
+    """Print what happened, in order.
+
+    \b
+    Example:
+      autoexp events demo-1a2b --follow
+    """
+    from autoexp.reports.terminal import say
+    from autoexp.rules.describe import describe
+    from autoexp.session.find import session_path
+
+    for entry in _entries(session_path(name), follow=follow):
+        if as_json:
             content = {"time": entry.time.isoformat(), "key": entry.event.key}
             say(json.dumps({**content, **entry.event.model_dump(mode="json")}))
         else:
@@ -63,7 +100,10 @@ def events_(options: argparse.Namespace) -> int:
     return 0
 
 
-def _entries(path: Path, *, follow: bool) -> Iterator[Entry]:
+def _entries(path: Path, *, follow: bool) -> "Iterator[Entry]":
+    from autoexp.session.journal import Journal
+    from autoexp.session.session import Session
+
     journal, seen = (Journal(path / "events.jsonl") for _ in range(2))
     while True:
         began = time.monotonic()
@@ -75,31 +115,51 @@ def _entries(path: Path, *, follow: bool) -> Iterator[Entry]:
         time.sleep(max(1.0, 20 * (time.monotonic() - began)))
 
 
-def tail(options: argparse.Namespace) -> int:
-    """Print the end of a job's log, and follow it across attempts."""
-    path = session_path(options.session)
+def tail(
+    name: options.AnySession = None,
+    job: Annotated[
+        str | None, options.argument("JOB", "The training by default.", options.job_names)
+    ] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many.")] = 20,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep printing, across attempts.")
+    ] = False,
+) -> int:
+    """Print the last lines of a job's log.
+
+    \b
+    Examples:
+      autoexp tail
+      autoexp tail demo-1a2b demo-cd1000 -n 100 -f
+    """
+    from autoexp.session.find import session_path
+    from autoexp.session.session import Session
+
+    path = session_path(name)
     session = Session.load(path)
-    name = options.job or next(iter(session.jobs))
-    if name not in session.jobs:
-        raise BadInput(f"{name}: no such job; {session.id} has: {', '.join(session.jobs)}")
-    attempt = session.jobs[name].attempt
+    job = job or next(iter(session.jobs))
+    if job not in session.jobs:
+        raise BadInput(f"{job}: no such job; {session.id} has: {', '.join(session.jobs)}")
+    attempt = session.jobs[job].attempt
     if attempt is None:
-        raise BadInput(f"{name}: has not been submitted yet, so there is no log")
-    log, start = Path(attempt.log), _last_lines(Path(attempt.log), options.lines)
+        raise BadInput(f"{job}: has not been submitted yet, so there is no log")
+    log, start = Path(attempt.log), _last_lines(Path(attempt.log), lines)
     _print_name(log)
     while True:
         # Before the log: what it said last is still printed.
-        job = Session.load(path, session.journal).jobs[name]
+        record = Session.load(path, session.journal).jobs[job]
         start = _print_from(log, start)
-        if not options.follow or job.is_over:
+        if not follow or record.is_over:
             return 0
-        if job.attempt is not None and job.attempt.log != str(log):
-            log, start = Path(job.attempt.log), 0
+        if record.attempt is not None and record.attempt.log != str(log):
+            log, start = Path(record.attempt.log), 0
             _print_name(log)
         time.sleep(0.5)
 
 
 def _print_name(log: Path) -> None:
+    from autoexp.reports.terminal import say
+
     say(f"==> {log} <==", error=True)
 
 
@@ -125,6 +185,8 @@ def _last_lines(log: Path, lines: int) -> int:
 
 def _print_from(log: Path, position: int) -> int:
     """Print what the log says now, from a position on; returns where that ends."""
+    from autoexp.reports.terminal import say_log
+
     if not log.exists():
         return position
     with atomic.open_to_read(log) as file:

@@ -1,36 +1,24 @@
 """Bringing jobs into a session from another process: submit, adopt, and the queue of actions."""
 
-import argparse
 import getpass
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+from autoexp.cli import options
 from autoexp.cli import plan as planning
-from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
-from autoexp.flows.engine.compose import compose_words
-from autoexp.jobs.record import Attempt
-from autoexp.jobs.spec import JobSpec
-from autoexp.model import now
 from autoexp.names import LONGEST_KEY
-from autoexp.operations import adopt as adoption
-from autoexp.operations.adopt import HandStarted, is_session
-from autoexp.operations.launch import refuse_other_scheduler
-from autoexp.planning.plan import NO_JOBS, Plan, make_plan
-from autoexp.planning.rule_checks import validate_rules
-from autoexp.planning.study import plan_study
-from autoexp.reports.terminal import say
-from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.slurm_commands import SlurmCommandFailed, at, run
-from autoexp.session.create import create, id_for, plan_of
-from autoexp.session.find import live_holder, session_path
-from autoexp.session.inbox import SubmitRequest, enqueue
-from autoexp.session.meta import output_root
-from autoexp.session.provenance import provenance
-from autoexp.session.session import Session
-from autoexp.storage import permissions
 from autoexp.storage.places import sessions_root
+
+if TYPE_CHECKING:
+    from autoexp.config.compose import Composed
+    from autoexp.jobs.record import Attempt
+    from autoexp.operations.adopt import HandStarted
+    from autoexp.planning.plan import Plan
+    from autoexp.resources.machines import SlurmCluster
+    from autoexp.session.session import Session
 
 _JOB_ID = re.compile(r"[1-9][0-9]*(_(0|[1-9][0-9]*))?")
 # Each of these ends its line, so that names may hold spaces.
@@ -42,10 +30,38 @@ _DESCRIBED = {
 }
 
 
-def submit(options: argparse.Namespace) -> int:
+def submit(
+    session: Annotated[
+        str,
+        options.option(
+            "--session", metavar="ID", text="Which session.", completion=options.session_ids
+        ),
+    ],
+    experiment: options.Experiment = None,
+    points: options.Subset = None,
+    yes: options.Yes = False,
+) -> int:
+    """Register a job in a session, and return at once.
+
+    The session is made if there is none of that id.
+
+    \b
+    Example:
+      autoexp submit demo project.name=other --session demo-1a2b
+    """
+    return register(planning.wanted(experiment or [], points), session, yes=yes)
+
+
+def register(composed: "Composed", name: str, *, yes: bool) -> int:
     """Add an experiment's jobs to a session, which is made if there is none of that id."""
-    composed = planning.wanted(options)
-    name = options.session or id_for(composed)
+    from autoexp.operations.launch import refuse_other_scheduler
+    from autoexp.planning.study import plan_study
+    from autoexp.reports.terminal import say
+    from autoexp.session.create import create, plan_of
+    from autoexp.session.meta import output_root
+    from autoexp.session.provenance import provenance
+    from autoexp.session.session import Session
+
     path = sessions_root() / name
     session = Session.load(path) if (path / "session.json").exists() else None
     if session is None:
@@ -55,7 +71,7 @@ def submit(options: argparse.Namespace) -> int:
         plan = plan_study(composed, output_root(session.experiment, path))
         for spec in plan.jobs:
             session.refuse_clash(spec)  # at once, instead of by the monitor later
-    if not planning.agree(composed, plan, yes=options.yes):
+    if not planning.agree(composed, plan, yes=yes):
         say("nothing was submitted")
         return 2
     if session is not None:
@@ -65,55 +81,90 @@ def submit(options: argparse.Namespace) -> int:
     return 0
 
 
-def adopt(options: argparse.Namespace) -> int:
-    """Take a job that was started by hand into a session, with checkpoints, cooldowns and all.
+def adopt(
+    name: options.Session,
+    job_id: Annotated[str, options.option("--job-id", metavar="ID", text="Its SLURM job id.")],
+    backend: Annotated[
+        str, options.option("--backend", metavar="NAME", text="Which trainer it runs.")
+    ],
+    save_dir: Annotated[
+        str, options.option("--save-dir", metavar="DIR", text="Where its checkpoints land.")
+    ],
+    experiment: options.Experiment = None,
+    log: Annotated[
+        str | None,
+        options.option("--log", metavar="FILE", text="Its log; SLURM's StdOut by default."),
+    ] = None,
+) -> int:
+    """Take a job that was started by hand into a session.
 
-    The session is made if there is none of that id.
+    Its checkpoints, cooldowns and all come along. The session is made if there is none of that id.
+
+    \b
+    Example:
+      autoexp adopt mine slurm=lumi --job-id 12345 --backend megatron \\
+        --save-dir /scratch/run/checkpoints
     """
-    composed = compose_words([*options.experiment, f"backend={options.backend}"])
-    experiment = composed.experiment
+    from autoexp.flows.engine.compose import compose_words
+    from autoexp.operations import adopt as adoption
+    from autoexp.operations.launch import refuse_other_scheduler
+    from autoexp.planning.plan import make_plan
+    from autoexp.planning.rule_checks import validate_rules
+    from autoexp.resources.machines import SlurmCluster
+    from autoexp.session.find import session_path
+    from autoexp.session.meta import output_root
+    from autoexp.session.session import Session
+
+    composed = compose_words([*(experiment or []), f"backend={backend}"])
+    wanted = composed.experiment
     if composed.points:
         raise BadInput("adopt takes one job, and this is a sweep")
-    if not isinstance(experiment.slurm, SlurmCluster):
+    if not isinstance(wanted.slurm, SlurmCluster):
         raise BadInput("adopt takes SLURM jobs: add slurm=NAME of your cluster")
-    validate_rules(experiment)
-    described = _described_by_slurm(options.job_id, experiment.slurm)
-    _refuse_unfit(options.job_id, described)
-    save_dir, path = Path(options.save_dir).absolute(), session_path(options.session)
-    cluster = _cluster_name(experiment.slurm)
-    job = HandStarted(cluster, options.job_id, described["JobName"], save_dir)
+    validate_rules(wanted)
+    described = _described_by_slurm(job_id, wanted.slurm)
+    _refuse_unfit(job_id, described)
+    checkpoints, path = Path(save_dir).absolute(), session_path(name)
+    cluster = _cluster_name(wanted.slurm)
+    job = adoption.HandStarted(cluster, job_id, described["JobName"], checkpoints)
     with adoption.exclusively():
         session = Session.load(path) if (path / "session.json").exists() else None
-        owner = experiment if session is None else session.experiment
-        plan = make_plan(experiment, output_root(owner, path), save_dir)
+        owner = wanted if session is None else session.experiment
+        plan = make_plan(wanted, output_root(owner, path), checkpoints)
         if session is not None:
-            refuse_other_scheduler(session.id, owner, experiment)
+            refuse_other_scheduler(session.id, owner, wanted)
             for spec in plan.jobs:
                 session.refuse_clash(spec)  # at once, instead of by the monitor later
         adoption.refuse_taken(job, path, plan.trunk.name)
         if session is None:
             session = _session_for(composed, path)
         adoption.claim(job, session)
-        attempt = _attempt(session, plan, described, options)
+        attempt = _attempt(session, plan, job, log or described["StdOut"])
         return _put(session, plan, attempt, f"autoexp adopt by {getpass.getuser()}")
 
 
-def _session_for(composed: Composed, path: Path) -> Session:
+def _session_for(composed: "Composed", path: Path) -> "Session":
     """A new session without jobs of its own: the adopted one is asked for as of any other."""
+    from autoexp.planning.plan import NO_JOBS
+    from autoexp.session.create import create
+    from autoexp.session.provenance import provenance
+    from autoexp.session.session import Session
+
     create(composed, NO_JOBS, path.parent, session_id=path.name, provenance=provenance())
     return Session.load(path)
 
 
-def _attempt(
-    session: Session, plan: Plan, described: dict[str, str], options: argparse.Namespace
-) -> Attempt:
+def _attempt(session: "Session", plan: "Plan", job: "HandStarted", log: str) -> "Attempt":
     """The job that runs already, as the first attempt of the one that is planned."""
+    from autoexp.jobs.record import Attempt
+    from autoexp.model import now
+
     return Attempt(
         number=1,
         key=session.meta.key(plan.trunk.name, 1),
-        name=described["JobName"],
-        log=options.log or described["StdOut"],
-        job_id=options.job_id,
+        name=job.name,
+        log=log,
+        job_id=job.job_id,
         state="PENDING",
         intended_at=now(),
         submitted_at=now(),
@@ -122,8 +173,10 @@ def _attempt(
     )
 
 
-def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:
+def _described_by_slurm(job_id: str, cluster: "SlurmCluster") -> dict[str, str]:
     """What `scontrol show job` says; raises BadInput when SLURM does not know the job."""
+    from autoexp.schedulers.slurm_commands import SlurmCommandFailed, at, run
+
     if not _JOB_ID.fullmatch(job_id):
         raise BadInput(f"{job_id}: no SLURM job id, such as 123, or 123_4 for a task of an array")
     try:
@@ -142,6 +195,8 @@ def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:
 
 def _refuse_unfit(job_id: str, described: dict[str, str]) -> None:
     """Raise BadInput for a job that nobody could watch as one's own, or that a session watches."""
+    from autoexp.storage import permissions
+
     name, user = described["JobName"], int(described.get("UserId", os.geteuid()))
     if len(name) > LONGEST_KEY:
         raise BadInput(
@@ -159,6 +214,8 @@ def _refuse_unfit(job_id: str, described: dict[str, str]) -> None:
 
 def _session_of(command: str) -> Path | None:
     """The session in whose attempts a batch script lies; its path may be followed by arguments."""
+    from autoexp.operations.adopt import is_session
+
     for found in re.finditer("/attempts/", command):
         session = Path(command[: found.start()])
         if is_session(session):
@@ -166,8 +223,10 @@ def _session_of(command: str) -> Path | None:
     return None
 
 
-def _cluster_name(cluster: SlurmCluster) -> str:
+def _cluster_name(cluster: "SlurmCluster") -> str:
     """The cluster's own name: one that is asked by name may be asked without it, too."""
+    from autoexp.schedulers.slurm_commands import SlurmCommandFailed, run
+
     if cluster.at is not None:
         return cluster.at.lower()
     try:
@@ -178,10 +237,13 @@ def _cluster_name(cluster: SlurmCluster) -> str:
     return found[1].lower() if found else ""
 
 
-def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:
-    jobs: tuple[JobSpec, ...] = plan.jobs
-    enqueue(session.path, SubmitRequest(jobs=jobs, attempt=attempt, by=by))
-    names = ", ".join(spec.name for spec in jobs)
+def _put(session: "Session", plan: "Plan", attempt: "Attempt | None", by: str) -> int:
+    from autoexp.reports.terminal import say
+    from autoexp.session.find import live_holder
+    from autoexp.session.inbox import SubmitRequest, enqueue
+
+    enqueue(session.path, SubmitRequest(jobs=plan.jobs, attempt=attempt, by=by))
+    names = ", ".join(spec.name for spec in plan.jobs)
     holder = live_holder(session)
     if holder is not None:
         say(f"{session.id}: asked the monitor (pid {holder.pid} on {holder.host}) for {names}")
