@@ -14,7 +14,7 @@ class LocalMachine(Block):
         Where an experiment names the block, `slurm: {block: workstation}`, its jobs run there. In
         code:
         ```python
-        from blocks import LocalMachine
+        from autoexp.blocks import LocalMachine
 
         machine = LocalMachine.load("BLOCK_NAME")
         machine.settings.max_jobs

@@ -13,7 +13,7 @@ class SlurmCluster(Block):
     Example:
         Where an experiment names the block, `slurm: {block: lumi}`, its jobs run there. In code:
         ```python
-        from blocks import SlurmCluster
+        from autoexp.blocks import SlurmCluster
 
         cluster = SlurmCluster.load("BLOCK_NAME")
         cluster.settings.partition

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -41,7 +40,6 @@ from autoexp.states import Verdict
 from autoexp.storage import permissions
 from autoexp.storage.lease import Lease
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
 _LATE_S = 10.0
 # What a run says is shown on terminals and in Prefect; the filter sits before any handler.
 for _log in ("prefect.flow_runs", "prefect.task_runs"):
@@ -63,8 +61,7 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     Under a worker a cancelled flow is killed before it can do so by itself. A crash or a worker's
     shutdown does not come here: they cancel nothing.
     """
-    # Hooks run in a directory of their own, and deployments in the checkout.
-    root = sessions_root() if "AUTOEXP_SESSIONS" in os.environ else _CHECKOUT / "sessions"
+    root = sessions_root()  # a worker runs hooks where it has run the flow
     named = flow_run.parameters.get("session")
     path = session_of(str(flow_run.id), root)
     if path is None and named and find.is_of(root / named, str(flow_run.id)):
