@@ -1,4 +1,4 @@
-"""How long to wait before something that failed is tried again: longer each time, up to a bound."""
+"""Back-off: the wait before a retry, longer after each failure, up to a bound."""
 
 import random
 

@@ -12,7 +12,7 @@ from autoexp.scalars import restored
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that Hydra's reader would take for a number, such as `12345e6`."""
+    """Quotes a text that Hydra would read as a number, such as `12345e6`."""
 
 
 _Dumper.add_implicit_resolver(
@@ -33,7 +33,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def escaped(value: Any) -> Any:
-    """Text that looks like an interpolation stays text when it is composed again."""
+    """Escape text that looks like an interpolation, so that it stays text when composed again."""
     if isinstance(value, dict):
         return {key: escaped(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -42,13 +42,13 @@ def escaped(value: Any) -> Any:
 
 
 def set_value(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; raises BadInput where a part of it holds a value already."""
+    """Set a dotted key; raises BadInput where a part of it has a value already."""
     *path, last = key.split(".")
     node: Any = values
     for part in path:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise BadInput(f"{key}: {part} holds a value, and no keys")
+            raise BadInput(f"{key}: {part} is a value, without keys below it")
     node[last] = copy.deepcopy(value)
 
 
@@ -58,7 +58,7 @@ def dump(values: Any) -> str:
 
 
 def setting(changes: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """For `fill_in`: set values by dotted key, as data in which nothing is interpolated."""
+    """A `compose()` hook that applies dotted-key overrides, as data without interpolation."""
 
     def fill_in(values: dict[str, Any]) -> dict[str, Any]:
         for key, value in changes.items():

@@ -1,8 +1,8 @@
-"""What can go wrong, as one tree.
+"""The tree of errors.
 
     AutoexpError
       BadInput                 wrong configuration or arguments; nothing was submitted   exit 2
-        NotAgreed              somebody said no to the plan's price                      exit 2
+        NotAgreed              the plan was rejected                      exit 2
       SessionError
         SessionNotFound        no such session below the sessions root                   exit 2
         SessionHeld            another live monitor holds the session                    exit 3
@@ -10,9 +10,9 @@
         SessionGivenUp         its process died at every start                           exit 1
       SchedulerError
         SchedulerUnavailable   no information: an outage, never a state of a job
-        SubmissionRefused      the scheduler said no for a lasting reason
-        SubmissionPostponed    the scheduler said no for a passing reason: try again
-          SubmitLimitReached   there are as many jobs as this user may submit
+        SubmissionRefused      the scheduler refused for a lasting reason
+        SubmissionPostponed    the scheduler refused for a transient reason: retry
+          SubmitLimitReached   this user has as many jobs as allowed
         SubmissionUncertain    no answer: the job may or may not have been accepted
 
 Every message says what happened, to which job or file, and where to look or what to run next.
@@ -32,11 +32,11 @@ class BadInput(AutoexpError):
 
 
 class NotAgreed(BadInput):
-    """Somebody was asked whether the plan may go ahead, and said no."""
+    """The plan was rejected."""
 
 
 class SessionError(AutoexpError):
-    """Something is wrong with a session directory."""
+    """An error of a session directory."""
 
 
 class SessionNotFound(SessionError):
@@ -56,15 +56,15 @@ class SessionDamaged(SessionError):
 
 
 class SessionGivenUp(SessionError):
-    """The session's process died again and again without getting anywhere."""
+    """The session's process crashed repeatedly without progress."""
 
 
 class SchedulerError(AutoexpError):
-    """The scheduler did not do what was asked."""
+    """A request to the scheduler failed."""
 
 
 class SchedulerUnavailable(SchedulerError):
-    """The scheduler gave no answer: nothing is known, nothing changes."""
+    """The scheduler did not answer: nothing is known, nothing changes."""
 
 
 class SubmissionRefused(SchedulerError):
@@ -72,12 +72,12 @@ class SubmissionRefused(SchedulerError):
 
 
 class SubmissionPostponed(SchedulerError):
-    """The scheduler refused a submission for a passing reason; it is tried again."""
+    """The scheduler refused a submission for a transient reason; it is retried."""
 
 
 class SubmitLimitReached(SubmissionPostponed):
-    """A limit on the number of submitted jobs is reached: fewer at once may be taken."""
+    """A limit on the number of submitted jobs is reached: fewer at once may be accepted."""
 
 
 class SubmissionUncertain(SchedulerError):
-    """A submission got no answer: it has to be looked up by name before it is repeated."""
+    """A submission got no answer: the job has to be looked up by name before it is resubmitted."""

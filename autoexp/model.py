@@ -1,11 +1,13 @@
-"""What all models on disk and in configurations share."""
+"""The base of all models on disk and in configurations."""
 
+import difflib
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 COMPOSING = "composing"
-"""Context of a validation that judges what a user wrote, and not what a session recorded."""
+"""Context of a validation of user input, as opposed to a session's records."""
 
 
 class Closed(BaseModel):
@@ -15,5 +17,18 @@ class Closed(BaseModel):
 
 
 def now() -> datetime:
-    """The time, aware and in UTC: what stands on disk."""
+    """The time in UTC with time zone, as in all files."""
     return datetime.now(UTC)
+
+
+def nearest(name: str, known: Iterable[str], braces: bool = False) -> str:
+    """A hint at the known name nearest to `name`, `; did you mean ...?`; empty without one."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean `{f'{{{close[0]}}}' if braces else close[0]}`?" if close else ""
+
+
+def first_problem(error: ValidationError, *below: str, skip: int = 0) -> str:
+    """The first problem of a validation in one line, its path without the first `skip` parts."""
+    problem = error.errors()[0]
+    path = ".".join(str(part) for part in (*below, *problem["loc"][skip:]))
+    return f"{path}: {problem['msg']}" if path else problem["msg"]

@@ -17,14 +17,14 @@ from collections.abc import Iterable
 from autoexp.errors import BadInput
 
 LONGEST_ID = 80
-"""Characters of a session's id."""
+"""Longest session id in characters."""
 LONGEST_JOB = 160
-"""Characters of a job's name, which names files with endings of their own."""
+"""Longest job name in characters; files append their suffixes to it."""
 LONGEST_KEY = 200
-"""Characters of an attempt's key: it is its SLURM job's name, and squeue is asked for so many."""
+"""Longest attempt key in characters: it is the SLURM job's name, which squeue is queried for."""
 
 ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
-"""Characters that nobody takes for one another."""
+"""Characters that are not mistaken for one another."""
 _TAIL = 5
 
 _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_ID - 1}}}")
@@ -32,12 +32,12 @@ _LAST_ATTEMPT = 9999
 
 
 def random_letters(count: int) -> str:
-    """Random characters that can stand in any name."""
+    """Random characters that are valid in any name."""
     return "".join(secrets.choice(ALPHABET) for _ in range(count))
 
 
 def new_tail() -> str:
-    """What ends all keys of a new session, and of no other one."""
+    """A random suffix for all keys of a new session, unique to it."""
     return random_letters(_TAIL)
 
 
@@ -56,7 +56,7 @@ def _with_tail(name: str, tail: str) -> str:
 
 
 def check_id(session: str) -> None:
-    """Raise BadInput for what cannot be a session's id."""
+    """Raise BadInput for an invalid session id."""
     if not _ID.fullmatch(session):
         raise BadInput(
             f"{session!r} cannot be a session's id: letters, digits, `.`, `_` and `-`, starting "
@@ -65,7 +65,7 @@ def check_id(session: str) -> None:
 
 
 def check_job(name: str) -> str:
-    """The name of a job; raises BadInput for one that is too long."""
+    """Return the name of a job; raises BadInput for one that is too long."""
     if len(name) > LONGEST_JOB:
         raise BadInput(
             f"{name}: a job's name of {len(name)} characters, and {LONGEST_JOB} are the most; "
@@ -75,9 +75,9 @@ def check_job(name: str) -> str:
 
 
 def check_keys(session: str, jobs: Iterable[str], tail: str = ALPHABET[:_TAIL]) -> None:
-    """Raise BadInput for jobs whose attempts SLURM could not be asked for by name.
+    """Raise BadInput for jobs whose attempts could not be queried in SLURM by name.
 
-    Without a `tail` it is for a session that is yet to be made, and will get one.
+    Without a `tail` it is for a session that is not yet created, and will get one.
     """
     longest = max(jobs, key=len, default="")
     room = LONGEST_KEY - len(attempt_key(session, "", _LAST_ATTEMPT, tail))

@@ -1,4 +1,4 @@
-"""What runs inside a job: claims the attempt's key, runs the command, leaves an exit file.
+"""The payload of a job: claims the attempt's key, runs the command, leaves an exit file.
 
 A copy of this file lies in the attempt's directory and runs as a script, so code that changes on
 disk while a job is queued does not change what it runs. Hence the standard library alone, and
@@ -37,7 +37,7 @@ COOKIE = "AUTOEXP_KEY"
 ATTEMPT = "AUTOEXP_ATTEMPT"
 """Names the attempt's directory: sessions of one id under several roots have the same keys."""
 OWNER = ".owner"
-# The first counts. What an older payload, or a machine that went down, left empty, never fills: the
+# The first counts. One that an older payload, or a machine that crashed, left empty stays so: the
 # next one counts then, which again only one can take.
 CLAIMS = ("claim", "claim.2", "claim.3")
 TASKS = "tasks.json"
@@ -71,7 +71,7 @@ def process_identity(pid: int) -> dict[str, Any] | None:
 
 
 def own_identity() -> dict[str, Any]:
-    """This process, also for those to whom its pid means another one, or none."""
+    """This process, also for processes of other pid namespaces."""
     return {
         **(process_identity(os.getpid()) or {}),
         "pid_namespace": pid_namespace(),
@@ -80,7 +80,7 @@ def own_identity() -> dict[str, Any]:
 
 
 def pid_namespace() -> str:
-    """Where pids are counted: a container may have the host's name, and pids of its own."""
+    """The pid namespace: a container may have the host's name, and its own pids."""
     try:
         return os.readlink("/proc/self/ns/pid")  # noqa: PTH115
     except OSError:
@@ -88,16 +88,16 @@ def pid_namespace() -> str:
 
 
 def host_id() -> str:
-    """Tells machines of one name apart, and stays over a reboot; empty where there is none."""
+    """An id that distinguishes machines of one name, and survives a reboot; perhaps empty."""
     with contextlib.suppress(OSError):
         return Path("/etc/machine-id").read_text().strip()
     return ""
 
 
 def processes_with_cookie(key: str, directory: Path | None = None) -> list[int]:
-    """Processes of this user that carry the attempt's key in their environment, but this one.
+    """Processes of this user, except this one, with the attempt's key in their environment.
 
-    Of the attempt in `directory` alone, where it is given.
+    Only those of the attempt in `directory`, where it is given.
     """
     cookie, attempt = f"{COOKIE}={key}".encode(), f"{ATTEMPT}=".encode()
     own = attempt + os.fsencode(directory.resolve()) if directory else b""
@@ -117,7 +117,7 @@ def processes_with_cookie(key: str, directory: Path | None = None) -> list[int]:
 
 
 def scheduler_job_id() -> str:
-    """The id under which the scheduler knows this job; array tasks as `123_4`."""
+    """The scheduler's id of this job; array tasks as `123_4`."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     local = os.environ.get("SUBMITIT_LOCAL_JOB_ID", f"pid{os.getpid()}")
@@ -148,7 +148,7 @@ def claim(directory: Path, job_id: str) -> bool:
 
 
 def create(temporary: Path, name: Path) -> None:
-    """Give a file another name that is not there yet; raises FileExistsError where it is."""
+    """Rename a file to a new name; raises FileExistsError where the name exists."""
     try:
         # link(2) creates the name with its content at once, and refuses an existing one.
         os.link(temporary, name)
@@ -162,7 +162,7 @@ def create(temporary: Path, name: Path) -> None:
 
 
 def _content(path: Path) -> str:
-    """What a claim says; without hard links it is empty for a moment, and is waited for."""
+    """Content of a claim; without hard links it is empty for a moment, and is waited for."""
     deadline = time.monotonic() + _CLAIM_PATIENCE_S
     while True:
         content = path.read_text()
@@ -173,7 +173,7 @@ def _content(path: Path) -> str:
 
 
 def claimed_by(directory: Path) -> str | None:
-    """Who holds the attempt's key; None: nobody. An empty claim is none: its content was lost."""
+    """The holder of the attempt's key, or None. An empty claim is none: its content was lost."""
     for name in CLAIMS:
         try:
             holder = (directory / name).read_text()
@@ -185,7 +185,7 @@ def claimed_by(directory: Path) -> str | None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Have a new name in a directory survive the machine; some filesystems know no such call."""
+    """Make a new name in a directory survive a crash; some filesystems have no such call."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -195,9 +195,9 @@ def sync_directory(directory: Path) -> None:
 
 
 def open_own(path: Path, flags: int, *, executable: bool = False) -> int:
-    """Open a file, made where there is none: for whom its directory is readable it is, too.
+    """Open a file, created where missing, readable for those who can read its directory.
 
-    Whatever the umask says, and writable for nobody but its owner.
+    Whatever the umask is, and writable only for its owner.
     """
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
@@ -232,7 +232,7 @@ def write_json(path: Path, value: dict[str, Any], patience_s: float = 0.0) -> No
 
 
 def own_name(spec: dict[str, Any]) -> str:
-    """What this run calls itself in the owner's file."""
+    """Name of this run in the owner file."""
     return f"{spec['key']}#{os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
@@ -245,14 +245,14 @@ def owner(spec: dict[str, Any]) -> str:
 
 
 def is_owned_elsewhere(spec: dict[str, Any], directory: Path) -> bool:
-    """Whether an earlier run may still be writing somewhere out of sight."""
+    """True if an earlier run may still be writing on another machine or in a container."""
     before = owner(spec)
     earlier = directory.parent / before.partition("#")[0]
     here = before == own_name(spec)
     if here or (earlier / "exit.json").exists() or not (earlier / "started.json").exists():
         return False
     started = json.loads((earlier / "started.json").read_text())
-    # Of this machine, and outside of containers, one can see that it is dead.
+    # On this machine, and outside of containers, its death can be checked.
     mine = own_identity()
     places = ("host", "host_id", "boot_id", "pid_namespace")
     away = any(started.get(name, mine[name]) != mine[name] for name in places)
@@ -271,7 +271,7 @@ def take_over(spec: dict[str, Any], *, wait: bool) -> None:
 
 
 def rendezvous(key: str) -> dict[str, str]:
-    """Where the processes of a distributed job meet: this host, which is the job's first node."""
+    """Rendezvous of a distributed job's processes: this host, which is the job's first node."""
     if "SLURM_JOB_ID" not in os.environ:
         return {}
     port = str(20000 + zlib.crc32(key.encode()) % 20000)
@@ -304,7 +304,7 @@ class Supervisor:
                 env=self._environment(),
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
-                # What is ours is made for the owner alone; what the trainer makes is the user's.
+                # Our files are made for the owner alone; the trainer's files get the user's umask.
                 umask=self._spec.get("umask", -1),
             )
         for signum in self._early:
@@ -324,7 +324,7 @@ class Supervisor:
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
-            # submitit's local controller: the time limit has passed, a SIGKILL is a second away.
+            # submitit's local controller: the time limit has passed, SIGKILL follows in a second.
             self.notes["limit"] = True
             self._send(signal.SIGKILL)
         elif signum == signal.SIGTERM:
@@ -333,7 +333,7 @@ class Supervisor:
             self.notes["terminated"] = True
             self._send(signal.SIGTERM)
         else:
-            # The warning before the time limit: told to the trainer in the way it understands.
+            # The warning before the time limit: passed on as the signal that the trainer handles.
             self.notes["warned"] = True
             name = self._spec["warning_signal"]
             if not (self._spec.get("signal_steps") and _signal_steps(name)):
@@ -341,7 +341,7 @@ class Supervisor:
 
     def _send(self, signum: int) -> None:
         if self._child is None:
-            # The command is being started, and may run already: it is told in a moment.
+            # The command is being started, and may run already: it is signalled in a moment.
             self._early.append(signum)
             return
         with contextlib.suppress(ProcessLookupError):
@@ -349,9 +349,9 @@ class Supervisor:
 
 
 def end_leftovers(key: str, directory: Path) -> None:
-    """End what the command left behind: orphaned workers would go on writing checkpoints."""
+    """Kill processes that the command left: orphaned workers would go on writing checkpoints."""
     deadline = time.monotonic() + _LEFTOVERS_PATIENCE_S
-    # A kill takes effect a moment later, and what is dying may have forked.
+    # A kill takes effect a moment later, and a dying process may have forked.
     while (left := processes_with_cookie(key, directory)) and time.monotonic() < deadline:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -360,7 +360,7 @@ def end_leftovers(key: str, directory: Path) -> None:
 
 
 def _signal_steps(name: str) -> bool:
-    """Signal the tasks of this job's steps; whether that worked.
+    """Signal the tasks of this job's steps; True if that worked.
 
     srun itself ends the whole step on a SIGTERM. scancel reaches the tasks, and not the batch
     process, which we are.
@@ -372,7 +372,7 @@ def _signal_steps(name: str) -> bool:
 
 
 def _die_with_parent() -> None:
-    # A supervisor killed with -9 leaves no trainer behind that nobody watches.
+    # A supervisor killed with -9 leaves no trainer behind without supervision.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

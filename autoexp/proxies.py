@@ -1,4 +1,4 @@
-"""SOCKS proxies of the environment: kept from Prefect's client, and passed on to jobs.
+"""SOCKS proxies of the environment: hidden from Prefect's client, and passed on to jobs.
 
 Prefect's client cannot be made at all while a variable names a SOCKS proxy and the package socksio
 is missing, whatever server it is for.
@@ -12,23 +12,23 @@ _hidden: dict[str, str] = {}
 
 
 def is_in_the_way() -> bool:
-    """Whether a variable names a SOCKS proxy, and what it takes to use it is missing."""
+    """True if a variable names a SOCKS proxy, and the package for it is missing."""
     return bool(_found()) and util.find_spec("socksio") is None
 
 
 def hide() -> None:
-    """Have this process go past SOCKS proxies; what it starts for jobs still gets the variables."""
+    """Hide SOCKS proxies from this process; jobs that it starts still get the variables."""
     for name in _found():
         _hidden[name] = os.environ.pop(name)
 
 
 def environment() -> dict[str, str]:
-    """The environment as it was given to this process, for jobs and what they need."""
+    """The original environment of this process, for jobs and their submission."""
     return {**_hidden, **os.environ}
 
 
 def hidden() -> dict[str, str]:
-    """The variables that this process does without."""
+    """The variables that are hidden from this process."""
     return dict(_hidden)
 
 

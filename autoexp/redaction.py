@@ -1,4 +1,4 @@
-"""What looks like a secret, which is never written down."""
+"""Detects text that looks like a secret, which is never stored."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 _ANYWHERE = re.compile("TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL|JWT", re.IGNORECASE)
-# `TOKENIZER_TYPE` and `NUM_KEY_VALUE_HEADS` are none; what ends so is.
+# ``TOKENIZER_TYPE` and `NUM_KEY_VALUE_HEADS` are not secrets; names that end this way are.
 _NAMED_SO = re.compile(
     r"(^|[_-])(TOKEN|KEY|APIKEY|PAT|JWT)S?$|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE
 )
@@ -21,7 +21,7 @@ _ASSIGNMENT = re.compile(r"(?<![\w.-])([\w.-]++)[\"']?+\s*+[:=]\s*+(?=\S)")
 # `scheme://user:password@host`, and `?access_token=value`.
 _URL_PASSWORD = re.compile(r"(?<=[\w+.-])(://[^\s/:@]*+:)[^\s/@]++(?=@)")
 _URL_PARAMETER = re.compile(r"(?i)([?&]([\w.-]+)=)([^\s&#]+)")
-# What says by its shape that it is one, whatever it is called: a JSON web token, as SLURM's REST
+# Text with the shape of a secret, whatever its name: a JSON web token, as SLURM's REST
 # interface takes, the tokens of Hugging Face, GitHub, GitLab and AWS, and private keys.
 _SHAPED_SO = re.compile(
     r"(?<![\w-])eyJ[\w-]{10,}+\.[\w-]+(?:\.[\w-]*)?|\bhf_[A-Za-z0-9]{30,}|\bgh[opsru]_[A-Za-z0-9]{30,}"
@@ -39,17 +39,17 @@ _SHORTEST = 8  # characters of a secret; a shorter text is found anywhere
 
 
 def may_be_stored(name: str) -> bool:
-    """Whether a variable of the environment may be recorded, by its name: none that matches."""
+    """True if a variable of the environment may be recorded, judged by its name."""
     return _ANYWHERE.search(name) is None
 
 
 def looks_secret(name: str) -> bool:
-    """Whether what a user writes under this name would be a secret."""
+    """True if a value under this name would be a secret."""
     return _NAMED_SO.search(name) is not None
 
 
 def held_in(value: str) -> str | None:
-    """The variable with a secret's name whose content is a part of `value`, if any."""
+    """The environment variable with a secret name whose content is a part of `value`, if any."""
     for name, secret in os.environ.items():
         if looks_secret(name) and len(secret) >= _SHORTEST and secret in value:
             return name
@@ -57,7 +57,7 @@ def held_in(value: str) -> str | None:
 
 
 def found_in(value: str) -> str | None:
-    """What is secret in a text of a configuration, in words; None: nothing that shows."""
+    """Describe the secret in a text of a configuration; None if there is none."""
     if (name := held_in(value)) is not None:
         return f"holds the value of ${name}"
     if _SHAPED_SO.search(value):
@@ -74,7 +74,7 @@ def found_in(value: str) -> str | None:
 
 
 def found_in_words(words: Sequence[object]) -> str | None:
-    """The same of a command in words: an option's value is the word behind it."""
+    """The same for a command line: an option's value is the next word."""
     for word, value in pairwise(words):
         if isinstance(word, str) and isinstance(value, str):
             flag = _FLAG_ALONE.fullmatch(word)
@@ -84,7 +84,7 @@ def found_in_words(words: Sequence[object]) -> str | None:
 
 
 def without_secrets(text: str) -> str:
-    """The text with what is assigned to secret names, or stands in URLs as a password, left out."""
+    """The text without values of secret names and passwords in URLs."""
     text = _URL_PASSWORD.sub(r"\1[left out]", _SHAPED_SO.sub("[left out]", text))
     for name, secret in os.environ.items():
         if looks_secret(name) and len(secret) >= _SHORTEST:
@@ -110,7 +110,7 @@ def _variables(value: Any) -> Any:
             )
         if value[name] is None:
             raise ValueError(f'`{name}` has no value: write "" for an empty one')
-    # What comes as a number, as from a form, is text in an environment.
+    # A number, as from a form, is text in an environment.
     return {name: str(x).lower() if isinstance(x, bool) else str(x) for name, x in value.items()}
 
 

@@ -1,7 +1,7 @@
-"""Scalars as they are written: a field that is text gets `010`, `off`, `1:30` byte for byte.
+"""Scalars as they are written: a text field gets `010`, `off`, `1:30` byte for byte.
 
-YAML 1.1 makes numbers and switches of them before anybody knows what they are for. So they travel
-through Hydra as marked text, and become numbers, switches or text where a model says what it wants.
+YAML 1.1 makes numbers and switches of them before their field is known. So they pass
+through Hydra as marked text, and become numbers, switches or text as a model's field requires.
 """
 
 import re
@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel
 _START, _END = "\U0010fffc", "\U0010fffd"  # of private use: no configuration holds them
 _MARKED = re.compile(f"{_START}([^{_START}{_END}]*){_END}")
 _SWITCH = re.compile("true|false", re.IGNORECASE)
-# Switches in YAML 1.1, and words to everybody else.
+# Switches in YAML 1.1, words elsewhere.
 _WORD = re.compile("(?:yes|no|on|off)", re.IGNORECASE)
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
 _FLOAT = re.compile(
@@ -51,7 +51,7 @@ class WrittenFloat(float):
 
 
 class Scalar(NamedTuple):
-    """What stood in a file or an override, before anybody knows what it is meant for."""
+    """A scalar of a file or an override, before its type is known."""
 
     text: str
 
@@ -63,7 +63,7 @@ class Scalar(NamedTuple):
 def marked_yaml(text: str) -> str:
     """YAML in which every number and switch is a marked text, and every key a text.
 
-    Lines, comments and `defaults` stay what they are; so does what cannot be read.
+    Lines, comments and `defaults` stay unchanged; so does unreadable text.
     """
     try:
         root = yaml.compose(text, Loader=yaml.CBaseLoader)
@@ -119,7 +119,7 @@ def _replaced(text: str, changes: Mapping[tuple[int, int], str]) -> str:
 
 
 def marked_override(line: str) -> str:
-    """An override whose numbers and switches are marked texts, but those of functions."""
+    """An override whose numbers and switches are marked texts, except those of functions."""
     lexer = OverrideLexer(InputStream(line))
     lexer.removeErrorListeners()
     parser = OverrideParser(CommonTokenStream(lexer))
@@ -160,14 +160,14 @@ def read(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     match = _MARKED.fullmatch(value)
-    # Marks within a text are of what was interpolated into it.
+    # Marks within a text come from interpolated values.
     return unmarked(value) if match is None else Scalar(match[1])
 
 
 def settled(value: Any, annotation: Any, refuse: Refuse, path: tuple[str, ...] = ()) -> Any:
-    """Nested values in which each Scalar is what the annotation wants: a text, a number, a switch.
+    """Nested values in which each Scalar has the annotated type: a text, a number, a switch.
 
-    Raises what `refuse` makes of a key and a reason, for `yes` where a text will do as well.
+    Raises the error that `refuse` makes of a key and a reason, for `yes` where a text is valid too.
     """
     return _settled(value, tuple(_parts(annotation)), refuse, path)
 
@@ -221,7 +221,7 @@ def _number(text: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Nested values whose numbers are Python's own."""
+    """Nested values with plain Python numbers."""
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -231,11 +231,11 @@ def plain(value: Any) -> Any:
     return float(value) if isinstance(value, WrittenFloat) else value
 
 
-# In a record: what is meant for a model that is known later
+# In a record: values for a model that is known later
 
 
 def kept(value: Any) -> Any:
-    """Nested values as JSON keeps them, with marks where a number was written in its own way."""
+    """Nested values for JSON, with marks where a number was written in another way."""
     if isinstance(value, Mapping):
         return {key: kept(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -247,7 +247,7 @@ def kept(value: Any) -> Any:
 
 
 def restored(value: Any) -> Any:
-    """What `kept` has marked, as it was before: to be settled by the model that wants it."""
+    """The inverse of `kept`: values to be settled by their model."""
     if isinstance(value, Mapping):
         return {key: restored(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -260,7 +260,7 @@ AsWritten = Annotated[dict[str, Any], AfterValidator(kept)]
 """Changes to a model that is not known where they are read."""
 
 
-# What the models want
+# Types of the models
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
@@ -300,5 +300,5 @@ def _of_item(wanted: Sequence[Any], index: int) -> tuple[Any, ...]:
 
 
 def _all_parts(annotations: Iterable[Any]) -> tuple[Any, ...]:
-    """Of something that no model knows: anything."""
+    """For values without a model: anything."""
     return tuple(part for each in annotations for part in _parts(each)) or (Any,)

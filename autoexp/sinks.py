@@ -1,7 +1,7 @@
-"""Data from outside, made safe for where it goes: one function for each kind of place.
+"""Makes data from outside safe for its destination: one function for each kind of sink.
 
-Data is what stands in a log, in a scheduler's answer, in a file's name, or in a request. Whoever
-hands it on uses the function of the place; docs/security.md has the table, and a test walks it.
+Data is text from a log, a scheduler's answer, a file name, or a request. Whoever
+passes it on uses the function of the sink; docs/security.md has the table, which a test checks.
 The sink of a file to write is `write_targets.path_below`, the one of a command to run `arguments`.
 """
 
@@ -22,19 +22,19 @@ _LONGEST_TEXT = 100_000  # bytes of one argument or variable: Linux takes 128 Ki
 _LONGEST_TITLE = 80
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,253}")
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode's classes of characters that steer a terminal, turn the direction of writing, or are not
+"""Unicode classes of characters that control a terminal, turn the direction of writing, or are not
 seen: C0 and C1 controls, formats (bidi controls, joiners), halves of pairs, separators of lines."""
 _ASCII_CONTROLS = re.compile(r"[\0-\x08\x0b-\x1f\x7f]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-# What Markdown reads, with GitHub's tables, strikes and links that nothing but a text announces.
+# Markdown's special characters, with GitHub's tables, strikes and bare links.
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|#!~$&]|(?<=[\w.+-])@|:(?=/)|(?i:(?<=\bwww))\.")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;"}
 
 
 def terminal(text: str) -> str:
-    """Text for a terminal: no escape or control character is in it but newlines and tabs.
+    """Text for a terminal, without escape or control characters except newlines and tabs.
 
-    C1 and bidi controls are shown as they are written in a program; colours are left out.
+    C1 and bidi controls are shown escaped; colours are left out.
     """
     if text.isascii() and not _ASCII_CONTROLS.search(text):
         return text
@@ -56,7 +56,7 @@ def _is_unseen(character: str) -> bool:
 
 
 def line(text: str) -> str:
-    """Text on one line of a terminal or of a log: as `terminal`, with no newline or tab either."""
+    """Text on one line of a terminal or a log: as `terminal`, without newlines and tabs."""
     return terminal(" ".join(text.split()))
 
 
@@ -67,7 +67,7 @@ def title(text: str) -> str:
 
 
 class Lines(logging.Filter):
-    """Lets a logger's messages through as `terminal` makes them: a log is read on terminals."""
+    """A logging filter that applies `terminal` to messages: logs are read on terminals."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         try:
@@ -76,19 +76,19 @@ class Lines(logging.Filter):
             text = f"{record.msg} {record.args}"  # what does not fit its arguments ends nobody
         record.msg, record.args = terminal(text), ()
         if record.exc_info and record.exc_info[1] is not None:
-            # A formatter takes this text in place of what it would make of the exception.
+            # A formatter uses this text in place of its own traceback.
             text = "".join(traceback.format_exception(record.exc_info[1]))
             record.exc_text = terminal(text.rstrip("\n"))
         return True
 
 
 LINES = Lines()
-"""The one of this process: a logger that is given it again keeps it once."""
+"""The instance of this process: a logger keeps it once, however often it is added."""
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Whatever is raised in here is raised with its text as `terminal` makes it.
+    """A context in which exceptions are raised with their text cleaned by `terminal`.
 
     Prefect shows the text of what a flow or a task raises as the message of its state.
     """
@@ -105,7 +105,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def _make_plain(error: Exception) -> None:
-    """Clean what most exceptions make their text of: what they were raised with."""
+    """Clean the arguments of an exception, of which most exceptions make their text."""
     error.args = tuple(terminal(x) if isinstance(x, str) else x for x in error.args)
     if isinstance(error, OSError):
         for name in ("strerror", "filename", "filename2"):
@@ -114,9 +114,9 @@ def _make_plain(error: Exception) -> None:
 
 
 def markdown(text: str) -> str:
-    """Text in a page, or in a cell of a table: shown as it is, on one line, and nothing else.
+    """Text in a page, or in a cell of a table: shown literally, on one line.
 
-    There is no link, image, tag, code, heading or cell in it, whatever it says.
+    It cannot make a link, image, tag, code, heading or cell.
     """
     return _MARKDOWN.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), line(text))
 
@@ -127,12 +127,12 @@ def markdown_code(text: str) -> str:
 
 
 def picture(text: str) -> str:
-    """Text in a picture: matplotlib reads what stands between dollars as a formula."""
+    """Text in a picture: matplotlib reads text between dollars as a formula."""
     return line(text).replace("$", "\\$")
 
 
 def table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows as CSV: no text in it is a formula for a spreadsheet, and each row is one row."""
+    """Rows as CSV: no cell is a formula for a spreadsheet, and each row stays one row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
@@ -148,9 +148,9 @@ def _cell(value: object) -> object:
 
 
 def argument(text: str) -> str:
-    """An argument of a command, or the value of a variable: handed on byte for byte.
+    """An argument of a command, or the value of a variable: passed on byte for byte.
 
-    Raises SessionError for what no process can be given: a NUL, or more than 100,000 bytes.
+    Raises SessionError for what no process accepts: a NUL, or more than 100,000 bytes.
     """
     raw = text.encode("utf-8", "backslashreplace")
     if b"\0" in raw or len(raw) > _LONGEST_TEXT:
@@ -161,9 +161,9 @@ def argument(text: str) -> str:
 def arguments(
     templates: Sequence[str], values: Mapping[str, str], captured: Collection[str]
 ) -> tuple[str, ...]:
-    """A command, its templates filled: what an event brings becomes no option and no program.
+    """A command, its templates filled: a value of an event becomes neither option nor program.
 
-    `captured` are the names of values that come from outside. Raises SessionError for an argument
+    ``captured` are the names of values that come from outside. Raises SessionError for an argument
     that such a value begins, and that a command would read as an option; behind `--` none is one.
     """
     filled: list[str] = []
@@ -171,7 +171,7 @@ def arguments(
         text = argument(fill(template, values))
         begins = _first_name(template) in captured
         if place == 0 and set(names_in(template)) & set(captured):
-            raise SessionError(f"{line(text)!r}: no value that an event brings names a program")
+            raise SessionError(f"{line(text)!r}: a value of an event cannot name a program")
         if begins and text.startswith("-") and "--" not in filled and not _is_number(text):
             raise SessionError(
                 f"{line(text[:80])!r} would be an option of {filled[0]}: write `--name={template}`,"
@@ -196,14 +196,14 @@ def _is_number(text: str) -> bool:
 
 
 def variables(templates: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
-    """Variables of a command, their templates filled; a rule itself names them."""
+    """Variables of a command, with their templates filled; a rule itself names them."""
     return {name: argument(fill(text, values)) for name, text in templates.items()}
 
 
 def node(text: str) -> str:
-    """The name of one node, for SLURM; raises SessionError for what cannot be one.
+    """The name of one node, for SLURM; raises SessionError for an invalid one.
 
-    Whether there is such a node, the scheduler is asked before it is told to avoid it.
+    Whether there is such a node is checked with the scheduler before it is excluded.
     """
     if not _NODE.fullmatch(text):
         raise SessionError(f"{line(text[:80])!r} cannot be the name of a node: not excluded")
@@ -211,12 +211,12 @@ def node(text: str) -> str:
 
 
 def is_node(text: str) -> bool:
-    """Whether a text can be the name of a node."""
+    """True if a text is a valid name of a node."""
     return _NODE.fullmatch(text) is not None
 
 
 def batch_option(text: str) -> str:
-    """The value of an option in a batch script: on one line, for the next one is shell.
+    """The value of an option in a batch script: on one line, since the next one is shell.
 
     Raises ValueError for characters that cannot be printed.
     """

@@ -1,4 +1,4 @@
-"""One table for the states of a job: SLURM's, spelled as SLURM spells them.
+"""The table of job states: SLURM's, in SLURM's spelling.
 
 Source: squeue(1) and sacct(1), JOB STATE CODES, of SLURM 22.05 to 25.05.
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Fault(StrEnum):
-    """Whose doing an end was."""
+    """The cause of an end."""
 
     NOBODY = "nobody"
     USER = "user"
@@ -20,7 +20,7 @@ class Fault(StrEnum):
 
 
 class Reaction(StrEnum):
-    """What happens by default when an attempt ends in a state."""
+    """The default reaction when an attempt ends in a state."""
 
     JUDGE = "compare the iteration reached with the target"
     RESUBMIT = "submit again"
@@ -28,7 +28,7 @@ class Reaction(StrEnum):
 
 
 class StateFacts(NamedTuple):
-    """One row of the table: a terminal state, whose fault it is, and the default reaction."""
+    """One row of the table: a terminal state, its cause, and the default reaction."""
 
     fault: Fault
     reaction: Reaction
@@ -43,18 +43,18 @@ _TERMINAL = {
     "NODE_FAIL": StateFacts(Fault.INFRASTRUCTURE, Reaction.RESUBMIT, "a node failed"),
     "BOOT_FAIL": StateFacts(Fault.INFRASTRUCTURE, Reaction.RESUBMIT, "a node did not boot"),
     "OUT_OF_MEMORY": StateFacts(Fault.USER, Reaction.FAIL, "used more memory than allowed"),
-    "PREEMPTED": StateFacts(Fault.PREEMPTION, Reaction.RESUBMIT, "made room for another job"),
+    "PREEMPTED": StateFacts(Fault.PREEMPTION, Reaction.RESUBMIT, "preempted by another job"),
     "DEADLINE": StateFacts(Fault.USER, Reaction.FAIL, "could not end before its deadline"),
-    "REVOKED": StateFacts(Fault.INFRASTRUCTURE, Reaction.FAIL, "taken by a federation sibling"),
-    # Ours, after minutes of healthy answers in which nobody knew the job.
+    "REVOKED": StateFacts(Fault.INFRASTRUCTURE, Reaction.FAIL, "started by a federation sibling"),
+    # Ours, after minutes of healthy answers without the job.
     "LOST": StateFacts(Fault.INFRASTRUCTURE, Reaction.RESUBMIT, "unknown to the scheduler"),
 }
 
 ENDED_ON_WARNING = "ended on the warning before its time limit"
-"""The reason of a TIMEOUT that the scheduler calls FAILED: the command ended, and not well, after
-we had told it to save because the limit was near."""
+"""The reason of a TIMEOUT that the scheduler calls FAILED: the command failed after
+the signal to save because the limit was near."""
 
-# Live states need no row of their own: whatever is not listed above is alive, because waiting is
+# Live states need no row: whatever is not listed above is alive, because waiting is
 # cheaper than forgetting. These are named so that a reader can look them up.
 #   PENDING CONFIGURING RUNNING SUSPENDED STOPPED SIGNALING STAGE_OUT COMPLETING RESIZING
 #   REQUEUED REQUEUE_HOLD REQUEUE_FED SPECIAL_EXIT RESV_DEL_HOLD
@@ -62,14 +62,14 @@ we had told it to save because the limit was near."""
 WAITING = "WAITING"  # no attempt yet: waits for its checkpoint or for room in the queue
 SUBMITTING = "SUBMITTING"  # the intent is on disk, the scheduler's answer is not
 
-# Reasons for which a pending job waits for ever unless somebody does something. Source: SLURM's
+# Reasons for which a pending job waits for ever unless a person acts. Source: SLURM's
 # src/common/job_state_reason.c and job_reason_codes of 20.11 to 25.11, and what slurmctld writes in
 # their place (`state_desc` in job_mgr.c, job_scheduler.c, node_scheduler.c, reservation.c).
 _LIMIT = (
-    "asks for more than a limit of the QOS or the account allows; ask for less, or see slurm.qos"
+    "requests more than a limit of the QOS or the account allows; request less, or see slurm.qos"
 )
-_USED_UP = "what the account or the QOS was granted is used up; see slurm.account, or ask the site"
-_RESERVATION = "its reservation is gone; see slurm.options.reservation, then cancel it"
+_USED_UP = "the grant of the account or the QOS is used up; see slurm.account, or ask the site"
+_RESERVATION = "its reservation was deleted; see slurm.options.reservation, then cancel it"
 _HELD = "held after a failed start or a requeue; see why, then `scontrol release` lets it go"
 _DOWN = "the partition takes no jobs now; wait for the site, or see slurm.partition"
 _STUCK = {
@@ -83,10 +83,10 @@ _STUCK = {
     "JobHeldAdmin": "held by an admin, or after a failed start; ask them",
     "JobHoldMaxRequeue": "held, for it was requeued too often; see why, then `scontrol release`",
     "JobLaunchFailure": _HELD,
-    "BadConstraints": "no node has what it asks for; see slurm.options.constraint",
-    "InvalidAccount": "the account is not valid any more; see slurm.account",
+    "BadConstraints": "no node has the requested features; see slurm.options.constraint",
+    "InvalidAccount": "the account is no longer valid; see slurm.account",
     "AccountNotAllowed": "the partition does not take this account; see slurm.account",
-    "InvalidQOS": "the QOS is not valid any more; see slurm.qos",
+    "InvalidQOS": "the QOS is no longer valid; see slurm.qos",
     "QOSNotAllowed": "the partition or the account does not take this QOS; see slurm.qos",
     "QOSUsageThreshold": _USED_UP,
     "AccountingPolicy": _LIMIT,
@@ -103,7 +103,7 @@ _STUCK_LIKE = (
     ("reservation .*(was deleted|is invalid)", _RESERVATION),
     ("not in group permitted", "you may not use this partition; see slurm.partition"),
     ("burst buffer .*error", "its burst buffer failed; see slurm.options.bb"),
-    # What one job asks for, and not what many have together: that passes.
+    # What one job requests, not what many have together: that is transient.
     ("(QOS|Assoc)Max.*(PerJob|PerNode)|MaxWall|QOSMin", _LIMIT),
     # Of past jobs too. `…RunMinutes` are those of running jobs, and pass.
     (
@@ -122,24 +122,24 @@ def clean(cell: str) -> str:
 
 
 def canceller(cell: str) -> int | None:
-    """User id of whoever cancelled a job, of the cell `CANCELLED by 1000`; None: it is not said."""
+    """User id of the canceller in the cell `CANCELLED by 1000`; None if there is none."""
     state, by, who = [*cell.split(), "", "", ""][:3]
     known = (state, by) == ("CANCELLED", "by") and who.isascii() and who.isdigit()
     return int(who[:10]) if known else None
 
 
 def is_terminal(state: str) -> bool:
-    """Whether the attempt is over; an unknown state is live."""
+    """True if the attempt is over; an unknown state is live."""
     return state in _TERMINAL
 
 
 def is_running(state: str) -> bool:
-    """Whether processes of the job may be alive on a node."""
+    """True if processes of the job may be alive on a node."""
     return state in _RUNS
 
 
 def stuck(reason: str) -> str | None:
-    """What to do about a pending job with this reason; None when waiting is all it takes."""
+    """Advice for a pending job with this reason; None when it only has to wait."""
     # A reason's text has underscores instead of spaces in some versions, and parentheses in others.
     plain = reason.strip("() ").replace("_", " ")
     if plain in _STUCK:
@@ -154,12 +154,12 @@ def facts(state: str) -> StateFacts:
 
 
 def terminal_states() -> tuple[str, ...]:
-    """All terminal states, in the order of the table."""
+    """The terminal states, in the order of the table."""
     return tuple(_TERMINAL)
 
 
 class Kind(StrEnum):
-    """What a job is for."""
+    """The kind of a job."""
 
     TRAIN = "train"
     COOLDOWN = "cooldown"
@@ -168,7 +168,7 @@ class Kind(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What an ended attempt means for its job."""
+    """The meaning of an ended attempt for its job."""
 
     FINISHED = "finished"
     CONTINUE = "continue"

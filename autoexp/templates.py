@@ -1,18 +1,19 @@
 """Text with names in braces, filled once and as data: `{checkpoint_path}`, `{{` for a brace.
 
-A value is put in as it is: it is not read again and not evaluated.
+A value is put in unchanged: it is not read again and not evaluated.
 """
 
-import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+from autoexp.model import nearest
 
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 def names_in(text: str) -> Iterator[str]:
-    """The names that a text refers to; raises ValueError for a brace without a partner."""
+    """The names that a text refers to; raises ValueError for an unmatched brace."""
     for part in _PART.finditer(text):
         if part[0] in "{}":
             raise ValueError(f"{text!r} has a single `{part[0]}`; write it twice to mean it")
@@ -21,7 +22,7 @@ def names_in(text: str) -> Iterator[str]:
 
 
 def divided(path: str, names: Collection[str]) -> tuple[str, str] | None:
-    """A path's parts in front of the first that refers to one of the names, and the rest of it.
+    """A path's parts before the first that refers to one of the names, and the rest of it.
 
     None where no part does.
     """
@@ -39,7 +40,7 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def fill_tree(value: Any, values: Mapping[str, str]) -> Any:
-    """Every text in nested lists and mappings filled; keys stay as they are."""
+    """Nested lists and mappings with every text filled; keys stay as they are."""
     if isinstance(value, str):
         return fill(value, values)
     if isinstance(value, Mapping):
@@ -50,7 +51,7 @@ def fill_tree(value: Any, values: Mapping[str, str]) -> Any:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Every text in nested lists and mappings."""
+    """The texts in nested lists and mappings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -62,13 +63,12 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def refuse_unknown(texts: Iterator[str], known: Collection[str]) -> None:
-    """Raise ValueError for the first name that no value will be there for."""
+    """Raise ValueError for the first name without a value."""
     for text in texts:
         for name in names_in(text):
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"; did you mean `{{{near[0]}}}`?" if near else ""
+                hint = nearest(name, known, braces=True)
                 raise ValueError(
-                    f"{text!r}: nothing here is called `{{{name}}}`{hint} "
+                    f"{text!r}: no such name here, `{{{name}}}`{hint} "
                     f"There are: {', '.join(sorted(known))}"
                 )

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import autoexp.jobs
+import autoexp.model
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.plan import NO_JOBS, make_plan
 from autoexp.rules.actions import Start
 from autoexp.session.action_records import ActionStatus
 from autoexp.session.create import create
-from autoexp.session.inbox import SubmitRequest, put
+from autoexp.session.inbox import SubmitRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage import atomic
@@ -80,7 +80,7 @@ class Simulation:
             self.cluster.advance()
             passed = (self.clock.seconds - self._begun) / (self._days * DAY)
             while brought < min(self._families, passed * self._families):
-                put(path, SubmitRequest(jobs=self._family(path, brought), by="sim"))
+                enqueue(path, SubmitRequest(jobs=self._family(path, brought), by="sim"))
                 brought += 1
             if self.clock.seconds >= self._next_kill:
                 self._next_kill += self._dice.expovariate(1 / _KILLED_EVERY_S)
@@ -173,7 +173,7 @@ def virtual(clock: Clock, fate: Fate) -> Iterator[None]:
         for name in ("time", "time_ns", "sleep"):
             stack.enter_context(mock.patch.object(time, name, getattr(clock, name)))
         stack.enter_context(mock.patch.object(time, "monotonic", clock.time))
-        stack.enter_context(mock.patch.object(autoexp.jobs.spec, "datetime", clock))
+        stack.enter_context(mock.patch.object(autoexp.model, "datetime", clock))
         stack.enter_context(mock.patch.object(atomic, "step", fate.step))
         # No power cut is simulated: what a killed process has written stays.
         stack.enter_context(mock.patch.object(os, "fsync", lambda descriptor: None))

@@ -59,7 +59,7 @@ async def request(what: str, write: Callable[[], Awaitable[str]]) -> str:
 
 @task(name="log", cache_policy=NO_CACHE)
 async def log(effect: action_runs.LogMessage, scheduler: Scheduler) -> str:
-    """Say something in the session's log."""
+    """Log a message in the session's log."""
     del scheduler
     with sinks.plain_errors():
         get_run_logger().log(_LEVELS[effect.level], effect.message)

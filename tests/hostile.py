@@ -7,7 +7,7 @@ from pathlib import Path
 from autoexp.config.compose import compose
 from autoexp.dotted import setting
 from autoexp.rules.events import LogMatched
-from autoexp.session.inbox import SubmitRequest, put
+from autoexp.session.inbox import SubmitRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind
 from tests.core.conftest import create
@@ -64,7 +64,7 @@ def make(root: Path, *overrides: str) -> Path:
                 "scores": None,
             }
             spec = trunk.spec.model_copy(update=changes)
-            put(path, SubmitRequest(jobs=(spec,), by=sys.argv[0][-40:]))
+            enqueue(path, SubmitRequest(jobs=(spec,), by=sys.argv[0][-40:]))
     return path
 
 

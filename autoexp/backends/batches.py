@@ -1,4 +1,4 @@
-"""How many samples an iteration takes: what turns tokens and samples into iterations."""
+"""Samples of each iteration: converts tokens and samples into iterations."""
 
 import math
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Ramp(NamedTuple):
-    """A batch size that grows, as Megatron's `--rampup-batch-size` has it."""
+    """A growing batch size, as by Megatron's `--rampup-batch-size`."""
 
     start: int
     increment: int
@@ -49,7 +49,7 @@ class Batches(NamedTuple):
         return self.samples(iterations) * self.tokens_per_sample
 
     def _stages(self) -> Iterator[tuple[int, int]]:
-        """Batch sizes of the ramp, and the consumed samples at which each gives way.
+        """Batch sizes of the ramp, and the consumed samples at which each ends.
 
         Source: Megatron-LM, RampupBatchsizeNumMicroBatchesCalculator.
         """

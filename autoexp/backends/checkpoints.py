@@ -1,4 +1,4 @@
-"""What all trainers' checkpoint folders share: finding complete ones, pinning, moving torn ones."""
+"""Checkpoint folders of all trainers: finding complete ones, pinning, moving torn ones."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from autoexp.backends.protocol import CheckpointScan, FoundCheckpoint, PinChange
 from autoexp.errors import SessionError
 from autoexp.storage import atomic
 
-# No trainer takes these for checkpoints: torchtitan looks for `step-N` anywhere in a name.
+# No trainer mistakes these for checkpoints: torchtitan looks for `step-N` anywhere in a name.
 _SEED = ".autoexp-seed"
 _TORN = ".autoexp-torn"
 _ASIDE = "set-aside"
 _LARGEST_TRACKER = 4096
 _TRIES = 3
-"""How often a checkpoint is pinned that changes meanwhile."""
+"""Number of tries to pin a checkpoint that changes meanwhile."""
 # A tracker that is written in place is empty meanwhile; one that stays so was cut by a crash.
 _BEING_WRITTEN_S = 60.0
 _LARGEST_JSON = 64 * 2**20
@@ -30,18 +30,18 @@ _RELEASE = b"release"
 
 
 class Tracker(NamedTuple):
-    """What a tracker file says."""
+    """The content of a tracker file."""
 
     iteration: int | None = None
     is_readable: bool = True
-    """False: it is there and says nothing, as after a power cut, which leaves it empty or NULs."""
+    """False: it exists without an iteration, as after a power cut: it is empty or NULs."""
     is_being_written: bool = False
-    """Whether it may be readable in a moment."""
+    """True if it may be readable in a moment."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a trainer names its checkpoints, and what makes one complete."""
+    """The names of a trainer's checkpoints, and how a complete one is recognized."""
 
     name: re.Pattern[str]
     """Matches the whole name of a checkpoint; its group `iteration` is the number."""
@@ -51,11 +51,11 @@ class Layout:
     """Patterns that must match nothing; `{name}` stands for the checkpoint, beside which they lie
     when they begin with `../`."""
     must_parse: tuple[str, ...] = ()
-    """Files inside that have to be whole JSON."""
+    """Files inside that have to be valid JSON."""
     tracker: str | None = None
     """A file in the root that names the newest complete iteration; it is written last."""
     renames: bool = False
-    """Whether the trainer writes every file aside and renames it, so that what has the name is
+    """True if the trainer writes every file under another name and renames it, so that files are
     replaced and never changed. Only then are checkpoints pinned by hard links: whatever is opened
     for writing is changed under all of its names."""
 
@@ -64,7 +64,7 @@ class Layout:
         return (root if self.tracker is None else root / self.tracker,)
 
     def scan(self, root: Path) -> CheckpointScan:
-        """The complete checkpoints in `root`, by iteration."""
+        """Find the complete checkpoints in `root`, by iteration."""
         tracker = self._tracker(root)
         newest = tracker.iteration
         if tracker.is_being_written:
@@ -79,17 +79,17 @@ class Layout:
             is_complete = self._is_known_complete(found.path, tracker)
             (complete if is_complete else torn).append(found)
         last = max((found.iteration for found in complete), default=-1)
-        # One that is newer than all complete ones may be in the making: files inside it change,
-        # and nothing that is watched does.
+        # One that is newer than all complete ones may be in progress: files inside it change,
+        # and no watched path does.
         unfinished = any(found.iteration > last for found in torn)
         problem = None
         if self.tracker is not None and not tracker.is_readable and (complete or torn):
-            say = f"write {last} there" if complete else "look which checkpoint is whole"
+            say = f"write {last} there" if complete else "find out which checkpoint is complete"
             problem = f"{root / self.tracker} names no iteration; {say} before the job is restarted"
         return CheckpointScan(sorted(complete), unfinished, problem=problem)
 
     def tracked(self, root: Path) -> int | None:
-        """The tracker's iteration; None when it is missing or cannot be read as one."""
+        """The tracker's iteration; None when it is missing or unreadable."""
         return self._tracker(root).iteration
 
     def _tracker(self, root: Path) -> Tracker:
@@ -109,17 +109,17 @@ class Layout:
         return Tracker(None, False, not text and _is_young(path))
 
     def _is_known_complete(self, path: Path, tracker: Tracker) -> bool:
-        """Whether a checkpoint is whole for certain; without a tracker by its own files alone."""
+        """True if a checkpoint is certainly complete; without a tracker by its own files alone."""
         return (tracker.is_readable or self._tells_by_itself) and self.is_complete(path)
 
     @property
     def _tells_by_itself(self) -> bool:
-        """Whether a checkpoint's own files say that it is complete, and not the tracker alone."""
+        """True if a checkpoint's own files say that it is complete, not only the tracker."""
         some = any(pattern != "*" for pattern in self.must_exist)
         return some or bool(self.must_not_exist or self.must_parse or self.renames)
 
     def is_complete(self, path: Path) -> bool:
-        """Whether a checkpoint is whole, as far as its files say."""
+        """True if a checkpoint is complete, judged by its files."""
         for pattern in self.must_not_exist:
             if _matches(path, pattern.replace("{name}", path.name)):
                 return False
@@ -149,12 +149,12 @@ class Layout:
         return copied
 
     def _pin(self, checkpoint: Path, root: Path) -> int:
-        """Have all of a checkpoint in `root`, or nothing; returns how many bytes were copied.
+        """Pin a whole checkpoint in `root`, or nothing; returns the number of bytes copied.
 
-        One that changes meanwhile is tried again. One that loses files is being deleted, and of
-        what is left nobody could tell whether it is all.
+        One that changes meanwhile is retried. One that loses files is being deleted, and for
+        the rest it is unknown if it is complete.
         """
-        reason = "it is not complete any more"
+        reason = "it is no longer complete"
         try:
             first = pins.contents(checkpoint)
             for _ in range(_TRIES):
@@ -188,30 +188,30 @@ class Layout:
         return copied
 
     def _has_begun(self, root: Path, first: int) -> bool:
-        """Whether a branch that begins at `first` has its start, and may have moved on."""
+        """True if a branch that begins at `first` has its start, and may have advanced."""
         tracker = self._tracker(root)
         if self.tracker is None:
             return bool(self.scan(root).complete)
         if tracker.is_readable:
             return tracker.iteration is not None
-        # Unreadable: a trainer that has come further left more than the seed.
+        # Unreadable: a trainer that has advanced left more than the seed.
         return any(found.iteration > first for found in self._candidates(root))
 
     def pin_changes(self, root: Path) -> PinChanges:
-        """What has other contents than when it was pinned; nothing where no pin is known."""
+        """Files changed since they were pinned; none where no pin is known."""
         pin = pins.Pin.read(root)
         return PinChanges() if pin is None else pin.changes(root)
 
     def clear_torn(self, root: Path) -> list[str]:
-        """Move aside what is not complete: for trainers that would resume from it.
+        """Move incomplete checkpoints aside: for trainers that would resume from them.
 
-        An unreadable tracker says of no checkpoint that it is torn.
+        An unreadable tracker does not mark a checkpoint as torn.
         """
         moved = []
         tracker = self._tracker(root)
-        heeds = self.tracker is not None and tracker.is_readable
+        has_tracker = self.tracker is not None and tracker.is_readable
         for found in list(self._candidates(root)):
-            beyond = heeds and found.iteration > (tracker.iteration or 0)
+            beyond = has_tracker and found.iteration > (tracker.iteration or 0)
             if beyond or not self.is_complete(found.path):
                 aside = root / f"{_TORN}-{found.iteration}"
                 remove(aside)
@@ -220,7 +220,7 @@ class Layout:
         return moved
 
     def set_aside(self, root: Path, after: int) -> list[str]:
-        """Have training resume at or before `after`: what lies behind is renamed, never removed.
+        """Make training resume at or before `after`: later checkpoints are renamed, never removed.
 
         What lies before the checkpoint that was pinned here is another training's, and goes too.
         A tracker goes first: whatever is killed in between, no folder that it names is missing, and
@@ -229,9 +229,9 @@ class Layout:
         first = self._restored(root)
         tracker = self._tracker(root)
         newest = tracker.iteration
-        # Not `scan`: a training that began before the pinned one has moved the tracker back.
-        heeds = self.tracker is not None and tracker.is_readable
-        last = min(after, max(first, newest or 0)) if heeds else after
+        # Not `scan`: a training that began before the pinned one has set the tracker back.
+        has_tracker = self.tracker is not None and tracker.is_readable
+        last = min(after, max(first, newest or 0)) if has_tracker else after
         kept = [
             found.iteration
             for found in self._candidates(root)
@@ -251,7 +251,7 @@ class Layout:
         return renamed
 
     def _restored(self, root: Path) -> int:
-        """The iteration that was pinned here, once its checkpoint is what it was; 0 without one."""
+        """The iteration that was pinned here, with its checkpoint restored; 0 without one."""
         pin = pins.Pin.read(root)
         match = None if pin is None else self.name.fullmatch(Path(pin.path).name)
         if pin is None or match is None:
@@ -275,7 +275,7 @@ class Layout:
         return iteration
 
     def _candidates(self, root: Path) -> Iterator[FoundCheckpoint]:
-        """What is named like a checkpoint; links are none of this job's."""
+        """Entries named like a checkpoint; links do not belong to this job."""
         try:
             with os.scandir(root) as entries:
                 for entry in entries:
@@ -292,7 +292,7 @@ def _set_aside(path: Path, iteration: int) -> None:
 
 
 def _unused(path: Path) -> Path:
-    """`path`, or with a number behind it what does not exist yet."""
+    """``path`, or the first free path with a number appended."""
     number, free = 1, path
     while free.exists():
         number += 1

@@ -1,4 +1,4 @@
-"""Any trainer, described in YAML: what it runs, where checkpoints land, what its log says."""
+"""Any trainer, described in YAML: its command, checkpoints and progress lines."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ from autoexp.redaction import Variables
 
 
 class CommandArgs(Closed):
-    """What autoexp has to know of the arguments; others of your own serve as placeholders."""
+    """The arguments that autoexp uses; your own serve as placeholders."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     __pydantic_extra__: dict[str, Argument]
@@ -42,17 +42,19 @@ class CommandArgs(Closed):
 
 
 class Checkpoints(Closed):
-    """Where checkpoints lie below the save directory, and what makes one complete."""
+    """Location of checkpoints below the save directory, and how a complete one is recognized."""
 
-    name: str = Field(description="file or folder with `{iteration}` in it; `*` is anything")
-    folder: str = Field("", description="folder below the save directory that holds them")
+    name: str = Field(
+        description="name of the file or folder, with `{iteration}`; `*` matches anything"
+    )
+    folder: str = Field("", description="folder below the save directory that contains them")
     must_exist: tuple[str, ...] = Field(
         (), description="patterns of files inside, each of which has to match"
     )
     must_not_exist: tuple[str, ...] = Field(
         (), description="patterns that have to match nothing; `../{name}-unfinished` lies beside it"
     )
-    must_parse: tuple[str, ...] = Field((), description="files inside that have to be whole JSON")
+    must_parse: tuple[str, ...] = Field((), description="files inside that have to be valid JSON")
     tracker: str | None = Field(
         None, description="file in the folder that names the newest iteration, written last"
     )
@@ -92,7 +94,7 @@ class Checkpoints(Closed):
 
 
 class CommandBackend(Closed, Defaults):
-    """A trainer of your own; nothing of it is Python of autoexp's."""
+    """Your own trainer, without Python code in autoexp."""
 
     LOGS_DONE: ClassVar[bool] = False
 
@@ -122,7 +124,7 @@ class CommandBackend(Closed, Defaults):
         description="regular expression of the line with which it says where it begins, with a "
         "group `iteration`: the checkpoint's, 0 without one",
     )
-    source: str | None = Field(None, description="its checkout, as the job sees it")
+    source: str | None = Field(None, description="its checkout, as seen by the job")
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
     args: CommandArgs
 
@@ -197,7 +199,7 @@ class CommandBackend(Closed, Defaults):
         return tuple(change_options(command, options))
 
     def _values(self, target: int, save_dir: Path) -> dict[str, str]:
-        """What stands for a placeholder, by its name."""
+        """Values of placeholders, by name."""
         arguments = self.args.model_dump(exclude_none=True)
         return {
             **{name: word(value) for name, value in arguments.items()},
@@ -217,9 +219,9 @@ class CommandBackend(Closed, Defaults):
         if branch.shape not in self.shapes:
             reasons.append(f"the trainer has no shape {branch.shape}: {', '.join(self.shapes)}")
         if self.args.lr is not None and branch.min_lr >= self.args.lr:
-            reasons.append(f"min_lr {branch.min_lr:g} is no decay from lr {self.args.lr:g}")
+            reasons.append(f"min_lr {branch.min_lr:g} is not below lr {self.args.lr:g}")
         if not self.cooldown:
-            reasons.append("`backend.cooldown` does not say what a cooldown changes")
+            reasons.append("`backend.cooldown` does not define what a cooldown changes")
         return reasons
 
     def _root(self, save_dir: Path) -> Path:

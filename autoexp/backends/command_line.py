@@ -1,4 +1,4 @@
-"""From a trainer's arguments in YAML to words of a command line."""
+"""Converts a trainer's arguments in YAML to a command line."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -41,7 +41,7 @@ def refuse_names(
 ) -> None:
     """Refuse arguments that autoexp sets itself, that look secret, or that nobody knows.
 
-    `known` is asked while a user's words are composed; what a session recorded was judged then.
+    ``known` is called while a user's configuration is composed; recorded ones were checked then.
     Raises ValidationError, with the path of each.
     """
     errors = []

@@ -1,4 +1,4 @@
-"""Learning rates that a cooldown is to have: the decay shapes are the same for every trainer."""
+"""Planned learning rates of cooldowns: the decay shapes are the same for every trainer."""
 
 import math
 from collections.abc import Callable

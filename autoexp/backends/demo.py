@@ -46,9 +46,9 @@ class DemoArgs(Closed):
         None, description="checkpoint of another training, whose weights this one begins with"
     )
     sleep_per_iteration_ms: float = Field(
-        0.0, ge=0, description="milliseconds to sleep in each iteration, to look like a big model"
+        0.0, ge=0, description="milliseconds to sleep in each iteration, to imitate a big model"
     )
-    slow_save_s: float = Field(0.0, ge=0, description="seconds that a save takes longer, for tests")
+    slow_save_s: float = Field(0.0, ge=0, description="additional seconds of a save, for tests")
     ignore_checkpoint: bool = Field(
         False, description="begin at 0 whatever checkpoint is there, for tests"
     )
@@ -131,7 +131,7 @@ class DemoBackend(Closed, Defaults):
         if branch.iteration < self.args.lr_warmup_iters:
             reasons.append(f"inside the warm-up of {self.args.lr_warmup_iters} iterations")
         if branch.min_lr >= self.args.lr:
-            reasons.append(f"min_lr {branch.min_lr:g} is no decay from lr {self.args.lr:g}")
+            reasons.append(f"min_lr {branch.min_lr:g} is not below lr {self.args.lr:g}")
         return reasons
 
     @property

@@ -1,7 +1,7 @@
-"""Pinning a checkpoint: a second one with the same contents, which nobody else can change.
+"""Pins a checkpoint: a second one with the same contents, which nobody else can change.
 
-What was pinned is remembered beside it, so that a change to either is noticed and named. Links in a
-checkpoint become what they lead to: a relative one would lead elsewhere from the new place.
+The pinned files are recorded beside it, so that a change to either is noticed and named. Links in a
+checkpoint are followed: a relative one would lead elsewhere from the new place.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ class Changed(SessionError):
 
 
 class Mark(NamedTuple):
-    """What tells a file's contents from others without reading all of them."""
+    """A fingerprint of a file's contents, without reading all of them."""
 
     size: int
     mtime_ns: int
@@ -44,7 +44,7 @@ class Mark(NamedTuple):
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino, _ends(path, stat.st_size))
 
     def differs(self, path: Path) -> bool:
-        """Whether a file has other contents; one that is gone has none."""
+        """True if a file has other contents; also for a missing file."""
         try:
             stat = path.stat()
             if stat.st_size != self.size:
@@ -54,7 +54,7 @@ class Mark(NamedTuple):
             return False
 
     def is_same_file(self, path: Path) -> bool:
-        """Whether the name still stands for the same file, and not for one that replaced it."""
+        """True if the path still names the same file, and not a replacement."""
         try:
             return path.stat().st_ino == self.inode
         except FileNotFoundError:
@@ -62,7 +62,7 @@ class Mark(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """A checkpoint as it was when it was pinned."""
+    """A checkpoint at the time when it was pinned."""
 
     path: str
     files: Mapping[str, Mark]
@@ -70,16 +70,16 @@ class Pin(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, source: Path) -> "Pin":
-        """Of what lies at `path`, read from `source`, which has the same files."""
+        """Make the pin of `path`, read from `source`, which has the same files."""
         return cls(str(path), {name: Mark.of(source / name) for name in contents(source)})
 
     def write(self, root: Path) -> None:
-        """Remember it in the directory where it is pinned."""
+        """Write it in the directory where the checkpoint is pinned."""
         atomic.write_json(root / _MANIFEST, {"path": self.path, "files": self.files})
 
     @classmethod
     def read(cls, root: Path) -> "Pin | None":
-        """What was pinned here; None where nothing was, or it cannot be told."""
+        """The checkpoint pinned here; None where there is none, or it is unknown."""
         try:
             said = json.loads(atomic.read(root / _MANIFEST))
             files = {str(name): Mark(*map(int, mark)) for name, mark in said["files"].items()}
@@ -95,14 +95,14 @@ class Pin(NamedTuple):
             return None
 
     def is_whole(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint has all files that were pinned, with the contents of then."""
+        """True if a checkpoint has all files that were pinned, with unchanged contents."""
         return all(
             (checkpoint / name).exists() and not mark.differs(checkpoint / name)
             for name, mark in self.files.items()
         )
 
     def changes(self, root: Path) -> PinChanges:
-        """What has other contents now, here or where it was pinned from."""
+        """Files with other contents now, here or where they were pinned from."""
         origin = Path(self.path)
         seed = root / origin.name
         return PinChanges(
@@ -118,7 +118,7 @@ class Pin(NamedTuple):
 
 @contextmanager
 def held(checkpoint: Path, root: Path) -> Iterator[Path]:
-    """The checkpoint under names of our own in `root`, so that deleting it ends no copying.
+    """The checkpoint under our own names in `root`, so that deleting it does not end a copy.
 
     Nobody writes there. Where the filesystem has no hard links, the checkpoint itself.
     """
@@ -148,7 +148,7 @@ def contents(checkpoint: Path) -> dict[str, int]:
         found = _sizes(checkpoint, ())
         return {str(file.relative_to(checkpoint)): size for file, size in found}
     except FileNotFoundError as error:
-        raise Changed(f"{error.filename} is gone") from error
+        raise Changed(f"{error.filename} is missing") from error
 
 
 def compare(before: Mapping[str, int], checkpoint: Path) -> None:
@@ -181,7 +181,7 @@ def _sizes(path: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Pat
 
 
 def copy(source: Path, target: Path, *, link: bool) -> int:
-    """Make `target` of a checkpoint, a file or a folder; returns how many bytes were copied."""
+    """Make `target` from a checkpoint, a file or a folder; returns the number of bytes copied."""
     copied = 0
 
     def take(one: str, other: str) -> None:
@@ -204,7 +204,7 @@ def _is_linked(one: str, other: str) -> bool:
 
 
 def _copied(one: str, other: str) -> int:
-    """Copy a file; returns how many bytes, which is none where the filesystem shares them."""
+    """Copy a file; returns the number of bytes, 0 where the filesystem shares them."""
     with open(one, "rb") as reading, open(other, "wb") as writing:  # noqa: PTH123
         shared = _is_shared(reading, writing)
         if not shared:
@@ -216,7 +216,7 @@ def _copied(one: str, other: str) -> int:
 
 
 def _is_shared(reading: BinaryIO, writing: BinaryIO) -> bool:
-    """Whether the new file has got the old one's blocks, as XFS and Btrfs can do it."""
+    """True if the new file shares the old one's blocks, as on XFS and Btrfs."""
     try:
         fcntl.ioctl(writing.fileno(), _FICLONE, reading.fileno())
     except OSError:
@@ -225,7 +225,7 @@ def _is_shared(reading: BinaryIO, writing: BinaryIO) -> bool:
 
 
 def _tree(source: Path, target: Path, take: Callable[[str, str], object]) -> None:
-    """Take a file, or all files of a folder; the first error is raised as it is."""
+    """Take a file, or all files of a folder; the first error is raised unchanged."""
     if not source.is_dir():
         take(str(source), str(target))
         return

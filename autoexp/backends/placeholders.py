@@ -1,10 +1,10 @@
-"""Command lines with `{name}` in them: plain replacement, once, and nothing is evaluated."""
+"""Command lines with `{name}` in them: replaced once, and nothing is evaluated."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from autoexp.backends.command_line import Argument, word
+from autoexp.model import nearest
 
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _ITERATION = "{iteration}"
@@ -16,19 +16,19 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def names_of(texts: Iterable[str], known: Mapping[str, str], where: str) -> set[str]:
-    """The names that the texts use; raises ValueError for one that stands for nothing."""
+    """The names that the texts use; raises ValueError for an unknown one."""
     used = {name for text in texts for name in _PLACEHOLDER.findall(text)}
     for name in sorted(used - set(known)):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean `{{{near[0]}}}`?" if near else ""
-        raise ValueError(f"`{where}`: nothing is called {{{name}}}{hint}")
+        raise ValueError(
+            f"`{where}`: nothing is called {{{name}}}{nearest(name, known, braces=True)}"
+        )
     return used
 
 
 def pattern_of(name: str) -> re.Pattern[str]:
     """The regular expression of names such as `step-{iteration}` or `*-step={iteration}*`."""
     if name.count(_ITERATION) != 1:
-        raise ValueError(f"{name!r} has to hold {{iteration}} once")
+        raise ValueError(f"{name!r} has to contain {{iteration}} once")
     parts = re.split(r"(\*|\{iteration\})", name)
     known = {"*": ".*", _ITERATION: r"(?P<iteration>[0-9]+)"}
     return re.compile("".join(known.get(part, re.escape(part)) for part in parts))
@@ -37,7 +37,7 @@ def pattern_of(name: str) -> re.Pattern[str]:
 def change_options(command: Sequence[str], options: Mapping[str, Argument]) -> list[str]:
     """Set, add or remove options: `--name value`, `--name=value` and `name=value` are told apart.
 
-    True is a bare flag, null removes the option. One that is not there is added at the end.
+    True is a bare flag, null removes the option. A new one is added at the end.
     """
     words = list(command)
     for name, value in options.items():

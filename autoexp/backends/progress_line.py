@@ -1,4 +1,4 @@
-"""Reading a trainer's progress line by a pattern, and the numbers that trainers print."""
+"""Reads a trainer's progress lines by a pattern."""
 
 import math
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ class ProgressPattern:
         self._pattern = _compiled(pattern)
 
     def read(self, line: bytes) -> Progress | Unread | None:
-        """What the line says, its last piece where it is a progress bar.
+        """Read the line, or its last piece where it is a progress bar.
 
-        A loss that is no finite number is None. What is no number at all is said.
+        A loss that is not finite becomes None. A value that is not a number is reported.
         """
         for piece in reversed(without_escapes(line).split(b"\r")):
             if (found := self._pattern.search(piece)) is not None:

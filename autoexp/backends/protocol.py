@@ -1,4 +1,4 @@
-"""What a backend has to know about its trainer."""
+"""The protocol of backends: knowledge about one trainer."""
 
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
@@ -7,11 +7,11 @@ from autoexp.backends.batches import Batches
 from autoexp.model import Closed
 
 UNDECIDED = -1
-"""Where a training begins that has started: from a checkpoint or not, its next lines say."""
+"""The start of a training is not known yet: its next lines decide."""
 
 
 class Branch(Closed):
-    """A cooldown as the trainer has to run it."""
+    """A cooldown, as the trainer runs it."""
 
     iteration: int
     """Branch point: the iteration of the parent's checkpoint."""
@@ -34,7 +34,7 @@ class Unread(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What one log line says; None where it says nothing."""
+    """Values of one log line; None where it has none."""
 
     iteration: int
     target: int | None
@@ -43,7 +43,7 @@ class Progress(NamedTuple):
     learning_rate: float | None
     seconds_per_iteration: float | None
     unread: str | None = None
-    """What stands where a number belongs, as `loss 'n/a'`."""
+    """A text in place of a number, as `loss 'n/a'`."""
 
 
 class FoundCheckpoint(NamedTuple):
@@ -54,16 +54,16 @@ class FoundCheckpoint(NamedTuple):
 
 
 class CheckpointScan(NamedTuple):
-    """What a look into a checkpoint folder found."""
+    """The result of a scan of a checkpoint folder."""
 
     complete: list[FoundCheckpoint]
     """By iteration."""
     unfinished: bool = False
-    """Whether something there may become complete without a change to the watched paths."""
+    """True if a checkpoint there may become complete without a change to the watched paths."""
     progress: tuple[Progress, ...] = ()
-    """What the newest checkpoint says of the training so far, where the log does not say it."""
+    """The history of the training in the newest checkpoint, where the log does not have it."""
     problem: str | None = None
-    """What the trainer will stumble over there, in words, and what to do about it."""
+    """A problem that the trainer will have there, and what to do about it."""
 
 
 class PinChanges(NamedTuple):
@@ -74,17 +74,17 @@ class PinChanges(NamedTuple):
     origin: tuple[str, ...] = ()
     """In the checkpoint that was pinned, changed in place."""
     path: str = ""
-    """That checkpoint."""
+    """The checkpoint that was pinned."""
 
 
 class Backend(Protocol):
     """One trainer: command lines, checkpoints, progress, cooldowns."""
 
     PROGRESS_MARK: ClassVar[bytes]
-    """Bytes in every line of which `progress` or `read_start` says something: the other lines are
-    passed over."""
+    """A substring that every line for `progress` or `read_start` contains; other lines are
+    skipped."""
     LOGS_DONE: ClassVar[bool]
-    """Whether a logged iteration has been done: the first one lies behind where it began."""
+    """True if a logged iteration is finished: the first one is after the start."""
 
     @property
     def train_iters(self) -> int:
@@ -96,25 +96,25 @@ class Backend(Protocol):
 
     @property
     def log_interval(self) -> int | None:
-        """Iterations between two progress lines; None where it is not known."""
+        """Iterations between two progress lines; None where unknown."""
 
     @property
     def final_lr(self) -> float:
-        """Learning rate at a cooldown's end, unless the experiment names another."""
+        """Learning rate at a cooldown's end, unless the experiment sets another."""
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """Files and folders of the trainer's own that its command line names."""
+        """Files and folders of the trainer itself that its command line names."""
 
     @property
     def pins_by_links(self) -> bool:
-        """Whether a branch's start takes no room: else it is a copy of a checkpoint."""
+        """True if a branch's start takes no disk space: otherwise it is a copy of a checkpoint."""
 
     def batches(self, workers: int) -> Batches | None:
-        """Samples in each iteration on so many processes; None where nobody can tell."""
+        """Samples in each iteration on this number of processes; None where unknown."""
 
     def problems(self, workers: int) -> list[str]:
-        """Why the trainer could not run at all on so many processes, in words."""
+        """Reasons why the trainer cannot run on this number of processes."""
 
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         """The trunk's argument list; it resumes by itself from `save_dir`."""
@@ -126,7 +126,7 @@ class Backend(Protocol):
         """Variables that the trainer needs."""
 
     def refusals(self, branch: Branch) -> list[str]:
-        """Why this trainer could not run `branch`, in words; empty when it can."""
+        """Reasons why this trainer cannot run `branch`; empty when it can."""
 
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         """Paths whose stat changes when a checkpoint may have become complete."""
@@ -142,21 +142,21 @@ class Backend(Protocol):
         """
 
     def pin_changes(self, save_dir: Path) -> PinChanges:
-        """Compare what was pinned in `save_dir`, and what it was pinned from, with now."""
+        """Compare the files pinned in `save_dir`, and their originals, with the time of the pin."""
 
     def clear_torn(self, save_dir: Path) -> list[str]:
-        """Move aside what a killed save left, where the trainer would start from it.
+        """Move remains of a killed save aside, where the trainer would start from them.
 
-        Only while nothing runs that saves there. Returns the names of what was moved.
+        Only while no process saves there. Returns the names of what was moved.
         """
 
     def progress(self, line: bytes) -> Progress | Unread | None:
-        """What a log line says about the training, if anything; it never raises."""
+        """Read the progress in a log line, if there is any; never raises."""
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         """The iteration that the training begins from, where a log line says so.
 
-        `earlier` is what lines before it said; UNDECIDED is an answer too.
+        ``earlier` is the answer for earlier lines; UNDECIDED is an answer too.
         """
 
     def set_aside(self, save_dir: Path, after: int) -> list[str]:
@@ -167,11 +167,11 @@ class Backend(Protocol):
         """
 
     def planned_rate(self, branch: Branch, iteration: int) -> float | None:
-        """The learning rate that a branch is to have at an iteration; None: nobody can tell."""
+        """The planned learning rate of a branch at an iteration; None: unknown."""
 
 
 class Defaults:
-    """What a backend does that has nothing to say about it."""
+    """Default implementations for backends."""
 
     PROGRESS_MARK: ClassVar[bytes] = b""
     LOGS_DONE: ClassVar[bool] = True
@@ -189,6 +189,6 @@ class Defaults:
         return []
 
     def clear_torn(self, save_dir: Path) -> list[str]:
-        """The trainer itself starts from no torn checkpoint."""
+        """Do nothing: the trainer itself never starts from a torn checkpoint."""
         del save_dir
         return []

@@ -8,13 +8,13 @@ from pathlib import Path
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import total
 from autoexp.jobs.gpu_hours import spent
-from autoexp.operations.retry import refuse
+from autoexp.operations.retry import check_retryable
 from autoexp.reports.explain import in_words
 from autoexp.reports.terminal import say, say_json
 from autoexp.rules.describe import describe
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.find import live_holder, session_path
-from autoexp.session.inbox import ActionRequest, BudgetRequest, RetryRequest, put
+from autoexp.session.inbox import ActionRequest, BudgetRequest, RetryRequest, enqueue
 from autoexp.session.journal import Journal
 from autoexp.session.session import Session
 from autoexp.states import Verdict
@@ -24,13 +24,13 @@ def retry(options: argparse.Namespace) -> int:
     """Run failed jobs again."""
     session = Session.load(session_path(options.session))
     for name in options.jobs:
-        refuse(session, name)
+        check_retryable(session, name)
     failed = options.jobs or [n for n, j in session.jobs.items() if j.verdict is Verdict.FAILED]
     if not failed:
         say(f"{session.id}: no job has failed")
         return 0
     by = f"autoexp retry by {getpass.getuser()}"
-    put(session.path, RetryRequest(jobs=tuple(options.jobs), by=by))
+    enqueue(session.path, RetryRequest(jobs=tuple(options.jobs), by=by))
     say(f"{', '.join(failed)}: to be run again ({_whom(session)})")
     return 0
 
@@ -41,7 +41,7 @@ def budget(options: argparse.Namespace) -> int:
     if "stop_above" in options:
         by = f"autoexp budget by {getpass.getuser()}"
         request = BudgetRequest(stop_above=options.stop_above, by=by)
-        put(session.path, request)
+        enqueue(session.path, request)
         say(f"{session.id}: asked to change it ({_whom(session)})")
         return 0
     most = session.experiment.budget.stop_above
@@ -75,7 +75,7 @@ def queue(options: argparse.Namespace) -> int:
         return 0
     by = f"autoexp queue {options.verb} by {getpass.getuser()}"
     request = ActionRequest(key=action.key, verb=options.verb, by=by)
-    put(session.path, request)
+    enqueue(session.path, request)
     asked = "asked the monitor" if live_holder(session) else "nobody watches: autoexp resume"
     say(f"{action.key}: {options.verb} ({asked} {session.id})")
     return 0

@@ -73,7 +73,7 @@ _FIRST_ANSWER_S = 60.0
 
 
 def watch(path: Path) -> int:
-    """Watch a session to its end; returns the exit code of DESIGN.md."""
+    """Watch a session to its end; returns the exit code of docs/commands.md."""
     _must_be_writable(path)
     out = console()
     out.print(f"session {path.name} in {path}", soft_wrap=True)

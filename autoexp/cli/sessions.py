@@ -17,7 +17,7 @@ from autoexp.rules.events import CancelAnswered
 from autoexp.session import find, remove
 from autoexp.session.create import claim_of
 from autoexp.session.find import live_holder, refuse_if_held, session_path
-from autoexp.session.inbox import CancelRequest, put, waiting_jobs
+from autoexp.session.inbox import CancelRequest, enqueue, waiting_jobs
 from autoexp.session.journal import Position
 from autoexp.session.meta import output_root
 from autoexp.session.session import Session, sessions_root
@@ -40,7 +40,7 @@ def cancel(options: argparse.Namespace) -> int:
     names = options.jobs or [name for name in known if name not in had_ended]
     holder = live_holder(session)
     if holder is not None:
-        put(path, CancelRequest(jobs=tuple(options.jobs), by=by))
+        enqueue(path, CancelRequest(jobs=tuple(options.jobs), by=by))
         say(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
         over = _wait_until_over(session, names)
     else:

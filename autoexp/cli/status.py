@@ -69,7 +69,7 @@ def _entries(path: Path, *, follow: bool) -> Iterator[Entry]:
         began = time.monotonic()
         # Before the journal: what happened last is still printed.
         is_over = follow and Session.load(path, seen).is_over
-        yield from journal.news()
+        yield from journal.new_entries()
         if not follow or is_over:
             return
         time.sleep(max(1.0, 20 * (time.monotonic() - began)))

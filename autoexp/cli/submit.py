@@ -18,14 +18,14 @@ from autoexp.operations import adopt as adoption
 from autoexp.operations.adopt import HandStarted, is_session
 from autoexp.operations.launch import refuse_other_scheduler
 from autoexp.planning.plan import NO_JOBS, Plan, make_plan
-from autoexp.planning.rule_checks import refuse_impossible
+from autoexp.planning.rule_checks import validate_rules
 from autoexp.planning.study import plan_study
 from autoexp.reports.terminal import say
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm_commands import CommandFailed, at, run
 from autoexp.session.create import create, id_for, plan_of
 from autoexp.session.find import live_holder, session_path
-from autoexp.session.inbox import SubmitRequest, put
+from autoexp.session.inbox import SubmitRequest, enqueue
 from autoexp.session.meta import output_root
 from autoexp.session.provenance import provenance
 from autoexp.session.session import Session, sessions_root
@@ -75,7 +75,7 @@ def adopt(options: argparse.Namespace) -> int:
         raise BadInput("adopt takes one job, and this is a sweep")
     if not isinstance(experiment.slurm, SlurmCluster):
         raise BadInput("adopt takes SLURM jobs: add slurm=NAME of your cluster")
-    refuse_impossible(experiment)
+    validate_rules(experiment)
     described = _described_by_slurm(options.job_id, experiment.slurm)
     _refuse_unfit(options.job_id, described)
     save_dir, path = Path(options.save_dir).absolute(), session_path(options.session)
@@ -179,7 +179,7 @@ def _cluster_name(cluster: SlurmCluster) -> str:
 
 def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:
     jobs: tuple[JobSpec, ...] = plan.jobs
-    put(session.path, SubmitRequest(jobs=jobs, attempt=attempt, by=by))
+    enqueue(session.path, SubmitRequest(jobs=jobs, attempt=attempt, by=by))
     names = ", ".join(spec.name for spec in jobs)
     holder = live_holder(session)
     if holder is not None:

@@ -27,7 +27,7 @@ from autoexp.model import COMPOSING
 
 
 class Composed(NamedTuple):
-    """An experiment and what it was made from, enough to make it again."""
+    """An experiment and its sources, enough to compose it again."""
 
     experiment: Experiment
     config: str
@@ -37,7 +37,7 @@ class Composed(NamedTuple):
     unresolved: str
     """YAML as composed, interpolations kept."""
     points: tuple[Point, ...] = ()
-    """What a sweep comes to; empty without one."""
+    """The points of a sweep; empty without one."""
 
 
 def compose(
@@ -81,7 +81,7 @@ def compose(
 
 
 class _Read(NamedTuple):
-    """What Hydra composed, before anything of it is validated but its sweep."""
+    """The composed values, before anything but the sweep is validated."""
 
     values: dict[str, Any]
     unresolved: str
@@ -89,7 +89,7 @@ class _Read(NamedTuple):
     project: str
     sweep: Sweep | None
     drawn: Sequence[Drawn]
-    """The sweep's points; none without one."""
+    """The sweep's points; empty without a sweep."""
 
 
 def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
@@ -130,7 +130,7 @@ def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
 
 
 def _parsed(overrides: Sequence[str], groups: Container[str]) -> list[tuple[Override, str]]:
-    """The overrides, and each as Hydra is told it: its scalars as they are written."""
+    """The overrides, and each in Hydra's form: its scalars as they are written."""
     parser = OverridesParser.create()
     found = []
     for line in overrides:
@@ -146,7 +146,7 @@ def _parsed(overrides: Sequence[str], groups: Container[str]) -> list[tuple[Over
 
 
 def _settled(values: dict[str, Any], origins: Origins) -> dict[str, Any]:
-    """Values in which a field that is text has what was written, byte for byte."""
+    """Values in which text fields have what was written, byte for byte."""
 
     def refuse(path: Sequence[str], reason: str) -> BadInput:
         return BadInput(f"{'.'.join(path)}: {reason} ({origins.of(path)})")
@@ -176,7 +176,7 @@ def _sweep(
 
 
 def points_of(experiment: Experiment) -> tuple[Point, ...]:
-    """What the sweep of an experiment comes to that no file composed, as a filled-in form.
+    """The points of a sweep of an experiment that was not composed from a file, as from a form.
 
     Raises BadInput as `compose` does.
     """
@@ -190,7 +190,7 @@ def points_of(experiment: Experiment) -> tuple[Point, ...]:
 
 
 def _refuse_twice(sweep: Sweep, overrides: Sequence[Override]) -> None:
-    """An override of a key that the sweep sets would be heeded nowhere."""
+    """Refuse an override of a key that the sweep sets: it would have no effect."""
     for override in overrides:
         if override.key_or_group in sweep.keys():  # noqa: SIM118
             raise BadInput(
@@ -200,7 +200,7 @@ def _refuse_twice(sweep: Sweep, overrides: Sequence[Override]) -> None:
 
 
 def _refuse_missing(tree: DictConfig, sweep: Sweep | None) -> None:
-    """Raise for `???` values, but for those that the sweep sets."""
+    """Raise for `???` values, except those that the sweep sets."""
     missing = OmegaConf.missing_keys(tree)
     if missing - (sweep.keys() if sweep else set()):
         OmegaConf.to_container(tree, throw_on_missing=True)
@@ -224,7 +224,7 @@ def _validated_points(
 
 
 def _refuse_secrets(values: Any, path: tuple[str, ...] = ()) -> None:
-    """Refuse values that hold a secret: all this is written down, and shown in many places."""
+    """Refuse values that hold a secret: all of this is stored, and shown in many places."""
     if isinstance(values, list) and (found := redaction.found_in_words(values)):
         raise _secret(path, found)
     inner = values.items() if isinstance(values, dict) else enumerate(values)
@@ -244,7 +244,7 @@ def _secret(path: tuple[str, ...], found: str) -> BadInput:
 
 
 def _refuse_no_names(overrides: Sequence[Override], groups: Container[str]) -> None:
-    """Where a group wants a file's name, Hydra says nothing that helps of a number."""
+    """Refuse a number in place of a group's file name, for which Hydra has no useful message."""
     for override in overrides:
         group, value = override.key_or_group, override.value()
         is_name = isinstance(value, str | list | dict) or hasattr(value, "text")
@@ -256,9 +256,9 @@ def _refuse_no_names(overrides: Sequence[Override], groups: Container[str]) -> N
 
 
 def _force(override: Override, line: str, groups: Container[str]) -> str:
-    """Let a plain `a.b=c` also set a key that no YAML file mentions.
+    """Make a plain `a.b=c` also set a key that no YAML file mentions.
 
-    Hydra would ask for a `+` there. Whether the key exists is for the model to say, which knows
+    Hydra would require a `+` there. Whether the key exists is checked by the model, which knows
     the nearest name.
     """
     if override.type is OverrideType.CHANGE and override.key_or_group not in groups:
@@ -273,7 +273,7 @@ def _without_hydra(tree: DictConfig) -> DictConfig:
 def _hydra_message(
     error: Exception, directories: Sequence[Path], name: str, overrides: Sequence[str]
 ) -> str:
-    """The composer's own words without its traceback, and where it looked."""
+    """The composer's own message without its traceback, and its search path."""
     text = str(error).partition("Config search path:")[0].partition("See https://")[0]
     text = text.partition("3. To sweep over it")[0]
     lines = [line.strip() for line in text.splitlines()]

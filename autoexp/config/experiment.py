@@ -28,15 +28,15 @@ JobName = Annotated[
 
 
 class Project(Closed):
-    """What the experiment is called and where its output goes."""
+    """Name of the experiment and location of its output."""
 
     name: JobName = Field(description="names the session and the trunk's job")
-    description: str = Field("", description="one line for people")
+    description: str = Field("", description="a one-line description")
     output_root: str | None = Field(
         None, description="where jobs write; by default `output/` inside the session"
     )
     share: Literal["owner", "group"] = Field(
-        "owner", description="who may read the session's files beside you; nobody else may write"
+        "owner", description="who else may read the session's files; nobody else may write"
     )
 
 
@@ -62,7 +62,7 @@ class Budgets(Closed):
 
 
 class Cooldown(Closed):
-    """Where to branch from the trunk, and how to decay."""
+    """Branch points on the trunk, and the decay."""
 
     at: tuple[int, ...] | None = Field(None, min_length=1, description="branch points, iterations")
     every: int | None = Field(None, gt=0, description="a branch point every so many iterations")
@@ -96,24 +96,24 @@ class Cooldown(Closed):
 class Start(Closed):
     """A complete checkpoint that is on disk already, from which cooldowns branch."""
 
-    session: str | None = Field(None, description="the session it comes from, if it is of one")
+    session: str | None = Field(None, description="the session it comes from, if any")
     job: str | None = Field(None, description="the job of that session that wrote it")
     iteration: int = Field(gt=0, description="its iteration")
-    path: str = Field(description="where it lies")
+    path: str = Field(description="its path")
 
 
 class Monitoring(Rules):
-    """How often to look, what to publish, when to give up; and the rules."""
+    """Intervals of looks, publishing and limits; and the rules."""
 
     file_tick_s: float = Field(2.0, gt=0, description="seconds between looks at logs and folders")
     save_progress_every_s: float = Field(
-        10.0, ge=0, description="seconds between writes of a job's record when only numbers moved"
+        10.0, ge=0, description="seconds between writes of a job's record when only numbers changed"
     )
     publish_every_s: float = Field(
         30.0, gt=0, description="least seconds between updates in Prefect without a change of state"
     )
     evaluate_command: tuple[str, ...] = Field(
-        (), description="what evaluation presets run for a checkpoint, templates of their rules"
+        (), description="command of evaluation presets for a checkpoint, with templates of rules"
     )
     max_attempts_without_progress: int = Field(
         3, gt=0, description="attempts in a row without a new iteration before a job fails"
@@ -138,12 +138,12 @@ class Experiment(Closed):
     )
     stages: dict[StageName, Stage | None] = Field(
         default_factory=dict,
-        description="what follows the training and its cooldowns; `null` switches one off",
+        description="jobs after the training and its cooldowns; `null` switches one off",
     )
-    sweep: Sweep | None = Field(None, description="many settings of all this, in one session")
+    sweep: Sweep | None = Field(None, description="many settings of the experiment, in one session")
     budget: Budget = Field(default_factory=Budget, description="GPU hours")
 
     @property
     def trainer(self) -> Backend:
-        """The backend, seen as the protocol that all backends keep."""
+        """The backend, as the protocol that all backends implement."""
         return self.backend

@@ -1,11 +1,10 @@
-"""Expressions over the values of a sweep point: names, numbers, comparisons, and nothing else.
+"""Expressions over the values of a sweep point: only names, numbers and comparisons.
 
-simpleeval walks the syntax tree; of what it can do, only the nodes and operators below are left:
+simpleeval walks the syntax tree, limited to the nodes and operators below:
 no calls, no subscripts, no attributes of objects. A dotted name is looked up as one key.
 """
 
 import ast
-import difflib
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -13,22 +12,24 @@ from typing import Any, NamedTuple
 
 from simpleeval import InvalidExpression, SimpleEval
 
+from autoexp.model import nearest
+
 _LONGEST = 1000
 _NAMES_SHOWN = 12
 
 
 class ExpressionError(ValueError):
-    """An expression that cannot be read, or has no value here; the message says why."""
+    """An expression that cannot be parsed, or has no value here; the message says why."""
 
 
 class Expression(NamedTuple):
-    """A text that has been found to be an expression."""
+    """A valid expression."""
 
     text: str
     tree: ast.expr
 
     def value(self, values: Mapping[str, Any]) -> Any:
-        """What it comes to; raises ExpressionError, as for a name that is not in `values`."""
+        """Evaluate it; raises ExpressionError, as for a name that is not in `values`."""
         try:
             return _Evaluator(values).eval(self.text, self.tree)
         except ExpressionError:
@@ -40,7 +41,7 @@ class Expression(NamedTuple):
 
 
 def parse(text: str) -> Expression:
-    """Read an expression; raises ExpressionError for whatever is not a plain one."""
+    """Parse an expression; raises ExpressionError for anything but a plain one."""
     if len(text) > _LONGEST:
         raise ExpressionError(f"an expression of {len(text)} characters; {_LONGEST} at most")
     try:
@@ -50,7 +51,7 @@ def parse(text: str) -> Expression:
         raise ExpressionError(f"`{text}`: {error}") from error
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         said = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise ExpressionError(f"`{text}` is no expression: {said}") from error
+        raise ExpressionError(f"`{text}` is not an expression: {said}") from error
     return Expression(text, tree)
 
 
@@ -60,10 +61,10 @@ def _refuse_others(tree: ast.AST) -> None:
             _dotted(node)
         elif isinstance(node, ast.Constant):
             if not isinstance(node.value, bool | int | float | str | None):
-                raise ExpressionError(f"{node.value!r} is no number, text, true or false")
+                raise ExpressionError(f"{node.value!r} is not a number, text, true or false")
         elif not isinstance(node, _ALLOWED) and type(node) not in _OPERATORS:
             what = type(node).__name__
-            raise ExpressionError(f"{what} has no place here: names, numbers, comparisons only")
+            raise ExpressionError(f"{what} is not allowed: only names, numbers and comparisons")
 
 
 def _dotted(node: ast.expr) -> str:
@@ -72,7 +73,7 @@ def _dotted(node: ast.expr) -> str:
         return node.id
     if isinstance(node, ast.Attribute):
         return f"{_dotted(node.value)}.{node.attr}"
-    raise ExpressionError("a dot belongs into the name of a key, such as `backend.args.lr`")
+    raise ExpressionError("a dot can only be part of a key, such as `backend.args.lr`")
 
 
 class _Evaluator(SimpleEval):
@@ -98,8 +99,7 @@ class _Evaluator(SimpleEval):
         name = _dotted(node)
         if name in self._values:
             return self._values[name]
-        near = difflib.get_close_matches(name, self._values, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
+        hint = nearest(name, self._values)
         known = sorted(self._values, key=lambda key: (key.count("."), key))[:_NAMES_SHOWN]
         raise ExpressionError(
             f"`{self.expr}`: nothing is called `{name}`{hint}; there are: {', '.join(known)}, …"
@@ -115,7 +115,7 @@ def _of_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
     def checked(*values: Any) -> Any:
         for value in values:
             if not isinstance(value, int | float):
-                raise TypeError(f"{value!r} is no number")
+                raise TypeError(f"{value!r} is not a number")
         return function(*values)
 
     return checked

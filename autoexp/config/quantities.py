@@ -1,4 +1,4 @@
-"""Amounts of training as people write them: `6B`, `3M samples`, `1200 iterations`."""
+"""Amounts of training as written in YAML: `6B`, `3M samples`, `1200 iterations`."""
 
 import re
 from typing import Any, Literal
@@ -32,7 +32,7 @@ class Quantity(Closed):
         return f"{self.amount} {self.unit}"
 
     def iterations(self, batches: Batches | None, share: float = 1.0) -> int:
-        """Iterations that a share of it takes; raises ValueError where nobody can tell."""
+        """Iterations of a share of it; raises ValueError where that is unknown."""
         if self.unit == "iterations":
             return round(share * self.amount)
         if batches is None:
@@ -42,12 +42,12 @@ class Quantity(Closed):
             if batches.tokens_per_sample is None:
                 raise ValueError("the backend does not say how many tokens a sample has")
             samples /= batches.tokens_per_sample
-        # A whisker more, so that 0.8 of 10 is not 7.999….
+        # A tiny bit more, so that 0.8 of 10 is not 7.999….
         return batches.iterations(int(samples + 1e-6))
 
 
 def read_quantity(written: Any, unit: Unit | None = None) -> Any:
-    """A quantity from what stands in YAML; `unit` is that of numbers that name none.
+    """Read a quantity from YAML; `unit` is for numbers without a unit.
 
     Without one, a suffix stands for tokens and a bare number for iterations.
     """
@@ -55,9 +55,9 @@ def read_quantity(written: Any, unit: Unit | None = None) -> Any:
         return written
     match = _WRITTEN.fullmatch(str(written).strip())
     if match is None:
-        raise ValueError(f"{written!r} is no amount, such as 6B, `3M samples`, `1200 iterations`")
+        raise ValueError(f"{written!r} is not an amount, such as 6B, `3M samples` or 1200")
     amount = float(match["number"]) * _SUFFIXES[match["suffix"]]
     if amount != int(amount):
-        raise ValueError(f"{written!r} is no whole number")
+        raise ValueError(f"{written!r} is not a whole number")
     spelled = match["unit"] or unit or ("tokens" if match["suffix"] else "iterations")
     return {"amount": int(amount), "unit": spelled}

@@ -1,4 +1,4 @@
-"""Where configurations are: the user's own YAML files before those that ship with autoexp."""
+"""The search path of configurations: the user's own YAML files before those of autoexp."""
 
 import os
 import tempfile
@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from autoexp.config.validation import find_file, nearest
+from autoexp.config.validation import find_file
 from autoexp.errors import BadInput
+from autoexp.model import nearest
 from autoexp.scalars import marked_yaml
 
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
@@ -22,7 +23,7 @@ def merged(paths: Sequence[Path], name: str, groups: Iterable[str]) -> Iterator[
     """One directory that shows what a configuration may use, the first path's files before others'.
 
     Hydra looks for the primary file in its first directory only, and lets that one's groups win;
-    here a shipped experiment may use a group file of the user's own, and any path will do. Only
+    here a shipped experiment may use a group file of the user's own, and any path works. Only
     the files and groups are shown that `name` and its defaults name, and these `groups`: a user's
     folder may hold anything else.
     """
@@ -51,7 +52,7 @@ def _files_of(paths: Sequence[Path], reference: str) -> Iterator[tuple[str, Path
 
 
 def _show(file: Path, shown: Path, config: str) -> list[str]:
-    """Let Hydra see a file, its scalars as they are written; returns what its defaults refer to."""
+    """Show Hydra a file, its scalars as they are written; returns what its defaults refer to."""
     if shown.exists():
         return []
     shown.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def defaults_of(text: str) -> list[Any]:
 
 
 def _references(entry: Any, group: str) -> Iterator[str]:
-    """What an entry of a defaults list refers to: a file, or all files of a group."""
+    """The target of an entry of a defaults list: a file, or all files of a group."""
     names = entry if isinstance(entry, dict) else {entry: None}
     for written, choice in names.items():
         name = str(written).split()[-1:]  # behind `optional` and `override`
@@ -100,7 +101,7 @@ def available() -> dict[str, Path]:
 
 
 def directories() -> list[Path]:
-    """Where to look, best first; raises BadInput for `$AUTOEXP_CONFIGS` that is no directory."""
+    """The search path, best first; raises BadInput if `$AUTOEXP_CONFIGS` is not a directory."""
     own = os.environ.get("AUTOEXP_CONFIGS")
     candidates = [Path(own) if own else Path("configs"), SHIPPED]
     if own and not candidates[0].is_dir():
@@ -117,7 +118,7 @@ def locate(config: str | None) -> tuple[list[Path], str]:
     if config.endswith((".yaml", ".yml")) or "/" in config:
         path = Path(config).resolve()
         if not path.is_file():
-            raise BadInput(f"{config}: no such file, or no file; give a YAML file or a name")
+            raise BadInput(f"{config}: not a file; give a YAML file or a name")
         return list(dict.fromkeys([path.parent, *found])), path.stem
     if config not in available():
         names = ", ".join(sorted(available()))
@@ -142,7 +143,7 @@ class Groups:
     def _is_group(self, name: str) -> bool:
         if not name or "." in name or name.startswith("/"):
             return False
-        # Only the directory of this name is looked into: a folder may hold many, of many files.
+        # Only the directory of this name is read: a folder may hold many, of many files.
         return any(any((path / name).glob("*.y*ml")) for path in self._paths)
 
 

@@ -1,4 +1,4 @@
-"""What follows a training: further jobs, started by how their siblings are doing."""
+"""Stages: further jobs after a training, started by the state of their siblings."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -9,15 +9,15 @@ from autoexp.model import Closed
 from autoexp.templates import texts_in
 
 TRUNK = "stable"
-"""What a point's training is called among its siblings."""
+"""Name of a point's training among its siblings."""
 EACH = "cooldown"
-"""What the cooldown is called that a stage with `each: cooldown` is for."""
+"""Name of the cooldown that a stage with `each: cooldown` is for."""
 LATE = ("checkpoint_path", "checkpoint_iteration")
-"""What is known of a sibling only when the stage is released."""
+"""Values of a sibling that are known only when the stage is released."""
 
 
 def is_first(sibling: str) -> bool:
-    """Whether a sibling is the point's first training or a cooldown of it, and no stage."""
+    """True if a sibling is the point's first training or a cooldown of it, not a stage."""
     return sibling in (TRUNK, EACH) or re.match("cd[0-9]", sibling) is not None
 
 
@@ -39,7 +39,7 @@ StageName = Annotated[
 
 
 class AtCheckpoint(Closed):
-    """A point on the way of a sibling."""
+    """A checkpoint of a sibling to wait for."""
 
     checkpoint: int = Field(gt=0, description="a checkpoint of this iteration is complete")
 
@@ -47,31 +47,34 @@ class AtCheckpoint(Closed):
 class Stage(Closed):
     """One more job in the same session, or a training with cooldowns of its own.
 
-    What is known of its siblings is put in as data.
+    Values of its siblings are put in as data.
     """
 
     command: tuple[str, ...] = Field(
-        (), description="an argument each; `{sibling.stable.output_dir}` and the like are filled in"
+        (),
+        description="list of arguments; `{sibling.stable.output_dir}` and the like are filled in",
     )
     train: dict[str, Any] = Field(
         default_factory=dict,
         description="in place of a command: the experiment's training once more, with these "
         "settings changed, such as `backend.args.lr: 1e-4`; texts are templates",
     )
-    kind: Literal["evaluate", "command"] = Field("command", description="what the job counts as")
+    kind: Literal["evaluate", "command"] = Field("command", description="the kind of the job")
     each: Literal["cooldown"] | None = Field(
-        None, description="a job for each cooldown, which it calls `sibling.cooldown`"
+        None, description="a job for each cooldown, which its templates call `sibling.cooldown`"
     )
     after: dict[str, Literal["finished"] | AtCheckpoint] = Field(
         default_factory=dict,
         description="siblings and what has to be true of them; those that a template refers to "
         "have to be finished",
     )
-    environment: dict[str, str] = Field(default_factory=dict, description="further variables")
-    slurm: dict[str, Any] = Field(
-        default_factory=dict, description="changes to where it runs: `{gpus_per_node: 1}`"
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="additional environment variables"
     )
-    minutes: float | None = Field(None, gt=0, description="how long it takes, for the budget")
+    slurm: dict[str, Any] = Field(
+        default_factory=dict, description="changes to its resources: `{gpus_per_node: 1}`"
+    )
+    minutes: float | None = Field(None, gt=0, description="its estimated length, for the budget")
     scores: str | None = Field(
         None, description="JSON file of numbers that the command writes, in its output directory"
     )
@@ -88,7 +91,7 @@ class Stage(Closed):
             if getattr(self, x) != fields[x].get_default(call_default_factory=True)
         ]
         if self.train and foreign:
-            raise ValueError(f"{', '.join(foreign)}: of a command, and this is a training")
+            raise ValueError(f"{', '.join(foreign)}: only for a command, and this is a training")
         return self
 
     def texts(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""How a sweep is written: grids, lists, groups of both, defaults and filters."""
+"""The model of a sweep: grids, lists, groups of both, defaults and filters."""
 
 from typing import Annotated, Any, Self
 
@@ -9,7 +9,7 @@ from autoexp.dotted import flat
 from autoexp.model import Closed
 
 Setting = Any
-"""What a key is set to: a number, a text, a list, a mapping."""
+"""The value of a key: a number, a text, a list, a mapping."""
 Settings = dict[str, Setting]
 """Values by dotted key: `{backend.args.lr: 1e-2}`."""
 
@@ -23,10 +23,10 @@ Filter = Annotated[str, AfterValidator(_expression)]
 
 
 class Group(Closed):
-    """Some of a sweep's points: every combination of what `grid`, `list` and `groups` say."""
+    """Some points of a sweep: every combination of `grid`, `list` and `groups`."""
 
     defaults: Settings = Field(
-        default_factory=dict, description="values of all points here, unless they say otherwise"
+        default_factory=dict, description="values of all points here, unless they override them"
     )
     grid: dict[str, list[Setting]] = Field(
         default_factory=dict, description="all combinations of these values, by dotted key"
@@ -34,13 +34,14 @@ class Group(Closed):
     list: tuple[Settings, ...] = Field((), description="these settings, one after the other")
     groups: "tuple[Group, ...]" = Field((), description="the points of these, one after the other")
     filter: tuple[Filter, ...] = Field(
-        (), description="expressions over the values, such as `lr * batch < 4`: others are left out"
+        (),
+        description="expressions over the values, such as `lr * batch < 4`; others are dropped",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _spelled_out(cls, values: Any) -> Any:
-        """Keys may be nested, as an override `sweep.grid.backend.args.lr=[1,2]` makes them."""
+        """Flatten nested keys, as an override `sweep.grid.backend.args.lr=[1,2]` makes them."""
         if not isinstance(values, dict):
             return values
         read = dict(values)
@@ -66,7 +67,7 @@ class Group(Closed):
         return self
 
     def keys(self) -> set[str]:
-        """The keys that tell the points apart, and those that they share."""
+        """The keys in which points differ, and those that they share."""
         inner = {key for settings in self.list for key in settings}
         deeper = {key for group in self.groups for key in group.keys()}  # noqa: SIM118
         return {*self.defaults, *self.grid, *inner, *deeper}

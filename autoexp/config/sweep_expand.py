@@ -13,7 +13,7 @@ _PART = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
 
 
 def chosen(text: str, points: int) -> list[int]:
-    """The numbers that a text names, ascending; raises BadInput beyond the last point."""
+    """Parse a list of point numbers, ascending; raises BadInput beyond the last point."""
     numbers: set[int] = set()
     for part in text.split(","):
         match = _PART.fullmatch(part)
@@ -27,14 +27,14 @@ def chosen(text: str, points: int) -> list[int]:
 
 
 MOST = 10_000
-"""Points of a sweep: more are a slip, as of a grid with one key too many."""
+"""Most points of a sweep: more are a mistake, as of a grid with one key too many."""
 
 AllValues = Callable[[Settings], Mapping[str, Any]]
-"""From a point's settings to everything that an expression may name."""
+"""From a point's settings to all values that an expression may use."""
 
 
 def expand(sweep: Group, all_values: AllValues = dict) -> list[Settings]:
-    """The settings of each point, in the order in which they are written.
+    """Return the settings of each point, in the order of the file.
 
     The last key of a grid moves fastest. Raises BadInput for a filter that cannot be evaluated,
     and for a sweep without a point.
@@ -77,7 +77,7 @@ def _inner(
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest ending of each key that no other key has: `lr` for `backend.args.lr`."""
+    """The shortest unique suffix of each key: `lr` for `backend.args.lr`."""
     names = {}
     for key in keys:
         parts = key.split(".")

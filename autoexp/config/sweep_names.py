@@ -1,4 +1,4 @@
-"""Names of sweep points: from their values, unique, fit for files and schedulers."""
+"""Names of sweep points: made of their values, unique, valid for files and schedulers."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from autoexp.errors import BadInput
 from autoexp.templates import fill, refuse_unknown
 
 LONGEST = 40
-"""Characters of a point's name: those of its cooldowns and stages come behind it."""
+"""Longest name of a point in characters: its cooldowns and stages append to it."""
 
 
 def name_points(
@@ -21,7 +21,7 @@ def name_points(
     points: Sequence[Settings],
     known: Sequence[Mapping[str, Any]],
 ) -> list[str]:
-    """A name for each point, below the project's; `known` is what a template may name.
+    """Name each point, after the project; `known` are the names that a template may use.
 
     Raises BadInput when a template gives one name to two points, or one that is too long.
     """
@@ -52,7 +52,7 @@ def _refuse_doubles(template: str, names: Sequence[str]) -> None:
 
 
 def _derived(points: Sequence[Settings], room: int) -> list[str]:
-    """All values that differ, with their keys; shorter where that is too long."""
+    """Name a point by all values that differ, with their keys; shortened where too long."""
     differing = _differing(points)
     short = short_names(differing)
     ways = [short, {key: _initials(name) for key, name in short.items()}]

@@ -1,4 +1,4 @@
-"""A sweep's points as values of whole experiments: composed once, changed for each point."""
+"""Points of a sweep as values of whole experiments: composed once, changed for each point."""
 
 import copy
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -72,7 +72,7 @@ def _choices(key: str, values: list[Any]) -> list[Any]:
 
 
 def merged_sweep(sweep: Sweep | None, on_command_line: Mapping[str, list[Any]]) -> Sweep | None:
-    """The sweep of the file with that of the command line, which wins."""
+    """The sweep of the file merged with that of the command line, which wins."""
     if not on_command_line:
         return sweep
     own = sweep or Sweep()
@@ -84,7 +84,7 @@ def merged_sweep(sweep: Sweep | None, on_command_line: Mapping[str, list[Any]]) 
 def draw(project: str, sweep: Sweep, trees: "Trees") -> list[Drawn]:
     """The points' names and values.
 
-    Raises BadInput for a key that all points have to share, and for what `expand` refuses.
+    Raises BadInput for a key that all points have to share, and where `expand` does.
     """
     for key in sweep.keys():  # noqa: SIM118
         refuse_shared(f"sweep: {key}", key)
@@ -113,7 +113,7 @@ def refuse_shared(where: str, key: str) -> None:
 
 
 def _refuse_different(drawn: Sequence[Drawn]) -> None:
-    """What all points share must not come from files of a group that they choose, either."""
+    """Refuse shared values that come from different group files of the points, too."""
     first = flat(drawn[0].values)
     for point in drawn[1:]:
         own = flat(point.values)
@@ -126,7 +126,7 @@ def _refuse_different(drawn: Sequence[Drawn]) -> None:
 
 
 def _refuse_equal(drawn: Sequence[Drawn]) -> None:
-    """Two points of the same settings would be one run, paid for twice."""
+    """Refuse two points with the same settings: they would be one run, paid for twice."""
     first: dict[str, Drawn] = {}
     for point in drawn:
         same = first.setdefault(repr(sorted(flat(point.values).items())), point)
@@ -155,7 +155,7 @@ class Trees:
         self._known: dict[tuple[str, ...], tuple[DictConfig | None, Mapping[str, Any]]] = {}
 
     def values(self, settings: Settings) -> dict[str, Any]:
-        """All values of a point."""
+        """The values of a point."""
         chosen = {k: v for k, v in settings.items() if k in self._groups and isinstance(v, str)}
         changes = {k: v for k, v in settings.items() if k not in chosen}
         live, plain = self._composed(tuple(f"{k}={v}" for k, v in chosen.items()))
@@ -174,7 +174,7 @@ class Trees:
             if choices:
                 OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
                 plain = self._plain(tree)
-            # Values that refer to other keys follow a change of those.
+            # Values that refer to other keys follow their changes.
             refers = _refers(OmegaConf.to_container(tree, resolve=False))
             self._known[choices] = (tree if refers else None, plain)
         return self._known[choices]
@@ -189,7 +189,7 @@ class Trees:
 
 
 def _refers(value: Any) -> bool:
-    """Whether a text in it refers to another key, and not to the environment alone."""
+    """True if a text in it refers to another key, not only to the environment."""
     if isinstance(value, Mapping):
         return any(_refers(inner) for inner in value.values())
     if isinstance(value, list):
@@ -198,6 +198,6 @@ def _refers(value: Any) -> bool:
 
 
 def some(lines: Sequence[str], most: int = 3) -> list[str]:
-    """The first few of many lines, and how many more there are."""
+    """The first few of many lines, and the number of the others."""
     more = len(lines) - most
     return [*lines[:most], *([f"and {more} more points"] if more > 0 else [])]

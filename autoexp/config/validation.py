@@ -1,6 +1,5 @@
-"""What is wrong with a configuration: the key, where its value came from, the nearest name."""
+"""Messages for invalid configurations: the key, the source of its value, the nearest name."""
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from autoexp.config.experiment import Experiment
+from autoexp.model import nearest
 
 _SCALARS = ("str", "int", "float", "bool")
 
@@ -21,7 +21,7 @@ class Place(NamedTuple):
     path: list[str]
     """As it is written: without the names of a union's members, which pydantic inserts."""
     beside: list[str]
-    """Names that are valid where the last part stands."""
+    """Valid names in place of the last part."""
 
 
 def walk(model: type[BaseModel], location: Sequence[int | str]) -> Place:
@@ -50,7 +50,7 @@ def walk(model: type[BaseModel], location: Sequence[int | str]) -> Place:
 
 
 def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
-    """The values that tell a member of a union from the others."""
+    """The values that distinguish a member of a union."""
     field = model.model_fields.get("kind")
     return get_args(field.annotation) if field is not None else ()
 
@@ -70,7 +70,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 class Origins:
-    """Says where the value of a key came from."""
+    """The sources of values: file and line, override, or sweep."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Origins:
 
 
 def _line_of(file: Path, location: Sequence[str]) -> int | None:
-    """The line of a file in which a key stands; None where it does not stand there."""
+    """The line of a key in a file; None where it is not in the file."""
     try:
         node: Any = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.CBaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -123,7 +123,7 @@ def _line_of(file: Path, location: Sequence[str]) -> int | None:
 
 
 def _inside(node: Any) -> Iterator[tuple[str, int, Any]]:
-    """The keys of a mapping or the positions of a sequence, their lines and what stands there."""
+    """The keys of a mapping or the positions of a sequence, with their lines and nodes."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield str(key.value), key.start_mark.line + 1, value
@@ -137,7 +137,7 @@ def validation_message(
 ) -> str:
     """One line per problem: path, what is wrong, the nearest valid name, where it came from.
 
-    `below` is where the validated part stands in the experiment.
+    ``below` is the place of the validated part in the experiment.
     """
     found = error.errors()
     for details in found:
@@ -159,11 +159,6 @@ def _problem(details: ErrorDetails, origins: Origins) -> str:
     shown = details["input"]
     given = f", got {shown!r}" if isinstance(shown, str | int | float) else ""
     return f"{path}: {message}{given} ({origin})"
-
-
-def nearest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def find_file(directories: Sequence[Path], name: str) -> Path | None:

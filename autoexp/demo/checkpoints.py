@@ -138,12 +138,12 @@ def _newest(directory: Path) -> Path | None:
         return None
     named = tracker.read_text().strip()
     if not named.isdecimal():
-        raise SystemExit(f"{tracker} holds {named!r}, which is no iteration. Write one into it")
+        raise SystemExit(f"{tracker} holds {named!r}, which is not an iteration. Write one into it")
     return directory / f"iter_{int(named):07d}"
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself, once all of its files have the sizes that they should."""
+    """The metadata of a checkpoint, after a check of its files' sizes."""
     try:
         metadata: dict[str, Any] = json.loads((folder / "metadata.json").read_text())
         sizes = json.loads((folder / ".metadata").read_text())

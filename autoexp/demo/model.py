@@ -1,4 +1,4 @@
-"""A synthetic language of known entropy, and what learns it: model, optimizer, learning rate.
+"""A synthetic language of known entropy, and its learner: model, optimizer, learning rate.
 
 The language is a Markov source of order two over 27 characters. Every pair of characters has a
 list of 256 equally likely successors, so probabilities are counts and the entropy rate is exact:
@@ -75,7 +75,7 @@ def probabilities(successors: Characters) -> NDArray[np.float64]:
 
 
 def stationary_pairs(following: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How often each pair of characters stands in an endless text, by power iteration."""
+    """Frequency of each pair of characters in an endless text, by power iteration."""
     pairs = np.full((VOCABULARY, VOCABULARY), VOCABULARY**-2.0)
     for _ in range(10_000):
         after: NDArray[np.float64] = np.einsum("ab,abc->bc", pairs, following)
@@ -257,7 +257,7 @@ class Schedule:
         return self.min_lr + (self.lr - self.min_lr) * share
 
     def refusal(self) -> str | None:
-        """Why nothing can be trained with it, or None."""
+        """Reason why the schedule is invalid, or None."""
         decay = self.lr_wsd_decay_iters if self.lr_decay_style == "WSD" else 0
         if self.min_lr > self.lr:
             return f"--min-lr {self.min_lr} is above --lr {self.lr}"
@@ -272,7 +272,7 @@ class Schedule:
 
 
 class Learner:
-    """What changes while training, and nothing else: exactly what a checkpoint holds."""
+    """The state that changes while training: exactly the content of a checkpoint."""
 
     def __init__(self, sizes: Sizes, seed: int, weight_decay: float) -> None:
         self.model = CharacterModel(sizes, seed)

@@ -31,7 +31,7 @@ from autoexp.demo.model import Characters, Learner
 
 
 def schedule(args: Namespace) -> language.Schedule:
-    """The learning rate that the arguments ask for."""
+    """The learning-rate schedule of the arguments."""
     fields = dataclasses.fields(language.Schedule)
     return language.Schedule(**{field.name: getattr(args, field.name) for field in fields})
 
@@ -115,7 +115,7 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     add("--seq-length", type=_count, default=12, help="characters the model sees (%(default)s)")
     add("--weight-decay", type=_amount, default=0.01, help="biases excepted (%(default)s)")
     add("--seed", type=int, default=1, help="of language, weights and batches (%(default)s)")
-    add = parser.add_argument_group("to see what a supervisor does about it").add_argument
+    add = parser.add_argument_group("faults, to test supervision").add_argument
     add("--fail-at-iteration", type=_count, help="raise instead of iteration N, exit 1")
     add("--nan-at-iteration", type=_count, help="diverge: loss and weights are NaN from N on")
     add("--ignore-checkpoint", action="store_true", help="begin at 0, whatever --load holds")
@@ -142,7 +142,7 @@ def _amount(text: str) -> float:
 
 
 def refusal(args: Namespace) -> str | None:
-    """Why these arguments cannot be trained with, or None."""
+    """Reason why the arguments are invalid, or None."""
     if args.lr_warmup_iters >= args.train_iters:
         return f"--lr-warmup-iters has to be below the run's {args.train_iters} iterations"
     if not language.ORDER <= args.seq_length < language.LINE_LENGTH:

@@ -1,4 +1,4 @@
-"""Jobs whose backend changes after they were planned: by a restart, or once a sibling is done."""
+"""Re-derives a job's command and target after its backend settings change."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,19 +9,20 @@ from pydantic import ValidationError
 from autoexp.backends.registry import AnyBackend
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
+from autoexp.model import first_problem
 from autoexp.scalars import restored, settled
 from autoexp.states import Kind
 
 
 def changed_spec(spec: JobSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What changes in a job when its backend does: its command line, environment and target.
+    """The fields of a job that change with its backend: command line, environment and target.
 
     Raises BadInput for a change that the backend does not take.
     """
     if not changes:
         return {}
     if spec.kind not in (Kind.TRAIN, Kind.COOLDOWN):
-        raise BadInput(f"{spec.name}: runs a command of its own, which `backend` does not change")
+        raise BadInput(f"{spec.name}: runs its own command, which `backend` does not change")
     try:
         backend = changed_backend(spec.backend, changes)
     except BadInput as error:
@@ -45,9 +46,7 @@ def changed_backend(backend: AnyBackend, changes: Mapping[str, Any]) -> AnyBacke
     try:
         return kind.model_validate(settled(restored(merged), kind, _refusal))
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in ("backend", *problem["loc"]))
-        raise BadInput(f"{where}: {problem['msg']}") from error
+        raise BadInput(first_problem(error, "backend")) from error
 
 
 def _refusal(path: Sequence[str], reason: str) -> BadInput:

@@ -1,4 +1,4 @@
-"""GPU hours: what jobs are planned to take, and how much somebody answers for."""
+"""GPU hours: planned use of jobs, and the limits that a user sets."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
 
 
 class Budget(Closed):
-    """How GPU hours are planned, and where somebody has to agree, or nothing more starts."""
+    """GPU-hour planning, the limit for confirmation, and the limit that stops submissions."""
 
     seconds_per_iteration: float | None = Field(
-        None, gt=0, description="speed of the training, as it was measured"
+        None, gt=0, description="measured speed of the training"
     )
     measured_in: str | None = Field(
-        None, description="a session whose measured speed is taken, unless one is given"
+        None, description="a session whose measured speed is used, unless one is given"
     )
     startup_s: float = Field(
-        0.0, ge=0, description="seconds that a job takes beside its iterations"
+        0.0, ge=0, description="seconds that a job takes besides its iterations"
     )
     confirm_above: float | None = Field(
-        None, gt=0, description="planned GPU hours above which somebody has to agree"
+        None, gt=0, description="planned GPU hours above which a plan needs confirmation"
     )
     stop_above: float | None = Field(
-        None, gt=0, description="spent GPU hours above which nothing more is launched"
+        None, gt=0, description="used GPU hours above which no new job is submitted"
     )
 
 
 class Estimate(Closed):
-    """GPU hours that a job is planned to take, and where the figure is from."""
+    """Planned GPU hours of a job, and the source of the figure."""
 
     gpu_hours: float
     source: str
@@ -43,7 +43,7 @@ class Total(NamedTuple):
 
     gpu_hours: float
     unknown: int
-    """Jobs of which nobody can tell."""
+    """Jobs of unknown length."""
 
     def __str__(self) -> str:
         known = f"{self.gpu_hours:.2f} GPU hours"
@@ -51,14 +51,14 @@ class Total(NamedTuple):
 
 
 def total(jobs: Iterable["JobSpec"]) -> Total:
-    """What the jobs are planned to take together."""
+    """Planned GPU hours of the jobs together."""
     found = [job.planned for job in jobs]
     hours = sum(estimate.gpu_hours for estimate in found if estimate is not None)
     return Total(hours, sum(estimate is None for estimate in found))
 
 
 def estimate(spec: "JobSpec", budget: Budget, minutes: float | None = None) -> Estimate | None:
-    """What a job is planned to take; None when nothing says how long it runs.
+    """Planned GPU hours of a job; None when its length is unknown.
 
     `minutes` is how long a job without iterations takes.
     """

@@ -1,4 +1,4 @@
-"""GPU hours that jobs have used, and whether there is room for more."""
+"""GPU hours that jobs have used, and the check against the budget."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -14,11 +14,11 @@ def spent(jobs: Iterable[JobRecord]) -> float:
 
 
 def over_budget(budget: Budget, jobs: Iterable[JobRecord]) -> str | None:
-    """Why nothing more is launched, in words; None while there is room in the budget."""
+    """Reason the GPU-hour budget is exhausted, or None."""
     most = budget.stop_above
     if most is None or (hours := spent(jobs)) <= most:
         return None
-    return f"not launched: {hours:.3g} GPU hours are spent, above budget.stop_above ({most:g})"
+    return f"not submitted: {hours:.3g} GPU hours are used, above budget.stop_above ({most:g})"
 
 
 def gpu_hours(attempt: Attempt, start: datetime, end: datetime) -> float:

@@ -1,4 +1,4 @@
-"""How much time and how many places in the queue a job asks for."""
+"""Limits of a job: its time limit, and its places in the queue."""
 
 from collections.abc import Iterable
 
@@ -11,10 +11,10 @@ from autoexp.states import Kind
 
 
 def time_limit(job: JobRecord, parent: JobRecord | None) -> float | None:
-    """Minutes to ask for; None leaves it to the partition.
+    """Time limit in minutes for the submission; None leaves it to the partition.
 
-    A cooldown's time is derived from its parent's measured seconds per iteration: what is short
-    starts sooner, by SLURM's backfill.
+    A cooldown's limit is derived from its parent's measured seconds per iteration: short jobs
+    start sooner, by SLURM's backfill.
     """
     machine, branch = job.spec.machine, job.spec.branch
     configured = job.spec.configured_limit_min
@@ -30,7 +30,7 @@ def time_limit(job: JobRecord, parent: JobRecord | None) -> float | None:
 
 
 def is_measured(spec: JobSpec) -> bool:
-    """Whether the job's time is derived from its parent's speed, which is not known beforehand."""
+    """True if the job's limit is derived from its parent's speed, which is not known beforehand."""
     machine = spec.machine
     return (
         isinstance(machine, SlurmCluster)
@@ -41,7 +41,7 @@ def is_measured(spec: JobSpec) -> bool:
 
 
 def chain_length(job: JobRecord) -> int:
-    """Attempts of a job that may be in the queue at once: only trunks are queued ahead."""
+    """Number of a job's attempts that may be in the queue at once: only trunks are queued ahead."""
     machine = job.spec.machine
     if isinstance(machine, SlurmCluster) and job.spec.kind is Kind.TRAIN:
         return machine.chain
@@ -49,7 +49,7 @@ def chain_length(job: JobRecord) -> int:
 
 
 def room(budget: Budget, most: int | None, jobs: Iterable[JobRecord]) -> int | None:
-    """How many more attempts may go into the queue, of at most `most`; None: any number."""
+    """Number of attempts that may still be submitted, of at most `most`; None: any number."""
     jobs = list(jobs)
     if over_budget(budget, jobs) is not None:
         return 0

@@ -1,4 +1,4 @@
-"""Jobs and those that came from them: a training, its cooldowns, what follows either."""
+"""Parent-child order of jobs, for display."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -8,9 +8,9 @@ if TYPE_CHECKING:
 
 
 def in_order(specs: Mapping[str, "JobSpec"], known: Iterable[str]) -> list[str]:
-    """Names with each training first, then what came from it; cooldowns by branch point.
+    """Names with each training first, then its descendants; cooldowns by branch point.
 
-    Trainings stand in the order in which the session learnt of them, which `known` tells.
+    Trainings stand in the order in which they were added to the session, given by `known`.
     """
     places = {name: place for place, name in enumerate(known)}
     names = sorted(specs, key=lambda name: places.get(name, len(places)))
@@ -18,7 +18,7 @@ def in_order(specs: Mapping[str, "JobSpec"], known: Iterable[str]) -> list[str]:
 
 
 def walk(specs: Iterable["JobSpec"]) -> Iterator[tuple[str, int]]:
-    """Each job's name and how deep it stands below the one that it all came from."""
+    """Each job's name and its depth below its root."""
     specs = list(specs)
     names = {spec.name for spec in specs}
     children: dict[str | None, list[JobSpec]] = {}

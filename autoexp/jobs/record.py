@@ -1,4 +1,4 @@
-"""What a session records of a job: its attempts, its progress, its verdict."""
+"""The record of a job: its attempts, its progress, its verdict."""
 
 from datetime import datetime
 from typing import Any
@@ -23,14 +23,14 @@ class Attempt(BaseModel):
     key: str
     """Known before the submission; names the attempt's directory."""
     name: str
-    """The scheduler's name for the job: the key, but for jobs that came in another way."""
+    """The scheduler's name for the job: the key, except for adopted jobs."""
     log: str
     array_index: int | None = None
-    """Its place, when it goes as a task of a SLURM array."""
+    """Its index, when it is a task of a SLURM array."""
     job_id: str | None = None
     state: str = states.SUBMITTING
     transitions: int = 0
-    """State changes seen so far; their story is in the journal."""
+    """Number of state changes seen so far; the journal has them."""
     reason: str | None = None
     intended_at: datetime
     submitted_at: datetime | None = None
@@ -39,50 +39,50 @@ class Attempt(BaseModel):
     exit_code: int | None = None
     signal: int | None = None
     warned: bool = False
-    """Whether it was told to save because its time limit was near."""
+    """True if it was warned to save because its time limit was near."""
     nodes: str | None = None
     gpus: int = 0
     """GPUs that it holds while it runs."""
     earlier_gpu_hours: float = 0.0
     """GPU hours of runs before a requeue under the same job id."""
     time_limit_min: float | None = None
-    """Minutes asked for; None leaves it to the partition."""
+    """Requested minutes; None leaves it to the partition."""
     after: str | None = None
     """Job id of the attempt that has to end before this one starts (a chain)."""
     first_iteration: int | None = None
     """Iteration the job had reached when the attempt was made: progress is measured from here."""
     earliest_start: int | None = None
-    """Where it may begin at the earliest, if less: queued behind another attempt, it may itself
+    """The earliest iteration to begin from, if less: queued behind another attempt, it may itself
     have saved what was found when that one was judged."""
     started_from: int | None = None
-    """Iteration that it began from, as its trainer says; UNDECIDED: a line more will tell."""
+    """Iteration that it began from, as its trainer logs; UNDECIDED: the next line decides."""
     first_logged: tuple[int, ...] = ()
     """The first two iterations that it logged."""
     fell_back: tuple[int, int] | None = None
     """An iteration that it logged after it had come further, and the checkpoint behind which it
     should have been."""
     may_have_fallen_back: tuple[int, int] | None = None
-    """The same of one line alone, which may be garbled: the next one tells."""
+    """The same of one line alone, which may be garbled: the next one decides."""
     saved: int | None = None
     """The newest checkpoint that was found while it was the one that ran."""
     wrong_start: str | None = None
-    """Why it did not begin where it had to; it never counts as finished."""
+    """Reason why it did not begin where it had to; it never counts as finished."""
     verdict: Verdict | None = None
     matches: dict[str, int] = Field(default_factory=dict)
-    """How many lines of its log each rule's pattern was found in."""
+    """Number of log lines that matched, by rule."""
 
     @property
     def is_open(self) -> bool:
-        """Whether the scheduler may still say something new about it."""
+        """True if the scheduler may still report a change of it."""
         return not states.is_terminal(self.state)
 
 
 class RestartRequest(Closed):
-    """An attempt is to be replaced: written down before anything else is done about it."""
+    """A requested restart: written down before anything else is done about it."""
 
     attempt: int
     action: str
-    """Key of the action that asked."""
+    """Key of the action that requested it."""
     reason: str
     roll_back_to: int | None = None
     """Checkpoints behind this iteration are set aside."""
@@ -91,7 +91,7 @@ class RestartRequest(Closed):
 
 
 class Ending(Closed):
-    """A rule decided what becomes of a job, whatever its attempts do."""
+    """A rule decided the verdict of a job, whatever its attempts do."""
 
     verdict: Verdict
     action: str
@@ -99,7 +99,7 @@ class Ending(Closed):
 
 
 class JobRecord(BaseModel):
-    """`jobs/<name>.json`: everything a session knows about one job."""
+    """``jobs/<name>.json`: the record of one job."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -107,7 +107,7 @@ class JobRecord(BaseModel):
     spec: JobSpec
     attempts: list[Attempt] = Field(default_factory=list)
     launched: bool = False
-    """Whether it may be submitted: the trunk from the start, a cooldown once it is seeded."""
+    """True if it may be submitted: the trunk from the start, a cooldown once it is seeded."""
     cursor: LogCursor = LogCursor()
     iteration: int | None = None
     loss: float | None = None
@@ -117,9 +117,9 @@ class JobRecord(BaseModel):
     """Exponentially weighted, so that a slow first step is forgotten."""
     checkpoints: list[int] = Field(default_factory=list)
     logs_loss: bool = False
-    """Whether a loss was ever logged: only then a missing one is news."""
+    """True if a loss was ever logged: only then is a missing one an alarm."""
     tainted: str | None = None
-    """Why the checkpoint that it branched from is not to be trusted."""
+    """Reason the checkpoint that it branched from cannot be trusted."""
     roll_backs: list[int] = Field(default_factory=list)
     """Iterations that the job was rolled back to; what lay behind each was set aside."""
     tail: list[Logged] = Field(default_factory=list)
@@ -128,24 +128,24 @@ class JobRecord(BaseModel):
     scores: dict[str, float] = Field(default_factory=dict)
     """Numbers that it wrote into its file of scores, by dotted name."""
     retries: int = 0
-    """How often somebody asked for it to be run again after it had failed."""
+    """Number of retries that a user requested."""
     restart: RestartRequest | None = None
-    """Another attempt is asked for; None once the next one may be submitted."""
+    """The requested restart; None once the next attempt may be submitted."""
     restarted: dict[int, str] = Field(default_factory=dict)
-    """Attempts that were replaced, and the action that asked for it."""
+    """Attempts that were replaced, with the action that requested it."""
     ending: Ending | None = None
     cancel_requested: str | None = None
-    """Who asked for the cancellation, and how; None as long as nobody has."""
+    """Who requested the cancellation, and how; None if nobody has."""
     verdict: Verdict | None = None
-    """Final: finished or failed; None while the job goes on."""
+    """The final verdict, finished or failed; None while the job goes on."""
     reason: str | None = None
     warning: str | None = None
 
     @property
     def attempt(self) -> Attempt | None:
-        """The attempt that matters: the one that decided, else the first without a verdict.
+        """The current attempt: the deciding one, else the first without a verdict.
 
-        Attempts behind it are queued ahead, as a chain.
+        Attempts after it are queued ahead, as a chain.
         """
         if len(self.attempts) < 2:
             return self.attempts[0] if self.attempts else None
@@ -169,32 +169,32 @@ class JobRecord(BaseModel):
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether somebody asked for its end, and it came before the target."""
+        """True if a requested cancellation came before the target."""
         return self.verdict is Verdict.FAILED and self.cancel_requested is not None
 
     @property
     def state(self) -> str:
-        """The state of the attempt that matters, or WAITING before the first."""
+        """The state of the current attempt, or WAITING before the first."""
         return self.attempt.state if self.attempt else states.WAITING
 
     @property
     def is_ending(self) -> bool:
-        """Whether what it has in the queue is to be ended."""
+        """True if its attempts in the queue are to be cancelled."""
         ends = self.is_over or self.cancel_requested is not None or self.ending is not None
         return ends or self.restart is not None
 
     @property
     def may_be_replaced(self) -> bool:
-        """Whether a restart that was asked for can go on: nothing of the job is alive."""
+        """True if a requested restart can go on: no attempt of the job is alive."""
         settled = all(a.verdict is not None for a in self.attempts) and not self.open_attempts
         return self.restart is not None and settled and not self.is_over
 
     def generation(self, iteration: int) -> int:
-        """How often the job was rolled back to before an iteration."""
+        """Number of times the job was rolled back to before an iteration."""
         return sum(back < iteration for back in self.roll_backs)
 
     def wants_attempt(self, chain: int = 1) -> bool:
-        """Whether another attempt should be submitted now, as far as the job is concerned.
+        """True if another attempt should be submitted now, as far as the job is concerned.
 
         `chain` is how many may be in the queue at once.
         """

@@ -1,4 +1,4 @@
-"""Numbers that a job wrote down, such as an evaluation's scores."""
+"""Scores: numbers that a job wrote, such as an evaluation's."""
 
 import json
 import math
@@ -14,16 +14,16 @@ _LONGEST = 400  # digits: a float has 309 at most
 
 
 class NoScores(Exception):
-    """The file is not there, or holds no numbers; the message says which."""
+    """The file is missing, or holds no numbers; the message says which."""
 
 
 class Scores(NamedTuple):
-    """What a file of scores holds; texts and switches are left out."""
+    """The content of a scores file; texts and switches are left out."""
 
     numbers: dict[str, float]
-    """By dotted name, which can be written down; all of them finite."""
+    """By dotted name, printable; all of them finite."""
     not_finite: tuple[str, ...]
-    """Names of what is NaN, infinite, or too large for a float."""
+    """Names of values that are NaN, infinite, or too large for a float."""
 
 
 def read_scores(path: Path) -> Scores:
@@ -33,9 +33,9 @@ def read_scores(path: Path) -> Scores:
     except OSError as error:
         raise NoScores(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise NoScores(f"{path}: is no JSON ({error})") from error
+        raise NoScores(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise NoScores(f"{path}: holds no object")
+        raise NoScores(f"{path}: not a JSON object")
     given = {name: value for name, value in _flat(content, path).items() if _is_number(value)}
     numbers = {name: float(value) for name, value in given.items() if _is_finite(value)}
     not_finite = tuple(name for name in given if name not in numbers)
@@ -48,7 +48,7 @@ def read_scores(path: Path) -> Scores:
 
 
 def _whole(digits: str) -> int | float:
-    """A whole number; one that Python does not read for its length is too large anyway."""
+    """An integer; one too long for Python to read is too large anyway."""
     return int(digits) if len(digits) < _LONGEST else math.inf
 
 
@@ -57,7 +57,7 @@ def _flat(content: dict[str, Any], path: Path) -> dict[str, Any]:
         found = flat(content)
     except RecursionError as error:
         raise NoScores(f"{path}: nested too deeply") from error
-    # JSON can name what no file can be written with: half of a character.
+    # JSON can hold names that no file can be written with: half of a surrogate pair.
     return {name.encode(errors="backslashreplace").decode(): found[name] for name in found}
 
 

@@ -1,4 +1,4 @@
-"""Jobs as they are specified: fixed when they enter a session."""
+"""Specifications of jobs: fixed when a job is added to a session."""
 
 from typing import Any
 
@@ -29,20 +29,20 @@ class Awaited(Closed):
 
 
 class Draft(Closed):
-    """What a job runs, where its last values are known when it is released: filled in one pass."""
+    """A command whose last values are known only when the job is released: filled in one pass."""
 
     command: tuple[str, ...] = ()
     environment: dict[str, str] = Field(default_factory=dict)
     backend: dict[str, Any] = Field(default_factory=dict)
     """Changes to the backend, in place of a command."""
     values: dict[str, str]
-    """What was known when it was planned, by name."""
+    """Values known when it was planned, by name."""
     late: dict[str, Awaited]
     """Names of siblings and whose checkpoint `sibling.NAME.checkpoint_path` is."""
 
 
 class JobSpec(Closed):
-    """What is submitted: fixed when the job enters the session."""
+    """The specification of a job: fixed when the job is added to the session."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_JOB)
     """Part of file names and of the scheduler's job name."""
@@ -50,9 +50,9 @@ class JobSpec(Closed):
     parent: str | None = None
     branch: Branch | None = None
     backend: AnyBackend
-    """Which trainer it runs: how to read its log and where its checkpoints land."""
+    """The trainer: how to read its log and where its checkpoints land."""
     machine: Machine
-    """What it asks of the scheduler."""
+    """The resources that it requests."""
     container: Container = NoContainer()
     command: tuple[str, ...]
     environment: dict[str, str] = Field(default_factory=dict)
@@ -62,39 +62,39 @@ class JobSpec(Closed):
     launched_by: str | None = None
     """Key of the action that launched it; None: it was planned, or submitted by somebody."""
     start_when: tuple[Condition, ...] = ()
-    """What has to hold, besides its checkpoint being there, before a cooldown starts."""
+    """Conditions, besides its checkpoint, that have to hold before a cooldown starts."""
     start_within_s: float = 86400.0
-    """How long that may take."""
+    """Deadline for these conditions, in seconds."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """What tells its sweep point from the others, by dotted key."""
+    """The settings of its sweep point that differ from other points, by dotted key."""
     awaits: tuple[Awaited, ...] = ()
-    """What it waits for, when it follows other jobs."""
+    """The jobs or checkpoints that it waits for."""
     draft: Draft | None = None
-    """Its command as it is written, filled when it is released."""
+    """Its command as a template, filled when it is released."""
     scores: str | None = None
-    """JSON file of numbers that it writes."""
+    """JSON file of scores that it writes."""
     planned: Estimate | None = None
-    """GPU hours that it is planned to take; None: nobody can tell."""
+    """Planned GPU hours; None if unknown."""
 
     @property
     def trainer(self) -> Backend:
-        """The backend, seen as the protocol that all backends keep."""
+        """The backend, as the protocol that all backends implement."""
         return self.backend
 
     @property
     def configured_limit_min(self) -> float | None:
-        """Minutes that it asks for, or may at most, as far as one can tell before it is begun."""
+        """Configured time limit in minutes, if one is known before submission."""
         return self.machine.configured_limit_min(cooldown=self.kind is Kind.COOLDOWN)
 
     @property
     def waits(self) -> bool:
-        """Whether something has to happen in the session before it may be submitted."""
+        """True if something has to happen in the session before it may be submitted."""
         branches = self.branch is not None and self.parent is not None
         return branches or bool(self.awaits)
 
     @property
     def title(self) -> str:
-        """What people read: `train demo`, `cooldown demo @1000`."""
+        """Title for display: `train demo`, `cooldown demo @1000`."""
         if self.branch is None:
             return f"{self.kind} {self.name}"
         return f"{self.kind} {self.parent or self.name} @{self.branch.iteration}"

@@ -1,7 +1,7 @@
-"""Where an attempt has to begin, and whether it did.
+"""Compares where an attempt began with where it had to begin.
 
-A trainer that does not take up its checkpoint trains all the same, and its losses look plausible.
-So what an attempt logs and saves first is compared with the checkpoint that it had to go on from.
+A trainer that does not load its checkpoint trains all the same, and its losses look plausible.
+So the first lines and checkpoints of an attempt are compared with the checkpoint to resume from.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ _NAMED = 3
 
 
 def note_line(job: JobRecord, attempt: Attempt, line: bytes) -> bool:
-    """Take in what a log line says of the start; whether that is news."""
+    """Record what a log line says of the start; True if that is new."""
     if attempt.first_logged or attempt.started_from not in (None, UNDECIDED):
         return False  # what comes later is about something else: a script may train twice
     found = job.spec.trainer.read_start(line, attempt.started_from)
@@ -27,7 +27,7 @@ def note_line(job: JobRecord, attempt: Attempt, line: bytes) -> bool:
 
 
 def note_logged(job: JobRecord, attempt: Attempt, iteration: int) -> None:
-    """Take in an iteration of the attempt's log, before the job's own is moved on."""
+    """Record an iteration of the attempt's log, before the job's own is advanced."""
     first = attempt.first_logged
     _confirm_fall(job, attempt, iteration)
     if not first or (len(first) == 1 and iteration != first[0]):
@@ -37,7 +37,7 @@ def note_logged(job: JobRecord, attempt: Attempt, iteration: int) -> None:
 
 
 def check(job: JobRecord, attempt: Attempt, *, is_read: bool = False) -> None:
-    """Compare what was logged with where the attempt had to begin, and blame it for another place.
+    """Compare what was logged with where the attempt had to begin, and fail it for another place.
 
     One line alone is no evidence, since it may be garbled; but `is_read` says that no more will
     come, and then a job that ended well is not held for finished against all that it said.
@@ -52,15 +52,15 @@ def check(job: JobRecord, attempt: Attempt, *, is_read: bool = False) -> None:
         if _is_excused(job, iteration - 1, required):
             attempt.fell_back = None
         else:
-            _blame(job, attempt, f"its log goes back to iteration {iteration}", required)
+            _fail_start(job, attempt, f"its log goes back to iteration {iteration}", required)
 
 
 def note_saved(job: JobRecord, attempt: Attempt, complete: Iterable[FoundCheckpoint]) -> None:
-    """Take in the checkpoints that lie in the save directory while an attempt runs, or ran."""
+    """Record the checkpoints in the save directory while an attempt runs, or ran."""
     branch = job.spec.branch
     early = [found.iteration for found in complete if branch and found.iteration < branch.iteration]
     if early and _required(job, attempt) is not None:
-        _blame(job, attempt, f"it has saved a checkpoint at iteration {min(early)}")
+        _fail_start(job, attempt, f"it has saved a checkpoint at iteration {min(early)}")
 
 
 def note_pinned(job: JobRecord, attempt: Attempt) -> None:
@@ -71,7 +71,8 @@ def note_pinned(job: JobRecord, attempt: Attempt) -> None:
     changes = job.spec.trainer.pin_changes(Path(job.spec.save_dir))
     if changes.seed and not start_was_seen(job, attempt) and _required(job, attempt) is not None:
         what = _few(changes.seed)
-        _blame(job, attempt, f"it has overwritten the checkpoint that it had to take up: {what}")
+        evidence = f"it has overwritten the checkpoint that it had to resume from: {what}"
+        _fail_start(job, attempt, evidence)
     if changes.origin and job.tainted is None:
         job.tainted = (
             f"branched from {changes.path}, in which files have been changed since: "
@@ -80,7 +81,7 @@ def note_pinned(job: JobRecord, attempt: Attempt) -> None:
 
 
 def earliest_of_next(job: JobRecord, attempt: Attempt) -> int:
-    """Where an attempt that is queued behind this one may begin at the earliest.
+    """The earliest iteration that an attempt queued behind this one may begin from.
 
     It may have run unseen for hours, and what was found meanwhile may be its own.
     """
@@ -88,7 +89,7 @@ def earliest_of_next(job: JobRecord, attempt: Attempt) -> int:
 
 
 def start_was_seen(job: JobRecord, attempt: Attempt) -> bool:
-    """Whether the attempt is known to have begun where it had to."""
+    """True if the attempt is known to have begun where it had to."""
     required = _required(job, attempt)
     if required is None or attempt.wrong_start is not None:
         return False
@@ -98,20 +99,20 @@ def start_was_seen(job: JobRecord, attempt: Attempt) -> bool:
 
 
 def branch_was_seen(job: JobRecord) -> bool:
-    """Whether a branch is known to have begun at its branch point, so that its losses count."""
-    # What a wrong one has left was set aside before the next one began.
+    """True if a branch is known to have begun at its branch point, so that its losses count."""
+    # The checkpoints of a wrong one were set aside before the next one began.
     right = (attempt for attempt in job.attempts if attempt.wrong_start is None)
     began = [a for a in right if a.first_logged or a.started_from is not None]
     return bool(began) and not ended_wrongly(job) and start_was_seen(job, began[0])
 
 
 def ended_wrongly(job: JobRecord) -> bool:
-    """Whether the attempt that decided did not begin where it had to: its losses mean nothing."""
+    """True if the deciding attempt did not begin where it had to: its losses mean nothing."""
     return job.attempt is not None and job.attempt.wrong_start is not None
 
 
 def _is_behind(job: JobRecord, attempt: Attempt, required: int) -> bool:
-    """Whether the first log lines are those of a training that began there, and of no other."""
+    """True if the first log lines are those of a training that began there, and of no other."""
     first, interval = attempt.first_logged, _interval(job, attempt)
     if not first or interval is None:
         return False
@@ -120,14 +121,14 @@ def _is_behind(job: JobRecord, attempt: Attempt, required: int) -> bool:
 
 
 def _interval(job: JobRecord, attempt: Attempt) -> int | None:
-    """Iterations between two lines of the log: a trainer may log more seldom than it was told."""
+    """Iterations between two lines of the log: a trainer may log less often than configured."""
     first = attempt.first_logged
     seen = first[1] - first[0] if len(first) > 1 else 0
     return max(seen, job.spec.trainer.log_interval or 0) or None
 
 
 def _required(job: JobRecord, attempt: Attempt) -> int | None:
-    """The iteration to begin from; None where nothing is there to go on from, or nobody knows."""
+    """The iteration to begin from; None where there is no checkpoint, or it is unknown."""
     return (attempt.first_iteration or None) if _trains(job) else None
 
 
@@ -149,7 +150,7 @@ def _check_beginning(job: JobRecord, attempt: Attempt, *, alone: bool) -> None:
     if stated is not None and stated != UNDECIDED:
         too_low = stated < lowest and not _excuse(job, attempt, stated, required)
         if too_low or (fresh and stated > required):
-            _blame(job, attempt, f"its trainer says that it begins at iteration {stated}")
+            _fail_start(job, attempt, f"its trainer says that it begins at iteration {stated}")
         return
     first, interval = attempt.first_logged, job.spec.trainer.log_interval
     if not first or (len(first) == 1 and not alone):
@@ -166,11 +167,11 @@ def _check_beginning(job: JobRecord, attempt: Attempt, *, alone: bool) -> None:
     too_high = fresh and most is not None and min(logged, second) > most
     too_low = is_too_low(logged) and (follows or is_too_low(second))
     if too_high or (too_low and not _excuse(job, attempt, logged - 1, required)):
-        _blame(job, attempt, f"its log begins with iteration {logged}")
+        _fail_start(job, attempt, f"its log begins with iteration {logged}")
 
 
 def _confirm_fall(job: JobRecord, attempt: Attempt, iteration: int) -> None:
-    """Believe that the log went back once the line behind goes on from there."""
+    """Confirm that the log went back once the next line continues from there."""
     seen = attempt.may_have_fallen_back
     if seen is None or iteration == seen[0]:
         return  # the same line again tells nothing
@@ -182,7 +183,7 @@ def _confirm_fall(job: JobRecord, attempt: Attempt, iteration: int) -> None:
 
 
 def _note_fall(job: JobRecord, attempt: Attempt, iteration: int) -> None:
-    """Note that the log goes back: the attempt has begun again, as after a requeue.
+    """Record that the log goes back: the attempt restarted, as after a requeue.
 
     What it logged a whole save interval beyond lies on disk; a later save may have been torn.
     """
@@ -198,14 +199,14 @@ def _note_fall(job: JobRecord, attempt: Attempt, iteration: int) -> None:
 
 
 def _is_fresh_branch(job: JobRecord, attempt: Attempt) -> bool:
-    """Whether a branch has nothing but its seed: later ones may go on from unseen checkpoints."""
+    """True if a branch has nothing but its seed: later ones may go on from unseen checkpoints."""
     branch = job.spec.branch
     only = branch is not None and attempt.first_iteration == branch.iteration
     return only and job.attempts[:1] == [attempt]
 
 
 def _excuse(job: JobRecord, attempt: Attempt, began_at: int, required: int) -> bool:
-    """Whether it is excused; it is then not asked for again."""
+    """True if it is excused; this is not checked again then."""
     excused = _is_excused(job, began_at, required)
     if excused:
         attempt.earliest_start = began_at
@@ -213,7 +214,7 @@ def _excuse(job: JobRecord, attempt: Attempt, began_at: int, required: int) -> b
 
 
 def _is_excused(job: JobRecord, began_at: int, required: int) -> bool:
-    """Whether somebody has removed the checkpoint, and the newest one left was taken up."""
+    """True if the checkpoint was removed, and the attempt resumed from the newest one left."""
     there = job.spec.trainer.checkpoints(Path(job.spec.save_dir)).complete
     left = max((found.iteration for found in there if found.iteration <= required), default=None)
     if left is None:
@@ -221,7 +222,9 @@ def _is_excused(job: JobRecord, began_at: int, required: int) -> bool:
     return left < required and left <= began_at
 
 
-def _blame(job: JobRecord, attempt: Attempt, evidence: str, required: int | None = None) -> None:
+def _fail_start(
+    job: JobRecord, attempt: Attempt, evidence: str, required: int | None = None
+) -> None:
     if attempt.wrong_start is not None:
         return
     at = attempt.first_iteration if required is None else required

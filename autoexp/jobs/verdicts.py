@@ -1,4 +1,4 @@
-"""What an ended attempt means. COMPLETED is not finished: the target says what finished is."""
+"""Verdicts on ended attempts. COMPLETED is not finished: the target says what finished is."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -60,12 +60,12 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
 
 
 def counts(job: JobRecord, attempt: Attempt) -> bool:
-    """Whether its end says anything: attempts queued ahead end with the one that restarts."""
+    """True if its end counts: attempts queued ahead end with the one that restarts."""
     return job.restart is None or attempt.number <= job.restart.attempt
 
 
 def with_scores(job: JobRecord, judgement: Judgement) -> Judgement:
-    """Read what a finished job was to write down; without it, the job has failed."""
+    """Read the scores of a finished job; without them, the job has failed."""
     if job.spec.scores is None or judgement.verdict is not Verdict.FINISHED:
         return judgement
     try:
@@ -80,12 +80,12 @@ def with_scores(job: JobRecord, judgement: Judgement) -> Judgement:
 
 
 def made_progress(job: JobRecord, attempt: Attempt) -> bool:
-    """Whether the attempt saved a new checkpoint: what is only logged is lost with the attempt."""
+    """True if the attempt saved a new checkpoint: progress that is only logged is lost."""
     return saved_iteration(job) > (attempt.first_iteration or 0)
 
 
 def saved_iteration(job: JobRecord) -> int:
-    """Where the job would go on from: its newest checkpoint, or its branch point."""
+    """The iteration to resume from: the newest checkpoint, or the branch point."""
     start = job.spec.branch.iteration if job.spec.branch else 0
     return max([start, *job.checkpoints])
 
@@ -95,7 +95,7 @@ def _reached(job: JobRecord) -> int:
 
 
 def _how_it_ended(job: JobRecord, attempt: Attempt, facts: StateFacts) -> str:
-    """The end in words: `FAILED (exit code 1)`, `CANCELLED by ann (by someone else)`."""
+    """Describe the end: `FAILED (exit code 1)`, `CANCELLED by ann (by someone else)`."""
     if attempt.warned and (attempt.reason == ENDED_ON_WARNING or attempt.state == "FAILED"):
         return _on_warning(job, attempt)
     state, details = attempt.state, []
@@ -114,7 +114,7 @@ def _how_it_ended(job: JobRecord, attempt: Attempt, facts: StateFacts) -> str:
 
 
 def _on_warning(job: JobRecord, attempt: Attempt) -> str:
-    """The end of a command that we had told to save, and that ended before its time limit."""
+    """Describe the end of a command that had been warned to save, and ended before its limit."""
     early = f"ended on the warning {job.spec.machine.warn_before_limit_s} s before the limit"
     if made_progress(job, attempt):
         return early

@@ -1,4 +1,4 @@
-"""What finds the lines that may match: Hyperscan where it is installed, `bytes.find` elsewhere.
+"""Engines that find lines that may match: Hyperscan where installed, `bytes.find` elsewhere.
 
 Picked by measurement (docs/performance.md). To install Hyperscan: `pip install autoexp[fast]`.
 """
@@ -11,21 +11,21 @@ from autoexp.logs.patterns import Wanted
 from autoexp.logs.prefilter import anchor, widened
 
 Span = tuple[int, int]
-"""Where a line begins, and where it ends, in a block of lines."""
+"""Start and end of a line in a block of lines."""
 
 
 class Engine(Protocol):
     """Finds lines for a set of patterns."""
 
     def lines(self, data: bytes) -> Iterator[Span]:
-        """All lines that match a pattern, in order, and perhaps some that do not."""
+        """The lines that match a pattern, in order, and perhaps some that do not."""
 
 
 _LINE = re.compile(rb"[^\n]+")
 
 
 def lines_with(data: bytes, text: bytes, at: int = 0) -> Iterator[Span]:
-    """The lines from a place on that have `text` in them; with an empty text, all lines."""
+    """The lines from a position on that contain `text`; with an empty text, all lines."""
     if not text:
         yield from (line.span() for line in _LINE.finditer(data, at))
         return
@@ -41,11 +41,11 @@ def lines_with(data: bytes, text: bytes, at: int = 0) -> Iterator[Span]:
 
 
 class Searching:
-    """Looks for a text that is in every line that matches: a search in memory for each pattern."""
+    """Searches for a text that is in every matching line: one search in memory for each pattern."""
 
     def __init__(self, patterns: Sequence[Wanted]) -> None:
         texts = [anchor(each) for each in patterns]
-        # One pattern without such a text, and every line has to be looked at.
+        # With one pattern without such a text, every line has to be checked.
         self._texts = [b""] if None in texts else sorted({text for text in texts if text})
 
     def lines(self, data: bytes) -> Iterator[Span]:
@@ -69,7 +69,7 @@ class Searching:
 
 
 class Hyperscan:
-    """All patterns in one automaton; a pattern that it cannot take is looked for by its text."""
+    """Hyperscan, all patterns in one automaton; one that it refuses is searched by its text."""
 
     def __init__(self, patterns: Sequence[Wanted]) -> None:
         import hyperscan
@@ -78,7 +78,7 @@ class Hyperscan:
         self._end = 0
         taken = [self._taken(each) for each in patterns]
         expressions = {each for each in taken if each is not None}
-        # One pattern that it does not take, and every line has to be looked at.
+        # With one pattern that it refuses, every line has to be checked.
         self._database = None if None in taken else _database(sorted(expressions))
 
     @staticmethod
@@ -98,7 +98,7 @@ class Hyperscan:
                 self._database.scan(view[at:], self._note)
                 return
             except self._terminated:
-                # Behind the last byte of the match, which lies in the line that it is in.
+                # The end of the match, which is within its line.
                 last = at + self._end - 1
             start, end = data.rfind(b"\n", 0, last) + 1, data.find(b"\n", last)
             if end < 0:
@@ -108,13 +108,13 @@ class Hyperscan:
             at = end + 1
 
     def _note(self, number: int, start: int, end: int, flags: int, context: object) -> bool:
-        """Stop at the first match: one is enough to look at its line."""
+        """Stop at the first match: one is enough to check the line."""
         self._end = end
         return True
 
 
 def _database(expressions: Sequence[bytes]) -> Any:
-    """Expressions compiled together; None when Hyperscan does not take them."""
+    """Compile expressions together; None when Hyperscan refuses them."""
     import hyperscan
 
     database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
@@ -141,7 +141,8 @@ def best_engine() -> EngineType:
 
 
 def advice() -> str | None:
-    """What to install to be faster; None when nothing is missing."""
+    """A hint on what to install for speed; None when nothing is missing."""
     if best_engine() is Hyperscan:
         return None
-    return "log rules run without Hyperscan, some times slower: `pip install autoexp[fast]`"
+    slower = "Hyperscan is not installed: log rules run several times slower"
+    return f"{slower}: `pip install autoexp[fast]`"

@@ -55,11 +55,11 @@ class LinePattern:
 
     @property
     def is_linear(self) -> bool:
-        """Whether RE2 runs it."""
+        """True if RE2 runs it."""
         return self._by_re2 is not None
 
     def search(self, line: bytes) -> dict[str, bytes] | None:
-        """What its named groups captured, nothing being empty; None where it is not found."""
+        """Search a line: returns the named groups, empty if unset; None if there is no match."""
         shown = line[: self.seen]
         if self._by_re2 is None:
             found = self._by_re.search(shown)
@@ -73,7 +73,7 @@ class LinePattern:
 
 
 def refuse_slow(pattern: str) -> None:
-    """Raise ValueError for a pattern whose time has no bound here, or that is none at all."""
+    """Raise ValueError for a pattern without a bound on its time, or an invalid one."""
     compiled_by_re(pattern)
     raw = pattern.encode()
     if _by_re2(raw) is not None:
@@ -85,7 +85,7 @@ def refuse_slow(pattern: str) -> None:
                 "compare them in a condition"
             )
         if str(operation) in ("ATOMIC_GROUP", "POSSESSIVE_REPEAT"):
-            raise ValueError(f"{pattern!r}: atomic groups and possessive repeats are not taken")
+            raise ValueError(f"{pattern!r}: atomic groups and possessive repeats are not supported")
     if _seen_by_re(raw) < _LEAST_SEEN:
         raise ValueError(
             f"{pattern!r} could take minutes on one line: RE2 does not take it (no look-around, "
@@ -95,7 +95,7 @@ def refuse_slow(pattern: str) -> None:
 
 
 def _by_re2(raw: bytes) -> Any:
-    """The pattern for RE2; None for what it cannot do, or not in bounded time."""
+    """The pattern for RE2; None for what it does not support, or not in bounded time."""
     parsed = parse(raw)
     if parsed.state.flags & re.LOCALE:
         return None
@@ -151,7 +151,7 @@ def _both_cases(taken: set[int]) -> set[int]:
 
 
 def _operations(parsed: Any) -> Iterator[Any]:
-    """Every operation of a pattern, inner ones too."""
+    """Yield every operation of a pattern, inner ones too."""
     for operation, argument in parsed:
         yield operation
         if operation is constants.BRANCH:
@@ -162,14 +162,14 @@ def _operations(parsed: Any) -> Iterator[Any]:
 
 
 def _seen_by_re(raw: bytes) -> int:
-    """How many bytes of a line `re` may see: the most on which it takes a bounded time."""
+    """Number of bytes of a line that `re` may see: the most on which its time is bounded."""
     parsed = parse(raw)
     fitting = (n for n in _SEEN_BY_RE if n * _ways(parsed, n) <= _MOST_STEPS)
     return next(fitting, _SEEN_BY_RE[-1])
 
 
 def _ways(parsed: Any, seen: int) -> int:
-    """In how many ways, about, a pattern can be tried from one place of a line; never too few."""
+    """Upper estimate of the ways in which a pattern can be tried from one position."""
     ways = 1
     for operation, argument in parsed:
         if operation in (constants.MAX_REPEAT, constants.MIN_REPEAT):

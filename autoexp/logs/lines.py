@@ -15,7 +15,7 @@ _ENDS = bytes.maketrans(b"\r\0", b"\n\n")
 
 
 def with_newlines(data: bytes) -> bytes:
-    """Bytes of a log with a newline wherever a line ends; as long as before.
+    """Bytes of a log with a newline wherever a line ends; of the same length.
 
     Progress bars end their pieces with `\\r`. A NUL is no text: crashes, several writers on NFS and
     truncated logs leave blocks of them between lines.
@@ -41,7 +41,7 @@ class LogLine(NamedTuple):
 class Piece(NamedTuple):
     """Lines as they stand in the file, with a newline behind each but the last.
 
-    Most of a log says nothing to anybody: a piece is looked through as a whole.
+    Most of a log matches nothing: a piece is searched as a whole.
     """
 
     generation: int
@@ -53,7 +53,7 @@ class Piece(NamedTuple):
         return LogLine(self.generation, self.offset + start, self.data[start:end])
 
     def lines(self) -> Iterator[LogLine]:
-        """All lines of the piece."""
+        """The lines of the piece."""
         start = 0
         for text in self.data.split(b"\n"):
             if text:
@@ -62,7 +62,7 @@ class Piece(NamedTuple):
 
 
 class PlainPiece:
-    """A piece without escapes, which knows where its lines stand in the file."""
+    """A piece without escapes, with the positions of its lines in the file."""
 
     def __init__(self, piece: Piece) -> None:
         self._piece = piece

@@ -1,7 +1,7 @@
 """Matching log lines against all rules at once, in pieces of a log that hold thousands of lines.
 
-An engine finds the lines that may match; whether one does, and what it captures, one pattern says
-on the line alone (`linear.py`), and so the answers are the same with every engine.
+An engine finds the lines that may match; whether one does, and what it captures, is decided
+by one pattern on the line alone (`linear.py`), so the answers are the same with every engine.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,13 +27,13 @@ class _Compiled(NamedTuple):
     seen: int
     """Bytes of a line that it sees."""
     text: bytes
-    """What is in every line that matches."""
+    """A text in every line that matches."""
     regex: LinePattern | None
-    """None: the text is all there is to it."""
+    """None: the text alone is the pattern."""
 
 
 class Matcher:
-    """Finds the lines that rules want; compiled once for all jobs with the same rules."""
+    """Finds the lines that match rules; compiled once for all jobs with the same rules."""
 
     def __init__(self, compiled: list[_Compiled], engine: Engine) -> None:
         self._compiled = compiled
@@ -42,7 +42,7 @@ class Matcher:
     def search(
         self, piece: Piece, mark: bytes | None = None
     ) -> Iterator[tuple[LogLine, list[Hit]]]:
-        """The lines with a hit in them or the `mark`, in order; hits in the order of the rules."""
+        """The lines with a match or the `mark`, in order; matches in the order of the rules."""
         for line, is_suspect, is_marked in self.candidates(piece, mark):
             hits = list(self.hits(line)) if is_suspect else []
             if hits or is_marked:
@@ -62,7 +62,7 @@ class Matcher:
             yield plain.line(*span), is_suspect, is_marked
 
     def _suspects(self, data: bytes) -> Iterator[Span]:
-        """The lines that the engine picks; all that are left where it breaks down."""
+        """The lines that the engine picks; all remaining ones where it fails."""
         at = 0
         try:
             for span in self._engine.lines(data):
@@ -72,7 +72,7 @@ class Matcher:
             yield from lines_with(data, b"", at)
 
     def hits(self, line: LogLine) -> Iterator[Hit]:
-        """What the rules find in a line, in their order."""
+        """The matches of the rules in a line, in their order."""
         for name, seen, text, regex in self._compiled:
             shown = line.text[:seen]
             if text not in shown:
@@ -99,7 +99,7 @@ def _compile(wanted: Wanted) -> _Compiled:
 
 
 def _merged(one: Iterator[Span], other: Iterator[Span]) -> Iterator[tuple[Span, bool, bool]]:
-    """The lines of both, in order, and which of the two has each."""
+    """Merge both, in order, with which of the two has each line."""
     a, b = next(one, None), next(other, None)
     while a is not None or b is not None:
         first = b if a is None or (b is not None and b < a) else a

@@ -16,7 +16,7 @@ _SURELY_EXACT = 16  # digits: fewer are below MOST_ITERATIONS
 
 
 def number(text: bytes) -> float | None:
-    """The number that trainers print so: `2.34,`, `1,234.5`, `3.2e+4`, `28.2K`, `nan`; else None.
+    """Parse a number as trainers print it: `2.34,`, `1,234.5`, `3.2e+4`, `28.2K`, `nan`; else None.
 
     As Python reads it, it may be infinite.
     """
@@ -35,7 +35,7 @@ def number(text: bytes) -> float | None:
 
 
 def whole(text: bytes) -> int | None:
-    """The whole number that a text is exactly, `1,000` and `3.2e+4` too; None where it is none.
+    """Parse an exact whole number, `1,000` and `3.2e+4` too; None where it is not one.
 
     `28.2K` is a rounded one. Nor is it one that no iteration can have: below 0, or huge.
     """
@@ -49,9 +49,9 @@ def whole(text: bytes) -> int | None:
 
 
 def finite(value: float | None) -> float | None:
-    """A number as metrics keep it: what is not finite is None."""
+    """A number for metrics: None unless finite."""
     return value if value is not None and math.isfinite(value) else None
 
 
 MOST_ITERATIONS = 1 << 53
-"""Below it a float counts exactly; a step number that is not below it is no step number."""
+"""Below it a float counts exactly; a step number that is not below it is not a step number."""

@@ -1,4 +1,4 @@
-"""Patterns of log rules, as the parser of `re` sees them, and what every match has in it."""
+"""Patterns of log rules, as parsed by `re`, and the text that every match contains."""
 
 import re
 import warnings
@@ -22,29 +22,29 @@ class Wanted(NamedTuple):
 
 
 def parse(raw: bytes) -> Any:
-    """A pattern as the parser of `re` sees it."""
+    """Parse a pattern with the parser of `re`."""
     parse: Any = sre_parse.parse  # it takes bytes too, which its stub does not know
     return parse(raw)
 
 
 def compiled_by_re(pattern: str) -> re.Pattern[bytes]:
-    """A pattern as `re` has it; raises ValueError when it is no regular expression."""
+    """Compile a pattern with `re`; raises ValueError when it is not a regular expression."""
     try:
         return re.compile(pattern.encode())
     except (re.error, OverflowError, RecursionError, UnicodeError) as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
 def groups_of(pattern: str) -> tuple[str, ...]:
-    """The names of a pattern's groups; raises ValueError when it is no regular expression."""
+    """The names of a pattern's groups; raises ValueError when it is not a regular expression."""
     return tuple(compiled_by_re(pattern).groupindex)
 
 
 def refuse_escapes(pattern: str) -> None:
-    """Raise ValueError for a pattern that asks for what is taken out of lines before."""
+    """Raise ValueError for a pattern that looks for terminal escapes, which are removed before."""
     if any(written in pattern for written in ("\x1b", r"\x1b", r"\x1B", r"\033")):
         raise ValueError(
-            f"{pattern!r} asks for a terminal escape: lines are read without colours and the like"
+            f"{pattern!r} contains a terminal escape: these are removed from lines before matching"
         )
 
 
@@ -59,7 +59,7 @@ _CLASSES = {
 
 
 def bytes_of(operation: Any, argument: Any) -> set[int]:
-    """The bytes that one operation takes; all of them where that is not plain to see."""
+    """The bytes that one operation matches; all of them where that is not obvious."""
     everything = set(range(256))
     if operation is constants.LITERAL:
         return {argument}

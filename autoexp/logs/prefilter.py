@@ -18,11 +18,11 @@ _ASSERTIONS = (constants.AT, constants.ASSERT, constants.ASSERT_NOT)
 
 
 class NoCounterpart(Exception):
-    """Another engine cannot do what a pattern asks for."""
+    """Another engine has no counterpart for a part of a pattern."""
 
 
 def widened(wanted: Wanted) -> bytes | None:
-    """The pattern for another engine; None when every line has to be looked at."""
+    """The pattern for another engine; None when every line has to be checked."""
     raw = wanted.pattern.encode()
     if not wanted.is_regex:
         return _literal(raw) if raw else None
@@ -56,7 +56,7 @@ def _is_beginning(operation: tuple[Any, Any]) -> bool:
 
 
 def _shortest_end(operations: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Without what the end of a match may have or not."""
+    """Drop the optional end of a match."""
     kept = list(operations)
     while kept:
         operation, argument = kept.pop()

@@ -1,7 +1,7 @@
 """Reads the new complete lines of a growing log file, each of them once.
 
 A line ends at `\\n`, at `\\r`, as the pieces of a progress bar do, and at a NUL.
-Nothing is held between two calls: the cursor says where reading stands, the caller stores it, and
+Nothing is kept between two calls: the cursor has the position, the caller stores it, and
 another process carries on from it. A byte is read at most twice, however slowly a line grows.
 """
 
@@ -28,7 +28,7 @@ SEAM = 64  # bytes before the cursor that are looked at again before reading goe
 
 
 class LogCursor(BaseModel):
-    """Where reading stands in a log and in the files it was rotated into; new: nothing read yet."""
+    """Position in a log and in the files it was rotated into; new: nothing read yet."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,13 +46,13 @@ class LogCursor(BaseModel):
     skipping: bool = Field(False, description="offset lies in a line longer than MAX_LINE")
     seam: int = Field(0, ge=0, description="CRC-32 of up to 64 bytes before scanned")
     size: int = Field(0, ge=0, description="bytes the file had at the last look")
-    mtime_ns: int = Field(0, description="when the file had last been written at the last look")
+    mtime_ns: int = Field(0, description="modification time of the file at the last look")
     waiting: tuple[int, ...] = Field(
         (), description="inodes of the files that came to the path after this one, oldest first"
     )
 
     def stands_at_end_of(self, status: os.stat_result, *, final: bool) -> bool:
-        """Whether a file with this status holds nothing that is still to be read."""
+        """True if a file with this status has been read completely."""
         unchanged = (self.inode, self.scanned, self.mtime_ns) == (
             status.st_ino,
             status.st_size,
@@ -74,7 +74,7 @@ class LogCursor(BaseModel):
 
 
 class Reading(NamedTuple):
-    """What a call found: the lines in order, and the cursor to store with what they led to."""
+    """The result of a call: the lines in order, and the cursor to store with their effects."""
 
     pieces: list[Piece]
     cursor: LogCursor
@@ -85,7 +85,7 @@ class Reading(NamedTuple):
 
     @property
     def lines(self) -> list[LogLine]:
-        """All lines of all pieces."""
+        """The lines of all pieces."""
         return [line for piece in self.pieces for line in piece.lines()]
 
 
@@ -99,7 +99,7 @@ def read_new(
 ) -> Reading:
     """Reads the lines that were completed since the cursor, in about `limit` bytes.
 
-    `final` says that nobody writes any more: an unterminated rest counts as a line, and of a file
+    `final` says that the log is complete: an unterminated rest counts as a line, and of a file
     that is further behind than `most_behind` bytes (256 MiB) the last part alone is read. A missing
     file is a log that has not appeared yet. Raises OSError for whatever else the file system
     refuses.
@@ -126,7 +126,7 @@ def read_new(
 
 
 class LookBudget:
-    """What one look still reads of all logs together, in shares of what one call reads at most.
+    """The rest of a look's budget for all logs, in shares of what one call reads at most.
 
     Each log has a short first turn; what is left then is divided among those that have more.
     """
@@ -134,24 +134,24 @@ class LookBudget:
     def __init__(self) -> None:
         self.left = 1.0
         self.turn = 0.0
-        """What is left to the log whose turn it is."""
+        """The rest for the log whose turn it is."""
 
     @classmethod
     def of_one_log(cls) -> "LookBudget":
-        """All of it in one turn, for who reads a single log."""
+        """The whole budget in one turn, for reading a single log."""
         budget = cls()
         budget.begin_turn(budget.left)
         return budget
 
     @property
     def is_left(self) -> bool:
-        """Whether a turn is worth its while."""
+        """True if enough is left for a turn."""
         return self.left * LIMIT >= _LEAST_TURN
 
     def begin_first_turn(self) -> bool:
-        """Begin a log's first turn, though others have spent everything: all of them see it.
+        """Begin a log's first turn, even if others have used everything up: each log gets one.
 
-        False when so many have that this one has to wait for the next look.
+        False when so many have had one that this log has to wait for the next look.
         """
         self.turn = _FIRST_TURN / LIMIT if self.left > -_MOST_OVER else 0.0
         return self.turn > 0
@@ -161,7 +161,7 @@ class LookBudget:
         self.turn = share
 
     def spend(self, share: float) -> None:
-        """Note what was read."""
+        """Record what was read."""
         self.left -= share
         self.turn -= share
 
@@ -172,7 +172,7 @@ class LookBudget:
 
 
 class _Pass:
-    """One call of `read_new`: what it has read so far, and how much more it may read."""
+    """One call of `read_new`: its result so far, and the rest of its limits."""
 
     def __init__(self, path: Path, cursor: LogCursor, limit: int, behind: int | None) -> None:
         self.path = path
@@ -185,10 +185,10 @@ class _Pass:
         self.lost: list[str] = []
 
     def reach(self, file: FileIO) -> bool:
-        """Puts the cursor into the log's present file; False when a bound came first.
+        """Moves the cursor into the log's current file; False when a limit came first.
 
         Files that were rotated away are read to their end. A truncated file is an old one that is
-        gone and a new one with the same inode: nothing but the bytes can tell the two apart.
+        gone and a new one with the same inode: only the bytes distinguish the two.
         """
         inode = os.fstat(file.fileno()).st_ino
         if self.cursor.inode is None:
@@ -196,7 +196,7 @@ class _Pass:
         if _continues(file, self.cursor):
             return True
         if inode not in (self.cursor.inode, *self.cursor.waiting):
-            self._say_what_came_between(inode)
+            self._warn_of_missed_files(inode)
         self._move(waiting=(*(i for i in self.cursor.waiting if i != inode), inode))
         while self.cursor.waiting:
             if not self._finish_old_file(truncated=self.cursor.inode == inode):
@@ -205,7 +205,7 @@ class _Pass:
         return True
 
     def read(self, file: FileIO, *, final: bool) -> bool:
-        """Reads up to the end the file has now; False when a bound came first."""
+        """Reads up to the current end of the file; False when a limit came first."""
         status = os.fstat(file.fileno())
         self._move(size=status.st_size, mtime_ns=status.st_mtime_ns)
         most = self.most_behind
@@ -217,16 +217,16 @@ class _Pass:
                 return False
             block = _read(file, min(BLOCK, self.budget, ahead), self.cursor.scanned)
             if not block:
-                return self._say_it_shrank()
+                return self._warn_that_it_shrank()
             tail = (tail + block)[-SEAM:]
             self.lines += block.count(b"\n") + (block.count(b"\r") if b"\r" in block else 0)
             if not self._take(file, with_newlines(block), seam=crc32(tail)):
-                return self._say_it_shrank()
+                return self._warn_that_it_shrank()
             self.budget -= len(block)
         return not final or self._take_rest(file)
 
     def _skip(self, file: FileIO, to: int, size: int) -> None:
-        """Passes by what is too much to read before the verdict; the line at `to` too."""
+        """Skips what is too much to read before the verdict; the line at `to` too."""
         at = self.cursor.offset
         self.skipped += to - at
         self.lost.append(
@@ -236,11 +236,11 @@ class _Pass:
         self._move(offset=to, scanned=to, skipping=True, seam=crc32(_before(file, to)))
 
     def _take(self, file: FileIO, block: bytes, *, seam: int) -> bool:
-        """Consumes the lines a block completes; False when what came before it has vanished."""
+        """Consumes the lines that a block completes; False when the data before it has vanished."""
         at, end = self.cursor.offset, self.cursor.scanned + len(block)
         skipping = self.cursor.skipping
         if skipping or b"\n" in block or end - at > MAX_LINE:
-            # Only now the start of a line that came in pieces is read again, once.
+            # Only now is the start of a line that came in pieces read again, once.
             head = _read(file, self.cursor.scanned - at, at)
             if at + len(head) < self.cursor.scanned:
                 return False
@@ -249,7 +249,7 @@ class _Pass:
         return True
 
     def _cut(self, data: bytes, offset: int, skipping: bool) -> tuple[int, bool]:
-        """Adds the lines in data, which starts at offset; where they end, and whether in a skip."""
+        """Adds the lines in data, which starts at offset; returns their end, True if in a skip."""
         start, end = 0, data.rfind(b"\n") + 1
         if skipping and end:
             start, skipping = data.index(b"\n") + 1, False
@@ -272,7 +272,7 @@ class _Pass:
         if at < end:
             rest = _read(file, end - at, at)
             if at + len(rest) < end:
-                return self._say_it_shrank()
+                return self._warn_that_it_shrank()
             self._add(at, with_newlines(rest))
             self._move(offset=end)
         return True
@@ -290,8 +290,8 @@ class _Pass:
         )
         return True
 
-    def _say_what_came_between(self, inode: int) -> None:
-        """Names the files that may have come and gone at the path between two looks."""
+    def _warn_of_missed_files(self, inode: int) -> None:
+        """Warns about files that may have come and gone at the path between two looks."""
         known = {self.cursor.inode, *self.cursor.waiting, inode}
         names = _written_since(self.cursor.mtime_ns, self.path, known)
         if names:
@@ -300,7 +300,7 @@ class _Pass:
                 f"the last look: {', '.join(names)}"
             )
 
-    def _say_it_shrank(self) -> bool:
+    def _warn_that_it_shrank(self) -> bool:
         self.lost.append(f"{self.path} shrank while it was being read")
         return True
 
@@ -309,12 +309,12 @@ class _Pass:
 
 
 def _open(path: str, flags: int) -> int:
-    """Opens what a path names without waiting for it: a named pipe would wait for a writer."""
+    """Opens a path without waiting: a named pipe would wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _find(path: Path, cursor: LogCursor) -> FileIO | None:
-    """Opens the cursor's file under the name it has now, in the directory of the log."""
+    """Opens the cursor's file under its current name, in the directory of the log."""
     try:
         with os.scandir(path.parent) as entries:
             for entry in entries:
@@ -345,7 +345,7 @@ def _written_since(mtime_ns: int, path: Path, known: set[int | None]) -> list[st
 
 
 def _continues(file: FileIO, cursor: LogCursor) -> bool:
-    """Whether this is the cursor's file, grown or unchanged: an inode alone may be reused."""
+    """True if this is the cursor's file, grown or unchanged: an inode alone may be reused."""
     status = os.fstat(file.fileno())
     return (
         status.st_ino == cursor.inode
@@ -360,7 +360,7 @@ def _before(file: FileIO, offset: int) -> bytes:
 
 
 def _read(file: FileIO, count: int, offset: int) -> bytes:
-    """Up to count bytes from offset on, fewer only at the end of the file."""
+    """Reads count bytes from offset on, fewer only at the end of the file."""
     data = b""
     while count > len(data):
         part = os.pread(file.fileno(), count - len(data), offset + len(data))

@@ -1,4 +1,4 @@
-"""Deciding: which actions an event calls for. Pure: no clock, no disk, no Prefect."""
+"""Decides which actions an event calls for. Pure: no clock, no disk, no Prefect."""
 
 import hashlib
 import re
@@ -17,7 +17,7 @@ _HASH_LENGTH = 16
 
 
 class Asked(NamedTuple):
-    """One action of a rule, and when it counts."""
+    """One action of a rule, with its conditions."""
 
     action: Action
     when: tuple[Condition, ...] = ()
@@ -25,16 +25,16 @@ class Asked(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """When an event matches, do these actions, once per event."""
+    """A rule: when an event matches, its actions are done once per event."""
 
     name: str
     on: AnyRule
     then: tuple[Asked, ...]
     jobs: frozenset[str] | None = None
-    """Names of the jobs that it is about; None: all, and the session itself."""
+    """Names of the jobs that it applies to; None: all, and the session itself."""
 
     def fires(self, event: Event) -> bool:
-        """Whether `event` is one of those that the rule is about."""
+        """True if the rule matches `event`."""
         return (self.jobs is None or event.job in self.jobs) and self.on.fires(event, self.name)
 
 

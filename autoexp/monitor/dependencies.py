@@ -1,4 +1,4 @@
-"""When a planned job may start, or never will: what the jobs that it waits for have become."""
+"""Job dependencies: which waiting jobs are ready, and which can never start."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,17 +18,17 @@ Jobs = Mapping[str, JobRecord]
 
 
 def ready(session: Session) -> Iterator[JobReady]:
-    """One event for each job that waited, and has all that it waited for."""
+    """One event for each waiting job whose dependencies are satisfied."""
     for name, job in session.jobs.items():
         if job.spec.awaits and not job.launched and not job.is_over:
             event = JobReady(job=name, retries=job.retries)
             if session.journal.has(event.key):
                 continue
-            if all(_is_there(awaited, session.jobs) for awaited in job.spec.awaits):
+            if all(_is_satisfied(awaited, session.jobs) for awaited in job.spec.awaits):
                 yield event
 
 
-def _is_there(awaited: Awaited, jobs: Jobs) -> bool:
+def _is_satisfied(awaited: Awaited, jobs: Jobs) -> bool:
     job = jobs.get(awaited.job)
     if job is None:
         return False
@@ -37,8 +37,8 @@ def _is_there(awaited: Awaited, jobs: Jobs) -> bool:
     return job.verdict is Verdict.FINISHED
 
 
-def hopeless(session: Session, job: JobRecord) -> str | None:
-    """Why nothing will submit a job that has no attempt; None while something still may."""
+def unsatisfiable_reason(session: Session, job: JobRecord) -> str | None:
+    """Reason why a job without an attempt can never be submitted; None while it still can."""
     if job.cancel_requested:
         return f"cancelled: {job.cancel_requested}"
     if job.ending is not None:
@@ -57,7 +57,7 @@ def hopeless(session: Session, job: JobRecord) -> str | None:
     if launches:
         return f"could not be launched: {launches[-1].reason}"
     if job.spec.awaits:
-        return _awaits_in_vain(job.spec, session.jobs)
+        return _unsatisfiable_dependency(job.spec, session.jobs)
     parent = session.jobs.get(job.spec.parent or "")
     if parent is None or not parent.is_over or job.spec.branch is None:
         return None
@@ -68,7 +68,7 @@ def hopeless(session: Session, job: JobRecord) -> str | None:
 
 
 def _stopped(session: Session) -> str | None:
-    """Why nothing more starts, once what was running has ended."""
+    """Reason why no more jobs start, once the running ones have ended."""
     if session.experiment.budget.stop_above is None:
         return None
     if any(job.open_attempts for job in session.jobs.values()):
@@ -76,13 +76,13 @@ def _stopped(session: Session) -> str | None:
     return over_budget(session.experiment.budget, session.jobs.values())
 
 
-def _awaits_in_vain(spec: JobSpec, jobs: Jobs) -> str | None:
-    """Why a job that waits will never start; None while it still may."""
+def _unsatisfiable_dependency(spec: JobSpec, jobs: Jobs) -> str | None:
+    """Reason why a waiting job can never start; None while it still can."""
     for awaited in spec.awaits:
         job = jobs.get(awaited.job)
         if job is None:
             return f"cancelled: {awaited.job} is not a job of this session"
-        if not job.is_over or _is_there(awaited, jobs):
+        if not job.is_over or _is_satisfied(awaited, jobs):
             continue
         if job.verdict is Verdict.FAILED and job.spec.awaits and not job.launched:
             return job.reason  # why that one never started is why this one never will
@@ -93,7 +93,7 @@ def _awaits_in_vain(spec: JobSpec, jobs: Jobs) -> str | None:
 
 
 def filled(session: Session, spec: JobSpec) -> JobSpec:
-    """The job with its command as it is to run: every template filled, once.
+    """The job with its final command: every template filled, once.
 
     Raises SessionError when a sibling has no checkpoint that its command names, and BadInput when
     its trainer does not take what is put in.
@@ -103,7 +103,7 @@ def filled(session: Session, spec: JobSpec) -> JobSpec:
         return spec
     values = dict(draft.values)
     for name, awaited in draft.late.items():
-        values |= _late(session, name, awaited)
+        values |= _late_values(session, name, awaited)
     if draft.backend:
         return spec.model_copy(update=changed_spec(spec, fill_tree(draft.backend, values)))
     changes: dict[str, Any] = {
@@ -113,7 +113,7 @@ def filled(session: Session, spec: JobSpec) -> JobSpec:
     return spec.model_copy(update=changes)
 
 
-def _late(session: Session, name: str, awaited: Awaited) -> dict[str, str]:
+def _late_values(session: Session, name: str, awaited: Awaited) -> dict[str, str]:
     """The sibling's newest complete checkpoint, or the one that was waited for."""
     found = [event for event in session.checkpoints() if event.job == awaited.job]
     if awaited.checkpoint is not None:

@@ -1,10 +1,11 @@
-"""What the monitor remembers of one job between two looks, and how it reads what is new."""
+"""The monitor's memory of one job between two looks, and its reading of new data."""
 
 import os
 import time
 from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
+from time import perf_counter
 
 from autoexp import states
 from autoexp.backends.protocol import Progress, Unread
@@ -30,13 +31,13 @@ from autoexp.rules.rules import LogRule
 
 
 def as_logged(progress: Progress) -> Logged:
-    """What a progress line says, as it is recorded: a number that is not finite is none.
+    """A progress line as it is recorded: a number that is not finite becomes None.
 
     Raises ValueError for a step number that no training has.
     """
     iteration, _, loss, rate, seconds, _ = progress
     if not 0 <= iteration < MOST_ITERATIONS:
-        raise ValueError(f"iteration {str(iteration)[:_SHOWN]} is no step number")
+        raise ValueError(f"iteration {str(iteration)[:_SHOWN]} is not a step number")
     return Logged(
         iteration,
         loss if loss is None or isfinite(loss) else None,
@@ -51,22 +52,24 @@ _RACY_NS = 2_000_000_000
 _LONGEST_LOOK_S = 60.0
 EVENTS = 1000  # that a look finds at most, about, where the lines are events
 MOST_AT_END = 40.0  # looks' worth of an ended job's log, before its end alone is read
+MOST_AT_END_S = 20.0  # for which an ended job's log is read, before its end alone is
+END = 1 << 20  # bytes of a log that are its end
 _LIMIT_OF_EVENTS = BLOCK >> 4  # bytes of one call where every line may be an event
 
 Stamp = tuple[int, int, int] | None
 
 
 class JobWatch:
-    """Reads a job's log and checkpoint folder; holds nothing that has to survive."""
+    """Reads a job's log and checkpoint folder; holds nothing that has to survive a restart."""
 
     def __init__(self) -> None:
         self.rows: list[str] = []
         """Metrics that are not on disk yet."""
         self.dirty = False
-        """Whether the record has moved since it was saved."""
+        """True if the record has changed since it was saved."""
         self.saved_at = 0.0
         self.at_end = True
-        """Whether the last look read the log to its end; else the next one goes on from there."""
+        """True if the last look read the log to its end; else the next one goes on from there."""
         self._watched_of: JobSpec | None = None
         self._watched: tuple[str, ...] = ()
         self._stamps: list[Stamp] = []
@@ -80,6 +83,7 @@ class JobWatch:
         self._looked_at: float | None = None
         self._start_known: tuple[object, ...] = ()
         self._read_at_end = 0.0  # looks' worth
+        self._read_at_end_s = 0.0
 
     def check_start(self, job: JobRecord, attempt: Attempt, *, ended: bool) -> None:
         """Compare where an attempt began with where it had to, whenever more is known of it."""
@@ -98,33 +102,33 @@ class JobWatch:
             self._start_known = known
 
     def saved(self) -> None:
-        """Note that the record is on disk."""
+        """Record that the job's record is on disk."""
         self.rows, self.dirty, self.saved_at = [], False, time.monotonic()
         self._row_of = None
 
-    def cannot_read(self, job: JobRecord, error: Exception) -> None:
-        """Say in the record why nothing new is known of the job."""
-        self._unreadable = f"cannot be read: {error}; trying on"
-        self._tell(job, self._unreadable)
+    def warn_unreadable(self, job: JobRecord, error: Exception) -> None:
+        """Record why nothing new is known of the job."""
+        self._unreadable = f"cannot read log or checkpoints: {error}; retrying"
+        self._set_warning(job, self._unreadable)
 
-    def can_read(self, job: JobRecord) -> None:
-        """Take back what `cannot_read` said."""
+    def clear_unreadable(self, job: JobRecord) -> None:
+        """Clear the warning of `warn_unreadable`."""
         if self._unreadable is not None and job.warning == self._unreadable:
-            self._tell(job, None)
+            self._set_warning(job, None)
         self._unreadable = None
 
-    def pass_by(self, job: JobRecord, place: str, error: Exception | str) -> None:
-        """Say in the record what was passed by because it could not be read, each kind once."""
+    def warn_skipped(self, job: JobRecord, place: str, error: Exception | str) -> None:
+        """Record a warning for what could not be read and was skipped, once for each kind."""
         what = error if isinstance(error, str) else in_words(error)
         kind = f"{what.split()[0]} {type(error)}"
-        self._warn_once(job, kind, f"{place}: {what}; passed by")
+        self._warn_once(job, kind, f"{place}: {what}; skipped")
 
     def _warn_once(self, job: JobRecord, kind: str, warning: str) -> None:
         if kind not in self._passed_by:
             self._passed_by.add(kind)
-            self._tell(job, warning)
+            self._set_warning(job, warning)
 
-    def _tell(self, job: JobRecord, warning: str | None) -> None:
+    def _set_warning(self, job: JobRecord, warning: str | None) -> None:
         self.dirty |= job.warning != warning
         job.warning = warning
 
@@ -137,18 +141,20 @@ class JobWatch:
         *,
         final: bool,
     ) -> Iterator[Event]:
-        """Take in new lines of the attempt's log, for a turn; `final` when it has ended.
+        """Process new lines of the attempt's log, for a turn; `final` when it has ended.
 
         Yields what happened as it is found, so that a read that fails later loses nothing. Raises
-        OSError alone: a line that cannot be handled is passed by, with a warning.
+        OSError alone: a line that cannot be handled is skipped, with a warning.
         """
         self.at_end = False
         if _has_nothing_new(attempt.log, job.cursor, final=final):
             self.at_end = True
             return
         # Where lines are so short, or so full of finds, that it takes too long: the end alone.
-        behind = LIMIT if final and self._read_at_end > MOST_AT_END else None
-        before = budget.left
+        # A look's worth of short lines takes seconds where many share a core.
+        is_enough = self._read_at_end > MOST_AT_END or self._read_at_end_s > MOST_AT_END_S
+        behind = END if final and is_enough else None
+        before, began_s = budget.left, perf_counter()
         most = _LIMIT_OF_EVENTS if any(r.every for r in watched.log_rules.values()) else LIMIT
         while not self.at_end and (limit := budget.limit(most)):
             reading = read_new(
@@ -163,7 +169,7 @@ class JobWatch:
                     budget.spend(1 / EVENTS)
                     yield event
             if reading.skipped:
-                self._tell(job, printable(reading.lost or ""))
+                self._set_warning(job, printable(reading.lost or ""))
             if reading.lost:
                 yield LogLost(
                     job=job.spec.name,
@@ -173,7 +179,11 @@ class JobWatch:
                     skipped=reading.skipped,
                 )
             self.at_end = not reading.more
-        self._read_at_end = self._read_at_end + before - budget.left if final else 0.0
+        if final:
+            self._read_at_end += before - budget.left
+            self._read_at_end_s += perf_counter() - began_s
+        else:
+            self._read_at_end = self._read_at_end_s = 0.0
 
     def _read_piece(
         self, job: JobRecord, attempt: Attempt, watched: Watched, piece: Piece
@@ -185,20 +195,20 @@ class JobWatch:
                 if is_suspect:
                     yield from self._match(job, attempt, watched, line)
                 if is_marked:
-                    yield from self._take_in(job, attempt, watched, line)
+                    yield from self._apply_progress(job, attempt, watched, line)
         except Exception as error:
-            self.pass_by(job, place_of(attempt, line), error)
+            self.warn_skipped(job, place_of(attempt, line), error)
 
     def _match(
         self, job: JobRecord, attempt: Attempt, watched: Watched, line: LogLine
     ) -> list[LogMatched]:
-        """Count what the rules find in a line; the first find of an attempt is an event."""
+        """Count the rules' matches in a line; the first match of an attempt is an event."""
         events: list[LogMatched] = []
         try:
             for hit in watched.lines.hits(line):
                 events += self._note(job, attempt, watched.log_rules[hit.name], hit)
         except Exception as error:
-            self.pass_by(job, place_of(attempt, line), error)
+            self.warn_skipped(job, place_of(attempt, line), error)
         return events
 
     def _note(
@@ -210,26 +220,30 @@ class JobWatch:
         if seen == 0 or rule.every:
             yield log_matched(job, attempt, rule, hit)
 
-    def _take_in(
+    def _apply_progress(
         self, job: JobRecord, attempt: Attempt, watched: Watched, line: LogLine
     ) -> list[Event]:
-        """Move on to what a progress line says."""
+        """Update the record from a progress line."""
         alarms: list[Event] = []
         try:
             self.dirty |= starts.note_line(job, attempt, line.text)
             progress = job.spec.trainer.progress(line.text)
             if isinstance(progress, Unread):
-                self.pass_by(job, place_of(attempt, line), f"{progress.what} is no step number")
+                self.warn_skipped(
+                    job, place_of(attempt, line), f"{progress.what} is not a step number"
+                )
             elif progress is not None:
                 if progress.unread is not None:
-                    self.pass_by(job, place_of(attempt, line), f"{progress.unread} is no number")
+                    self.warn_skipped(
+                        job, place_of(attempt, line), f"{progress.unread} is not a number"
+                    )
                 starts.note_logged(job, attempt, progress.iteration)
-                self._move_on(job, attempt, watched, progress, alarms)
+                self._advance(job, attempt, watched, progress, alarms)
         except Exception as error:
-            self.pass_by(job, place_of(attempt, line), error)
+            self.warn_skipped(job, place_of(attempt, line), error)
         return alarms
 
-    def _move_on(
+    def _advance(
         self,
         job: JobRecord,
         attempt: Attempt,
@@ -255,7 +269,7 @@ class JobWatch:
             job.tail = with_logged(job.tail, logged, watched.window)
             add_alarms(job, attempt, watched.metric_rules, events)
 
-    def stands_still(
+    def count_quiet_time(
         self, job: JobRecord, attempt: Attempt, watched: Watched
     ) -> Iterator[LoggingStopped]:
         """Count the time in which a running job writes nothing; only watched time counts."""
@@ -290,7 +304,7 @@ class JobWatch:
     def find_checkpoints(
         self, job: JobRecord, attempt: Attempt, watched: Watched, *, ended: bool
     ) -> list[Event]:
-        """Checkpoints that have become complete; a stat or two while nothing moves."""
+        """Find checkpoints that have become complete; a stat or two while nothing changes."""
         stamps = [_stamp(path) for path in self._watched_paths(job.spec)]
         if stamps == self._stamps and not self._racy and not ended:
             return []
@@ -301,9 +315,9 @@ class JobWatch:
         except OSError:
             raise
         except Exception as error:
-            # Not again before something moves there.
+            # Not again before something changes there.
             self._stamps, self._racy = stamps, False
-            self.pass_by(job, str(save_dir), error)
+            self.warn_skipped(job, str(save_dir), error)
             return []
         fresh = any(stamp is not None and now - stamp[2] < _RACY_NS for stamp in stamps)
         # Only now: a scan that fails is repeated at the next look.
@@ -324,7 +338,7 @@ class JobWatch:
             if start < found.iteration < MOST_ITERATIONS
             and printable(str(found.path)) == str(found.path)
             and found.iteration not in known
-            # What an attempt that is to be rolled back still saves is set aside with the rest.
+            # Checkpoints saved by an attempt that is to be rolled back are set aside with the rest.
             and (back is None or found.iteration <= back)
         ]
         job.checkpoints += [found.iteration for found in new]
@@ -332,9 +346,9 @@ class JobWatch:
             attempt.saved = max(job.checkpoints)
         events: list[Event] = []
         for progress in scan.progress:
-            # A checkpoint tells the whole story, a branch's its parent's too.
+            # A checkpoint holds the whole history, a branch's its parent's too.
             if progress.iteration > max(start, job.iteration or 0):
-                self._move_on(job, attempt, watched, progress, events)
+                self._advance(job, attempt, watched, progress, events)
         return events + [
             CheckpointComplete(
                 job=job.spec.name,
@@ -348,7 +362,7 @@ class JobWatch:
 
 
 def _has_nothing_new(log: str, cursor: LogCursor, *, final: bool) -> bool:
-    """Whether a stat is enough to know that the log says no more than it did."""
+    """True if a stat is enough to know that the log has nothing new."""
     try:
         return cursor.stands_at_end_of(os.stat(log), final=final)  # noqa: PTH116
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What lines of a log mean for their job, as events and in words; all of it can be written down."""
+"""Turns log lines into events and warnings of their job; all of it is printable."""
 
 from collections.abc import Mapping
 
@@ -63,7 +63,7 @@ def _expectation(job: JobRecord) -> Expectation:
 
 
 def _no_plan(iteration: int) -> None:
-    """A training keeps the rate that its own command line says."""
+    """A training keeps the rate of its own command line."""
     del iteration
 
 
@@ -73,21 +73,21 @@ def metrics_row(logged: Logged) -> str:
 
 
 def place_of(attempt: Attempt, line: LogLine) -> str:
-    """Where a line stands in an attempt's log, for people."""
+    """Describe the place of a line in an attempt's log."""
     file = f", file {line.generation} of it" if line.generation else ""
     return f"{attempt.log}{file}, byte {line.offset}"
 
 
 def in_words(error: Exception) -> str:
-    """An error as a warning names it."""
+    """Describe an error in a warning."""
     return printable(f"{type(error).__name__}: {error}"[:_SHOWN])
 
 
 def printable(text: str) -> str:
-    """Text that can be written down, whatever bytes the name of a file has."""
+    """Make text printable, whatever bytes a file name has."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _text(raw: bytes) -> str:
-    """What is not UTF-8 is shown as it is written in a program: records are text."""
+    """Escape bytes that are not UTF-8: records are text."""
     return raw.decode(errors="backslashreplace")

@@ -1,7 +1,7 @@
 """The one monitor of a session: looks at logs, checkpoint folders and the scheduler's answers.
 
-`look` changes records in memory, says what happened, and writes it down through the recorder.
-`next_work` says what is to be done, as values: whoever does it, beside the loop, never reads a
+``look` changes records in memory, returns what happened, and writes it through the recorder.
+``next_work` returns the work to do, as values: whoever does it, outside the loop, never reads a
 record. One job that cannot be looked at is that job's warning, never the end of the session.
 """
 
@@ -18,7 +18,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.verdicts import counts, judge, made_progress, saved_iteration, with_scores
 from autoexp.logs.tail import LogCursor, LookBudget
 from autoexp.monitor.decide import decide
-from autoexp.monitor.dependencies import hopeless, ready
+from autoexp.monitor.dependencies import ready, unsatisfiable_reason
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.session_events import overview
@@ -35,27 +35,27 @@ _LONGEST_RETRY_S = 300.0
 
 
 class Look(NamedTuple):
-    """What one look found."""
+    """The result of one look."""
 
     events: list[Event]
     actions: list[ActionRecord]
     changed: set[str]
-    """Names of jobs of which anything moved, the loss included."""
+    """Names of jobs that changed in any way, including the loss."""
     warnings: tuple[str, ...] = ()
-    """What could not be looked at, or written down; each is said once."""
+    """Failures to read or write something, each logged once."""
     has_more: bool = False
-    """Whether a log has more to read than one look takes: the next one need not wait."""
+    """True if a log has more to read than one look takes: the next look need not wait."""
 
 
 class JobView(NamedTuple):
-    """How a job stands, for those who must not read its record."""
+    """A snapshot of a job, for those who must not read its record."""
 
     spec: JobSpec
     retries: int
     is_begun: bool
-    """Whether it has been submitted, or is about to be."""
+    """True if it has been submitted, or is about to be."""
     is_in_queue: bool
-    """Whether the scheduler has an attempt of it, or is about to get one: it needs no monitor."""
+    """True if the scheduler has an attempt of it, or is about to get one: it needs no monitor."""
     is_over: bool
     was_cancelled: bool
     verdict: Verdict | None
@@ -72,20 +72,20 @@ class JobView(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What is to be done now, each thing once, and what those need who do it."""
+    """Work to do now, each item once, with the values that it needs."""
 
     steps: list[NextStep]
     actions: list[ActionRecord]
-    """Copies of the actions that can begin."""
+    """Copies of the actions that can start."""
     jobs: list[JobView]
-    """Of the jobs that changed since the last time."""
+    """Snapshots of the jobs that changed since the last call."""
     has_conditions: bool
-    """Whether actions wait for conditions to hold."""
+    """True if actions wait for conditions to hold."""
     is_over: bool
 
 
 class _Failure(NamedTuple):
-    """A step that failed, and may be tried again at a time of the monitor's clock."""
+    """A step that failed, and the time of its retry on the monitor's clock."""
 
     kind: type
     times: int
@@ -93,22 +93,22 @@ class _Failure(NamedTuple):
 
 
 class Monitor:
-    """Sees all jobs of a session; the caller brings the scheduler's answers and the clock."""
+    """Monitors all jobs of a session; the caller provides the scheduler's answers and the clock."""
 
     def __init__(self, session: Session, clock: Callable[[], float] | None = None) -> None:
         self.recorder = Recorder(session)
         self.asked_to_end: set[str] = set()
-        """Keys of the attempts that the scheduler was asked to end."""
+        """Keys of the attempts whose cancellation was requested."""
         self.longest_array: int | None = None
-        """How many jobs may go as one array; None: nobody has asked yet."""
+        """Longest array in tasks; None: not yet queried."""
         self._session = session
-        # Looked up at each call: a simulation has a clock of its own.
+        # Looked up at each call: a simulation has its own clock.
         self._clock = clock or (lambda: time.monotonic())
         self._watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
         self._urgent: set[str] = set()
-        # Jobs whose logs have more to read; whose turn is longest ago comes first.
+        # Jobs whose logs have more to read; the one that waited longest comes first.
         self._behind: deque[str] = deque()
-        # What is to be looked at when the next steps are chosen, and what is being done.
+        # Jobs to consider when the next steps are chosen, and work under way.
         self._candidates = set(session.jobs)
         self._waiting_for_room: set[str] = set()
         self._under_way: set[str] = set()
@@ -128,14 +128,14 @@ class Monitor:
         ]
 
     def look(self, sightings: Mapping[str, Sighting]) -> Look:
-        """Look at every job once and write down what changed.
+        """Look at every job once and write what changed.
 
         Raises OSError when the session cannot be written; what was seen is kept for the next look.
         """
         learn = self.recorder.learn_new_jobs
         self.recorder.contain("the rules of new jobs cannot be read", "", learn)
         changed: set[str] = set()
-        # An attempt ends in a look by the scheduler's word alone.
+        # Only the scheduler's answer ends an attempt in a look.
         perhaps_ended: list[str] = []
         budget = LookBudget()
         # A log that had no turn has to wait for one look only.
@@ -167,7 +167,7 @@ class Monitor:
         return dict.fromkeys((*self._behind, *self._session.jobs))
 
     def _read_on(self, behind: deque[str], budget: LookBudget, changed: set[str]) -> None:
-        """Give logs that have more another turn each, until the budget of the look is spent."""
+        """Read on in logs that have more, in turns, until the budget of the look is used up."""
         while behind and budget.is_left:
             share = budget.left / len(behind)
             for _ in range(len(behind)):
@@ -186,15 +186,15 @@ class Monitor:
         budget: LookBudget,
         changed: set[str],
     ) -> bool:
-        """Look at a job and note whether anything changed; whether its log has more to read."""
+        """Look at a job and note changes; True if its log has more to read."""
         name, unwritten = job.spec.name, self.recorder.unwritten
         before, watch = len(unwritten), self._watches[name]
         try:
             self._look_at(job, watch, open_attempts, sightings, budget)
             has_more = not watch.at_end
         except Exception as error:
-            # Of this job nothing can be said now; the others are looked at all the same.
-            watch.cannot_read(job, error)
+            # Nothing is known of this job now; the others are looked at all the same.
+            watch.warn_unreadable(job, error)
             self.recorder.warn(f"{name}: {job.warning}")
             has_more = False
         if watch.dirty or len(unwritten) > before:
@@ -202,13 +202,13 @@ class Monitor:
         return has_more
 
     def _look_around(self) -> None:
-        """See what became true of the session as a whole, and of jobs that wait for others."""
+        """Check the session as a whole, and jobs that wait for others."""
         rules, unwritten = self.recorder.book.session_rules, self.recorder.unwritten
         unwritten.extend(overview(self._session, rules, unwritten))
         unwritten.extend(ready(self._session))
 
     def flush(self) -> None:
-        """Write down what moved since the last look that was worth a write."""
+        """Write all changes since the last look that was worth a write."""
         for name, watch in self._watches.items():
             if watch.dirty:
                 job = self._session.jobs[name]
@@ -217,7 +217,7 @@ class Monitor:
     # Handing over
 
     def next_work(self, *, after_look: bool = True) -> Work:
-        """What is to be done now and is not under way; cheap while nothing has changed.
+        """Work to do that is not under way; cheap while nothing has changed.
 
         Between two looks, jobs that could start together wait for those that are being started.
         """
@@ -226,7 +226,7 @@ class Monitor:
         self._viewed |= self._candidates
         jobs = [JobView.of(self._session.jobs[name]) for name in self._in_order(self._viewed)]
         self._viewed = set()
-        # Last: what is handed over is under way from here on, and nothing may keep it back.
+        # Last: work that is handed over is under way from here on, and nothing may keep it back.
         steps = self._next_steps(wait=bool(self._starting) and not after_look)
         actions, has_conditions = self._next_actions()
         # A request that came at the last moment, or to a session that had ended, is processed too.
@@ -267,34 +267,34 @@ class Monitor:
                     continue
                 places -= 1
             found.append(step)
-        # Until it is known how long an array may be, they go as one step that asks for it.
+        # Until the longest array is known, they go as one step that asks for it.
         longest = self.longest_array or len(self._session.jobs)
         steps = together(found, self._session.jobs, longest)
         self._under_way |= {name for step in steps for name in step.jobs}
         return steps
 
     def _in_order(self, names: Collection[str]) -> Iterable[str]:
-        """In the session's order; a few names are not looked for among all of them."""
+        """Sort names in the session's order; without a scan of all jobs for a few names."""
         if len(names) < 2:
             return list(names)
         return [name for name in self._session.jobs if name in names]
 
     def _may_retry(self, name: str, step: NextStep, now: float) -> bool:
         failure = self._failures.get(name)
-        # What is asked for now may be another thing than what failed: that need not wait.
+        # The step needed now may differ from the one that failed: that need not wait.
         return failure is None or failure.kind is not type(step) or failure.retry_at <= now
 
     def end_step(self, step: NextStep) -> None:
-        """Note that a step has come to its end; the next one is chosen for its jobs."""
+        """Record that a step has ended; the next one is chosen for its jobs."""
         self._under_way.difference_update(step.jobs)
         self._candidates.update(step.jobs)
         for name in step.jobs:
             self._failures.pop(name, None)
 
     def fail_step(self, step: NextStep, reason: str) -> int:
-        """Note that a step failed, as a warning of its jobs; returns how often in a row.
+        """Record a failed step as a warning of its jobs; returns the number of failures in a row.
 
-        It is tried again after a while, or something else is, if that is asked for meanwhile.
+        It is retried after a while, or replaced by another step that is needed meanwhile.
         """
         for name in step.jobs:
             job, warning = self._session.jobs[name], not_done(step, reason)
@@ -312,7 +312,7 @@ class Monitor:
         return count
 
     def _next_actions(self) -> tuple[list[ActionRecord], bool]:
-        """Actions that can begin, and whether others wait for conditions."""
+        """Actions that can start, and True if others wait for conditions."""
         found, has_conditions = [], False
         for action in self._session.pending_actions():
             if action.key in self._acting:
@@ -338,11 +338,11 @@ class Monitor:
         ]
 
     def conditions_hold(self, key: str) -> None:
-        """Note that an action's conditions were found to hold: it can begin."""
+        """Record that an action's conditions hold: it can start."""
         self._ready.add(key)
 
     def end_action(self, key: str) -> None:
-        """Note that nothing more is being done about an action."""
+        """Record that an action is no longer under way."""
         self._acting.discard(key)
         self._starting.discard(key)
 
@@ -375,18 +375,18 @@ class Monitor:
         seen.extend(watch.find_checkpoints(job, current, watched, ended=ended))
         if ended and watch.at_end:
             starts.note_pinned(job, current)
-        watch.can_read(job)
+        watch.clear_unreadable(job)
         if current.wrong_start is not None:
             self._end_wrong_start(job, watch, current, current.wrong_start)
         if watched.inactivity_rules:
-            seen.extend(watch.stands_still(job, current, watched))
+            seen.extend(watch.count_quiet_time(job, current, watched))
         if ended and watch.at_end and not self._awaits_decision(job, current):
             seen.append(self._judge(job, current))
 
     def _end_wrong_start(
         self, job: JobRecord, watch: JobWatch, attempt: Attempt, reason: str
     ) -> None:
-        """Have a job end, and fail, of which an attempt did not begin where it had to."""
+        """End and fail a job whose attempt did not begin where it had to."""
         event = StartedElsewhere(job=job.spec.name, attempt=attempt.number, reason=reason)
         if job.ending is None or job.ending.action != event.key:
             self.recorder.unwritten.append(event)
@@ -394,7 +394,7 @@ class Monitor:
             watch.dirty = True
 
     def _awaits_decision(self, job: JobRecord, attempt: Attempt) -> bool:
-        """Whether a rule may still say what the end of an attempt means."""
+        """True if a rule may still decide what the end of an attempt means."""
         if not self.recorder.book.ends_attempts or job.cancel_requested or job.ending:
             return False
         known = self._session.actions
@@ -421,7 +421,7 @@ class Monitor:
         elif counts(job, attempt):
             job.attempts_without_progress += 1
         if judgement.verdict is Verdict.CONTINUE:
-            # What comes next, queued ahead or not, starts from here and has a log of its own.
+            # The next attempt, queued ahead or not, starts from here and has its own log.
             job.cursor, job.tail = LogCursor(), []
             for later in job.open_attempts:
                 later.first_iteration = saved_iteration(job)
@@ -440,7 +440,7 @@ class Monitor:
     # Deciding and writing down
 
     def _write_down(self) -> None:
-        """Write what was seen: actions, then events; the records of their jobs come after."""
+        """Write the actions, then the events of a look; the records of their jobs come after."""
         self._urgent |= {event.job for event in self.recorder.unwritten}
         self.recorder.write_down()
 
@@ -459,7 +459,7 @@ class Monitor:
 
     def _save(self, job: JobRecord) -> None:
         watch = self._watches[job.spec.name]
-        # Rows before the cursor: a kill in between repeats rows, and readers let the last count.
+        # Rows before the cursor: a kill in between repeats rows, and readers use the last.
         self._session.log_progress(job, watch.rows)
         self._session.save_job(job)
         watch.saved()
@@ -469,7 +469,7 @@ class Monitor:
         given_up: set[str] = set()
         for name in names:
             job = self._session.jobs[name]
-            # What is yet to be read of its log may say that it has finished.
+            # The unread rest of its log may show that it has finished.
             if not job.is_over and not job.open_attempts and name not in self._behind:
                 self.recorder.contain(f"{name}: cannot be ended", name, self._give_up_one, job)
                 if job.is_over:
@@ -478,7 +478,7 @@ class Monitor:
         return given_up
 
     def _give_up_one(self, job: JobRecord) -> None:
-        reason = hopeless(self._session, job)
+        reason = unsatisfiable_reason(self._session, job)
         if reason is None:
             return
         finishes = job.ending is not None and job.ending.verdict is Verdict.FINISHED
@@ -489,9 +489,9 @@ class Monitor:
 
 
 def _may_change(action: Action, job: JobRecord) -> bool:
-    """Whether an action that is yet to be done may change what the end of an attempt means."""
+    """True if a pending action may change what the end of an attempt means."""
     if job.restart is None:
         return isinstance(action, ENDS_AN_ATTEMPT)
-    # A restart is asked for: it may yet become one with a roll back, or be overruled.
+    # A restart is requested: it may yet become one with a roll back, or be overruled.
     rolls_back = isinstance(action, Restart) and action.roll_back
     return isinstance(action, Finish | Fail) or (rolls_back and job.restart.roll_back_to is None)

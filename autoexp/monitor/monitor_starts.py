@@ -1,7 +1,7 @@
-"""`starts.json`: how often a session was taken up in vain; one that always dies is given up.
+"""``starts.json`: starts of a session without progress; after several crashes it is given up.
 
-Each start is written down before anything else is read, and forgotten when it ends in an orderly
-way. What is left was a death: a kill, no memory, a crash of the interpreter.
+Each start is recorded before anything else is read, and removed when it ends in an orderly
+way. What is left was a crash: a kill, no memory, a crash of the interpreter.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from autoexp.storage import atomic, migrations
 
 FILE = "starts.json"
 MOST_DEATHS = 5
-"""In a row, without progress in between: one more start would be no help."""
+"""Crashes in a row, without progress in between, after which the session is given up."""
 SETTLED_S = 600.0
-"""A monitor that has watched for so long does its work, whatever becomes of it later."""
+"""Seconds after which a monitor counts as working, whatever happens to it later."""
 
 
 class _Starts(BaseModel):
@@ -29,13 +29,13 @@ class _Starts(BaseModel):
     schema_version: int = migrations.VERSION
     flow_run_id: str
     reached: str
-    """How far the session had come: a digest of its journal and its jobs."""
+    """Progress of the session: a digest of its journal and its jobs."""
     times: list[datetime] = Field(default_factory=list)
 
 
 @contextmanager
 def counted(path: Path, flow_run_id: str | None) -> Iterator[None]:
-    """Count a start of the session in `path` for as long as this lasts; for the lease's holder.
+    """Count a start of the session in `path` while the context is open; for the lease's holder.
 
     Raises SessionGivenUp when this flow run died here too often. A start by a person (`flow_run_id`
     is None), by another flow run, or after the session was given up is the first one.
@@ -51,7 +51,7 @@ def counted(path: Path, flow_run_id: str | None) -> Iterator[None]:
 
 
 def forget(path: Path) -> None:
-    """Begin to count anew. A count that cannot be removed is one too many, and no more."""
+    """Reset the count. A count that cannot be removed is only one too many."""
     with suppress(OSError):
         (path / FILE).unlink(missing_ok=True)
 
@@ -64,12 +64,12 @@ def _count(path: Path, flow_run_id: str) -> None:
         if (before.flow_run_id, before.reached) == (starts.flow_run_id, starts.reached):
             starts.times = before.times
     if len(starts.times) >= MOST_DEATHS:
-        # Nothing but a person starts it after this.
+        # After this only a person starts it.
         forget(path)
         raise SessionGivenUp(
             f"{path.name}: its process died {len(starts.times)} times since "
-            f"{starts.times[0]:%Y-%m-%d %H:%M} UTC and got nowhere in between, so it is not taken "
-            "up any more; what was submitted keeps running. Read the worker's output, mend the "
+            f"{starts.times[0]:%Y-%m-%d %H:%M} UTC without progress in between, so it is no longer "
+            "resumed; submitted jobs keep running. Read the worker's output, fix the "
             f"cause, then `autoexp resume {path.name}`, or retry this run"
         )
     starts.times = [*starts.times, now()]
@@ -77,7 +77,7 @@ def _count(path: Path, flow_run_id: str) -> None:
 
 
 def _reached(path: Path) -> str:
-    """What moves when a monitor gets anywhere: an event, a job's state, a line of its log."""
+    """Digest of what changes with progress: events, jobs' states, lines of their logs."""
     digest = hashlib.sha256()
     journal = path / "events.jsonl"
     digest.update(str(journal.stat().st_size if journal.exists() else 0).encode())

@@ -1,4 +1,4 @@
-"""The one writer of what a monitor sees and does: actions, then the journal, then records.
+"""The only writer of a monitor's events: actions, then the journal, then records.
 
 A kill between two of them loses nothing: what was not written is seen again, under the same keys.
 Everything here runs on the session's thread.
@@ -16,7 +16,7 @@ from autoexp.rules.events import Event
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
 
-# Of one name alone: no other try will write it, and no other file suffers from it.
+# Of one name alone: no retry will write it, and no other file is affected.
 _OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 
 P = ParamSpec("P")
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Recorder:
-    """Decides about events and writes them down, before any record tells of them."""
+    """Decides about events and writes them before any record refers to them."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -32,7 +32,7 @@ class Recorder:
         self.unwritten: list[Event] = []
         """Seen and not yet on disk: kept when a write fails, as on a full disk."""
         self._known_jobs: set[str] = set()
-        # On disk, and no rule could be asked about them.
+        # On disk, but the rules could not be applied to them.
         self._undecided: list[Event] = []
         # On disk and not yet handed over.
         self._events: list[Event] = []
@@ -49,12 +49,12 @@ class Recorder:
             return change(self.session, *args, **kwargs)
 
     def record_and_decide(self, events: Iterable[Event]) -> None:
-        """Write down what an action brought about, as if it had been seen: rules may react."""
+        """Record events raised by an action, and let rules react to them."""
         self.unwritten += events
         self.write_down()
 
     def write_down(self) -> None:
-        """Write what was seen: the actions that it calls for, then the events.
+        """Write pending events: first the actions that they call for, then the events.
 
         Raises OSError when the disk is full or away; what was seen is kept. What fails for a reason
         of its own is a warning, holds up nothing that was seen beside it, and is tried again at the
@@ -62,12 +62,14 @@ class Recorder:
         """
         if not self.unwritten and not self._undecided:
             return
-        failed = [event for event in (*self._undecided, *self.unwritten) if not self._ask(event)]
+        failed = [
+            event for event in (*self._undecided, *self.unwritten) if not self._apply_rules(event)
+        ]
         self.unwritten = self._append(self.unwritten)
         self._undecided = failed
 
     def _append(self, events: list[Event]) -> list[Event]:
-        """Append events to the journal; returns those that cannot be written, now at least."""
+        """Append events to the journal; returns those that cannot be written for now."""
         try:
             self._write(events)
         except (OSError, SessionHeld):
@@ -83,33 +85,33 @@ class Recorder:
     def _write(self, events: list[Event]) -> None:
         self._events += self.session.record(events)
 
-    def _ask(self, event: Event) -> bool:
-        """Whether the rules could be asked about an event."""
+    def _apply_rules(self, event: Event) -> bool:
+        """Apply the rules to an event; True if that worked."""
         what = f"{event.key}: its rules cannot be applied"
         return self.contain(what, event.job, self.decide, event)
 
     def decide(self, event: Event) -> None:
-        """Write down the actions that an event calls for."""
+        """Write the actions that an event calls for."""
         for action in decide(event, self.book.of(event), self.session.actions):
             self.session.save_action(action)
             self._actions.append(action)
 
     def learn_new_jobs(self) -> None:
-        """Learn the rules of jobs that joined; a checkpoint may have been there before them."""
+        """Read the rules of new jobs; their checkpoint may have been complete earlier."""
         new = self.session.jobs.keys() - self._known_jobs
         if not new:
             return
         specs = [job.spec for job in self.session.jobs.values()]
         self.book = RuleBook(self.session.experiment.monitoring, specs)
         for event in self.session.checkpoints():
-            if self.book.starts_any(event, new) and not self._ask(event):
+            if self.book.starts_any(event, new) and not self._apply_rules(event):
                 self._undecided.append(event)
         self._known_jobs |= new
 
     def contain(
         self, what: str, job: str, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs
     ) -> bool:
-        """Call; whether it came to its end. What it raises is a warning of the job.
+        """Call `function`; True if it returned. What it raises becomes a warning of the job.
 
         Not contained are a disk that cannot be written at all (OSError) and a lease that is lost.
         """

@@ -1,4 +1,4 @@
-"""Trying rules on an existing log: what would have fired, without a session and a cluster."""
+"""Tests rules on an existing log, without a session or a cluster."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,17 +19,17 @@ from autoexp.states import Kind
 
 
 class Fired(NamedTuple):
-    """An event and what the rules would have done about it."""
+    """An event and the actions that rules would have started."""
 
     event: Event
     actions: list[ActionRecord]
 
 
 class Rehearsal:
-    """One reading of a log as if a job of an experiment were writing it."""
+    """Reads a log as if a job of an experiment were writing it."""
 
     def __init__(self, experiment: Experiment, log: Path, kind: Kind) -> None:
-        """Raises BadInput when there is no such log, or the experiment has no job of this kind."""
+        """Raises BadInput for a missing log, or when the experiment has no job of this kind."""
         if not log.is_file():
             raise BadInput(f"{log}: no such file")
         plan = make_plan(experiment, Path("/rehearsal"))
@@ -43,7 +43,7 @@ class Rehearsal:
         self._book = RuleBook(experiment.monitoring, plan.jobs)
 
     def run(self) -> Iterator[Fired]:
-        """What would have fired, in the order of the log."""
+        """The events and actions, in the order of the log."""
         watched = self._book.watched(self._job.spec)
         history: set[str] = set()
         watch, final, reads_on = JobWatch(), False, True
@@ -54,12 +54,12 @@ class Rehearsal:
                 history |= {action.key for action in actions}
                 yield Fired(event, actions)
             reads_on = not (watch.at_end and final)
-            # Only at its end it is read as an ended job's: of that much would be left out.
+            # Only at its end is it read as an ended job's log, of which much would be left out.
             final = watch.at_end
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many lines each rule's pattern was found in."""
+        """Number of matching lines by rule."""
         return self._attempt.matches
 
     @property
@@ -70,10 +70,10 @@ class Rehearsal:
 
     @property
     def warning(self) -> str | None:
-        """What of the log could not be read."""
+        """Parts of the log that could not be read."""
         return self._job.warning
 
     @property
     def reached(self) -> int | None:
-        """The last iteration that the log tells of."""
+        """The last iteration in the log."""
         return self._job.iteration

@@ -1,4 +1,4 @@
-"""The rules of a session: those of its configuration, and those that its plan implies."""
+"""The rules of a session: from its configuration, and implied by its plan."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 class Watched(NamedTuple):
-    """What the rules want to know of one job."""
+    """What rules need from one job: patterns, a mark and a length of its tail."""
 
     lines: Matcher
     log_rules: dict[str, LogRule]
     metric_rules: dict[str, MetricRule]
     inactivity_rules: dict[str, InactivityRule]
     window: int
-    """Logged iterations that metric rules look back."""
+    """Number of logged iterations that metric rules look back."""
 
 
 class RuleBook:
-    """Rules as they apply to the jobs that the session has now."""
+    """The rules, applied to the session's current jobs."""
 
     def __init__(self, rules: Rules, jobs: Iterable["JobSpec"]) -> None:
         self._specs = {spec.name: spec for spec in jobs}
@@ -76,7 +76,7 @@ class RuleBook:
         return frozenset(name for name, spec in self._specs.items() if is_about(rule, spec))
 
     def watched(self, spec: "JobSpec") -> Watched:
-        """What to look for in a job's log; jobs with the same rules share it."""
+        """The patterns to look for in a job's log; jobs with the same rules share them."""
         found = self._by_job.get(spec.name)
         if found is None:
             found = self._by_job[spec.name] = self._watched_by(spec)
@@ -98,7 +98,7 @@ class RuleBook:
         return self._watched[key]
 
     def of(self, event: Event) -> list[Rule]:
-        """The rules that an event fires."""
+        """The rules that match an event."""
         starts: list[Rule] = []
         if isinstance(event, CheckpointComplete):
             # A thousand cooldowns have a thousand rules of their own: looked up, not tried.
@@ -108,7 +108,7 @@ class RuleBook:
         return [*starts, *(rule for rule in self._written if rule.fires(event))]
 
     def starts_any(self, event: CheckpointComplete, names: set[str]) -> bool:
-        """Whether a checkpoint starts one of these jobs."""
+        """True if a checkpoint starts one of these jobs."""
         starts = self._starts.get((event.job, event.iteration), [])
         return any(
             isinstance(asked.action, Start) and asked.action.job in names
@@ -118,12 +118,12 @@ class RuleBook:
 
 
 def is_about(rule: RuleBase, spec: "JobSpec") -> bool:
-    """Whether a rule is about a job: by its name or its kind."""
+    """True if a rule applies to a job, by its name or its kind."""
     return not rule.jobs or spec.name in rule.jobs or str(spec.kind) in rule.jobs
 
 
 def implied(jobs: Iterable["JobSpec"]) -> tuple[Rule, ...]:
-    """The rules that planned jobs imply: when those start that wait for others."""
+    """The rules that planned jobs imply: they start jobs that wait for others."""
     return tuple(
         Rule(
             f"start-{job.name}",
@@ -136,7 +136,7 @@ def implied(jobs: Iterable["JobSpec"]) -> tuple[Rule, ...]:
 
 
 def _start_of(job: "JobSpec") -> OnCheckpoint | OnReady | None:
-    """A cooldown starts at its parent's checkpoint, what follows others once they are done."""
+    """A cooldown starts at its parent's checkpoint, other jobs once their dependencies are done."""
     if job.awaits:
         return OnReady(job=job.name)
     if job.parent is not None and job.branch is not None:

@@ -1,4 +1,4 @@
-"""What is true of a session as a whole: all trainings finished, a budget passed."""
+"""Events of a session as a whole: all trainings finished, a budget passed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ _STOP = "budget.stop_above"
 def overview(
     session: Session, rules: Mapping[str, SessionRule], fresh: Sequence[Event]
 ) -> list[Event]:
-    """Events about the whole session; nothing is looked at that no rule asks for."""
+    """Events of the whole session; only those that a rule asks for are computed."""
     found: list[Event] = []
     judged = any(isinstance(event, AttemptJudged | JobGivenUp) for event in fresh)
     if judged and any(rule.trunks_finished for rule in rules.values()):

@@ -1,4 +1,4 @@
-"""What a job needs next, as a value: submit, withdraw, replace, cancel, or nothing.
+"""The next step of a job, as a value: submit, withdraw, replace, cancel, or nothing.
 
 `next_step` is pure. The monitor asks it for every job that changed and hands the steps over as
 values; `autoexp.operations.step_runs.carry_out` does them.
@@ -15,26 +15,26 @@ Group = list[JobRecord]
 
 
 class Submit(NamedTuple):
-    """Bring jobs to the scheduler: one, or several that go as an array."""
+    """Submit jobs: one, or several as an array."""
 
     jobs: tuple[str, ...]
     as_array: bool = False
 
 
 class Withdraw(NamedTuple):
-    """Close the intent of an attempt that is no longer wanted, or learn its job id."""
+    """Withdraw an intended attempt that is no longer wanted, or find its job id."""
 
     jobs: tuple[str]
 
 
 class Replace(NamedTuple):
-    """The last steps of a restart, now that nothing of the job is alive."""
+    """Replace the attempt: the last steps of a restart, once nothing of the job is alive."""
 
     jobs: tuple[str]
 
 
 class Cancel(NamedTuple):
-    """End what jobs have in the queue, all in one command."""
+    """Cancel the attempts of jobs, all in one command."""
 
     jobs: tuple[str, ...]
 
@@ -43,9 +43,9 @@ NextStep = Submit | Withdraw | Replace | Cancel
 
 
 def next_step(job: JobRecord, asked: Collection[str] = ()) -> NextStep | None:
-    """What a job needs next; None: nothing, as far as can be seen now.
+    """The next step of a job; None if it needs nothing now.
 
-    `asked` are the keys of the attempts that the scheduler has been asked to end.
+    ``asked` are the keys of the attempts whose cancellation was requested.
     """
     name = job.spec.name
     if to_cancel(job, asked):
@@ -63,7 +63,7 @@ def next_step(job: JobRecord, asked: Collection[str] = ()) -> NextStep | None:
 
 
 def to_cancel(job: JobRecord, asked: Collection[str] = ()) -> list[Attempt]:
-    """Attempts in the queue of a job that is to end or to restart, and those queued behind."""
+    """Queued attempts to cancel, of a job that ends or restarts, and those queued ahead."""
     if not job.is_ending:
         return []
     return [
@@ -80,9 +80,9 @@ def _is_task(attempt: Attempt) -> bool:
 def together(
     steps: Iterable[NextStep], jobs: Mapping[str, JobRecord], longest: int
 ) -> list[NextStep]:
-    """Put steps together that go in one command: what is cancelled, and the tasks of an array.
+    """Combine steps that go in one command: cancellations, and the tasks of an array.
 
-    `longest` is how many tasks an array may have.
+    ``longest` is the number of tasks that an array may have.
     """
     cancelled: list[str] = []
     tasks: list[JobRecord] = []
@@ -104,9 +104,9 @@ def together(
 
 
 def groups(jobs: Iterable[JobRecord], longest: int) -> list[Group]:
-    """Put jobs together that can go as one array; a group of one goes alone.
+    """Group jobs that can go as one array; a group of one goes alone.
 
-    What was begun as an array and not submitted stays together. `longest` is SLURM's
+    Attempts intended as an array and not submitted stay together. `longest` is SLURM's
     MaxArraySize, which bounds the index too.
     """
     begun: dict[str, Group] = {}
@@ -130,13 +130,13 @@ def groups(jobs: Iterable[JobRecord], longest: int) -> list[Group]:
 
 
 def can_join(job: JobRecord) -> bool:
-    """Whether a job can go as a task of an array: it is submitted for the first time."""
+    """True if a job can be a task of an array: it is submitted for the first time."""
     machine = job.spec.machine
     return isinstance(machine, SlurmCluster) and machine.arrays and not job.attempts
 
 
 def not_done(step: NextStep, reason: str) -> str:
-    """What a job's warning says while a step of it fails."""
+    """The warning of a job while a step of it fails."""
     match step:
         case Submit():
             return f"not submitted yet: {reason}"

@@ -10,7 +10,7 @@ from autoexp.session.session import Session
 
 
 def values_of(event: Event, rule: str, session: Session) -> dict[str, str]:
-    """Every name that a rule's templates may use, and its value; what is unknown is empty."""
+    """Values of all names that a rule's templates may use; unknown ones are empty."""
     filled = {
         "session.id": session.id,
         "session.path": str(session.path),

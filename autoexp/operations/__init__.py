@@ -1,1 +1,1 @@
-"""What is done to a session: actions of rules, restarts, requests, launches, cancellations."""
+"""Operations on a session: actions of rules, restarts, requests, launches, cancellations."""

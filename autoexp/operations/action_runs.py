@@ -1,4 +1,4 @@
-"""How an action of a rule is carried out, phase by phase; whatever it raises becomes its reason.
+"""Carries out actions of rules, phase by phase; whatever an action raises becomes its reason.
 
 The session flow runs the phases: effects as Prefect tasks, writes on the session's thread.
 """
@@ -51,7 +51,7 @@ Doing = Generator[Phase, Any, str | None]
 
 
 class CheckpointMark(NamedTuple):
-    """Stands for a checkpoint in the run graph, with an arrow to the job that it starts."""
+    """A checkpoint in the run graph, with an arrow to the job that it starts."""
 
     job: str
     iteration: int
@@ -67,12 +67,12 @@ class CheckpointMark(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """Give a branch its own start, which the parent's retention cannot delete."""
+    """Pin a branch's start, so that the parent's retention cannot delete it."""
 
     event: CheckpointComplete
     spec: JobSpec
     fresh: bool
-    """Whether the branch has not started: what an earlier checkpoint of the same iteration left
+    """True if the branch has not started: what an earlier checkpoint of the same iteration left
     there, before the training was rolled back, is set aside."""
 
     @property
@@ -90,7 +90,7 @@ class Pin(NamedTuple):
 
 
 class LogMessage(NamedTuple):
-    """Say something in the session's log."""
+    """Log a message in the session's log."""
 
     message: str
     level: str
@@ -105,7 +105,7 @@ class LogMessage(NamedTuple):
 
 
 class Command(NamedTuple):
-    """Run a command to its end; its arguments arrive as they are."""
+    """Run a command to its end; its arguments are passed on as they are."""
 
     arguments: tuple[str, ...]
     directory: Path
@@ -137,7 +137,7 @@ class Publication(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Append a line to a file, unless it stands there already."""
+    """Append a line to a file, unless it is there already."""
 
     session: Path
     """The session's directory."""
@@ -151,7 +151,7 @@ class Line(NamedTuple):
         return sinks.title(f"write {fill(self.action.action.path, self.values)}")
 
     def run(self, scheduler: Scheduler) -> str:
-        """Raises SessionError for a file that the rule may not write."""
+        """Append the line; raises SessionError for a file that the rule cannot write."""
         del scheduler
         path = write_target(self.session, self.action, self.values)
         by_umask = not path.is_relative_to(self.session.resolve())
@@ -159,7 +159,7 @@ class Line(NamedTuple):
 
 
 class Avoidance(NamedTuple):
-    """Have jobs that wait in the queue start elsewhere."""
+    """Exclude nodes for jobs that wait in the queue."""
 
     tickets: tuple[Ticket, ...]
     nodes: tuple[str, ...]
@@ -173,9 +173,9 @@ class Avoidance(NamedTuple):
 
 
 def carry_out(action: ActionRecord, monitor: "Monitor", log: Logger) -> Phases:
-    """Do an action, once; what it raises is written down as its reason.
+    """Do an action, once; what it raises is recorded as its reason.
 
-    What failed for a passing reason is handed over again after a while.
+    After a transient failure it is retried after a while.
     """
     recorder = monitor.recorder
     try:
@@ -203,7 +203,7 @@ def _change(
 
 
 class _About(NamedTuple):
-    """What an action is about, as it stands when it begins."""
+    """The subject of an action, as it is when the action starts."""
 
     values: Values
     job: JobSpec | None
@@ -225,10 +225,10 @@ def _begin(recorder: Recorder, key: str) -> _About:
 def _note_failure(
     action: ActionRecord, error: Exception, recorder: Recorder, log: Logger
 ) -> Phases:
-    # A server that goes away in the middle of a task run must not cost a cooldown.
+    # A server that fails in the middle of a task run must not cost a cooldown.
     is_passing = isinstance(error, TryAgain) and isinstance(action.action, Start)
     if is_passing or (isinstance(error, OSError) and atomic.is_passing(error)):
-        log.warning("action %s: %s; trying again", action.key, error)
+        log.warning("action %s: %s; retrying", action.key, error)
         yield _change(recorder, actions.postpone, action, str(error))
         yield Pause(_RETRY_S)
         return
@@ -237,7 +237,7 @@ def _note_failure(
     try:
         yield _change(recorder, actions.fail, action, str(error), output)
     except Exception as worse:
-        log.error("action %s: its end cannot be written (%s); trying again", action.key, worse)
+        log.error("action %s: its end cannot be written (%s); retrying", action.key, worse)
         yield Pause(_RETRY_S)
 
 
@@ -257,7 +257,7 @@ def _complete(session: Session, action: ActionRecord, name: str) -> None:
 
 
 def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
-    """Do one action; returns what came of it."""
+    """Do one action; returns its result."""
     values = about.values
     match action.action:
         case Log(message=message, level=level):
@@ -293,7 +293,8 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
         case ExcludeNodes():
             ask = partial(_ask, actions.exclude_nodes, values)
             return (yield from _request_and_avoid(action, recorder, ask))
-    raise AssertionError(action.action)
+        case Start():
+            raise AssertionError("a start has phases of its own")
 
 
 Ask = Callable[[Recorder, ActionRecord], str]
@@ -319,7 +320,7 @@ def _requested(action: ActionRecord, recorder: Recorder, ask: Ask) -> Doing:
 
 
 def _request_and_avoid(action: ActionRecord, recorder: Recorder, ask: Ask) -> Doing:
-    """Ask, and have jobs that wait in the queue avoid the nodes that are blamed by now."""
+    """Make the request, and exclude nodes for jobs that wait in the queue."""
     said = yield from _requested(action, recorder, ask)
     avoidance = yield OnSession(partial(_avoidance, recorder.session))
     if avoidance is not None:

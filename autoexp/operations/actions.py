@@ -1,6 +1,6 @@
-"""What actions do to the session's records, each step written down before and after.
+"""Applies actions to the session; every step is journaled and repeatable.
 
-Every function can be called again after a kill at any line: it finds what it has done, and goes on.
+Every function can be called again after a kill at any line: it finds what it did, and goes on.
 """
 
 from collections.abc import Mapping
@@ -40,11 +40,11 @@ Values = Mapping[str, str]
 
 
 def begin(session: Session, action: ActionRecord) -> JobRecord | None:
-    """Note that an action is under way and return the job that it is about, if it is about one."""
+    """Record that an action is running, and return its job, if it has one."""
     name = action.action.job if isinstance(action.action, Start) else action.event.job
     job = session.jobs.get(name)
     if job is None and isinstance(action.action, (Start, *ENDS_AN_ATTEMPT)):
-        raise SessionError(f"{action.key}: is about {name or 'no job'}, which is not a job here")
+        raise SessionError(f"{action.key}: its job {name or '(none)'} is not in this session")
     attempt = action.attempt
     if attempt is None and job is not None and isinstance(action.action, ENDS_AN_ATTEMPT):
         attempt = getattr(action.event, "attempt", None) or _current(job)
@@ -58,7 +58,7 @@ def _current(job: JobRecord) -> int | None:
 
 
 def complete(session: Session, action: ActionRecord, job: JobRecord) -> None:
-    """Release the started job for submission, then note that the action is done.
+    """Release the started job for submission, then record that the action is done.
 
     A kill in between repeats the action, which finds the job launched and changes nothing.
     """
@@ -71,22 +71,22 @@ def complete(session: Session, action: ActionRecord, job: JobRecord) -> None:
 
 
 def done(session: Session, action: ActionRecord, result: str | None = None) -> None:
-    """Note that the action is done, and what came of it."""
+    """Record that the action is done, with its result."""
     session.change_action(action, status=ActionStatus.DONE, reason=None, result=result)
 
 
 def fail(session: Session, action: ActionRecord, reason: str, result: str | None = None) -> None:
-    """Note why an action failed, or was not done; `autoexp queue` shows it."""
+    """Record why an action failed, or was dropped; `autoexp queue` shows it."""
     session.change_action(action, status=ActionStatus.FAILED, reason=reason, result=result)
 
 
 def postpone(session: Session, action: ActionRecord, reason: str) -> None:
-    """Note why an action has to be done again in a while."""
-    session.change_action(action, status=ActionStatus.PENDING, reason=f"tried again: {reason}")
+    """Record why an action is retried later."""
+    session.change_action(action, status=ActionStatus.PENDING, reason=f"retrying: {reason}")
 
 
 def wait(session: Session, action: ActionRecord, reason: str) -> None:
-    """Note what a pending action waits for; written when that changes, not at every look."""
+    """Record what a pending action waits for; written when that changes, not at every look."""
     if action.reason != reason:
         session.change_action(action, reason=reason)
 
@@ -95,10 +95,10 @@ def wait(session: Session, action: ActionRecord, reason: str) -> None:
 
 
 def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
-    """Write down that an attempt is to be replaced; the job's next steps do the rest.
+    """Record that an attempt is to be replaced; the job's next steps do the rest.
 
-    Several rules may ask for it: there is one restart, from the earliest checkpoint that is asked
-    for. Raises SessionError when the attempt has ended already, or nothing is there to go back to.
+    Several rules may request it: there is one restart, from the earliest requested checkpoint.
+    Raises SessionError when the attempt has ended already, or nothing is there to go back to.
     """
     session = recorder.session
     asked, job, number = action.action, session.jobs[action.event.job], action.attempt
@@ -112,7 +112,7 @@ def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
     if standing is None:
         _refuse_if_settled(job, number)
     if asked.exclude_nodes == "blamed":
-        _blame(session, action, _named_nodes(session, action), 86400.0)
+        _exclude(session, action, _named_nodes(session, action), 86400.0)
     request = _request(job, action, asked, standing)
     if request == standing or (standing is not None and _is_settled(job, number)):
         return f"{said} already, for {job.restarted[number]}"
@@ -136,7 +136,7 @@ def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
 def _request(
     job: JobRecord, action: ActionRecord, asked: Restart, standing: RestartRequest | None
 ) -> RestartRequest:
-    """What is asked for now, together with what was asked for before."""
+    """Combine a new restart request with an earlier one."""
     back = _last_good(job, action) if asked.roll_back else None
     if standing is None:
         return RestartRequest(
@@ -167,10 +167,10 @@ def _refuse_if_settled(job: JobRecord, number: int) -> None:
 
 
 def _last_good(job: JobRecord, action: ActionRecord) -> int:
-    """The checkpoint to go on from: the last one before the trouble began."""
+    """The checkpoint to resume from: the last one before the trouble began."""
     match action.event:
         case MetricAlarm(last_good=None):
-            # Not one good iteration since it began: what it began from is suspect too.
+            # Not one good iteration since its start: the checkpoint of the start is suspect too.
             limit = (job.attempt.first_iteration or 0) - 1 if job.attempt else -1
         case MetricAlarm(last_good=int(iteration)) | LogMatched(iteration=int(iteration)):
             limit = iteration
@@ -187,7 +187,7 @@ def _last_good(job: JobRecord, action: ActionRecord) -> int:
 
 
 def _taint(session: Session, parent: JobRecord, back: int) -> None:
-    """Cooldowns from checkpoints behind `back`: those that wait are held, the others are marked."""
+    """Hold waiting cooldowns from checkpoints after `back`, and mark the others as tainted."""
     for action in session.pending_actions():
         event = action.event
         if (
@@ -214,7 +214,7 @@ def _taint(session: Session, parent: JobRecord, back: int) -> None:
 
 
 def replaced(session: Session, job: JobRecord, spec_changes: Mapping[str, object]) -> None:
-    """The last step of a restart, in one write: from here on the next attempt is wanted."""
+    """Complete a restart, in one write: from here on the next attempt may be submitted."""
     assert job.restart is not None
     changes: dict[str, object] = {"restart": None}
     if spec_changes:
@@ -228,7 +228,7 @@ def replaced(session: Session, job: JobRecord, spec_changes: Mapping[str, object
 
 
 def ask_ending(session: Session, action: ActionRecord, reason: str) -> str:
-    """Write down that a job is to end, and as what."""
+    """Record that a job is to end, with its verdict."""
     job = session.jobs[action.event.job]
     assert isinstance(action.action, Finish | Fail)
     verdict = Verdict.FINISHED if isinstance(action.action, Finish) else Verdict.FAILED
@@ -244,7 +244,7 @@ def ask_ending(session: Session, action: ActionRecord, reason: str) -> str:
 
 
 def ask_cancel(session: Session, action: ActionRecord, values: Values) -> str:
-    """Write down that jobs are to be cancelled; by default the event's own, or all."""
+    """Record the cancellation of jobs; by default of the event's job, or of all."""
     asked = action.action
     assert isinstance(asked, Cancel)
     wanted = {fill(name, values) for name in asked.jobs} or {action.event.job}
@@ -263,16 +263,16 @@ def ask_cancel(session: Session, action: ActionRecord, values: Values) -> str:
 
 
 def exclude_nodes(session: Session, action: ActionRecord, values: Values) -> str:
-    """Put nodes on the session's blame list; returns what came of it."""
+    """Exclude nodes from the session's submissions; returns the action's result."""
     asked = action.action
     assert isinstance(asked, ExcludeNodes)
     nodes = [fill(node, values) for node in asked.nodes] or _named_nodes(session, action)
-    _blame(session, action, nodes, asked.expires)
+    _exclude(session, action, nodes, asked.expires)
     return f"avoids {', '.join(nodes)}" if nodes else "the event names no node: nothing excluded"
 
 
 def _named_nodes(session: Session, action: ActionRecord) -> list[str]:
-    """What the event captured as `node`, else the node that the attempt ran on, if it was one."""
+    """The node that the event captured as `node`, else the attempt's only node."""
     event = action.event
     if isinstance(event, LogMatched) and event.values.get("node"):
         return [str(event.values["node"])]
@@ -283,7 +283,7 @@ def _named_nodes(session: Session, action: ActionRecord) -> list[str]:
     return [nodes] if nodes and not set(nodes) & set("[],") else []
 
 
-def _blame(session: Session, action: ActionRecord, nodes: list[str], expires_s: float) -> None:
+def _exclude(session: Session, action: ActionRecord, nodes: list[str], expires_s: float) -> None:
     until = now() + timedelta(seconds=expires_s)
     with session.writing():
         session.blame.add(
@@ -293,7 +293,7 @@ def _blame(session: Session, action: ActionRecord, nodes: list[str], expires_s: 
 
 
 def publish(recorder: Recorder, action: ActionRecord, payload: dict[str, str]) -> None:
-    """Let the session's own rules react to what was published."""
+    """Record a published event, so that the session's own rules react to it."""
     assert isinstance(action.action, Publish)
     job, name = action.event.job, action.action.name
     event = Published(job=job, name=name, payload=payload, action=action.key)

@@ -1,8 +1,8 @@
-"""Which session has adopted a job that was started by hand: two would both submit it again.
+"""Claims on jobs that were started by hand: two sessions that adopt one would both resubmit it.
 
 A session claims the job itself, by cluster, id and name, in a directory of the user's own, and the
 folder of its checkpoints. Both may be another session's once this one is gone, or its record of
-the job is over. One adoption at a time looks, claims and asks.
+the job is over. One adoption at a time looks, claims and enqueues.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _PATIENCE_S = 60.0
 
 
 class HandStarted(NamedTuple):
-    """A job that the scheduler has, and that no session has submitted."""
+    """A job of the scheduler that no session submitted."""
 
     cluster: str
     job_id: str
@@ -41,12 +41,12 @@ class HandStarted(NamedTuple):
         return _directory() / f"{self.job_id}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
     def is_attempted(self, attempt: Attempt) -> bool:
-        """Whether a session knows the job as this attempt."""
+        """True if a session knows the job as this attempt."""
         return (attempt.job_id, attempt.name) == (self.job_id, self.name)
 
 
 class _Open(NamedTuple):
-    """A job that a session goes on with, or has been asked to."""
+    """A job that a session runs, or has been requested to run."""
 
     spec: JobSpec
     attempts: list[Attempt]
@@ -54,7 +54,7 @@ class _Open(NamedTuple):
 
 @contextmanager
 def exclusively() -> Iterator[None]:
-    """Let nobody else of this user adopt anything meanwhile; raises BadInput where that fails."""
+    """Exclude other adoptions of this user meanwhile; raises BadInput where that fails."""
     directory = _directory()
     with ExitStack() as stack:
         try:
@@ -74,9 +74,9 @@ def exclusively() -> Iterator[None]:
 
 
 def refuse_taken(job: HandStarted, session: Path, name: str) -> None:
-    """Raise BadInput where a session has the job, or goes on writing where it saves.
+    """Raise BadInput where a session has the job, or writes where it saves.
 
-    All is well where `session` has it, or will have it, as its job `name`.
+    It passes where `session` has it, or will have it, as its job `name`.
     """
     mine = claim_of(Session.load(session)) if (session / "session.json").exists() else None
 
@@ -109,7 +109,7 @@ def _refuse_twice(job: HandStarted, session: Path, name: str) -> None:
 
 
 def claim(job: HandStarted, session: Session) -> None:
-    """Note that a session has the job; raises BadInput where another one has it.
+    """Record that a session has the job; raises BadInput where another one has it.
 
     Inside of `exclusively()` and after `refuse_taken` that is one on a machine whose locks do not
     reach this one.
@@ -122,9 +122,9 @@ def claim(job: HandStarted, session: Session) -> None:
 
 
 def retake(session: Session) -> None:
-    """Claim again what a session has outside of it, unless it is over: a mark may be lost.
+    """Renew a session's claims on directories outside it, unless it is over: a mark may be lost.
 
-    Raises BadInput where another session has it by now, as after this one was moved away, and for
+    Raises BadInput where another session has them by now, as after this one was moved away, and for
     a copy of a session.
     """
     session.meta.refuse_elsewhere(session.path)
@@ -143,7 +143,7 @@ def retake(session: Session) -> None:
 
 
 def _is_adopted(job: JobRecord) -> bool:
-    """Whether the job's first attempt has a name that is not of our making."""
+    """True if the job's first attempt has a name that autoexp did not give."""
     first = job.attempts[0] if job.attempts else None
     return first is not None and first.array_index is None and first.name != first.key
 
@@ -156,7 +156,7 @@ def _take_folder(save_dir: Path, mine: Claim) -> Claim | None:
 
 
 def _make_writable(save_dir: Path) -> None:
-    """Make the folder of checkpoints where there is none; raises BadInput where none can be."""
+    """Make the folder of checkpoints where there is none; raises BadInput where that fails."""
     try:
         atomic.make_directory(save_dir, by_umask=True)
         atomic.probe(save_dir, 0)
@@ -186,7 +186,7 @@ def _written(job: HandStarted, holder: Claim) -> BadInput:
 
 
 def _has(claim: Claim, job: HandStarted) -> bool:
-    """Whether a session that has claimed a job is there, and not done with it."""
+    """True if the session that claimed a job exists, and is not done with it."""
     if not claim.is_live():
         return False
     try:
@@ -197,7 +197,7 @@ def _has(claim: Claim, job: HandStarted) -> bool:
 
 
 def _writes(claim: Claim, save_dir: Path) -> bool:
-    """Whether a session that has claimed a directory goes on writing in `save_dir`."""
+    """True if the session that claimed a directory still writes in `save_dir`."""
     return claim.is_live() and _goes_on(Path(claim.session), save_dir)
 
 
@@ -215,7 +215,7 @@ def _meets(spec: JobSpec, place: Path) -> bool:
 
 
 def is_session(directory: Path) -> bool:
-    """Whether a session is there, as far as can be seen."""
+    """True if a session exists, as far as can be seen."""
     try:
         return (directory / "session.json").is_file()
     except OSError:
@@ -223,7 +223,7 @@ def is_session(directory: Path) -> bool:
 
 
 def _open_jobs(session: Path) -> list[_Open]:
-    """Jobs that a session is not done with; what is on its way from the inbox is seen twice."""
+    """Jobs that a session is not done with; a job on its way from the inbox is listed twice."""
     waiting = waiting_submissions(session)
     known = Session.load(session).jobs.values()
     found = [_Open(job.spec, job.attempts) for job in known if not job.is_over or job.open_attempts]
@@ -235,7 +235,7 @@ def _open_jobs(session: Path) -> list[_Open]:
 
 
 def _directory() -> Path:
-    """Where jobs are claimed; raises BadInput for a user without a home."""
+    """Directory of the claims; raises BadInput for a user without a home."""
     named = Path(os.environ.get("XDG_STATE_HOME", ""))
     if named.is_absolute():
         return named / "autoexp" / "adopted"

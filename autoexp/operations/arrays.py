@@ -1,4 +1,4 @@
-"""Jobs that start together go to SLURM as one array: one submission, ids such as `123_4`."""
+"""Submits jobs that start together as one SLURM array: one submission, ids such as `123_4`."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ from autoexp.storage import atomic
 
 
 class Task(NamedTuple):
-    """An attempt that goes as a task of an array."""
+    """An attempt that is a task of an array."""
 
     ticket: Ticket
     spec: JobSpec
@@ -26,7 +26,7 @@ class Task(NamedTuple):
 
 
 class Array(NamedTuple):
-    """Attempts that are written down, ready to be submitted together."""
+    """Recorded attempts, ready to be submitted together."""
 
     name: str
     directory: Path
@@ -34,7 +34,7 @@ class Array(NamedTuple):
     tasks: tuple[Task, ...]
     avoided: tuple[str, ...]
     fresh: bool
-    """Whether all of them have just been written, so that nobody can have submitted them."""
+    """True if all of them have just been recorded, so that none can have been submitted."""
     still_ours: Callable[[], None]
     """Raises once the session is another monitor's: asked right before the submission."""
 
@@ -64,9 +64,9 @@ class Array(NamedTuple):
 
 
 def begin(session: Session, names: Sequence[str]) -> Array | None:
-    """Write down the intent of an array's attempts; None: none of them is wanted now.
+    """Record the intent of an array's attempts; None: none of them is wanted now.
 
-    A kill in between leaves a shorter array; the others go as another one. After a failed write it
+    A kill in between leaves a shorter array; the others form another one. After a failed write it
     can be called again, and goes on where it was.
     """
     group = [session.jobs[name] for name in names if not session.jobs[name].is_ending]
@@ -105,9 +105,9 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
 
 
 def may_split(session: Session, names: Iterable[str]) -> bool:
-    """Whether an array that is above a submit limit is to go in parts.
+    """True if an array that is above a submit limit is to be split.
 
-    Not while jobs of this session are in the queue, which make room when they end. And not while
+    Not while jobs of this session are in the queue, which free places when they end. And not while
     a shorter array waits: as long as that one is too long, splitting the others is in vain.
     """
     attempts = [attempt for job in session.jobs.values() for attempt in job.open_attempts]
@@ -119,7 +119,7 @@ def may_split(session: Session, names: Iterable[str]) -> bool:
 
 
 def split(session: Session, names: Sequence[str]) -> list[str]:
-    """Let the second half of an array that the scheduler refused go as an array of its own.
+    """Make the second half of an array that the scheduler refused an array of its own.
 
     Returns the jobs of that half. To be called only once it is certain that the array was not
     submitted; a kill in between leaves two arrays of other lengths.
@@ -131,7 +131,7 @@ def split(session: Session, names: Sequence[str]) -> list[str]:
     name = _new_name(session, moved[0])
     for job in moved:
         attempt = job.attempts[-1]
-        # What was laid out names the old log: it is laid out anew.
+        # The prepared files name the old log: they are written anew.
         (session.ticket(attempt).directory / "spec.json").unlink(missing_ok=True)
         atomic.step()
         log = _log(session, name, attempt.array_index or 0)

@@ -1,4 +1,4 @@
-"""Cancelling the jobs of a session that nobody watches."""
+"""Cancels the jobs of a session without a monitor."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ from autoexp.monitor.steps import Cancel, NextStep, Withdraw, next_step, togethe
 from autoexp.operations import requests
 from autoexp.operations.phases import Phase, do, in_turns
 from autoexp.operations.step_runs import Cancellation, carry_out
-from autoexp.schedulers.base import Scheduler
+from autoexp.schedulers.base import NOT_OURS, Scheduler
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session.session import Session
 
@@ -22,24 +22,24 @@ from autoexp.session.session import Session
 _PATIENCE_S = 90.0
 _SHORTEST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 2.0
-# What came of it is the outcome: whoever asked says it.
+# The outcome is returned: the caller reports it.
 _LOG = logging.getLogger(__name__)
 _LOG.addHandler(logging.NullHandler())
 
 
 class Outcome(NamedTuple):
-    """What came of it."""
+    """The outcome of a cancellation."""
 
     answers: dict[str, str]
-    """What the scheduler answered, by the attempt's key."""
+    """The scheduler's answers by the attempt's key."""
     problem: str | None = None
-    """Why not all of them have ended; None: all have."""
+    """Reason why not all of them have ended; None: all have."""
 
 
 def cancel_directly(
     path: Path, jobs: tuple[str, ...], by: str, patience_s: float = _PATIENCE_S
 ) -> Outcome:
-    """Hold the session for as long as it takes to cancel `jobs` (all when empty).
+    """Hold the session while cancelling `jobs` (all when empty).
 
     Attempts queued ahead of jobs that are over go too. Raises SessionHeld when a monitor is alive:
     it has to be asked instead.
@@ -47,7 +47,7 @@ def cancel_directly(
     with Session.hold(path) as (session, _):
         scheduler, monitor = scheduler_for(session.experiment), Monitor(session)
         monitor.recorder.apply(
-            requests.take_on
+            requests.process_requests
         )  # or the next monitor would submit what waits there
         monitor.recorder.apply(requests.request_cancel, jobs, by)
         wanted = [session.jobs[name] for name in jobs or session.jobs]
@@ -59,15 +59,27 @@ def cancel_directly(
                 monitor.look(scheduler.query(monitor.tickets()))
             except SchedulerError as error:
                 problem = str(error)
-            alive = [job.spec.name for job in wanted if not job.is_over or job.open_attempts]
+            alive = [job for job in wanted if not job.is_over or job.open_attempts]
             if not alive:
                 if not jobs:  # what the ends of the jobs called for
-                    monitor.recorder.apply(requests.drop_waiting, by)
+                    monitor.recorder.apply(requests.drop_pending_actions, by)
                 return Outcome(answers)
             if time.monotonic() > deadline:
-                return Outcome(answers, problem or f"{', '.join(alive)} have not ended yet")
+                return Outcome(answers, problem or _not_ended(alive, answers))
             tries += 1
             time.sleep(delay_s(tries, _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S))
+
+
+def _not_ended(alive: Iterable[JobRecord], answers: dict[str, str]) -> str:
+    """Why jobs are alive still; one whose id was given away is settled by a monitor alone."""
+    foreign = [
+        f"{attempt.key} was job {attempt.job_id}, and that id is another job's by now: nothing was "
+        "cancelled; how it ended, or that it is lost, `autoexp resume` finds out in some minutes"
+        for job in alive
+        for attempt in job.open_attempts
+        if answers.get(attempt.key, "").endswith(NOT_OURS)
+    ]
+    return "; ".join(foreign) or f"{', '.join(j.spec.name for j in alive)} have not ended yet"
 
 
 def _end(
@@ -76,7 +88,7 @@ def _end(
     scheduler: Scheduler,
     answers: dict[str, str],
 ) -> str | None:
-    """Withdraw and cancel what the jobs have in the queue, and nothing else; what went wrong."""
+    """Withdraw and cancel the jobs' attempts in the queue, nothing else; returns failures."""
     found = [next_step(job, monitor.asked_to_end) for job in wanted]
     ends: list[NextStep] = [step for step in found if isinstance(step, Withdraw | Cancel)]
     problems = []

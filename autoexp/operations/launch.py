@@ -1,4 +1,4 @@
-"""Jobs that join a session while it runs: from a rule's `launch`, `autoexp submit`, `adopt`."""
+"""Adds jobs to a running session: from a rule's `launch`, `autoexp submit`, `adopt`."""
 
 import threading
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ from autoexp.states import Kind
 from autoexp.templates import fill, fill_tree
 
 Values = Mapping[str, str]
-# Hydra keeps what it composes from in one place of the process.
+# Hydra keeps the state of a composition in one global of the process.
 _composing = threading.Lock()
 
 
 class Launching(NamedTuple):
-    """The jobs that an action launches, worked out of values: composing takes a while."""
+    """The jobs that an action launches, made from values alone: composing takes a while."""
 
     action: ActionRecord
     launch: Launch
@@ -47,7 +47,7 @@ class Launching(NamedTuple):
         return sinks.title(f"compose {fill(self.launch.name, self.values)}")
 
     def run(self, scheduler: Scheduler) -> tuple[JobSpec, ...]:
-        """The jobs; raises BadInput when they cannot be made, or are of another scheduler."""
+        """Return the jobs; raises BadInput when they cannot be made, or use another scheduler."""
         del scheduler
         launch, name = self.launch, fill(self.launch.name, self.values)
         root = output_root(self.experiment, self.path)
@@ -111,7 +111,7 @@ def _as_launched(session: Session, key: str, job: JobSpec) -> JobSpec:
 
 
 def refuse_other_scheduler(session_id: str, own: Experiment, other: Experiment) -> None:
-    """One scheduler query for all jobs of a session: they are all of one scheduler."""
+    """Refuse jobs of another scheduler: one scheduler query is made for all jobs of a session."""
     here, there = own.slurm, other.slurm
     if type(here) is not type(there):
         raise BadInput(

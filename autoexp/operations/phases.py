@@ -1,6 +1,6 @@
-"""The phases of what is done beside a session's loop: on the session's thread, or outside.
+"""Phases of steps and actions, which run outside the loop: on the session's thread, or elsewhere.
 
-A step or an action is a generator that yields phases and gets back what came of each. Whoever
+A step or an action is a generator that yields phases and is sent the result of each. Whoever
 drives it decides how a phase is run: the flow as Prefect tasks, tests and simulations in an order
 of their own.
 """
@@ -18,7 +18,7 @@ class OnSession(NamedTuple):
 
 
 class Request(NamedTuple):
-    """The same, for what people should see in the run graph: a rule asks for something."""
+    """The same, but shown in the run graph: a rule requests something."""
 
     title: str
     call: Callable[[], str]
@@ -31,14 +31,14 @@ class Pause(NamedTuple):
 
 
 class Effect(Protocol):
-    """Something done outside of the session's records, from values alone; it may block."""
+    """An effect outside of the session's records, from values alone; it may block."""
 
     @property
     def title(self) -> str:
-        """What people read in the run graph."""
+        """Title in the run graph."""
 
     def run(self, scheduler: Scheduler) -> Any:
-        """Do it; returns what came of it."""
+        """Do it and return the result."""
 
 
 Phase = OnSession | Request | Pause | Effect
@@ -46,11 +46,11 @@ Phases = Generator[Phase, Any, None]
 
 
 class TryAgain(Exception):
-    """An effect could not be done for a reason that is not its own: Prefect is away."""
+    """An effect could not be done for an outside reason: Prefect is not reachable."""
 
 
 def do(phase: Phase, scheduler: Scheduler) -> Any:
-    """Run one phase in this thread; pauses are for those who have something else to do."""
+    """Run one phase in this thread; pauses are skipped."""
     match phase:
         case OnSession(call) | Request(_, call):
             return call()
@@ -61,7 +61,7 @@ def do(phase: Phase, scheduler: Scheduler) -> Any:
 
 
 def advance(phases: Phases, answer: Any, error: Exception | None) -> Phase | None:
-    """The next phase, now that the last one came to `answer` or raised `error`; None: all done.
+    """Return the next phase, given the last one's `answer` or `error`; None: all done.
 
     What a phase raises is thrown into whoever yielded it.
     """
@@ -72,7 +72,7 @@ def advance(phases: Phases, answer: Any, error: Exception | None) -> Phase | Non
 
 
 def in_turns(phases: Phases, do: Callable[[Phase], Any]) -> Iterator[None]:
-    """Run each phase by `do`, and stop behind each, for others to take their turn."""
+    """Run each phase by `do`, and yield after each, so that others can take a turn."""
     answer: Any = None
     error: Exception | None = None
     while (phase := advance(phases, answer, error)) is not None:
@@ -85,6 +85,6 @@ def in_turns(phases: Phases, do: Callable[[Phase], Any]) -> Iterator[None]:
 
 
 def run(phases: Phases, scheduler: Scheduler) -> None:
-    """Run phases one after the other to their end, where no loop waits beside them."""
+    """Run phases one after the other to their end, without a loop."""
     for _ in in_turns(phases, lambda phase: do(phase, scheduler)):
         pass

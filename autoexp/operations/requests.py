@@ -1,4 +1,4 @@
-"""Requests of `autoexp.session.inbox`, carried into the session's records by its monitor.
+"""Processes requests of `autoexp.session.inbox`: the monitor applies them to the session's records.
 
 A request is processed within two ticks; that is repeatable, so a kill between the effect and the
 removal of the file does no harm.
@@ -30,10 +30,10 @@ from autoexp.session.session import Session
 from autoexp.storage import atomic
 
 
-def take_on(session: Session) -> list[str]:
-    """Carry all waiting requests into the records; returns a line for each. For the monitor.
+def process_requests(session: Session) -> list[str]:
+    """Process all waiting requests; returns a log line for each. For the monitor.
 
-    Raises OSError while one cannot be carried out for a reason that passes.
+    Raises OSError while one cannot be processed for a transient reason.
     """
     notes: list[str] = []
     problem: OSError | None = None
@@ -43,7 +43,7 @@ def take_on(session: Session) -> list[str]:
         # With the removal: one that has lost the lease takes nothing away from its successor.
         with session.writing():
             try:
-                notes += _take_on(session, path)
+                notes += _process(session, path)
             except OSError as error:
                 failures = session.requests_left.get(path.name, 0) + 1
                 session.requests_left[path.name] = min(failures, _LEFT - 1)
@@ -55,7 +55,7 @@ def take_on(session: Session) -> list[str]:
     return notes
 
 
-def _take_on(session: Session, path: Path) -> list[str]:
+def _process(session: Session, path: Path) -> list[str]:
     try:
         note = _apply(session, _read(path))
     except SessionHeld:
@@ -63,7 +63,7 @@ def _take_on(session: Session, path: Path) -> list[str]:
     except Exception as error:
         if isinstance(error, OSError) and atomic.is_passing(error):
             raise
-        # Whatever it is: no request may hold up the session, or those behind it.
+        # Whatever it is: no request may block the session, or the requests after it.
         reason = str(error) if isinstance(error, BadInput) else repr(error)
         return _refuse(session, path, reason)
     try:
@@ -71,14 +71,14 @@ def _take_on(session: Session, path: Path) -> list[str]:
     except OSError as error:
         if atomic.is_passing(error):
             raise
-        # It would be carried out at every look.
+        # It would be processed at every look.
         session.requests_left[path.name] = _LEFT
-        return [note, f"{path}: carried out, and cannot be removed ({error.strerror}): remove it"]
+        return [note, f"{path}: processed, but cannot be removed ({error.strerror}): remove it"]
     return [note]
 
 
 def _refuse(session: Session, path: Path, reason: str) -> list[str]:
-    """Keep a request for whoever wrote it, out of the way of the next look; say so once."""
+    """Move a refused request out of the inbox and keep it for its author; record that once."""
     refused = RequestRefused(job="", request=_in_words(path), reason=reason)
     said = session.record([refused])
     stem = path.name.encode(errors="surrogateescape")[:200].decode(errors="surrogateescape")
@@ -90,7 +90,7 @@ def _refuse(session: Session, path: Path, reason: str) -> list[str]:
     except OSError as error:
         if atomic.is_passing(error):
             raise
-        # It stays where it is; others are carried in all the same.
+        # It stays where it is; others are processed all the same.
         session.requests_left[path.name] = _LEFT
     return [f"request refused: {reason}"] if said else []
 
@@ -106,14 +106,16 @@ def _apply(session: Session, request: Request) -> str:
             return _change_action(session, request)
         case RetryRequest():
             names = retry(session, request.jobs, request.by)
-            return f"{request.by}: runs {', '.join(names) or 'nothing: no job has failed'} again"
+            return f"{request.by}: retries {', '.join(names) or 'nothing: no job has failed'}"
         case BudgetRequest(stop_above=most):
             _change_budget(session, most)
-            return f"{request.by}: stops above {'nothing' if most is None else f'{most:g}'}"
+            return (
+                f"{request.by}: sets budget.stop_above to {'none' if most is None else f'{most:g}'}"
+            )
 
 
 def request_cancel(session: Session, jobs: tuple[str, ...], by: str) -> list[str]:
-    """Write down that jobs are to be cancelled; returns those that were not over yet."""
+    """Record the cancellation of jobs; returns those that were not over yet."""
     found = []
     for name in jobs or tuple(session.jobs):
         job = session.jobs.get(name)
@@ -123,19 +125,19 @@ def request_cancel(session: Session, jobs: tuple[str, ...], by: str) -> list[str
         if job.cancel_requested is None:
             session.change_job(job, cancel_requested=by)
     if not jobs:
-        drop_waiting(session, by)
+        drop_pending_actions(session, by)
     return found
 
 
-def drop_waiting(session: Session, by: str) -> None:
-    """Drop all actions that have not begun: nobody wants anything of the session any more."""
+def drop_pending_actions(session: Session, by: str) -> None:
+    """Drop all pending actions: nothing more is wanted of the session."""
     for action in session.pending_actions():
         if action.status is ActionStatus.PENDING:
             session.change_action(action, status=ActionStatus.FAILED, reason=f"dropped: {by}")
 
 
 def add_jobs(session: Session, request: SubmitRequest) -> str:
-    """Take jobs into the session, all of them or none; repeatable. Raises BadInput for a clash."""
+    """Add jobs to the session, all of them or none; repeatable. Raises BadInput for a clash."""
     attempt, first = request.attempt, request.jobs[0]
     if attempt is not None and attempt.key != session.meta.key(first.name, 1):
         raise BadInput(f"{attempt.key}: not the key of an attempt at {first.name}")
@@ -144,7 +146,7 @@ def add_jobs(session: Session, request: SubmitRequest) -> str:
         session.refuse_clash(spec)
     for position, spec in enumerate(request.jobs):
         session.add_job(spec, request.attempt if position == 0 else None)
-        # Repeated after a kill in between, the event has the same key and stands once.
+        # Repeated after a kill in between, the event has the same key and is recorded once.
         session.record([JobAdded(job=spec.name, by=request.by)])
     session.list_jobs()
     return f"{request.by}: adds {', '.join(spec.name for spec in request.jobs)}"

@@ -1,4 +1,4 @@
-"""Running failed jobs again in their session, and what never started because of them."""
+"""Retries failed jobs in their session, with the jobs that never started because of them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,31 +19,29 @@ from autoexp.storage import claims
 
 
 def retry(session: Session, jobs: tuple[str, ...], by: str) -> list[str]:
-    """Let failed jobs go on from their last checkpoints; all of them when none is named.
+    """Resume failed jobs from their last checkpoints; all of them when none is named.
 
-    Repeatable: what has been retried is not failed any more. Raises BadInput for a job that has
+    Repeatable: a retried job is no longer failed. Raises BadInput for a job that has
     not failed, or that the scheduler still has.
     """
     for name in jobs:
-        refuse(session, name)
+        check_retryable(session, name)
     wanted = [session.jobs[name] for name in jobs] or list(session.jobs.values())
     failed = (job for job in wanted if job.verdict is Verdict.FAILED)
     chosen = {job.spec.name: job for job in failed if _successor(session, job) is None}
-    for job in _below(session, chosen):
+    for job in _never_started_descendants(session, chosen):
         chosen[job.spec.name] = job
     for job in chosen.values():
         if not job.open_attempts:
-            _again(session, job, by)
+            _reset_for_retry(session, job, by)
     return list(chosen)
 
 
-def refuse(session: Session, name: str) -> None:
-    """Raise BadInput for a job that cannot be run again, in words."""
-    job = session.jobs.get(name)
-    if job is None:
-        raise BadInput(f"{name}: no such job; {session.id} has: {', '.join(session.jobs)}")
+def check_retryable(session: Session, name: str) -> None:
+    """Raise BadInput for a job that cannot be retried."""
+    job = session.job(name)
     if job.verdict is Verdict.FINISHED:
-        raise BadInput(f"{name}: has finished; only failed jobs can be run again")
+        raise BadInput(f"{name}: has finished; only failed jobs can be retried")
     if job.open_attempts and job.is_over:
         raise BadInput(f"{name}: still in the queue; try again when its attempts have ended")
     if (holder := _successor(session, job)) is not None:
@@ -54,16 +52,16 @@ def refuse(session: Session, name: str) -> None:
 
 
 def _successor(session: Session, job: JobRecord) -> claims.Claim | None:
-    """Another session that has taken the job's folder since it was over, as an adopted one's."""
+    """Another session that uses the job's folder since it was over, as of an adopted job."""
     holder = claims.standing(Path(job.spec.save_dir))
     mine = claim_of(session)
     return None if holder is None or holder.identity == mine.identity else holder
 
 
-def _below(session: Session, chosen: Iterable[str]) -> list[JobRecord]:
-    """Jobs that never started, because one of these failed, or one below them."""
+def _never_started_descendants(session: Session, chosen: Iterable[str]) -> list[JobRecord]:
+    """Jobs that never started because one of these failed, or a descendant of these."""
     reached, found = set(chosen), []
-    # Whatever waits for a job stands behind it in the session's order.
+    # Jobs that wait for a job come after it in the session's order.
     for job in session.jobs.values():
         above = {job.spec.parent, *(awaited.job for awaited in job.spec.awaits)}
         if job.verdict is Verdict.FAILED and not job.launched and above & reached:
@@ -72,8 +70,8 @@ def _below(session: Session, chosen: Iterable[str]) -> list[JobRecord]:
     return found
 
 
-def _again(session: Session, job: JobRecord, by: str) -> None:
-    # Repeated after a kill in between, the event has the same key and stands once.
+def _reset_for_retry(session: Session, job: JobRecord, by: str) -> None:
+    # Repeated after a kill in between, the event has the same key and is recorded once.
     session.record([RetryAsked(job=job.spec.name, by=by, retries=job.retries + 1)])
     for action in session.actions.values():
         mine = isinstance(action.action, Start) and action.action.job == job.spec.name
@@ -81,7 +79,7 @@ def _again(session: Session, job: JobRecord, by: str) -> None:
             changes: dict[str, Any] = {"reason": None, "result": None, "asked_at": now()}
             session.change_action(action, status=ActionStatus.PENDING, **changes)
     back = _begun_wrongly(job)
-    # A failed attempt becomes one that is to be continued: somebody says so.
+    # A failed attempt becomes one that is to be continued, as the user requested.
     attempts = [
         attempt if attempt.is_open else attempt.model_copy(update={"verdict": Verdict.CONTINUE})
         for attempt in job.attempts
@@ -106,7 +104,7 @@ def _again(session: Session, job: JobRecord, by: str) -> None:
 
 
 def _begun_wrongly(job: JobRecord) -> int | None:
-    """Where the job had to begin, if it did not: what it has left is set aside."""
+    """The iteration that the job had to begin from, if it did not: its saves are set aside."""
     return job.attempt.first_iteration if job.attempt and ended_wrongly(job) else None
 
 

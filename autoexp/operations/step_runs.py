@@ -1,4 +1,4 @@
-"""Steps of jobs, carried out phase by phase: the one place where jobs reach the scheduler.
+"""Carries out steps of jobs, phase by phase: the only place where jobs reach the scheduler.
 
 The session flow runs the phases as Prefect tasks, the property test and the simulator run the very
 same ones in an order of their own.
@@ -36,7 +36,7 @@ class Submission(NamedTuple):
     attempt: Attempt
     avoided: tuple[str, ...]
     fresh: bool
-    """Whether the intent has just been written, so that nobody can have submitted it."""
+    """True if the intent has just been recorded, so that it cannot have been submitted."""
     still_ours: Callable[[], None] | None = None
     """Raises once the session is another monitor's: asked right before the submission."""
 
@@ -45,7 +45,7 @@ class Submission(NamedTuple):
         return f"submit {self.ticket.key}"
 
     def run(self, scheduler: Scheduler) -> str:
-        """Submit once, whatever died in between; returns the scheduler's job id."""
+        """Submit once, whatever was killed in between; returns the scheduler's job id."""
         prepare(self.ticket, self.spec, self.attempt, scheduler.orders(self.spec, self.attempt))
         request = Request(
             self.attempt.name,
@@ -70,16 +70,16 @@ class Withdrawal(NamedTuple):
         return f"withdraw {self.attempt.key}"
 
     def run(self, scheduler: Scheduler) -> str | None:
-        """The job id that it has got; None: it will never run."""
+        """Return its job id; None: it will never run."""
         return find_or_forbid(self.ticket, self.attempt, scheduler)
 
 
 class Replacement(NamedTuple):
-    """A job whose next attempt begins from an earlier checkpoint, or with another backend."""
+    """A job whose next attempt begins from an earlier checkpoint, or with a changed backend."""
 
     spec: JobSpec
     attempts: tuple[Ticket, ...]
-    """The attempts that there were."""
+    """The previous attempts."""
     asked: RestartRequest
 
     @property
@@ -87,18 +87,18 @@ class Replacement(NamedTuple):
         return f"replace {self.spec.name} attempt {self.asked.attempt}"
 
     def run(self, scheduler: Scheduler) -> dict[str, Any]:
-        """Set checkpoints aside, once nothing of the job is alive here; what changes in the job."""
+        """Set checkpoints aside, once no process of the job is alive; returns its changes."""
         del scheduler
         if self.asked.roll_back_to is not None:
             alive = [p for t in self.attempts for p in processes_with_cookie(t.key, t.directory)]
             if alive:
-                raise TimeoutError(f"{self.spec.name}: processes {alive} are alive still")
+                raise TimeoutError(f"{self.spec.name}: processes {alive} are still alive")
             self.spec.trainer.set_aside(Path(self.spec.save_dir), self.asked.roll_back_to)
         return changed_spec(self.spec, self.asked.backend)
 
 
 class LongestArray(NamedTuple):
-    """How many jobs may go as one array."""
+    """Query for the longest array, in tasks."""
 
     title: str = "longest array"
 
@@ -107,7 +107,7 @@ class LongestArray(NamedTuple):
 
 
 class Cancellation(NamedTuple):
-    """Attempts that the scheduler is to end."""
+    """Attempts that the scheduler is to cancel."""
 
     tickets: tuple[Ticket, ...]
 
@@ -117,14 +117,14 @@ class Cancellation(NamedTuple):
         return f"cancel {self.tickets[0].key}{more}"
 
     def run(self, scheduler: Scheduler) -> dict[str, str]:
-        """What the scheduler answered, by key."""
+        """Cancel; returns the scheduler's answers by key."""
         return scheduler.cancel(self.tickets)
 
 
 def carry_out(step: NextStep, monitor: Monitor, log: Logger) -> Phases:
-    """Do a step of jobs, phase by phase; what went wrong is tried again, and never doubled.
+    """Carry out a step of jobs, phase by phase; failures are retried, and never doubled.
 
-    Whatever happens, the monitor learns that the step has ended, and chooses the next one.
+    Whatever happens, the monitor is notified that the step has ended, and chooses the next one.
     """
     try:
         match step:
@@ -151,7 +151,7 @@ def carry_out(step: NextStep, monitor: Monitor, log: Logger) -> Phases:
 
 
 def named(step: NextStep) -> str:
-    """A step in words, for the log."""
+    """Name a step for the log."""
     more = f" and {len(step.jobs) - 1} more" if len(step.jobs) > 1 else ""
     return f"{type(step).__name__.lower()} {step.jobs[0]}{more}"
 
@@ -172,7 +172,7 @@ def _submit(name: str, recorder: Recorder, log: Logger) -> Phases:
 
 
 def _begin(session: Session, name: str, log: Logger) -> Submission | None:
-    """Intend an attempt, unless one is; what a killed save has left is put out of its way."""
+    """Record the intent of an attempt, unless there is one; move remains of a killed save."""
     job = session.jobs[name]
     attempt, fresh = job.unsubmitted, False
     if attempt is None:
@@ -220,7 +220,9 @@ def _submit_array(step: Submit, monitor: Monitor, log: Logger) -> Phases:
         moved = yield OnSession(lambda: _split(step.jobs, monitor))
         if not moved:
             raise  # it is tried again when others have ended
-        log.warning("%s: %s; %d of its jobs go as another array", array.name, error, len(moved))
+        log.warning(
+            "%s: %s; %d of its jobs are submitted as another array", array.name, error, len(moved)
+        )
     else:
         for task, job_id in zip(array.tasks, job_ids, strict=True):
             taken = partial(_submitted, name=task.spec.name, key=task.ticket.key, job_id=job_id)
@@ -229,7 +231,7 @@ def _submit_array(step: Submit, monitor: Monitor, log: Logger) -> Phases:
 
 
 def _split(names: Sequence[str], monitor: Monitor) -> list[str]:
-    """Halve an array that alone is above the user's submit limit; later ones are no longer."""
+    """Halve an array that alone is above the user's submit limit; later arrays are no longer."""
 
     def halve(session: Session) -> list[str]:
         if not arrays.may_split(session, names):
@@ -246,7 +248,7 @@ def _longest_array(log: Logger) -> Generator[Phase, Any, int]:
     try:
         longest: int = yield LongestArray()
     except Exception as error:
-        log.warning("the longest array is not known (%s); jobs go one by one", error)
+        log.warning("the longest array is not known (%s); jobs are submitted one by one", error)
         return 1
     return longest
 

@@ -1,6 +1,6 @@
-"""The file that a `write_file` action means: what a log line says never leads out of its directory.
+"""Resolves the file of a `write_file` action: a log line's value never leads out of its directory.
 
-A path is a template. Its leading parts without a captured value are the rule's own words and name
+A path is a template. Its leading parts without a captured value are the rule's own text and name
 the directory; what stands behind them stays below it, links included.
 """
 
@@ -15,13 +15,13 @@ from autoexp.storage import lease
 from autoexp.templates import divided, fill
 
 _LONGEST_PART = 255
-"""Bytes of a file's name."""
+"""Most bytes of a file name."""
 _LONGEST_PATH = 4096  # Linux's PATH_MAX, with the NUL behind it
 _RECORDS = {
     *("session.json", "events.jsonl", "blame.json", "jobs", "actions", "attempts", "inbox"),
     *("metrics", "config", "provenance", lease.FILE, lease.LOCK),
 }
-"""What autoexp itself keeps in a session's directory; a name with a dot in front is its own too."""
+"""Names that autoexp itself uses in a session's directory, besides names that begin with a dot."""
 
 
 def write_target(session: Path, action: ActionRecord, values: Mapping[str, str]) -> Path:
@@ -49,7 +49,7 @@ def path_below(directory: Path, relative: str) -> Path:
     Raises SessionError for a path that leaves the directory, or that no file can have.
     """
     if not relative.isprintable():
-        raise SessionError(f"{relative!r}: no file may be called so: it cannot be printed")
+        raise SessionError(f"{relative!r}: not a valid file name: it cannot be printed")
     if any(len(part.encode()) > _LONGEST_PART for part in relative.split("/")):
         raise SessionError(f"{relative[:80]}…: a name in it is longer than {_LONGEST_PART} bytes")
     base = directory.resolve()
@@ -59,14 +59,14 @@ def path_below(directory: Path, relative: str) -> Path:
     if len(str(path).encode()) >= _LONGEST_PATH:
         raise SessionError(f"{relative[:80]}…: no path is longer than {_LONGEST_PATH - 1} bytes")
     if path.exists() and not path.is_file():
-        raise SessionError(f"{path}: is no file that can be written")
+        raise SessionError(f"{path}: is not a writable file")
     return path
 
 
 def _refuse_record(session: Path, path: Path) -> None:
-    """What a session has on disk is written by its monitor alone."""
+    """Refuse files of the session: only its monitor writes them."""
     if not path.is_relative_to(session):
         return
     first = path.relative_to(session).parts[0]
     if first in _RECORDS or first.startswith("."):
-        raise SessionError(f"{path}: is a record of the session, which no rule may write")
+        raise SessionError(f"{path}: is a record of the session, which rules cannot write")

@@ -1,4 +1,4 @@
-"""Whether a plan needs somebody's agreement, and what it is in one line."""
+"""Confirmation of expensive plans, and the one-line summary of a plan."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from autoexp.planning.plan import Plan
 
 
 def above_budget(composed: Composed, found: Plan) -> str | None:
-    """What somebody has to agree to, in words; None when nobody has to."""
+    """The question for confirming an expensive plan; None when none is needed."""
     most = composed.experiment.budget.confirm_above
     hours = total(found.jobs)
     if most is None or (hours.gpu_hours <= most and not hours.unknown):

@@ -9,7 +9,7 @@ from autoexp.rules.rules import CheckpointRule
 
 
 class Planned(NamedTuple):
-    """A cooldown, where it was asked for, and what has to hold before it starts."""
+    """A cooldown, where it was configured, and the conditions of its start."""
 
     where: str
     cooldown: Cooldown

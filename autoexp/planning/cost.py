@@ -1,4 +1,4 @@
-"""What a plan takes, and what the same models would have taken as separate runs."""
+"""The cost of a plan, compared with separate runs for the same models."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,20 @@ from autoexp.model import Closed
 
 
 class Cost(Closed):
-    """Iterations and tokens of a plan; tokens are None where nobody can tell them."""
+    """Iterations and tokens of a plan; tokens are None where unknown."""
 
     iterations: int
     """Of all trainings and all decays."""
     tokens: int | None
     models: int
-    """Models that come out of cooldowns, if they are compared with separate runs."""
+    """Models that cooldowns yield, if they are compared with separate runs."""
     separate_iterations: int
     """Of one run from scratch for each of these models."""
     separate_tokens: int | None
     copied_checkpoints: int = 0
-    """Starts of branches that are copies: of trainers that may write in place."""
+    """Number of branch starts that are copies: for trainers that may write in place."""
     copied_bytes: int | None = 0
-    """What these take, where no blocks are shared; None where a checkpoint is yet to be made."""
+    """Bytes of these copies, where no blocks are shared; None for a future checkpoint."""
 
 
 def cost_of(

@@ -1,4 +1,4 @@
-"""An evaluation on its own: a session of one command about a checkpoint that is on disk already."""
+"""A standalone evaluation: a session of one command on an existing checkpoint."""
 
 import sys
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def evaluation(
     scores: str | None = None,
     minutes: float | None = None,
 ) -> JobSpec:
-    """The job that runs `command` about `checkpoint` and writes in a directory below `outputs`.
+    """The job that runs `command` on `checkpoint` and writes in a directory below `outputs`.
 
     `experiment` is the one that the checkpoint is of, and says where the job runs. The command may
     name `{checkpoint_path}`, `{checkpoint_iteration}`, `{output_dir}` and `{python}`. `scores` is a
@@ -40,7 +40,7 @@ def evaluation(
         "python": sys.executable,
     }
     if not command:
-        raise BadInput("command: what is to be run? Give its words, an argument each")
+        raise BadInput("command: empty; give the command as a list of arguments")
     try:
         refuse_unknown(iter(command), values)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""From an experiment to the jobs that it means: its training with cooldowns, and what follows."""
+"""From an experiment to its jobs: the training with cooldowns, and the stages."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from autoexp.states import Kind
 
 
 class Plan(Closed):
-    """Every job of a session before anything is submitted, the trunk first."""
+    """The jobs of a session before anything is submitted, the trunk first."""
 
     jobs: tuple[JobSpec, ...]
     notes: tuple[str, ...] = ()
-    """What a reader should know, such as branch points that were moved to a checkpoint."""
+    """Notes for the reader, such as branch points that were moved to a checkpoint."""
     cost: Cost | None = None
-    """What it takes, and what separate runs would have taken; None of a plan read back."""
+    """Its cost, and that of separate runs; None for a plan read from disk."""
 
     @property
     def trunk(self) -> JobSpec:
@@ -30,15 +30,15 @@ class Plan(Closed):
 
 
 NO_JOBS = Plan(jobs=())
-"""Of a session whose jobs are all brought in by requests."""
+"""The plan of a session whose jobs are all added by requests."""
 
 
 def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None = None) -> Plan:
     """Work out all jobs of a session that writes below `output_root`.
 
-    `save_dir` is where the trunk saves, if it is to go on from somewhere else.
+    ``save_dir` is where the trunk saves, if it is to resume from another directory.
 
-    Raises BadInput with every cooldown that cannot happen, and why.
+    Raises BadInput with every impossible cooldown, and the reason.
     """
     own = training(experiment, output_root, save_dir)
     stages = stage_jobs(experiment, own.jobs)

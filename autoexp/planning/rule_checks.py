@@ -1,4 +1,4 @@
-"""Whether rules can do what they say: found out when a session is made, instead of at 3 a.m."""
+"""Validates rules against the experiment before anything is submitted."""
 
 from collections.abc import Mapping
 
@@ -14,8 +14,8 @@ from autoexp.templates import fill, fill_tree, names_in
 Values = Mapping[str, str]
 
 
-def refuse_impossible(experiment: Experiment) -> None:
-    """Raise BadInput for rules that could not do what they say: now, instead of at 3 a.m."""
+def validate_rules(experiment: Experiment) -> None:
+    """Raise BadInput for rules with impossible actions: now, instead of at 3 a.m."""
     for name, rule in named(experiment.monitoring):
         for step in rule.actions:
             action = step.action
@@ -30,7 +30,7 @@ def refuse_impossible(experiment: Experiment) -> None:
 
 
 def compose_launched(launch: Launch, name: str, values: Values) -> Composed:
-    """The experiment that a rule launches; values go in as data, behind the composition."""
+    """Compose the experiment that a rule launches; values are put in as data afterwards."""
     choices = [f"{group}={choice}" for group, choice in launch.choose.items()]
     changes = {**fill_tree(launch.set, values), "project.name": name}
     return compose(launch.config, choices, setting(changes))

@@ -1,4 +1,4 @@
-"""From stages to jobs: in which order, and which job each sibling of a sweep point is."""
+"""From stages to jobs: their order, and the job of each sibling of a sweep point."""
 
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -13,10 +13,10 @@ from autoexp.planning.stage_jobs import Made, Making, references
 
 
 class Staged(NamedTuple):
-    """What the stages of an experiment come to."""
+    """The jobs of an experiment's stages."""
 
     jobs: tuple[JobSpec, ...] = ()
-    """Each behind those that it refers to."""
+    """Each after those that it refers to."""
     notes: tuple[str, ...] = ()
     costs: tuple[Cost, ...] = ()
 
@@ -25,7 +25,7 @@ def stage_jobs(experiment: Experiment, jobs: Sequence[JobSpec]) -> Staged:
     """The jobs of all stages.
 
     `jobs` are the training, if there is one, and its cooldowns. Raises BadInput for a cycle, a
-    sibling that does not exist, and a name that no value will be there for.
+    sibling that does not exist, and a name that will have no value.
     """
     stages = {name: stage for name, stage in experiment.stages.items() if stage is not None}
     if not stages:

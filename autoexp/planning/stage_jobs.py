@@ -1,4 +1,4 @@
-"""The jobs of one stage: its templates filled as far as can be told, what it waits for."""
+"""The jobs of one stage: its templates filled as far as possible, and its dependencies."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from autoexp.dotted import flat, set_value
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import estimate
 from autoexp.jobs.spec import Awaited, Draft, JobSpec
-from autoexp.model import COMPOSING
+from autoexp.model import COMPOSING, first_problem
 from autoexp.names import check_job
 from autoexp.planning.cost import Cost
 from autoexp.planning.trainings import training
@@ -43,7 +43,7 @@ def references(name: str, stage: Stage) -> Iterator[str]:
 
 
 class Made(NamedTuple):
-    """The jobs of a stage, itself first, by the names that its siblings call them."""
+    """The jobs of a stage, itself first, by their names among siblings."""
 
     jobs: dict[str, JobSpec]
     notes: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class Made(NamedTuple):
 
 
 class Making:
-    """Makes the jobs of one stage, behind those of its siblings that it refers to."""
+    """Makes the jobs of one stage, after those of the siblings that it refers to."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Making:
     ) -> None:
         """`point` is the job that the stage is of: the training, or the cooldown.
 
-        Raises BadInput for a sibling that is not there, and a name that no value will be there for.
+        Raises BadInput for an unknown sibling, and for a name that will have no value.
         """
         self._experiment, self._name, self._stage = experiment, name, stage
         self._job_name = f"{point.name}-{name}"
@@ -89,11 +89,11 @@ class Making:
             refuse_unknown(iter(stage.texts()), {*self._values, *self._late_names})
         except ValueError as error:
             raise BadInput(f"stages.{name}: {error}") from error
-        # What will be known later is shown as it is written.
+        # Values known only later are shown as templates.
         self._shown = {key: f"{{{key}}}" for key in self._late_names} | self._values
 
     def make(self) -> Made:
-        """A job of one command, or a training with its cooldowns."""
+        """Make a job of one command, or a training with its cooldowns."""
         return self._training() if self._stage.train else self._command()
 
     def _own_values(self) -> dict[str, str]:
@@ -159,14 +159,14 @@ class Making:
         except ValidationError as error:
             origins = Origins((), f"stages.{self._name}.train", {}, ())
             raise BadInput(validation_message(error, origins)) from error
-        # Longer than what a project may be called: it is made of names that are checked already.
+        # May be longer than a project's name: it is made of checked names.
         project = changed.project.model_copy(update={"name": self._job_name})
         return changed.model_copy(update={"project": project})
 
     def _refuse(self, key: str, value: Any) -> None:
         section = key.split(".")[0]
         if section == "slurm":
-            raise BadInput(f"train.{key}: say it in `stages.{self._name}.slurm`")
+            raise BadInput(f"train.{key}: set it in `stages.{self._name}.slurm`")
         if section in ("stages", "start"):
             raise BadInput(f"train.{key}: belongs to the first training")
         refuse_shared(f"train.{key}", key)
@@ -180,7 +180,7 @@ class Making:
         return [name for text in texts for name in names_in(text) if name in self._late_names]
 
     def _draft(self, texts: Sequence[str], **written: Any) -> Draft | None:
-        """What is filled when the stage is released; None if all is known beforehand."""
+        """The command to fill when the stage is released; None if all is known beforehand."""
         used = {name for text in texts for name in names_in(text)}
         awaited = {
             sibling: waits
@@ -211,14 +211,14 @@ def _parent(awaited: Mapping[str, Awaited], siblings: Mapping[str, JobSpec]) -> 
 
 
 def _needed(awaited: Mapping[str, Awaited], siblings: Mapping[str, JobSpec]) -> tuple[Awaited, ...]:
-    """What a stage waits for, without what the others among it wait for anyway."""
+    """The dependencies of a stage, without those that other dependencies imply."""
     by_name = {spec.name: spec for spec in siblings.values()}
     covered = {inner for sibling in awaited for inner in _behind(siblings[sibling], by_name)}
     return tuple(dict.fromkeys(each for each in awaited.values() if each not in covered))
 
 
 def _behind(spec: JobSpec, by_name: Mapping[str, JobSpec]) -> Iterator[Awaited]:
-    """All that has been waited for when a job has started."""
+    """All dependencies of a job, direct and indirect."""
     yield from spec.awaits
     before = [awaited.job for awaited in spec.awaits]
     if spec.branch is not None and spec.parent is not None:
@@ -250,7 +250,7 @@ def _awaited(name: str, stage: Stage, sibling: str, siblings: Mapping[str, JobSp
 
 
 def _values_of(spec: JobSpec) -> dict[str, str]:
-    """What can be said of a job before it runs."""
+    """Values of a job that are known before it runs."""
     said = {
         "name": spec.name,
         "kind": str(spec.kind),
@@ -264,7 +264,7 @@ def _values_of(spec: JobSpec) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """A parameter as a command would be told it; lists and switches as JSON."""
+    """A parameter as text for a command; lists and switches as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -276,12 +276,10 @@ def _machine(experiment: Experiment, name: str, stage: Stage) -> LocalMachine | 
             raise BadInput(f"stages.{name}.slurm.{key}: belongs to the session")
     changes = stage.slurm
     if isinstance(machine, LocalMachine):
-        # A stage is written once, for the cluster and for a rehearsal on a laptop.
+        # A stage is written once, for the cluster and for a test on a laptop.
         foreign = SlurmCluster.model_fields.keys() - LocalMachine.model_fields.keys()
         changes = {key: value for key, value in changes.items() if key not in foreign}
     try:
         return type(machine).model_validate({**machine.model_dump(), **changes}, context=COMPOSING)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in ("stages", name, "slurm", *problem["loc"]))
-        raise BadInput(f"{where}: {problem['msg']}") from error
+        raise BadInput(first_problem(error, "stages", name, "slurm")) from error

@@ -1,4 +1,4 @@
-"""A cooldown on its own: a session of one branch, from a checkpoint that is on disk already."""
+"""A standalone cooldown: a session of one branch, from an existing checkpoint."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from autoexp.rules.actions import Decay
 def branch_alone(composed: Composed, checkpoint: Path, decay: Decay) -> Composed:
     """The experiment whose only training is a branch from `checkpoint`.
 
-    `composed` is the experiment that the checkpoint is of; its own cooldowns are left out, and so
-    is what follows its training. Raises BadInput when there is no complete checkpoint.
+    ``composed` is the experiment that the checkpoint is of; its own cooldowns are left out, and so
+    are its stages. Raises BadInput when there is no complete checkpoint.
     """
     experiment = composed.experiment
     if composed.points:
@@ -25,7 +25,7 @@ def branch_alone(composed: Composed, checkpoint: Path, decay: Decay) -> Composed
 
 
 def find_checkpoint(checkpoint: Path, experiment: Experiment) -> Start:
-    """The complete checkpoint at a path; raises BadInput with those that there are."""
+    """The complete checkpoint at a path; raises BadInput with the existing ones."""
     complete = experiment.trainer.checkpoints(checkpoint.parent).complete
     iteration = next((x.iteration for x in complete if x.path == checkpoint), None)
     if iteration is None:

@@ -8,16 +8,16 @@ from autoexp.config.sweep_points import Point, some
 from autoexp.errors import BadInput
 from autoexp.planning.cost import together
 from autoexp.planning.plan import Plan, make_plan
-from autoexp.planning.rule_checks import refuse_impossible
+from autoexp.planning.rule_checks import validate_rules
 
 
 def plan_study(composed: Composed, output_root: Path) -> Plan:
-    """All jobs of a session, point by point, once for all: what is agreed to is what is submitted.
+    """All jobs of a session, point by point, planned once: the confirmed plan is submitted.
 
-    Raises BadInput with what is impossible in up to three points, by number and name, and for rules
-    that could not do what they say.
+    Raises BadInput with the errors of up to three points, by number and name, and for rules
+    with impossible actions.
     """
-    refuse_impossible(composed.experiment)
+    validate_rules(composed.experiment)
     if not composed.points:
         assert composed.experiment.sweep is None, "a sweep has points"
         return make_plan(composed.experiment, output_root)
@@ -49,12 +49,12 @@ def _refuse_doubles(names: list[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise BadInput(f"{name}: two jobs of the sweep are called so; see `sweep.name`")
+            raise BadInput(f"{name}: two jobs of the sweep have this name; see `sweep.name`")
         seen.add(name)
 
 
 def subset(composed: Composed, text: str | None) -> Composed:
-    """Some of the points alone, as in `--subset 3,5-7`; their names stay what they are."""
+    """Only some points, as in `--subset 3,5-7`; their names stay the same."""
     if text is None:
         return composed
     if not composed.points:

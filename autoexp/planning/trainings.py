@@ -27,15 +27,15 @@ class Training(NamedTuple):
 def training(experiment: Experiment, output_root: Path, save_dir: Path | None = None) -> Training:
     """Work out the jobs of an experiment's training that writes below `output_root`.
 
-    `save_dir` is where the trunk saves, if it is to go on from somewhere else.
+    ``save_dir` is where the trunk saves, if it is to resume from another directory.
 
-    Raises BadInput with every cooldown that cannot happen, and why.
+    Raises BadInput with every impossible cooldown, and the reason.
     """
     trainer, workers = experiment.trainer, experiment.slurm.workers
     refused = [f"backend: {problem}" for problem in trainer.problems(workers)]
     if isinstance(experiment.container, NoContainer):
         missing = [path for path in trainer.sources if not path.exists()]
-        refused += [f"backend: {path}: there is no such file" for path in missing]
+        refused += [f"backend: {path}: no such file" for path in missing]
     jobs = [] if experiment.start else [_trunk(experiment, output_root, save_dir)]
     start = experiment.start if experiment.start and Path(experiment.start.path).exists() else None
     notes = [_note_on(start)] if start else []
@@ -62,7 +62,7 @@ class _Cooldowns(NamedTuple):
 def _cooldowns(
     cooldown: Cooldown, experiment: Experiment, output_root: Path, taken: set[str]
 ) -> _Cooldowns:
-    """The jobs of one entry of `cooldowns`; `taken` are names that other jobs have."""
+    """The jobs of one entry of `cooldowns`; `taken` are names of other jobs."""
     found = _Cooldowns([], [], [])
     here: set[int] = set()
     for wanted, point, branch in _branches(cooldown, experiment):
@@ -77,7 +77,7 @@ def _cooldowns(
         name = _cooldown_name(experiment.project.name, cooldown, branch)
         reasons = _impossible(point, branch, experiment)
         if not reasons and branch.iteration in here:
-            reasons = [f"branches at {branch.iteration}, as another one here does"]
+            reasons = [f"branches at {branch.iteration}, as another cooldown of this entry does"]
         elif not reasons and name in taken:
             reasons = [f"a second job named {name}; give this cooldown a `name`"]
         here.add(branch.iteration)
@@ -93,7 +93,7 @@ def _with_estimate(job: JobSpec, experiment: Experiment) -> JobSpec:
 
 
 def _is_elsewhere(start: Start, output_root: Path) -> bool:
-    """Whether it lies on another filesystem than the outputs, where nothing can be linked."""
+    """True if it lies on another filesystem than the outputs, which excludes hard links."""
     there = next(path for path in (output_root, *output_root.parents) if path.exists())
     return there.stat().st_dev != Path(start.path).stat().st_dev
 
@@ -113,9 +113,9 @@ def _note_on(start: Start) -> str:
 def _branches(
     cooldown: Cooldown, experiment: Experiment
 ) -> Iterator[tuple[str, int, Branch | str]]:
-    """What was asked for (a branch point, or a total), the point it means, and the branch.
+    """The configured point (or total), the branch point it means, and the branch.
 
-    In place of the branch stands why the point cannot be told.
+    In place of the branch there is the reason why the point is unknown.
     """
     trainer = experiment.trainer
     interval = trainer.save_interval
@@ -123,7 +123,7 @@ def _branches(
         batches = trainer.batches(experiment.slurm.workers)
         share = 1 - cooldown.budgets.fraction
         for total in cooldown.budgets.totals:
-            # N0 = (1 - f) T, down to a saved checkpoint; the decay takes what is left of the
+            # N0 = (1 - f) T, down to a saved checkpoint; the decay takes the rest of the
             # budget (Hägele et al., arXiv 2405.18392).
             try:
                 point, end = total.iterations(batches, share), total.iterations(batches)
@@ -138,7 +138,7 @@ def _branches(
         assert cooldown.every is not None
         points = tuple(range(cooldown.every, trainer.train_iters + 1, cooldown.every))
     for point in points:
-        # A checkpoint that is there already need not lie on the interval.
+        # An existing checkpoint need not lie on the interval.
         start = point if experiment.start else point // interval * interval
         length = _decay_length(cooldown, start)
         yield str(point), point, _branch(cooldown, experiment, start, length)
@@ -194,7 +194,7 @@ def _job(
 ) -> JobSpec:
     """A job that writes in `output_dir`, whose last part is its name.
 
-    Raises BadInput when that is too long.
+    Raises BadInput when the name is too long.
     """
     trainer = experiment.trainer
     save_dir = save_dir or output_dir / "checkpoints"

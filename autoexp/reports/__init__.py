@@ -1,1 +1,1 @@
-"""What a session looks like: status, results, curves, tables, exports."""
+"""Reports on a session: status, results, curves, tables, exports."""

@@ -1,4 +1,4 @@
-"""Loss curves of a session and what each cooldown gained over its trunk."""
+"""Loss curves of a session and the gain of each cooldown over its trunk."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage import atomic
 
-# Logged points that are averaged at a curve's end, so that one noisy batch decides nothing.
+# Number of logged points averaged at a curve's end, against noise of single batches.
 _TAIL = 3
 _AROUND = 5
 
@@ -27,7 +27,7 @@ class Curve(NamedTuple):
     learning_rates: list[float]
 
     def behind(self, iteration: int) -> "Curve":
-        """The points behind an iteration: a branch has no others."""
+        """The points after an iteration: a branch has no others."""
         first = bisect_right(self.iterations, iteration)
         return Curve(self.iterations[first:], self.losses[first:], self.learning_rates[first:])
 
@@ -42,7 +42,7 @@ class Gain(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """How far below the trunk the cooldown ended."""
+        """Loss of the trunk minus loss of the cooldown."""
         return self.trunk_loss - self.loss
 
 
@@ -72,10 +72,10 @@ def read_curve(session: Path, job: str) -> Curve:
 
 
 def gains(session: Session) -> list[Gain]:
-    """What each cooldown gained, as far as both curves have come.
+    """The gain of each cooldown, as far as both curves reach.
 
     Only of those that are known to have begun at their branch points: a training from 0 has losses
-    too, and they compare with nothing.
+    too, but they cannot be compared.
     """
     found = []
     for job in filter(branch_was_seen, _ended_branches(session)):
@@ -88,7 +88,7 @@ def gains(session: Session) -> list[Gain]:
 
 
 def without_seen_start(session: Session) -> list[str]:
-    """Cooldowns that reached their end, of which nobody saw where they began: no gain is known."""
+    """Finished cooldowns whose start was not in the log: their gain is unknown."""
     return [
         job.spec.name
         for job in _ended_branches(session)

@@ -1,4 +1,4 @@
-"""Why a job is in its state, in sentences: which event, rule and action, and what it waits for."""
+"""Explains a job's state in sentences: which event, rule and action, and what it waits for."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ _DONE = {
 
 
 def explain(session: Session, job: JobRecord) -> Iterator[str]:
-    """The job's story: its state first, then what led there."""
+    """Explain a job: its state first, then its history."""
     name = job.spec.name
     yield _state(job)
     if job.warning is not None:
@@ -61,13 +61,13 @@ def _state(job: JobRecord) -> str:
 
 def _requests(job: JobRecord) -> Iterator[str]:
     if job.tainted is not None:
-        yield f"It is not to be trusted: it {job.tainted}."
+        yield f"Tainted: it {job.tainted}."
     if job.is_over:
         return
     if job.cancel_requested is not None:
         yield f"It is being cancelled, by {job.cancel_requested}."
     if job.ending is not None:
-        yield f"It is to end as {job.ending.verdict}: {job.ending.reason}."
+        yield f"It will end as {job.ending.verdict}: {job.ending.reason}."
     if job.restart is not None:
         alive = ", ".join(str(attempt.number) for attempt in job.open_attempts)
         waits_for = f"attempt {alive} to end" if alive else "its verdict"
@@ -75,7 +75,7 @@ def _requests(job: JobRecord) -> Iterator[str]:
 
 
 def in_words(session: Session, action: ActionRecord) -> str:
-    """What an action is to do, its templates filled."""
+    """Describe an action, with its templates filled."""
     values = values_of(action.event, action.rule, session)
     return fill(describe_action(action.action), values)
 

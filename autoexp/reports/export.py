@@ -17,7 +17,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows as what the file's name ends with, `.csv` or `.parquet`.
+    """Write the rows in the format of the file's suffix, `.csv` or `.parquet`.
 
     Raises BadInput for another ending, and for Parquet without pyarrow.
     """
@@ -39,7 +39,7 @@ def _as_parquet(rows: Sequence[Row]) -> bytes:
     except ImportError as error:
         raise BadInput(
             "Parquet needs pyarrow, which is not installed: pip install 'autoexp[parquet]'; "
-            "CSV needs nothing"
+            "CSV works without it"
         ) from error
     columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else {})}
     table = pyarrow.table({key: _of_one_type(values) for key, values in columns.items()})

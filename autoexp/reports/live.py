@@ -17,12 +17,12 @@ from autoexp.session.journal import Journal
 from autoexp.session.session import Session
 
 _REFRESH_S = 0.5
-# Looking at a thousand jobs takes a while: the view may have a twentieth of the time, no more.
+# Reading a thousand jobs takes a while: the view may use at most a twentieth of the time.
 _SHARE = 20
 
 
 class LiveView:
-    """Shows a session from its directory, as any other process would, in a thread of its own."""
+    """Shows a session from its directory, as any other process would, in its own thread."""
 
     def __init__(self, path: Path, out: Console) -> None:
         self._path = path
@@ -72,7 +72,7 @@ class LiveView:
 
     def _print_new(self) -> None:
         try:
-            for entry in self._journal.news():
+            for entry in self._journal.new_entries():
                 when = entry.time.astimezone().strftime("%H:%M:%S")
                 self._out.print(f"{when}  {describe(entry.event)}")
         except AutoexpError:

@@ -1,4 +1,4 @@
-"""A plan as a tree: points, trainings, cooldowns, what follows; counts, conditions, hours."""
+"""A plan as a tree: points, trainings, cooldowns, stages; counts, conditions, hours."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +17,11 @@ from autoexp.reports.terminal import canvas, console
 from autoexp.states import Kind
 
 _SHOWN = 20
-"""Points that are drawn; a sweep of 500 is told by its first ones."""
+"""Most points that are drawn; of a sweep of 500 only the first ones are shown."""
 
 
 def plan_tree(plan: Plan, name: str, *, most: int = _SHOWN) -> Tree:
-    """The whole plan; of more points than `most`, the first ones."""
+    """Draw the whole plan; of more points than `most`, the first ones."""
     specs = {job.name: job for job in plan.jobs}
     tree = Tree(Text.assemble((name, "bold"), f"  {headline(plan)}"), guide_style="dim")
     branches: list[Tree] = [tree]
@@ -63,7 +63,7 @@ def _parts(job: JobSpec) -> Iterator[str]:
 
 
 def conditions(job: JobSpec, specs: Mapping[str, JobSpec]) -> Sequence[str]:
-    """When a job starts, and when it is cancelled instead."""
+    """Describe when a job starts, and when it is cancelled instead."""
     if job.awaits:
         starts = " and ".join(
             f"{awaited} is complete" if awaited.checkpoint else f"{awaited.job} has finished"
@@ -74,7 +74,7 @@ def conditions(job: JobSpec, specs: Mapping[str, JobSpec]) -> Sequence[str]:
     if job.branch is None or job.parent is None or job.parent not in specs:
         return []
     extra = f" and {len(job.start_when)} conditions hold" if job.start_when else ""
-    return [f"starts at checkpoint {job.branch.iteration}{extra}; cancelled when it never comes"]
+    return [f"starts at checkpoint {job.branch.iteration}{extra}; cancelled if there never is one"]
 
 
 _WIDTH = 120

@@ -1,4 +1,4 @@
-"""The loss curve with its branches, and the learning rate below, as a picture."""
+"""Plots the loss curve with its branches, and the learning rate below."""
 
 import io
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _LEGEND = 24  # lines that a legend has room for
 
 
 class Subject(NamedTuple):
-    """A session that is drawn: values alone, so that it can be drawn beside its monitor."""
+    """A session to plot: values alone, so that it can be drawn outside its monitor's thread."""
 
     id: str
     path: Path
@@ -68,7 +68,7 @@ def draw(*sessions: Subject, path: Path | None = None) -> Path:
 
 
 def _is_branch(spec: JobSpec) -> bool:
-    """Whether its curve leaves another one's; a training behind another begins on its own."""
+    """True if its curve branches from another one; a training after another begins on its own."""
     return spec.parent is not None and spec.kind is not Kind.TRAIN
 
 
@@ -120,7 +120,7 @@ def _dress(
     if not shown:
         loss.text(0.5, 0.5, "no loss logged yet", ha="center", transform=loss.transAxes)
         return
-    # The first iterations would squeeze everything that matters into the lowest tenth.
+    # The first iterations would squeeze everything of interest into the lowest tenth.
     settled = sorted(shown)[int(0.97 * (len(shown) - 1))]
     margin = 0.08 * (settled - min(shown)) or 0.1
     loss.set_ylim(min(shown) - margin, settled + margin)

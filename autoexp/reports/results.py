@@ -1,4 +1,4 @@
-"""What a study was for: a row for each job and branch, with settings, losses, scores, hours."""
+"""Results of a study: a row for each job and branch, with settings, losses, scores, hours."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,11 +14,11 @@ Row = dict[str, Any]
 """Values by column; None where a job has none."""
 
 _TAIL = 3
-"""Logged points that a final loss is the mean of, so that one noisy batch decides nothing."""
+"""Number of logged points that a final loss is averaged over, against noise of single batches."""
 
 
 def rows(sessions: Iterable[Session]) -> list[Row]:
-    """One row per job; every row has all columns, in one order."""
+    """Make one row per job; every row has all columns, in one order."""
     found = [_row(session, job) for session in sessions for job in session.jobs.values()]
     fixed = [key for row in found[:1] for key in row if "." not in key]
     others = dict.fromkeys(key for row in found for key in row if "." in key)
@@ -95,7 +95,7 @@ def compared(sessions: Sequence[Session]) -> list[Row]:
 
 
 def _scores_below(sessions: Sequence[Session]) -> dict[tuple[str, str], Row]:
-    """Scores of what evaluated a job, beside that job."""
+    """Scores of evaluations, in the row of the evaluated job."""
     found: dict[tuple[str, str], Row] = {}
     for session in sessions:
         for job in session.jobs.values():

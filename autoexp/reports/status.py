@@ -1,4 +1,4 @@
-"""What a session looks like from outside: the contract of `autoexp status --json`."""
+"""The status of a session: the contract of `autoexp status --json`."""
 
 from datetime import datetime
 
@@ -13,7 +13,7 @@ from autoexp.storage import lease
 
 
 class MonitorStatus(BaseModel):
-    """Who watches the session."""
+    """The monitor of the session."""
 
     host: str
     pid: int
@@ -64,7 +64,7 @@ class ActionCounts(BaseModel):
 
 
 class CheckpointStatus(BaseModel):
-    """A complete checkpoint that was seen."""
+    """A complete checkpoint."""
 
     job: str
     iteration: int
@@ -76,7 +76,7 @@ class Status(BaseModel):
 
     session: str
     state: str
-    """running, stopped (jobs may run, nobody watches), finished, or failed."""
+    """running, stopped (jobs may run without a monitor), finished, or failed."""
     flow_run_id: str | None
     monitor: MonitorStatus | None
     jobs: list[JobStatus]
@@ -155,9 +155,9 @@ def _seconds_left(job: JobRecord) -> float | None:
 
 
 def waits(job: JobRecord, stopped: str | None = None) -> str | None:
-    """What a job that is not over waits for, in words; None when it runs.
+    """Describe what a job that is not over waits for; None when it runs.
 
-    `stopped` says why the session launches nothing more, if it does not.
+    ``stopped` is the reason why the session submits no new jobs, if there is one.
     """
     if job.is_over or states.is_running(job.state):
         return None
@@ -166,7 +166,7 @@ def waits(job: JobRecord, stopped: str | None = None) -> str | None:
     if not job.launched and job.spec.branch is not None:
         return f"waits for checkpoint {job.spec.branch.iteration} of {job.spec.parent}"
     if job.wants_attempt():
-        return stopped or "waits for room in the queue (slurm.max_jobs)"
+        return stopped or "waits for a place in the queue (slurm.max_jobs)"
     attempt = job.attempt
     if attempt is None or attempt.reason is None:
         return job.warning

@@ -1,4 +1,4 @@
-"""How plans and sessions look in a terminal."""
+"""Tables of plans and sessions for the terminal."""
 
 import shlex
 from collections import Counter
@@ -20,7 +20,7 @@ from autoexp.states import Kind, Verdict
 _ROWS = 60
 _FEW = 8
 _SCORES = 3
-# A column of words that is narrower than this reads badly.
+# A narrower column of text is hard to read.
 _NOTE = 30
 _GAP = 2
 _WIDE = 10_000
@@ -30,8 +30,8 @@ _COLOURS = {"finished": "green", "failed": "red", "running": "cyan", "stopped": 
 class StatusTable:
     """The session's jobs: state, progress, loss, learning rate, GPU hours, time left, why.
 
-    Where the last column would be a narrow one, there are no bars; where that does not help, what
-    it says stands below the table.
+    Where the last column would be narrow, there are no bars; where that does not help, its text
+    is below the table.
     """
 
     def __init__(self, status: Status) -> None:
@@ -71,13 +71,13 @@ class StatusTable:
 
 
 def _note(job: JobStatus) -> Text:
-    """What a job scored, and why it is where it is."""
+    """Scores of a job, and the reason for its state."""
     scores = ", ".join(f"{name} {value:.4g}" for name, value in list(job.scores.items())[:_SCORES])
     return Text.assemble(scores, "  " if scores else "", (job.reason or "", "dim"))
 
 
 def _most_telling(jobs: Sequence[JobStatus]) -> Sequence[JobStatus]:
-    """All jobs, or of very many those that run or failed, and as many others as there is room."""
+    """All jobs, or of very many those that run or failed, and as many others as fit."""
     if len(jobs) <= _ROWS:
         return jobs
     telling = [job for job in jobs if job.verdict == Verdict.FAILED or job.state == "RUNNING"]
@@ -88,7 +88,7 @@ def _most_telling(jobs: Sequence[JobStatus]) -> Sequence[JobStatus]:
 
 
 def status_view(status: Status) -> RenderableType:
-    """Headline and table; of very many jobs, how many there are of each kind."""
+    """Headline and table; of very many jobs, the number of each kind."""
     parts: list[RenderableType] = [_headline(status), Text(), StatusTable(status)]
     left_out = len(status.jobs) - len(_most_telling(status.jobs))
     if left_out:
@@ -106,7 +106,7 @@ def _headline(status: Status) -> Text:
         spent = sum(job.gpu_hours for job in status.jobs)
         line.append(f"  {spent:.2f} of {planned:.2f} planned GPU hours")
     if status.state == "stopped":
-        line.append(f"  nobody watches it: autoexp resume {status.session}", "yellow")
+        line.append(f"  no monitor is running: autoexp resume {status.session}", "yellow")
     return line
 
 
@@ -144,7 +144,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
-    """What each cooldown gained over the trunk; `unseen` are those whose start nobody saw."""
+    """Gains of cooldowns over the trunk; `unseen` are those whose start was not in the log."""
     lines = [
         f"{gain.job}: {gain.loss:.3f} at iteration {gain.iteration}, trunk {gain.trunk_loss:.3f}: "
         f"gained {gain.gain:.3f} nats"
@@ -156,7 +156,7 @@ def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
 
 
 def print_plan(plan: Plan, out: Console) -> None:
-    """Jobs, branch points, decay lengths, what they cost, and command lines."""
+    """Print jobs, branch points, decay lengths, costs and command lines."""
     rows: list[dict[str, str]] = []
     for job in plan.jobs:
         branch = job.branch
@@ -189,7 +189,7 @@ def print_plan(plan: Plan, out: Console) -> None:
 
 
 def _table_of(rows: Sequence[dict[str, str]], width: int) -> Table:
-    """The columns that say something, in whole words; the kind only where there is room for it."""
+    """The columns with content, in whole words; the kind only where it fits."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
     names = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
     words = {name: " ".join([name, *(row[name] for row in rows)]).split() for name in names}
@@ -210,7 +210,7 @@ def _table_of(rows: Sequence[dict[str, str]], width: int) -> Table:
 
 
 def _time_asked(job: JobSpec) -> str:
-    """The wall time that the job asks for."""
+    """The wall time that the job requests."""
     limit = job.configured_limit_min
     known = "" if limit is None else _duration(limit * 60)
     if not is_measured(job):
@@ -219,7 +219,7 @@ def _time_asked(job: JobSpec) -> str:
 
 
 def cost_line(cost: Cost) -> str:
-    """What a plan takes, beside separate runs where they are its like."""
+    """The cost of a plan, compared with separate runs where that is possible."""
     own = _amount(cost.iterations, cost.tokens)
     if not cost.models:
         return f"in all {own}"
@@ -229,18 +229,18 @@ def cost_line(cost: Cost) -> str:
 
 
 def print_copies(plan: Plan, out: Console) -> None:
-    """What the starts of branches take on the disk, where they are copies."""
+    """Print the disk space of the branches' starts, where they are copies."""
     if plan.cost is not None and plan.cost.copied_checkpoints:
         out.print(copies_line(plan.cost), soft_wrap=True)
 
 
 def copies_line(cost: Cost) -> str:
-    """How many checkpoints are copied, and what they take."""
+    """The number of copied checkpoints, and their size."""
     count, size = cost.copied_checkpoints, cost.copied_bytes
     many = "1 checkpoint is copied" if count == 1 else f"{count} checkpoints are copied"
     known = "" if size is None else f", {size / 1e9:.3g} GB in all"
     return (
-        f"{many} as starts of cooldowns{known}; no room is taken where the filesystem shares blocks"
+        f"{many} as starts of cooldowns{known}; no space is used where the filesystem shares blocks"
     )
 
 

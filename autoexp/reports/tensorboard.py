@@ -1,4 +1,4 @@
-"""Loss curves as TensorBoard event files, for those who keep their usual tools."""
+"""Exports loss curves as TensorBoard event files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ from autoexp.session.session import Session
 
 
 def write_events(sessions: Iterable[Session], directory: Path) -> list[Path]:
-    """One folder per job below `directory`; written anew each time. Returns the folders.
+    """Write one folder per job below `directory`, anew each time. Returns the folders.
 
     Raises BadInput without tensorboardX.
     """
@@ -42,6 +42,6 @@ def write_events(sessions: Iterable[Session], directory: Path) -> list[Path]:
 
 
 def _remove_old(folder: Path) -> None:
-    """Event files of an earlier export: TensorBoard would draw both."""
+    """Remove event files of an earlier export: TensorBoard would draw both."""
     for file in folder.glob("events.out.tfevents.*"):
         file.unlink()

@@ -1,6 +1,6 @@
-"""The one place that writes to a terminal: text from outside steers none.
+"""The only module that writes to a terminal: text from outside cannot control it.
 
-Whatever autoexp prints comes through here, and tests/core/test_terminal.py looks for what does not.
+All output of autoexp comes through here; tests/core/test_terminal.py looks for exceptions.
 """
 
 import json
@@ -24,7 +24,7 @@ def say(text: object, *, error: bool = False) -> None:
 
 
 def say_json(value: Any, *, indent: int | None = 1) -> None:
-    """Print JSON in ASCII, so that no terminal's encoding changes it and none is steered."""
+    """Print JSON in ASCII, so that no terminal's encoding changes it or is controlled by it."""
     print(json.dumps(value, indent=indent), flush=True)
 
 
@@ -45,23 +45,23 @@ def say_log(lines: Iterable[bytes]) -> int:
 def say_what_broke(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Python's own last words, for `sys.excepthook`: an error's message may quote a log."""
+    """Print an uncaught exception, for `sys.excepthook`: its message may quote a log."""
     say("".join(traceback.format_exception(kind, error, trace)).rstrip(), error=True)
 
 
 def ask(question: str) -> str:
-    """What somebody at the terminal answers."""
+    """Ask a question on the terminal; returns the answer."""
     return input(sinks.terminal(question))
 
 
 def console() -> Console:
-    """A console that colours only on a terminal, and cuts no path in a file or a pipe."""
+    """A console with colours only on a terminal, which cuts no path in a file or a pipe."""
     out = _Console()
     return out if out.is_terminal else _Console(width=160)
 
 
 def canvas(file: TextIO, width: int, *, colours: bool) -> Console:
-    """A console that writes to no terminal, but is asked for what it would have shown."""
+    """A console that records its output instead of writing it."""
     return _Console(width=width, file=file, record=True, force_terminal=colours or None)
 
 

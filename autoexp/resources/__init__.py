@@ -1,1 +1,1 @@
-"""Where a job runs, as configured."""
+"""Resources of jobs, as configured."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from autoexp.model import Closed
 from autoexp.redaction import Variables
 
-# What the payload and the launcher say inside the job; Docker passes nothing on by itself.
+# Variables that the payload and the launcher set inside the job; Docker passes none on by itself.
 _OF_THE_JOB = (
     *("AUTOEXP_KEY", "AUTOEXP_ATTEMPT", "MASTER_ADDR", "MASTER_PORT", "PET_RDZV_ENDPOINT"),
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
@@ -29,20 +29,22 @@ class NoContainer(Closed):
     def inside(
         self, command: tuple[str, ...], output_dir: str, names: Iterable[str]
     ) -> tuple[str, ...]:
-        """The command as the node has to run it."""
+        """The command to run on the node."""
         del output_dir, names
         return command
 
 
 class _Image(Closed):
-    """What all runtimes need."""
+    """Fields of all runtimes."""
 
-    image: str = Field(min_length=1, description="the image, as the runtime names it")
+    image: str = Field(min_length=1, description="the image, by the runtime's name for it")
     binds: tuple[str, ...] = Field(
-        (), description="what is seen inside: /path, /host:/inside or /host:/inside:ro"
+        (), description="bind mounts: /path, /host:/inside or /host:/inside:ro"
     )
     variables: Variables = Field(default_factory=dict, description="variables inside")
-    gpus: Literal["none", "nv", "rocm"] = Field("none", description="whose GPUs are seen inside")
+    gpus: Literal["none", "nv", "rocm"] = Field(
+        "none", description="vendor of the GPUs that are visible inside"
+    )
     workdir: str | None = Field(None, description="directory inside; the job's own if unset")
     python: str = Field("python3", description="Python inside, in place of autoexp's own")
     options: tuple[str, ...] = Field((), description="further options of the runtime")
@@ -64,7 +66,7 @@ class Apptainer(_Image):
     def inside(
         self, command: tuple[str, ...], output_dir: str, names: Iterable[str]
     ) -> tuple[str, ...]:
-        """The command as the node has to run it; what the job has in its environment goes along."""
+        """The command to run on the node; the job's environment is passed on."""
         del names
         gpus = () if self.gpus == "none" else (f"--{self.gpus}",)
         binds = (word for bind in (output_dir, *self.binds) for word in ("--bind", bind))
@@ -75,7 +77,7 @@ class Apptainer(_Image):
 
 
 class Docker(_Image):
-    """Docker, or whatever answers to its name."""
+    """Docker, or a command compatible with it."""
 
     kind: Literal["docker"] = "docker"
 
@@ -85,7 +87,7 @@ class Docker(_Image):
     def inside(
         self, command: tuple[str, ...], output_dir: str, names: Iterable[str]
     ) -> tuple[str, ...]:
-        """The command as the node has to run it; variables go by name, their values unseen."""
+        """The command to run on the node; variables are passed by name, without their values."""
         gpus = {
             "none": (),
             "nv": ("--gpus", "all"),

@@ -1,6 +1,5 @@
-"""Where jobs run, as configured: this machine, or a SLURM cluster."""
+"""Machines as configured: this machine, or a SLURM cluster."""
 
-import difflib
 import os
 import re
 from typing import Annotated, Literal, Self
@@ -8,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp import sinks
-from autoexp.model import COMPOSING, Closed
+from autoexp.model import COMPOSING, Closed, nearest
 from autoexp.redaction import Variables
 from autoexp.resources.sbatch_options import OPTIONS, OURS
 
@@ -28,7 +27,7 @@ class LocalMachine(Closed):
     warn_before_limit_s: int = Field(
         30,
         ge=0,
-        description="seconds before the limit at which the trainer is told to save",
+        description="seconds before the limit at which the trainer is signalled to save",
         validate_default=True,
     )
     gpus_per_node: int = Field(0, ge=0, description="GPUs a job may see")
@@ -56,7 +55,7 @@ class LocalMachine(Closed):
 
 
 def _refuse_early_warning(warning_s: int, info: ValidationInfo, *limits: str) -> None:
-    """Raise where a trainer would be told to save before it has begun."""
+    """Raise where a trainer would be signalled to save before it has started."""
     for name in limits:
         minutes = info.data.get(name)
         if minutes is not None and warning_s + 1 > minutes * 60:
@@ -78,8 +77,8 @@ class SlurmCluster(Closed):
         None,
         description="which cluster, where the login node serves several (`sbatch --clusters`): one",
     )
-    account: str | None = Field(None, description="who pays; often required")
-    partition: str | None = Field(None, description="which nodes; the cluster's default if unset")
+    account: str | None = Field(None, description="account to charge; often required")
+    partition: str | None = Field(None, description="partition; the cluster's default if unset")
     qos: str | None = Field(None, description="quality of service")
     nodes: int = Field(1, gt=0, description="nodes of a job")
     gpus_per_node: int = Field(0, ge=0, description="GPUs on each node")
@@ -91,12 +90,14 @@ class SlurmCluster(Closed):
     )
 
     time_limit_min: float | None = Field(
-        None, gt=0, description="minutes the training asks for; the partition's default if unset"
+        None,
+        gt=0,
+        description="time limit of the training, minutes; the partition's default if unset",
     )
     cooldown_time_limit_min: float | None = Field(
         None,
         gt=0,
-        description="minutes asked for by a cooldown; if unset, derived from the training's speed",
+        description="minutes for a cooldown; if unset, derived from the training's measured speed",
     )
     time_margin: float = Field(
         1.3, ge=1, description="a derived time is the measured one times this, plus start-up"
@@ -105,11 +106,11 @@ class SlurmCluster(Closed):
     warn_before_limit_s: int = Field(
         120,
         ge=0,
-        description="seconds before the limit at which the trainer is told to save",
+        description="seconds before the limit at which the trainer is signalled to save",
         validate_default=True,
     )
     grace_s: float = Field(
-        30.0, gt=0, description="seconds from telling a trainer to end until it is killed"
+        30.0, gt=0, description="seconds between SIGTERM and SIGKILL when a trainer is ended"
     )
     requeue: bool = Field(False, description="let SLURM itself requeue; each requeue keeps the id")
     arrays: bool = Field(
@@ -119,11 +120,11 @@ class SlurmCluster(Closed):
         None, gt=0, description="tasks of an array that may run at once"
     )
     chain: int = Field(
-        1, ge=1, description="attempts of the training in the queue at once, each after the other"
+        1, ge=1, description="number of attempts queued ahead (SLURM `afterany` dependencies)"
     )
 
     launcher: Literal["none", "srun", "torchrun"] = Field(
-        "none", description="what starts the trainer inside the job"
+        "none", description="launcher of the trainer inside the job"
     )
     srun_arguments: tuple[str, ...] = Field((), description="further arguments for srun")
     setup: tuple[str, ...] = Field(
@@ -131,7 +132,7 @@ class SlurmCluster(Closed):
     )
     environment: Variables = Field(default_factory=dict, description="variables for the trainer")
     python: str | None = Field(
-        None, description="Python on the compute nodes, 3.8 or later; this one if unset"
+        None, description="Python on the compute nodes, 3.8 or later; the current one if unset"
     )
     lost_after_s: float = Field(
         300.0, gt=0, description="seconds of healthy answers without a job until it counts as lost"
@@ -144,7 +145,7 @@ class SlurmCluster(Closed):
 
     @property
     def at(self) -> str | None:
-        """The cluster that every command asks; None: the machine's own."""
+        """The cluster for every command; None: the machine's own."""
         own = self.options.get("clusters")
         return self.clusters or None if own is None else str(own)
 
@@ -159,7 +160,7 @@ class SlurmCluster(Closed):
         return each[self.launcher]
 
     def configured_limit_min(self, *, cooldown: bool) -> float | None:
-        """Minutes that a job asks for, or may at most; None leaves it to the partition."""
+        """Configured or largest time limit of a job in minutes; None leaves it to the partition."""
         fixed = self.cooldown_time_limit_min if cooldown else None
         return self.time_limit_min if fixed is None else fixed
 
@@ -171,9 +172,8 @@ class SlurmCluster(Closed):
             if spelled in OURS:
                 raise ValueError(f"`{name}` is set by autoexp ({OURS[spelled]})")
             if spelled not in OPTIONS:
-                near = difflib.get_close_matches(spelled, OPTIONS, n=1)
-                hint = f"; did you mean `{near[0]}`?" if near else ""
-                raise ValueError(f"`{name}` is no option of sbatch{hint}")
+                hint = nearest(spelled, OPTIONS)
+                raise ValueError(f"`{name}` is not an option of sbatch{hint}")
             if isinstance(options[name], str):
                 sinks.batch_option(str(options[name]))
         return {name.replace("_", "-"): value for name, value in options.items()}
@@ -195,7 +195,7 @@ class SlurmCluster(Closed):
         chosen = [name for name in _CHOOSES_CLUSTER if os.environ.get(name)]
         said = "clusters" in self.options or "clusters" in self.model_fields_set
         if info.context == COMPOSING and chosen and not said:
-            # autoexp keeps such variables from SLURM's commands: jobs would go somewhere else.
+            # autoexp removes such variables for SLURM's commands: jobs would be sent elsewhere.
             raise ValueError(
                 f"${chosen[0]} chooses a cluster, and the configuration does not say which: add "
                 f"`clusters: {os.environ[chosen[0]]}`, or `clusters: null` for the machine's own"

@@ -18,7 +18,7 @@ Jobs = Annotated[
 
 
 class Decay(Closed):
-    """How a cooldown's learning rate goes from the trunk's peak to `min_lr`."""
+    """Shape and length of a cooldown's decay, from the trunk's peak rate to `min_lr`."""
 
     iterations: int | None = Field(None, gt=0, description="length in iterations")
     fraction: float | None = Field(
@@ -58,11 +58,11 @@ class Launch(Closed):
     kind: Literal["launch"] = "launch"
     cooldown: LaunchedCooldown | None = Field(None, description="a cooldown from the checkpoint")
     command: tuple[str, ...] | None = Field(
-        None, min_length=1, description="a job that runs this list of arguments"
+        None, min_length=1, description="a job that runs this command (list of arguments)"
     )
     config: str | None = Field(None, description="a job, with its cooldowns, of this configuration")
     choose: dict[str, str] = Field(
-        default_factory=dict, description="group files to take instead: `{slurm: small}`"
+        default_factory=dict, description="group files to use instead: `{slurm: small}`"
     )
     set: AsWritten = Field(
         default_factory=dict,
@@ -73,7 +73,7 @@ class Launch(Closed):
         None, description="JSON file of numbers that a command writes, in its output directory"
     )
     as_kind: Literal["train", "evaluate", "command"] = Field(
-        "evaluate", description="what the job counts as: rules for `train` leave others alone"
+        "evaluate", description="the kind of the job: rules for `train` do not apply to others"
     )
 
     @model_validator(mode="after")
@@ -108,12 +108,12 @@ class Restart(Closed):
     kind: Literal["restart"] = "restart"
     roll_back: bool = Field(
         False,
-        description="go on from the last checkpoint before the trouble began; later ones are set "
+        description="resume from the last checkpoint before the trouble began; later ones are set "
         "aside (renamed)",
     )
     backend: AsWritten = Field(
         default_factory=dict,
-        description="changes to the job's backend from now on: `{args: {lr: 1e-4}}`",
+        description="changes to the job's backend, from the next attempt on: `{args: {lr: 1e-4}}`",
     )
     exclude_nodes: Literal["blamed"] | None = Field(
         None, description="`blamed`: later submissions avoid the node that the event names"
@@ -127,10 +127,12 @@ class RunCommand(Closed):
     """Run a command beside the monitor, arguments as they are; a kill may run it again."""
 
     kind: Literal["run_command"] = "run_command"
-    run: tuple[str, ...] = Field(min_length=1, description="the command, an argument each")
-    timeout: Duration = Field(600.0, description="it is ended after so long")
-    retries: int = Field(0, ge=0, description="how often it is tried again when it fails")
-    environment: dict[str, str] = Field(default_factory=dict, description="further variables")
+    run: tuple[str, ...] = Field(min_length=1, description="the command, as a list of arguments")
+    timeout: Duration = Field(600.0, description="time-out, after which the command is killed")
+    retries: int = Field(0, ge=0, description="number of retries when it fails")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="additional environment variables"
+    )
 
     def texts(self) -> Iterator[str]:
         yield from self.run
@@ -138,42 +140,42 @@ class RunCommand(Closed):
 
 
 class Cancel(Closed):
-    """Cancel jobs, pending or running: they have failed then."""
+    """Cancel jobs, pending or running; their verdict is `failed`."""
 
     kind: Literal["cancel"] = "cancel"
     jobs: Jobs = ()
-    reason: str = Field("", description="why, a template")
+    reason: str = Field("", description="the reason, a template")
 
     def texts(self) -> Iterator[str]:
         yield from (*self.jobs, self.reason)
 
 
 class Finish(Closed):
-    """End the job and let it count as finished."""
+    """End the job and mark it as finished."""
 
     kind: Literal["finish"] = "finish"
-    reason: str = Field("", description="why, a template")
+    reason: str = Field("", description="the reason, a template")
 
     def texts(self) -> Iterator[str]:
         yield self.reason
 
 
 class Fail(Closed):
-    """End the job for good: nothing restarts it."""
+    """End the job and mark it as failed: nothing restarts it."""
 
     kind: Literal["fail"] = "fail"
-    reason: str = Field("", description="why, a template")
+    reason: str = Field("", description="the reason, a template")
 
     def texts(self) -> Iterator[str]:
         yield self.reason
 
 
 class Log(Closed):
-    """Say something in the session's log."""
+    """Log a message in the session's log."""
 
     kind: Literal["log"] = "log"
-    message: str = Field("{event}", description="what, a template")
-    level: Literal["info", "warning", "error"] = Field("warning", description="how loud")
+    message: str = Field("{event}", description="the message, a template")
+    level: Literal["info", "warning", "error"] = Field("warning", description="log level")
 
     def texts(self) -> Iterator[str]:
         yield self.message
@@ -184,14 +186,16 @@ class Publish(Closed):
 
     kind: Literal["publish"] = "publish"
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=60, description="the event's name")
-    payload: dict[str, str] = Field(default_factory=dict, description="what it says, templates")
+    payload: dict[str, str] = Field(
+        default_factory=dict, description="the event's payload, templates"
+    )
 
     def texts(self) -> Iterator[str]:
         yield from self.payload.values()
 
 
 class WriteFile(Closed):
-    """Append a line to a file, unless it stands there already."""
+    """Append a line to a file, unless it is there already."""
 
     kind: Literal["write_file"] = "write_file"
     path: str = Field(
@@ -205,13 +209,14 @@ class WriteFile(Closed):
 
 
 class ExcludeNodes(Closed):
-    """Put nodes on the session's blame list: submissions avoid them until it expires."""
+    """Add nodes to the session's exclusion list: submissions avoid them until the entry expires."""
 
     kind: Literal["exclude_nodes"] = "exclude_nodes"
     nodes: tuple[str, ...] = Field(
-        (), description="templates; by default the node that the event names, or ran on alone"
+        (),
+        description="templates; by default the event's node, or the attempt's only node",
     )
-    expires: Duration = Field(86400.0, description="how long they are avoided")
+    expires: Duration = Field(86400.0, description="how long the nodes are excluded")
 
     def texts(self) -> Iterator[str]:
         yield from self.nodes
@@ -232,30 +237,34 @@ Action = Annotated[
     Field(discriminator="kind"),
 ]
 ENDS_AN_ATTEMPT = (Restart, Finish, Fail)
-"""What a verdict waits for: these decide what the end of an attempt means."""
+"""Actions that a verdict waits for: they decide what the end of an attempt means."""
 
 
 class Step(Closed):
-    """One action of a rule and when it counts: exactly one key names the action."""
+    """One action of a rule and its conditions: exactly one key names the action."""
 
     launch: Launch | None = Field(None, description="submit another job in the same session")
     restart: Restart | None = Field(None, description="end the attempt, submit the next one")
     run_command: RunCommand | None = Field(None, description="run a command beside the monitor")
     cancel: Cancel | None = Field(None, description="cancel jobs")
-    finish: Finish | None = Field(None, description="end the job, it counts as finished")
-    fail: Fail | None = Field(None, description="end the job for good")
-    log: Log | None = Field(None, description="say something in the session's log")
+    finish: Finish | None = Field(None, description="end the job and mark it as finished")
+    fail: Fail | None = Field(None, description="end the job and mark it as failed")
+    log: Log | None = Field(None, description="log a message in the session's log")
     publish: Publish | None = Field(None, description="emit a Prefect event")
     write_file: WriteFile | None = Field(None, description="append a line to a file, once")
-    exclude_nodes: ExcludeNodes | None = Field(None, description="avoid nodes from now on")
-    when: tuple[Condition, ...] = Field((), description="all of these have to hold")
+    exclude_nodes: ExcludeNodes | None = Field(
+        None, description="exclude nodes from later submissions"
+    )
+    when: tuple[Condition, ...] = Field((), description="conditions, all of which have to hold")
     within: Duration = Field(
-        86400.0, description="conditions that do not hold by then end the action, as its reason"
+        86400.0,
+        description="deadline for the conditions; after it the action fails, with the condition "
+        "that does not hold as its reason",
     )
 
     @property
     def actions(self) -> list[Action]:
-        """The actions that are named."""
+        """The actions that the step names."""
         named: list[Any] = [getattr(self, name) for name in type(self).model_fields]
         found: list[Any] = [value for value in named if isinstance(value, Closed)]
         return found

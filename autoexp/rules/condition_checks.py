@@ -1,4 +1,4 @@
-"""Whether conditions hold: yes, not yet, or never. Files are looked at, nothing is changed."""
+"""Checks conditions: true, not yet, or never. Reads files, changes nothing."""
 
 import glob
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ _SHOWN = 40  # characters of a value that is no number
 
 
 class Answer(Enum):
-    """What a condition says now."""
+    """The state of a condition now."""
 
     HOLDS = "holds"
     NOT_YET = "not yet"
@@ -47,47 +47,47 @@ class Answer(Enum):
 
 
 class Checked(NamedTuple):
-    """An answer, and what it waits for or why it never holds."""
+    """An answer, with what the condition waits for or why it never holds."""
 
     answer: Answer
     reason: str = ""
 
 
 class JobFacts(NamedTuple):
-    """How a job is doing."""
+    """State and verdict of a job."""
 
     state: str
     verdict: str | None
 
 
 class Facts(NamedTuple):
-    """What conditions are about: taken at one moment, so that they can be checked elsewhere."""
+    """Facts that conditions are checked against: taken at one moment, usable in any thread."""
 
     now: datetime
     asked_at: datetime
     acted_at: datetime | None
-    """When the rule last did something about this job."""
+    """Time of the rule's last action on this job."""
     values: Mapping[str, str]
     attempts: int
     attempts_without_progress: int
     jobs: Mapping[str, JobFacts]
     directory: Path
-    """Where relative paths begin."""
+    """Directory that relative paths start from."""
     commands: Callable[[CommandTest], bool | None]
-    """Whether a command succeeded last; None: it has not been tried, or not for long."""
+    """True if a command succeeded last; None: it has not been tried, or its result is too old."""
     captured: frozenset[str] = frozenset()
     """Names of values that come from a log or the scheduler, and may be anything."""
 
 
 class _LeadsOut(Exception):
-    """A captured value that would have another directory looked at."""
+    """A captured value that leads to another directory."""
 
 
 HOLDS = Checked(Answer.HOLDS)
 
 
 def check_all(conditions: Sequence[Condition], facts: Facts) -> Checked:
-    """All of them: one that never holds decides, then one that does not hold yet."""
+    """Check all: one that never holds decides, then one that does not hold yet."""
     answers = [check(condition, facts) for condition in conditions]
     for wanted in (Answer.NEVER, Answer.NOT_YET):
         for checked in answers:
@@ -97,7 +97,7 @@ def check_all(conditions: Sequence[Condition], facts: Facts) -> Checked:
 
 
 def check(condition: Condition, facts: Facts) -> Checked:
-    """What one condition says."""
+    """Check one condition."""
     try:
         return _check(condition, facts)
     except _LeadsOut as error:
@@ -182,7 +182,7 @@ def _exists(path: Path) -> bool:
 
 
 def _count(pattern: Path) -> int:
-    """How many files a pattern finds; none where it is no pattern."""
+    """Number of files that match a pattern; 0 for an invalid pattern."""
     try:
         return sum(1 for _ in Path(pattern.anchor).glob(str(pattern)[len(pattern.anchor) :]))
     except (OSError, ValueError, RecursionError):  # the last: hundreds of folders in each other
@@ -193,7 +193,7 @@ def _value(test: ValueTest, facts: Facts) -> Checked:
     text = facts.values.get(test.name, "")
     compares = test.above is not None or test.below is not None
     if compares and number(text.encode(errors="replace")) is None:
-        return Checked(Answer.NEVER, f"{test.name} is {text[:_SHOWN]!r}, which is no number")
+        return Checked(Answer.NEVER, f"{test.name} is {text[:_SHOWN]!r}, which is not a number")
     return _never_unless(_value_fits(test, text), f"{test.name} does not fit")
 
 

@@ -1,26 +1,25 @@
 """Conditions: what has to hold before an action is done. Each is one key, as `max_attempts: 4`."""
 
-import difflib
 from collections.abc import Iterator
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
-from autoexp.model import COMPOSING, Closed
+from autoexp.model import COMPOSING, Closed, nearest
 from autoexp.rules.durations import Duration
 
 Scalar = str | int | float
 
 
 class ValueTest(Closed):
-    """One value of the event, or of its job, and what it has to be."""
+    """A value of the event, or of its job, and the test that it has to pass."""
 
     name: str = Field(description="a name as in templates, without braces")
-    equals: Scalar | None = Field(None, description="it is this")
-    one_of: tuple[Scalar, ...] | None = Field(None, description="it is one of these")
-    matches: str | None = Field(None, description="this regular expression is found in it")
-    above: float | None = Field(None, description="it is a number above this")
-    below: float | None = Field(None, description="it is a number below this")
+    equals: Scalar | None = Field(None, description="equals this")
+    one_of: tuple[Scalar, ...] | None = Field(None, description="is one of these")
+    matches: str | None = Field(None, description="contains a match of this regular expression")
+    above: float | None = Field(None, description="is a number above this")
+    below: float | None = Field(None, description="is a number below this")
 
     @model_validator(mode="after")
     def _says_what(self, info: ValidationInfo) -> Self:
@@ -39,22 +38,22 @@ class GlobTest(Closed):
     """Files by pattern."""
 
     pattern: str = Field(description="as in a shell: `*`, `?`, `[...]`, `**`")
-    at_least: int = Field(1, gt=0, description="how many have to be there")
+    at_least: int = Field(1, gt=0, description="least number of matching paths")
 
 
 class ContentTest(Closed):
-    """What a file says."""
+    """A text in a file."""
 
     path: str = Field(description="the file")
-    text: str = Field(description="has to occur in the first MiB of it")
+    text: str = Field(description="the text, which has to occur in its first MiB")
 
 
 class JobTest(Closed):
-    """How another job of the session is doing."""
+    """The state or verdict of another job of the session."""
 
     name: str = Field(description="the job")
-    state: tuple[str, ...] = Field((), description="its state is one of these, as SLURM spells it")
-    verdict: tuple[str, ...] = Field((), description="`finished` or `failed`, for good")
+    state: tuple[str, ...] = Field((), description="its state is one of these, in SLURM's spelling")
+    verdict: tuple[str, ...] = Field((), description="its final verdict, `finished` or `failed`")
 
     @model_validator(mode="after")
     def _says_what(self) -> Self:
@@ -64,11 +63,11 @@ class JobTest(Closed):
 
 
 class CommandTest(Closed):
-    """A command that ends with exit code 0. It is a list of arguments, which arrive as they are."""
+    """A command that has to end with exit code 0; its arguments are passed on as they are."""
 
-    run: tuple[str, ...] = Field(min_length=1, description="the command, an argument each")
-    timeout: Duration = Field(60.0, description="after so long it counts as failed")
-    every: Duration = Field(30.0, description="how long until it is tried again")
+    run: tuple[str, ...] = Field(min_length=1, description="the command, as a list of arguments")
+    timeout: Duration = Field(60.0, description="time-out, after which it counts as failed")
+    every: Duration = Field(30.0, description="time between two tries")
 
 
 class Value(Closed):
@@ -92,16 +91,16 @@ class FileExists(Closed):
 class Glob(Closed):
     """Files that have to be there, by pattern."""
 
-    glob: GlobTest = Field(description="so many paths match a pattern")
+    glob: GlobTest = Field(description="enough paths match a pattern")
 
     def texts(self) -> Iterator[str]:
         yield self.glob.pattern
 
 
 class FileContains(Closed):
-    """A text that a file has to hold."""
+    """A text that a file has to contain."""
 
-    file_contains: ContentTest = Field(description="a text occurs in a file")
+    file_contains: ContentTest = Field(description="a file contains a text")
 
     def texts(self) -> Iterator[str]:
         yield from (self.file_contains.path, self.file_contains.text)
@@ -110,16 +109,18 @@ class FileContains(Closed):
 class Elapsed(Closed):
     """A wait after the event."""
 
-    elapsed: Duration = Field(description="so long after the event")
+    elapsed: Duration = Field(description="this much time has passed since the event")
 
     def texts(self) -> Iterator[str]:
         yield from ()
 
 
 class QuietFor(Closed):
-    """A pause after what the rule did last."""
+    """A pause after the rule's last action."""
 
-    quiet_for: Duration = Field(description="so long since the rule last acted on this job")
+    quiet_for: Duration = Field(
+        description="this much time has passed since the rule last acted on this job"
+    )
 
     def texts(self) -> Iterator[str]:
         yield from ()
@@ -135,7 +136,7 @@ class MaxAttempts(Closed):
 
 
 class MaxWithoutProgress(Closed):
-    """A limit on attempts that saved nothing."""
+    """A limit on attempts in a row without a new checkpoint."""
 
     max_attempts_without_progress: int = Field(
         gt=0, description="fewer attempts in a row than this have saved no new checkpoint"
@@ -193,15 +194,8 @@ class NoneOf(Closed):
             yield from condition.texts()
 
 
-CONDITIONS = (
-    *(Value, FileExists, Glob, FileContains, Elapsed, QuietFor, MaxAttempts, MaxWithoutProgress),
-    *(Job, Command, AllOf, AnyOf, NoneOf),
-)
-_KEYS = {key for model in CONDITIONS for key in model.model_fields}
-
-
 def _key(value: Any) -> str | None:
-    """The one key that says which condition it is."""
+    """The one key that names the condition."""
     if isinstance(value, dict):
         return next(iter(value), None)
     return next(iter(type(value).model_fields), None)
@@ -212,10 +206,9 @@ def _one_known_key(value: Any) -> Any:
         if len(value) != 1:
             raise ValueError("a condition is one key and its value, such as `max_attempts: 4`")
         key = str(next(iter(value)))
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise ValueError(f"no condition is called `{key}`{hint}")
+        keys = [known for model in CONDITIONS for known in model.model_fields]
+        if key not in keys:
+            raise ValueError(f"no condition is called `{key}`{nearest(key, keys)}")
     elif not isinstance(value, Closed):
         raise ValueError("a condition is one key and its value, such as `max_attempts: 4`")
     return value
@@ -242,10 +235,14 @@ Condition = Annotated[
 ]
 for _model in (AllOf, AnyOf, NoneOf):
     _model.model_rebuild()
+CONDITIONS: tuple[type[Closed], ...] = tuple(
+    get_args(tagged)[0] for tagged in get_args(get_args(Condition)[0])
+)
+"""Every condition there is: those of the union above, and no second list."""
 
 
 def commands_in(condition: Condition) -> Iterator[CommandTest]:
-    """The commands that a condition asks for."""
+    """The commands that a condition runs."""
     match condition:
         case Command(command=command):
             yield command

@@ -1,4 +1,4 @@
-"""Events in words."""
+"""Descriptions of events and actions."""
 
 from autoexp import sinks
 from autoexp.rules.actions import (
@@ -40,7 +40,7 @@ from autoexp.rules.events import (
 
 
 def describe(event: Event) -> str:
-    """One line for people, safe for a terminal."""
+    """Describe an event in one line, safe for a terminal."""
     return sinks.line(_words(event))
 
 
@@ -58,13 +58,13 @@ def _words(event: Event) -> str:
         case JobGivenUp():
             return f"{event.job}: failed ({event.reason})"
         case JobReady():
-            return f"{event.job}: all that it waited for is there"
+            return f"{event.job}: dependencies satisfied"
         case AttemptRefused():
             return f"{event.job} attempt {event.attempt}: not submitted ({event.reason})"
         case JobAdded():
-            return f"{event.job}: joined the session ({event.by})"
+            return f"{event.job}: added to the session ({event.by})"
         case RetryAsked():
-            return f"{event.job}: is run again ({event.by})"
+            return f"{event.job}: retried ({event.by})"
         case RequestRefused():
             return f"request refused: {event.reason}"
         case CancelAnswered():
@@ -76,7 +76,7 @@ def _words(event: Event) -> str:
         case MetricAlarm():
             return f"{event.job} attempt {event.attempt}: {event.rule}: {event.message}"
         case LoggingStopped():
-            quiet = f"nothing new for {event.quiet_s:.0f} s"
+            quiet = f"no output for {event.quiet_s:.0f} s"
             return f"{event.job} attempt {event.attempt}: {event.rule}: {quiet}"
         case RestartAsked():
             back = event.roll_back_to
@@ -91,24 +91,24 @@ def _words(event: Event) -> str:
 
 
 def describe_action(action: Action) -> str:
-    """What an action is to do, as it follows on a rule's name: `restart the attempt`."""
+    """Describe an action, as it follows a rule's name: `restart the attempt`."""
     match action:
         case Start(job=job):
             return f"start {job}"
         case Launch(name=name):
             return f"launch {name or 'a cooldown'}"
         case Restart(roll_back=back):
-            return "restart the attempt" + (" from before the trouble" if back else "")
+            return "restart the attempt" + (" from the last good checkpoint" if back else "")
         case RunCommand(run=run):
             return f"run `{' '.join(run)}`"
         case Cancel(jobs=jobs):
             return f"cancel {', '.join(jobs) or 'the job'}"
         case Finish():
-            return "let the job count as finished"
+            return "mark the job as finished"
         case Fail():
             return "fail the job"
         case Log():
-            return "say so"
+            return "log a message"
         case Publish(name=name):
             return f"publish {name}"
         case WriteFile(path=path):

@@ -1,4 +1,4 @@
-"""Lengths of time as people write them: `90`, `30s`, `10m`, `2h`, `1d`."""
+"""Durations as written in YAML: `90`, `30s`, `10m`, `2h`, `1d`."""
 
 import re
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ def _seconds(value: Any) -> Any:
         return value
     match = _WRITTEN.fullmatch(value.strip())
     if match is None:
-        raise ValueError("not a length of time: write 90, 30s, 10m, 2h or 1d")
+        raise ValueError("not a duration: write 90, 30s, 10m, 2h or 1d")
     return float(match[1]) * _SECONDS[match[2]]
 
 

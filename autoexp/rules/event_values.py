@@ -36,12 +36,12 @@ OF_SESSION_EVENT = ("gpu_hours", "name")
 
 
 def captured(event: Event, values: Mapping[str, str]) -> set[str]:
-    """The names of the values that come from outside: all that the event itself brings."""
+    """Names of values that come from outside: all that the event itself carries."""
     return set(values) - ({*OF_SESSION, *OF_JOB} - {"event", *facts(event)})
 
 
 def facts(event: Event) -> dict[str, str | int | float]:
-    """What the event itself says, typed."""
+    """The values of the event itself, typed."""
     match event:
         case LogMatched():
             known = "" if event.iteration is None else event.iteration
@@ -77,7 +77,7 @@ def _or_empty(value: float | None) -> float | str:
 def typed(text: str) -> str | int | float:
     """A number where writing the number gives the same text; else the text, byte for byte.
 
-    What JSON cannot hold for every reader is text too: NaN, infinities, more than 64 bits.
+    Values that not every JSON reader can hold stay text too: NaN, infinities, more than 64 bits.
     """
     if len(text) > _LONGEST_NUMBER:
         return text

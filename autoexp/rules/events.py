@@ -1,4 +1,4 @@
-"""What can happen in a session, as values; the key of an event has no clock in it."""
+"""Events of a session, as values; the key of an event has no clock in it."""
 
 from typing import Annotated, Literal
 from zlib import crc32
@@ -22,7 +22,7 @@ class LogLost(Closed):
 
     @property
     def key(self) -> str:
-        # Of one file it may be said twice, of other bytes.
+        # One file may lose bytes twice, at other places.
         place = f"/skipped{self.skipped}" if self.skipped else ""
         return f"log-lost/{self.job}/a{self.attempt}/{self.generation}{place}"
 
@@ -36,10 +36,10 @@ class LogMatched(Closed):
     rule: str
     severity: str = "error"
     iteration: int | None = None
-    """The last iteration that had been logged before."""
+    """The last iteration logged before this line."""
     generation: int
     offset: int
-    """Where the line begins: the file of the log, and the byte in it."""
+    """Start of the line: the generation of the log file, and the byte in it."""
     line: str
     values: dict[str, str | int | float] = Field(default_factory=dict)
     """What the pattern's named groups captured."""
@@ -80,7 +80,7 @@ class LoggingStopped(Closed):
     rule: str
     generation: int
     offset: int
-    """How far the log had come."""
+    """Bytes of the log that had been read."""
     quiet_s: float
 
     @property
@@ -97,9 +97,9 @@ class CheckpointComplete(Closed):
     iteration: int
     path: str
     generation: int = 0
-    """How often the job has been rolled back to before it: it is another checkpoint each time."""
+    """Number of roll-backs of the job to before it: it is another checkpoint each time."""
     last: bool = False
-    """Whether it is the one at the job's target."""
+    """True if it is the one at the job's target."""
 
     @property
     def key(self) -> str:
@@ -108,7 +108,7 @@ class CheckpointComplete(Closed):
 
 
 class StateChanged(Closed):
-    """An attempt went from one scheduler state to another, perhaps while nobody watched."""
+    """An attempt went from one scheduler state to another, perhaps while no monitor ran."""
 
     kind: Literal["state_changed"] = "state_changed"
     job: str
@@ -125,7 +125,7 @@ class StateChanged(Closed):
 
 
 class StartedElsewhere(Closed):
-    """An attempt did not begin at the checkpoint that it had to go on from."""
+    """An attempt did not resume from the checkpoint that it had to resume from."""
 
     kind: Literal["started_elsewhere"] = "started_elsewhere"
     job: str
@@ -138,7 +138,7 @@ class StartedElsewhere(Closed):
 
 
 class AttemptJudged(Closed):
-    """An attempt ended, and what that means for its job."""
+    """An attempt ended, with its verdict."""
 
     kind: Literal["attempt_judged"] = "attempt_judged"
     job: str
@@ -154,7 +154,7 @@ class AttemptJudged(Closed):
 
 
 class JobGivenUp(Closed):
-    """A job ended without an attempt that could be judged."""
+    """A job ended without an attempt to judge."""
 
     kind: Literal["job_given_up"] = "job_given_up"
     job: str
@@ -168,7 +168,7 @@ class JobGivenUp(Closed):
 
 
 class JobReady(Closed):
-    """All that a planned job waited for is there."""
+    """The dependencies of a planned job are satisfied."""
 
     kind: Literal["job_ready"] = "job_ready"
     job: str
@@ -181,7 +181,7 @@ class JobReady(Closed):
 
 
 class AttemptRefused(Closed):
-    """The scheduler would not take an attempt, for a lasting reason."""
+    """The scheduler refused an attempt for a lasting reason."""
 
     kind: Literal["attempt_refused"] = "attempt_refused"
     job: str
@@ -194,7 +194,7 @@ class AttemptRefused(Closed):
 
 
 class JobAdded(Closed):
-    """Another process brought a job into the session."""
+    """Another process added a job to the session."""
 
     kind: Literal["job_added"] = "job_added"
     job: str
@@ -206,13 +206,13 @@ class JobAdded(Closed):
 
 
 class RetryAsked(Closed):
-    """Somebody asked for a failed job to be run again."""
+    """A user requested a retry of a failed job."""
 
     kind: Literal["retry_asked"] = "retry_asked"
     job: str
     by: str
     retries: int
-    """How often that is now."""
+    """Number of retries so far."""
 
     @property
     def key(self) -> str:
@@ -220,7 +220,7 @@ class RetryAsked(Closed):
 
 
 class RequestRefused(Closed):
-    """A request in the inbox could not be taken on."""
+    """A request in the inbox could not be processed."""
 
     kind: Literal["request_refused"] = "request_refused"
     job: str
@@ -234,7 +234,7 @@ class RequestRefused(Closed):
 
 
 class CancelAnswered(Closed):
-    """The scheduler was told to cancel an attempt, and said something."""
+    """The scheduler's answer to the cancellation of an attempt."""
 
     kind: Literal["cancel_answered"] = "cancel_answered"
     job: str
@@ -247,7 +247,7 @@ class CancelAnswered(Closed):
 
 
 class RestartAsked(Closed):
-    """A rule asked for another attempt instead of this one."""
+    """A rule requested a restart: another attempt in place of this one."""
 
     kind: Literal["restart_asked"] = "restart_asked"
     job: str
@@ -298,7 +298,7 @@ class Published(Closed):
 
     @property
     def key(self) -> str:
-        # Keys of actions hold keys of events: one inside the other would grow without end.
+        # Keys of actions contain keys of events: nested, they would grow without end.
         return f"published/{self.name}/{crc32(self.action.encode()):08x}"
 
 

@@ -1,4 +1,4 @@
-"""What metric rules can ask of the numbers that a job logs."""
+"""Tests that metric rules make on the numbers that a job logs."""
 
 from pydantic import Field
 

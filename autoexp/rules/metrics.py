@@ -1,4 +1,4 @@
-"""Metric rules: what a job logged, against what is to be expected. Pure functions of its tail."""
+"""Metric rules: logged values against expected ones. Pure functions of a job's tail."""
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
@@ -31,7 +31,7 @@ _SECONDS: Callable[[Logged], float] = itemgetter(3)
 
 
 class Alarm(NamedTuple):
-    """What is wrong: the newest value, what it should have been, and since when."""
+    """An alarm: the newest value, the expected one, and since when."""
 
     value: float | None
     expected: float | None
@@ -41,23 +41,23 @@ class Alarm(NamedTuple):
 
 
 class Expectation(NamedTuple):
-    """What is known of a job besides its tail."""
+    """Expectations for a job, besides its tail."""
 
     logs_loss: bool
-    """Whether a loss was ever logged: only then a missing one is news."""
+    """True if a loss was ever logged: only then is a missing one an alarm."""
     planned_rate: Callable[[int], float | None]
     """The planned learning rate at an iteration; None where there is no plan."""
     peak_rate: float | None
 
 
 def window(rule: MetricRule) -> int:
-    """How many logged iterations a rule looks at, the last good one included."""
+    """Number of logged iterations that a rule looks at, including the last good one."""
     test = rule.tests[0]
     return test.logged + (test.over if isinstance(test, Spike | ThroughputBelow) else 1)
 
 
 def alarm(rule: MetricRule, tail: Sequence[Logged], known: Expectation) -> Alarm | None:
-    """What a rule says about a tail that ends with the iteration that was just logged."""
+    """Evaluate a metric test on a tail that ends with the iteration that was just logged."""
     test = rule.tests[0]
     if len(tail) < test.logged:
         return None
@@ -111,7 +111,7 @@ def _spike(
     if len(usual) < test.over:
         return None
     middle = median(usual)
-    # Nothing is so many times nothing, or less.
+    # A median of zero or less has no multiple.
     if middle <= 0 or least <= test.times * middle:
         return None
     message = f"loss {losses[-1]:.4g} is {losses[-1] / middle:.1f} times the median {middle:.4g}"
@@ -142,7 +142,7 @@ def _slow(
 def _is_usual(
     value: float, times: float, before: Sequence[Logged], number: Callable[[Logged], float]
 ) -> bool:
-    """Whether it is at most so many times the least before: nor is it above their median then.
+    """True if it is at most `times` the smallest value before, so not above their median either.
 
     Finding the median takes longer; it is left to the caller also where numbers are missing.
     """
@@ -179,9 +179,9 @@ def _nearest_plan(row: Logged, known: Expectation) -> float | None:
 
 
 def with_logged(tail: list[Logged], logged: Logged, window: int) -> list[Logged]:
-    """The last logged iterations; a trainer that began again begins a new tail.
+    """The last logged iterations; a trainer that restarted begins a new tail.
 
-    Progress bars show a step more than once: the last time counts.
+    Progress bars show a step more than once: the last one counts.
     """
     if tail and logged.iteration <= tail[-1].iteration:
         tail = tail[:-1] if logged.iteration == tail[-1].iteration else []

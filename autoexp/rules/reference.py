@@ -23,7 +23,7 @@ MARK = "<!-- From here on written by `make docs`. -->\n"
 
 
 def reference() -> str:
-    """Every kind of rule, condition and action with its keys, as Markdown."""
+    """The reference of all rules, conditions and actions with their keys, as Markdown."""
     lines = [MARK, *_rules(), *_conditions(), *_actions()]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -49,8 +49,8 @@ def _rules() -> Iterator[str]:
 
 def _conditions() -> Iterator[str]:
     yield "## Conditions\n"
-    yield "Each is one key. A condition of several keys inside is shown with them.\n"
-    yield "| condition | what it says |\n|---|---|"
+    yield "Each is one key. The keys of a nested condition are listed below it.\n"
+    yield "| condition | holds when |\n|---|---|"
     for model in CONDITIONS:
         for name, field in model.model_fields.items():
             yield f"| `{name}: {_type(field)}` | {_cell(field)} |"
@@ -152,7 +152,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def update(page: Path) -> None:
-    """Write the reference behind the mark of a page; what stands before it is left alone."""
+    """Write the reference below the mark in a page; the text above it stays."""
     written = page.read_text().partition(MARK)[0]
     page.write_text(written + reference())
 

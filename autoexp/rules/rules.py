@@ -1,4 +1,4 @@
-"""What a rule can be about: log lines, states, checkpoints, metrics, silence, the session."""
+"""The kinds of rules: log lines, states, checkpoints, metrics, inactivity, the session."""
 
 from collections.abc import Collection, Iterator
 from functools import cached_property
@@ -38,15 +38,15 @@ from autoexp.templates import refuse_unknown
 
 
 class RuleBase(Closed):
-    """What all rules share."""
+    """Fields that all rules share."""
 
     NAMES: ClassVar[Collection[str]] = ()
-    """What an event of this kind gives to templates, besides its job."""
+    """Values that an event of this kind gives to templates, besides those of its job."""
 
     jobs: tuple[str, ...] = Field(
         (), description="kinds (`train`, `cooldown`, …) or names of jobs; all by default"
     )
-    actions: tuple[Step, ...] = Field((), description="what to do, each once per event")
+    actions: tuple[Step, ...] = Field((), description="actions, each done once per event")
 
     def names(self) -> set[str]:
         """The names that templates of this rule may use."""
@@ -71,8 +71,12 @@ class LogRule(RuleBase):
     pattern: str | None = Field(
         None, description="a regular expression; named groups `(?P<rank>[0-9]+)` become values"
     )
-    substring: str | None = Field(None, min_length=2, description="a text, instead of a pattern")
-    severity: Literal["info", "warning", "error"] = Field("error", description="for people")
+    substring: str | None = Field(
+        None, min_length=2, description="a plain text to look for, instead of a pattern"
+    )
+    severity: Literal["info", "warning", "error"] = Field(
+        "error", description="severity, shown to readers"
+    )
     every: bool = Field(False, description="each line is an event of its own")
 
     @model_validator(mode="after")
@@ -82,7 +86,7 @@ class LogRule(RuleBase):
         if self.pattern is not None:
             patterns.compiled_by_re(self.pattern)
         if info.context == COMPOSING:
-            # A session that is older keeps what it has: it sees less of a line, if need be.
+            # An older session keeps its patterns; they see less of a line, if need be.
             if self.pattern is not None:
                 refuse_slow(self.pattern)
             patterns.refuse_escapes(self.pattern or self.substring or "")
@@ -102,13 +106,15 @@ class LogRule(RuleBase):
 
 
 class StateRule(RuleBase):
-    """A job's state changes, also while nobody watched, or its verdict falls."""
+    """A job changes its state, also while no monitor ran, or gets a verdict."""
 
     NAMES = event_values.OF_STATE
-    to: tuple[str, ...] = Field((), description="SLURM states that it changes to")
-    was: tuple[str, ...] = Field((), description="SLURM states that it comes from; any by default")
+    to: tuple[str, ...] = Field((), description="SLURM states that the job changes to")
+    was: tuple[str, ...] = Field(
+        (), description="SLURM states that the job comes from; any by default"
+    )
     verdict: Literal["finished", "continue", "failed"] | None = Field(
-        None, description="instead of a state: what the end of an attempt meant"
+        None, description="instead of a state: the verdict on an ended attempt"
     )
 
     @model_validator(mode="after")
@@ -140,18 +146,18 @@ class CheckpointRule(RuleBase):
         ("train",), description="kinds or names of jobs; a cooldown's checkpoints only if named"
     )
     at: tuple[int, ...] = Field((), description="these iterations")
-    every: int | None = Field(None, gt=0, description="each so many iterations")
+    every: int | None = Field(None, gt=0, description="every so many iterations")
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="for cooldowns: shares of the training's target"
     )
     budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (),
-        description="for cooldowns: shares of the training's target that branch and decay together "
-        "come to; the branch point follows from `decay.fraction`",
+        description="for cooldowns: total lengths, trunk plus decay, as shares of the training's "
+        "target; the branch point follows from `decay.fraction`",
     )
     last: bool = Field(False, description="the one at the target iteration")
     range: tuple[int, int] | None = Field(
-        None, description="only iterations from the first to the second number"
+        None, description="only iterations in this range (first and last)"
     )
 
     @model_validator(mode="after")
@@ -170,7 +176,7 @@ class CheckpointRule(RuleBase):
         pass
 
     def cooldowns(self) -> Iterator[Step]:
-        """The steps that launch cooldowns: they are planned, and start by rules of their own."""
+        """The steps that launch cooldowns: these are planned, and start by rules of their own."""
         for step in self.actions:
             if isinstance(step.action, Launch) and step.action.cooldown is not None:
                 yield step
@@ -217,18 +223,18 @@ class OnReady(Closed):
 
 
 class MetricRule(RuleBase):
-    """What the log says about the training. Once per attempt."""
+    """A metric in the log breaks one of these tests. Once per attempt."""
 
     NAMES = event_values.OF_METRIC
     not_a_number: NotANumber | None = Field(None, description="NaN or missing loss")
     loss_above: LossAbove | None = Field(None, description="a loss above a bound")
     spike: Spike | None = Field(None, description="a loss above its moving median")
     throughput_below: ThroughputBelow | None = Field(None, description="slower than the median")
-    off_schedule: OffSchedule | None = Field(None, description="another rate than planned")
+    off_schedule: OffSchedule | None = Field(None, description="a learning rate other than planned")
 
     @cached_property
     def tests(self) -> list[MetricTest]:
-        """The tests that are named."""
+        """The tests that the rule names."""
         named: list[Any] = [getattr(self, name) for name in type(self).model_fields]
         found: list[Any] = [value for value in named if isinstance(value, Closed)]
         return found
@@ -247,11 +253,11 @@ class MetricRule(RuleBase):
 
 
 class InactivityRule(RuleBase):
-    """A running job writes neither to its log nor a checkpoint."""
+    """A running job writes neither log lines nor checkpoints."""
 
     NAMES = event_values.OF_INACTIVITY
     after: Duration = Field(
-        description="so long; only time in which the job runs and is watched counts"
+        description="how long; only time in which the job runs and is watched counts"
     )
 
     def fires(self, event: Event, name: str) -> bool:
@@ -259,12 +265,16 @@ class InactivityRule(RuleBase):
 
 
 class SessionRule(RuleBase):
-    """Something about the session as a whole."""
+    """A condition on the session as a whole."""
 
     NAMES = event_values.OF_SESSION_EVENT
     trunks_finished: bool = Field(False, description="every training has finished")
-    gpu_hours_above: float | None = Field(None, gt=0, description="all jobs together used so many")
-    published: str | None = Field(None, description="a `publish` action has published this name")
+    gpu_hours_above: float | None = Field(
+        None, gt=0, description="all jobs together have used more GPU hours than this"
+    )
+    published: str | None = Field(
+        None, description="a `publish` action has published an event of this name"
+    )
 
     @model_validator(mode="after")
     def _one_thing(self) -> Self:
@@ -277,7 +287,9 @@ class SessionRule(RuleBase):
             isinstance(step.action, ENDS_AN_ATTEMPT) for step in self.actions
         )
         if about_a_job and self.published is None:
-            raise ValueError("this is about no job: leave out `jobs`, `restart`, `finish`, `fail`")
+            raise ValueError(
+                "a session rule has no job: leave out `jobs`, `restart`, `finish`, `fail`"
+            )
         return self
 
     def fires(self, event: Event, name: str) -> bool:

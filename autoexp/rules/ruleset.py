@@ -29,7 +29,9 @@ class Rules(Closed):
     """All rules of a session, by kind and name; `null` switches off a rule that is extended."""
 
     log_events: Named[LogRule] = Field(default_factory=dict, description="lines in logs")
-    state_events: Named[StateRule] = Field(default_factory=dict, description="states, verdicts")
+    state_events: Named[StateRule] = Field(
+        default_factory=dict, description="states and verdicts of jobs"
+    )
     checkpoint_events: Named[CheckpointRule] = Field(
         default_factory=dict, description="complete checkpoints"
     )
@@ -37,7 +39,7 @@ class Rules(Closed):
         default_factory=dict, description="loss, speed, learning rate"
     )
     inactivity_events: Named[InactivityRule] = Field(
-        default_factory=dict, description="jobs that stand still"
+        default_factory=dict, description="jobs without output"
     )
     session_events: Named[SessionRule] = Field(
         default_factory=dict, description="the session as a whole"

@@ -1,12 +1,12 @@
-"""What a scheduler has to do for a session."""
+"""The protocol of schedulers."""
 
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from autoexp import payload, states
 from autoexp.errors import SubmissionUncertain
@@ -20,12 +20,14 @@ from autoexp.storage import atomic, locks
 
 LOCK = "submit.lock"
 WITHDRAWN = "cancelled"
-"""Stands in the claim of an attempt that nobody may run any more."""
+"""Content of the claim of a withdrawn attempt, which no job may run."""
+NOT_OURS = "is another job by now: not cancelled"
+"""How the answer to a cancellation ends, where the job id has been given to somebody else's job."""
 PATIENCE_S = 180.0
 
 
 class Ticket(NamedTuple):
-    """An attempt as a scheduler sees it: its name there, its directory, perhaps its job id.
+    """An attempt as a scheduler knows it: its name there, its directory, perhaps its job id.
 
     Identity is the pair of id and name, since ids are reused after a controller's loss. Where the
     id is not known yet it is name and script: a session of the same id, under another root or of
@@ -41,7 +43,7 @@ class Ticket(NamedTuple):
 
 
 class Sighting(NamedTuple):
-    """What a scheduler says of one attempt."""
+    """The scheduler's report on one attempt."""
 
     state: str
     reason: str | None = None
@@ -51,67 +53,51 @@ class Sighting(NamedTuple):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     warned: bool = False
-    """Whether it was told to save because its time limit was near."""
+    """True if it was warned to save because its time limit was near."""
     job_id: str | None = None
-    """The job that runs the attempt, where it is another one than was thought."""
-
-    @classmethod
-    def from_exit_file(cls, ended: dict[str, Any], nodes: str | None = None) -> Self:
-        """How a job ended as its payload wrote it down: COMPLETED, FAILED, or TIMEOUT."""
-        state = "COMPLETED" if ended["exit_code"] == 0 else "FAILED"
-        own = cls(
-            state="TIMEOUT" if ended["limit"] else state,
-            reason=ended["reason"],
-            exit_code=ended["exit_code"],
-            signal=ended["signal"],
-            nodes=nodes,
-            started_at=datetime.fromtimestamp(ended["started_at"], UTC),
-            ended_at=datetime.fromtimestamp(ended["ended_at"], UTC),
-            warned=ended["warned"],
-        )
-        return own.at_its_limit()
+    """The job that runs the attempt, where it is not the recorded one."""
 
     def at_its_limit(self) -> Self:
-        """The end of a command that did not survive our warning: it is the time limit's."""
+        """The end of a command that did not survive our warning, as a TIMEOUT."""
         if not self.warned or self.state != "FAILED":
             return self
         return self._replace(state="TIMEOUT", reason=states.ENDED_ON_WARNING)
 
 
 class Orders(NamedTuple):
-    """What a payload runs, and how it ends it."""
+    """The command that a payload runs, and how it ends it."""
 
     command: tuple[str, ...]
     environment: dict[str, str]
     grace_s: float
     signal_steps: bool = False
-    """Whether the trainer runs in steps of srun, which dies of the signals that it should pass."""
+    """True if the trainer runs in steps of srun, which signals kill instead of being passed on."""
     umask: int | None = None
-    """What the command makes files with, where the payload itself has another umask."""
+    """Umask of the command, where the payload itself has another one."""
 
 
 class Request(NamedTuple):
-    """What is asked of the scheduler for one attempt."""
+    """The options of a submission of one attempt."""
 
     name: str
     log: str
     machine: LocalMachine | SlurmCluster
     time_limit_min: float | None = None
     after: str | None = None
-    """Job id that has to end first."""
+    """Id of the job that has to end first."""
     tasks: tuple[int, ...] = ()
     """Indices of an array's tasks; empty for a job of its own."""
     avoided: tuple[str, ...] = ()
-    """Nodes that it must not run on."""
+    """Nodes to exclude."""
     still_ours: Callable[[], None] | None = None
     """Raises once the session is another monitor's: asked last, under the submission's lock."""
 
 
 class Scheduler(Protocol):
-    """Submits, finds, looks at and cancels attempts. Every call may block: keep it off the loop."""
+    """Submits, finds, queries and cancels attempts. Every call may block: keep it off the loop."""
 
     def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
-        """What the payload is to run."""
+        """The command for the payload to run."""
 
     def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
         """Submit and return the job id. `lock` is inherited by the process that submits.
@@ -120,30 +106,30 @@ class Scheduler(Protocol):
         """
 
     def longest_array(self) -> int:
-        """How many jobs may go as one array; 1 where there are no arrays."""
+        """Longest array in tasks; 1 where there are no arrays."""
 
     def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
         """The job id of an attempt whose submission may have happened; None: it did not.
 
         `in_flight` says that another process is submitting it at this moment, so that None means
-        no more than: not yet. Raises SchedulerUnavailable when nobody can tell.
+        only: not yet. Raises SchedulerUnavailable when that is unknown.
         """
 
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
-        """What is known of the attempts, by key, in one query; an absent key is no information.
+        """Query the attempts, all at once, by key; an absent key is no information.
 
-        Raises SchedulerUnavailable: an outage says nothing about any job.
+        Raises SchedulerUnavailable: an outage gives no information about any job.
         """
 
     def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
-        """Cancel, pending or running; returns what the scheduler answered, by key."""
+        """Cancel attempts, pending or running; returns the scheduler's answers by key."""
 
     def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
-        """Have attempts that wait in the queue start on other nodes than these."""
+        """Exclude nodes for attempts that wait in the queue."""
 
 
 def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, orders: Orders) -> None:
-    """Lay out all that the job needs in the directory of its key, before anything is submitted."""
+    """Write all files that the job needs into the directory of its key, before it is submitted."""
     directory = ticket.directory
     if (directory / "spec.json").exists():
         return
@@ -165,7 +151,7 @@ def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, orders: Orders) -> 
 
 
 def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh: bool) -> str:
-    """Submit an attempt unless that has happened already; returns its job id.
+    """Submit an attempt unless it has been submitted already; returns its job id.
 
     `fresh` says that this very process has just written the intent, so that nobody can have
     submitted it, for as long as the session is its own (`Request.still_ours`). Otherwise the
@@ -179,7 +165,7 @@ def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh
         if found is not None:
             return found
         atomic.step()
-        # A process that was stopped for long goes on here, and others have taken its place. One
+        # A process that was stopped for long continues here, and others have taken its place. One
         # that is stopped from here on holds the lock, for which they wait.
         if request.still_ours is not None:
             request.still_ours()
@@ -192,14 +178,14 @@ def find_or_forbid(ticket: Ticket, attempt: Attempt, scheduler: Scheduler) -> st
     """The job id of an intended attempt that is no longer wanted; None: it will never run.
 
     `ticket` is of what was submitted, the whole array where the attempt is a task of one. The
-    attempt's claim is taken away, so that a submission that nobody can see starts nothing.
+    attempt's claim is taken, so that a submission that is still invisible starts nothing.
     """
     own = ticket.directory.parent / attempt.key
     atomic.make_directory(own)
     with _lock(ticket.directory) as lock:
         found = _await_turn(ticket, scheduler, lock) or scheduler.find(ticket, in_flight=False)
         if found is None and not payload.claim(own, WITHDRAWN):
-            # It has started between the question and the claim: it says itself who it is.
+            # It has started between the query and the claim: its claim has the job id.
             return payload.claimed_by(own)
     if found is None or attempt.array_index is None:
         return found
@@ -240,7 +226,7 @@ def _lock(directory: Path) -> Iterator[int]:
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether somebody is submitting the attempt or, on the local machine, running it."""
+    """True if a process is submitting the attempt or, on the local machine, running it."""
     if not directory.is_dir():
         return False  # whoever asks does not make a session again that was removed
     with _lock(directory) as descriptor:
@@ -248,7 +234,7 @@ def is_locked(directory: Path) -> bool:
 
 
 def apply(job: str, attempt: Attempt, sighting: Sighting) -> list[Event]:
-    """Take a sighting over into an attempt; returns its change of state, if it is one."""
+    """Apply a status to an attempt; returns its change of state, if there is one."""
     requeued = states.is_running(attempt.state) and not states.is_running(sighting.state)
     if requeued and not states.is_terminal(sighting.state) and attempt.started_at is not None:
         attempt.earlier_gpu_hours += gpu_hours(attempt, attempt.started_at, now())

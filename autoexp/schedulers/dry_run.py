@@ -1,4 +1,4 @@
-"""The batch scripts of a plan, written into a directory instead of being submitted."""
+"""Writes the batch scripts of a plan into a directory instead of submitting them."""
 
 import shlex
 from contextlib import suppress
@@ -12,7 +12,7 @@ from autoexp.storage import atomic
 
 
 def write_scripts(jobs: tuple[JobSpec, ...], directory: Path) -> list[Path]:
-    """One script for each job's first attempt; returns their paths.
+    """Write one script for each job's first attempt; returns their paths.
 
     Under SLURM it is what `sbatch` would get, with the trainer's command as its last line, where a
     real one starts the payload. On this machine it is the command and its variables.

@@ -1,20 +1,88 @@
-"""What a job's payload itself says about its end, which SLURM may not know, or know otherwise."""
+"""Exit files: a payload's own record of its end, which SLURM may not know, or know otherwise."""
 
-import json
-from typing import Any
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoexp import states
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.storage import atomic
 
+_Time = Annotated[float, Field(ge=0, lt=1 << 33, allow_inf_nan=False)]
+"""Seconds since 1970, before the year 2242: what is beyond is no time."""
 
-def _exit_file(ticket: Ticket) -> dict[str, Any] | None:
-    """The payload's own account of its end, if it is of this very job."""
+
+class ExitFile(BaseModel):
+    """`exit.json`, as autoexp/payload.py writes it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str | None
+    exit_code: int | None
+    signal: int | None
+    reason: str | None
+    started_at: _Time
+    ended_at: _Time
+    warned: bool
+    limit: bool
+    superseded: bool
+
+    def sighting(self, nodes: str | None = None) -> Sighting:
+        """How the job ended: COMPLETED, FAILED, or TIMEOUT."""
+        state = "COMPLETED" if self.exit_code == 0 else "FAILED"
+        own = Sighting(
+            state="TIMEOUT" if self.limit else state,
+            reason=self.reason,
+            exit_code=self.exit_code,
+            signal=self.signal,
+            nodes=nodes,
+            started_at=datetime.fromtimestamp(self.started_at, UTC),
+            ended_at=datetime.fromtimestamp(self.ended_at, UTC),
+            warned=self.warned,
+        )
+        return own.at_its_limit()
+
+
+def read_exit_file(directory: Path) -> ExitFile | None:
+    """How an attempt ended, by its own account; None while it gives none that can be read.
+
+    Raises OSError for a reason that passes.
+    """
     try:
-        ended: dict[str, Any] = json.loads(atomic.read(ticket.directory / "exit.json"))
-    except (FileNotFoundError, atomic.WrongFile):
+        return ExitFile.model_validate_json(atomic.read(directory / "exit.json"))
+    except (FileNotFoundError, atomic.WrongFile, ValidationError):
         return None
-    return ended if ended["job_id"] == ticket.job_id else None
+
+
+class _StartFile(BaseModel):
+    """`started.json`: which process an attempt is (see payload.own_identity), and since when."""
+
+    model_config = ConfigDict(extra="allow")
+
+    host: str
+    boot_id: str
+    pid: int
+    start_ticks: int
+    started_at: _Time
+
+
+def read_start_file(directory: Path) -> dict[str, Any] | None:
+    """What an attempt that has begun says of itself; None while there is nothing to be read.
+
+    Raises OSError for a reason that passes.
+    """
+    try:
+        return _StartFile.model_validate_json(atomic.read(directory / "started.json")).model_dump()
+    except (FileNotFoundError, atomic.WrongFile, ValidationError):
+        return None
+
+
+def _exit_file(ticket: Ticket) -> ExitFile | None:
+    """The payload's own account of its end, if it is of this very job."""
+    ended = read_exit_file(ticket.directory)
+    return ended if ended is not None and ended.job_id == ticket.job_id else None
 
 
 def from_exit_file(ticket: Ticket) -> Sighting | None:
@@ -22,22 +90,20 @@ def from_exit_file(ticket: Ticket) -> Sighting | None:
     ended = _exit_file(ticket)
     if ended is None:
         return None
-    return Sighting.from_exit_file(ended)
+    return ended.sighting()
 
 
-def with_own_account(ticket: Ticket, sighting: Sighting) -> Sighting:
-    """Add what the payload knows better: how the command ended, and whether it was told to save.
+def merge_exit_file(ticket: Ticket, sighting: Sighting) -> Sighting:
+    """Add what the payload knows better: the command's end, and the warning to save.
 
     SLURM sees the payload's exit code, which after a signal is 128 and more, and says 0 of jobs
-    that never came to an end of their own.
+    that were ended from outside.
     """
     if not states.is_terminal(sighting.state):
         return sighting
     ended = _exit_file(ticket)
-    if ended is None or ended["superseded"]:
+    if ended is None or ended.superseded:
         own_end = sighting.exit_code != 0 or sighting.state == "COMPLETED"
         return sighting if own_end else sighting._replace(exit_code=None)
-    known = sighting._replace(
-        exit_code=ended["exit_code"], signal=ended["signal"], warned=ended["warned"]
-    )
+    known = sighting._replace(exit_code=ended.exit_code, signal=ended.signal, warned=ended.warned)
     return known.at_its_limit()

@@ -1,11 +1,10 @@
 """Jobs as processes on this machine, through submitit's local executor.
 
 submitit starts a controller for each job, which applies the time limit. What its LocalJob cannot
-do stands here: a job is found again, judged and cancelled by a process that did not start it.
-Facts about a job come from the files that the payload leaves in the attempt's directory.
+do is done here: a job is found, judged and cancelled by a process that did not start it.
+The state of a job comes from the files that the payload leaves in the attempt's directory.
 """
 
-import json
 import os
 import shlex
 import signal
@@ -33,6 +32,7 @@ from autoexp.schedulers.base import (
     is_locked,
     read_claim,
 )
+from autoexp.schedulers.exit_files import ExitFile, read_exit_file, read_start_file
 from autoexp.storage import atomic, processes
 
 _GRACE_S = 10.0
@@ -77,14 +77,14 @@ class DetachedExecutor(submitit.LocalExecutor):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=[self._lock],
-                # Of submitit's own logs; the payload gives the command the user's umask back.
+                # For submitit's own logs; the payload restores the user's umask for the command.
                 umask=0o077 & ~self.folder.stat().st_mode | 0o022,
             )
         return submitit_local.LocalJob(self.folder, str(controller.pid), process=controller)
 
 
 def _umask() -> int:
-    """This process's, which may be asked only by setting it, or of the kernel's own account."""
+    """This process's umask, which can be read only by setting it, or from /proc."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)
@@ -130,33 +130,33 @@ class LocalScheduler:
         return {ticket.key: _sight(ticket) for ticket in tickets}
 
     def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
-        """Ask each job to end; its payload kills what has not ended after the grace time."""
+        """Signal each job to end; its payload kills what has not ended after the grace time."""
         return {ticket.key: _cancel(ticket) for ticket in tickets}
 
     def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
-        """There is one node here."""
+        """Do nothing: there is only one node."""
 
     def _reap(self) -> None:
-        # Controllers that this process started stay zombies until somebody asks for them.
+        # Controllers that this process started stay zombies until they are waited for.
         self._children = [job for job in self._children if job.get_info()["jobState"] == "RUNNING"]
 
 
 def _sight(ticket: Ticket) -> Sighting:
     """The state of one attempt, from its files and its process."""
     directory = ticket.directory
-    # Each is asked before what it leaves behind: a job that starts or ends in between two
-    # questions is then seen one look later, and never as failed.
+    # Each is checked before the files that it leaves: a job that starts or ends in between two
+    # checks is then seen one look later, and never as failed.
     starting = is_locked(directory)
     alive = _payload_lives(directory)
-    ended = _read_json(directory / "exit.json")
+    ended = read_exit_file(directory)
     if ended is not None:
         return _ended(directory, ended)
-    started = _read_json(directory / "started.json")
+    started = read_start_file(directory)
     if started is None:
         if starting:
             return Sighting("PENDING")
         if payload.processes_with_cookie(ticket.key, ticket.directory):
-            return Sighting("RUNNING", f"somebody removed {directory}: how it ends is not known")
+            return Sighting("RUNNING", f"{directory} was removed: its end is unknown")
         if (directory / "cancelled").exists():
             return Sighting("CANCELLED", ended_at=_now())
         log = directory / "controller.log"
@@ -175,19 +175,19 @@ def _sight(ticket: Ticket) -> Sighting:
 
 
 def _payload_lives(directory: Path) -> bool | None:
-    started = _read_json(directory / "started.json")
+    started = read_start_file(directory)
     if started is None:
         return None
     lives = processes.is_alive(started)
-    # A payload has no heartbeat: of a container that a reboot has ended its boot has to tell.
+    # A payload has no heartbeat: a container that a reboot has ended is known by its boot id.
     return False if lives is None and processes.rebooted_since(started) else lives
 
 
-def _ended(directory: Path, ended: dict[str, Any]) -> Sighting:
-    started = _read_json(directory / "started.json") or {}
-    sighting = Sighting.from_exit_file(ended, nodes=started.get("host"))
+def _ended(directory: Path, ended: ExitFile) -> Sighting:
+    started = read_start_file(directory) or {}
+    sighting = ended.sighting(started.get("host"))
     if (directory / "cancelled").exists():
-        return sighting._replace(state="CANCELLED", reason=ended["reason"])
+        return sighting._replace(state="CANCELLED", reason=ended.reason)
     return sighting
 
 
@@ -200,10 +200,10 @@ def _cancel(ticket: Ticket) -> str:
     # Taking the claim ourselves keeps a job that has not started from ever starting.
     if payload.claim(directory, WITHDRAWN):
         left = _end_leftovers(ticket)  # whose directory somebody removed
-        return "killed what was left of it" if left else "cancelled before it started"
+        return "killed its remaining processes" if left else "cancelled before it started"
     started = _await_start(directory)
     if started is None:
-        raise SchedulerUnavailable(f"{ticket.key} is starting at this very moment; try again")
+        raise SchedulerUnavailable(f"{ticket.key} is starting right now; try again")
     try:
         pid = processes.pid_of(started)
     except processes.OutOfSight:
@@ -211,13 +211,13 @@ def _cancel(ticket: Ticket) -> str:
     if pid is not None:
         # The payload passes it on, and kills what has not ended after its grace time.
         _kill(pid, signal.SIGTERM)
-        return "told to end (SIGTERM)"
+        return "signalled to end (SIGTERM)"
     _end_leftovers(ticket)
-    return "killed what was left of it"
+    return "killed its remaining processes"
 
 
 def _end_leftovers(ticket: Ticket) -> bool:
-    """Kill what a killed payload left running; whether there was anything."""
+    """Kill processes that a killed payload left running; True if there were any."""
     left = payload.processes_with_cookie(ticket.key, ticket.directory)
     for pid in left:
         _kill(pid, signal.SIGKILL)
@@ -228,7 +228,7 @@ def _await_start(directory: Path) -> dict[str, Any] | None:
     """The start file of a job that has claimed its key, which follows within moments."""
     deadline = time.monotonic() + _START_PATIENCE_S
     while True:
-        started = _read_json(directory / "started.json")
+        started = read_start_file(directory)
         if started is not None or time.monotonic() > deadline:
             return started
         time.sleep(0.02)
@@ -239,21 +239,6 @@ def _kill(pid: int, signum: int) -> None:
         os.kill(pid, signum)
     except ProcessLookupError:
         pass
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    text = _read_text(path)
-    if text is None:
-        return None
-    value: dict[str, Any] = json.loads(text)
-    return value
 
 
 def _time(seconds: float) -> datetime:

@@ -1,4 +1,4 @@
-"""From the configuration to the scheduler it names."""
+"""Makes the scheduler that a configuration names."""
 
 from autoexp.config.experiment import Experiment
 from autoexp.resources.machines import SlurmCluster
@@ -6,7 +6,7 @@ from autoexp.schedulers.base import Scheduler
 
 
 def scheduler_for(experiment: Experiment) -> Scheduler:
-    """What submits, finds, looks at and cancels the experiment's jobs."""
+    """The scheduler of the experiment's jobs."""
     # Imported here: submitit takes a moment, and most commands submit nothing.
     machine = experiment.slurm
     if isinstance(machine, SlurmCluster):

@@ -1,7 +1,7 @@
-"""Attempts on a SLURM cluster: one squeue for all of them, sacct only for those that left it.
+"""Attempts on a SLURM cluster: one squeue for all, sacct only for those that left the queue.
 
 Facts about commands and their words: docs/slurm.md. An outage is never a state: whatever fails or
-hangs raises SchedulerUnavailable and says nothing about any job.
+hangs raises SchedulerUnavailable and gives no information about any job.
 """
 
 import json
@@ -22,8 +22,8 @@ from autoexp.model import now
 from autoexp.payload import TASKS
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers import slurm_commands
-from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, read_claim
-from autoexp.schedulers.exit_files import from_exit_file, with_own_account
+from autoexp.schedulers.base import NOT_OURS, Orders, Request, Sighting, Ticket, read_claim
+from autoexp.schedulers.exit_files import from_exit_file, merge_exit_file
 from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
 from autoexp.schedulers.slurm_missing import Gone, ended_by_us
 from autoexp.schedulers.slurm_parsing import (
@@ -39,7 +39,7 @@ from autoexp.schedulers.slurm_parsing import (
 from autoexp.schedulers.slurm_script import REFUSAL, as_time, body, executor_for, launched
 
 # After "Socket timed out" the first healthy squeue did not show an accepted job yet, in 6 of 6
-# tries; 60 ms later it did. Several seconds are asked for, to be sure.
+# tries; 60 ms later it did. Several seconds are required, to be sure.
 _HEALTHY_S = 5.0
 # The end of a job reaches sacct up to three seconds after squeue, and more on a busy site.
 _ACCOUNTING_LAG_S = 10.0
@@ -47,11 +47,11 @@ _NO_ACCOUNTING = "accounting storage is disabled"
 # sacct's window starts at midnight unless told otherwise.
 _WINDOW = timedelta(days=30)
 _SQUEUE = ("squeue", "--me", "-h", "-r", "-t", "all")
-# Of these ends accounting knows more: a kill for memory inside a step, and who cancelled a job.
+# Accounting knows more about these ends: a kill for memory inside a step, and who cancelled a job.
 _MORE_IN_ACCOUNTING = ("FAILED", "CANCELLED")
-# With a name, it may say so without the id of the job that has ended.
+# With a name, it may report that without the id of the job that has ended.
 _NO_SUCH = re.compile("No active jobs match|Invalid job id", re.IGNORECASE)
-# For how long accounting may say RUNNING of a job that squeue calls COMPLETED.
+# Seconds for which accounting may say RUNNING of a job that squeue calls COMPLETED.
 _DENIED_S = 60.0
 _UNKNOWN_NODE = "Invalid node name"
 
@@ -59,7 +59,7 @@ _log = logging.getLogger(__name__)
 
 
 def _make_logs(request: Request) -> None:
-    """SLURM would make them by the umask; what is there already, it appends to."""
+    """Make the logs with our modes: SLURM would use the umask, but appends to existing files."""
     tasks = request.tasks or (None,)
     for task in tasks:
         log = request.log if task is None else request.log.replace("%a", str(task))
@@ -68,7 +68,7 @@ def _make_logs(request: Request) -> None:
 
 
 class SlurmScheduler:
-    """Submits, finds, looks at and cancels attempts through SLURM's commands."""
+    """Submits, finds, queries and cancels attempts through SLURM's commands."""
 
     def __init__(self, cluster: SlurmCluster) -> None:
         self._cluster = cluster
@@ -125,7 +125,7 @@ class SlurmScheduler:
             return str(job.job_id)
 
     def _take_back(self, job_id: str, name: str, cluster: str | None) -> None:
-        """Refuse a job that went to a cluster where nobody asks about it."""
+        """Refuse a job that went to a cluster other than the one that is queried."""
         with suppress(SchedulerUnavailable, CommandFailed):
             command = slurm_commands.at(cluster, ["scancel", "--name", name, job_id])
             run(command, self._cluster.query_timeout_s)
@@ -134,10 +134,10 @@ class SlurmScheduler:
             f"set `slurm.clusters={cluster}`, so that it is looked up there"
         )
 
-    # Limits, which are asked for and never waited for
+    # Limits, which are queried and never waited for
 
     def _capped(self, wanted: float | None, partition: str | None, name: str) -> float | None:
-        """The time limit, but no more than the partition allows: such a job pends for ever."""
+        """The time limit, but at most what the partition allows: a longer one pends for ever."""
         if wanted is None:
             return None
         longest = self._longest(partition)
@@ -146,17 +146,19 @@ class SlurmScheduler:
             return wanted
         if longest < wanted:
             where = f"partition {partition}" if partition else "the default partition"
-            self._say(f"{where} allows {longest:g} min: jobs ask for that, not for {wanted:g} min")
+            self._warn_once(
+                f"{where} allows {longest:g} min: jobs request that, not {wanted:g} min"
+            )
         return min(wanted, longest)
 
     def _longest(self, partition: str | None) -> float | None:
-        """Most minutes that a partition, or the best of several, allows; None: nobody says."""
+        """Longest minutes that a partition, or the best of several, allows; None: unknown."""
         if partition not in self._longest_min:
             which = ["-p", partition] if partition else []
             try:
                 answer = self._ask(["sinfo", "-h", "-o", "%P %l", *which])
             except SchedulerUnavailable as error:
-                self._say(
+                self._warn_once(
                     f"no time limit is known of partition {partition or '(default)'}: {error}"
                 )
                 return None
@@ -164,7 +166,7 @@ class SlurmScheduler:
         return self._longest_min[partition]
 
     def _shorten(self, ticket: Ticket, sighting: Sighting) -> None:
-        """Lower the limit of a job that went uncapped, and waits for ever therefore."""
+        """Lower the limit of a job that was submitted uncapped, and would wait for ever."""
         if sighting.reason != "PartitionTimeLimit" or ticket.name not in self._uncapped:
             return
         partition, wanted = self._uncapped[ticket.name]
@@ -177,20 +179,22 @@ class SlurmScheduler:
     def longest_array(self) -> int:
         """SLURM's MaxArraySize, 1001 unless the site has set it (slurm.conf(5)).
 
-        1 where nobody says: jobs go one by one then.
+        1 where it is unknown: jobs are submitted one by one then.
         """
         if self._longest_array is None:
             try:
                 answer = self._ask(["scontrol", "show", "config"])
             except SchedulerUnavailable as error:
-                self._say(f"the longest array is not known, jobs go one by one: {error}")
+                self._warn_once(
+                    f"the longest array is not known, jobs are submitted one by one: {error}"
+                )
                 return 1
             found = re.search(r"MaxArraySize\s*=\s*(\d+)", answer)
             self._longest_array = int(found[1]) - 1 if found else 1000
         return self._longest_array
 
     def _fewer(self, nodes: Sequence[str]) -> tuple[str, ...]:
-        """Those of the nodes that SLURM knows, by its own names: fewer than before."""
+        """The nodes that SLURM knows, by its own names: fewer than before."""
         try:
             known = set(self._ask(["sinfo", "-h", "-a", "-N", "-o", "%N"]).split())
         except SchedulerUnavailable:
@@ -200,25 +204,25 @@ class SlurmScheduler:
             names = [name for name in (node, node.partition(".")[0]) if name in known]
             self._nodes[node] = names[0] if names else None
             if not names:
-                self._say(f"SLURM does not know a node {node}: jobs do not avoid it")
+                self._warn_once(f"SLURM does not know a node {node}: it is not excluded")
         fewer = self._by_name(nodes)
         return () if fewer == tuple(nodes) else fewer  # then it is one of the user's own
 
     def _by_name(self, nodes: Sequence[str]) -> tuple[str, ...]:
-        """Nodes as SLURM calls them, without those that it is known not to know."""
+        """Nodes by SLURM's names, without those that it does not know."""
         named = (self._nodes.get(node, node) for node in nodes)
         return tuple(sorted({name for name in named if name is not None}))
 
-    def _say(self, words: str) -> None:
-        """Say it once."""
+    def _warn_once(self, words: str) -> None:
+        """Log a warning once."""
         if words not in self._said:
             self._said.add(words)
             _log.warning("%s", words)
 
     def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
-        """Look an attempt up by its script, until SLURM has answered healthily for seconds.
+        """Look an attempt up by its script, until SLURM has answered healthily for several seconds.
 
-        Its directory is named as the job was, which somebody may have renamed since.
+        Its directory has the job's original name, which may have been changed since.
         """
         healthy_since: float | None = None
         command = [*_SQUEUE, "-o", "%i|%o"]
@@ -238,13 +242,13 @@ class SlurmScheduler:
         try:
             answer = self._ask([*_sacct(), "-o", "JobID,SubmitLine", "--name", ticket.name])
         except SchedulerUnavailable:
-            # Without accounting the queue and the claim have to do: a job that started has left
+            # Without accounting the queue and the claim must suffice: a job that started has left
             # its claim, and one that has not is in the queue.
             return None
         return _first(answer, ticket)
 
     def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
-        """One squeue for all; one sacct for those it does not tell all of; then the exit files."""
+        """Query all: one squeue, one sacct for those it does not cover, then the exit files."""
         try:
             listed = self._listed()
         except SchedulerUnavailable:
@@ -262,7 +266,7 @@ class SlurmScheduler:
         missed = self._gone.sight(gone, accounts, healthy_s, self._states, self._end)
         for key, sighting in missed.items():
             if not states.is_terminal(sighting.state):
-                self._say(f"{key}: {sighting.reason}")
+                self._warn_once(f"{key}: {sighting.reason}")
         found |= missed
         rows = {(row.job_id, row.name): row for row in listed}
         told = {t.key: _of_its_own(t, found[t.key], rows) for t in tickets if t.key in found}
@@ -282,10 +286,10 @@ class SlurmScheduler:
     def _ours(
         self, tickets: Sequence[Ticket], listed: Sequence[Row], submitted: Callable[[str], str]
     ) -> dict[str, Row]:
-        """The tickets' jobs among those listed, by key; `submitted` says of ids what they run.
+        """The tickets' jobs among those listed, by key; `submitted` maps ids to what they run.
 
-        Identity is id and name: after a controller's loss ids are used again. A job that somebody
-        has renamed is known by its script.
+        Identity is id and name: after a controller's loss ids are reused. A job that was
+        renamed is known by its script.
         """
         by_id = {row.job_id: row for row in listed}
         pairs = [(t, by_id[str(t.job_id)]) for t in tickets if str(t.job_id) in by_id]
@@ -316,19 +320,19 @@ class SlurmScheduler:
             return ""
 
     def _accounted(self, tickets: Sequence[Ticket]) -> dict[str, Sighting] | None:
-        """What accounting says, by key, and it lags by seconds; None: it does not answer."""
+        """Accounting's report by key, which lags by seconds; None: it does not answer."""
         if not tickets:
             return {}
         try:
             job_ids = ",".join(str(ticket.job_id) for ticket in tickets)
             rows = read_sacct(self._ask([*_sacct(), "-o", SACCT_FORMAT, "-j", job_ids]))
         except SchedulerUnavailable as error:
-            # Where there is no accounting at all, squeue's answers are all that one can have.
+            # Where there is no accounting at all, squeue's answers are the only ones.
             self._has_accounting = _NO_ACCOUNTING not in str(error)
             return None if self._has_accounting else {}
         named = {(row.job_id, row.name): row for row in rows}
         found = {t.key: named.get((str(t.job_id), t.name)) for t in tickets}
-        # Of a job that told its end itself nobody needs to know whose a row of another name is.
+        # For a job with an exit file, the owner of a row of another name does not matter.
         rest = [t for t in tickets if found[t.key] is None and from_exit_file(t) is None]
         found |= self._ours(rest, rows, self._submitted_once)
         return {key: row.sighting for key, row in found.items() if row is not None}
@@ -339,9 +343,9 @@ class SlurmScheduler:
         ended: Sequence[Ticket],
         accounts: Mapping[str, Sighting] | None,
     ) -> None:
-        """Add what only accounting knows: a kill inside a step for memory, who cancelled a job.
+        """Add details from accounting: a kill inside a step for memory, who cancelled a job.
 
-        An end that accounting denies, and the job itself has not told, is believed after a minute.
+        An end that accounting denies, without an exit file, is believed after a minute.
         """
         now_s = time.monotonic()
         since = {t.key: self._ended_at_s.get(t.key, now_s) for t in ended}
@@ -361,17 +365,17 @@ class SlurmScheduler:
     # Cancelling
 
     def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
-        """One scancel for all; it answers 0 for unknown ids too, so its words are returned.
+        """Cancel all with one scancel; it exits 0 for unknown ids too: its messages are returned.
 
-        An id may be another job's by now, so squeue is asked at this moment whose they are; what
+        An id may be another job's by now, so squeue is asked right now whose they are; what
         it does not list is cancelled by its name too. Raises SchedulerUnavailable for words that
-        say nothing of a job: they are no answer.
+        do not concern a job: they are no answer.
         """
         listed = self._listed()
         own, ids = self._own(tickets, listed), {row.job_id for row in listed}
         known = [t for t in tickets if t.key in own]
         others = [t for t in tickets if t.key not in own and str(t.job_id) in ids]
-        answers = {t.key: f"job {t.job_id} is another one by now: not cancelled" for t in others}
+        answers = {t.key: f"job {t.job_id} {NOT_OURS}" for t in others}
         if known:
             answers |= self._scancel(known)
         for ticket in tickets:
@@ -392,7 +396,7 @@ class SlurmScheduler:
         return {ticket.key: f"scancel {ticket.job_id}: accepted" for ticket in tickets}
 
     def _end(self, ticket: Ticket) -> None:
-        """Cancel a job that is thought lost: by its name too, for its id may be another's by now.
+        """Cancel a job that is presumed lost: by name too, since its id may be another's by now.
 
         Raises SchedulerUnavailable without an answer.
         """
@@ -404,7 +408,7 @@ class SlurmScheduler:
                 raise SchedulerUnavailable(str(error)) from error
 
     def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
-        """One update for all; a job that has started meanwhile is no failure.
+        """Update all with one command; a job that has started meanwhile is no failure.
 
         An id that is another job's by now is left alone.
         """
@@ -444,7 +448,7 @@ def _asked(machine: LocalMachine | SlurmCluster) -> SlurmCluster:
 
 
 def _is_unsure(ticket: Ticket, sighting: Sighting) -> bool:
-    """Whether accounting is asked about a job that squeue lists: a job tells a good end itself."""
+    """True if accounting is queried about a job that squeue lists: a good end has an exit file."""
     if sighting.state == "COMPLETED":
         return from_exit_file(ticket) is None
     return sighting.state in _MORE_IN_ACCOUNTING
@@ -458,29 +462,29 @@ def _sacct() -> list[str]:
 def _of_its_own(
     ticket: Ticket, sighting: Sighting, rows: Mapping[tuple[str, str], Row]
 ) -> Sighting:
-    """What is said of the job that runs the attempt, which may be another than is known.
+    """The row of the job that runs the attempt, which may not be the recorded one.
 
-    Of two copies one has the claim, and the other one's end says nothing.
+    Of two copies one has the claim, and the other one's end does not count.
     """
     if not states.is_terminal(sighting.state):
         return sighting
     holder = read_claim(ticket.directory)
     if holder is None or holder == ticket.job_id:
-        return ended_by_us(ticket, with_own_account(ticket, sighting))
+        return ended_by_us(ticket, merge_exit_file(ticket, sighting))
     if (holder, ticket.name) not in rows:
         return Sighting("RUNNING", f"run by job {holder}", job_id=holder)
     its = rows[holder, ticket.name].sighting._replace(job_id=holder)
-    return with_own_account(ticket._replace(job_id=holder), its)
+    return merge_exit_file(ticket._replace(job_id=holder), its)
 
 
 def _first(answer: str, ticket: Ticket) -> str | None:
-    """Id of the ticket's job among those listed; of an array that of the whole, not of a task."""
+    """Id of the ticket's job among those listed; for an array the id of the whole."""
     found = next(iter(of_script(answer, _script(ticket))), None)
     return found.partition("_")[0] if found and _is_array(ticket) else found
 
 
 def _script(ticket: Ticket) -> str:
-    """The end of the batch script's path, which no other job has."""
+    """The end of the batch script's path, which is unique to the job."""
     return f"{ticket.name}/{ticket.script}"
 
 

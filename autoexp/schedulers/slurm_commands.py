@@ -1,4 +1,4 @@
-"""Running SLURM's commands: with a time limit, in a clean environment, never through a shell."""
+"""Runs SLURM's commands: with a time limit, in a clean environment, never through a shell."""
 
 import os
 import re
@@ -23,7 +23,7 @@ _KEPT = (
     *("SLURM_SACK_SOCKET", "SLURM_SACK_KEY", "SLURM_SACK_JWKS"),
 )
 
-# A command says so when it got no answer: what it asked for may have happened or not. The words are
+# A command's words when it got no answer: its request may have been carried out or not. They are
 # those of SLURM's src/common/slurm_errno.c and of the C library.
 NO_ANSWER = re.compile(
     "Socket timed out|Unable to contact|Zero Bytes were transmitted|Message (send|receive) failure|"
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] =
     except OSError as error:
         raise SchedulerUnavailable(f"{arguments[0]} cannot be run: {error}") from error
     if answer.returncode < 0:
-        # It said nothing about what it had done already.
+        # It did not report what it had done already.
         raise SchedulerUnavailable(f"{arguments[0]} was killed by signal {-answer.returncode}")
     if answer.returncode != 0:
         raise CommandFailed(arguments, answer.returncode, answer.stderr or answer.stdout)
@@ -87,6 +87,6 @@ def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] =
 
 
 def about(job_id: str, words: str) -> str:
-    """What scancel said of a job: `Kill job error on job id 12: Invalid job id specified`."""
+    """scancel's message about a job: `Kill job error on job id 12: Invalid job id specified`."""
     named = re.compile(rf"job id {re.escape(job_id)}\b")
     return "; ".join(line for line in words.splitlines() if named.search(line))

@@ -1,4 +1,4 @@
-"""Jobs that have left the queue: how they ended, or when they are given up for lost."""
+"""Jobs that have left the queue: how they ended, or when they count as LOST."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -11,19 +11,19 @@ from autoexp.schedulers.base import Sighting, Ticket, read_claim
 from autoexp.schedulers.exit_files import from_exit_file
 from autoexp.storage import atomic
 
-# Accounting says RUNNING for seconds after a job's end, and for ever of one whose end it never
-# heard of (sacctmgr(1), "show runawayjobs").
+# Accounting says RUNNING for seconds after a job's end, and for ever if it never
+# got the end (sacctmgr(1), "show runawayjobs").
 _RUNAWAY_AFTER_S = 3600.0
-# Where sacct is silent: how often `lost_after_s` has to pass, and for how long at the least.
+# Where sacct does not answer: how often `lost_after_s` has to pass, and the least time.
 _WITHOUT_ACCOUNTS = 3
 _SHORTEST_SILENCE_S = 20.0
 _GIVEN_UP = "given-up"
-"""Stands in the directory of an attempt that was thought lost, before it is told to end."""
-_UNKNOWN = "SLURM does not know any more how it is"
+"""A file in the directory of an attempt that was presumed lost, before it is cancelled."""
+_UNKNOWN = "SLURM no longer knows its state"
 
 
 class Gone:
-    """How long jobs have been missing while SLURM answered healthily."""
+    """Tracks how long jobs have been missing while SLURM answered healthily."""
 
     def __init__(self, lost_after_s: float) -> None:
         self._lost_after_s = lost_after_s
@@ -37,12 +37,12 @@ class Gone:
         before: Mapping[str, str],
         end: Callable[[Ticket], None],
     ) -> dict[str, Sighting]:
-        """What is known of jobs that squeue, healthy for `healthy_s` since the last look, lacks.
+        """Status of jobs that squeue, healthy for `healthy_s` since the last look, does not list.
 
-        `accounts` is what sacct says; None: it did not answer. `before` are the states last seen.
+        ``accounts` is sacct's report; None: it did not answer. `before` are the states last seen.
         LOST only after minutes in which none of the two knew the job, three times as long where
-        sacct is silent throughout, or an hour more in which only accounting knew it. It is told to
-        `end` before, should it live all the same.
+        sacct never answered, or an hour more in which only accounting knew it. It is cancelled by
+        ``end` before, in case it is still alive.
         """
         found: dict[str, Sighting] = {}
         lost: dict[str, str] = {}
@@ -56,13 +56,13 @@ class Gone:
                 found[ticket.key] = own
             else:
                 gone = self._missing.get(ticket.key)
-                # What is missed for the first time is missing since now.
+                # A job that is missing for the first time is missing since now.
                 gone = Missing() if gone is None else gone.longer(healthy_s, accounts is None)
                 missing[ticket.key] = gone
                 if accounts is None and gone.silent_s >= silence_s:
                     lost[ticket.key] = f"{_UNKNOWN}, and sacct does not answer"
                 elif accounts is None and gone.silent_s >= silence_s / _WITHOUT_ACCOUNTS:
-                    found[ticket.key] = _unheard_of(ticket, before)
+                    found[ticket.key] = _unaccounted(ticket, before)
                 elif accounts is None or gone.answered_s < self._lost_after_s:
                     continue
                 elif known is not None and gone.answered_s < self._lost_after_s + _RUNAWAY_AFTER_S:
@@ -75,7 +75,7 @@ class Gone:
 
 
 class Missing(NamedTuple):
-    """For how long squeue has answered without a job."""
+    """The time for which squeue has answered without a job."""
 
     answered_s: float = 0.0
     """While sacct answered."""
@@ -83,14 +83,14 @@ class Missing(NamedTuple):
     """Since sacct answered last."""
 
     def longer(self, healthy_s: float, silent: bool) -> "Missing":
-        """A look later, before which squeue had been healthy for so long."""
+        """The same one look later, before which squeue had been healthy for this long."""
         if silent:
             return Missing(self.answered_s, self.silent_s + healthy_s)
         return Missing(self.answered_s + healthy_s)
 
 
-def _unheard_of(ticket: Ticket, before: Mapping[str, str]) -> Sighting:
-    """A job that squeue does not list, while sacct is silent: as it was, with a warning."""
+def _unaccounted(ticket: Ticket, before: Mapping[str, str]) -> Sighting:
+    """A job that squeue does not list, while sacct does not answer: unchanged, with a warning."""
     # Only a job that has started leaves its claim.
     started = "PENDING" if read_claim(ticket.directory) is None else "RUNNING"
     reason = "squeue does not list it, and sacct does not answer"
@@ -98,9 +98,9 @@ def _unheard_of(ticket: Ticket, before: Mapping[str, str]) -> Sighting:
 
 
 def ended_by_us(ticket: Ticket, sighting: Sighting) -> Sighting:
-    """The end of a job, which is LOST where it lived and ended because it was thought lost.
+    """The end of a job: LOST where it was alive and cancelled because it was presumed lost.
 
-    A monitor that was killed between the two sees it as cancelled, and nobody cancelled it.
+    A monitor that was killed between the two would see it as cancelled by somebody.
     """
     if sighting.state in ("COMPLETED", "LOST") or not (ticket.directory / _GIVEN_UP).exists():
         return sighting

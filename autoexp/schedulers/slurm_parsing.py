@@ -1,4 +1,4 @@
-"""What squeue and sacct say about jobs, read into sightings."""
+"""Parses the output of squeue and sacct."""
 
 import math
 import pwd
@@ -25,7 +25,7 @@ _DIGITS = 15
 
 
 class Row(NamedTuple):
-    """One job as a command listed it."""
+    """One job as listed by a command."""
 
     job_id: str
     name: str
@@ -95,7 +95,7 @@ def read_sacct(text: str) -> list[Row]:
 
 
 def _by_whom(cell: str) -> str | None:
-    """Who cancelled a job: `by ann` of the cell `CANCELLED by 1000`."""
+    """The user who cancelled a job: `by ann` of the cell `CANCELLED by 1000`."""
     uid = states.canceller(cell)
     if uid is None:
         return None
@@ -124,13 +124,13 @@ def _pair(cell: str) -> tuple[int | None, int | None]:
 
 
 def _time(cell: str) -> datetime | None:
-    """`N/A`, `Unknown` and `None` are no time."""
+    """`A time; `N/A`, `Unknown` and `None` are None."""
     seconds = _number(cell, _LAST_SECOND)
     return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 
 def _number(cell: str, largest: int) -> int | None:
-    """A cell's number; None for what is none, as `²`, which Python takes for a digit."""
+    """A cell's number; None if it is not one, as `²`, which Python takes for a digit."""
     if not (cell.isascii() and cell.isdigit() and len(cell) <= _DIGITS):
         return None
     number = int(cell)
@@ -157,16 +157,16 @@ def read_longest(text: str, *, default: bool) -> float:
     """
     lines = [line.split() for line in text.splitlines()]
     limits = [x[1] for x in lines if len(x) == 2 and (not default or x[0].endswith("*"))]
-    # A job may run in any of the partitions it is given, so the longest counts.
+    # A job may run in any of its partitions, so the longest counts.
     return max((read_limit(limit) for limit in limits), default=math.inf)
 
 
 def read_scripts(text: str) -> dict[str, str]:
-    """What each job was made of: `id|what was submitted` in each line."""
+    """The submitted command of each job, from lines `id|command`."""
     rows = (line.partition("|") for line in text.splitlines())
     return {job_id: words for job_id, bar, words in rows if bar}
 
 
 def of_script(text: str, script: str) -> list[str]:
-    """Ids of the jobs that were made of a batch script."""
+    """Ids of the jobs that were submitted with a batch script."""
     return [job_id for job_id, words in read_scripts(text).items() if f"/{script}" in words]

@@ -22,9 +22,9 @@ from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
 from autoexp.states import Kind
 from autoexp.storage import atomic
 
-# What sbatch says when it may work later. No answer at all is another matter (NO_ANSWER), and
+# sbatch's words for transient failures. No answer at all is another matter (NO_ANSWER), and
 # everything else is lasting. The words are of SLURM 20.11 to 25.11: in src/sbatch/sbatch.c, which
-# tries again by itself for a while, src/common/slurm_errno.c, and for limits on the number of jobs
+# retries by itself for a while, src/common/slurm_errno.c, and for limits on the number of jobs
 # the reasons of src/common/job_state_reason.c.
 _PASSING = re.compile(
     "Resource temporarily unavailable|Slurm temporarily unable|"
@@ -48,7 +48,7 @@ _SUBMIT_LIMIT = re.compile(
 # in vain; older plugins name none, and then a limit on the number of jobs is likelier.
 _POLICY = re.compile(r"Job violates accounting/QOS policy.*")
 _NAMED_LIMIT = re.compile(r"\b(QOS|Assoc|Max|Min|Partition|Invalid)[A-Z]\w+|\bPartition\w+Limit")
-# The controller's own no, and what sbatch says of options before it asks the controller.
+# The controller's refusal, and sbatch's words for bad options before it asks the controller.
 REFUSAL = re.compile("Batch job submission failed|[Uu]nrecognized option|[Ii]nvalid .*specif")
 
 
@@ -61,7 +61,7 @@ _ANSWER = re.compile(
 
 
 class Answer(NamedTuple):
-    """What sbatch says of a job that it has submitted."""
+    """sbatch's answer about a submitted job."""
 
     job_id: str
     cluster: str | None
@@ -94,13 +94,13 @@ class AttemptExecutor(submitit.SlurmExecutor):
 
 
 def read_answer(text: str) -> Answer:
-    """The id in sbatch's answer, behind whatever a site's wrapper has to say before it.
+    """Read the id in sbatch's answer, after any output of a site's wrapper.
 
     Raises SubmissionUncertain where there is none.
     """
     found = list(_ANSWER.finditer(text))
     if not found:
-        raise SubmissionUncertain(f"sbatch answered {text[-500:]!r}, which is no job id")
+        raise SubmissionUncertain(f"sbatch answered {text[-500:]!r}, which is not a job id")
     return Answer(found[-1]["job_id"], found[-1]["cluster"] or found[-1]["named"])
 
 
@@ -120,13 +120,13 @@ def _sbatch(script: Path, lock: int, timeout_s: float) -> str:
 
 
 def is_passing(words: str) -> bool:
-    """Whether sbatch may take the job later, by its words."""
+    """True if sbatch's message names a transient failure."""
     patterns = (_PASSING, _PASSING_AT_SITES)
     return is_submit_limit(words) or any(pattern.search(words) for pattern in patterns)
 
 
 def is_submit_limit(words: str) -> bool:
-    """Whether sbatch refuses a job because this user has too many, by its words."""
+    """True if sbatch's message says that this user has too many jobs."""
     if _SUBMIT_LIMIT.search(words):
         return True
     rest = _POLICY.sub("", words)
@@ -162,7 +162,7 @@ def executor_for(
 
 
 def _additional(cluster: SlurmCluster, request: Request) -> dict[str, Any]:
-    """Options that win over submitit's."""
+    """Options that override submitit's."""
     parameters: dict[str, Any] = {
         "output": _pattern(request),
         "open-mode": "append",
@@ -187,7 +187,7 @@ def _additional(cluster: SlurmCluster, request: Request) -> dict[str, Any]:
 
 
 def _pattern(request: Request) -> str:
-    """The log as sbatch reads it: a `%` is a pattern, and `%a` an array task's index."""
+    """The log path for sbatch: a `%` is a pattern, and `%a` an array task's index."""
     if not request.tasks:
         return request.log.replace("%", "%%")
     directory, _, name = request.log.rpartition("/")
@@ -195,7 +195,7 @@ def _pattern(request: Request) -> str:
 
 
 def as_time(minutes: float) -> str:
-    """A time limit as sbatch reads it, rounded up to a whole second: `M:SS`."""
+    """A time limit in sbatch's format, rounded up to a whole second: `M:SS`."""
     seconds = -int(-minutes * 60 // 1)
     return f"{seconds // 60}:{seconds % 60:02}"
 
@@ -212,7 +212,7 @@ _RANKS = 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_
 
 
 def launched(cluster: SlurmCluster, spec: JobSpec, key: str) -> tuple[str, ...]:
-    """The trainer's command behind the launcher: srun, or torchrun on every node.
+    """The trainer's command with its launcher: srun, or torchrun on every node.
 
     The launcher runs on the node; torchrun, which is a part of torch, inside the container.
     """

@@ -1,4 +1,4 @@
-"""`actions/<key>.json`: one action for one event and rule, and how far it has come."""
+"""``actions/<key>.json`: one action for one event and rule, with its status."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -13,7 +13,7 @@ from autoexp.storage import migrations
 
 
 class ActionStatus(StrEnum):
-    """Where an action stands."""
+    """The status of an action."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -22,7 +22,7 @@ class ActionStatus(StrEnum):
 
 
 class ActionRecord(BaseModel):
-    """What is to be done, because of what, and what came of it."""
+    """An action, the event that it is for, and its result."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,14 +34,14 @@ class ActionRecord(BaseModel):
     when: tuple[Condition, ...] = ()
     within_s: float = 86400.0
     asked_at: datetime = Field(default_factory=now)
-    """When the event was seen: deadlines count from here, across restarts of the monitor."""
+    """Time of the event: deadlines count from here, across restarts of the monitor."""
     status: ActionStatus = ActionStatus.PENDING
     attempt: int | None = None
-    """The attempt that it is about, for actions that end one."""
+    """The attempt that it ends, if it ends one."""
     reason: str | None = None
-    """Why it waits, or failed."""
+    """Reason why it waits, or failed."""
     result: str | None = None
-    """What came of it, such as the last lines of a command's output."""
+    """Its result, such as the last lines of a command's output."""
     attempts: int = 0
     updated_at: datetime = Field(default_factory=now)
 
@@ -51,7 +51,7 @@ class ActionRecord(BaseModel):
 
 
 class Actions(dict[str, ActionRecord]):
-    """A session's actions by key; what is left to do is found without looking at what is done."""
+    """A session's actions by key; pending ones are found without a scan of those that are done."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,11 +75,11 @@ class Actions(dict[str, ActionRecord]):
 
     @property
     def pending(self) -> list[ActionRecord]:
-        """Actions to do, those that were under way when a monitor died included."""
+        """Pending actions, including those that were running when a monitor died."""
         return [self[key] for key in self._open]
 
     def last_done(self, rule: str, job: str) -> datetime | None:
-        """When a rule last did something about a job; None: it has not."""
+        """Time of a rule's last action on a job; None: there was none."""
         return self._done_at.get((rule, job))
 
     def starts_of(self, job: str) -> list[ActionRecord]:

@@ -34,10 +34,10 @@ def create(
 ) -> Path:
     """Create a session directory, whole or not at all, and return its path.
 
-    `plan` is what was made of `composed` for the `output_root` of this id, and agreed to: its jobs
-    are submitted as they stand there.
+    ``plan` was made of `composed` for the `output_root` of this id, and confirmed: its jobs
+    are submitted as they are there.
 
-    A flow run makes one session, however often it is run: the one that it has made is returned.
+    A flow run creates one session, however often it is run: an existing one is returned.
 
     Raises BadInput when the id is taken or a name too long; nothing is left behind then.
     """
@@ -51,7 +51,7 @@ def create(
     outputs = output_root(composed.experiment, path)
     assert all(Path(spec.output_dir).is_relative_to(outputs) for spec in plan.jobs), "planned so"
     if path.exists():
-        raise BadInput(f"{name}: this session exists; `autoexp resume {name}` takes it up again")
+        raise BadInput(f"{name}: this session exists; `autoexp resume {name}`` resumes it")
     refuse_used(outputs)
     _make_root(root)
     for left in claims.dead_drafts(root):
@@ -77,20 +77,20 @@ def create(
 
 
 def _claim(flow_run_id: str, path: Path) -> None:
-    """Before the session is there: killed in between, it is made under this name later."""
+    """Claim the name before the session exists: after a kill it is created under this name."""
     try:
         is_ours = find.claim(flow_run_id, path.parent, path.name)
     except OSError as error:
         raise _not_made(path, error) from error
     if not is_ours:
-        raise BadInput(f"{flow_run_id}: another process makes the session of this flow run")
+        raise BadInput(f"{flow_run_id}: another process is creating the session of this flow run")
 
 
 def _not_made(path: Path, error: OSError) -> BadInput:
     if path.exists():
         return BadInput(f"{path.name}: this session exists already")
     error.filename = error.filename or str(path)
-    return BadInput(f"{path.name}: nothing was made: {atomic.in_words(error)}")
+    return BadInput(f"{path.name}: nothing was created: {atomic.in_words(error)}")
 
 
 def _make_root(root: Path) -> None:
@@ -106,7 +106,7 @@ def _make_root(root: Path) -> None:
 
 
 def _refuse_odd_root(root: Path, experiment: Experiment) -> None:
-    """Paths that cannot be written into JSON, or that submitit would change."""
+    """Refuse paths that cannot be written into JSON, or that submitit would change."""
     if not str(root).isprintable():
         raise BadInput(f"{str(root)!r}: the sessions root has characters that cannot be written")
     if "\\" in str(root):
@@ -122,7 +122,7 @@ def _refuse_odd_root(root: Path, experiment: Experiment) -> None:
 
 
 def refuse_used(outputs: Path) -> None:
-    """Raise BadInput for outputs that another session has, or that an earlier one has left."""
+    """Raise BadInput for outputs that another session uses, or that an earlier one left."""
     if (holder := claims.holder(outputs)) is not None:
         raise _taken(outputs, holder)
     if outputs.is_dir() and not claims.is_unused(outputs):
@@ -143,7 +143,7 @@ def _taken(outputs: Path, holder: claims.Claim) -> BadInput:
 
 
 def _claim_outputs(experiment: Experiment, path: Path, mine: claims.Claim) -> claims.Claim | None:
-    """Take the outputs for a session, before anything is written; returns who has them instead."""
+    """Claim the outputs for a session, before any write; returns another holder, if any."""
     outputs = output_root(experiment, path)
     if outputs.is_relative_to(path):
         return None
@@ -157,13 +157,13 @@ def _claim_outputs(experiment: Experiment, path: Path, mine: claims.Claim) -> cl
 
 
 def claim_of(session: Session) -> claims.Claim:
-    """What a session that is there claims directories with."""
+    """The claim of an existing session on directories."""
     meta = session.meta
     return claims.Claim(meta.path or str(session.path.absolute()), meta.nonce)
 
 
 def retake_outputs(session: Session) -> None:
-    """Take a session's outputs again: the mark may be lost.
+    """Renew a session's claim on its outputs: the mark may be lost.
 
     Raises BadInput where another session has them by now, as after this one was moved away.
     """
@@ -206,7 +206,7 @@ def _fill(
         jobs=[spec.name for spec in specs],
         versions=provenance.versions if provenance else {},
         git=provenance.git if provenance else {},
-        # From the start, so that the same flow run, run again, finds its session.
+        # From the start, so that the same flow run finds its session when it is retried.
         flow_run_ids=[flow_run_id] if flow_run_id else [],
     )
     if provenance is not None:
@@ -227,7 +227,7 @@ def _write_provenance(folder: Path, provenance: Provenance, experiment: Experime
 
 
 def _pin_start(spec: JobSpec, experiment: Experiment, draft: Path, path: Path) -> None:
-    """Give a cooldown its start before the session exists: its origin may be gone tomorrow."""
+    """Pin a cooldown's start before the session exists: its origin may be deleted later."""
     start, save_dir = experiment.start, Path(spec.save_dir)
     assert start is not None
     if save_dir.is_relative_to(path):
@@ -236,21 +236,21 @@ def _pin_start(spec: JobSpec, experiment: Experiment, draft: Path, path: Path) -
         spec.trainer.seed(FoundCheckpoint(start.iteration, Path(start.path)), save_dir)
     except SessionError as error:
         if not Path(start.path).exists():
-            raise BadInput(f"{start.path}: the checkpoint to start from is not there") from error
+            raise BadInput(f"{start.path}: the checkpoint to start from does not exist") from error
         raise BadInput(str(error)) from error
 
 
 def new_id_of(composed: Composed) -> str:
-    """An id for the session of a branch."""
+    """Make an id for the session of a branch."""
     experiment = composed.experiment
     assert experiment.start is not None
     return new_id(f"{experiment.project.name}-cd{experiment.start.iteration}")
 
 
 def plan_of(composed: Composed, session: str | None = None) -> Plan:
-    """The plan of a session that is yet to be made; without an id, of one that will get one.
+    """The plan of a session that is not yet created; without an id, of one that will get one.
 
-    Raises BadInput for what is impossible, and for names that are too long.
+    Raises BadInput for an impossible plan, and for names that are too long.
     """
     named = session or id_for(composed)
     names.check_id(named)
@@ -264,5 +264,5 @@ def plan_of(composed: Composed, session: str | None = None) -> Plan:
 
 
 def id_for(composed: Composed) -> str:
-    """An id for a session of the experiment."""
+    """Make an id for a session of the experiment."""
     return new_id(composed.experiment.project.name)

@@ -1,4 +1,4 @@
-"""The nodes that a session avoids, each with the evidence and an expiry: `blame.json`."""
+"""The nodes that a session excludes, each with the evidence and an expiry: `blame.json`."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -11,7 +11,7 @@ from autoexp.storage import atomic, migrations
 
 
 class Blamed(BaseModel):
-    """One node and why it is avoided."""
+    """One node and why it is excluded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,7 +30,7 @@ class _File(BaseModel):
 
 
 class BlameList:
-    """The blame list of one session; only the holder of the lease adds to it."""
+    """The excluded nodes of one session; only the holder of the lease adds to them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -42,7 +42,7 @@ class BlameList:
             self.nodes = migrations.read(self._path, _File).nodes
 
     def add(self, blamed: Iterable[Blamed]) -> None:
-        """Put nodes on the list; evidence that is there already stands once.
+        """Add nodes to the list; known evidence is kept once.
 
         Raises SessionError for what cannot be the name of a node: it may come from a log, and goes
         to SLURM.
@@ -57,7 +57,7 @@ class BlameList:
             self.nodes = content.nodes
 
     def current(self, at: datetime) -> tuple[str, ...]:
-        """The nodes to avoid at a time."""
+        """The nodes to exclude at a time."""
         current = {entry.node for entry in self.nodes if entry.until > at}
-        # Whoever wrote the file: what cannot be a name reaches no command line.
+        # Whoever wrote the file: an invalid name reaches no command line.
         return tuple(sorted(node for node in current if sinks.is_node(node)))

@@ -1,7 +1,7 @@
-"""Finding sessions below their root: all of them, and the one of a flow run.
+"""Finds sessions below their root: all of them, and the one of a flow run.
 
-Below a root that people share lie others' sessions, and things that are none: none of that stops
-anybody. Which session a flow run has made or taken up stands in an index of its user's own:
+Below a shared root lie others' sessions, and files that are no sessions: none of that stops
+anybody. The session that a flow run created or resumed is recorded in its user's own index:
 `.flow-runs-<uid>/<flow run id>`, a link that is made in one step, before the session counts. So
 whoever runs the flow run again makes that session or goes on with it, and never a second one.
 """
@@ -22,21 +22,21 @@ from autoexp.storage import atomic, lease
 from autoexp.storage.lease import Holder
 
 MARK = "indexed"
-"""A file in each session whose flow runs stand in the index; others have to be read for them."""
+"""A file in each session whose flow runs are in the index; other sessions have to be read."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Found(NamedTuple):
-    """Something that lies below the sessions root."""
+    """An entry of the sessions root."""
 
     path: Path
     created: datetime
     problem: str | None = None
-    """Why it is no session that can be read."""
+    """Reason why it is not a readable session."""
 
 
 def below(root: Path) -> list[Found]:
-    """The sessions by creation, and what cannot be read with the reason; raises for the root alone.
+    """The sessions by creation, and unreadable entries with the reason; raises for the root alone.
 
     Drafts and what is being removed have names with a dot; a folder without `session.json` is
     none.
@@ -80,9 +80,9 @@ def _changed(path: Path) -> datetime:
 
 
 def session_of(flow_run_id: str, root: Path) -> Path | None:
-    """The session that a flow run has made or taken up before, if any; no other one is read.
+    """The session that a flow run created or resumed before, if any; no other one is read.
 
-    Sessions from before there was an index are read for it, as far as they can be.
+    Sessions older than the index are read to find it, as far as they can be.
     """
     name = claimed(flow_run_id, root)
     if name is not None:
@@ -95,7 +95,7 @@ def session_of(flow_run_id: str, root: Path) -> Path | None:
 
 
 def claimed(flow_run_id: str, root: Path) -> str | None:
-    """The name of the session that a flow run is to make, or has; None: nobody has decided yet."""
+    """The name of the session that a flow run creates or has; None: not yet decided."""
     try:
         name = _entry(flow_run_id, root).readlink().name
     except OSError:
@@ -104,9 +104,9 @@ def claimed(flow_run_id: str, root: Path) -> str | None:
 
 
 def claim(flow_run_id: str, root: Path, name: str) -> bool:
-    """Decide which session a flow run makes, once and for all; whether it is this one.
+    """Claim a session name for a flow run, once and for all; True if it got this one.
 
-    To be called before the session is there; a kill in between leaves the name alone, which
+    To be called before the session exists; a kill in between leaves only the name, which
     whoever runs the flow run again takes.
     """
     entry = _entry(flow_run_id, root)
@@ -119,8 +119,8 @@ def claim(flow_run_id: str, root: Path, name: str) -> bool:
 
 
 def take_up(path: Path, flow_run_ids: Iterable[str]) -> None:
-    """Have these flow runs found as those of a session that exists. For the lease's holder."""
-    # A session may have been taken up a hundred times: what stands in the index stays as it is.
+    """Record flow runs of an existing session in the index. For the lease's holder."""
+    # A session may have been resumed a hundred times: existing entries of the index stay.
     new = [run for run in flow_run_ids if claimed(run, path.parent) != path.name]
     if new:
         index = _entry(new[0], path.parent).parent
@@ -135,7 +135,7 @@ def take_up(path: Path, flow_run_ids: Iterable[str]) -> None:
 
 
 def forget(path: Path, flow_run_ids: Iterable[str]) -> None:
-    """Let flow runs make new sessions: theirs is about to be removed."""
+    """Remove flow runs from the index: their session is about to be removed."""
     for flow_run_id in flow_run_ids:
         with suppress(OSError):
             if claimed(flow_run_id, path.parent) == path.name:
@@ -143,7 +143,7 @@ def forget(path: Path, flow_run_ids: Iterable[str]) -> None:
 
 
 def is_of(path: Path, flow_run_id: str) -> bool:
-    """Whether a session that is there names a flow run as its own."""
+    """True if an existing session names a flow run as its own."""
     try:
         return _names(path, flow_run_id)
     except (FileNotFoundError, NotADirectoryError):
@@ -169,7 +169,7 @@ def _names(path: Path, flow_run_id: str) -> bool:
 
 
 def session_paths() -> list[Path]:
-    """All sessions that can be read, by creation."""
+    """All readable sessions, by creation."""
     return [found.path for found in below(sessions_root()) if found.problem is None]
 
 
@@ -192,7 +192,4 @@ def live_holder(session: Session) -> Holder | None:
 def refuse_if_held(session: Session) -> None:
     holder = live_holder(session)
     if holder is not None:
-        raise SessionHeld(
-            f"{session.id}: held by the monitor with pid {holder.pid} on {holder.host}; "
-            f"look at it with `autoexp status {session.id} --watch`"
-        )
+        raise SessionHeld(lease.held_by(session.id, holder))

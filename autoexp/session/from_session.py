@@ -1,4 +1,4 @@
-"""Starting from an older session: again as it was, or a cooldown from one of its checkpoints."""
+"""Starts from an older session: the same again, or a cooldown from one of its checkpoints."""
 
 import re
 import tempfile
@@ -28,7 +28,7 @@ class Origin(NamedTuple):
 
 
 def read_origin(written: str) -> Origin:
-    """Parse what stands behind `--from`."""
+    """Parse the value of `--from`."""
     match = _WRITTEN.fullmatch(written)
     if match is None:
         raise BadInput(f"--from {written}: write SESSION, SESSION:JOB or SESSION:JOB@ITERATION")
@@ -42,7 +42,7 @@ def compose_from(
     overrides: Sequence[str] = (),
     fill_in: Callable[[Values], Values] = dict,
 ) -> Composed:
-    """Compose what a session ran, with overrides, groups included.
+    """Compose the configuration of a session, with overrides, groups included.
 
     With a cooldown for a job, that cooldown alone, from the checkpoint it started from. With an
     iteration, cooldowns from that checkpoint of the job: as the session's own decay, or as the
@@ -52,15 +52,13 @@ def compose_from(
     del base["start"]
     if origin.job is None:
         return _composed(base, overrides, fill_in, origin)
-    job = session.jobs.get(origin.job)
-    if job is None:
-        raise BadInput(f"{session.id}: no job {origin.job}; it has: {', '.join(session.jobs)}")
+    job = session.job(origin.job)
     base["sweep"] = None  # one of its points
     base["backend"] = job.spec.backend.model_dump(mode="json")
     branch = job.spec.branch
     if origin.iteration is None and branch is None:
         return _composed(base, overrides, fill_in, origin)
-    # What follows the training itself has nothing to follow here.
+    # Stages of the training itself have nothing to follow here.
     stages = base["stages"].items()
     base["stages"] = {name: stage for name, stage in stages if stage and stage["each"]}
     if origin.iteration is not None:
@@ -97,7 +95,7 @@ def _as_it_was(branch: Branch) -> Values:
 
 
 def _all_from(start: Values, cooldowns: Sequence[Any]) -> list[Any]:
-    """The cooldowns from this one checkpoint; those of one decay from several points are one."""
+    """The cooldowns from this one checkpoint; several points with the same decay count once."""
     moved = [_at(cooldown, start["iteration"]) for cooldown in cooldowns]
     different = [one for n, one in enumerate(moved) if one not in moved[:n]]
     if not different:
@@ -133,7 +131,7 @@ def _checkpoint(session: Session, job: JobRecord, iteration: int) -> FoundCheckp
 
 
 def _start_of(session: Session, job: JobRecord, iteration: int) -> FoundCheckpoint:
-    """Where a cooldown started: its own pinned copy, else its parent's checkpoint."""
+    """The checkpoint that a cooldown started from: its pinned copy, else its parent's."""
     pinned = job.spec.trainer.checkpoints(Path(job.spec.save_dir)).complete
     for found in pinned:
         if found.iteration == iteration:
@@ -145,7 +143,7 @@ def _start_of(session: Session, job: JobRecord, iteration: int) -> FoundCheckpoi
 def _composed(
     base: Values, overrides: Sequence[str], fill_in: Callable[[Values], Values], origin: Origin
 ) -> Composed:
-    """Compose the values of a session as if they stood in a file, with overrides on top."""
+    """Compose the values of a session as if they were a file, with overrides on top."""
     chosen = group_choices(overrides)
     values = {key: value for key, value in base.items() if key not in chosen}
     defaults = [{group: choice} for group, choice in chosen.items()]

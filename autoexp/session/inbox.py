@@ -1,6 +1,6 @@
 """Requests from other processes, one file each, written atomically: enqueued and read here.
 
-Other processes never write into a running session; `autoexp.operations.requests` carries them out.
+Other processes never write into a running session; `autoexp.operations.requests` processes them.
 """
 
 import os
@@ -15,23 +15,23 @@ from pydantic import Field, TypeAdapter, ValidationError
 from autoexp.errors import BadInput
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
-from autoexp.model import Closed
+from autoexp.model import Closed, first_problem
 from autoexp.session.session import Session
 from autoexp.storage import atomic, permissions
 
 _TRIES = 10
-"""Looks for which those behind it, and the end of the session, wait for a request."""
+"""Looks for which later requests, and the end of the session, wait for a failing request."""
 
 
 _LEFT = 1000
-"""Stands for the tries of a request that is not looked at again."""
+"""Number of tries that marks a request as given up."""
 
 
-By = Annotated[str, Field(description="who asked, and how")]
+By = Annotated[str, Field(description="who made the request, and how")]
 
 
 class CancelRequest(Closed):
-    """Cancel jobs; all of the session's when none is named."""
+    """Cancel jobs; all jobs of the session when none is named."""
 
     kind: Literal["cancel"] = "cancel"
     jobs: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class CancelRequest(Closed):
 
 
 class SubmitRequest(Closed):
-    """Take jobs into the session; the first may run already, under a job id of its own."""
+    """Add jobs to the session; the first may run already, under its own job id."""
 
     kind: Literal["submit"] = "submit"
     jobs: tuple[JobSpec, ...] = Field(min_length=1)
@@ -48,7 +48,7 @@ class SubmitRequest(Closed):
 
 
 class ActionRequest(Closed):
-    """Retry a failed action, or drop one that has not been done."""
+    """Retry a failed action, or drop a pending one."""
 
     kind: Literal["action"] = "action"
     key: str
@@ -57,7 +57,7 @@ class ActionRequest(Closed):
 
 
 class RetryRequest(Closed):
-    """Run failed jobs again; all of the session's when none is named."""
+    """Retry failed jobs; all failed jobs of the session when none is named."""
 
     kind: Literal["retry"] = "retry"
     jobs: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class RetryRequest(Closed):
 
 
 class BudgetRequest(Closed):
-    """Spend more, or less: GPU hours above which nothing more is launched."""
+    """Change the budget: GPU hours above which no new job is submitted."""
 
     kind: Literal["budget"] = "budget"
     stop_above: float | None = Field(gt=0)
@@ -81,40 +81,45 @@ Request = Annotated[
 _adapter: TypeAdapter[Request] = TypeAdapter(Request)
 
 
-def put(session: Path, request: Request) -> Path:
-    """Leave a request for the session's monitor; safe from any number of processes."""
-    # Names sort by time, so that requests of one process are taken on in their order.
+def enqueue(session: Path, request: Request) -> Path:
+    """Enqueue a request for the session's monitor; safe from any number of processes."""
+    # Names sort by time, so that requests of one process are processed in their order.
     name = f"{time.time_ns():020}-{request.kind}-{uuid.uuid4().hex}.json"
     path = session / "inbox" / name
     try:
         atomic.write(path, request.model_dump_json())
     except PermissionError as error:
         whose = permissions.user((session / "session.json").stat().st_uid)
-        raise BadInput(f"{session.name}: is {whose}'s, who alone asks anything of it") from error
+        raise BadInput(f"{session.name}: is {whose}'s alone to send requests to") from error
     return path
 
 
+def has_requests(session: Path) -> bool:
+    """Whether a request waits. Raises OSError where the inbox cannot be read."""
+    return bool(_waiting(session))
+
+
 def is_empty(session: Path) -> bool:
-    """Whether no request waits, as far as can be seen."""
+    """True if no request waits, as far as can be seen."""
     with suppress(OSError):
-        return not _waiting(session)
+        return not has_requests(session)
     return True
 
 
 def _waiting(session: Path) -> list[Path]:
-    """Requests that nobody has taken on, in their order; asked at every look, so it is cheap."""
+    """Unprocessed requests in their order; called at every look, so it is cheap."""
     with suppress(FileNotFoundError):
         return sorted(path for path in (session / "inbox").iterdir() if path.suffix == ".json")
     return []
 
 
 def waiting_jobs(session: Path) -> list[str]:
-    """Names of jobs that requests bring, and that the session does not know yet."""
+    """Names of jobs in unprocessed requests, which the session does not have yet."""
     return [spec.name for request in waiting_submissions(session) for spec in request.jobs]
 
 
 def waiting_submissions(session: Path) -> list[SubmitRequest]:
-    """Requests to take jobs in that nobody has taken on, as far as they can be read."""
+    """Unprocessed requests to add jobs, as far as they can be read."""
     found = []
     for path in _waiting(session):
         with suppress(BadInput, FileNotFoundError):  # the monitor says what is wrong with it
@@ -125,9 +130,9 @@ def waiting_submissions(session: Path) -> list[SubmitRequest]:
 
 
 def is_done(session: Session) -> bool:
-    """Whether no request waits that may still be carried out. For the monitor.
+    """True if no request waits that may still be processed. For the monitor.
 
-    What can be neither read nor moved does not keep a session that is over from ending.
+    A request that can be neither read nor moved does not keep a session that is over from ending.
     """
     try:
         waiting = _waiting(session.path)
@@ -137,25 +142,25 @@ def is_done(session: Session) -> bool:
 
 
 def left_behind(session: Session) -> list[Path]:
-    """Requests that could not be carried out, or not be taken away. For the monitor."""
+    """Requests that could not be processed, or not removed. For the monitor."""
     with suppress(OSError):
         return [path for path in _waiting(session.path) if path.name in session.requests_left]
     return []
 
 
 def _in_words(path: Path) -> str:
-    """A name as it can be written into JSON: on disk it may be any bytes."""
+    """Make a file name printable, for JSON: on disk it may be any bytes."""
     return path.name.encode(errors="backslashreplace").decode()
 
 
 def _read(path: Path) -> Request:
-    """A request of the session's owner, or of root.
+    """Read a request of the session's owner, or of root.
 
-    Whatever else lies there is refused, and never waited for; of another user's nothing is read.
+    Anything else is refused without waiting; nothing of another user's file is read.
     """
     try:
         with atomic.open_to_read(path, follow=False) as file:
-            # Of what is open, not of the name: by now that may be another file's.
+            # Of the open file, not of the name: by now that may be another file's.
             _refuse_others(path, os.fstat(file.fileno()).st_uid)
             raw = atomic.read_opened(file, path)
     except OSError as error:
@@ -167,16 +172,14 @@ def _read(path: Path) -> Request:
     try:
         return _adapter.validate_json(raw)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"][1:])
-        raise BadInput(f"{where}: {problem['msg']}" if where else problem["msg"]) from error
+        raise BadInput(first_problem(error, skip=1)) from error  # the tag of the union
 
 
 def _refuse_others(path: Path, owner: int) -> None:
-    """Raise BadInput for what another user has left."""
+    """Raise BadInput for a request of another user."""
     own = (path.parents[1] / "session.json").lstat().st_uid  # as a file server maps us
     if owner not in (0, os.geteuid(), own):
         raise BadInput(
             f"{_in_words(path)}: left by another user ({permissions.user(owner)}): only "
-            f"{permissions.user(own)} asks anything of this session"
+            f"{permissions.user(own)} may send requests to this session"
         )

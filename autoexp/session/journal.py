@@ -1,4 +1,4 @@
-"""`events.jsonl`: what happened, in order, append-only; each event once."""
+"""``events.jsonl`: the events of a session in order, append-only; each event once."""
 
 import errno
 import json
@@ -18,23 +18,23 @@ from autoexp.storage import atomic
 
 
 class Entry(NamedTuple):
-    """An event and when it was seen."""
+    """An event and the time when it was seen."""
 
     time: datetime
     event: Event
 
 
 class Position(NamedTuple):
-    """A place between two entries, from which a reader goes on."""
+    """A place between two entries, from which a reader continues."""
 
     entries: int
-    """How many stand before it."""
+    """Number of entries before it."""
     size: int
     """Bytes before it."""
 
 
 class Line(NamedTuple):
-    """An entry as it stands in the file, between two places."""
+    """An entry as it is in the file, between two places."""
 
     start: Position
     entry: Entry
@@ -44,7 +44,7 @@ class Line(NamedTuple):
 
 START = Position(0, 0)
 _LONGEST = 16 * 2**20
-"""Bytes of a line: of an event, a log's line is cut long before."""
+"""Most bytes of a line; a log line in an event is cut long before."""
 _RECENT = 1000
 """Entries that are kept in memory: about a megabyte."""
 
@@ -52,7 +52,7 @@ _RECENT = 1000
 class Journal:
     """The events of a session; a torn last line is an append that did not happen.
 
-    In memory are the keys, and of the events the checkpoints and the newest alone: a hundred
+    Only the keys, the checkpoints and the newest events are kept in memory: a hundred
     thousand events would take 120 MB.
     """
 
@@ -64,27 +64,27 @@ class Journal:
         """The newest entries, each with the place before it."""
         self._position = START
         self._last = b""
-        """The line before it, by which a reader knows the file again."""
+        """The line before it, by which a reader recognizes the file."""
         self._torn = b""
-        """What could not be appended at the last try: a part of it may stand in the file."""
+        """Data that could not be appended at the last try: a part of it may be in the file."""
 
     def __len__(self) -> int:
         return len(self._keys)
 
     @property
     def position(self) -> Position:
-        """The end: behind everything that was read or appended so far."""
+        """The end: after everything that was read or appended so far."""
         return self._position
 
     def load(self) -> None:
         """Read the journal; raises SessionDamaged with the line that does not parse."""
-        for _ in self.news():
+        for _ in self.new_entries():
             pass
 
-    def news(self) -> Iterator[Entry]:
+    def new_entries(self) -> Iterator[Entry]:
         """The entries that were appended since the last call; raises SessionDamaged.
 
-        For a reader in another process: it goes on from the byte that it had come to.
+        For a reader in another process: it continues from the byte that it had reached.
         """
         for line in self._read(self._where_to_go_on()):
             known = line.entry.event.key in self._keys
@@ -93,7 +93,7 @@ class Journal:
                 yield line.entry
 
     def _where_to_go_on(self) -> Position:
-        """The end, or the start where the file is not what was read: each event comes once."""
+        """The end, or the start where the file was replaced: each event comes once."""
         size = len(self._last)
         try:
             with self._open() as file:
@@ -102,14 +102,14 @@ class Journal:
                     return self._position
         except FileNotFoundError:
             return self._position
-        # A writer takes back what a full disk took a part of, and writes it once more.
+        # A writer cuts off what a full disk took a part of, and writes it again.
         self._recent.clear()
         return START
 
     def since(self, position: Position) -> tuple[list[Entry], Position]:
-        """The entries behind a place, and the place behind them; any thread may ask.
+        """The entries after a place, and the place after them; callable from any thread.
 
-        What was appended lately is in memory; of what is older those bytes alone are read.
+        Recent entries are in memory; of older ones only the bytes needed are read.
         """
         end = self._position
         if position.size >= end.size:
@@ -172,7 +172,7 @@ class Journal:
     def _write(self, data: bytes) -> None:
         """Append where this process knows the end to be.
 
-        Raises SessionHeld where somebody else has appended: two would tell everything twice.
+        Raises SessionHeld where another process has appended: two would record everything twice.
         """
         size = self._position.size
         if self._torn:
@@ -192,7 +192,7 @@ class Journal:
             raise
 
     def _take_back(self, size: int) -> None:
-        """Cut off what a write that failed has left: the disk may have failed at that too."""
+        """Cut off the rest of a failed write: the disk may have failed at that too."""
         with suppress(FileNotFoundError, SessionDamaged), self._open() as file:
             file.seek(size)
             if self._torn.startswith(file.read(len(self._torn) + 1)):
@@ -204,7 +204,7 @@ class Journal:
         return list(self._checkpoints)
 
     def has(self, key: str) -> bool:
-        """Whether an event stands in it."""
+        """True if the journal has an event."""
         return key in self._keys
 
     def _add(self, line: Line) -> None:

@@ -1,4 +1,4 @@
-"""The speed of a training as an earlier session measured it."""
+"""The speed of a training, as measured by an earlier session."""
 
 from autoexp.config.compose import Composed
 from autoexp.config.experiment import Experiment
@@ -9,9 +9,9 @@ from autoexp.states import Kind
 
 
 def with_measured_speed(composed: Composed) -> Composed:
-    """The experiment, and each point of its sweep, with the speed that it asks for filled in.
+    """The experiment, and each point of its sweep, with `budget.measured_in` resolved to a speed.
 
-    Raises BadInput when the session has measured nothing, SessionNotFound when there is none.
+    Raises BadInput when the session has measured no speed, SessionNotFound when there is none.
     """
     known: dict[str, Session] = {}
     return composed._replace(
@@ -36,7 +36,7 @@ def _measured(experiment: Experiment, known: dict[str, Session]) -> Experiment:
 
 
 def _speed(session: Session, job: str) -> float:
-    """Of the training of this name; else the slowest one's, so as not to promise too much."""
+    """The speed of the training of this name; else of the slowest one, to be on the safe side."""
     found = {
         name: record.mean_seconds_per_iteration
         for name, record in session.jobs.items()

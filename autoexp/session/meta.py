@@ -20,11 +20,11 @@ class SessionMeta(BaseModel):
     schema_version: int = migrations.VERSION
     session: str
     nonce: str = ""
-    """Random: an id may be used again, here or under another sessions root."""
+    """Random: an id may be reused, here or under another sessions root."""
     key_tail: str = ""
     """Random, and the end of its attempts' keys; empty where an older autoexp has made it."""
     path: str | None = None
-    """The directory that it was made as; None where an older autoexp has made it."""
+    """The directory where it was created; None where an older autoexp has made it."""
     created: datetime
     config: str
     overrides: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class SessionMeta(BaseModel):
 
     @property
     def script(self) -> str:
-        """File name of its batch scripts, by which SLURM's commands tell its jobs from others."""
+        """File name of its batch scripts, by which its jobs are told from others in SLURM."""
         return f"batch-{self.nonce}.sh" if self.nonce else "batch.sh"
 
     def key(self, job: str, number: int) -> str:
@@ -65,7 +65,7 @@ class SessionMeta(BaseModel):
 
 
 def output_root(experiment: Experiment, session: Path) -> Path:
-    """Where a session's jobs write; a root of the user's own is shared by sessions."""
+    """Directory of a session's outputs; an output root set by the user is shared by sessions."""
     own = experiment.project.output_root
     return session / "output" if own is None else Path(own).absolute() / session.name
 

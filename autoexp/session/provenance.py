@@ -1,4 +1,4 @@
-"""Where a session's results come from: code, packages, environment and image, and no secret.
+"""Provenance of a session's results: code, packages, environment and image, and no secret.
 
 In `provenance/` of a session: `packages.txt`, `environment.json`, `<whose>.json` and `<whose>.diff`
 for the repositories of the experiment and of the trainer, `image.json`.
@@ -22,7 +22,7 @@ _PACKAGES = ("autoexp", "prefect", "submitit", "pydantic", "hydra-core", "numpy"
 _TIMEOUT_S = 30.0
 _LONGEST_DIFF = 20_000_000
 
-# What decides how a training runs; whatever looks like a secret by its name is left out of these.
+# Variables that decide how a training runs; names that look like secrets are left out of these.
 _VARIABLES = (
     *("CUDA_*", "ROCR_*", "HIP_*", "HSA_*", "NCCL_*", "RCCL_*", "FI_*", "UCX_*", "OMP_*", "MKL_*"),
     *("TORCH*", "PYTORCH_*", "TRITON_*", "MIOPEN_*", "NVTE_*", "HF_HOME", "HF_DATASETS_OFFLINE"),
@@ -33,7 +33,7 @@ _VARIABLES = (
 
 
 class Provenance(NamedTuple):
-    """What was so when the session was made."""
+    """The provenance recorded when the session was created."""
 
     versions: dict[str, str]
     git: dict[str, str]
@@ -54,7 +54,7 @@ def provenance() -> Provenance:
 
 
 def of_experiment(experiment: Experiment) -> dict[str, str]:
-    """Files about what an experiment names: the trainer's repository and the image."""
+    """Files about the experiment's sources: the trainer's repository and the image."""
     files: dict[str, str] = {}
     for source in experiment.trainer.sources[:1]:
         directory = source if source.is_dir() else source.parent
@@ -64,7 +64,7 @@ def of_experiment(experiment: Experiment) -> dict[str, str]:
 
 
 def stored_environment(variables: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Variables on the list, but for those that look like secrets by their names."""
+    """Variables on the list, except those that look like secrets by their names."""
     return {
         name: without_secrets(value)
         for name, value in sorted(variables)
@@ -83,7 +83,7 @@ def _repository(whose: str, directory: Path, git: dict[str, str]) -> dict[str, s
 
 
 def _image(experiment: Experiment) -> dict[str, str] | None:
-    """The image with what tells it from another of the same name, as far as it can be found out."""
+    """The image, with what distinguishes it from another of the same name, if that can be found."""
     container = experiment.container
     match container:
         case Apptainer():
@@ -113,7 +113,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git(directory: Path) -> dict[str, str]:
-    """Commit, branch and whether anything is uncommitted; empty outside a repository."""
+    """Commit, branch and uncommitted changes; empty outside a repository."""
     commands = {
         "commit": ["rev-parse", "HEAD"],
         "branch": ["rev-parse", "--abbrev-ref", "HEAD"],
@@ -129,7 +129,7 @@ def _git(directory: Path) -> dict[str, str]:
 
 
 def _run(command: list[str]) -> str | None:
-    """What a command says; None when it fails, hangs or is not there."""
+    """Output of a command; None when it fails, hangs or is missing."""
     try:
         answer = subprocess.run(
             command, capture_output=True, timeout=_TIMEOUT_S, check=True, stdin=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""Removing a session directory: gone in one step, and deleted after it.
+"""Removes a session directory: renamed away in one step, then deleted.
 
 Everything here goes by open directories and never follows a link. Of what lies in a sessions root
 under a name that says so, only that is deleted which its owner has marked to be: whoever may write
@@ -19,7 +19,7 @@ _PREFIX = ".removed-"
 MARK = stat.S_ISVTX
 """The bit of a directory's mode that says: to be deleted. Its owner alone can set it, without room.
 
-A draft is made with it; who takes a session up takes it away.
+A draft is made with it; resuming a session removes it.
 """
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -27,9 +27,9 @@ assert shutil.rmtree.avoids_symlink_attacks, "deleting by open directories is wh
 
 
 def remove(path: Path) -> None:
-    """Delete a session; a kill leaves it whole, or out of everybody's sight.
+    """Delete a session; a kill leaves it whole, or under a hidden name.
 
-    It needs no room, so that a full disk can be helped.
+    It needs no space, so that it works on a full disk.
     """
     remove_leftovers(path.parent)
     doomed = f"{_PREFIX}{path.name}-{secrets.token_hex(4)}"
@@ -45,19 +45,19 @@ def remove(path: Path) -> None:
 
 
 def unmark(path: Path) -> None:
-    """Have a session stay: it is whole, and somebody takes it up."""
+    """Clear the mark: the session is whole, and is being resumed."""
     with atomic.closed_after(os.open(path, os.O_RDONLY | os.O_DIRECTORY)) as session:
         atomic.set_mode(session, stat.S_IMODE(os.fstat(session).st_mode) & ~MARK)
 
 
 def remove_leftovers(root: Path) -> None:
-    """Delete what removals have left that were killed; one that goes on is only helped."""
+    """Delete the rest of killed removals; a concurrent removal is only helped."""
     for doomed in root.glob(f"{_PREFIX}*"):
         discard(doomed)
 
 
 def discard(path: Path) -> None:
-    """Delete a directory of ours that carries the mark, as far as it can be; else nothing."""
+    """Delete an own directory that carries the mark, as far as possible; else nothing."""
     with suppress(OSError), _opened(path.parent) as root, _opened(path.name, root) as doomed:
         status = os.fstat(doomed)
         if status.st_uid == os.geteuid() and status.st_mode & MARK:
@@ -73,7 +73,7 @@ def _opened(name: str | Path, within: int | None = None) -> Iterator[int]:
 
 
 def _empty(directory: int) -> None:
-    """Delete all that is in an open directory; somebody else may be at the same."""
+    """Delete the content of an open directory; another process may do the same."""
     with os.scandir(directory) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):

@@ -35,7 +35,7 @@ T = TypeVar("T")
 def _in_a_round(
     write: "Callable[Concatenate[Session, P], T]",
 ) -> "Callable[Concatenate[Session, P], T]":
-    """Have a method write as the holder of the lease alone."""
+    """Decorate a method to write only while the lease is held."""
 
     @wraps(write)
     def written(session: "Session", /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -46,7 +46,7 @@ def _in_a_round(
 
 
 class Session:
-    """One session directory. Reading is free for all; writing needs the lease (see `hold`)."""
+    """One session directory. Anybody may read; writing needs the lease (see `hold`)."""
 
     def __init__(self, path: Path, meta: SessionMeta) -> None:
         self.path = path
@@ -57,7 +57,7 @@ class Session:
         self._changed: set[str] = set()
         self.blame = BlameList(path / "blame.json")
         self.requests_left: dict[str, int] = {}
-        """Names of requests that could not be carried out or removed, with how often it was tried.
+        """Names of requests that could not be processed or removed, with the number of tries.
         """
         self._lease: Lease | None = None
 
@@ -71,13 +71,13 @@ class Session:
 
     @property
     def is_over(self) -> bool:
-        """Whether every job has its final verdict, nothing is in the queue, and nothing to do."""
+        """True if every job has its final verdict, and no attempt and no action is left."""
         jobs_are_over = all(job.is_over and not job.open_attempts for job in self.jobs.values())
         return jobs_are_over and not self.actions.pending
 
     @property
     def plan(self) -> Plan:
-        """The plan as it was made when the session was created."""
+        """The plan made when the session was created."""
         return Plan(jobs=tuple(job.spec for job in self.jobs.values()))
 
     # Reading
@@ -135,24 +135,24 @@ class Session:
     # Writing: each file at once and whole, and only by the holder of the lease
 
     def refuse_lost(self) -> None:
-        """Raise SessionHeld once the session is another monitor's; any thread may ask."""
+        """Raise SessionHeld once the session is another monitor's; callable from any thread."""
         if self._lease is not None:
             self._lease.refuse_lost()
 
     def writing(self) -> AbstractContextManager[None]:
-        """A round of writes in which nobody takes the lease over (see `Lease.writing`).
+        """A round of writes during which nobody can take the lease over (see `Lease.writing`).
 
-        Every write is one by itself; whoever does several may have them be one. Raises SessionHeld
+        Every write is a round by itself; several may be put into one. Raises SessionHeld
         when another monitor holds the session by now.
         """
         return nullcontext() if self._lease is None else self._lease.writing()
 
-    @_in_a_round
     def room(self) -> int | None:
-        """How many more attempts may go into the queue; None: any number."""
+        """Number of attempts that may still be submitted; None: any number."""
         experiment = self.experiment
         return room(experiment.budget, experiment.slurm.max_jobs, self.jobs.values())
 
+    @_in_a_round
     def save_meta(self) -> None:
         atomic.write(self.path / "session.json", self.meta.model_dump_json(indent=1) + "\n")
 
@@ -163,7 +163,7 @@ class Session:
         atomic.write(path, job.model_dump_json(indent=1) + "\n")
 
     def change_job(self, job: JobRecord, **changes: Any) -> None:
-        """Write a job with changes, and only then let them be seen: a failed write changes none."""
+        """Write a job with changes, then apply them in memory: a failed write changes nothing."""
         self.save_job(job.model_copy(update=changes))
         for name, value in changes.items():
             setattr(job, name, value)
@@ -171,7 +171,7 @@ class Session:
     def change_attempt(
         self, job: JobRecord, attempt: Attempt, changes: dict[str, Any], **of_job: Any
     ) -> None:
-        """Write an attempt and its job with changes, and only then let them be seen."""
+        """Write an attempt and its job with changes, and only then apply them in memory."""
         changed = attempt.model_copy(update=changes)
         attempts = [changed if other is attempt else other for other in job.attempts]
         self.save_job(job.model_copy(update={**of_job, "attempts": attempts}))
@@ -181,7 +181,7 @@ class Session:
             setattr(job, name, value)
 
     def change_action(self, action: ActionRecord, **changes: Any) -> None:
-        """Write an action with changes, and only then let them be seen."""
+        """Write an action with changes, and only then apply them in memory."""
         self.save_action(action.model_copy(update=changes))
         for name, value in changes.items():
             setattr(action, name, value)
@@ -200,7 +200,7 @@ class Session:
         return self.journal.append(events)
 
     def record_answers(self, answers: Mapping[str, str]) -> None:
-        """Write down what the scheduler said to the cancelling of attempts, by their keys."""
+        """Record the scheduler's answers to the cancellation of attempts, by their keys."""
         self.record(
             CancelAnswered(job=name, attempt=attempt.number, answer=answers[attempt.key])
             for name, job in self.jobs.items()
@@ -216,16 +216,22 @@ class Session:
             atomic.append(self.path / "metrics" / f"{job.spec.name}.csv", text.encode())
 
     def take_changed(self) -> set[str]:
-        """Names of the jobs that were written, or tried to be, since the last call."""
+        """Names of the jobs that were written, or that a write failed for, since the last call."""
         changed, self._changed = self._changed, set()
         return changed
 
     # Jobs and attempts
 
+    def job(self, name: str) -> JobRecord:
+        """The record of a job; raises BadInput for an unknown name."""
+        if name not in self.jobs:
+            raise no_such_job(self.id, [name], self.jobs)
+        return self.jobs[name]
+
     def add_job(
         self, spec: JobSpec, attempt: Attempt | None = None, *, launched: bool | None = None
     ) -> None:
-        """Take a job into the session, if it is not in it; `list_jobs` comes after the last one.
+        """Add a job to the session, if it is not in it; `list_jobs` comes after the last one.
 
         `attempt` is given for a job that runs already. Raises BadInput for another job's name.
         """
@@ -239,7 +245,7 @@ class Session:
             self.jobs[spec.name] = job
 
     def list_jobs(self) -> None:
-        """Write down which jobs there are, so that a lost file is noticed; once for many jobs."""
+        """Write the list of jobs, so that a lost file is noticed; once for many jobs."""
         if new := self.jobs.keys() - set(self.meta.jobs):
             self.meta.jobs += sorted(new)
             self.save_meta()
@@ -256,7 +262,7 @@ class Session:
             )
 
     def begin_attempt(self, job: JobRecord) -> Attempt | None:
-        """Write down the intent of a new attempt; None while it is not wanted, or has no room."""
+        """Record the intent of a new attempt; None while it is unwanted, or the queue is full."""
         if not job.wants_attempt(chain_length(job)):
             return None
         if self.room() == 0:
@@ -279,13 +285,13 @@ class Session:
         return attempt
 
     def record_submission(self, job: JobRecord, attempt: Attempt, job_id: str) -> None:
-        """Write down that the scheduler took the attempt."""
+        """Record that the scheduler accepted the attempt."""
         state = "PENDING" if attempt.state == states.SUBMITTING else attempt.state
         changes = {"job_id": job_id, "submitted_at": now(), "state": state}
         self.change_attempt(job, attempt, changes, warning=None)
 
     def refuse(self, job: JobRecord, attempt: Attempt, reason: str) -> None:
-        """Write down that the scheduler would not take the attempt, in its own words.
+        """Record that the scheduler refused the attempt, in its own words.
 
         One that was to be queued ahead ends alone: the job goes on with those that run.
         """
@@ -304,7 +310,7 @@ class Session:
         )
 
     def withdraw(self, job: JobRecord, attempt: Attempt) -> None:
-        """Write down that an intended attempt was never submitted, and will not be."""
+        """Record that an intended attempt was never submitted, and will not be."""
         changes = {"state": "CANCELLED", "reason": "never submitted", "ended_at": now()}
         self.change_attempt(job, attempt, changes)
 
@@ -313,7 +319,7 @@ class Session:
         return Ticket(attempt.key, directory, attempt.name, self.meta.script, attempt.job_id)
 
     def submission_ticket(self, attempt: Attempt) -> Ticket:
-        """What was submitted: the attempt itself, or the array that it is a task of."""
+        """The submitted job: the attempt itself, or the array that it is a task of."""
         directory = self.path / "attempts" / attempt.name
         return Ticket(attempt.key, directory, attempt.name, self.meta.script)
 
@@ -322,7 +328,7 @@ class Session:
         self.change_job(job, verdict=verdict, reason=reason)
 
     def is_valid(self, event: Event) -> bool:
-        """Whether what an event tells of is still so: a checkpoint may have been set aside."""
+        """True if an event is still valid: its checkpoint may have been set aside."""
         job = self.jobs.get(event.job)
         if job is not None and isinstance(event, JobReady):
             return event.retries == job.retries
@@ -331,11 +337,11 @@ class Session:
         return event.generation == job.generation(event.iteration)
 
     def checkpoints(self) -> list[CheckpointComplete]:
-        """The complete checkpoints that were seen, and have not been set aside."""
+        """The complete checkpoints that were found, and have not been set aside."""
         return [event for event in self.journal.checkpoints() if self.is_valid(event)]
 
     def pending_actions(self) -> list[ActionRecord]:
-        """Actions to do, those that were under way when a monitor died included."""
+        """Pending actions, including those that were running when a monitor died."""
         return self.actions.pending
 
 
@@ -344,6 +350,11 @@ def _must_exist(path: Path) -> None:
         raise SessionNotFound(
             f"{path.name}: no such session in {path.parent}; `autoexp sessions list` shows all"
         )
+
+
+def no_such_job(session: str, names: Iterable[str], known: Iterable[str]) -> BadInput:
+    """The error for unknown names of jobs."""
+    return BadInput(f"{', '.join(names)}: no such job; {session} has: {', '.join(known)}")
 
 
 def sessions_root() -> Path:

@@ -4,16 +4,13 @@ Whatever is made here is a session's, unless `by_umask` says that it is the user
 whom the directory above it is, and writable for nobody but its owner, under any umask. So what the
 session's own directory says holds for all that is in it.
 
-Every durable step passes through `step()`, where a test can have the process killed: with
-AUTOEXP_TEST_KILL_AT=n in the environment the n-th step is the last thing that happens.
+Every durable step passes through `step()`, in the place of which a test puts the process's end.
 """
 
 import errno
-import itertools
 import json
 import os
 import secrets
-import signal
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -24,23 +21,18 @@ from typing import Any, BinaryIO
 from autoexp import payload
 
 ROOM = 65536
-"""Bytes, for the records that are written at a start."""
+"""Bytes needed for the records that are written at a start."""
 LONGEST_NAME = 255 - len("..xxxxxxxx.tmp")
 """Bytes of the name of a file that `write` can replace: its temporary file has a longer one."""
 
-_steps = itertools.count(1)
-_kill_at = int(os.environ.get("AUTOEXP_TEST_KILL_AT", "0"))
-
 
 def step() -> None:
-    """Mark a point between two durable effects; a test may choose to die here."""
-    if _kill_at and next(_steps) == _kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Mark a point between two durable effects: whatever follows may never happen."""
 
 
-# What passes, tried again a moment or a day later, by what the disk wants to say with it.
+# Transient errors, which a retry a moment or a day later may not meet, by their cause.
 _PASSING = {
-    # Full, or over a quota: somebody makes room.
+    # Full, or over a quota: until space is freed.
     *(errno.ENOSPC, errno.EDQUOT),
     # A server or a device that hiccups, or a mount that went read-only until it is mended.
     *(errno.EIO, errno.EREMOTEIO, errno.EROFS, errno.ETIMEDOUT, errno.EBUSY),
@@ -59,20 +51,20 @@ _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EA
 
 
 def in_words(error: OSError) -> str:
-    """What went wrong, where, and what to do about it, in one line."""
+    """Describe an error in one line: what went wrong, where, and what to do."""
     said = error.strerror or str(error)
     where = f"{error.filename}: {said}" if error.filename else said
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}; free space there, then run the same again"
+        return f"{where}; free space there, then run the same command again"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"{where}; make it writable for you, then run the same again"
+        return f"{where}; make it writable for you, then run the same command again"
     return where
 
 
 def is_passing(error: OSError) -> bool:
-    """Whether to try again: the very same call may work later, without anybody changing the call.
+    """True if a retry makes sense: the very same call may work later.
 
-    What is not known to pass lasts, and is said at once. Names that are too long (ENAMETOOLONG),
+    Errors not known to be transient are reported at once. Names that are too long (ENAMETOOLONG),
     that run in circles (ELOOP), are of the wrong kind (ENOTDIR, EISDIR, EEXIST) or not allowed
     (EINVAL, EILSEQ) are so tomorrow. EACCES and EPERM last until somebody changes a mode, ENOENT
     until somebody puts a file back, EFBIG and EMLINK until another file is written.
@@ -81,7 +73,7 @@ def is_passing(error: OSError) -> bool:
 
 
 def probe(directory: Path, size: int = ROOM) -> None:
-    """Raise what a write of `size` bytes would, where a disk is full, read-only or away."""
+    """Raise the error of a write of `size` bytes, where a disk is full, read-only or away."""
     with _naming(directory), tempfile.TemporaryFile(dir=directory) as file:
         file.write(bytes(size))
         file.flush()
@@ -90,7 +82,7 @@ def probe(directory: Path, size: int = ROOM) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Have errors name the path that is meant: a full disk names none, or a temporary file's."""
+    """Make errors name the right path: on a full disk they name none, or a temporary file's."""
     try:
         yield
     except OSError as error:
@@ -100,7 +92,7 @@ def _naming(path: Path) -> Iterator[None]:
 def sync_directory(directory: Path) -> None:
     """Make names created, renamed or removed in `directory` survive a power cut.
 
-    Passed over where the filesystem cannot: it then has the guarantee that it gives by itself.
+    Skipped where the filesystem cannot: its own guarantee remains.
     """
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -128,7 +120,7 @@ def make_directory(path: Path, *, by_umask: bool = False) -> None:
 
 
 def make_own_directory(path: Path, mode: int, *, by_umask: bool = False) -> None:
-    """Make one directory of exactly this mode; raises FileExistsError where there is something."""
+    """Make one directory of exactly this mode; raises FileExistsError where the name exists."""
     path.mkdir(mode)
     if not by_umask:
         with closed_after(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)) as made:
@@ -137,7 +129,7 @@ def make_own_directory(path: Path, mode: int, *, by_umask: bool = False) -> None
 
 @contextmanager
 def closed_after(descriptor: int) -> Iterator[int]:
-    """An open descriptor, for as long as this lasts."""
+    """Close an open descriptor at the end of the context."""
     try:
         yield descriptor
     finally:
@@ -145,7 +137,7 @@ def closed_after(descriptor: int) -> Iterator[int]:
 
 
 def set_mode(directory: int, mode: int) -> None:
-    """Give an open directory a mode; which group its files have stays as it is."""
+    """Set the mode of an open directory; the group of its files stays as it is."""
     now = stat.S_IMODE(os.fstat(directory).st_mode)
     wanted = mode | now & stat.S_ISGID
     if now != wanted:
@@ -163,7 +155,7 @@ def write(
     raw = data.encode() if isinstance(data, str) else data
     step()
     with _naming(path):
-        # Beside a name of 255 bytes there has to be room for this one too.
+        # A temporary name for a name of 255 bytes has to be valid too.
         start = path.name.encode()[:100].decode(errors="ignore")
         temporary = path.with_name(f".{start}.{secrets.token_hex(6)}.tmp")
         flags = os.O_WRONLY | os.O_EXCL
@@ -194,7 +186,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class OtherSize(Exception):
-    """A file that one process alone appends to is not as long as it left it: `found` bytes."""
+    """A file with a single writer does not have the length that the writer left: `found` bytes."""
 
     def __init__(self, found: int) -> None:
         super().__init__(found)
@@ -234,7 +226,7 @@ def append(path: Path, data: bytes, *, behind: int | None = None, by_umask: bool
 
 
 def cut(path: Path, size: int) -> None:
-    """Cut off what stands behind the first `size` bytes."""
+    """Cut a file off after the first `size` bytes."""
     with _naming(path), path.open("r+b") as file:
         if os.fstat(file.fileno()).st_size > size:
             file.truncate(size)
@@ -248,34 +240,34 @@ def _append_all(descriptor: int, data: bytes, size: int) -> None:
             view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
     except OSError:
-        # A full disk took a part of it: what follows must not be glued to that.
+        # A full disk took a part of it: later data must not be appended to that.
         os.ftruncate(descriptor, size)
         raise
 
 
 def append_once(path: Path, line: str, *, by_umask: bool = True) -> str:
-    """Append a line to a file of the user's, unless it stands there already; says which."""
+    """Append a line to a user's file, unless it is there already; returns which of the two."""
     raw = line.replace("\n", " ").encode()
     make_directory(path.parent, by_umask=by_umask)
     content = path.read_bytes() if path.exists() else b""
     if raw in content.split(b"\n"):
-        return "stands there already"
-    # A line that somebody left without an end is not continued.
+        return "is there already"
+    # A line without an end is not continued.
     start = b"\n" if content and not content.endswith(b"\n") else b""
     append(path, start + raw + b"\n", by_umask=by_umask)
     return "written"
 
 
 class WrongFile(OSError):
-    """What has the name is no regular file, or is too large to be what it is taken for."""
+    """The path is not a regular file, or too large for its purpose."""
 
 
 LARGEST = 200 * 10**6
-"""Bytes of a session's largest record: a tenth of that is ten thousand jobs."""
+"""Most bytes of a session's record: a tenth of that is ten thousand jobs."""
 
 
 def read(path: Path, most: int = LARGEST) -> bytes:
-    """The bytes of a regular file; never waits, as a pipe would have it, and reads `most` at most.
+    """Read a regular file; never waits, as on a pipe, and reads `most` bytes at most.
 
     Raises WrongFile for anything else, of which nothing is read.
     """
@@ -284,8 +276,8 @@ def read(path: Path, most: int = LARGEST) -> bytes:
 
 
 def read_opened(file: BinaryIO, path: Path, most: int = LARGEST) -> bytes:
-    """The bytes of a file that `open_to_read` has opened: `read` for who has looked at it first."""
-    # A file of holes is as large as it likes, and Python makes room for all that is asked for.
+    """Read a file that `open_to_read` has opened: `read` for those that look at it first."""
+    # A sparse file can have any size, and Python allocates all that is requested.
     size = os.fstat(file.fileno()).st_size
     raw = b"" if size > most else file.read(size + 1)
     if len(raw) > size:  # it grows meanwhile
@@ -296,12 +288,12 @@ def read_opened(file: BinaryIO, path: Path, most: int = LARGEST) -> bytes:
 
 
 def open_to_read(path: Path, *, follow: bool = True) -> BinaryIO:
-    """Open a regular file that another may have put there; raises WrongFile for anything else.
+    """Open a regular file that another user may have put there; raises WrongFile for anything else.
 
     Without `follow` a link is something else, too: it may lead to any file that we can read.
     """
     try:
-        # Whoever opens a FIFO to read would else wait for a writer.
+        # Otherwise opening a FIFO would wait for a writer.
         flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
         descriptor = os.open(path, flags)
     except OSError as error:

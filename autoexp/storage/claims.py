@@ -1,4 +1,4 @@
-"""Which session a directory belongs to, where several could ask for the same one.
+"""Claims of sessions on directories that several could use.
 
 A claim is a file that is made exclusively and names a session. The last of `.autoexp-session`,
 `.autoexp-session.2`, … counts. One whose session is gone is followed by another, and none is
@@ -24,30 +24,30 @@ _PATIENCE_S = 10.0
 
 
 class Claim(NamedTuple):
-    """A session, made or in the making, that has a directory."""
+    """A session, created or being created, that has a directory."""
 
     session: str
     """Its path."""
     nonce: str
     draft: str = ""
-    """Where it is made, until it has its own path."""
+    """Where it is being created, until it has its own path."""
     is_hidden: bool = False
-    """Another user's, who lets nobody read it."""
+    """True if it is another user's and unreadable."""
 
     @property
     def identity(self) -> tuple[str, str]:
-        """What tells a session from every other one."""
+        """What distinguishes a session from every other one."""
         return self.session, self.nonce
 
     @property
     def title(self) -> str:
-        """What people read."""
+        """Title for display."""
         if self.is_hidden:
             return f"another user's session (its mark {self.session} cannot be read)"
         return f"session {self.session}"
 
     def is_live(self) -> bool:
-        """Whether the session is there, or is being made; what cannot be seen is there."""
+        """True if the session exists, or is being created; an invisible one counts as existing."""
         if self.is_hidden:
             return True
         try:
@@ -63,17 +63,17 @@ IsLive = Callable[[Claim], bool]
 
 
 def draft_of(path: Path) -> Path:
-    """The directory in which this process makes a session."""
+    """The directory in which this process creates a session."""
     return path.with_name(f"{_drafts()}{os.getpid()}-{path.name}")
 
 
 def dead_drafts(root: Path) -> list[Path]:
-    """What processes of this host have left that were killed while they made a session."""
+    """Drafts of processes of this host that were killed while they created a session."""
     return [draft for draft in root.glob(f"{_drafts()}*") if not is_being_made(draft)]
 
 
 def is_being_made(draft: str | Path) -> bool:
-    """Whether the process of a draft lives; of another host nobody can tell."""
+    """True if the process of a draft lives; on another host that is unknown."""
     pid = Path(draft).name.removeprefix(_drafts()).partition("-")[0]
     return not pid.isdigit() or processes.identity(int(pid)) is not None
 
@@ -83,7 +83,7 @@ def _drafts() -> str:
 
 
 def holder(directory: Path, is_live: IsLive = Claim.is_live) -> Claim | None:
-    """The session that has a directory, or one that it lies in."""
+    """The session that has a directory, or a directory above it."""
     found = (standing(place, is_live) for place in (directory, *directory.parents))
     return next(filter(None, found), None)
 
@@ -95,9 +95,9 @@ def standing(directory: Path, is_live: IsLive = Claim.is_live) -> Claim | None:
 
 
 def take(directory: Path, mine: Claim, is_live: IsLive = Claim.is_live) -> Claim | None:
-    """Take a directory for a session; returns the claim of another one that has it.
+    """Claim a directory for a session; returns the claim of another session that has it.
 
-    `is_live` says whether a session that had it has it still: as long as it is there, by default.
+    ``is_live` says whether an earlier claim still counts: by default while its session exists.
     """
     while True:
         atomic.make_directory(directory)
@@ -121,14 +121,14 @@ def take(directory: Path, mine: Claim, is_live: IsLive = Claim.is_live) -> Claim
 
 
 def is_unused(directory: Path) -> bool:
-    """Whether a directory holds nothing but claims."""
+    """True if a directory holds nothing but claims."""
     return all(path.name.startswith(NAME) for path in directory.iterdir())
 
 
 def release(directory: Path, mine: Claim) -> bool:
-    """Remove a directory that holds nothing but claims, the last of them `mine`; whether it did.
+    """Remove a directory that holds nothing but claims, the last of them `mine`; True if removed.
 
-    It goes aside first, in one step: whoever takes it meanwhile makes another one.
+    It is renamed first, in one step: whoever claims it meanwhile makes a new one.
     """
     aside = directory.with_name(f".{directory.name[:200]}.{secrets.token_hex(4)}")
     with suppress(OSError):
@@ -162,7 +162,7 @@ def _last(directory: Path) -> tuple[int, Claim | None]:
 
 
 def _read(path: Path) -> Claim | None:
-    """A claim; without hard links it is empty for a moment, and is waited for."""
+    """Read a claim; without hard links it is empty for a moment, and is waited for."""
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         try:

@@ -1,4 +1,4 @@
-"""The lease on a session: one monitor at a time, and a dead one's is taken over.
+"""The lease on a session: one monitor at a time; a dead monitor's lease is taken over.
 
 The holder's name stands in `monitor.json`, with the machine's id, its boot and the pid namespace;
 its heartbeat is that file's modification time, which is compared with that of `monitor.lock`,
@@ -26,11 +26,11 @@ from autoexp.storage import atomic, locks, processes
 FILE = "monitor.json"
 LOCK = "monitor.lock"
 HEARTBEAT_S = 10.0
-# A monitor on another host cannot be asked for its process; it is given up after this silence.
+# The process of a monitor on another host cannot be checked; it counts as dead after this silence.
 SILENCE_S = 180.0
 _LARGEST = 65536
-"""Bytes of the file that names a monitor: a few hundred."""
-# A holder keeps the lock for one round of writes; one that hangs in it for longer is not robbed.
+"""Most bytes of the file that names a monitor, which has a few hundred."""
+# A holder keeps the lock for one round of writes; nobody takes its lease over while it hangs there.
 _PATIENCE_S = 20.0
 
 
@@ -43,7 +43,7 @@ class Holder(NamedTuple):
 
 
 def _elapsed() -> float:
-    """Seconds that go on while a process is stopped, and while the machine sleeps."""
+    """Seconds on a clock that runs on while a process is stopped, or the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -58,9 +58,9 @@ class Lease:
         self._is_writing = False
 
     def still_held(self) -> bool:
-        """Whether the lease is this monitor's, read from the disk now; any thread may ask.
+        """True if the lease is this monitor's, read from the disk now; callable from any thread.
 
-        Raises OSError where the disk does not answer: then nobody knows.
+        Raises OSError where the disk does not answer: then it is unknown.
         """
         try:
             return atomic.read(self._path, _LARGEST) == self._text.encode()
@@ -69,13 +69,13 @@ class Lease:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Write inside of it, as much or as little as there is: nobody takes the lease over then.
+        """A context for any number of writes, during which nobody can take the lease over.
 
         Rounds may be nested. Raises SessionHeld when the lease is another monitor's by now.
         """
         with self._mutex:
             if self._is_writing:
-                # Only a stop for that long inside of a round can have cost the lease.
+                # Only a stop for that long within a round can have cost the lease.
                 if _elapsed() - self._seen > HEARTBEAT_S:
                     self.refuse_lost()
                 yield
@@ -90,7 +90,7 @@ class Lease:
 
     @contextmanager
     def _round(self) -> Iterator[None]:
-        """The lock: nobody else holds it for longer than it takes to take a lease over."""
+        """Hold the lock: nobody else holds it for longer than a take-over of the lease."""
         try:
             with locks.exclusively(self._path.with_name(LOCK), _PATIENCE_S):
                 yield
@@ -114,29 +114,29 @@ class Lease:
             self._beaten = _elapsed()
 
     def release(self) -> None:
-        """Give the lease back, unless somebody else holds it by now."""
+        """Release the lease, unless another monitor holds it by now."""
         if self.still_held():
             self._path.unlink(missing_ok=True)
 
     def refuse_lost(self) -> None:
-        """Raise SessionHeld once the lease is another monitor's; any thread may ask."""
+        """Raise SessionHeld once the lease is another monitor's; callable from any thread."""
         now = _elapsed()
         if not self.still_held():
             directory = self._path.parent
             if not directory.exists():
                 raise SessionHeld(gone(directory))
             raise SessionHeld(
-                f"{directory.name}: the lease {self._path} is not this monitor's any more: "
-                "another one took the session over, or somebody removed the file"
+                f"{directory.name}: the lease {self._path} is no longer this monitor's: "
+                "another one took the session over, or the file was removed"
             )
         self._seen = now
 
 
 def gone(directory: Path) -> str:
-    """What is said of a session that its monitor does not find any more."""
+    """The error for a session whose directory no longer exists."""
     return (
-        f"{directory}: the session is not there any more: somebody removed it, or moved it away; "
-        "what was submitted goes on"
+        f"{directory}: the session no longer exists: it was removed or moved away; "
+        "submitted jobs go on"
     )
 
 
@@ -155,14 +155,19 @@ def take(directory: Path) -> Lease:
     return Lease(directory, text)
 
 
+def held_by(session: str, holder: Holder) -> str:
+    """The message for a session that has a live monitor."""
+    return (
+        f"{session}: held by the monitor with pid {holder.pid} on {holder.host}; "
+        f"look at it with `autoexp status {session} --watch`"
+    )
+
+
 def _refuse_alive(directory: Path) -> None:
     holder, ahead_s = _look(directory)
     if holder is None or not holder.alive:
         return
-    message = (
-        f"{directory.name}: held by the monitor with pid {holder.pid} on {holder.host}; "
-        f"look at it with `autoexp status {directory.name} --watch`"
-    )
+    message = held_by(directory.name, holder)
     if ahead_s > SILENCE_S:
         message += (
             f". Its last sign of life is dated {ahead_s:.0f} s ahead of the file server's clock, "
@@ -181,15 +186,15 @@ def _locked(directory: Path) -> SessionHeld:
 
 
 def look(directory: Path) -> Holder | None:
-    """Who holds the session, and whether that monitor is alive; None when nobody does."""
+    """The holder of the session, and True if that monitor is alive; None when there is none."""
     return _look(directory)[0]
 
 
 def _look(directory: Path) -> tuple[Holder | None, float]:
-    """Also how many seconds ahead of the file server's clock the last heartbeat is dated."""
+    """`look`, and the seconds by which the last heartbeat is ahead of the file server's clock."""
     path = directory / FILE
     try:
-        # Opened anew, so that a client's memory of it is refreshed.
+        # Opened anew, so that a client's cache of it is refreshed.
         with atomic.open_to_read(path) as file:
             raw = file.read(_LARGEST)
             beaten_at = os.fstat(file.fileno()).st_mtime
@@ -210,12 +215,12 @@ def _look(directory: Path) -> tuple[Holder | None, float]:
     if alive is not None:
         return Holder(host, pid, alive), 0.0
     silence = _server_time(directory) - beaten_at
-    # From the future, by a clock that somebody set: no evidence of death.
+    # From the future, by a clock that was set: no evidence of death.
     return Holder(host, pid, silence < SILENCE_S), -silence
 
 
 def _server_time(directory: Path) -> float:
-    """What time the clock says by which heartbeats are dated; ours, for who may only read."""
+    """The time on the clock that dates heartbeats; the local clock for those who may only read."""
     path = directory / LOCK
     try:
         os.close(locks.open_lock(path))  # made, where somebody has removed it

@@ -1,4 +1,4 @@
-"""Locks on files: held by whoever has the file open, also in a process that inherited it."""
+"""File locks: held by whoever has the file open, also by a process that inherited it."""
 
 import errno
 import fcntl
@@ -18,11 +18,11 @@ _PAUSE_S = 0.05
 
 
 class Busy(Exception):
-    """Somebody held the lock for as long as was waited."""
+    """Another process held the lock during the whole wait."""
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the lock of an open file unless somebody else has it; whether it was taken.
+    """Take the lock of an open file unless another process has it; True if taken.
 
     It lasts until the last process closes the descriptor that was opened once: a child that
     inherited it holds it on. Where the filesystem has no flock it is a lock on a range of bytes
@@ -46,7 +46,7 @@ WITHOUT_LOCKS = (
 
 
 def _lock_bytes(descriptor: int) -> bool:
-    """A lock of the open file, not of the process as POSIX's are: those no child inherits."""
+    """Lock the open file, not the process as POSIX locks do: those no child inherits."""
     order = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, order)
@@ -61,13 +61,13 @@ def _lock_bytes(descriptor: int) -> bool:
 
 
 def open_lock(path: Path) -> int:
-    """Open a lock's file, made where there is none; closing it gives the lock back."""
+    """Open a lock file, made where there is none; closing it releases the lock."""
     return payload.open_own(path, os.O_RDWR)
 
 
 @contextmanager
 def exclusively(path: Path, patience_s: float) -> Iterator[None]:
-    """Hold the lock of a file; raises Busy when somebody else does for longer than `patience_s`."""
+    """Hold the lock of a file; raises Busy after `patience_s` if another process has it."""
     descriptor = open_lock(path)
     deadline = time.monotonic() + patience_s
     try:

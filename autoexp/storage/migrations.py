@@ -1,4 +1,4 @@
-"""The version of session files, and how older ones become today's.
+"""The version of session files, and the migration of older ones.
 
 Every JSON file of a session carries `schema_version`. A reader upgrades an older file in memory;
 the holder of the lease upgrades it on disk and keeps the original beside it as `<name>.v<version>`.
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from autoexp.errors import SessionDamaged
+from autoexp.model import first_problem
 from autoexp.storage import atomic
 
 VERSION = 2
@@ -21,7 +22,7 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 def _actions_of_any_kind(path: Path, content: Content) -> Content:
-    """Version 1 knew one action, the launch of a planned job; that is a start now."""
+    """Version 1 had one action, the launch of a planned job; that is a start now."""
     if path.parent.name != "actions":
         return content
     action = {**content["action"], "kind": "start"}
@@ -29,7 +30,7 @@ def _actions_of_any_kind(path: Path, content: Content) -> Content:
 
 
 MIGRATIONS: dict[int, Callable[[Path, Content], Content]] = {1: _actions_of_any_kind}
-"""From each older version to the next: given the file's path and content, the new content."""
+"""Migrations from each older version to the next: from a file's path and content to new content."""
 
 
 def read(path: Path, model: type[Record]) -> Record:
@@ -38,9 +39,7 @@ def read(path: Path, model: type[Record]) -> Record:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise SessionDamaged(_damage(path, f"{where}: {problem['msg']}")) from error
+        raise SessionDamaged(_damage(path, first_problem(error))) from error
 
 
 def upgrade_files(session: Path) -> None:
@@ -70,7 +69,7 @@ def _parse(path: Path) -> Content:
             raise
         raise SessionDamaged(_damage(path, error.strerror or str(error))) from error
     if not isinstance(content, dict):
-        raise SessionDamaged(_damage(path, "it holds no object"))
+        raise SessionDamaged(_damage(path, "it holds no JSON object"))
     return content
 
 

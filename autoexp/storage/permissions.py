@@ -1,6 +1,6 @@
-"""Who may read what a session has on disk, and whether somebody else could have written there.
+"""Permissions of a session's files: who may read them, and who else could have written them.
 
-The session's directory says who may read: all that is made below it has its mode (see durable).
+The mode of the session's directory says who may read: all files below it get it (see atomic).
 """
 
 import os
@@ -22,7 +22,7 @@ _NAMED = 3
 
 
 def owners(session: Path) -> set[int]:
-    """Whose files count in a session that this process holds: its own, and root's.
+    """User ids whose files are trusted in a session that this process holds: its own, and root.
 
     Where a file server maps users, the lease shows what our files are mapped to.
     """
@@ -33,7 +33,7 @@ def owners(session: Path) -> set[int]:
 
 
 def user(number: int) -> str:
-    """A user's name for people."""
+    """A user's name for display."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:
@@ -41,7 +41,7 @@ def user(number: int) -> str:
 
 
 def refuse_others(session: Path) -> None:
-    """Raise BadInput for records that somebody else has written: their commands would run as us.
+    """Raise BadInput for records that another user has written: their commands would run as us.
 
     To be called by the lease's holder. Requests are judged by themselves.
     """
@@ -49,14 +49,14 @@ def refuse_others(session: Path) -> None:
     for path, status in _files(session):
         if status.st_uid not in own and path.parent.name != "inbox":
             raise BadInput(
-                f"{path}: is a file of {user(status.st_uid)}'s, and what it says would be done as "
+                f"{path}: is a file of {user(status.st_uid)}'s, and its commands would run as "
                 f"{user(os.geteuid())}. Nothing was changed: take it away if you do not know it, "
                 f"or have {user(status.st_uid)} go on with the session"
             )
 
 
 def writable_by_others(session: Path) -> str | None:
-    """A warning that names what somebody has made writable for others; None: nothing is."""
+    """A warning that names files that are writable for others; None: there are none."""
     found = [
         str(path)
         for path, status in _files(session)
@@ -72,7 +72,7 @@ def writable_by_others(session: Path) -> str | None:
 
 
 def _files(session: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """What the session itself has made, but what its jobs leave in their own directories.
+    """Files of the session itself, without those of its jobs in their own directories.
 
     Of an attempt the directory alone, unless others can write in it: a session may have thousands.
     """

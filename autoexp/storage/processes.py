@@ -1,4 +1,4 @@
-"""Whether a process that was written down still lives, on this machine or another."""
+"""Checks if a recorded process is still alive, on this machine or another."""
 
 import os
 from pathlib import Path
@@ -14,11 +14,11 @@ _OF_THE_MACHINE = "pid:[4026531836]"
 
 
 class OutOfSight(Exception):
-    """Nobody can tell from here whether a process lives."""
+    """It cannot be told from here if a process is alive."""
 
 
 def pid_of(known: dict[str, Any]) -> int | None:
-    """The pid by which the process of `known` (see payload.own_identity) goes here; None: dead.
+    """The pid here of the process of `known` (see payload.own_identity); None: dead.
 
     Raises OutOfSight where it ran on another machine, or in a container that hides its processes
     from here. Neither the host's name tells that, which containers and clones share, nor a pid,
@@ -45,7 +45,7 @@ def pid_of(known: dict[str, Any]) -> int | None:
 
 
 def _is(pid: int, namespace: str, known: dict[str, Any]) -> bool:
-    """Whether a process that has this pid here is the one of `known` in its own namespace."""
+    """True if a process that has this pid here is the one of `known` in its own namespace."""
     try:
         if os.readlink(f"/proc/{pid}/ns/pid") != namespace:  # noqa: PTH115
             return False
@@ -62,7 +62,7 @@ def _is(pid: int, namespace: str, known: dict[str, Any]) -> bool:
 
 
 def is_alive(known: dict[str, Any]) -> bool | None:
-    """Whether the process of `known` lives; None: it cannot be told from here."""
+    """True if the process of `known` is alive; None: unknown from here."""
     try:
         return pid_of(known) is not None
     except OutOfSight:
@@ -70,7 +70,7 @@ def is_alive(known: dict[str, Any]) -> bool | None:
 
 
 def rebooted_since(known: dict[str, Any]) -> bool:
-    """Whether this machine is the one of `known` and has been rebooted since."""
+    """True if this machine is the one of `known` and has been rebooted since."""
     mine = own_identity()
     is_here = all(known.get(name, mine[name]) == mine[name] for name in ("host", "host_id"))
     return is_here and known["boot_id"] != mine["boot_id"]

@@ -19,9 +19,10 @@ def settled(session: Session) -> Monitor:
     with sessions.unsynced():
         monitor.look({})
         sessions.age(session.path)
-        # The new times of files are news themselves, once.
+        # The new times of files are changes themselves, once; and one look reads a bounded part.
         for _ in range(2):
-            monitor.look({})
+            while monitor.look({}).has_more:
+                pass
         monitor.flush()
     return monitor
 

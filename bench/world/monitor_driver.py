@@ -56,7 +56,7 @@ class Driver:
         answers: dict[str, Sighting] = {}
         with suppress(SchedulerError):
             answers = self._cluster.query(self.monitor.tickets())
-        self.monitor.recorder.apply(requests.take_on)
+        self.monitor.recorder.apply(requests.process_requests)
         self.monitor.look(answers)
         work = self.monitor.next_work()
         while work.steps or work.actions:

@@ -31,7 +31,7 @@ from autoexp.operations.step_runs import carry_out, named
 from autoexp.rules.describe import describe
 from autoexp.schedulers.base import Scheduler, Sighting, Ticket
 from autoexp.session.action_records import ActionRecord
-from autoexp.session.inbox import left_behind
+from autoexp.session.inbox import has_requests, left_behind
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage.lease import Lease
@@ -149,7 +149,9 @@ class SessionRun:
     def _take_requests(self) -> list[str]:
         """Process requests of other processes; returns a line for each."""
         try:
-            notes = self._monitor.recorder.apply(requests.take_on)
+            # Seldom does one wait: the session is not locked for nothing at every look.
+            waits = has_requests(self.session.path)
+            notes = self._monitor.recorder.apply(requests.process_requests) if waits else []
         except OSError as error:
             if not self._inbox_fails:
                 self.log.warning("%s: requests wait (%s)", self.session.path / "inbox", error)

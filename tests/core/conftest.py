@@ -1,6 +1,5 @@
 """What the core tests share: a tiny experiment, a session of it, and ways to die."""
 
-import importlib
 import json
 import os
 import resource
@@ -30,9 +29,9 @@ from autoexp.session import create as creation
 from autoexp.session import find
 from autoexp.session.meta import new_id, output_root
 from autoexp.states import Kind
-from autoexp.storage import atomic
+from tests.killing import die_at
 
-_OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
+_OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS")
 _MARK = "AUTOEXP_TEST_MARK"
 
 # A trunk of 300 iterations with checkpoints at 100, 200 and 300, and two cooldowns of 50.
@@ -101,8 +100,7 @@ def killed_at() -> KilledAt:
         child = os.fork()
         if child == 0:
             try:
-                os.environ["AUTOEXP_TEST_KILL_AT"] = str(n)
-                importlib.reload(atomic)
+                die_at(n)
                 act()
                 os._exit(0)
             except BaseException:

@@ -29,8 +29,8 @@ from autoexp.rules.condition_checks import Facts, check
 from autoexp.rules.conditions import FileContains, FileExists, Glob
 from autoexp.rules.describe import describe
 from autoexp.rules.events import LogMatched
-from autoexp.schedulers import slurm_parsing
-from autoexp.storage import atomic, claims
+from autoexp.schedulers import exit_files, slurm_parsing
+from autoexp.storage import atomic, claims, processes
 from tests.core.test_conditions import facts
 
 HOSTILE = (
@@ -246,6 +246,29 @@ def _scores(text: str, folder: Path) -> None:
             json.dumps(found.numbers).encode()
 
 
+def _exit_file(text: str, folder: Path) -> None:
+    whole = {"job_id": "7", "exit_code": 0, "signal": None, "reason": None, "started_at": 1.0}
+    whole |= {"ended_at": 2.0, "warned": False, "limit": False, "superseded": False}
+    number = int(text) if text.isdecimal() and len(text) < 400 else -1
+    damaged = [text, "null", "[]", json.dumps({"job_id": text})]
+    damaged += [json.dumps({**whole, name: value}) for name in whole for value in (text, number)]
+    damaged += [json.dumps({**whole, name: 1e300}) for name in ("started_at", "ended_at")]
+    for content in damaged:
+        (folder / "exit.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+        found = exit_files.read_exit_file(folder)
+        assert found is None or found.sighting().state in ("COMPLETED", "FAILED", "TIMEOUT")
+
+
+def _start_file(text: str, folder: Path) -> None:
+    whole = {"host": "h", "boot_id": "b", "pid": 1, "start_ticks": 1, "started_at": 1.0}
+    damaged = [text, "null", "[]", json.dumps({"host": text})]
+    damaged += [json.dumps({**whole, name: value}) for name in whole for value in (text, 1e300)]
+    for content in damaged:
+        (folder / "started.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+        found = exit_files.read_start_file(folder)
+        assert found is None or processes.is_alive(found) in (None, True, False)
+
+
 def _read(text: str, folder: Path) -> None:
     path = folder / "file"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -299,6 +322,8 @@ PROMISES: dict[str, Promise] = {
     "autoexp.schedulers.slurm_parsing.read_longest": _longest,
     "autoexp.backends.checkpoints.Layout": _scan,
     "autoexp.jobs.scores.read_scores": _scores,
+    "autoexp.schedulers.exit_files.read_exit_file": _exit_file,
+    "autoexp.schedulers.exit_files.read_start_file": _start_file,
     "autoexp.storage.atomic.read": _read,
     "autoexp.storage.claims.holder": _holder,
     "autoexp.redaction.without_secrets": _without_secrets,

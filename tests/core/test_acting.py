@@ -22,7 +22,7 @@ from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm_script import executor_for
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.excluded_nodes import Blamed
-from autoexp.session.inbox import ActionRequest, SubmitRequest, put
+from autoexp.session.inbox import ActionRequest, SubmitRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from autoexp.storage import migrations
@@ -161,8 +161,8 @@ def test_a_failed_action_of_any_kind_can_be_retried_and_its_deadline_counts_anew
     action.asked_at -= timedelta(days=2)
     session.save_action(action)
     acting.fail(session, action, "not done: not within 1 d")
-    put(session_path, ActionRequest(key=action.key, verb="retry", by="ann"))
-    assert requests.take_on(session) == [f"ann: retries {action.key}"]
+    enqueue(session_path, ActionRequest(key=action.key, verb="retry", by="ann"))
+    assert requests.process_requests(session) == [f"ann: retries {action.key}"]
     again = Session.load(session_path).actions[action.key]
     assert again.status is ActionStatus.PENDING
     assert now() - again.asked_at < timedelta(minutes=1)

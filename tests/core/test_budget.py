@@ -15,7 +15,7 @@ from autoexp.planning.plan import Plan
 from autoexp.planning.study import plan_study
 from autoexp.reports.status import status_of
 from autoexp.rules.events import BudgetPassed
-from autoexp.session.inbox import BudgetRequest, RetryRequest, put
+from autoexp.session.inbox import BudgetRequest, RetryRequest, enqueue
 from autoexp.session.measured_speed import with_measured_speed
 from autoexp.session.session import Session
 from autoexp.states import Verdict
@@ -121,9 +121,12 @@ def test_when_the_last_job_has_ended_the_others_are_given_up_with_the_budget_as_
     assert "budget.stop_above" in waiting.reason
 
     # Somebody answers for more: the point goes on in the same session.
-    put(story.path, BudgetRequest(stop_above=10, by="ann"))
-    put(story.path, RetryRequest(by="ann"))
-    assert requests.take_on(story.session) == ["ann: stops above 10", "ann: runs tiny-seed2 again"]
+    enqueue(story.path, BudgetRequest(stop_above=10, by="ann"))
+    enqueue(story.path, RetryRequest(by="ann"))
+    assert requests.process_requests(story.session) == [
+        "ann: sets budget.stop_above to 10",
+        "ann: retries tiny-seed2",
+    ]
     story.open()
     story.look(name="tiny-seed1")
     story.submit("tiny-seed2")

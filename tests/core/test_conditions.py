@@ -121,7 +121,7 @@ def test_a_captured_number_compares_as_trainers_print_it(
     found = check(condition, facts(tmp_path, values={"x": captured}))
     assert found.answer is Answer(answer)
     if captured == "n/a":
-        assert found.reason == "x is 'n/a', which is no number"
+        assert found.reason == "x is 'n/a', which is not a number"
 
 
 @pytest.mark.parametrize("captured", ["x" * 4000, "**a", "[", "a\0b", "*", "{place}"])

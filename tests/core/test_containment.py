@@ -31,7 +31,7 @@ STEPS: dict[str, tuple[object, str]] = {
     "an event is written": (Session, "record"),
     "metrics are written": (Session, "log_progress"),
     "a record is written": (Session, "save_job"),
-    "who cannot start is looked for": (monitor, "hopeless"),
+    "who cannot start is looked for": (monitor, "unsatisfiable_reason"),
 }
 
 

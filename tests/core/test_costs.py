@@ -86,9 +86,19 @@ def test_the_scheduler_is_asked_once_per_tick(tmp_path: Path, jobs: int) -> None
     ended, *others = asked.attempts
     running = [(attempt, "RUNNING") for attempt in others]
     asked.cluster.shows([(ended, "COMPLETED"), *running])
-    assert asked.tick() == 2  # it has left no exit file: accounting is asked, once for all
+    assert asked.tick() == 1  # its exit file tells the rest
     asked.cluster.shows(running)
     assert asked.tick() == (1 if others else 0)
+
+
+def test_accounting_is_asked_once_for_all_that_have_left_no_exit_file(tmp_path: Path) -> None:
+    asked = scheduler_queries.Ticks(tmp_path, 40)
+    asked.cluster.shows([(attempt, "RUNNING") for attempt in asked.attempts])
+    asked.tick()
+    asked.cluster.shows([(attempt, "COMPLETED") for attempt in asked.attempts])
+    for attempt in asked.attempts:
+        (Path(attempt.log).parent / "exit.json").unlink()
+    assert asked.tick() == 2
 
 
 def test_a_progress_line_costs_a_bounded_number_of_calls(tmp_path: Path) -> None:

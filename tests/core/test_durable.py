@@ -4,10 +4,7 @@ import errno
 import itertools
 import json
 import os
-import signal
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,15 +111,6 @@ def test_a_kill_at_any_step_of_a_write_leaves_the_old_file_or_the_new_one(
     assert seen[0] == OLD
     assert seen[-1] == NEW
     assert set(seen) == {OLD, NEW}
-
-
-def test_the_environment_chooses_the_step_at_which_a_fresh_process_dies(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from autoexp.storage import atomic\n"
-    code += "for n in '123': atomic.write(Path(sys.argv[1], n), n)"
-    environment = {**os.environ, "AUTOEXP_TEST_KILL_AT": "3"}
-    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment)
-    assert process.returncode == -signal.SIGKILL
-    assert names_in(tmp_path) == ["1"]
 
 
 # Names and modes

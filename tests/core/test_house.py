@@ -1,6 +1,7 @@
 """The house keeps its shape: which room may import which, and how big a room may be."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -118,3 +119,46 @@ def test_the_core_runs_without_prefect() -> None:
 def test_the_payload_needs_the_standard_library_alone() -> None:
     modules = {module.split(".")[0] for module in imported(ROOT / "autoexp" / "payload.py")}
     assert modules <= set(sys.stdlib_module_names)
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+_FILE = re.compile(r"`((?:autoexp|blocks|tasks|flows|bench)/[\w/]+\.py)`")
+
+
+def test_architecture_names_every_module_and_none_that_does_not_exist() -> None:
+    """`docs/architecture.md` has a row for each, by its path."""
+    described = re.findall(rf"^\| {_FILE.pattern} \|", PAGE, re.MULTILINE)
+    expected = {name_of(path) for path in MODULES if path.stem != "__init__"}
+    assert sorted(expected - set(described)) == [], "give these a row in docs/architecture.md"
+    assert sorted(set(described) - expected) == [], "these rows are of modules that are gone"
+    assert len(described) == len(set(described))
+    assert sorted(set(_FILE.findall(PAGE)) - expected) == [], "named there, and gone"
+
+
+def test_architecture_names_functions_that_are_there() -> None:
+    """In the life of a checkpoint: what it does, in which file, by which function."""
+    steps = [line for line in PAGE.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert len(steps) > 10
+    for step in steps:
+        files, functions = (re.findall(r"`([\w/.]+)`", cell) for cell in step.split("|")[3:5])
+        defined = {
+            node.name
+            for file in files
+            for node in ast.walk(tree_of(ROOT / file))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+        assert functions and set(functions) <= defined, step
+
+
+def test_architecture_draws_the_layers_of_the_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = [c["layers"] for c in contracts["contracts"] if c["type"] == "layers"]
+    wanted = [[name.removeprefix("autoexp.") for name in layer.split(" | ")] for layer in layers]
+    drawn: list[list[str]] = []
+    for line in re.findall(r"^    │ (.*?) *│", PAGE, re.MULTILINE):
+        names = [name.strip() for name in line.split("·")]
+        if names[0] == "":  # the line before goes on
+            drawn[-1] += names[1:]
+        else:
+            drawn.append(names)
+    assert [sorted(names) for names in drawn] == [sorted(names) for names in wanted]

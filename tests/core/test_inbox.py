@@ -28,10 +28,10 @@ from autoexp.session.inbox import (
     CancelRequest,
     Request,
     SubmitRequest,
+    enqueue,
     is_done,
     is_empty,
     left_behind,
-    put,
 )
 from autoexp.session.meta import output_root
 from autoexp.session.session import Session
@@ -82,9 +82,9 @@ def story(session_path: Path) -> Story:
 def ask(story: Story, *requests: Request) -> list[str]:
     """Leave requests and have them taken on; returns why some were refused."""
     for request in requests:
-        put(story.path, request)
+        enqueue(story.path, request)
     before = len(story.session.journal)
-    inbox.take_on(story.session)
+    inbox.process_requests(story.session)
     assert list((story.path / "inbox").glob("*.json")) == []
     events = [entry.event for entry in story.session.journal.entries[before:]]
     return [event.reason for event in events if isinstance(event, RequestRefused)]
@@ -98,20 +98,20 @@ def test_requests_of_several_processes_are_all_taken_on_once(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power cut is played here
 
-    def put(process: str) -> None:
+    def put_many(process: str) -> None:
         for number in range(200):
-            put(session_path, submit(job(f"{process}{number:03}")))
+            enqueue(session_path, submit(job(f"{process}{number:03}")))
 
     session = Session.load(session_path)
-    children = [in_a_process(lambda name=name: put(name)) for name in "abcd"]  # type: ignore[misc]
+    children = [in_a_process(lambda name=name: put_many(name)) for name in "abcd"]  # type: ignore[misc]
     rounds = 0
     deadline = time.monotonic() + 300
     while len(session.jobs) < 803 and time.monotonic() < deadline:
-        inbox.take_on(session)
+        inbox.process_requests(session)
         rounds += 1
     added = list(session.jobs)[3:]
     assert [exit_code(child) for child in children] == [0] * 4
-    assert inbox.take_on(session) == []
+    assert inbox.process_requests(session) == []
     assert rounds > 1
     for process in "abcd":
         own = [name for name in added if name[0] == process]
@@ -217,9 +217,9 @@ def test_a_request_that_cannot_be_moved_is_said_once_and_keeps_no_session_from_e
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = bad_request(story, monkeypatch, errno.EPERM)
-    (said,) = inbox.take_on(story.session)
+    (said,) = inbox.process_requests(story.session)
     assert "refused" in said
-    assert inbox.take_on(story.session) == []
+    assert inbox.process_requests(story.session) == []
     assert is_done(story.session)
     assert left_behind(story.session) == [bad]
     assert ask_behind(story) == ["ann: cancels tiny-cd200"]
@@ -228,12 +228,12 @@ def test_a_request_that_cannot_be_moved_is_said_once_and_keeps_no_session_from_e
 def test_a_request_that_was_carried_out_and_cannot_be_removed_is_not_carried_out_again(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = put(story.path, BudgetRequest(stop_above=5.0, by="ann"))
+    path = enqueue(story.path, BudgetRequest(stop_above=5.0, by="ann"))
     nothing_moves(monkeypatch, path, errno.EACCES)
-    done, said = inbox.take_on(story.session)
-    assert (done, str(path) in said) == ("ann: stops above 5", True)
+    done, said = inbox.process_requests(story.session)
+    assert (done, str(path) in said) == ("ann: sets budget.stop_above to 5", True)
     inbox._change_budget(story.session, 7.0)
-    assert inbox.take_on(story.session) == []
+    assert inbox.process_requests(story.session) == []
     assert story.session.experiment.budget.stop_above == 7.0
     assert is_done(story.session)
     assert left_behind(story.session) == [path]
@@ -245,22 +245,22 @@ def test_a_request_that_nobody_can_move_for_now_is_waited_for_so_long_and_no_lon
     bad = bad_request(story, monkeypatch, errno.EBUSY)
     for _ in range(9):
         with pytest.raises(OSError, match="busy"):
-            inbox.take_on(story.session)
+            inbox.process_requests(story.session)
         assert not is_done(story.session)
     with pytest.raises(OSError, match="busy"):
-        inbox.take_on(story.session)
+        inbox.process_requests(story.session)
     assert is_done(story.session)
     assert left_behind(story.session) == [bad]
     assert ask_behind(story) == ["ann: cancels tiny-cd200"]
     monkeypatch.undo()
-    inbox.take_on(story.session)
+    inbox.process_requests(story.session)
     assert left_behind(story.session) == []
 
 
 def ask_behind(story: Story) -> list[str]:
-    put(story.path, cancel("tiny-cd200"))
+    enqueue(story.path, cancel("tiny-cd200"))
     assert not is_done(story.session)
-    return inbox.take_on(story.session)
+    return inbox.process_requests(story.session)
 
 
 def test_a_session_that_is_over_ends_past_a_request_that_cannot_be_moved(
@@ -274,14 +274,14 @@ def test_a_session_that_is_over_ends_past_a_request_that_cannot_be_moved(
     for action in story.session.pending_actions():
         story.session.change_action(action, status=ActionStatus.DONE)
     assert not story.monitor.next_work().is_over
-    inbox.take_on(story.session)
+    inbox.process_requests(story.session)
     assert story.monitor.next_work().is_over
 
 
 def test_another_users_request_runs_nothing_in_this_users_name(story: Story) -> None:
     folder = story.path / "inbox"
-    put(story.path, submit(job("evil")))
-    put(story.path, cancel(by="a colleague"))
+    enqueue(story.path, submit(job("evil")))
+    enqueue(story.path, cancel(by="a colleague"))
     for path in folder.iterdir():
         os.chown(path, 65534, 65534)
     reasons = ask(story)
@@ -347,12 +347,12 @@ def test_a_cooldown_from_a_checkpoint_that_is_there_already_is_launched(
 def test_a_cooldown_that_joined_while_the_disk_was_full_is_launched_too(
     story: Story, composed: Composed
 ) -> None:
-    put(story.path, late_cooldown(story, composed))
+    enqueue(story.path, late_cooldown(story, composed))
     journal = story.path / "events.jsonl"
     journal.rename(story.path / "away")
     journal.mkdir()
     with pytest.raises(OSError):
-        inbox.take_on(story.session)
+        inbox.process_requests(story.session)
     journal.rmdir()
     (story.path / "away").rename(journal)
     assert ask(story) == []
@@ -378,8 +378,8 @@ def test_a_cancel_names_jobs_or_means_all_and_the_first_who_asked_stands(story: 
 
 def test_requests_of_one_process_keep_their_order(story: Story) -> None:
     for number in range(30):
-        put(story.path, submit(job(f"j{number}")))
-        put(story.path, cancel(f"j{number}"))
+        enqueue(story.path, submit(job(f"j{number}")))
+        enqueue(story.path, cancel(f"j{number}"))
     assert ask(story) == []
     records = list(story.session.jobs.values())[3:]
     assert [record.spec.name for record in records] == [f"j{number}" for number in range(30)]
@@ -455,9 +455,9 @@ def test_a_kill_at_any_step_repeats_a_request_without_harm(
         story.save(100)
         story.look()
         for request in REQUESTS[kind](story.session):
-            put(story.path, request)
-        killed = killed_at(n, lambda story=story: inbox.take_on(story.session))  # type: ignore[misc]
-        inbox.take_on(story.open().session)
+            enqueue(story.path, request)
+        killed = killed_at(n, lambda story=story: inbox.process_requests(story.session))  # type: ignore[misc]
+        inbox.process_requests(story.open().session)
         left = sorted(path.suffix for path in (story.path / "inbox").iterdir())
         again = Session.load(story.path)
         assert sorted(again.meta.jobs) == sorted(again.jobs)
@@ -481,12 +481,12 @@ def test_a_kill_at_any_step_repeats_a_request_without_harm(
 def test_cancelling_where_nobody_watches_reaches_what_waits_in_the_inbox(
     session_path: Path,
 ) -> None:
-    put(session_path, submit(job("late"), job("later")))
+    enqueue(session_path, submit(job("late"), job("later")))
     assert cancel_directly(session_path, ("later",), "bob").problem is None
     jobs = Session.load(session_path).jobs
     assert jobs["later"].was_cancelled and not jobs["late"].is_over
 
-    put(session_path, submit(job("last")))
+    enqueue(session_path, submit(job("last")))
     assert cancel_directly(session_path, (), "bob").problem is None
     session = Session.load(session_path)
     assert all(each.was_cancelled for each in session.jobs.values())

@@ -32,7 +32,7 @@ from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Start
 from autoexp.schedulers.base import Sighting, Ticket
 from autoexp.session.action_records import ActionRecord, ActionStatus
-from autoexp.session.inbox import ActionRequest, CancelRequest, Request, SubmitRequest, put
+from autoexp.session.inbox import ActionRequest, CancelRequest, Request, SubmitRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from autoexp.storage import lease
@@ -63,7 +63,7 @@ class Driver:
         answers, self._answers = self._answers, {}
         if "ask" not in self.work:
             self._start("ask", self._ask(self.monitor.tickets()))
-        self.monitor.recorder.apply(requests.take_on)
+        self.monitor.recorder.apply(requests.process_requests)
         self.monitor.look(answers)
         self._hand_over(self.monitor.next_work())
 
@@ -287,7 +287,7 @@ class Play(hs.RuleBasedStateMachine):
 
     @hs.rule(request=st.sampled_from(REQUESTS))
     def ask(self, request: Request) -> None:
-        self.let(lambda: put(self.path, request))
+        self.let(lambda: enqueue(self.path, request))
 
     @hs.rule(name=st.sampled_from(["b1", "b2", LONG]), command=st.sampled_from(["true", "false"]))
     def add(self, name: str, command: str) -> None:
@@ -305,7 +305,7 @@ class Play(hs.RuleBasedStateMachine):
             for name in names:
                 spec = spec_of("true", name=name, directory=self.path / name, kind=Kind.COMMAND)
                 with suppress(Killed):
-                    put(self.path, SubmitRequest(jobs=(spec,), by="bob"))
+                    enqueue(self.path, SubmitRequest(jobs=(spec,), by="bob"))
 
         other = threading.Thread(target=ask)
         other.start()

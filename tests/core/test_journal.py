@@ -132,9 +132,9 @@ def test_a_reader_in_another_process_reads_new_bytes_alone(
     before = journal.position.size
     journal.append(events(1000, 1001))
     reading = Reading(monkeypatch)
-    assert positions(list(reader.news())) == [1000, 1001]
+    assert positions(list(reader.new_entries())) == [1000, 1001]
     assert reading.bytes <= 2 * (journal.position.size - before)
-    assert list(reader.news()) == []
+    assert list(reader.new_entries()) == []
 
 
 @pytest.mark.parametrize("then", [(7, 2, 3), (2, 3), (123456, 3)])
@@ -146,21 +146,21 @@ def test_a_reader_that_saw_what_a_full_disk_took_back_is_told_each_event_once(
     reader = loaded(path)
     journal.append(events(2, 3))
     os.truncate(path, journal.position.size - 20)
-    assert positions(list(reader.news())) == [2]
+    assert positions(list(reader.new_entries())) == [2]
 
     os.truncate(path, size)
     again = loaded(path)
     again.append(events(*then))
 
-    assert positions(list(reader.news())) == [number for number in then if number != 2]
-    assert list(reader.news()) == []
+    assert positions(list(reader.new_entries())) == [number for number in then if number != 2]
+    assert list(reader.new_entries()) == []
 
 
 def test_an_event_that_stands_twice_comes_once(path: Path) -> None:
     written(path, 1, 2)
     path.write_bytes(path.read_bytes() * 2)
     reader = Journal(path)
-    assert positions(list(reader.news())) == [1, 2]
+    assert positions(list(reader.new_entries())) == [1, 2]
     assert len(reader) == 2
     assert reader.position == (4, path.stat().st_size)
     entries, _ = reader.since(START)
@@ -185,7 +185,7 @@ def test_a_damaged_line_is_named_by_its_number_from_any_place(path: Path) -> Non
     with path.open("ab") as file:
         file.write(b"{}\n")
     with pytest.raises(SessionDamaged, match="line 3 does not parse"):
-        list(reader.news())
+        list(reader.new_entries())
 
 
 def test_who_finds_another_monitors_events_writes_no_more(path: Path) -> None:

@@ -17,7 +17,7 @@ from autoexp.errors import SessionDamaged, SessionHeld
 from autoexp.operations import requests
 from autoexp.rules.events import JobAdded
 from autoexp.schedulers.base import is_locked
-from autoexp.session.inbox import CancelRequest, put
+from autoexp.session.inbox import CancelRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.storage import lease, processes
 from tests.core.conftest import WaitFor
@@ -264,7 +264,7 @@ def test_a_monitor_whose_lease_was_taken_over_meanwhile_learns_it(
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.0)
     held = lease.take(session)
     written(session, host="elsewhere")
-    with pytest.raises(SessionHeld, match=r"demo-1: the lease .* is not this monitor's any more"):
+    with pytest.raises(SessionHeld, match=r"demo-1: the lease .* is no longer this monitor's"):
         held.beat()
 
 
@@ -324,7 +324,7 @@ def test_a_monitor_that_was_stopped_for_longer_than_the_silence_writes_nothing_w
     os.kill(writer.pid, signal.SIGCONT)
 
     assert writer.stdout is not None
-    assert b"is not this monitor's any more" in writer.stdout.readline()
+    assert b"is no longer this monitor's" in writer.stdout.readline()
     assert lines.read_bytes() == before
     assert taken.still_held()
 
@@ -381,9 +381,9 @@ def test_a_session_whose_lease_was_taken_over_writes_no_file(session_path: Path)
             lambda: held.change_job(job, reason="x"),
             lambda: held.record([JobAdded(job=job.spec.name, by="x")]),
             lambda: held.log_progress(job, ["1,2,3\n"]),
-            lambda: requests.take_on(held),
+            lambda: requests.process_requests(held),
         ]
-        put(session_path, CancelRequest(by="somebody"))
+        enqueue(session_path, CancelRequest(by="somebody"))
         request = next((session_path / "inbox").iterdir())
         for write in writes:
             with pytest.raises(SessionHeld):

@@ -126,7 +126,7 @@ def test_a_job_is_found_again_by_another_instance(running: Running, ended: Ended
     job = running()
     again = LocalScheduler()
     assert again.find(job.ticket, in_flight=False) == (job.directory / "claim").read_text()
-    assert again.cancel([job.ticket])[job.ticket.key] == "told to end (SIGTERM)"
+    assert again.cancel([job.ticket])[job.ticket.key] == "signalled to end (SIGTERM)"
     assert ended(job).state == "CANCELLED"
     assert again.cancel([job.ticket])[job.ticket.key] == "had ended already"
 
@@ -190,7 +190,7 @@ def test_a_job_whose_directory_is_removed_runs_for_as_long_as_its_processes_do(
     assert sight(job).state == "RUNNING"
     assert f"somebody removed {job.directory}" in (sight(job).reason or "")
     told = LocalScheduler().cancel([job.ticket])
-    assert told == {job.ticket.key: "killed what was left of it"}
+    assert told == {job.ticket.key: "killed its remaining processes"}
     assert ended(job).state == "CANCELLED"
     assert not any(is_alive(pid) for pid in trainer)
 

@@ -1,5 +1,6 @@
 """One look reads a bounded part of all logs together, in turns: none starves the others."""
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from autoexp.jobs.record import JobRecord
 from autoexp.logs import tail
 from autoexp.logs.tail import LIMIT, MAX_LINES, MOST_BEHIND, LogCursor, read_new
 from autoexp.monitor import job_watch
-from autoexp.monitor.job_watch import EVENTS
+from autoexp.monitor.job_watch import END, EVENTS, MOST_AT_END_S
 from autoexp.monitor.monitor import Look, Monitor
 from autoexp.monitor.replay import Rehearsal
 from autoexp.rules.events import LogLost, LogMatched
@@ -221,8 +222,32 @@ def test_an_ended_log_of_which_reading_takes_too_long_is_read_at_its_end_alone(
     assert looks < 8
     assert (job.verdict, job.iteration) == (Verdict.FINISHED, 300)
     (lost,) = [event for event in events if isinstance(event, LogLost)]
-    assert lost.skipped > 6 * LIMIT and "the last 8 MiB alone" in lost.message
+    assert lost.skipped > 6 * LIMIT and "the last 1 MiB alone" in lost.message
     assert [e.line for e in events if isinstance(e, LogMatched)] == ["a rather bad line at the end"]
+
+
+def test_an_ended_log_of_which_reading_takes_many_seconds_is_read_at_its_end_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = Crowd(tmp_path, 2)
+    job, other = crowd.jobs
+    # Lines as a loop prints them, of which each says something, on a machine that is slow.
+    crowd.write(job, LINE.format(7) * 300_000 + LINE.format(300))
+    crowd.save(job, 300)
+    clock = itertools.count(step=4)
+    monkeypatch.setattr(job_watch, "perf_counter", lambda: next(clock))
+    look = crowd.look({job.spec.name: "COMPLETED"}, exit_code=0)
+    events, looks = list(look.events), 1
+    while job.verdict is None:
+        assert looks < MOST_AT_END_S
+        crowd.write(other, LINE.format(looks))
+        look = crowd.look()
+        events += look.events
+        assert other.iteration == looks
+        looks += 1
+    assert (job.verdict, job.iteration) == (Verdict.FINISHED, 300)
+    (lost,) = [event for event in events if isinstance(event, LogLost)]
+    assert lost.skipped > END and "the last 1 MiB alone" in lost.message
 
 
 def test_of_a_log_that_is_cut_twice_both_cuts_are_told(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_the_8b_preset_has_8_billion_parameters() -> None:
         (["backend.args.global_batch_size=30"], "batch sizes have to be multiples of 4"),
         (["backend.args.tensor_model_parallel_size=2"], "1 processes are no multiple of the 2"),
         (["backend.args.mock_data=false"], "no data: give `backend.args.data_path`"),
-        (["backend.source=/no/where"], "/no/where/pretrain_gpt.py: there is no such file"),
+        (["backend.source=/no/where"], "/no/where/pretrain_gpt.py: no such file"),
         (["cooldowns.0.decay.min_lr=1e-5"], "min_lr 1e-05 is not the training's own 0: Megatron"),
         (["backend.args.save_retain_interval=200"], "save_retain_interval 200 deletes its "
          "checkpoint"),

@@ -15,7 +15,7 @@ from autoexp.operations import requests
 from autoexp.schedulers.base import Request, prepare, submit_once
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.session import find, remove
-from autoexp.session.inbox import put
+from autoexp.session.inbox import enqueue
 from autoexp.session.session import Session
 from autoexp.storage import permissions
 from tests.core.conftest import Job, JobOf, WaitFor, create
@@ -60,12 +60,12 @@ def shared(composed: Composed, with_whom: str) -> Composed:
 def used(root: Path, composed: Composed) -> Path:
     """A session in which everything has been made that is made before a job runs."""
     path = create(composed, root, session_id="s1", flow_run_id="run")
-    put(path, cancel("tiny"))
+    enqueue(path, cancel("tiny"))
     with Session.hold(path) as (session, _):
         find.take_up(path, ["other"])
         trunk = next(iter(session.jobs.values()))
         session.log_progress(trunk, ["1,2.0,0.1,3\n"])
-        requests.take_on(session)
+        requests.process_requests(session)
     return path
 
 
@@ -141,7 +141,7 @@ def test_a_request_of_another_user_is_set_aside_with_his_name(
     (left / "5-link.json").symlink_to(mine)
 
     with Session.hold(session_path) as (session, _):
-        notes = requests.take_on(session)
+        notes = requests.process_requests(session)
 
         assert [note.count("left by another user (nobody)") for note in notes] == [1, 1, 1, 1, 0]
         assert notes[4].endswith("5-link.json cannot be read: a link")

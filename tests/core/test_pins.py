@@ -126,7 +126,7 @@ def test_a_checkpoint_that_is_still_written_is_pinned_again_as_it_is_in_the_end(
 def test_one_that_is_not_complete_any_more_is_given_up(tmp_path: Path) -> None:
     found = saved(tmp_path)
     (found.path / "done").unlink()
-    with pytest.raises(SessionError, match="not complete any more"):
+    with pytest.raises(SessionError, match="no longer complete"):
         Layout(NAME, must_exist=COMPLETE).seed(found, tmp_path / "branch")
     shutil.rmtree(found.path)
     with pytest.raises(SessionError, match="ck_100 is gone"):

@@ -16,7 +16,7 @@ from autoexp.monitor.decide import decide
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.rulebook import RuleBook
 from autoexp.planning.plan import make_plan
-from autoexp.planning.rule_checks import refuse_impossible
+from autoexp.planning.rule_checks import validate_rules
 from autoexp.rules.events import (
     AttemptJudged,
     CheckpointComplete,
@@ -53,7 +53,7 @@ RULES = [(preset, name) for preset in PRESETS for name in rules_of(preset)]
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_can_do_what_it_says(preset: str) -> None:
     experiment = experiment_with(preset)
-    refuse_impossible(experiment)
+    validate_rules(experiment)
     assert make_plan(experiment, Path("/out")).jobs
 
 
@@ -140,7 +140,7 @@ def fired(preset: str, rule: str, recorded: str, log: Path) -> bool:
     elif isinstance(on, InactivityRule):
         seconds = int(recorded.removeprefix("quiet "))
         watched = book.watched(spec)
-        looks = (watch.stands_still(job, attempt, watched) for _ in range(seconds + 1))
+        looks = (watch.count_quiet_time(job, attempt, watched) for _ in range(seconds + 1))
         seen = [event for look in looks for event in look]
     else:
         seen = [played(line) for line in recorded.splitlines()]

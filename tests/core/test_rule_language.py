@@ -41,7 +41,7 @@ def rules(**kinds: Any) -> Experiment:
         ({"log_events": {"r": {"patern": "x"}}}, "did you mean `pattern`"),
         ({"log_events": {"r": {}}}, "exactly one of `pattern` and `substring`"),
         ({"log_events": {"r": {"pattern": r"(a)\1"}}}, "references to groups"),
-        ({"log_events": {"r": {"pattern": "("}}}, "is no regular expression"),
+        ({"log_events": {"r": {"pattern": "("}}}, "is not a regular expression"),
         ({"log_events": {"r": {"substring": "xy", "actions": [{"restrat": {}}]}}}, "`restart`"),
         ({"log_events": {"r": {"substring": "xy", "actions": [{}]}}}, "exactly one action"),
         (

@@ -17,7 +17,7 @@ TABLE = PAGE.partition("## Where data from outside enters")[2].partition("\n## "
 ROWS = [line.split(" | ") for line in TABLE.splitlines() if "::" in line]
 # They take a session, or a name: the test of their row shows what they promise.
 BY_THEIR_TEST = {
-    "autoexp.operations.requests.take_on",
+    "autoexp.operations.requests.process_requests",
     "autoexp.storage.migrations.read",
     "autoexp.redaction.may_be_stored",
     "autoexp.reports.terminal.say",

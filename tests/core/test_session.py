@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_nothing_behind(
     with full_disk(1000), pytest.raises(BadInput, match=f"{tmp_path}: sessions cannot be made"):
         create(composed, tmp_path)
     monkeypatch.setattr(atomic, "probe", lambda *_: None)
-    with full_disk(1000), pytest.raises(BadInput, match=f"full: nothing was made: {tmp_path}/"):
+    with full_disk(1000), pytest.raises(BadInput, match=f"full: nothing was created: {tmp_path}/"):
         create(composed, tmp_path, session_id="full")
     assert list(tmp_path.iterdir()) == []
 

@@ -18,12 +18,15 @@ from autoexp.errors import (
     SubmissionUncertain,
     SubmitLimitReached,
 )
+from autoexp.operations.cancel import cancel_directly
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Request, Sighting, Ticket
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.schedulers.slurm_commands import run
 from autoexp.schedulers.slurm_parsing import read_limit, read_sacct, read_squeue
 from autoexp.schedulers.slurm_script import is_passing, read_answer
+from autoexp.session.session import Session
+from tests.core.conftest import TINY, create
 
 COMMANDS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo")
 REFUSED = (
@@ -492,6 +495,30 @@ esac""",
     assert scheduler.query([ticket]) == {}
     assert SlurmScheduler(SlurmCluster()).cancel([ticket]) == scheduler.cancel([ticket])
     assert "another one by now" in scheduler.cancel([ticket])[ticket.key]
+    assert fakes.calls("scancel") == []
+
+
+def test_cancelling_unwatched_an_attempt_whose_id_is_another_jobs_says_so_and_what_to_do(
+    fakes: Fakes, tmp_path: Path
+) -> None:
+    words = [*TINY, "cooldowns=[]", "slurm=local_cluster", "slurm.gpus_per_node=0"]
+    path = create(compose("demo", words), tmp_path / "sessions", session_id="s1")
+    with Session.hold(path) as (session, _):
+        job = session.jobs["tiny"]
+        attempt = session.begin_attempt(job)
+        assert attempt is not None
+        session.record_submission(job, attempt, "41")
+    fakes.tell(
+        "squeue",
+        f"""case "$*" in
+*%o*) echo '41|/elsewhere/unrelated.sh' ;;
+*) echo '{listed("unrelated")}' ;;
+esac""",
+    )
+    outcome = cancel_directly(path, (), "bob", patience_s=0.0)
+    assert outcome.problem is not None
+    assert f"{attempt.key} was job 41, and that id is another job's by now" in outcome.problem
+    assert "`autoexp resume` finds out" in outcome.problem
     assert fakes.calls("scancel") == []
 
 

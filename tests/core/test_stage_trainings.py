@@ -125,7 +125,7 @@ def test_a_stage_can_follow_a_cooldown_of_the_second_training() -> None:
             "only the backend can be told it",
         ),
         ({"command": ["x"]}, "exactly one of `command` and `train`"),
-        ({"minutes": 3}, "minutes: of a command, and this is a training"),
+        ({"minutes": 3}, "minutes: only for a command, and this is a training"),
         (
             {"train": {"cooldowns": [{"at": [5000], "decay": DECAY}]}},
             "stages.a: cooldowns.0: 5000: beyond the trunk's target of 300 iterations",
@@ -209,7 +209,7 @@ def test_when_the_first_training_fails_all_of_it_is_cancelled_and_run_again_with
     reasons = [story.job(name).reason for name in ("tiny-finetune", "tiny-finetune-cd60")]
     assert reasons[0] == "cancelled: tiny failed (FAILED (exit code 3))"
     assert str(reasons[1]).startswith("never started: tiny-finetune ended (cancelled: tiny failed")
-    assert ask(story, "tiny") == ["ann: runs tiny, tiny-finetune, tiny-finetune-cd60 again"]
+    assert ask(story, "tiny") == ["ann: retries tiny, tiny-finetune, tiny-finetune-cd60"]
     assert {job.verdict for job in story.session.jobs.values()} == {None}
 
 

@@ -18,7 +18,7 @@ from autoexp.rules.actions import Decay, Start
 from autoexp.rules.events import JobReady, RetryAsked
 from autoexp.session.create import new_id_of
 from autoexp.session.from_session import Origin, compose_from
-from autoexp.session.inbox import RetryRequest, put
+from autoexp.session.inbox import RetryRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from tests.core.conftest import TINY, KilledAt, create
@@ -280,10 +280,10 @@ def test_scores_are_read_when_the_job_has_finished(story: Story) -> None:
     ("content", "said"),
     [
         (None, "No such file"),
-        ("{", "is no JSON"),
-        ("[1]", "holds no object"),
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
         ('{"a": "b"}', "holds no number"),
-        ("[" * 100000, "is no JSON"),
+        ("[" * 100000, "not JSON"),
         ('{"a": 1' + "0" * 400 + ', "b": -Infinity}', "holds no finite number (a, b)"),
         (" " * (1 << 21), "has more than 1048576 bytes"),
     ],
@@ -347,8 +347,8 @@ def test_a_cooldown_on_its_own_keeps_the_stages_of_cooldowns(tmp_path: Path) -> 
 
 
 def ask(story: Story, *names: str) -> list[str]:
-    put(story.path, RetryRequest(jobs=names, by="ann"))
-    return requests.take_on(story.session)
+    enqueue(story.path, RetryRequest(jobs=names, by="ann"))
+    return requests.process_requests(story.session)
 
 
 def test_a_failed_training_can_be_run_again_with_all_that_waited_for_it(story: Story) -> None:
@@ -393,12 +393,12 @@ def test_a_retry_that_is_killed_at_any_step_is_done_once_when_it_is_repeated(
     story.save(100)
     story.look(state="FAILED", exit_code=3)
     story.look()
-    put(story.path, RetryRequest(by="ann"))
+    enqueue(story.path, RetryRequest(by="ann"))
     for step in itertools.count(1):
         copy = tmp_path / f"killed-{step}" / "s1"
         shutil.copytree(story.path, copy)
-        killed = killed_at(step, lambda copy=copy: requests.take_on(Session.load(copy)))
-        requests.take_on(Session.load(copy))
+        killed = killed_at(step, lambda copy=copy: requests.process_requests(Session.load(copy)))
+        requests.process_requests(Session.load(copy))
         jobs = Session.load(copy).jobs.values()
         assert [(job.verdict, job.retries) for job in jobs] == [(None, 1)] * 3
         assert retried(copy) == ["tiny", "tiny-convert", "tiny-evaluate"]

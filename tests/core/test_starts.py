@@ -176,7 +176,7 @@ def test_a_start_that_was_written_over_gives_a_silent_trainer_away(story: Story)
     story.look(name=BRANCH, state="COMPLETED", exit_code=0)
     job = story.job(BRANCH)
     assert job.verdict is Verdict.FAILED
-    assert "it has overwritten the checkpoint that it had to take up: metadata.json" in (
+    assert "it has overwritten the checkpoint that it had to resume from: metadata.json" in (
         job.reason or ""
     )
 

@@ -86,7 +86,7 @@ def test_a_filter_that_fails_says_where(sweep: dict[str, Any], said: str) -> Non
         ({"grid": {"x": []}}, "grid.x: has no value"),
         ({"grid": {"x": [1]}, "list": [{"x": 2}]}, "x: is set in two of"),
         ({"grid": {"x": [1]}, "groups": [{"grid": {"x": [2]}}]}, "x: is set in two of"),
-        ({"filter": "open('x')"}, "Call has no place here"),
+        ({"filter": "open('x')"}, "Call is not allowed"),
         ({"gird": {}}, "gird"),
     ],
 )

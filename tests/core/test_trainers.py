@@ -97,7 +97,7 @@ def test_torchtitans_defaults_that_lose_what_a_branch_needs_are_overridden() -> 
         ("backend.args.checkpoint.intervall=3", "did you mean `interval`?"),
         ("backend.args.parallelism.tensor_parallel_degree=2", "1 processes are no multiple of"),
         ("backend.args.lr_scheduler.warmup_steps=300", "inside the warm-up of 300 steps"),
-        ("backend.args.job.config_file=/no/such.toml", "/no/such.toml: there is no such file"),
+        ("backend.args.job.config_file=/no/such.toml", "/no/such.toml: no such file"),
     ],
 )  # fmt: skip
 def test_what_torchtitan_would_lose_silently_is_refused(override: str, expected: str) -> None:
@@ -129,7 +129,7 @@ def test_the_trainers_branch_goes_on_with_a_decay_of_its_own() -> None:
         ("backend.args.weight_dcay=1", "did you mean `weight_decay`?"),
         ("backend.args.hub_token=abc", "looks like a secret"),
         ("backend.script_args.output_dir=/x", "backend.script_args.output_dir: set by autoexp"),
-        ("backend.script=/no/such.py", "/no/such.py: there is no such file"),
+        ("backend.script=/no/such.py", "/no/such.py: no such file"),
         ("backend.args.warmup_steps=250", "inside the warm-up of 250 steps"),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_described_trainers_branch_changes_what_its_yaml_says() -> None:
         ({"args": {"train_iters": 300, "save_interval": 100, "api_key": "x"}}, "like a secret"),
         ({"log_line": "it ([0-9]+)"}, "has no group `(?P<iteration>"),
         ({"log_line": "(?P<iteration>[0-9]+) (?P<los>x)"}, "group `los`: there are iteration"),
-        ({"log_line": "("}, "is no regular expression"),
+        ({"log_line": "("}, "is not a regular expression"),
         ({"saves": {"name": "step-{iteration}"}}, "nothing tells a complete checkpoint"),
         ({"saves": {"name": "step", "renamed": True}}, "has to hold {iteration} once"),
         ({"variables": {"WANDB_API_KEY": "x"}}, "`WANDB_API_KEY` looks like a secret"),
@@ -173,7 +173,7 @@ def test_a_description_that_cannot_work_is_refused(changes: dict[str, Any], expe
 
 
 def test_a_cooldown_is_refused_without_a_word_on_it_or_with_a_shape_the_trainer_lacks() -> None:
-    with pytest.raises(BadInput, match="does not say what a cooldown changes"):
+    with pytest.raises(BadInput, match="does not define what a cooldown changes"):
         planned(MARKED, cooldown={})
     with pytest.raises(BadInput, match="the trainer has no shape minus_sqrt: linear"):
         planned(MARKED, shapes={"linear": "lin"})

@@ -313,7 +313,7 @@ def test_a_step_that_is_no_number_is_said_once_with_its_place_and_reading_goes_o
     watch = watching.look()
     assert (watching.job.iteration, watching.job.loss) == (1200, 1.5)
     assert watching.job.warning == (
-        f"{watching.log}, byte 16: iteration '1.0K' is no step number; passed by"
+        f"{watching.log}, byte 16: iteration '1.0K' is not a step number; passed by"
     )
     assert watch.dirty
     watching.job.warning = None
@@ -564,7 +564,7 @@ METRICS = {
 
 
 def _only_texts(watch: JobWatch, job: JobRecord, place: str, error: Exception | str) -> None:
-    """In the place of `pass_by`: whatever was raised is a fault, though it would be contained."""
+    """In place of `warn_skipped`: whatever was raised is a fault, though it would be contained."""
     if isinstance(error, Exception):
         raise AssertionError(place) from error
 
@@ -601,7 +601,7 @@ def test_any_bytes_in_any_pieces_are_read_as_at_once(
         mock.patch.object(tail, "MAX_LINE", 4000),
         mock.patch.object(tail, "BLOCK", 700),
         mock.patch.object(tail, "MAX_LINES", 50),
-        mock.patch.object(JobWatch, "pass_by", _only_texts),
+        mock.patch.object(JobWatch, "warn_skipped", _only_texts),
     ):
         at_once = Watching(Path(one), backend, log_events=rules, metric_events=METRICS)
         at_once.write(data)

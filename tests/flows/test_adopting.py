@@ -55,7 +55,7 @@ class Site:
 def adopt_and_take_on(session: Path, save_dir: Path) -> None:
     """A session that has adopted the job, and has it by now."""
     assert ask(session.name, save_dir) == 0
-    take_on(session)
+    process_requests(session)
 
 
 @pytest.fixture
@@ -79,9 +79,9 @@ def ask(session: str, save_dir: Path, *overrides: str, job_id: str = "41") -> in
     return adopt(options)
 
 
-def take_on(path: Path) -> None:
+def process_requests(path: Path) -> None:
     with Session.hold(path) as (session, _):
-        requests.take_on(session)
+        requests.process_requests(session)
 
 
 def end(path: Path, verdict: Verdict = Verdict.FINISHED) -> None:
@@ -101,7 +101,7 @@ def test_a_job_is_adopted_by_one_session_until_its_record_there_is_over_or_the_s
     for elsewhere in (save_dir, tmp_path / "other"):  # waiting in the inbox, and taken on
         with pytest.raises(BadInput, match=rf"job 41 is adopted by session {root}/a1, which goes"):
             ask("a2", elsewhere)
-        take_on(root / "a1")
+        process_requests(root / "a1")
     with pytest.raises(BadInput, match="job 41 is adopted by session"):
         ask("a2", save_dir, "slurm.clusters=mare")
     with pytest.raises(BadInput, match="a1 has job 41 already, as tiny"):

@@ -109,7 +109,7 @@ def test_a_session_starts_again_with_changes(root: Path) -> None:
     ("words", "expected"),
     [
         (["--from", "nobody"], "no such session"),
-        (["--from", "first:other"], "no job other; it has: demo"),
+        (["--from", "first:other"], "other: no such job; "),
         (["--from", "first:demo@175"], "no complete checkpoint"),
         (["--from", "first:demo@200"], "how long does it decay?"),
         (["--from", "first@200"], "write SESSION, SESSION:JOB or SESSION:JOB@ITERATION"),

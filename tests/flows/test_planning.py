@@ -44,7 +44,7 @@ def test_the_plan_is_a_tree_with_counts_conditions_times_and_hours(run: Run) -> 
     assert "study  6 points, 42 jobs: 6 train, 12 cooldown, 12 command, 12 evaluate" in said
     assert "├── study-lr0.001-seed1  train  backend.args.lr=0.001, backend.args.seed=1" in said
     assert "0 → 2000  4 GPUs  ≤ 600 min  20.00 GPU h (9 s per iteration)" in said
-    assert "starts at checkpoint 1000; cancelled when it never comes" in said
+    assert "starts at checkpoint 1000; cancelled if there never is one" in said
     convert, cooldown = "study-lr0.001-seed1-cd1000-convert", "study-lr0.001-seed1-cd1000"
     assert f"starts when {cooldown} has finished; cancelled when {cooldown} fails" in said
     assert f"starts when {convert} has finished; cancelled when {convert} fails" in said
@@ -143,7 +143,7 @@ def test_what_is_submitted_is_planned_once(run: Run, monkeypatch: pytest.MonkeyP
         planned.append(outputs)
         return plan_study(composed, outputs)
 
-    monkeypatch.setattr("autoexp.cli.plan.plan_study", counting)
+    monkeypatch.setattr("autoexp.session.create.plan_study", counting)
     monkeypatch.setattr("autoexp.cli.submit.plan_study", counting)
     words = ("demo", "cooldowns=[]", "backend.args.train_iters=200")
     assert run("submit", *words, "--session", "one")[0] == 0

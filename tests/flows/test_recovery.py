@@ -63,12 +63,12 @@ Watch = Callable[..., Monitor]
 @pytest.fixture(scope="module")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator["subprocess.Popen[str]"]:
     """A process that has imported Prefect once for all monitors."""
-    script = Path(__file__).with_name("zygote.py")
     log = tmp_path_factory.mktemp("zygote") / "log"
     with (
         log.open("w") as errors,
         subprocess.Popen(
-            [sys.executable, str(script)],
+            [sys.executable, "-m", "tests.flows.zygote"],
+            cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

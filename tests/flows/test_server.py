@@ -354,7 +354,7 @@ def test_a_session_that_is_removed_while_it_is_watched_is_said_to_be_gone(
         return True
 
     monkeypatch.setattr(terminal, "_run_flow", removed)
-    with pytest.raises(server.AutoexpError, match="not there any more: somebody removed") as raised:
+    with pytest.raises(server.AutoexpError, match="no longer exists: it was removed") as raised:
         terminal.watch(path)
     assert raised.value.exit_code == 1
 

@@ -12,7 +12,7 @@ from autoexp.config.compose import compose
 from autoexp.dotted import setting
 from autoexp.flows.train import train
 from autoexp.reports.results import rows
-from autoexp.session.inbox import RetryRequest, put
+from autoexp.session.inbox import RetryRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.core.conftest import create
@@ -44,7 +44,7 @@ async def test_train_convert_evaluate_gives_a_score_and_a_failed_training_cancel
     running = asyncio.create_task(train(session=path.name, return_state=True))
     await asyncio.to_thread(wait, lambda: verdict(path, f"{FAILS}-cd200-evaluate"))
     # Somebody has it run again meanwhile: it goes on from its checkpoint, and fails again.
-    put(path, RetryRequest(jobs=(FAILS,), by="ann"))
+    enqueue(path, RetryRequest(jobs=(FAILS,), by="ann"))
     state = await running
 
     session = Session.load(path)

@@ -16,7 +16,7 @@ from prefect import State, get_client
 from prefect.flow_engine import run_flow_async
 
 from autoexp.flows.train import train
-from autoexp.storage import atomic
+from tests.killing import die_at
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
 def watch(order: dict[str, str]) -> None:
     os.dup2(2, 1)  # answers are the parent's
     os.environ["AUTOEXP_SESSIONS"] = order["root"]
-    atomic._kill_at = int(order["kill_at"])
+    die_at(int(order["kill_at"]))
     state = asyncio.run(run(order["session"], order.get("flow_run_id")))
     os._exit(0 if state.is_completed() else 1)
 

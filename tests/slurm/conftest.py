@@ -18,7 +18,7 @@ from tests.slurm.bench import Bench, clear_queue, slurm, until
 from tests.slurm.commands import Commands
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
-_OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS", "AUTOEXP_TEST_KILL_AT")
+_OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS")
 
 
 @cache

@@ -41,9 +41,11 @@ def test_the_batch_script_of_a_site_is_the_recorded_one(
     site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("USER", "somebody")
+    recorded = RECORDED / f"{site}.sh"
     if os.environ.get("AUTOEXP_TEST_RECORD"):
-        (RECORDED / f"{site}.sh").write_text(script_of(site, tmp_path))
-    assert script_of(site, tmp_path) == (RECORDED / f"{site}.sh").read_text()
+        recorded.write_text(script_of(site, tmp_path))
+    assert recorded.exists(), "run this test with AUTOEXP_TEST_RECORD=1, and read what it wrote"
+    assert script_of(site, tmp_path) == recorded.read_text()
 
 
 def test_account_partition_and_qos_come_from_the_users_environment(

@@ -173,7 +173,7 @@ def test_max_jobs_bounds_the_queue_and_the_rest_say_that_they_wait(group: Group)
     at_once = [sum(glimpse.open_attempts for glimpse in moment) for moment in ended.glimpses]
     assert max(at_once) == 2
     waiting = {reason for job in ended.session.jobs for reason in reasons(ended, job)}
-    assert "waits for room in the queue (slurm.max_jobs)" in waiting
+    assert "waits for a place in the queue (slurm.max_jobs)" in waiting
 
 
 def test_a_lasting_refusal_fails_the_job_in_slurms_words(group: Group) -> None:

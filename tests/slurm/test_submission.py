@@ -1,6 +1,5 @@
 """Exactly one submission, whatever dies, hangs or answers wrongly on the way."""
 
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,9 @@ pytestmark = pytest.mark.slurm
 _SUBMIT = """
 import sys
 from pathlib import Path
+from tests.killing import die_at
 from tests.slurm.bench import Bench
+die_at(int(sys.argv[3]))
 bench = Bench(Path(sys.argv[1]))
 bench.begin(sys.argv[2])
 bench.send(sys.argv[2], fresh=True)
@@ -32,8 +33,7 @@ TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on sen
 
 def start_submission(bench: Bench, name: str, kill_at: int = 0) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-c", _SUBMIT, str(bench.session.path), name],
-        env={**os.environ, "AUTOEXP_TEST_KILL_AT": str(kill_at)},
+        [sys.executable, "-c", _SUBMIT, str(bench.session.path), name, str(kill_at)],
         cwd=Path(__file__).parents[2],
     )
 

@@ -1,4 +1,4 @@
-"""Transformers' TrainingArguments: those that matter here, and the names of the others."""
+"""Transformers' TrainingArguments: those that autoexp uses, and the names of the others."""
 
 from pydantic import ConfigDict, Field
 
@@ -41,7 +41,7 @@ OURS = {
     "lr_scheduler_type": "the training keeps its rate, and `cooldowns` says where it decays",
     "lr_scheduler_kwargs": "`cooldowns` says how the rate decays",
 }
-"""Arguments that autoexp sets itself, and why."""
+"""Arguments that autoexp sets itself, with the reason."""
 
 
 class TrainerArgs(Closed):
@@ -61,10 +61,10 @@ class TrainerArgs(Closed):
     per_device_train_batch_size: int = Field(8, gt=0, description="samples on one device in a pass")
     gradient_accumulation_steps: int = Field(1, gt=0, description="passes of a step")
     log_level: str | None = Field(
-        "info", description="at info the Trainer says where it begins; null for the script's own"
+        "info", description="at info the Trainer logs where it begins; null for the script's own"
     )
     enable_jit_checkpoint: bool | None = Field(
-        True, description="save when told to end; null for Transformers before 5"
+        True, description="save on SIGTERM; null for Transformers before 5"
     )
 
     @classmethod

@@ -1,7 +1,7 @@
-"""Any script that uses Hugging Face's Trainer; it is told which checkpoint to resume from.
+"""Any script that uses Hugging Face's Trainer; it gets the checkpoint to resume from.
 
-The Trainer itself resumes from nothing unless its script asks for it, and most scripts ask only
-when they are told. Its log names no step, so the training's story comes from `trainer_state.json`,
+The Trainer resumes only if its script requests it, and most scripts request it only
+when given the option. Its log has no step numbers, so the history comes from `trainer_state.json`,
 which lands last in each checkpoint. Source: Transformers 5, trainer.py, trainer_callback.py and
 optimization.py.
 """
@@ -49,7 +49,7 @@ _RESUMED = re.compile(
     rb"|\bContinuing training from global step (\d{1,18})"
 )
 _LOGGED = re.compile(rb"\{.*'(?:train_)?loss': ")
-# Run in the job, each time that it starts: whatever was saved meanwhile is the last checkpoint.
+# Runs in the job at each start: finds the newest checkpoint saved meanwhile.
 _RESUME = (
     "import os,sys; d,*w=sys.argv[1:]; h=os.path.join; x=os.path.exists; "
     "n=[int(c[11:]) for c in (os.listdir(d) if x(d) else []) "
@@ -163,7 +163,7 @@ class HuggingFaceBackend(Closed, Defaults):
         if branch.iteration < args.warmup_steps:
             reasons.append(f"inside the warm-up of {args.warmup_steps} steps")
         if branch.min_lr >= args.learning_rate:
-            rates = f"min_lr {branch.min_lr:g} is no decay from {args.learning_rate:g}"
+            rates = f"min_lr {branch.min_lr:g} is not below {args.learning_rate:g}"
             reasons.append(rates)
         if args.save_total_limit is not None:
             reasons.append(
@@ -181,7 +181,7 @@ class HuggingFaceBackend(Closed, Defaults):
 
     def checkpoints(self, save_dir: Path) -> CheckpointScan:
         scan = _LAYOUT.scan(save_dir)
-        # A folder that was renamed or copied here says itself what it is.
+        # The state file of a renamed or copied folder has the right iteration.
         own = [
             found for found in scan.complete if _state(found).get("global_step") == found.iteration
         ]
@@ -194,7 +194,7 @@ class HuggingFaceBackend(Closed, Defaults):
         return _LAYOUT.pin_changes(save_dir)
 
     def clear_torn(self, save_dir: Path) -> list[str]:
-        # The Trainer would resume from a torn one, and end there.
+        # The Trainer would resume from a torn one, and crash.
         return _LAYOUT.clear_torn(save_dir)
 
     def set_aside(self, save_dir: Path, after: int) -> list[str]:
@@ -212,7 +212,7 @@ class HuggingFaceBackend(Closed, Defaults):
             return int(match[1] or match[2])
         if _STARTED in line:
             return UNDECIDED
-        # Had it resumed, it would have said so before it logged anything.
+        # If it had resumed, that would be in the log before any progress.
         return 0 if earlier == UNDECIDED and _LOGGED.search(line) else None
 
 
@@ -225,7 +225,7 @@ def _state(found: FoundCheckpoint) -> dict[str, Any]:
 
 
 def _history(found: FoundCheckpoint) -> tuple[Progress, ...]:
-    """The story that a checkpoint tells; a loss that is no finite number is None."""
+    """The history in a checkpoint; a loss that is not finite becomes None."""
     state = _state(found)
     target, history = state.get("max_steps"), state.get("log_history")
     return tuple(

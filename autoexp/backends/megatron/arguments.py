@@ -1,4 +1,4 @@
-"""Megatron-LM's arguments that matter here, with their bounds; the others pass through checked."""
+"""Megatron-LM's arguments that autoexp uses, with their bounds; others pass through checked."""
 
 from typing import Any, Literal, Self
 
@@ -13,7 +13,7 @@ from autoexp.model import Closed
 class MegatronArgs(Closed):
     """Arguments as Megatron-LM names them, with `_` for `-`. Unset ones keep Megatron's default."""
 
-    # What no field describes passes through; the backend refuses what Megatron does not know.
+    # Arguments without a field pass through; the backend refuses those that Megatron does not know.
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     __pydantic_extra__: dict[str, Argument]
 
@@ -26,7 +26,7 @@ class MegatronArgs(Closed):
         None, gt=0, description="older checkpoints are deleted, but for multiples of this"
     )
     ckpt_format: Literal["torch_dist", "torch"] = Field(
-        "torch_dist", description="how checkpoints lie on disk"
+        "torch_dist", description="format of checkpoints on disk"
     )
     async_save: bool = Field(False, description="write checkpoints while the training goes on")
 
@@ -58,7 +58,7 @@ class MegatronArgs(Closed):
     normalization: Literal["LayerNorm", "RMSNorm"] | None = Field(None, description="which norm")
     position_embedding_type: (
         Literal["learned_absolute", "rope", "mrope", "yarn", "relative", "none"] | None
-    ) = Field(None, description="how positions are told")
+    ) = Field(None, description="position embedding")
     rotary_base: int | None = Field(None, gt=0, description="base of rotary embeddings")
     swiglu: bool = Field(False, description="gated MLPs")
     disable_bias_linear: bool = Field(False, description="linear layers without bias")
@@ -92,7 +92,7 @@ class MegatronArgs(Closed):
     num_workers: int | None = Field(None, ge=0, description="processes that load data")
 
     exit_signal_handler: bool = Field(
-        True, description="save and exit when told to end; without it a time limit loses work"
+        True, description="save and exit on SIGTERM; without it a time limit loses work"
     )
     exit_duration_in_mins: int | None = Field(
         None, gt=0, description="save and exit after this long; the next attempt goes on"
@@ -115,7 +115,7 @@ class MegatronArgs(Closed):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        """What Megatron answers with a bare AssertionError, or not at all."""
+        """Refuse what Megatron answers with a bare AssertionError, or not at all."""
         if self.lr_warmup_iters >= self.train_iters:
             raise ValueError(
                 f"lr_warmup_iters {self.lr_warmup_iters} has to be below train_iters "
@@ -129,7 +129,7 @@ class MegatronArgs(Closed):
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
         if self.data_path is not None and self.mock_data:
-            raise ValueError("`mock_data` leaves `data_path` unread: give one of them")
+            raise ValueError("``mock_data` ignores `data_path`: give only one of them")
         if self.rampup_batch_size is not None:
             start, increment, samples = self.rampup_batch_size
             if min(self.rampup_batch_size) < 1 or start > self.global_batch_size:
@@ -152,6 +152,6 @@ class MegatronArgs(Closed):
         return Batches(self.global_batch_size, self.seq_length, ramp)
 
     def for_command_line(self) -> dict[str, Any]:
-        """All arguments but those that differ between a trunk and its branches."""
+        """Arguments without those that differ between a trunk and its branches."""
         apart = {"train_iters", "lr_warmup_iters"}
         return self.model_dump(exclude=apart, exclude_none=True)

@@ -37,7 +37,7 @@ class MegatronBackend(Closed, Defaults):
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
 
     kind: Literal["megatron"] = "megatron"
-    source: str = Field(description="the Megatron-LM checkout that runs; as the job sees it")
+    source: str = Field(description="the Megatron-LM checkout that runs, as seen by the job")
     script: str = Field("pretrain_gpt.py", description="the script in it")
     python: str = Field(sys.executable, description="the Python that runs it")
     args: MegatronArgs
@@ -45,7 +45,7 @@ class MegatronBackend(Closed, Defaults):
     @field_validator("source")
     @classmethod
     def _absolute(cls, source: str) -> str:
-        # Jobs run in their output directory, whatever directory this was said in.
+        # Jobs run in their output directory, whatever the directory of the command line was.
         return str(Path(source).expanduser().absolute())
 
     @model_validator(mode="after")
@@ -60,7 +60,7 @@ class MegatronBackend(Closed, Defaults):
         return self
 
     def _names(self) -> frozenset[str]:
-        """Of the checkout where it can be read; elsewhere those that releases are known to have."""
+        """Argument names of the checkout if it is readable; otherwise those known from releases."""
         return names_in(Path(self.source), self.script) or PASSED_THROUGH
 
     @property
@@ -128,7 +128,7 @@ class MegatronBackend(Closed, Defaults):
         return self._command(save_dir, schedule)
 
     def _lengths(self, target: int, start: int | None = None) -> dict[str, int]:
-        """How long to train, warm up and decay: in samples where the batch size grows.
+        """Lengths of training, warm-up and decay: in samples where the batch size grows.
 
         Megatron refuses a ramp with iterations, and its scheduler counts samples.
         """
@@ -149,14 +149,14 @@ class MegatronBackend(Closed, Defaults):
         return (
             *(self.python, str(Path(self.source) / self.script)),
             *("--save", str(save_dir), "--load", str(save_dir)),
-            # A checkpoint's schedule must not win; extending a training needs it as much.
+            # A checkpoint's schedule must not win; this is also needed for extending a training.
             "--override-opt_param-scheduler",
             *flags(schedule),
             *flags(self.args.for_command_line()),
         )
 
     def environment(self) -> dict[str, str]:
-        # Python buffers what goes into a file; the other is what Megatron asks for on GPUs.
+        # Python buffers what goes into a file; the other is required by Megatron on GPUs.
         return {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
     def refusals(self, branch: Branch) -> list[str]:
@@ -171,7 +171,7 @@ class MegatronBackend(Closed, Defaults):
                 "set backend.args.min_lr"
             )
         if args.min_lr >= args.lr:
-            reasons.append(f"min_lr {args.min_lr:g} is no decay from lr {args.lr:g}")
+            reasons.append(f"min_lr {args.min_lr:g} is not below lr {args.lr:g}")
         kept = args.save_retain_interval
         if kept is not None and branch.iteration % kept:
             reasons.append(

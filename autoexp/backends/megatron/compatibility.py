@@ -1,4 +1,4 @@
-"""Compares what autoexp gives Megatron-LM with what a checkout of it takes."""
+"""Compares the arguments that autoexp gives Megatron-LM with those of a checkout."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,16 +20,16 @@ _SHAPES = {"minus_sqrt", "linear", "cosine"}
 
 
 class Comparison(Closed):
-    """What differs between autoexp's model of Megatron-LM and a checkout."""
+    """Differences between autoexp's model of Megatron-LM and a checkout."""
 
     read: int
     """Arguments that the checkout declares."""
     missing: tuple[str, ...]
     """Arguments that autoexp may give and that the checkout does not take."""
     changed: tuple[str, ...]
-    """Arguments that the checkout takes in another way."""
+    """Arguments that the checkout takes in another form."""
     unknown: tuple[str, ...]
-    """Arguments of the checkout that autoexp has not heard of; they pass through."""
+    """Arguments of the checkout that autoexp does not know; they pass through."""
 
     @property
     def fits(self) -> bool:

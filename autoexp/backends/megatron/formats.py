@@ -1,4 +1,4 @@
-"""Checkpoint folders and log lines as Megatron-LM writes them (the demo trainer does the same).
+"""Checkpoint folders and log lines of Megatron-LM (and of the demo trainer).
 
 Source: Megatron-LM of August 2026, megatron/training/{checkpointing,training}.py.
 """
@@ -23,7 +23,7 @@ _FOLDER = re.compile(r"iter_(?P<iteration>\d{7,})")
 TORCH_DIST = Layout(
     name=_FOLDER, must_exist=(".metadata",), must_parse=("metadata.json",), tracker=TRACKER
 )
-# The legacy format tells of a folder nothing but that the tracker has come this far.
+# In the legacy format only the tracker says that a folder is complete.
 TORCH = Layout(name=_FOLDER, must_exist=("*",), tracker=TRACKER)
 
 # Without `\b` before it, `re` looks for the word as fast as memory allows.

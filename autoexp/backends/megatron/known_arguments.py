@@ -1,6 +1,6 @@
-"""Arguments of Megatron-LM that no model of autoexp's describes, by name.
+"""Arguments of Megatron-LM that no model of autoexp describes, by name.
 
-They pass through as they are. A checkout that can be read is asked first (`megatron_source`); this
+They pass through unchanged. A readable checkout is used first (`megatron_source`); this
 list serves where there is none to read. It was written down from memory, is not complete, and has
 not been compared with a release: `autoexp backend check megatron --source DIR` compares.
 """
@@ -133,4 +133,4 @@ OURS = {
     "exit_on_missing_checkpoint": "given for every branch",
     "exit_signal": "the payload sends SIGTERM, which is the default",
 }
-"""Arguments that autoexp sets itself, and why."""
+"""Arguments that autoexp sets itself, with the reason."""

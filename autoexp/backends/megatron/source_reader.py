@@ -1,4 +1,4 @@
-"""What arguments a Megatron-LM checkout takes, read from its source: nothing of it is run."""
+"""Reads the arguments of a Megatron-LM checkout from its source: nothing of it is run."""
 
 import ast
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _WHERE = ("megatron/training", "megatron/core", "megatron/post_training", "megat
 
 
 class Option(NamedTuple):
-    """An argument as the source declares it; None where that cannot be read without running it."""
+    """An argument as declared in the source; None where that cannot be read without running it."""
 
     name: str
     """Without dashes, `_` for `-`: `train_iters`."""
@@ -22,14 +22,14 @@ class Option(NamedTuple):
 
 
 def names_in(source: Path, script: str) -> frozenset[str]:
-    """Names of all arguments; empty where there is no source of Megatron's to read."""
+    """Names of all arguments; empty where there is no Megatron source to read."""
     names = frozenset(options_in(source, script))
     return names if "train_iters" in names else frozenset()
 
 
 @cache
 def options_in(source: Path, script: str) -> dict[str, Option]:
-    """All arguments that the checkout declares, by name."""
+    """Arguments that the checkout declares, by name."""
     trees = list(_trees(source, script))
     classes = {
         node.name: node
@@ -141,7 +141,7 @@ def _constant(node: ast.AST | None) -> object:
 
 
 def _default(node: ast.AST | None) -> str | None:
-    """A default that stands there as a constant; `field(default=…)` is looked into."""
+    """A constant default; `field(default=…)` is looked into."""
     if isinstance(node, ast.Call):
         node = {keyword.arg: keyword.value for keyword in node.keywords}.get("default")
     value = _constant(node)

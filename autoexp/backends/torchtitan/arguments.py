@@ -44,7 +44,7 @@ SECTIONS = {
     "validation": "enable dataset dataset_path local_batch_size seq_len freq steps",
     "debug": "seed deterministic deterministic_warn_only moe_force_load_balance",
 }
-"""Names that pass through, by section. `quantize` is as deep as its users like, and unchecked."""
+"""Names that pass through, by section. `quantize` can have any depth, and is unchecked."""
 
 _BRANCHES = "the training keeps its rate, and `cooldowns` says where it decays"
 OURS = {
@@ -61,7 +61,7 @@ OURS = {
         "last_save_in_hf": "the last checkpoint could not be continued",
     },
 }
-"""Arguments that autoexp sets itself, and why."""
+"""Arguments that autoexp sets itself, with the reason."""
 
 
 class Section(Closed):
@@ -72,7 +72,7 @@ class Section(Closed):
 
 
 class Job(Section):
-    """What runs."""
+    """Configuration file and description of the job."""
 
     config_file: str | None = Field(None, description="a TOML file; the command line wins over it")
 
@@ -109,7 +109,7 @@ class LRScheduler(Section):
 
 
 class Checkpoint(Section):
-    """How often, and how."""
+    """Interval and mode of checkpoints."""
 
     interval: int = Field(gt=0, description="steps between checkpoints")
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = Field(
@@ -118,7 +118,7 @@ class Checkpoint(Section):
 
 
 class Parallelism(Section):
-    """What a model replica takes."""
+    """Parallelism of a model replica."""
 
     tensor_parallel_degree: int = Field(1, gt=0, description="GPUs that share a layer")
     pipeline_parallel_degree: int = Field(1, gt=0, description="stages of layers")
@@ -162,7 +162,7 @@ class TorchtitanArgs(Closed):
         return {name: section.__pydantic_extra__ for name, section in self._sections()}
 
     def flat(self) -> dict[str, Any]:
-        """All arguments by their dotted names."""
+        """Arguments by their dotted names."""
         return {
             f"{name}.{key}": value
             for name, section in self._sections()

@@ -1,4 +1,4 @@
-"""torchtitan 0.2: its own folder wins on restart, so a branch is seeded there and just goes on.
+"""torchtitan 0.2: its own folder wins on restart, so a branch is seeded there and resumes.
 
 Defaults that would lose the optimizer or delete branch points are overridden. Source: torchtitan
 0.2.2, config/job_config.py and components/{checkpoint,lr_scheduler,metrics}.py.
@@ -140,7 +140,7 @@ class TorchtitanBackend(Closed, Defaults):
         if branch.iteration < warmup:
             reasons.append(f"inside the warm-up of {warmup} steps")
         if branch.min_lr >= lr:
-            reasons.append(f"min_lr {branch.min_lr:g} is no decay from lr {lr:g}")
+            reasons.append(f"min_lr {branch.min_lr:g} is not below lr {lr:g}")
         return reasons
 
     @property
