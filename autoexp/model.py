@@ -10,7 +10,7 @@ COMPOSING = "composing"
 """Context of a validation of user input, as opposed to a session's records."""
 
 
-class Closed(BaseModel):
+class FrozenModel(BaseModel):
     """A frozen model in which a misspelt key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -69,6 +69,6 @@ def refuse_unknown(texts: Iterator[str], known: Collection[str]) -> None:
             if name not in known:
                 hint = nearest(name, known, braces=True)
                 raise ValueError(
-                    f"{text!r}: no such name here, `{{{name}}}`{hint} "
+                    f"{text!r}: nothing here is called `{{{name}}}`{hint} "
                     f"There are: {', '.join(sorted(known))}"
                 )

@@ -1,4 +1,4 @@
-"""Taking up a session that nobody watches. Entry point `flows/resume.py:resume`."""
+"""Resumes a session without a monitor. Entry point `flows/resume.py:resume`."""
 
 from typing import Any
 

@@ -22,11 +22,11 @@ from autoexp.backends.protocol import (
     Unread,
 )
 from autoexp.logs.linear import refuse_slow
-from autoexp.model import COMPOSING, Closed
+from autoexp.model import COMPOSING, FrozenModel
 from autoexp.redaction import Variables
 
 
-class CommandArgs(Closed):
+class CommandArgs(FrozenModel):
     """The arguments that autoexp uses; your own serve as placeholders."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
@@ -41,7 +41,7 @@ class CommandArgs(Closed):
     tokens_per_sample: int | None = Field(None, gt=0, description="for budgets in tokens")
 
 
-class Checkpoints(Closed):
+class Checkpoints(FrozenModel):
     """Location of checkpoints below the save directory, and how a complete one is recognized."""
 
     name: str = Field(
@@ -93,7 +93,7 @@ class Checkpoints(Closed):
         )
 
 
-class CommandBackend(Closed, Defaults):
+class CommandBackend(FrozenModel, Defaults):
     """Your own trainer, without Python code in autoexp."""
 
     LOGS_DONE: ClassVar[bool] = False

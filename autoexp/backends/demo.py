@@ -21,14 +21,14 @@ from autoexp.backends.protocol import (
     Progress,
     Unread,
 )
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 
 # The folder is written under another name, and replaces an older one as a whole.
 # Source: autoexp/demo/checkpoints.py, save_checkpoint.
 _RENAMING = replace(TORCH_DIST, renames=True)
 
 
-class DemoArgs(Closed):
+class DemoArgs(FrozenModel):
     """Arguments of the demo trainer, named as Megatron names them."""
 
     train_iters: int = Field(2000, gt=0, description="iterations of the trunk")
@@ -63,7 +63,7 @@ class DemoArgs(Closed):
     )
 
 
-class DemoBackend(Closed, Defaults):
+class DemoBackend(FrozenModel, Defaults):
     """Trains `autoexp.demo.trainer` on one CPU core."""
 
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK

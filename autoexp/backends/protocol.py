@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
 from autoexp.backends.batches import Batches
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 
 UNDECIDED = -1
 """The start of a training is not known yet: its next lines decide."""
 
 
-class Branch(Closed):
+class Branch(FrozenModel):
     """A cooldown, as the trainer runs it."""
 
     iteration: int

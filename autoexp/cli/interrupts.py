@@ -57,7 +57,7 @@ def _forget_lost(terminals: list[int]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
-def run_beside(foreground: Foreground, flow: Callable[[], None]) -> bool:
+def run_in_thread(foreground: Foreground, flow: Callable[[], None]) -> bool:
     """Run the flow to its end in a thread of its own, and raise what it raises.
 
     False: it was left alone, as its session is over and Prefect takes nothing of what it has to
@@ -89,7 +89,7 @@ def run_beside(foreground: Foreground, flow: Callable[[], None]) -> bool:
     return True
 
 
-def leave_within(seconds: float, code: int, said: str) -> None:
+def exit_after(seconds: float, code: int, said: str) -> None:
     """Have this process end with `code`, and with a word, though Prefect's threads would keep it.
 
     At the interpreter's exit they send what they hold, for as long as that takes.

@@ -44,7 +44,10 @@ def add_origin(command: argparse.ArgumentParser) -> None:
 def add_agreement(command: argparse.ArgumentParser) -> None:
     """Agreeing beforehand to what the plan costs."""
     command.add_argument(
-        "--yes", "-y", action="store_true", help="agree to a plan above budget.confirm_above"
+        "--yes",
+        "-y",
+        action="store_true",
+        help="skip the confirmation of a plan above budget.confirm_above",
     )
 
 
@@ -205,10 +208,10 @@ def _add_looking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     events = commands.add_parser("events", help="what happened, in order")
     add_session(events)
     events.add_argument("--json", action="store_true", help="one JSON object per line")
-    events.add_argument("--follow", "-f", action="store_true", help="go on as it happens")
+    events.add_argument("--follow", "-f", action="store_true", help="keep printing new ones")
     events.set_defaults(function="events_")
 
-    explain = commands.add_parser("explain", help="why a job is in its state, in sentences")
+    explain = commands.add_parser("explain", help="explain why a job is in its current state")
     explain.add_argument("session", metavar="SESSION")
     explain.add_argument("job", metavar="JOB")
     explain.set_defaults(module="rules", function="explain")
@@ -287,7 +290,7 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         type=hours,
         metavar="HOURS",
         default=argparse.SUPPRESS,
-        help="launch nothing more above; `none` lifts it",
+        help="GPU hours above which no new job is submitted; `none` removes the limit",
     )
     budget.set_defaults(module="requests", function="budget")
 
@@ -296,7 +299,7 @@ def _add_changing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     queue.add_argument("verb", nargs="?", choices=("list", "show", "retry", "drop"), default="list")
     queue.add_argument("key", nargs="?", metavar="KEY", help="the action, as `list` shows it")
     queue.add_argument("--json", action="store_true", help="for tools")
-    queue.add_argument("--follow", "-f", action="store_true", help="go on as it happens")
+    queue.add_argument("--follow", "-f", action="store_true", help="keep printing new ones")
     queue.set_defaults(module="requests", function="queue")
 
     sessions = commands.add_parser("sessions", help="list, show or remove sessions")
@@ -323,7 +326,9 @@ def _add_prefect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     create.add_argument("--overwrite", action="store_true", help="replace a block of that name")
     create.set_defaults(module="prefect", function="blocks_create")
 
-    automations = commands.add_parser("automations", help="what Prefect does by itself")
+    automations = commands.add_parser(
+        "automations", help="install Prefect automations (crash recovery, notifications)"
+    )
     verbs = automations.add_subparsers(metavar="VERB", required=True)
     install = verbs.add_parser("install", help="create them, or bring them up to date")
     install.add_argument(

@@ -54,7 +54,7 @@ def budget(options: argparse.Namespace) -> int:
 def _whom(session: Session) -> str:
     if live_holder(session) is not None:
         return f"asked the monitor of {session.id}"
-    return f"nobody watches: autoexp resume {session.id}"
+    return f"no monitor is running: autoexp resume {session.id}"
 
 
 def queue(options: argparse.Namespace) -> int:
@@ -76,7 +76,7 @@ def queue(options: argparse.Namespace) -> int:
     by = f"autoexp queue {options.verb} by {getpass.getuser()}"
     request = ActionRequest(key=action.key, verb=options.verb, by=by)
     enqueue(session.path, request)
-    asked = "asked the monitor" if live_holder(session) else "nobody watches: autoexp resume"
+    asked = "asked the monitor" if live_holder(session) else "no monitor is running: autoexp resume"
     say(f"{action.key}: {options.verb} ({asked} {session.id})")
     return 0
 

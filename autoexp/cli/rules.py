@@ -41,7 +41,7 @@ def rules_test(options: argparse.Namespace) -> int:
 
 
 def explain(options: argparse.Namespace) -> int:
-    """Say why a job is in its state."""
+    """Explain why a job is in its current state."""
     session = Session.load(session_path(options.session))
     job = session.jobs.get(options.job)
     if job is None:

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from autoexp import sinks
 from autoexp.cli import plan as planning
-from autoexp.cli.interrupts import leave_within, run_beside, stopping_on_signals
+from autoexp.cli.interrupts import exit_after, run_in_thread, stopping_on_signals
 from autoexp.errors import AutoexpError
 from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
-from autoexp.flows.concurrency.outbox import is_prefects_own
+from autoexp.flows.concurrency.outbox import is_prefect_error
 from autoexp.flows.deployment.server import (
     Server,
     embedded_server,
@@ -64,7 +64,7 @@ def resume(options: argparse.Namespace) -> int:
 
 INTERRUPTED = 130
 _UNTOLD = (
-    "Prefect could not be told all of this: its server does not answer, or refuses it. "
+    "The Prefect server does not answer, or refuses; its records of this run are incomplete. "
     "Nothing is lost: the session's directory has it."
 )
 # For what Prefect sends at the interpreter's exit, for as long as it takes.
@@ -87,11 +87,11 @@ def watch(path: Path) -> int:
     except Exception as error:
         is_told = False
         _must_be_there(path)
-        if not (is_prefects_own(error) and Session.load(path).is_over):
+        if not (is_prefect_error(error) and Session.load(path).is_over):
             _must_answer(path, _api_url())
             out.print_exception()
             raise AutoexpError(
-                f"{path.name}: the monitor broke down ({type(error).__name__}: {error})"
+                f"{path.name}: the monitor crashed ({type(error).__name__}: {error})"
                 f"{_left_running(path)}. `autoexp resume {path.name}` takes the session up again"
             ) from error
     _must_be_there(path)
@@ -101,7 +101,7 @@ def watch(path: Path) -> int:
     code = _print_outcome(session, out)
     if not is_told:
         out.print(_UNTOLD)
-    leave_within(_LAST_WORDS_S if is_told else 1.0, code, _UNTOLD if is_told else "")
+    exit_after(_LAST_WORDS_S if is_told else 1.0, code, _UNTOLD if is_told else "")
     return code
 
 
@@ -234,7 +234,7 @@ def _run_flow(path: Path, out: Console) -> bool:
                 raise error
 
         with LiveView(path, out):
-            return run_beside(foreground, lambda: asyncio.run(watched()))
+            return run_in_thread(foreground, lambda: asyncio.run(watched()))
 
 
 def _say_where_it_is(server: Server, out: Console) -> None:

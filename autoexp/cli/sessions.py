@@ -62,7 +62,7 @@ def _wait_until_over(session: Session, names: list[str]) -> bool:
 def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
     outcome = cancel_directly(path, jobs, by)
     if outcome.problem is not None:
-        say(f"not ended yet: {outcome.problem}; say it again in a while", error=True)
+        say(f"not ended yet: {outcome.problem}; run the command again later", error=True)
     return outcome.problem is None
 
 
@@ -75,7 +75,7 @@ def _report_cancelled(path: Path, names: list[str], begun: Position) -> None:
     for name in names:
         job = session.jobs.get(name)
         if job is None:
-            say(f"{name}: the monitor has not taken it on yet")
+            say(f"{name}: the monitor has not processed it yet")
             continue
         say(f"{name}: {job.reason if job.is_over else f'{job.state}, not ended yet'}")
 

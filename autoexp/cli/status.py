@@ -1,4 +1,4 @@
-"""The commands that need no Prefect: they read sessions, or change them when nobody watches."""
+"""`autoexp status`, `events` and `tail`: they read sessions, without Prefect."""
 
 import argparse
 import json

@@ -22,7 +22,7 @@ from autoexp.planning.rule_checks import validate_rules
 from autoexp.planning.study import plan_study
 from autoexp.reports.terminal import say
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.slurm_commands import CommandFailed, at, run
+from autoexp.schedulers.slurm_commands import SlurmCommandFailed, at, run
 from autoexp.session.create import create, id_for, plan_of
 from autoexp.session.find import live_holder, session_path
 from autoexp.session.inbox import SubmitRequest, enqueue
@@ -60,7 +60,7 @@ def submit(options: argparse.Namespace) -> int:
     if session is not None:
         return _put(session, plan, None, f"autoexp submit by {getpass.getuser()}")
     create(composed, plan, sessions_root(), session_id=name, provenance=provenance())
-    say(f"session {name} in {path}\nnobody watches it yet: autoexp resume {name}")
+    say(f"session {name} in {path}\nno monitor is running: autoexp resume {name}")
     return 0
 
 
@@ -128,7 +128,7 @@ def _described_by_slurm(job_id: str, cluster: SlurmCluster) -> dict[str, str]:
     try:
         command = at(cluster.at, ["scontrol", "show", "job", job_id])
         answer = run(command, cluster.query_timeout_s)
-    except CommandFailed as error:
+    except SlurmCommandFailed as error:
         raise BadInput(f"job {job_id}: {error.stderr}; `squeue --me` lists yours") from error
     if "ArrayTaskId=" in answer and "_" not in job_id:
         raise BadInput(f"job {job_id} is an array: adopt its tasks, one by one, as {job_id}_0")
@@ -171,7 +171,7 @@ def _cluster_name(cluster: SlurmCluster) -> str:
         return cluster.at.lower()
     try:
         answer = run(["scontrol", "show", "config"], cluster.query_timeout_s)
-    except CommandFailed as error:
+    except SlurmCommandFailed as error:
         raise BadInput(f"SLURM does not name its cluster ({error.stderr}); try again") from error
     found = re.search(r"^ClusterName\s*=\s*(\S+)", answer, re.M)
     return found[1].lower() if found else ""
@@ -185,5 +185,5 @@ def _put(session: Session, plan: Plan, attempt: Attempt | None, by: str) -> int:
     if holder is not None:
         say(f"{session.id}: asked the monitor (pid {holder.pid} on {holder.host}) for {names}")
     else:
-        say(f"{session.id}: asked for {names}; nobody watches: autoexp resume {session.id}")
+        say(f"{session.id}: asked for {names}; no monitor is running: autoexp resume {session.id}")
     return 0

@@ -10,7 +10,7 @@ from autoexp.config.quantities import Quantity, Unit, read_quantity
 from autoexp.config.stages import Stage, StageName
 from autoexp.config.sweep import Sweep
 from autoexp.jobs.budget import Budget
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
 from autoexp.rules.actions import Decay, Shape
@@ -27,7 +27,7 @@ JobName = Annotated[
 ]
 
 
-class Project(Closed):
+class Project(FrozenModel):
     """Name of the experiment and location of its output."""
 
     name: JobName = Field(description="names the session and the trunk's job")
@@ -40,7 +40,7 @@ class Project(Closed):
     )
 
 
-class Budgets(Closed):
+class Budgets(FrozenModel):
     """Cooldowns by the total length of the model that each one yields, trunk plus decay."""
 
     totals: tuple[Quantity, ...] = Field(
@@ -61,7 +61,7 @@ class Budgets(Closed):
         return {**values, "totals": [read_quantity(x, values.get("unit")) for x in totals]}
 
 
-class Cooldown(Closed):
+class Cooldown(FrozenModel):
     """Branch points on the trunk, and the decay."""
 
     at: tuple[int, ...] | None = Field(None, min_length=1, description="branch points, iterations")
@@ -93,7 +93,7 @@ class Cooldown(Closed):
         return self
 
 
-class Start(Closed):
+class CheckpointSource(FrozenModel):
     """A complete checkpoint that is on disk already, from which cooldowns branch."""
 
     session: str | None = Field(None, description="the session it comes from, if any")
@@ -120,7 +120,7 @@ class Monitoring(Rules):
     )
 
 
-class Experiment(Closed):
+class Experiment(FrozenModel):
     """One session: a trunk, where it runs, and the cooldowns that branch from it."""
 
     project: Project
@@ -131,7 +131,7 @@ class Experiment(Closed):
         default_factory=NoContainer, description="the image that the trainer runs in"
     )
     cooldowns: tuple[Cooldown, ...] = ()
-    start: Start | None = Field(
+    start: CheckpointSource | None = Field(
         None,
         description="a checkpoint to branch from instead of training; set by `--from`, and by the "
         "deployment `cooldown`",

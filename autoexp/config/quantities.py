@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from autoexp.backends.batches import Batches
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 
 Unit = Literal["tokens", "samples", "iterations"]
 
@@ -17,7 +17,7 @@ _WRITTEN = re.compile(
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
-class Quantity(Closed):
+class Quantity(FrozenModel):
     """An amount of training."""
 
     amount: int = Field(gt=0)

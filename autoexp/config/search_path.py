@@ -118,7 +118,7 @@ def locate(config: str | None) -> tuple[list[Path], str]:
     if config.endswith((".yaml", ".yml")) or "/" in config:
         path = Path(config).resolve()
         if not path.is_file():
-            raise BadInput(f"{config}: not a file; give a YAML file or a name")
+            raise BadInput(f"{config}: no such file; give a YAML file or a name")
         return list(dict.fromkeys([path.parent, *found])), path.stem
     if config not in available():
         names = ", ".join(sorted(available()))

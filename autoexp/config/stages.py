@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 from autoexp.templates import texts_in
 
 TRUNK = "stable"
@@ -38,13 +38,13 @@ StageName = Annotated[
 ]
 
 
-class AtCheckpoint(Closed):
+class AtCheckpoint(FrozenModel):
     """A checkpoint of a sibling to wait for."""
 
     checkpoint: int = Field(gt=0, description="a checkpoint of this iteration is complete")
 
 
-class Stage(Closed):
+class Stage(FrozenModel):
     """One more job in the same session, or a training with cooldowns of its own.
 
     Values of its siblings are put in as data.

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from autoexp.config.expressions import parse
 from autoexp.dotted import flat
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 
 Setting = Any
 """The value of a key: a number, a text, a list, a mapping."""
@@ -22,7 +22,7 @@ def _expression(text: str) -> str:
 Filter = Annotated[str, AfterValidator(_expression)]
 
 
-class Group(Closed):
+class Group(FrozenModel):
     """Some points of a sweep: every combination of `grid`, `list` and `groups`."""
 
     defaults: Settings = Field(

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 
 if TYPE_CHECKING:
     from autoexp.jobs.spec import JobSpec
 
 
-class Budget(Closed):
+class Budget(FrozenModel):
     """GPU-hour planning, the limit for confirmation, and the limit that stops submissions."""
 
     seconds_per_iteration: float | None = Field(
@@ -31,7 +31,7 @@ class Budget(Closed):
     )
 
 
-class Estimate(Closed):
+class Estimate(FrozenModel):
     """Planned GPU hours of a job, and the source of the figure."""
 
     gpu_hours: float

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from autoexp import states
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs.tail import LogCursor
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 from autoexp.rules.metrics import Logged
 from autoexp.states import Verdict
 from autoexp.storage import migrations
@@ -77,7 +77,7 @@ class Attempt(BaseModel):
         return not states.is_terminal(self.state)
 
 
-class RestartRequest(Closed):
+class RestartRequest(FrozenModel):
     """A requested restart: written down before anything else is done about it."""
 
     attempt: int
@@ -90,7 +90,7 @@ class RestartRequest(Closed):
     """Changes to the job's backend."""
 
 
-class Ending(Closed):
+class Ending(FrozenModel):
     """A rule decided the verdict of a job, whatever its attempts do."""
 
     verdict: Verdict

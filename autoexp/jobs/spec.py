@@ -7,7 +7,7 @@ from pydantic import Field
 from autoexp.backends.protocol import Backend, Branch
 from autoexp.backends.registry import AnyBackend
 from autoexp.jobs.budget import Estimate
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 from autoexp.names import LONGEST_JOB
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
@@ -15,7 +15,7 @@ from autoexp.rules.conditions import Condition
 from autoexp.states import Kind
 
 
-class Awaited(Closed):
+class Awaited(FrozenModel):
     """A job that another one waits for."""
 
     job: str
@@ -28,7 +28,7 @@ class Awaited(Closed):
         )
 
 
-class Draft(Closed):
+class Draft(FrozenModel):
     """A command whose last values are known only when the job is released: filled in one pass."""
 
     command: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Draft(Closed):
     """Names of siblings and whose checkpoint `sibling.NAME.checkpoint_path` is."""
 
 
-class JobSpec(Closed):
+class JobSpec(FrozenModel):
     """The specification of a job: fixed when the job is added to the session."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_JOB)

@@ -25,7 +25,7 @@ from autoexp.monitor.session_events import overview
 from autoexp.monitor.steps import NextStep, Submit, next_step, not_done, together
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
 from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
-from autoexp.schedulers.base import Sighting, Ticket, apply
+from autoexp.schedulers.base import AttemptRef, JobStatus, apply
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.inbox import is_done
 from autoexp.session.session import Session
@@ -118,16 +118,16 @@ class Monitor:
         self._ready: set[str] = set()
         self._viewed: set[str] = set(session.jobs)
 
-    def tickets(self) -> list[Ticket]:
+    def refs(self) -> list[AttemptRef]:
         """The attempts to ask the scheduler about, all in one query."""
         return [
-            self._session.ticket(attempt)
+            self._session.ref(attempt)
             for job in self._session.jobs.values()
             for attempt in job.open_attempts
             if attempt.job_id is not None
         ]
 
-    def look(self, sightings: Mapping[str, Sighting]) -> Look:
+    def look(self, statuses: Mapping[str, JobStatus]) -> Look:
         """Look at every job once and write what changed.
 
         Raises OSError when the session cannot be written; what was seen is kept for the next look.
@@ -146,10 +146,10 @@ class Monitor:
             open_attempts = job.open_attempts
             if not open_attempts and job.verdict is not None:
                 continue
-            if sightings or not open_attempts:
+            if statuses or not open_attempts:
                 perhaps_ended.append(name)
             has_turn = budget.begin_first_turn()
-            if self._look_and_note(job, open_attempts, sightings, budget, changed):
+            if self._look_and_note(job, open_attempts, statuses, budget, changed):
                 (behind if has_turn else left_out).append(name)
         self._read_on(behind, budget, changed)
         self._behind = deque((*left_out, *behind))
@@ -182,7 +182,7 @@ class Monitor:
         self,
         job: JobRecord,
         open_attempts: Sequence[Attempt],
-        sightings: Mapping[str, Sighting],
+        statuses: Mapping[str, JobStatus],
         budget: LookBudget,
         changed: set[str],
     ) -> bool:
@@ -190,7 +190,7 @@ class Monitor:
         name, unwritten = job.spec.name, self.recorder.unwritten
         before, watch = len(unwritten), self._watches[name]
         try:
-            self._look_at(job, watch, open_attempts, sightings, budget)
+            self._look_at(job, watch, open_attempts, statuses, budget)
             has_more = not watch.at_end
         except Exception as error:
             # Nothing is known of this job now; the others are looked at all the same.
@@ -353,16 +353,16 @@ class Monitor:
         job: JobRecord,
         watch: JobWatch,
         open_attempts: Sequence[Attempt],
-        sightings: Mapping[str, Sighting],
+        statuses: Mapping[str, JobStatus],
         budget: LookBudget,
     ) -> None:
         seen = self.recorder.unwritten
         # State first, log second: the last lines of a finished job are still read.
-        for attempt in open_attempts if sightings else ():
-            sighting = sightings.get(attempt.key)
-            if sighting is not None:
+        for attempt in open_attempts if statuses else ():
+            status = statuses.get(attempt.key)
+            if status is not None:
                 before = attempt.model_copy()
-                seen.extend(apply(job.spec.name, attempt, sighting))
+                seen.extend(apply(job.spec.name, attempt, status))
                 watch.dirty |= attempt != before
         current = job.attempt
         if current is None or job.verdict is not None or current.verdict is not None:

@@ -1,4 +1,4 @@
-"""``starts.json`: starts of a session without progress; after several crashes it is given up.
+"""`starts.json`: starts of a session without progress; after several crashes it is given up.
 
 Each start is recorded before anything else is read, and removed when it ends in an orderly
 way. What is left was a crash: a kill, no memory, a crash of the interpreter.

@@ -16,7 +16,7 @@ from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.template_values import values_of
 from autoexp.operations import actions, requests
 from autoexp.operations import launch as launching
-from autoexp.operations.phases import OnSession, Pause, Phase, Phases, Request, TryAgain
+from autoexp.operations.phases import OnSession, Pause, Phase, Phases, ShownOnSession, TryAgain
 from autoexp.operations.step_runs import Logger
 from autoexp.operations.write_targets import write_target
 from autoexp.rules.actions import (
@@ -34,7 +34,7 @@ from autoexp.rules.actions import (
 )
 from autoexp.rules.event_values import captured
 from autoexp.rules.events import CheckpointComplete
-from autoexp.schedulers.base import Scheduler, Ticket
+from autoexp.schedulers.base import AttemptRef, Scheduler
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.inbox import SubmitRequest
 from autoexp.session.session import Session
@@ -161,7 +161,7 @@ class Line(NamedTuple):
 class Avoidance(NamedTuple):
     """Exclude nodes for jobs that wait in the queue."""
 
-    tickets: tuple[Ticket, ...]
+    refs: tuple[AttemptRef, ...]
     nodes: tuple[str, ...]
 
     @property
@@ -169,7 +169,7 @@ class Avoidance(NamedTuple):
         return "avoid nodes"
 
     def run(self, scheduler: Scheduler) -> None:
-        scheduler.avoid(self.tickets, self.nodes)
+        scheduler.avoid(self.refs, self.nodes)
 
 
 def carry_out(action: ActionRecord, monitor: "Monitor", log: Logger) -> Phases:
@@ -315,7 +315,7 @@ def _requested(action: ActionRecord, recorder: Recorder, ask: Ask) -> Doing:
     def call() -> str:
         return ask(recorder, recorder.session.actions[action.key])
 
-    said: str = yield Request(f"{action.action.kind} {action.event.job}".strip(), call)
+    said: str = yield ShownOnSession(f"{action.action.kind} {action.event.job}".strip(), call)
     return said
 
 
@@ -330,13 +330,13 @@ def _request_and_avoid(action: ActionRecord, recorder: Recorder, ask: Ask) -> Do
 
 def _avoidance(session: Session) -> Avoidance | None:
     nodes = session.blame.current(now())
-    tickets = tuple(
-        session.ticket(attempt)
+    refs = tuple(
+        session.ref(attempt)
         for job in session.jobs.values()
         for attempt in job.open_attempts
         if attempt.job_id is not None and attempt.state == "PENDING"
     )
-    return Avoidance(tickets, nodes) if nodes and tickets else None
+    return Avoidance(refs, nodes) if nodes and refs else None
 
 
 def _launch(action: ActionRecord, launch: Launch, about: _About, recorder: Recorder) -> Doing:
@@ -351,5 +351,5 @@ def _launch(action: ActionRecord, launch: Launch, about: _About, recorder: Recor
         joining = launching.launched(session, action.key, jobs)
         return requests.add_jobs(session, SubmitRequest(jobs=joining, by=by))
 
-    added: str = yield Request(f"launch {jobs[0].name}", partial(recorder.apply, add))
+    added: str = yield ShownOnSession(f"launch {jobs[0].name}", partial(recorder.apply, add))
     return added

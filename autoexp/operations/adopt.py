@@ -63,7 +63,7 @@ def exclusively() -> Iterator[None]:
         except locks.Busy:
             raise BadInput(
                 f"another `autoexp adopt` has held {directory / 'lock'} for {_PATIENCE_S:.0f} s: "
-                "nothing was done; wait for its end, then run the same again"
+                "nothing was done; wait for its end, then run the same command again"
             ) from None
         except OSError as error:
             raise BadInput(

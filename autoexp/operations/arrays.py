@@ -12,7 +12,7 @@ from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.verdicts import saved_iteration
 from autoexp.model import now
-from autoexp.schedulers.base import Request, Scheduler, Ticket, prepare, submit_once
+from autoexp.schedulers.base import AttemptRef, Scheduler, SubmitOptions, prepare, submit_once
 from autoexp.session.session import Session
 from autoexp.storage import atomic
 
@@ -20,7 +20,7 @@ from autoexp.storage import atomic
 class Task(NamedTuple):
     """An attempt that is a task of an array."""
 
-    ticket: Ticket
+    ref: AttemptRef
     spec: JobSpec
     attempt: Attempt
 
@@ -45,11 +45,11 @@ class Array(NamedTuple):
     def run(self, scheduler: Scheduler) -> list[str]:
         """Submit the array once; returns the job ids of its tasks, in their order."""
         for task in self.tasks:
-            orders = scheduler.orders(task.spec, task.attempt)
-            prepare(task.ticket, task.spec, task.attempt, orders)
+            payload_spec = scheduler.payload_spec(task.spec, task.attempt)
+            prepare(task.ref, task.spec, task.attempt, payload_spec)
         attempts = [task.attempt for task in self.tasks]
         _prepare_array(self.directory, attempts)
-        request = Request(
+        request = SubmitOptions(
             name=self.name,
             log=str(self.directory / "task-%a.log"),
             machine=self.tasks[0].spec.machine,
@@ -58,8 +58,8 @@ class Array(NamedTuple):
             avoided=self.avoided,
             still_ours=self.still_ours,
         )
-        ticket = Ticket(self.name, self.directory, self.name, self.script)
-        array_id = submit_once(ticket, request, scheduler, fresh=self.fresh)
+        ref = AttemptRef(self.name, self.directory, self.name, self.script)
+        array_id = submit_once(ref, request, scheduler, fresh=self.fresh)
         return [f"{array_id}_{attempt.array_index}" for attempt in attempts]
 
 
@@ -94,7 +94,7 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
         )
         session.change_job(job, attempts=[attempt])
     tasks = tuple(
-        Task(session.ticket(job.attempts[-1]), job.spec, job.attempts[-1].model_copy())
+        Task(session.ref(job.attempts[-1]), job.spec, job.attempts[-1].model_copy())
         for job in (*begun, *joining)
     )
     avoided = session.blame.current(now())
@@ -132,7 +132,7 @@ def split(session: Session, names: Sequence[str]) -> list[str]:
     for job in moved:
         attempt = job.attempts[-1]
         # The prepared files name the old log: they are written anew.
-        (session.ticket(attempt).directory / "spec.json").unlink(missing_ok=True)
+        (session.ref(attempt).directory / "spec.json").unlink(missing_ok=True)
         atomic.step()
         log = _log(session, name, attempt.array_index or 0)
         session.change_attempt(job, attempt, {"name": name, "log": log})

@@ -56,7 +56,7 @@ def cancel_directly(
         while True:
             problem = _end(monitor, wanted, scheduler, answers)
             try:
-                monitor.look(scheduler.query(monitor.tickets()))
+                monitor.look(scheduler.query(monitor.refs()))
             except SchedulerError as error:
                 problem = str(error)
             alive = [job for job in wanted if not job.is_over or job.open_attempts]

@@ -17,7 +17,7 @@ class OnSession(NamedTuple):
     call: Callable[[], Any]
 
 
-class Request(NamedTuple):
+class ShownOnSession(NamedTuple):
     """The same, but shown in the run graph: a rule requests something."""
 
     title: str
@@ -41,7 +41,7 @@ class Effect(Protocol):
         """Do it and return the result."""
 
 
-Phase = OnSession | Request | Pause | Effect
+Phase = OnSession | ShownOnSession | Pause | Effect
 Phases = Generator[Phase, Any, None]
 
 
@@ -52,7 +52,7 @@ class TryAgain(Exception):
 def do(phase: Phase, scheduler: Scheduler) -> Any:
     """Run one phase in this thread; pauses are skipped."""
     match phase:
-        case OnSession(call) | Request(_, call):
+        case OnSession(call) | ShownOnSession(_, call):
             return call()
         case Pause():
             return None

@@ -21,7 +21,14 @@ from autoexp.monitor.steps import Cancel, NextStep, Replace, Submit, Withdraw, t
 from autoexp.operations import actions, arrays
 from autoexp.operations.phases import OnSession, Phase, Phases
 from autoexp.payload import processes_with_cookie
-from autoexp.schedulers.base import Request, Scheduler, Ticket, find_or_forbid, prepare, submit_once
+from autoexp.schedulers.base import (
+    AttemptRef,
+    Scheduler,
+    SubmitOptions,
+    find_or_forbid,
+    prepare,
+    submit_once,
+)
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 
@@ -31,7 +38,7 @@ Logger = logging.Logger | logging.LoggerAdapter[Any]
 class Submission(NamedTuple):
     """An attempt, ready to be submitted."""
 
-    ticket: Ticket
+    ref: AttemptRef
     spec: JobSpec
     attempt: Attempt
     avoided: tuple[str, ...]
@@ -42,12 +49,12 @@ class Submission(NamedTuple):
 
     @property
     def title(self) -> str:
-        return f"submit {self.ticket.key}"
+        return f"submit {self.ref.key}"
 
     def run(self, scheduler: Scheduler) -> str:
         """Submit once, whatever was killed in between; returns the scheduler's job id."""
-        prepare(self.ticket, self.spec, self.attempt, scheduler.orders(self.spec, self.attempt))
-        request = Request(
+        prepare(self.ref, self.spec, self.attempt, scheduler.payload_spec(self.spec, self.attempt))
+        request = SubmitOptions(
             self.attempt.name,
             self.attempt.log,
             self.spec.machine,
@@ -56,13 +63,13 @@ class Submission(NamedTuple):
             avoided=self.avoided,
             still_ours=self.still_ours,
         )
-        return submit_once(self.ticket, request, scheduler, fresh=self.fresh)
+        return submit_once(self.ref, request, scheduler, fresh=self.fresh)
 
 
 class Withdrawal(NamedTuple):
     """An attempt that may have been submitted, and is no longer wanted."""
 
-    ticket: Ticket
+    ref: AttemptRef
     attempt: Attempt
 
     @property
@@ -71,14 +78,14 @@ class Withdrawal(NamedTuple):
 
     def run(self, scheduler: Scheduler) -> str | None:
         """Return its job id; None: it will never run."""
-        return find_or_forbid(self.ticket, self.attempt, scheduler)
+        return find_or_forbid(self.ref, self.attempt, scheduler)
 
 
 class Replacement(NamedTuple):
     """A job whose next attempt begins from an earlier checkpoint, or with a changed backend."""
 
     spec: JobSpec
-    attempts: tuple[Ticket, ...]
+    attempts: tuple[AttemptRef, ...]
     """The previous attempts."""
     asked: RestartRequest
 
@@ -109,16 +116,16 @@ class LongestArray(NamedTuple):
 class Cancellation(NamedTuple):
     """Attempts that the scheduler is to cancel."""
 
-    tickets: tuple[Ticket, ...]
+    refs: tuple[AttemptRef, ...]
 
     @property
     def title(self) -> str:
-        more = f" and {len(self.tickets) - 1} more" if len(self.tickets) > 1 else ""
-        return f"cancel {self.tickets[0].key}{more}"
+        more = f" and {len(self.refs) - 1} more" if len(self.refs) > 1 else ""
+        return f"cancel {self.refs[0].key}{more}"
 
     def run(self, scheduler: Scheduler) -> dict[str, str]:
         """Cancel; returns the scheduler's answers by key."""
-        return scheduler.cancel(self.tickets)
+        return scheduler.cancel(self.refs)
 
 
 def carry_out(step: NextStep, monitor: Monitor, log: Logger) -> Phases:
@@ -165,9 +172,9 @@ def _submit(name: str, recorder: Recorder, log: Logger) -> Phases:
     except SubmissionRefused as error:
         log.error("%s: refused: %s", submission.spec.title, error)
         reason = str(error)
-        yield OnSession(lambda: recorder.apply(_refused, name, submission.ticket.key, reason))
+        yield OnSession(lambda: recorder.apply(_refused, name, submission.ref.key, reason))
     else:
-        yield OnSession(lambda: recorder.apply(_submitted, name, submission.ticket.key, job_id))
+        yield OnSession(lambda: recorder.apply(_submitted, name, submission.ref.key, job_id))
         log.info("%s: submitted as job %s", submission.spec.title, job_id)
 
 
@@ -185,7 +192,7 @@ def _begin(session: Session, name: str, log: Logger) -> Submission | None:
         return None
     avoided = session.blame.current(now())
     copy = attempt.model_copy()
-    return Submission(session.ticket(attempt), job.spec, copy, avoided, fresh, session.refuse_lost)
+    return Submission(session.ref(attempt), job.spec, copy, avoided, fresh, session.refuse_lost)
 
 
 def _attempt(session: Session, name: str, key: str) -> tuple[JobRecord, Attempt]:
@@ -214,7 +221,7 @@ def _submit_array(step: Submit, monitor: Monitor, log: Logger) -> Phases:
     except SubmissionRefused as error:
         log.error("%s: refused: %s", array.name, error)
         for task in array.tasks:
-            refused = partial(_refused, name=task.spec.name, key=task.ticket.key, reason=str(error))
+            refused = partial(_refused, name=task.spec.name, key=task.ref.key, reason=str(error))
             yield OnSession(partial(recorder.apply, refused))
     except SubmitLimitReached as error:
         moved = yield OnSession(lambda: _split(step.jobs, monitor))
@@ -225,7 +232,7 @@ def _submit_array(step: Submit, monitor: Monitor, log: Logger) -> Phases:
         )
     else:
         for task, job_id in zip(array.tasks, job_ids, strict=True):
-            taken = partial(_submitted, name=task.spec.name, key=task.ticket.key, job_id=job_id)
+            taken = partial(_submitted, name=task.spec.name, key=task.ref.key, job_id=job_id)
             yield OnSession(partial(recorder.apply, taken))
         log.info("%s: submitted %d jobs as array %s", array.name, len(job_ids), job_ids[0])
 
@@ -274,7 +281,7 @@ def _unwanted(session: Session, name: str) -> Withdrawal | None:
     attempt = session.jobs[name].unsubmitted
     if attempt is None:
         return None
-    return Withdrawal(session.submission_ticket(attempt), attempt.model_copy())
+    return Withdrawal(session.submission_ref(attempt), attempt.model_copy())
 
 
 def _withdrawn(session: Session, name: str, key: str) -> str | None:
@@ -301,7 +308,7 @@ def _asked_restart(session: Session, name: str) -> Replacement | None:
     job = session.jobs[name]
     if job.restart is None:
         return None
-    return Replacement(job.spec, tuple(map(session.ticket, job.attempts)), job.restart)
+    return Replacement(job.spec, tuple(map(session.ref, job.attempts)), job.restart)
 
 
 def _not_replaced(session: Session, name: str, reason: str) -> None:
@@ -323,7 +330,7 @@ def _cancel(step: Cancel, monitor: Monitor, log: Logger) -> Phases:
     answers = yield cancellation
 
     def note() -> None:
-        asked.update(ticket.key for ticket in cancellation.tickets)
+        asked.update(ref.key for ref in cancellation.refs)
         monitor.recorder.apply(Session.record_answers, answers)
 
     yield OnSession(note)
@@ -332,9 +339,7 @@ def _cancel(step: Cancel, monitor: Monitor, log: Logger) -> Phases:
 
 
 def _ended(session: Session, names: Sequence[str], asked: Collection[str]) -> Cancellation | None:
-    tickets = tuple(
-        session.ticket(attempt)
-        for name in names
-        for attempt in to_cancel(session.jobs[name], asked)
+    refs = tuple(
+        session.ref(attempt) for name in names for attempt in to_cancel(session.jobs[name], asked)
     )
-    return Cancellation(tickets) if tickets else None
+    return Cancellation(refs) if refs else None

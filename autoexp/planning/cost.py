@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from autoexp.backends.batches import Batches
 from autoexp.jobs.spec import JobSpec
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 
 
-class Cost(Closed):
+class Cost(FrozenModel):
     """Iterations and tokens of a plan; tokens are None where unknown."""
 
     iterations: int

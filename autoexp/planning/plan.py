@@ -4,14 +4,14 @@ from pathlib import Path
 
 from autoexp.config.experiment import Experiment
 from autoexp.jobs.spec import JobSpec
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 from autoexp.planning.cost import Cost, alone, together
 from autoexp.planning.stage_graph import stage_jobs
 from autoexp.planning.trainings import training
 from autoexp.states import Kind
 
 
-class Plan(Closed):
+class Plan(FrozenModel):
     """The jobs of a session before anything is submitted, the trunk first."""
 
     jobs: tuple[JobSpec, ...]

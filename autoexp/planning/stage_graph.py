@@ -9,7 +9,7 @@ from autoexp.config.stages import EACH, TRUNK, Stage
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.cost import Cost
-from autoexp.planning.stage_jobs import Made, Making, references
+from autoexp.planning.stage_jobs import Made, StageJobs, references
 
 
 class Staged(NamedTuple):
@@ -38,13 +38,13 @@ def stage_jobs(experiment: Experiment, jobs: Sequence[JobSpec]) -> Staged:
     for name in _order(stages, shared):
         stage = stages[name]
         if stage.each is None:
-            found.append(Making(experiment, name, stage, jobs[0], shared).make())
+            found.append(StageJobs(experiment, name, stage, jobs[0], shared).make())
             shared |= found[-1].jobs
             continue
         if not by_cooldown:
             raise BadInput(f"stages.{name}: `each: cooldown`, and there is no cooldown")
         for own in by_cooldown.values():
-            found.append(Making(experiment, name, stage, own[EACH], shared | own).make())
+            found.append(StageJobs(experiment, name, stage, own[EACH], shared | own).make())
             own |= found[-1].jobs
     return Staged(
         jobs=tuple(job for made in found for job in made.jobs.values()),

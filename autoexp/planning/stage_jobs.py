@@ -51,7 +51,7 @@ class Made(NamedTuple):
     """Of a training and its cooldowns."""
 
 
-class Making:
+class StageJobs:
     """Makes the jobs of one stage, after those of the siblings that it refers to."""
 
     def __init__(
@@ -173,7 +173,7 @@ class Making:
         if section != "backend" and (late := self._names_late(texts_in(value))):
             raise BadInput(
                 f"train.{key}: `{{{late[0]}}}` is not known before the training is released; "
-                "only the backend can be told it"
+                "only the backend can use it"
             )
 
     def _names_late(self, texts: Iterator[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from autoexp.config.compose import Composed
-from autoexp.config.experiment import Cooldown, Experiment, Start
+from autoexp.config.experiment import CheckpointSource, Cooldown, Experiment
 from autoexp.errors import BadInput
 from autoexp.rules.actions import Decay
 
@@ -24,7 +24,7 @@ def branch_alone(composed: Composed, checkpoint: Path, decay: Decay) -> Composed
     return composed._replace(experiment=experiment.model_copy(update=changes))
 
 
-def find_checkpoint(checkpoint: Path, experiment: Experiment) -> Start:
+def find_checkpoint(checkpoint: Path, experiment: Experiment) -> CheckpointSource:
     """The complete checkpoint at a path; raises BadInput with the existing ones."""
     complete = experiment.trainer.checkpoints(checkpoint.parent).complete
     iteration = next((x.iteration for x in complete if x.path == checkpoint), None)
@@ -34,4 +34,4 @@ def find_checkpoint(checkpoint: Path, experiment: Experiment) -> Start:
             f"{checkpoint}: no complete checkpoint of a {experiment.backend.kind} training; "
             f"in {checkpoint.parent} there are: {names}"
         )
-    return Start(iteration=iteration, path=str(checkpoint))
+    return CheckpointSource(iteration=iteration, path=str(checkpoint))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp.backends.protocol import Branch
-from autoexp.config.experiment import Cooldown, Experiment, Start
+from autoexp.config.experiment import CheckpointSource, Cooldown, Experiment
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import estimate
 from autoexp.jobs.spec import JobSpec
@@ -92,7 +92,7 @@ def _with_estimate(job: JobSpec, experiment: Experiment) -> JobSpec:
     return job.model_copy(update={"planned": estimate(job, experiment.budget)})
 
 
-def _is_elsewhere(start: Start, output_root: Path) -> bool:
+def _is_elsewhere(start: CheckpointSource, output_root: Path) -> bool:
     """True if it lies on another filesystem than the outputs, which excludes hard links."""
     there = next(path for path in (output_root, *output_root.parents) if path.exists())
     return there.stat().st_dev != Path(start.path).stat().st_dev
@@ -104,7 +104,7 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _note_on(start: Start) -> str:
+def _note_on(start: CheckpointSource) -> str:
     named = start.session is not None
     where = f"{start.session}:{start.job}@{start.iteration}" if named else "a checkpoint"
     return f"starts from {where} ({start.path})"

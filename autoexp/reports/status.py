@@ -31,7 +31,7 @@ class AttemptStatus(BaseModel):
     exit_code: int | None
 
 
-class JobStatus(BaseModel):
+class JobSummary(BaseModel):
     """One job. Loss in nats per token, GPU hours over all attempts."""
 
     name: str
@@ -79,7 +79,7 @@ class Status(BaseModel):
     """running, stopped (jobs may run without a monitor), finished, or failed."""
     flow_run_id: str | None
     monitor: MonitorStatus | None
-    jobs: list[JobStatus]
+    jobs: list[JobSummary]
     actions: ActionCounts
     events: int
     checkpoints: list[CheckpointStatus]
@@ -117,9 +117,9 @@ def state_of(session: Session, *, watched: bool) -> str:
     return "running" if watched else "stopped"
 
 
-def _job_status(job: JobRecord, stopped: str | None) -> JobStatus:
+def _job_status(job: JobRecord, stopped: str | None) -> JobSummary:
     spec = job.spec
-    return JobStatus(
+    return JobSummary(
         name=spec.name,
         kind=spec.kind,
         parent=spec.parent,

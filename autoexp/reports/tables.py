@@ -14,7 +14,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.planning.cost import Cost
 from autoexp.planning.plan import Plan
 from autoexp.reports.curves import Gain
-from autoexp.reports.status import JobStatus, Status
+from autoexp.reports.status import JobSummary, Status
 from autoexp.states import Kind, Verdict
 
 _ROWS = 60
@@ -70,13 +70,13 @@ class StatusTable:
         return table
 
 
-def _note(job: JobStatus) -> Text:
+def _note(job: JobSummary) -> Text:
     """Scores of a job, and the reason for its state."""
     scores = ", ".join(f"{name} {value:.4g}" for name, value in list(job.scores.items())[:_SCORES])
     return Text.assemble(scores, "  " if scores else "", (job.reason or "", "dim"))
 
 
-def _most_telling(jobs: Sequence[JobStatus]) -> Sequence[JobStatus]:
+def _most_telling(jobs: Sequence[JobSummary]) -> Sequence[JobSummary]:
     """All jobs, or of very many those that run or failed, and as many others as fit."""
     if len(jobs) <= _ROWS:
         return jobs
@@ -110,12 +110,12 @@ def _headline(status: Status) -> Text:
     return line
 
 
-def _word(job: JobStatus) -> str:
+def _word(job: JobSummary) -> str:
     done = job.verdict in (Verdict.FINISHED, Verdict.FAILED)
     return str(job.verdict) if done else job.state
 
 
-def _cells(job: JobStatus, *, hours: bool, bars: bool) -> list[RenderableType]:
+def _cells(job: JobSummary, *, hours: bool, bars: bool) -> list[RenderableType]:
     target = job.target_iteration or 1
     done = job.iteration or 0
     word = _word(job)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 from autoexp.redaction import Variables
 
 # Variables that the payload and the launcher set inside the job; Docker passes none on by itself.
@@ -18,7 +18,7 @@ _OF_THE_JOB = (
 )
 
 
-class NoContainer(Closed):
+class NoContainer(FrozenModel):
     """The trainer runs on the node as it is."""
 
     kind: Literal["none"] = "none"
@@ -34,7 +34,7 @@ class NoContainer(Closed):
         return command
 
 
-class _Image(Closed):
+class _Image(FrozenModel):
     """Fields of all runtimes."""
 
     image: str = Field(min_length=1, description="the image, by the runtime's name for it")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp import sinks
-from autoexp.model import COMPOSING, Closed, nearest
+from autoexp.model import COMPOSING, FrozenModel, nearest
 from autoexp.redaction import Variables
 from autoexp.resources.sbatch_options import OPTIONS, OURS
 
@@ -17,7 +17,7 @@ _CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 OptionValue = str | int | float | bool
 
 
-class LocalMachine(Closed):
+class LocalMachine(FrozenModel):
     """Jobs run as processes on this machine, through submitit's local executor."""
 
     kind: Literal["local"] = "local"
@@ -65,7 +65,7 @@ def _refuse_early_warning(warning_s: int, info: ValidationInfo, *limits: str) ->
             )
 
 
-class SlurmCluster(Closed):
+class SlurmCluster(FrozenModel):
     """Jobs run on a SLURM cluster, one batch job per attempt."""
 
     kind: Literal["slurm"] = "slurm"

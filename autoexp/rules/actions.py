@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 from autoexp.rules.conditions import Condition
 from autoexp.rules.durations import Duration
 from autoexp.scalars import AsWritten
@@ -17,7 +17,7 @@ Jobs = Annotated[
 ]
 
 
-class Decay(Closed):
+class Decay(FrozenModel):
     """Shape and length of a cooldown's decay, from the trunk's peak rate to `min_lr`."""
 
     iterations: int | None = Field(None, gt=0, description="length in iterations")
@@ -30,7 +30,7 @@ class Decay(Closed):
     )
 
 
-class LaunchedCooldown(Closed):
+class LaunchedCooldown(FrozenModel):
     """A cooldown from each checkpoint of the rule; planned before the training starts."""
 
     decay: Decay = Field(default_factory=Decay, description="how the learning rate decays")
@@ -42,7 +42,7 @@ class LaunchedCooldown(Closed):
     )
 
 
-class Start(Closed):
+class Start(FrozenModel):
     """Start a job that was planned; a plan implies it for each of its cooldowns."""
 
     kind: Literal["start"] = "start"
@@ -52,7 +52,7 @@ class Start(Closed):
         yield from ()
 
 
-class Launch(Closed):
+class Launch(FrozenModel):
     """Submit another job in the same session: a cooldown, a command, or any configuration."""
 
     kind: Literal["launch"] = "launch"
@@ -102,7 +102,7 @@ class Launch(Closed):
         yield from texts_in(self.set)
 
 
-class Restart(Closed):
+class Restart(FrozenModel):
     """End the running attempt and submit the next one."""
 
     kind: Literal["restart"] = "restart"
@@ -123,7 +123,7 @@ class Restart(Closed):
         yield from ()
 
 
-class RunCommand(Closed):
+class RunCommand(FrozenModel):
     """Run a command beside the monitor, arguments as they are; a kill may run it again."""
 
     kind: Literal["run_command"] = "run_command"
@@ -139,7 +139,7 @@ class RunCommand(Closed):
         yield from self.environment.values()
 
 
-class Cancel(Closed):
+class Cancel(FrozenModel):
     """Cancel jobs, pending or running; their verdict is `failed`."""
 
     kind: Literal["cancel"] = "cancel"
@@ -150,7 +150,7 @@ class Cancel(Closed):
         yield from (*self.jobs, self.reason)
 
 
-class Finish(Closed):
+class Finish(FrozenModel):
     """End the job and mark it as finished."""
 
     kind: Literal["finish"] = "finish"
@@ -160,7 +160,7 @@ class Finish(Closed):
         yield self.reason
 
 
-class Fail(Closed):
+class Fail(FrozenModel):
     """End the job and mark it as failed: nothing restarts it."""
 
     kind: Literal["fail"] = "fail"
@@ -170,7 +170,7 @@ class Fail(Closed):
         yield self.reason
 
 
-class Log(Closed):
+class Log(FrozenModel):
     """Log a message in the session's log."""
 
     kind: Literal["log"] = "log"
@@ -181,7 +181,7 @@ class Log(Closed):
         yield self.message
 
 
-class Publish(Closed):
+class Publish(FrozenModel):
     """Emit a Prefect event, for Prefect's automations and for other rules of the session."""
 
     kind: Literal["publish"] = "publish"
@@ -194,7 +194,7 @@ class Publish(Closed):
         yield from self.payload.values()
 
 
-class WriteFile(Closed):
+class WriteFile(FrozenModel):
     """Append a line to a file, unless it is there already."""
 
     kind: Literal["write_file"] = "write_file"
@@ -208,7 +208,7 @@ class WriteFile(Closed):
         yield from (self.path, self.line)
 
 
-class ExcludeNodes(Closed):
+class ExcludeNodes(FrozenModel):
     """Add nodes to the session's exclusion list: submissions avoid them until the entry expires."""
 
     kind: Literal["exclude_nodes"] = "exclude_nodes"
@@ -240,7 +240,7 @@ ENDS_AN_ATTEMPT = (Restart, Finish, Fail)
 """Actions that a verdict waits for: they decide what the end of an attempt means."""
 
 
-class Step(Closed):
+class Step(FrozenModel):
     """One action of a rule and its conditions: exactly one key names the action."""
 
     launch: Launch | None = Field(None, description="submit another job in the same session")
@@ -266,7 +266,7 @@ class Step(Closed):
     def actions(self) -> list[Action]:
         """The actions that the step names."""
         named: list[Any] = [getattr(self, name) for name in type(self).model_fields]
-        found: list[Any] = [value for value in named if isinstance(value, Closed)]
+        found: list[Any] = [value for value in named if isinstance(value, FrozenModel)]
         return found
 
     @property

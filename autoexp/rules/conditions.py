@@ -5,13 +5,13 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
-from autoexp.model import COMPOSING, Closed, nearest
+from autoexp.model import COMPOSING, FrozenModel, nearest
 from autoexp.rules.durations import Duration
 
 Scalar = str | int | float
 
 
-class ValueTest(Closed):
+class ValueTest(FrozenModel):
     """A value of the event, or of its job, and the test that it has to pass."""
 
     name: str = Field(description="a name as in templates, without braces")
@@ -34,21 +34,21 @@ class ValueTest(Closed):
         return self
 
 
-class GlobTest(Closed):
+class GlobTest(FrozenModel):
     """Files by pattern."""
 
     pattern: str = Field(description="as in a shell: `*`, `?`, `[...]`, `**`")
     at_least: int = Field(1, gt=0, description="least number of matching paths")
 
 
-class ContentTest(Closed):
+class ContentTest(FrozenModel):
     """A text in a file."""
 
     path: str = Field(description="the file")
     text: str = Field(description="the text, which has to occur in its first MiB")
 
 
-class JobTest(Closed):
+class JobTest(FrozenModel):
     """The state or verdict of another job of the session."""
 
     name: str = Field(description="the job")
@@ -62,7 +62,7 @@ class JobTest(Closed):
         return self
 
 
-class CommandTest(Closed):
+class CommandTest(FrozenModel):
     """A command that has to end with exit code 0; its arguments are passed on as they are."""
 
     run: tuple[str, ...] = Field(min_length=1, description="the command, as a list of arguments")
@@ -70,7 +70,7 @@ class CommandTest(Closed):
     every: Duration = Field(30.0, description="time between two tries")
 
 
-class Value(Closed):
+class Value(FrozenModel):
     """A value of the event or of its job."""
 
     value: ValueTest = Field(description="compares a value, such as one that the pattern captured")
@@ -79,7 +79,7 @@ class Value(Closed):
         yield f"{{{self.value.name}}}"
 
 
-class FileExists(Closed):
+class FileExists(FrozenModel):
     """A file or directory that has to be there."""
 
     file_exists: str = Field(description="this path exists")
@@ -88,7 +88,7 @@ class FileExists(Closed):
         yield self.file_exists
 
 
-class Glob(Closed):
+class Glob(FrozenModel):
     """Files that have to be there, by pattern."""
 
     glob: GlobTest = Field(description="enough paths match a pattern")
@@ -97,7 +97,7 @@ class Glob(Closed):
         yield self.glob.pattern
 
 
-class FileContains(Closed):
+class FileContains(FrozenModel):
     """A text that a file has to contain."""
 
     file_contains: ContentTest = Field(description="a file contains a text")
@@ -106,7 +106,7 @@ class FileContains(Closed):
         yield from (self.file_contains.path, self.file_contains.text)
 
 
-class Elapsed(Closed):
+class Elapsed(FrozenModel):
     """A wait after the event."""
 
     elapsed: Duration = Field(description="this much time has passed since the event")
@@ -115,7 +115,7 @@ class Elapsed(Closed):
         yield from ()
 
 
-class QuietFor(Closed):
+class QuietFor(FrozenModel):
     """A pause after the rule's last action."""
 
     quiet_for: Duration = Field(
@@ -126,7 +126,7 @@ class QuietFor(Closed):
         yield from ()
 
 
-class MaxAttempts(Closed):
+class MaxAttempts(FrozenModel):
     """A limit on attempts."""
 
     max_attempts: int = Field(gt=0, description="the job has made fewer attempts than this")
@@ -135,7 +135,7 @@ class MaxAttempts(Closed):
         yield from ()
 
 
-class MaxWithoutProgress(Closed):
+class MaxWithoutProgress(FrozenModel):
     """A limit on attempts in a row without a new checkpoint."""
 
     max_attempts_without_progress: int = Field(
@@ -146,7 +146,7 @@ class MaxWithoutProgress(Closed):
         yield from ()
 
 
-class Job(Closed):
+class Job(FrozenModel):
     """Another job."""
 
     job: JobTest = Field(description="state or verdict of a job of the session")
@@ -155,7 +155,7 @@ class Job(Closed):
         yield self.job.name
 
 
-class Command(Closed):
+class Command(FrozenModel):
     """A command that has to succeed."""
 
     command: CommandTest = Field(description="a command ends with exit code 0")
@@ -164,7 +164,7 @@ class Command(Closed):
         yield from self.command.run
 
 
-class AllOf(Closed):
+class AllOf(FrozenModel):
     """Several conditions, all of them."""
 
     all_of: "tuple[Condition, ...]" = Field(description="all of these hold")
@@ -174,7 +174,7 @@ class AllOf(Closed):
             yield from condition.texts()
 
 
-class AnyOf(Closed):
+class AnyOf(FrozenModel):
     """Several conditions, at least one of them."""
 
     any_of: "tuple[Condition, ...]" = Field(min_length=1, description="at least one of these holds")
@@ -184,7 +184,7 @@ class AnyOf(Closed):
             yield from condition.texts()
 
 
-class NoneOf(Closed):
+class NoneOf(FrozenModel):
     """Several conditions, none of them."""
 
     none_of: "tuple[Condition, ...]" = Field(min_length=1, description="none of these holds")
@@ -209,7 +209,7 @@ def _one_known_key(value: Any) -> Any:
         keys = [known for model in CONDITIONS for known in model.model_fields]
         if key not in keys:
             raise ValueError(f"no condition is called `{key}`{nearest(key, keys)}")
-    elif not isinstance(value, Closed):
+    elif not isinstance(value, FrozenModel):
         raise ValueError("a condition is one key and its value, such as `max_attempts: 4`")
     return value
 
@@ -235,7 +235,7 @@ Condition = Annotated[
 ]
 for _model in (AllOf, AnyOf, NoneOf):
     _model.model_rebuild()
-CONDITIONS: tuple[type[Closed], ...] = tuple(
+CONDITIONS: tuple[type[FrozenModel], ...] = tuple(
     get_args(tagged)[0] for tagged in get_args(get_args(Condition)[0])
 )
 """Every condition there is: those of the union above, and no second list."""

@@ -5,11 +5,11 @@ from zlib import crc32
 
 from pydantic import Field, TypeAdapter
 
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 from autoexp.states import Verdict
 
 
-class LogLost(Closed):
+class LogLost(FrozenModel):
     """Bytes of a job's log were lost before they were read."""
 
     kind: Literal["log_lost"] = "log_lost"
@@ -27,7 +27,7 @@ class LogLost(Closed):
         return f"log-lost/{self.job}/a{self.attempt}/{self.generation}{place}"
 
 
-class LogMatched(Closed):
+class LogMatched(FrozenModel):
     """A rule's pattern was found in a job's log: the first time in the attempt, or every time."""
 
     kind: Literal["log_matched"] = "log_matched"
@@ -51,7 +51,7 @@ class LogMatched(Closed):
         return f"log/{self.job}/a{self.attempt}/{self.rule}{place}"
 
 
-class MetricAlarm(Closed):
+class MetricAlarm(FrozenModel):
     """What a job logged broke a metric rule, for the first time in the attempt."""
 
     kind: Literal["metric_alarm"] = "metric_alarm"
@@ -71,7 +71,7 @@ class MetricAlarm(Closed):
         return f"metric/{self.job}/a{self.attempt}/{self.rule}"
 
 
-class LoggingStopped(Closed):
+class LoggingStopped(FrozenModel):
     """A running job has written neither to its log nor a checkpoint for long."""
 
     kind: Literal["logging_stopped"] = "logging_stopped"
@@ -89,7 +89,7 @@ class LoggingStopped(Closed):
         return f"inactive/{self.job}/a{self.attempt}/{self.rule}/{place}"
 
 
-class CheckpointComplete(Closed):
+class CheckpointComplete(FrozenModel):
     """A checkpoint lies whole on the filesystem."""
 
     kind: Literal["checkpoint_complete"] = "checkpoint_complete"
@@ -107,7 +107,7 @@ class CheckpointComplete(Closed):
         return f"checkpoint/{self.job}/{self.iteration}{again}"
 
 
-class StateChanged(Closed):
+class StateChanged(FrozenModel):
     """An attempt went from one scheduler state to another, perhaps while no monitor ran."""
 
     kind: Literal["state_changed"] = "state_changed"
@@ -124,7 +124,7 @@ class StateChanged(Closed):
         return f"state/{self.job}/a{self.attempt}/{self.position}/{self.new}"
 
 
-class StartedElsewhere(Closed):
+class StartedElsewhere(FrozenModel):
     """An attempt did not resume from the checkpoint that it had to resume from."""
 
     kind: Literal["started_elsewhere"] = "started_elsewhere"
@@ -137,7 +137,7 @@ class StartedElsewhere(Closed):
         return f"start/{self.job}/a{self.attempt}"
 
 
-class AttemptJudged(Closed):
+class AttemptJudged(FrozenModel):
     """An attempt ended, with its verdict."""
 
     kind: Literal["attempt_judged"] = "attempt_judged"
@@ -153,7 +153,7 @@ class AttemptJudged(Closed):
         return f"verdict/{self.job}/a{self.attempt}"
 
 
-class JobGivenUp(Closed):
+class JobGivenUp(FrozenModel):
     """A job ended without an attempt to judge."""
 
     kind: Literal["job_given_up"] = "job_given_up"
@@ -167,7 +167,7 @@ class JobGivenUp(Closed):
         return f"given-up/{self.job}{again}"
 
 
-class JobReady(Closed):
+class JobReady(FrozenModel):
     """The dependencies of a planned job are satisfied."""
 
     kind: Literal["job_ready"] = "job_ready"
@@ -180,7 +180,7 @@ class JobReady(Closed):
         return f"ready/{self.job}{again}"
 
 
-class AttemptRefused(Closed):
+class AttemptRefused(FrozenModel):
     """The scheduler refused an attempt for a lasting reason."""
 
     kind: Literal["attempt_refused"] = "attempt_refused"
@@ -193,7 +193,7 @@ class AttemptRefused(Closed):
         return f"not-taken/{self.job}/a{self.attempt}"
 
 
-class JobAdded(Closed):
+class JobAdded(FrozenModel):
     """Another process added a job to the session."""
 
     kind: Literal["job_added"] = "job_added"
@@ -205,7 +205,7 @@ class JobAdded(Closed):
         return f"added/{self.job}"
 
 
-class RetryAsked(Closed):
+class RetryAsked(FrozenModel):
     """A user requested a retry of a failed job."""
 
     kind: Literal["retry_asked"] = "retry_asked"
@@ -219,7 +219,7 @@ class RetryAsked(Closed):
         return f"retried/{self.job}/r{self.retries}"
 
 
-class RequestRefused(Closed):
+class RequestRefused(FrozenModel):
     """A request in the inbox could not be processed."""
 
     kind: Literal["request_refused"] = "request_refused"
@@ -233,7 +233,7 @@ class RequestRefused(Closed):
         return f"refused/{self.request}"
 
 
-class CancelAnswered(Closed):
+class CancelAnswered(FrozenModel):
     """The scheduler's answer to the cancellation of an attempt."""
 
     kind: Literal["cancel_answered"] = "cancel_answered"
@@ -246,7 +246,7 @@ class CancelAnswered(Closed):
         return f"cancel/{self.job}/a{self.attempt}"
 
 
-class RestartAsked(Closed):
+class RestartAsked(FrozenModel):
     """A rule requested a restart: another attempt in place of this one."""
 
     kind: Literal["restart_asked"] = "restart_asked"
@@ -261,7 +261,7 @@ class RestartAsked(Closed):
         return f"restart/{self.job}/a{self.attempt}{back}"
 
 
-class TrunksFinished(Closed):
+class TrunksFinished(FrozenModel):
     """Every training of the session has finished."""
 
     kind: Literal["trunks_finished"] = "trunks_finished"
@@ -273,7 +273,7 @@ class TrunksFinished(Closed):
         return f"trunks-finished/{self.trunks}"
 
 
-class BudgetPassed(Closed):
+class BudgetPassed(FrozenModel):
     """The session's jobs have used more GPU hours than a rule allows."""
 
     kind: Literal["budget_passed"] = "budget_passed"
@@ -286,7 +286,7 @@ class BudgetPassed(Closed):
         return f"budget/{self.rule}"
 
 
-class Published(Closed):
+class Published(FrozenModel):
     """A rule published an event, which other rules may react to."""
 
     kind: Literal["published"] = "published"

@@ -2,16 +2,16 @@
 
 from pydantic import Field
 
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 
 
-class NotANumber(Closed):
+class NotANumber(FrozenModel):
     """The loss is printed as NaN, or is missing where there was one before."""
 
     logged: int = Field(3, gt=0, description="so many logged iterations in a row")
 
 
-class LossAbove(Closed):
+class LossAbove(FrozenModel):
     """The loss is too high."""
 
     value: float = Field(description="nats per token")
@@ -19,7 +19,7 @@ class LossAbove(Closed):
     after: int = Field(0, ge=0, description="not before this iteration")
 
 
-class Spike(Closed):
+class Spike(FrozenModel):
     """The loss is far above the median of what was logged before."""
 
     times: float = Field(2.0, gt=1, description="times the median")
@@ -27,7 +27,7 @@ class Spike(Closed):
     logged: int = Field(3, gt=0, le=20, description="so many logged iterations in a row")
 
 
-class ThroughputBelow(Closed):
+class ThroughputBelow(FrozenModel):
     """Iterations take longer than they did."""
 
     share: float = Field(0.5, gt=0, lt=1, description="share of the median speed")
@@ -35,7 +35,7 @@ class ThroughputBelow(Closed):
     logged: int = Field(10, gt=0, le=50, description="so many logged iterations in a row")
 
 
-class OffSchedule(Closed):
+class OffSchedule(FrozenModel):
     """A cooldown's learning rate is not the planned one."""
 
     tolerance: float = Field(0.05, gt=0, lt=1, description="as a share of the peak learning rate")

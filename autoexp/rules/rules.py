@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from autoexp.logs import patterns
 from autoexp.logs.linear import refuse_slow
-from autoexp.model import COMPOSING, Closed
+from autoexp.model import COMPOSING, FrozenModel
 from autoexp.rules import event_values
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Launch, Restart, Step
 from autoexp.rules.durations import Duration
@@ -37,7 +37,7 @@ from autoexp.rules.metric_tests import (
 from autoexp.templates import refuse_unknown
 
 
-class RuleBase(Closed):
+class RuleBase(FrozenModel):
     """Fields that all rules share."""
 
     NAMES: ClassVar[Collection[str]] = ()
@@ -197,7 +197,7 @@ class CheckpointRule(RuleBase):
         return True
 
 
-class OnCheckpoint(Closed):
+class OnCheckpoint(FrozenModel):
     """Matches one checkpoint of one job; a plan implies it for each of its cooldowns."""
 
     job: str
@@ -212,7 +212,7 @@ class OnCheckpoint(Closed):
         )
 
 
-class OnReady(Closed):
+class OnReady(FrozenModel):
     """Matches a job that may start; a plan implies it for each job that waits for others."""
 
     job: str
@@ -236,7 +236,7 @@ class MetricRule(RuleBase):
     def tests(self) -> list[MetricTest]:
         """The tests that the rule names."""
         named: list[Any] = [getattr(self, name) for name in type(self).model_fields]
-        found: list[Any] = [value for value in named if isinstance(value, Closed)]
+        found: list[Any] = [value for value in named if isinstance(value, FrozenModel)]
         return found
 
     @model_validator(mode="after")

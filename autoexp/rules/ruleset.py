@@ -9,7 +9,7 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 from autoexp.rules.rules import (
     CheckpointRule,
     InactivityRule,
@@ -25,7 +25,7 @@ R = TypeVar("R", bound=RuleBase)
 Named = dict[Name, R | None]
 
 
-class Rules(Closed):
+class Rules(FrozenModel):
     """All rules of a session, by kind and name; `null` switches off a rule that is extended."""
 
     log_events: Named[LogRule] = Field(default_factory=dict, description="lines in logs")

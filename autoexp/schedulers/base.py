@@ -26,7 +26,7 @@ NOT_OURS = "is another job by now: not cancelled"
 PATIENCE_S = 180.0
 
 
-class Ticket(NamedTuple):
+class AttemptRef(NamedTuple):
     """An attempt as a scheduler knows it: its name there, its directory, perhaps its job id.
 
     Identity is the pair of id and name, since ids are reused after a controller's loss. Where the
@@ -42,7 +42,7 @@ class Ticket(NamedTuple):
     job_id: str | None = None
 
 
-class Sighting(NamedTuple):
+class JobStatus(NamedTuple):
     """The scheduler's report on one attempt."""
 
     state: str
@@ -64,7 +64,7 @@ class Sighting(NamedTuple):
         return self._replace(state="TIMEOUT", reason=states.ENDED_ON_WARNING)
 
 
-class Orders(NamedTuple):
+class PayloadSpec(NamedTuple):
     """The command that a payload runs, and how it ends it."""
 
     command: tuple[str, ...]
@@ -76,7 +76,7 @@ class Orders(NamedTuple):
     """Umask of the command, where the payload itself has another one."""
 
 
-class Request(NamedTuple):
+class SubmitOptions(NamedTuple):
     """The options of a submission of one attempt."""
 
     name: str
@@ -96,10 +96,10 @@ class Request(NamedTuple):
 class Scheduler(Protocol):
     """Submits, finds, queries and cancels attempts. Every call may block: keep it off the loop."""
 
-    def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
+    def payload_spec(self, spec: JobSpec, attempt: Attempt) -> PayloadSpec:
         """The command for the payload to run."""
 
-    def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
+    def submit(self, ref: AttemptRef, request: SubmitOptions, lock: int) -> str:
         """Submit and return the job id. `lock` is inherited by the process that submits.
 
         Raises SubmissionRefused, SubmissionPostponed or SubmissionUncertain.
@@ -108,29 +108,29 @@ class Scheduler(Protocol):
     def longest_array(self) -> int:
         """Longest array in tasks; 1 where there are no arrays."""
 
-    def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
+    def find(self, ref: AttemptRef, *, in_flight: bool) -> str | None:
         """The job id of an attempt whose submission may have happened; None: it did not.
 
         `in_flight` says that another process is submitting it at this moment, so that None means
         only: not yet. Raises SchedulerUnavailable when that is unknown.
         """
 
-    def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
+    def query(self, refs: Sequence[AttemptRef]) -> dict[str, JobStatus]:
         """Query the attempts, all at once, by key; an absent key is no information.
 
         Raises SchedulerUnavailable: an outage gives no information about any job.
         """
 
-    def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
+    def cancel(self, refs: Sequence[AttemptRef]) -> dict[str, str]:
         """Cancel attempts, pending or running; returns the scheduler's answers by key."""
 
-    def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
+    def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
         """Exclude nodes for attempts that wait in the queue."""
 
 
-def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, orders: Orders) -> None:
+def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: PayloadSpec) -> None:
     """Write all files that the job needs into the directory of its key, before it is submitted."""
-    directory = ticket.directory
+    directory = ref.directory
     if (directory / "spec.json").exists():
         return
     atomic.make_directory(directory)
@@ -138,30 +138,32 @@ def prepare(ticket: Ticket, spec: JobSpec, attempt: Attempt, orders: Orders) -> 
     atomic.make_directory(output, by_umask=not output.is_relative_to(session))
     atomic.write(directory / "payload.py", Path(payload.__file__).read_bytes())
     content = {
-        "key": ticket.key,
-        "command": list(orders.command),
-        "environment": orders.environment,
+        "key": ref.key,
+        "command": list(payload_spec.command),
+        "environment": payload_spec.environment,
         "cwd": spec.output_dir,
         "log": attempt.log,
-        "grace_s": orders.grace_s,
+        "grace_s": payload_spec.grace_s,
         "warning_signal": "SIGTERM",
-        "signal_steps": orders.signal_steps,
-    } | ({} if orders.umask is None else {"umask": orders.umask})
+        "signal_steps": payload_spec.signal_steps,
+    } | ({} if payload_spec.umask is None else {"umask": payload_spec.umask})
     atomic.write_json(directory / "spec.json", content)
 
 
-def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh: bool) -> str:
+def submit_once(
+    ref: AttemptRef, request: SubmitOptions, scheduler: Scheduler, *, fresh: bool
+) -> str:
     """Submit an attempt unless it has been submitted already; returns its job id.
 
     `fresh` says that this very process has just written the intent, so that nobody can have
-    submitted it, for as long as the session is its own (`Request.still_ours`). Otherwise the
+    submitted it, for as long as the session is its own (`SubmitOptions.still_ours`). Otherwise the
     attempt is first looked up by its key. The lock is inherited by the process that submits, so
     one that outlived a killed monitor is waited for.
     """
-    with _lock(ticket.directory) as lock:
-        found = _await_turn(ticket, scheduler, lock)
+    with _lock(ref.directory) as lock:
+        found = _await_turn(ref, scheduler, lock)
         if found is None and not fresh:
-            found = scheduler.find(ticket, in_flight=False)
+            found = scheduler.find(ref, in_flight=False)
         if found is not None:
             return found
         atomic.step()
@@ -169,21 +171,21 @@ def submit_once(ticket: Ticket, request: Request, scheduler: Scheduler, *, fresh
         # that is stopped from here on holds the lock, for which they wait.
         if request.still_ours is not None:
             request.still_ours()
-        job_id = scheduler.submit(ticket, request, lock)
+        job_id = scheduler.submit(ref, request, lock)
         atomic.step()
         return job_id
 
 
-def find_or_forbid(ticket: Ticket, attempt: Attempt, scheduler: Scheduler) -> str | None:
+def find_or_forbid(ref: AttemptRef, attempt: Attempt, scheduler: Scheduler) -> str | None:
     """The job id of an intended attempt that is no longer wanted; None: it will never run.
 
-    `ticket` is of what was submitted, the whole array where the attempt is a task of one. The
+    `ref` is of what was submitted, the whole array where the attempt is a task of one. The
     attempt's claim is taken, so that a submission that is still invisible starts nothing.
     """
-    own = ticket.directory.parent / attempt.key
+    own = ref.directory.parent / attempt.key
     atomic.make_directory(own)
-    with _lock(ticket.directory) as lock:
-        found = _await_turn(ticket, scheduler, lock) or scheduler.find(ticket, in_flight=False)
+    with _lock(ref.directory) as lock:
+        found = _await_turn(ref, scheduler, lock) or scheduler.find(ref, in_flight=False)
         if found is None and not payload.claim(own, WITHDRAWN):
             # It has started between the query and the claim: its claim has the job id.
             return payload.claimed_by(own)
@@ -192,17 +194,17 @@ def find_or_forbid(ticket: Ticket, attempt: Attempt, scheduler: Scheduler) -> st
     return f"{found}_{attempt.array_index}"
 
 
-def _await_turn(ticket: Ticket, scheduler: Scheduler, lock: int) -> str | None:
+def _await_turn(ref: AttemptRef, scheduler: Scheduler, lock: int) -> str | None:
     """Wait for the lock; the job id, should another process submit the attempt meanwhile."""
     deadline = time.monotonic() + PATIENCE_S
     while not locks.try_lock(lock):
-        found = scheduler.find(ticket, in_flight=True)
+        found = scheduler.find(ref, in_flight=True)
         if found is not None:
             return found
         if time.monotonic() > deadline:
             raise SubmissionUncertain(
-                f"{ticket.key}: another process has been submitting it for {PATIENCE_S:.0f} s; "
-                f"see who holds {ticket.directory / LOCK} (`fuser`), then resume the session"
+                f"{ref.key}: another process has been submitting it for {PATIENCE_S:.0f} s; "
+                f"see who holds {ref.directory / LOCK} (`fuser`), then resume the session"
             )
         time.sleep(0.1)
     return None
@@ -233,22 +235,22 @@ def is_locked(directory: Path) -> bool:
         return not locks.try_lock(descriptor)
 
 
-def apply(job: str, attempt: Attempt, sighting: Sighting) -> list[Event]:
+def apply(job: str, attempt: Attempt, status: JobStatus) -> list[Event]:
     """Apply a status to an attempt; returns its change of state, if there is one."""
-    requeued = states.is_running(attempt.state) and not states.is_running(sighting.state)
-    if requeued and not states.is_terminal(sighting.state) and attempt.started_at is not None:
+    requeued = states.is_running(attempt.state) and not states.is_running(status.state)
+    if requeued and not states.is_terminal(status.state) and attempt.started_at is not None:
         attempt.earlier_gpu_hours += gpu_hours(attempt, attempt.started_at, now())
         attempt.started_at = None
-    attempt.exit_code, attempt.signal = sighting.exit_code, sighting.signal
-    attempt.nodes = sighting.nodes or attempt.nodes
-    attempt.started_at = sighting.started_at or attempt.started_at
-    attempt.ended_at = sighting.ended_at or attempt.ended_at
-    attempt.warned |= sighting.warned
-    attempt.job_id = sighting.job_id or attempt.job_id
-    old, attempt.reason = attempt.state, sighting.reason
-    if sighting.state == old:
+    attempt.exit_code, attempt.signal = status.exit_code, status.signal
+    attempt.nodes = status.nodes or attempt.nodes
+    attempt.started_at = status.started_at or attempt.started_at
+    attempt.ended_at = status.ended_at or attempt.ended_at
+    attempt.warned |= status.warned
+    attempt.job_id = status.job_id or attempt.job_id
+    old, attempt.reason = attempt.state, status.reason
+    if status.state == old:
         return []
-    attempt.state = sighting.state
+    attempt.state = status.state
     attempt.transitions += 1
     return [
         StateChanged(
@@ -256,7 +258,7 @@ def apply(job: str, attempt: Attempt, sighting: Sighting) -> list[Event]:
             attempt=attempt.number,
             position=attempt.transitions,
             old=old,
-            new=sighting.state,
-            reason=sighting.reason,
+            new=status.state,
+            reason=status.reason,
         )
     ]

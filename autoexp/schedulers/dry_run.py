@@ -6,7 +6,7 @@ from pathlib import Path
 
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.base import Request
+from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.slurm_script import executor_for, launched
 from autoexp.storage import atomic
 
@@ -34,7 +34,7 @@ def _script(job: JobSpec, directory: Path) -> str:
     if not isinstance(machine, SlurmCluster):
         return "\n".join(["#!/bin/bash", *_lines(job.command, variables), ""])
     command = launched(machine, job, job.name)
-    request = Request(
+    request = SubmitOptions(
         name=job.name,
         log=str(directory / f"{job.name}.log"),
         machine=machine,

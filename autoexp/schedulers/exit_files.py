@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoexp import states
-from autoexp.schedulers.base import Sighting, Ticket
+from autoexp.schedulers.base import AttemptRef, JobStatus
 from autoexp.storage import atomic
 
 _Time = Annotated[float, Field(ge=0, lt=1 << 33, allow_inf_nan=False)]
@@ -29,10 +29,10 @@ class ExitFile(BaseModel):
     limit: bool
     superseded: bool
 
-    def sighting(self, nodes: str | None = None) -> Sighting:
+    def status(self, nodes: str | None = None) -> JobStatus:
         """How the job ended: COMPLETED, FAILED, or TIMEOUT."""
         state = "COMPLETED" if self.exit_code == 0 else "FAILED"
-        own = Sighting(
+        own = JobStatus(
             state="TIMEOUT" if self.limit else state,
             reason=self.reason,
             exit_code=self.exit_code,
@@ -79,31 +79,31 @@ def read_start_file(directory: Path) -> dict[str, Any] | None:
         return None
 
 
-def _exit_file(ticket: Ticket) -> ExitFile | None:
+def _exit_file(ref: AttemptRef) -> ExitFile | None:
     """The payload's own account of its end, if it is of this very job."""
-    ended = read_exit_file(ticket.directory)
-    return ended if ended is not None and ended.job_id == ticket.job_id else None
+    ended = read_exit_file(ref.directory)
+    return ended if ended is not None and ended.job_id == ref.job_id else None
 
 
-def from_exit_file(ticket: Ticket) -> Sighting | None:
+def from_exit_file(ref: AttemptRef) -> JobStatus | None:
     """The end of a job where accounting is off."""
-    ended = _exit_file(ticket)
+    ended = _exit_file(ref)
     if ended is None:
         return None
-    return ended.sighting()
+    return ended.status()
 
 
-def merge_exit_file(ticket: Ticket, sighting: Sighting) -> Sighting:
+def merge_exit_file(ref: AttemptRef, status: JobStatus) -> JobStatus:
     """Add what the payload knows better: the command's end, and the warning to save.
 
     SLURM sees the payload's exit code, which after a signal is 128 and more, and says 0 of jobs
     that were ended from outside.
     """
-    if not states.is_terminal(sighting.state):
-        return sighting
-    ended = _exit_file(ticket)
+    if not states.is_terminal(status.state):
+        return status
+    ended = _exit_file(ref)
     if ended is None or ended.superseded:
-        own_end = sighting.exit_code != 0 or sighting.state == "COMPLETED"
-        return sighting if own_end else sighting._replace(exit_code=None)
-    known = sighting._replace(exit_code=ended.exit_code, signal=ended.signal, warned=ended.warned)
+        own_end = status.exit_code != 0 or status.state == "COMPLETED"
+        return status if own_end else status._replace(exit_code=None)
+    known = status._replace(exit_code=ended.exit_code, signal=ended.signal, warned=ended.warned)
     return known.at_its_limit()

@@ -25,10 +25,10 @@ from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.schedulers.base import (
     WITHDRAWN,
-    Orders,
-    Request,
-    Sighting,
-    Ticket,
+    AttemptRef,
+    JobStatus,
+    PayloadSpec,
+    SubmitOptions,
     is_locked,
     read_claim,
 )
@@ -97,14 +97,14 @@ class LocalScheduler:
     def __init__(self) -> None:
         self._children: list[submitit.LocalJob[Any]] = []
 
-    def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
+    def payload_spec(self, spec: JobSpec, attempt: Attempt) -> PayloadSpec:
         del attempt
         variables = {**spec.environment, **spec.container.environment()}
         command = spec.container.inside(spec.command, spec.output_dir, variables)
-        return Orders(command, variables, _GRACE_S, umask=_umask())
+        return PayloadSpec(command, variables, _GRACE_S, umask=_umask())
 
-    def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
-        executor = DetachedExecutor(ticket.directory, lock)
+    def submit(self, ref: AttemptRef, request: SubmitOptions, lock: int) -> str:
+        executor = DetachedExecutor(ref.directory, lock)
         minutes = request.time_limit_min
         executor.update_parameters(
             # submitit counts the limit in polls; a year stands for none.
@@ -112,7 +112,7 @@ class LocalScheduler:
             signal_delay_s=request.machine.warn_before_limit_s,
             gpus_per_node=request.machine.gpus_per_node,
         )
-        script = ticket.directory / "payload.py"
+        script = ref.directory / "payload.py"
         job = executor._submit_command(shlex.join([sys.executable, str(script)]))
         self._children.append(job)
         return str(job.job_id)
@@ -120,20 +120,20 @@ class LocalScheduler:
     def longest_array(self) -> int:
         return 1
 
-    def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
+    def find(self, ref: AttemptRef, *, in_flight: bool) -> str | None:
         """The id in the claim: a controller holds the lock for as long as it lives."""
         del in_flight
-        return read_claim(ticket.directory)
+        return read_claim(ref.directory)
 
-    def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
+    def query(self, refs: Sequence[AttemptRef]) -> dict[str, JobStatus]:
         self._reap()
-        return {ticket.key: _sight(ticket) for ticket in tickets}
+        return {ref.key: _sight(ref) for ref in refs}
 
-    def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
+    def cancel(self, refs: Sequence[AttemptRef]) -> dict[str, str]:
         """Signal each job to end; its payload kills what has not ended after the grace time."""
-        return {ticket.key: _cancel(ticket) for ticket in tickets}
+        return {ref.key: _cancel(ref) for ref in refs}
 
-    def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
+    def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
         """Do nothing: there is only one node."""
 
     def _reap(self) -> None:
@@ -141,9 +141,9 @@ class LocalScheduler:
         self._children = [job for job in self._children if job.get_info()["jobState"] == "RUNNING"]
 
 
-def _sight(ticket: Ticket) -> Sighting:
+def _sight(ref: AttemptRef) -> JobStatus:
     """The state of one attempt, from its files and its process."""
-    directory = ticket.directory
+    directory = ref.directory
     # Each is checked before the files that it leaves: a job that starts or ends in between two
     # checks is then seen one look later, and never as failed.
     starting = is_locked(directory)
@@ -154,24 +154,24 @@ def _sight(ticket: Ticket) -> Sighting:
     started = read_start_file(directory)
     if started is None:
         if starting:
-            return Sighting("PENDING")
-        if payload.processes_with_cookie(ticket.key, ticket.directory):
-            return Sighting("RUNNING", f"{directory} was removed: its end is unknown")
+            return JobStatus("PENDING")
+        if payload.processes_with_cookie(ref.key, ref.directory):
+            return JobStatus("RUNNING", f"{directory} was removed: its end is unknown")
         if (directory / "cancelled").exists():
-            return Sighting("CANCELLED", ended_at=_now())
+            return JobStatus("CANCELLED", ended_at=_now())
         log = directory / "controller.log"
-        return Sighting("FAILED", reason=f"never started; read {log}", ended_at=_now())
+        return JobStatus("FAILED", reason=f"never started; read {log}", ended_at=_now())
     since = _time(started["started_at"])
     if alive is not False:
-        return Sighting("RUNNING", nodes=started["host"], started_at=since)
-    if _end_leftovers(ticket):
-        return Sighting("RUNNING", nodes=started["host"], started_at=since)
+        return JobStatus("RUNNING", nodes=started["host"], started_at=since)
+    if _end_leftovers(ref):
+        return JobStatus("RUNNING", nodes=started["host"], started_at=since)
     if (directory / "cancelled").exists():
-        return Sighting("CANCELLED", nodes=started["host"], started_at=since, ended_at=_now())
+        return JobStatus("CANCELLED", nodes=started["host"], started_at=since, ended_at=_now())
     state, reason = "FAILED", "its process was killed and left no exit code"
     if processes.rebooted_since(started):
         state, reason = "NODE_FAIL", f"{started['host']} was rebooted"
-    return Sighting(state, reason, nodes=started["host"], started_at=since, ended_at=_now())
+    return JobStatus(state, reason, nodes=started["host"], started_at=since, ended_at=_now())
 
 
 def _payload_lives(directory: Path) -> bool | None:
@@ -183,27 +183,27 @@ def _payload_lives(directory: Path) -> bool | None:
     return False if lives is None and processes.rebooted_since(started) else lives
 
 
-def _ended(directory: Path, ended: ExitFile) -> Sighting:
+def _ended(directory: Path, ended: ExitFile) -> JobStatus:
     started = read_start_file(directory) or {}
-    sighting = ended.sighting(started.get("host"))
+    status = ended.status(started.get("host"))
     if (directory / "cancelled").exists():
-        return sighting._replace(state="CANCELLED", reason=ended.reason)
-    return sighting
+        return status._replace(state="CANCELLED", reason=ended.reason)
+    return status
 
 
-def _cancel(ticket: Ticket) -> str:
-    directory = ticket.directory
+def _cancel(ref: AttemptRef) -> str:
+    directory = ref.directory
     if (directory / "exit.json").exists():
         return "had ended already"
     atomic.make_directory(directory)  # somebody may have removed it
     atomic.write(directory / "cancelled", "")
     # Taking the claim ourselves keeps a job that has not started from ever starting.
     if payload.claim(directory, WITHDRAWN):
-        left = _end_leftovers(ticket)  # whose directory somebody removed
+        left = _end_leftovers(ref)  # whose directory somebody removed
         return "killed its remaining processes" if left else "cancelled before it started"
     started = _await_start(directory)
     if started is None:
-        raise SchedulerUnavailable(f"{ticket.key} is starting right now; try again")
+        raise SchedulerUnavailable(f"{ref.key} is starting right now; try again")
     try:
         pid = processes.pid_of(started)
     except processes.OutOfSight:
@@ -212,13 +212,13 @@ def _cancel(ticket: Ticket) -> str:
         # The payload passes it on, and kills what has not ended after its grace time.
         _kill(pid, signal.SIGTERM)
         return "signalled to end (SIGTERM)"
-    _end_leftovers(ticket)
+    _end_leftovers(ref)
     return "killed its remaining processes"
 
 
-def _end_leftovers(ticket: Ticket) -> bool:
+def _end_leftovers(ref: AttemptRef) -> bool:
     """Kill processes that a killed payload left running; True if there were any."""
-    left = payload.processes_with_cookie(ticket.key, ticket.directory)
+    left = payload.processes_with_cookie(ref.key, ref.directory)
     for pid in left:
         _kill(pid, signal.SIGKILL)
     return bool(left)

@@ -22,10 +22,17 @@ from autoexp.model import now
 from autoexp.payload import TASKS
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers import slurm_commands
-from autoexp.schedulers.base import NOT_OURS, Orders, Request, Sighting, Ticket, read_claim
+from autoexp.schedulers.base import (
+    NOT_OURS,
+    AttemptRef,
+    JobStatus,
+    PayloadSpec,
+    SubmitOptions,
+    read_claim,
+)
 from autoexp.schedulers.exit_files import from_exit_file, merge_exit_file
-from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
-from autoexp.schedulers.slurm_missing import Gone, ended_by_us
+from autoexp.schedulers.slurm_commands import NO_ANSWER, SlurmCommandFailed, run
+from autoexp.schedulers.slurm_missing import MissingJobs, ended_by_us
 from autoexp.schedulers.slurm_parsing import (
     SACCT_FORMAT,
     SQUEUE_FORMAT,
@@ -58,7 +65,7 @@ _UNKNOWN_NODE = "Invalid node name"
 _log = logging.getLogger(__name__)
 
 
-def _make_logs(request: Request) -> None:
+def _make_logs(request: SubmitOptions) -> None:
     """Make the logs with our modes: SLURM would use the umask, but appends to existing files."""
     tasks = request.tasks or (None,)
     for task in tasks:
@@ -72,7 +79,7 @@ class SlurmScheduler:
 
     def __init__(self, cluster: SlurmCluster) -> None:
         self._cluster = cluster
-        self._gone = Gone(cluster.lost_after_s)
+        self._gone = MissingJobs(cluster.lost_after_s)
         self._ended_at_s: dict[str, float] = {}
         self._has_accounting = True
         self._answered_at: float | None = None
@@ -84,7 +91,7 @@ class SlurmScheduler:
         self._states: dict[str, str] = {}
         self._said: set[str] = set()
 
-    def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
+    def payload_spec(self, spec: JobSpec, attempt: Attempt) -> PayloadSpec:
         cluster = _asked(spec.machine)
         command = launched(cluster, spec, attempt.key)
         variables = {
@@ -93,40 +100,40 @@ class SlurmScheduler:
             **spec.container.environment(),
         }
         steps = cluster.launcher != "none"
-        return Orders(command, variables, cluster.grace_s, signal_steps=steps)
+        return PayloadSpec(command, variables, cluster.grace_s, signal_steps=steps)
 
-    def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
+    def submit(self, ref: AttemptRef, request: SubmitOptions, lock: int) -> str:
         cluster = _asked(request.machine)
         if cluster.at != self._cluster.at:
             raise SubmissionRefused(
                 f"it is for cluster {cluster.at or 'of this machine'}, the session's jobs are "
                 f"looked up on {self._cluster.at or 'this machine'}; see `slurm.clusters`"
             )
-        limit = self._capped(request.time_limit_min, cluster.partition, ticket.name)
+        limit = self._capped(request.time_limit_min, cluster.partition, ref.name)
         avoided = self._by_name(request.avoided)
         request = request._replace(time_limit_min=limit, avoided=avoided)
         _make_logs(request)
         while True:
-            executor = executor_for(cluster, ticket.directory / ticket.script, request, lock)
+            executor = executor_for(cluster, ref.directory / ref.script, request, lock)
             try:
-                job = executor._submit_command(body(cluster, ticket.directory))
+                job = executor._submit_command(body(cluster, ref.directory))
             except (SubmissionRefused, SubmitLimitReached) as error:
                 if request.avoided and _UNKNOWN_NODE in str(error):
                     request = request._replace(avoided=self._fewer(request.avoided))
                     continue
                 # Words that are not SLURM's own, as of a site's wrapper, may come after a
                 # submission.
-                found = None if REFUSAL.search(str(error)) else self.find(ticket, in_flight=False)
+                found = None if REFUSAL.search(str(error)) else self.find(ref, in_flight=False)
                 if found is None:
                     raise
                 return found
             if executor.sent_to not in (None, cluster.at):
-                self._take_back(str(job.job_id), ticket.name, executor.sent_to)
+                self._take_back(str(job.job_id), ref.name, executor.sent_to)
             return str(job.job_id)
 
     def _take_back(self, job_id: str, name: str, cluster: str | None) -> None:
         """Refuse a job that went to a cluster other than the one that is queried."""
-        with suppress(SchedulerUnavailable, CommandFailed):
+        with suppress(SchedulerUnavailable, SlurmCommandFailed):
             command = slurm_commands.at(cluster, ["scancel", "--name", name, job_id])
             run(command, self._cluster.query_timeout_s)
         raise SubmissionRefused(
@@ -146,9 +153,7 @@ class SlurmScheduler:
             return wanted
         if longest < wanted:
             where = f"partition {partition}" if partition else "the default partition"
-            self._warn_once(
-                f"{where} allows {longest:g} min: jobs request that, not {wanted:g} min"
-            )
+            self._warn_once(f"{where} allows {longest:g} min: jobs get that, not {wanted:g} min")
         return min(wanted, longest)
 
     def _longest(self, partition: str | None) -> float | None:
@@ -165,14 +170,14 @@ class SlurmScheduler:
             self._longest_min[partition] = read_longest(answer, default=partition is None)
         return self._longest_min[partition]
 
-    def _shorten(self, ticket: Ticket, sighting: Sighting) -> None:
+    def _shorten(self, ref: AttemptRef, status: JobStatus) -> None:
         """Lower the limit of a job that was submitted uncapped, and would wait for ever."""
-        if sighting.reason != "PartitionTimeLimit" or ticket.name not in self._uncapped:
+        if status.reason != "PartitionTimeLimit" or ref.name not in self._uncapped:
             return
-        partition, wanted = self._uncapped[ticket.name]
+        partition, wanted = self._uncapped[ref.name]
         longest = self._longest(partition)
         if longest is not None and longest < wanted:
-            update = [f"JobId={ticket.job_id}", f"TimeLimit={as_time(longest)}"]
+            update = [f"JobId={ref.job_id}", f"TimeLimit={as_time(longest)}"]
             with suppress(SchedulerUnavailable):
                 self._ask(["scontrol", "update", *update])
 
@@ -219,7 +224,7 @@ class SlurmScheduler:
             self._said.add(words)
             _log.warning("%s", words)
 
-    def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
+    def find(self, ref: AttemptRef, *, in_flight: bool) -> str | None:
         """Look an attempt up by its script, until SLURM has answered healthily for several seconds.
 
         Its directory has the job's original name, which may have been changed since.
@@ -227,7 +232,7 @@ class SlurmScheduler:
         healthy_since: float | None = None
         command = [*_SQUEUE, "-o", "%i|%o"]
         while True:
-            found = _first(self._ask(command), ticket)
+            found = _first(self._ask(command), ref)
             if found is not None:
                 return found
             if in_flight:
@@ -236,18 +241,18 @@ class SlurmScheduler:
             if time.monotonic() - healthy_since >= _HEALTHY_S:
                 break
             time.sleep(0.5)
-        return _claimed_by(ticket) or self._find_in_accounting(ticket)
+        return _claimed_by(ref) or self._find_in_accounting(ref)
 
-    def _find_in_accounting(self, ticket: Ticket) -> str | None:
+    def _find_in_accounting(self, ref: AttemptRef) -> str | None:
         try:
-            answer = self._ask([*_sacct(), "-o", "JobID,SubmitLine", "--name", ticket.name])
+            answer = self._ask([*_sacct(), "-o", "JobID,SubmitLine", "--name", ref.name])
         except SchedulerUnavailable:
             # Without accounting the queue and the claim must suffice: a job that started has left
             # its claim, and one that has not is in the queue.
             return None
-        return _first(answer, ticket)
+        return _first(answer, ref)
 
-    def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
+    def query(self, refs: Sequence[AttemptRef]) -> dict[str, JobStatus]:
         """Query all: one squeue, one sacct for those it does not cover, then the exit files."""
         try:
             listed = self._listed()
@@ -257,34 +262,34 @@ class SlurmScheduler:
         now_s = time.monotonic()
         healthy_s = 0.0 if self._answered_at is None else now_s - self._answered_at
         self._answered_at = now_s
-        own = self._own(tickets, listed)
-        found = {key: row.sighting for key, row in own.items()}
-        gone = [ticket for ticket in tickets if ticket.key not in found]
-        ended = [t for t in tickets if t.key in found and _is_unsure(t, found[t.key])]
+        own = self._own(refs, listed)
+        found = {key: row.status for key, row in own.items()}
+        gone = [ref for ref in refs if ref.key not in found]
+        ended = [t for t in refs if t.key in found and _is_unsure(t, found[t.key])]
         accounts = self._accounted([*gone, *ended])
         self._complete(found, ended, accounts)
         missed = self._gone.sight(gone, accounts, healthy_s, self._states, self._end)
-        for key, sighting in missed.items():
-            if not states.is_terminal(sighting.state):
-                self._warn_once(f"{key}: {sighting.reason}")
+        for key, status in missed.items():
+            if not states.is_terminal(status.state):
+                self._warn_once(f"{key}: {status.reason}")
         found |= missed
         rows = {(row.job_id, row.name): row for row in listed}
-        told = {t.key: _of_its_own(t, found[t.key], rows) for t in tickets if t.key in found}
-        self._states |= {key: sighting.state for key, sighting in told.items()}
-        for ticket in tickets if self._uncapped else ():
-            if ticket.key in told:
-                self._shorten(ticket, told[ticket.key])
+        told = {t.key: _of_its_own(t, found[t.key], rows) for t in refs if t.key in found}
+        self._states |= {key: status.state for key, status in told.items()}
+        for ref in refs if self._uncapped else ():
+            if ref.key in told:
+                self._shorten(ref, told[ref.key])
         return told
 
     def _listed(self) -> list[Row]:
         return read_squeue(self._ask([*_SQUEUE, "-O", SQUEUE_FORMAT]))
 
-    def _own(self, tickets: Sequence[Ticket], listed: Sequence[Row]) -> dict[str, Row]:
+    def _own(self, refs: Sequence[AttemptRef], listed: Sequence[Row]) -> dict[str, Row]:
         """The tickets' jobs among those that squeue listed, by key."""
-        return self._ours(tickets, listed, self._submitted)
+        return self._ours(refs, listed, self._submitted)
 
     def _ours(
-        self, tickets: Sequence[Ticket], listed: Sequence[Row], submitted: Callable[[str], str]
+        self, refs: Sequence[AttemptRef], listed: Sequence[Row], submitted: Callable[[str], str]
     ) -> dict[str, Row]:
         """The tickets' jobs among those listed, by key; `submitted` maps ids to what they run.
 
@@ -292,22 +297,22 @@ class SlurmScheduler:
         renamed is known by its script.
         """
         by_id = {row.job_id: row for row in listed}
-        pairs = [(t, by_id[str(t.job_id)]) for t in tickets if str(t.job_id) in by_id]
+        pairs = [(t, by_id[str(t.job_id)]) for t in refs if str(t.job_id) in by_id]
         unsure = [
-            (ticket, row)
-            for ticket, row in pairs
-            if row.name != ticket.name and (ticket.key, *row[:2]) not in self._renamed
+            (ref, row)
+            for ref, row in pairs
+            if row.name != ref.name and (ref.key, *row[:2]) not in self._renamed
         ]
         if unsure:
             scripts = read_scripts(submitted(",".join(row.job_id for _, row in unsure)))
-            for ticket, row in unsure:
+            for ref, row in unsure:
                 if row.job_id in scripts:
-                    own = f"/{_script(ticket)}" in scripts[row.job_id]
-                    self._renamed[ticket.key, row.job_id, row.name] = own
+                    own = f"/{_script(ref)}" in scripts[row.job_id]
+                    self._renamed[ref.key, row.job_id, row.name] = own
         return {
-            ticket.key: row
-            for ticket, row in pairs
-            if row.name == ticket.name or self._renamed.get((ticket.key, *row[:2]))
+            ref.key: row
+            for ref, row in pairs
+            if row.name == ref.name or self._renamed.get((ref.key, *row[:2]))
         }
 
     def _submitted(self, job_ids: str) -> str:
@@ -319,29 +324,29 @@ class SlurmScheduler:
         except SchedulerUnavailable:  # it knows the line since 21.08
             return ""
 
-    def _accounted(self, tickets: Sequence[Ticket]) -> dict[str, Sighting] | None:
+    def _accounted(self, refs: Sequence[AttemptRef]) -> dict[str, JobStatus] | None:
         """Accounting's report by key, which lags by seconds; None: it does not answer."""
-        if not tickets:
+        if not refs:
             return {}
         try:
-            job_ids = ",".join(str(ticket.job_id) for ticket in tickets)
+            job_ids = ",".join(str(ref.job_id) for ref in refs)
             rows = read_sacct(self._ask([*_sacct(), "-o", SACCT_FORMAT, "-j", job_ids]))
         except SchedulerUnavailable as error:
             # Where there is no accounting at all, squeue's answers are the only ones.
             self._has_accounting = _NO_ACCOUNTING not in str(error)
             return None if self._has_accounting else {}
         named = {(row.job_id, row.name): row for row in rows}
-        found = {t.key: named.get((str(t.job_id), t.name)) for t in tickets}
+        found = {t.key: named.get((str(t.job_id), t.name)) for t in refs}
         # For a job with an exit file, the owner of a row of another name does not matter.
-        rest = [t for t in tickets if found[t.key] is None and from_exit_file(t) is None]
+        rest = [t for t in refs if found[t.key] is None and from_exit_file(t) is None]
         found |= self._ours(rest, rows, self._submitted_once)
-        return {key: row.sighting for key, row in found.items() if row is not None}
+        return {key: row.status for key, row in found.items() if row is not None}
 
     def _complete(
         self,
-        found: dict[str, Sighting],
-        ended: Sequence[Ticket],
-        accounts: Mapping[str, Sighting] | None,
+        found: dict[str, JobStatus],
+        ended: Sequence[AttemptRef],
+        accounts: Mapping[str, JobStatus] | None,
     ) -> None:
         """Add details from accounting: a kill inside a step for memory, who cancelled a job.
 
@@ -364,7 +369,7 @@ class SlurmScheduler:
 
     # Cancelling
 
-    def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
+    def cancel(self, refs: Sequence[AttemptRef]) -> dict[str, str]:
         """Cancel all with one scancel; it exits 0 for unknown ids too: its messages are returned.
 
         An id may be another job's by now, so squeue is asked right now whose they are; what
@@ -372,55 +377,55 @@ class SlurmScheduler:
         do not concern a job: they are no answer.
         """
         listed = self._listed()
-        own, ids = self._own(tickets, listed), {row.job_id for row in listed}
-        known = [t for t in tickets if t.key in own]
-        others = [t for t in tickets if t.key not in own and str(t.job_id) in ids]
+        own, ids = self._own(refs, listed), {row.job_id for row in listed}
+        known = [t for t in refs if t.key in own]
+        others = [t for t in refs if t.key not in own and str(t.job_id) in ids]
         answers = {t.key: f"job {t.job_id} {NOT_OURS}" for t in others}
         if known:
             answers |= self._scancel(known)
-        for ticket in tickets:
-            if ticket.key not in answers:
-                answers |= self._scancel([ticket], "--name", ticket.name)
+        for ref in refs:
+            if ref.key not in answers:
+                answers |= self._scancel([ref], "--name", ref.name)
         return answers
 
-    def _scancel(self, tickets: Sequence[Ticket], *only: str) -> dict[str, str]:
+    def _scancel(self, refs: Sequence[AttemptRef], *only: str) -> dict[str, str]:
         try:
-            self._run(["scancel", *only, *(str(t.job_id) for t in tickets)])
-        except CommandFailed as error:
-            refused = {t.key: slurm_commands.about(str(t.job_id), error.stderr) for t in tickets}
+            self._run(["scancel", *only, *(str(t.job_id) for t in refs)])
+        except SlurmCommandFailed as error:
+            refused = {t.key: slurm_commands.about(str(t.job_id), error.stderr) for t in refs}
             if only and _NO_SUCH.search(error.stderr):  # it names no job then
                 refused = {key: words or error.stderr for key, words in refused.items()}
             if NO_ANSWER.search(error.stderr) or not any(refused.values()):
                 raise SchedulerUnavailable(str(error)) from error
             return {key: words or "accepted" for key, words in refused.items()}
-        return {ticket.key: f"scancel {ticket.job_id}: accepted" for ticket in tickets}
+        return {ref.key: f"scancel {ref.job_id}: accepted" for ref in refs}
 
-    def _end(self, ticket: Ticket) -> None:
+    def _end(self, ref: AttemptRef) -> None:
         """Cancel a job that is presumed lost: by name too, since its id may be another's by now.
 
         Raises SchedulerUnavailable without an answer.
         """
-        job_id = str(ticket.job_id)
+        job_id = str(ref.job_id)
         try:
-            self._run(["scancel", "--name", ticket.name, job_id])
-        except CommandFailed as error:
+            self._run(["scancel", "--name", ref.name, job_id])
+        except SlurmCommandFailed as error:
             if not slurm_commands.about(job_id, error.stderr):
                 raise SchedulerUnavailable(str(error)) from error
 
-    def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
+    def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
         """Update all with one command; a job that has started meanwhile is no failure.
 
         An id that is another job's by now is left alone.
         """
-        own = self._own(tickets, self._listed())
-        ids = [str(ticket.job_id) for ticket in tickets if ticket.key in own]
+        own = self._own(refs, self._listed())
+        ids = [str(ref.job_id) for ref in refs if ref.key in own]
         which = f"JobId={','.join(ids)}"
         nodes = self._by_name(nodes) if ids else ()
         while nodes:
             try:
                 self._run(["scontrol", "update", which, f"ExcNodeList={','.join(nodes)}"])
                 return
-            except CommandFailed as error:
+            except SlurmCommandFailed as error:
                 if _UNKNOWN_NODE in error.stderr:
                     nodes = self._fewer(nodes)
                 elif "no longer pending" in error.stderr or "Invalid job" in error.stderr:
@@ -437,7 +442,7 @@ class SlurmScheduler:
     def _ask(self, command: Sequence[str]) -> str:
         try:
             return self._run(command)
-        except CommandFailed as error:
+        except SlurmCommandFailed as error:
             raise SchedulerUnavailable(str(error)) from error
 
 
@@ -447,11 +452,11 @@ def _asked(machine: LocalMachine | SlurmCluster) -> SlurmCluster:
     return machine
 
 
-def _is_unsure(ticket: Ticket, sighting: Sighting) -> bool:
+def _is_unsure(ref: AttemptRef, status: JobStatus) -> bool:
     """True if accounting is queried about a job that squeue lists: a good end has an exit file."""
-    if sighting.state == "COMPLETED":
-        return from_exit_file(ticket) is None
-    return sighting.state in _MORE_IN_ACCOUNTING
+    if status.state == "COMPLETED":
+        return from_exit_file(ref) is None
+    return status.state in _MORE_IN_ACCOUNTING
 
 
 def _sacct() -> list[str]:
@@ -460,42 +465,42 @@ def _sacct() -> list[str]:
 
 
 def _of_its_own(
-    ticket: Ticket, sighting: Sighting, rows: Mapping[tuple[str, str], Row]
-) -> Sighting:
+    ref: AttemptRef, status: JobStatus, rows: Mapping[tuple[str, str], Row]
+) -> JobStatus:
     """The row of the job that runs the attempt, which may not be the recorded one.
 
     Of two copies one has the claim, and the other one's end does not count.
     """
-    if not states.is_terminal(sighting.state):
-        return sighting
-    holder = read_claim(ticket.directory)
-    if holder is None or holder == ticket.job_id:
-        return ended_by_us(ticket, merge_exit_file(ticket, sighting))
-    if (holder, ticket.name) not in rows:
-        return Sighting("RUNNING", f"run by job {holder}", job_id=holder)
-    its = rows[holder, ticket.name].sighting._replace(job_id=holder)
-    return merge_exit_file(ticket._replace(job_id=holder), its)
+    if not states.is_terminal(status.state):
+        return status
+    holder = read_claim(ref.directory)
+    if holder is None or holder == ref.job_id:
+        return ended_by_us(ref, merge_exit_file(ref, status))
+    if (holder, ref.name) not in rows:
+        return JobStatus("RUNNING", f"run by job {holder}", job_id=holder)
+    its = rows[holder, ref.name].status._replace(job_id=holder)
+    return merge_exit_file(ref._replace(job_id=holder), its)
 
 
-def _first(answer: str, ticket: Ticket) -> str | None:
+def _first(answer: str, ref: AttemptRef) -> str | None:
     """Id of the ticket's job among those listed; for an array the id of the whole."""
-    found = next(iter(of_script(answer, _script(ticket))), None)
-    return found.partition("_")[0] if found and _is_array(ticket) else found
+    found = next(iter(of_script(answer, _script(ref))), None)
+    return found.partition("_")[0] if found and _is_array(ref) else found
 
 
-def _script(ticket: Ticket) -> str:
+def _script(ref: AttemptRef) -> str:
     """The end of the batch script's path, which is unique to the job."""
-    return f"{ticket.name}/{ticket.script}"
+    return f"{ref.name}/{ref.script}"
 
 
-def _is_array(ticket: Ticket) -> bool:
-    return (ticket.directory / TASKS).exists()
+def _is_array(ref: AttemptRef) -> bool:
+    return (ref.directory / TASKS).exists()
 
 
-def _claimed_by(ticket: Ticket) -> str | None:
+def _claimed_by(ref: AttemptRef) -> str | None:
     """The id of the job that has claimed the attempt, or any task of the array."""
-    if not _is_array(ticket):
-        return read_claim(ticket.directory)
-    tasks = json.loads((ticket.directory / TASKS).read_text())
-    claims = (read_claim(ticket.directory.parent / key) for key in tasks.values())
+    if not _is_array(ref):
+        return read_claim(ref.directory)
+    tasks = json.loads((ref.directory / TASKS).read_text())
+    claims = (read_claim(ref.directory.parent / key) for key in tasks.values())
     return next((claim.partition("_")[0] for claim in claims if claim), None)

@@ -32,7 +32,7 @@ NO_ANSWER = re.compile(
 )
 
 
-class CommandFailed(Exception):
+class SlurmCommandFailed(Exception):
     """A command ended with an exit code other than 0."""
 
     def __init__(self, arguments: Sequence[str], code: int, stderr: str) -> None:
@@ -82,7 +82,7 @@ def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] =
         # It did not report what it had done already.
         raise SchedulerUnavailable(f"{arguments[0]} was killed by signal {-answer.returncode}")
     if answer.returncode != 0:
-        raise CommandFailed(arguments, answer.returncode, answer.stderr or answer.stdout)
+        raise SlurmCommandFailed(arguments, answer.returncode, answer.stderr or answer.stdout)
     return answer.stdout
 
 

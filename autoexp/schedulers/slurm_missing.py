@@ -7,7 +7,7 @@ from typing import NamedTuple
 from autoexp import states
 from autoexp.errors import SchedulerUnavailable
 from autoexp.model import now
-from autoexp.schedulers.base import Sighting, Ticket, read_claim
+from autoexp.schedulers.base import AttemptRef, JobStatus, read_claim
 from autoexp.schedulers.exit_files import from_exit_file
 from autoexp.storage import atomic
 
@@ -22,7 +22,7 @@ _GIVEN_UP = "given-up"
 _UNKNOWN = "SLURM no longer knows its state"
 
 
-class Gone:
+class MissingJobs:
     """Tracks how long jobs have been missing while SLURM answered healthily."""
 
     def __init__(self, lost_after_s: float) -> None:
@@ -31,12 +31,12 @@ class Gone:
 
     def sight(
         self,
-        tickets: Sequence[Ticket],
-        accounts: Mapping[str, Sighting] | None,
+        refs: Sequence[AttemptRef],
+        accounts: Mapping[str, JobStatus] | None,
         healthy_s: float,
         before: Mapping[str, str],
-        end: Callable[[Ticket], None],
-    ) -> dict[str, Sighting]:
+        end: Callable[[AttemptRef], None],
+    ) -> dict[str, JobStatus]:
         """Status of jobs that squeue, healthy for `healthy_s` since the last look, does not list.
 
         ``accounts` is sacct's report; None: it did not answer. `before` are the states last seen.
@@ -44,34 +44,34 @@ class Gone:
         sacct never answered, or an hour more in which only accounting knew it. It is cancelled by
         ``end` before, in case it is still alive.
         """
-        found: dict[str, Sighting] = {}
+        found: dict[str, JobStatus] = {}
         lost: dict[str, str] = {}
         missing: dict[str, Missing] = {}
         silence_s = max(_SHORTEST_SILENCE_S, self._lost_after_s * _WITHOUT_ACCOUNTS)
-        for ticket in tickets:
-            known = None if accounts is None else accounts.get(ticket.key)
+        for ref in refs:
+            known = None if accounts is None else accounts.get(ref.key)
             if known is not None and states.is_terminal(known.state):
-                found[ticket.key] = known
-            elif (own := from_exit_file(ticket)) is not None:
-                found[ticket.key] = own
+                found[ref.key] = known
+            elif (own := from_exit_file(ref)) is not None:
+                found[ref.key] = own
             else:
-                gone = self._missing.get(ticket.key)
+                gone = self._missing.get(ref.key)
                 # A job that is missing for the first time is missing since now.
                 gone = Missing() if gone is None else gone.longer(healthy_s, accounts is None)
-                missing[ticket.key] = gone
+                missing[ref.key] = gone
                 if accounts is None and gone.silent_s >= silence_s:
-                    lost[ticket.key] = f"{_UNKNOWN}, and sacct does not answer"
+                    lost[ref.key] = f"{_UNKNOWN}, and sacct does not answer"
                 elif accounts is None and gone.silent_s >= silence_s / _WITHOUT_ACCOUNTS:
-                    found[ticket.key] = _unaccounted(ticket, before)
+                    found[ref.key] = _unaccounted(ref, before)
                 elif accounts is None or gone.answered_s < self._lost_after_s:
                     continue
                 elif known is not None and gone.answered_s < self._lost_after_s + _RUNAWAY_AFTER_S:
                     reason = f"squeue does not list it, sacct says {known.state}"
-                    found[ticket.key] = known._replace(reason=reason)
+                    found[ref.key] = known._replace(reason=reason)
                 else:
-                    lost[ticket.key] = _UNKNOWN
+                    lost[ref.key] = _UNKNOWN
         self._missing = missing
-        return found | _given_up([t for t in tickets if t.key in lost], lost, end)
+        return found | _given_up([t for t in refs if t.key in lost], lost, end)
 
 
 class Missing(NamedTuple):
@@ -89,32 +89,32 @@ class Missing(NamedTuple):
         return Missing(self.answered_s + healthy_s)
 
 
-def _unaccounted(ticket: Ticket, before: Mapping[str, str]) -> Sighting:
+def _unaccounted(ref: AttemptRef, before: Mapping[str, str]) -> JobStatus:
     """A job that squeue does not list, while sacct does not answer: unchanged, with a warning."""
     # Only a job that has started leaves its claim.
-    started = "PENDING" if read_claim(ticket.directory) is None else "RUNNING"
+    started = "PENDING" if read_claim(ref.directory) is None else "RUNNING"
     reason = "squeue does not list it, and sacct does not answer"
-    return Sighting(before.get(ticket.key, started), reason)
+    return JobStatus(before.get(ref.key, started), reason)
 
 
-def ended_by_us(ticket: Ticket, sighting: Sighting) -> Sighting:
+def ended_by_us(ref: AttemptRef, status: JobStatus) -> JobStatus:
     """The end of a job: LOST where it was alive and cancelled because it was presumed lost.
 
     A monitor that was killed between the two would see it as cancelled by somebody.
     """
-    if sighting.state in ("COMPLETED", "LOST") or not (ticket.directory / _GIVEN_UP).exists():
-        return sighting
-    return sighting._replace(state="LOST", reason=_UNKNOWN)
+    if status.state in ("COMPLETED", "LOST") or not (ref.directory / _GIVEN_UP).exists():
+        return status
+    return status._replace(state="LOST", reason=_UNKNOWN)
 
 
 def _given_up(
-    lost: Sequence[Ticket], reasons: Mapping[str, str], end: Callable[[Ticket], None]
-) -> dict[str, Sighting]:
+    lost: Sequence[AttemptRef], reasons: Mapping[str, str], end: Callable[[AttemptRef], None]
+) -> dict[str, JobStatus]:
     found = {}
-    for ticket in lost:
+    for ref in lost:
         with suppress(SchedulerUnavailable, OSError):  # not yet, then
-            atomic.make_directory(ticket.directory)
-            atomic.write(ticket.directory / _GIVEN_UP, "")
-            end(ticket)
-            found[ticket.key] = Sighting("LOST", reasons[ticket.key], ended_at=now())
+            atomic.make_directory(ref.directory)
+            atomic.write(ref.directory / _GIVEN_UP, "")
+            end(ref)
+            found[ref.key] = JobStatus("LOST", reasons[ref.key], ended_at=now())
     return found

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from autoexp import states
-from autoexp.schedulers.base import Sighting
+from autoexp.schedulers.base import JobStatus
 
 # One query for everything: 8 ms for one job, 46 ms for 1,000 (SLURM 22.05; --json takes 1 s).
 SQUEUE_FORMAT = (
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
     job_id: str
     name: str
-    sighting: Sighting
+    status: JobStatus
 
 
 def read_squeue(text: str) -> list[Row]:
@@ -48,7 +48,7 @@ def read_squeue(text: str) -> list[Row]:
             Row(
                 job_id,
                 name,
-                Sighting(
+                JobStatus(
                     state=state,
                     reason=None if reason in ("None", "") else reason,
                     exit_code=code,
@@ -81,7 +81,7 @@ def read_sacct(text: str) -> list[Row]:
         rows[job_id] = Row(
             job_id,
             name,
-            Sighting(
+            JobStatus(
                 state=state,
                 reason=reason,
                 exit_code=code,

@@ -17,8 +17,8 @@ from autoexp.errors import (
 )
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.base import Request
-from autoexp.schedulers.slurm_commands import NO_ANSWER, CommandFailed, run
+from autoexp.schedulers.base import SubmitOptions
+from autoexp.schedulers.slurm_commands import NO_ANSWER, SlurmCommandFailed, run
 from autoexp.states import Kind
 from autoexp.storage import atomic
 
@@ -109,7 +109,7 @@ def _sbatch(script: Path, lock: int, timeout_s: float) -> str:
         return run(["sbatch", "--parsable", str(script)], timeout_s, pass_fds=(lock,))
     except SchedulerUnavailable as error:
         raise SubmissionUncertain(str(error)) from error
-    except CommandFailed as error:
+    except SlurmCommandFailed as error:
         if is_submit_limit(error.stderr):
             raise SubmitLimitReached(error.stderr) from error
         if is_passing(error.stderr):
@@ -134,7 +134,7 @@ def is_submit_limit(words: str) -> bool:
 
 
 def executor_for(
-    cluster: SlurmCluster, script: Path, request: Request, lock: int = -1
+    cluster: SlurmCluster, script: Path, request: SubmitOptions, lock: int = -1
 ) -> AttemptExecutor:
     """An executor that holds the options of one attempt."""
     executor = AttemptExecutor(script, lock, cluster.query_timeout_s + 30)
@@ -161,7 +161,7 @@ def executor_for(
     return executor
 
 
-def _additional(cluster: SlurmCluster, request: Request) -> dict[str, Any]:
+def _additional(cluster: SlurmCluster, request: SubmitOptions) -> dict[str, Any]:
     """Options that override submitit's."""
     parameters: dict[str, Any] = {
         "output": _pattern(request),
@@ -186,7 +186,7 @@ def _additional(cluster: SlurmCluster, request: Request) -> dict[str, Any]:
     return parameters | own
 
 
-def _pattern(request: Request) -> str:
+def _pattern(request: SubmitOptions) -> str:
     """The log path for sbatch: a `%` is a pattern, and `%a` an array task's index."""
     if not request.tasks:
         return request.log.replace("%", "%%")

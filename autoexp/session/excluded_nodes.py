@@ -29,7 +29,7 @@ class _File(BaseModel):
     nodes: list[Blamed] = Field(default_factory=list)
 
 
-class BlameList:
+class ExcludedNodes:
     """The excluded nodes of one session; only the holder of the lease adds to them."""
 
     def __init__(self, path: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from autoexp.errors import BadInput
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
-from autoexp.model import Closed, first_problem
+from autoexp.model import FrozenModel, first_problem
 from autoexp.session.session import Session
 from autoexp.storage import atomic, permissions
 
@@ -30,7 +30,7 @@ _LEFT = 1000
 By = Annotated[str, Field(description="who made the request, and how")]
 
 
-class CancelRequest(Closed):
+class CancelRequest(FrozenModel):
     """Cancel jobs; all jobs of the session when none is named."""
 
     kind: Literal["cancel"] = "cancel"
@@ -38,7 +38,7 @@ class CancelRequest(Closed):
     by: By
 
 
-class SubmitRequest(Closed):
+class SubmitRequest(FrozenModel):
     """Add jobs to the session; the first may run already, under its own job id."""
 
     kind: Literal["submit"] = "submit"
@@ -47,7 +47,7 @@ class SubmitRequest(Closed):
     by: By
 
 
-class ActionRequest(Closed):
+class ActionRequest(FrozenModel):
     """Retry a failed action, or drop a pending one."""
 
     kind: Literal["action"] = "action"
@@ -56,7 +56,7 @@ class ActionRequest(Closed):
     by: By
 
 
-class RetryRequest(Closed):
+class RetryRequest(FrozenModel):
     """Retry failed jobs; all failed jobs of the session when none is named."""
 
     kind: Literal["retry"] = "retry"
@@ -64,7 +64,7 @@ class RetryRequest(Closed):
     by: By
 
 
-class BudgetRequest(Closed):
+class BudgetRequest(FrozenModel):
     """Change the budget: GPU hours above which no new job is submitted."""
 
     kind: Literal["budget"] = "budget"

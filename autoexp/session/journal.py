@@ -9,11 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from autoexp.errors import SessionDamaged, SessionHeld
 from autoexp.model import now
-from autoexp.rules.events import CheckpointComplete, Event, adapter
+from autoexp.rules.events import CheckpointComplete, Event
 from autoexp.storage import atomic
 
 
@@ -40,6 +40,13 @@ class Line(NamedTuple):
     entry: Entry
     end: Position
     raw: bytes
+
+
+class _Stored(BaseModel):
+    """A line of the file; the key beside them is for those who read it by other means."""
+
+    time: datetime
+    event: Event
 
 
 START = Position(0, 0)
@@ -87,9 +94,7 @@ class Journal:
         For a reader in another process: it continues from the byte that it had reached.
         """
         for line in self._read(self._where_to_go_on()):
-            known = line.entry.event.key in self._keys
-            self._add(line)
-            if not known:
+            if self._add(line):
                 yield line.entry
 
     def _where_to_go_on(self) -> Position:
@@ -207,23 +212,26 @@ class Journal:
         """True if the journal has an event."""
         return key in self._keys
 
-    def _add(self, line: Line) -> None:
+    def _add(self, line: Line) -> bool:
+        """Note a line; returns whether its event is new."""
         event = line.entry.event
-        if event.key not in self._keys:
-            self._keys.add(event.key)
+        key = event.key
+        is_new = key not in self._keys
+        if is_new:
+            self._keys.add(key)
             self._recent.append((line.start, line.entry))
             if isinstance(event, CheckpointComplete):
                 self._checkpoints.append(event)
         self._last = line.raw
         self._position = line.end  # last: whoever asks for what is behind a place finds it
+        return is_new
 
     def _parse(self, line: bytes, number: int) -> Entry:
         try:
-            content = json.loads(line)
-            time = datetime.fromisoformat(content["time"])
-            return Entry(time, adapter.validate_python(content["event"]))
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            stored = _Stored.model_validate_json(line)
+        except ValidationError as error:
             raise self._damaged(f", line {number} does not parse ({error})") from error
+        return Entry(stored.time, stored.event)
 
     def _open(self) -> BinaryIO:
         try:

@@ -18,10 +18,10 @@ from autoexp.jobs.verdicts import saved_iteration
 from autoexp.model import now
 from autoexp.planning.plan import Plan
 from autoexp.rules.events import AttemptRefused, CancelAnswered, CheckpointComplete, Event, JobReady
-from autoexp.schedulers.base import Ticket
+from autoexp.schedulers.base import AttemptRef
 from autoexp.session import remove
 from autoexp.session.action_records import ActionRecord, Actions
-from autoexp.session.excluded_nodes import BlameList
+from autoexp.session.excluded_nodes import ExcludedNodes
 from autoexp.session.journal import Journal
 from autoexp.session.meta import SessionMeta
 from autoexp.states import Verdict
@@ -55,7 +55,7 @@ class Session:
         self.actions = Actions()
         self.journal = Journal(path / "events.jsonl")
         self._changed: set[str] = set()
-        self.blame = BlameList(path / "blame.json")
+        self.blame = ExcludedNodes(path / "blame.json")
         self.requests_left: dict[str, int] = {}
         """Names of requests that could not be processed or removed, with the number of tries.
         """
@@ -314,14 +314,14 @@ class Session:
         changes = {"state": "CANCELLED", "reason": "never submitted", "ended_at": now()}
         self.change_attempt(job, attempt, changes)
 
-    def ticket(self, attempt: Attempt) -> Ticket:
+    def ref(self, attempt: Attempt) -> AttemptRef:
         directory = self.path / "attempts" / attempt.key
-        return Ticket(attempt.key, directory, attempt.name, self.meta.script, attempt.job_id)
+        return AttemptRef(attempt.key, directory, attempt.name, self.meta.script, attempt.job_id)
 
-    def submission_ticket(self, attempt: Attempt) -> Ticket:
+    def submission_ref(self, attempt: Attempt) -> AttemptRef:
         """The submitted job: the attempt itself, or the array that it is a task of."""
         directory = self.path / "attempts" / attempt.name
-        return Ticket(attempt.key, directory, attempt.name, self.meta.script)
+        return AttemptRef(attempt.key, directory, attempt.name, self.meta.script)
 
     def settle(self, job: JobRecord, verdict: Verdict, reason: str) -> None:
         """Give a job its final verdict."""

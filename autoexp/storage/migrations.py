@@ -90,5 +90,5 @@ def _upgraded(path: Path, content: Content) -> Content:
 def _damage(path: Path, problem: str) -> str:
     return (
         f"{path} does not parse ({problem}). Nothing was changed and no job was touched: "
-        "put the file back from a backup, or mend it, then resume the session"
+        "put the file back from a backup, or repair it, then resume the session"
     )

@@ -50,7 +50,7 @@ def refuse_others(session: Path) -> None:
         if status.st_uid not in own and path.parent.name != "inbox":
             raise BadInput(
                 f"{path}: is a file of {user(status.st_uid)}'s, and its commands would run as "
-                f"{user(os.geteuid())}. Nothing was changed: take it away if you do not know it, "
+                f"{user(os.geteuid())}. Nothing was changed: remove it if you do not know it, "
                 f"or have {user(status.st_uid)} go on with the session"
             )
 

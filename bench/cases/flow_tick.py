@@ -27,7 +27,7 @@ class Still(SessionRun):
 
     def __init__(self, session: Session, lease: Lease, scheduler: Scheduler) -> None:
         super().__init__(session, lease, scheduler, logging.getLogger("bench"))
-        self._drawing._drawn = {(name, job.retries) for name, job in session.jobs.items()}
+        self._subflows._started = {(name, job.retries) for name, job in session.jobs.items()}
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def engine() -> list[Figure]:
 
 def mute(run: Still) -> None:
     """Let Prefect's artifacts be as they are."""
-    run._face._publishing = True
+    run._artifacts._publishing = True
 
 
 async def settle(run: Still, children: Children) -> None:
@@ -73,14 +73,14 @@ async def settle(run: Still, children: Children) -> None:
             await run.tick(children)
             await asyncio.sleep(0.3)
         await run._flush()
-    run._face._publishing = False
-    run._face._dirty = run._face._urgent = False
+    run._artifacts._publishing = False
+    run._artifacts._dirty = run._artifacts._urgent = False
 
 
 def end(run: Still) -> None:
     """Have everybody who waits beside the loop go home."""
     run.updates.interrupt("measured")
-    run._drawing.stop()
+    run._subflows.stop()
 
 
 async def _idle_ticks(run: Still) -> tuple[list[float], float]:

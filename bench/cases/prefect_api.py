@@ -51,7 +51,7 @@ def prefect(folder: Path, relay: Relay) -> list[Figure]:
     idle: list[Counter[str]] = []
 
     async def story(run: SessionRun) -> None:
-        await until(lambda: len(run._wishes._job_runs) >= 1, "the subflow")
+        await until(lambda: len(run._cancellations._job_runs) >= 1, "the subflow")
         await asyncio.sleep(10)  # until the first publications are over
         before = await ledger.read()
         await asyncio.sleep(_IDLE_S)
@@ -72,7 +72,7 @@ async def _cooldown(
     before = await ledger.read()
     await asyncio.to_thread(sessions.save, Path(trunk.spec.save_dir), point)
     await until(lambda: job.attempts and job.attempts[0].job_id, "its submission")
-    await until(lambda: job.spec.name in run._face._bars, "its progress bar")
+    await until(lambda: job.spec.name in run._artifacts._bars, "its progress bar")
     cluster.shows([(trunk.attempts[0], "RUNNING"), *_ended(job)])
     await until(lambda: job.is_over, "its end")
     await asyncio.sleep(5)

@@ -118,7 +118,7 @@ def _reactions(folder: Path, jobs: int) -> list[Figure]:
     found: list[list[float]] = []
 
     async def story(run: SessionRun) -> None:
-        drawn = run._wishes._job_runs
+        drawn = run._cancellations._job_runs
         await until(lambda: len(drawn) >= jobs, f"{jobs} subflows", seconds=200)
         for tick, mine in zip(TICKS, (points[:7], points[7:]), strict=True):
             set_tick(run, tick)
@@ -185,12 +185,12 @@ def _local(folder: Path) -> Figure:
             values.append(claim.stat().st_mtime - saved)
         for name, job in run.session.jobs.items():
             if name != trunk.spec.name and job.attempts:
-                tickets = [run.session.ticket(attempt) for attempt in job.attempts]
-                await asyncio.to_thread(scheduler.cancel, tickets)
+                refs = [run.session.ref(attempt) for attempt in job.attempts]
+                await asyncio.to_thread(scheduler.cancel, refs)
 
     scheduler = scheduler_for(Session.load(path).experiment)
     # The first job's process is made up: nobody is to ask after it.
-    with mock.patch.object(type(scheduler), "query", lambda self, tickets: {}):
+    with mock.patch.object(type(scheduler), "query", lambda self, refs: {}):
         watch(path, scheduler, story)
     return Figure("1 job, on this machine, every 2 s: checkpoint to the job's process", "s", values)
 
@@ -205,7 +205,7 @@ def blocking(folder: Path) -> list[Figure]:
 
     async def story(run: SessionRun) -> None:
         trunk = next(iter(run.session.jobs.values()))
-        await until(lambda: len(run._wishes._job_runs) >= 10, "10 subflows")
+        await until(lambda: len(run._cancellations._job_runs) >= 10, "10 subflows")
         point = _FIRST
         for tick in TICKS:
             set_tick(run, tick)

@@ -32,11 +32,11 @@ class Ticks:
     def tick(self) -> int:
         """Ask and look once; returns how many commands were run."""
         self.cluster.taken_calls()
-        tickets = self.monitor.tickets()
+        refs = self.monitor.refs()
         with self.cluster.on_path():
-            sightings = self.scheduler.query(tickets) if tickets else {}
+            statuses = self.scheduler.query(refs) if refs else {}
         with sessions.unsynced():
-            self.monitor.look(sightings)
+            self.monitor.look(statuses)
         return len(self.cluster.taken_calls())
 
 
@@ -59,8 +59,8 @@ def _figures(ticks: Ticks, title: str) -> list[Figure]:
     ticks.cluster.shows([(attempt, "RUNNING") for attempt in attempts])
     while_running = [float(ticks.tick()) for _ in range(5)]
     with ticks.cluster.on_path():
-        tickets = ticks.monitor.tickets()
-        cpu = [cpu_s(lambda: ticks.scheduler.query(tickets)) * 1e3 for _ in range(5)]
+        refs = ticks.monitor.refs()
+        cpu = [cpu_s(lambda: ticks.scheduler.query(refs)) * 1e3 for _ in range(5)]
     ticks.cluster.shows([*((attempt, "COMPLETED") for attempt in ended), *running])
     as_they_end = [float(ticks.tick())]
     ticks.cluster.shows(running)

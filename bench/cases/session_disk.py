@@ -10,7 +10,7 @@ from zlib import crc32
 from autoexp.logs.tail import SEAM, LogCursor
 from autoexp.monitor.monitor import Monitor
 from autoexp.rules.events import StateChanged
-from autoexp.schedulers.base import Sighting
+from autoexp.schedulers.base import JobStatus
 from autoexp.session.journal import Journal
 from autoexp.session.session import Session
 from bench.cases.core_tick import settled
@@ -54,7 +54,7 @@ def remember(session: Session, events: int) -> None:
 def change_state(session: Session, monitor: Monitor, number: int) -> int:
     """Bytes that a new state of one job makes the monitor write."""
     job = list(session.jobs.values())[number % len(session.jobs)]
-    answer = {job.attempts[-1].key: Sighting("SUSPENDED")}
+    answer = {job.attempts[-1].key: JobStatus("SUSPENDED")}
     return traffic(lambda: monitor.look(answer)).written
 
 

@@ -14,7 +14,7 @@ from autoexp import errors, payload, states
 from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER, folder_name
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
-from autoexp.schedulers.base import Orders, Request, Sighting, Ticket
+from autoexp.schedulers.base import AttemptRef, JobStatus, PayloadSpec, SubmitOptions
 from bench.world import sessions
 
 HOUR = 3600.0
@@ -176,19 +176,19 @@ class Cluster:
 
     # What a session asks of it: autoexp's Scheduler protocol
 
-    def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
-        return Orders(spec.command, spec.environment, 1.0)
+    def payload_spec(self, spec: JobSpec, attempt: Attempt) -> PayloadSpec:
+        return PayloadSpec(spec.command, spec.environment, 1.0)
 
     def longest_array(self) -> int:
         return 1
 
-    def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
+    def submit(self, ref: AttemptRef, request: SubmitOptions, lock: int) -> str:
         self._answer("sbatch")
         if self._dice.random() < self.rates.refused_for_now_per_submission:
             raise errors.SubmissionPostponed("QOSMaxSubmitJobPerUserLimit")
         job_id = str(100_000 + len(self.jobs))
-        self.jobs[job_id] = self._alive[job_id] = Trainer(request.name, ticket.directory)
-        if not payload.claim(ticket.directory, job_id):
+        self.jobs[job_id] = self._alive[job_id] = Trainer(request.name, ref.directory)
+        if not payload.claim(ref.directory, job_id):
             raise AssertionError(f"{request.name}: somebody else has claimed it")
         self.submissions[request.name] += 1
         waits = self._until(1 / (self.rates.queue_hours * HOUR))
@@ -197,22 +197,22 @@ class Cluster:
             raise errors.SubmissionUncertain("Socket timed out on send/recv operation")
         return job_id
 
-    def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
+    def find(self, ref: AttemptRef, *, in_flight: bool) -> str | None:
         self._answer("squeue --name")
-        return next((i for i, job in self.jobs.items() if job.name == ticket.name), None)
+        return next((i for i, job in self.jobs.items() if job.name == ref.name), None)
 
-    def query(self, tickets: Sequence[Ticket]) -> dict[str, Sighting]:
+    def query(self, refs: Sequence[AttemptRef]) -> dict[str, JobStatus]:
         self._answer("squeue")
-        return {ticket.key: self._sighting(self.jobs[str(ticket.job_id)]) for ticket in tickets}
+        return {ref.key: self._sighting(self.jobs[str(ref.job_id)]) for ref in refs}
 
-    def cancel(self, tickets: Sequence[Ticket]) -> dict[str, str]:
+    def cancel(self, refs: Sequence[AttemptRef]) -> dict[str, str]:
         self._answer("scancel")
-        for ticket in tickets:
-            if self.jobs[str(ticket.job_id)].is_alive:
-                self._end(str(ticket.job_id), "CANCELLED", self.clock.time())
-        return {ticket.key: "accepted" for ticket in tickets}
+        for ref in refs:
+            if self.jobs[str(ref.job_id)].is_alive:
+                self._end(str(ref.job_id), "CANCELLED", self.clock.time())
+        return {ref.key: "accepted" for ref in refs}
 
-    def avoid(self, tickets: Sequence[Ticket], nodes: Sequence[str]) -> None:
+    def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
         self._answer("scontrol update")
 
     def _answer(self, command: str) -> None:
@@ -221,12 +221,12 @@ class Cluster:
             raise errors.SchedulerUnavailable("Unable to contact slurm controller")
 
     @staticmethod
-    def _sighting(job: Trainer) -> Sighting:
+    def _sighting(job: Trainer) -> JobStatus:
         def moment(at: float | None) -> datetime | None:
             return None if at is None else datetime.fromtimestamp(at, UTC)
 
         code = {"COMPLETED": 0, "FAILED": 1}.get(job.state)
-        return Sighting(
+        return JobStatus(
             job.state,
             exit_code=code,
             nodes="n[1-16]",

@@ -10,7 +10,7 @@ from autoexp.monitor.monitor import Monitor
 from autoexp.operations import action_runs, requests
 from autoexp.operations.phases import run
 from autoexp.operations.step_runs import carry_out
-from autoexp.schedulers.base import Sighting
+from autoexp.schedulers.base import JobStatus
 from autoexp.session.session import Session
 from autoexp.storage import lease
 from bench.world.cluster import Cluster
@@ -53,9 +53,9 @@ class Driver:
 
     def tick(self) -> None:
         """Ask, look, decide, act until nothing is left to do for now."""
-        answers: dict[str, Sighting] = {}
+        answers: dict[str, JobStatus] = {}
         with suppress(SchedulerError):
-            answers = self._cluster.query(self.monitor.tickets())
+            answers = self._cluster.query(self.monitor.refs())
         self.monitor.recorder.apply(requests.process_requests)
         self.monitor.look(answers)
         work = self.monitor.next_work()

@@ -1,4 +1,4 @@
-"""How Prefect is written to: in turn, and what it has to get in the end until it takes it."""
+"""Writes to Prefect: one at a time, and retried where they have to arrive in the end."""
 
 import asyncio
 import logging
@@ -13,35 +13,35 @@ from autoexp.flows.concurrency.updates import Updates
 _PAUSE_S = 10.0
 _FOREGROUND_S = 10.0
 _WORKER_S = 24 * 3600.0
-_TALKERS = frozenset({"prefect", "httpx", "httpcore", "websockets"})
+_PREFECT_MODULES = frozenset({"prefect", "httpx", "httpcore", "websockets"})
 
 
-class Turn:
-    """A place in the line of those that write to Prefect.
+class WriteSlot:
+    """A ticket for the write lock on the Prefect API.
 
     Writes that meet in a server on SQLite are refused ("database is locked", a 503), and Prefect's
     client sits that out for two seconds each time.
     """
 
-    def __init__(self, line: asyncio.Lock) -> None:
-        self._line = line
+    def __init__(self, write_lock: asyncio.Lock) -> None:
+        self._write_lock = write_lock
         self._is_held = False
 
     async def take(self, within_s: float | None = None) -> None:
         """Wait until nobody else writes, but not for longer than so many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                await self._line.acquire()
+                await self._write_lock.acquire()
                 self._is_held = True
 
-    def give(self) -> None:
+    def release(self) -> None:
         """Let the next one write; repeatable."""
         if self._is_held:
             self._is_held = False
-            self._line.release()
+            self._write_lock.release()
 
 
-class Sending:
+class PrefectOutbox:
     """Sends on while the session goes on, and for a while longer when it is over.
 
     In a terminal somebody waits for the prompt; under a worker nobody does, and a last state that
@@ -49,13 +49,13 @@ class Sending:
     """
 
     def __init__(self, updates: Updates, log: "logging.Logger | Any") -> None:
-        self.line = asyncio.Lock()
+        self.write_lock = asyncio.Lock()
         self._updates = updates
         self._log = log
         self._patience_s = _FOREGROUND_S if foreground() else _WORKER_S
         self._pause_s = min(_PAUSE_S, self._patience_s / 4)
 
-    async def until_taken(self, what: str, send: Callable[[], Awaitable[object]]) -> bool:
+    async def send_with_retry(self, what: str, send: Callable[[], Awaitable[object]]) -> bool:
         """Whether `send` got through, at the first try or a later one."""
         since, failures = time.monotonic(), 0
         while True:
@@ -64,7 +64,7 @@ class Sending:
             except Exception as error:
                 failures += 1
                 if failures == 1:
-                    self._log.warning("Prefect did not take %s (%s); trying on", what, error)
+                    self._log.warning("Prefect did not take %s (%s); retrying", what, error)
                 if self._is_enough(since):
                     self._log.warning("Prefect never took %s: given up", what)
                     return False
@@ -85,6 +85,6 @@ class Sending:
         return ended is not None and time.monotonic() - max(since, ended) > self._patience_s
 
 
-def is_prefects_own(error: BaseException) -> bool:
+def is_prefect_error(error: BaseException) -> bool:
     """Whether an error came from talking to Prefect, and not from what was to be done."""
-    return type(error).__module__.partition(".")[0] in _TALKERS
+    return type(error).__module__.partition(".")[0] in _PREFECT_MODULES

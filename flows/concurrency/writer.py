@@ -19,7 +19,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Disk:
+class SessionWriter:
     """Runs functions that read and write the session; a slow filesystem stops no coroutine."""
 
     def __init__(self, path: Path, updates: Updates, log: "logging.Logger | Any") -> None:
@@ -53,7 +53,7 @@ class Disk:
         self._patience = loop.call_later(_PATIENCE_S, self._note_hang) if awaited else None
 
     async def persist(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run, and try on for as long as the disk is full, read-only or away.
+        """Run, and retry for as long as the disk is full, read-only or away.
 
         An interruption ends that as a cancellation of the caller: whoever resumes sees to it. So
         does a lease that another monitor has taken over. Raises OSError for what no other try will
@@ -73,7 +73,7 @@ class Disk:
                     raise
                 failures += 1
                 if failures == 1:
-                    self._log.warning("the session cannot be written (%s); trying on", error)
+                    self._log.warning("the session cannot be written (%s); retrying", error)
                 if self._updates.interrupted is not None:
                     raise asyncio.CancelledError from error
                 await self._updates.pause(_RETRY_S)

@@ -74,8 +74,8 @@ def recovery(silence_s: float) -> list[AutomationCore]:
                 # Before the pause of the automation above is over, for which it is an end.
                 ChangeFlowRunState(
                     state=StateType.FAILED,
-                    message="its process died again and again within an hour, so it is not taken "
-                    "up any more; what was submitted keeps running. Read the worker's output, mend "
+                    message="its process died repeatedly within an hour, so it is not resumed "
+                    "again; what was submitted keeps running. Read the worker's output, mend "
                     "the cause, then retry this run, or `autoexp resume SESSION` if it has made "
                     "one",
                     force=True,

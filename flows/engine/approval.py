@@ -46,7 +46,7 @@ async def approved(composed: Composed, found: Plan) -> None:
         answer = await _ask(f"{question}\n\n```\n{as_text(found, composed)}\n```")
     note = f": {answer.note}" if answer.note else ""
     if not answer.go_ahead:
-        raise NotAgreed(f"{question}; somebody said no{note}")
+        raise NotAgreed(f"{question}; the plan was rejected{note}")
     get_run_logger().info("somebody agreed%s", note)
 
 

@@ -1,9 +1,9 @@
-"""What people wish in Prefect's UI: cancelling the session's flow run, or one job's subflow.
+"""Polls for cancellations requested in the Prefect UI: of the session's flow run, or of one job.
 
-A flow that runs outside a worker, or that outlived its worker, is not told of a cancellation: its
-own state has to be read. The server's events, on a connection that stays open, say when; without
-one it is read every few seconds. A server that is away says nothing. One that was away for long,
-and heard no heartbeats, may hold the run for dead meanwhile: it is told that the run is alive.
+A flow that runs outside a worker, or that outlived its worker, gets no signal when it is cancelled:
+its own state has to be read. The server's events, on an open connection, tell when; without one it
+is read every few seconds. A server that was away for long, and got no heartbeats, may have marked
+the run as crashed meanwhile: it is set back to Running.
 """
 
 import asyncio
@@ -25,51 +25,51 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.states import Running
 
-_UNTOLD_S = 5.0
+_POLL_INTERVAL_S = 5.0
 # A connection may be dead and not know it.
-_TOLD_S = 600.0
+_POLL_INTERVAL_WITH_EVENTS_S = 600.0
 _RECONNECT_S = 15.0
 _CANCELLED = frozenset({StateType.CANCELLING, StateType.CANCELLED})
 _DEAD = frozenset({StateType.CRASHED, StateType.FAILED})
 _EVENTS = [f"prefect.flow-run.{kind.value.capitalize()}" for kind in (*_CANCELLED, *_DEAD)]
 
 
-class Wishes:
+class CancellationWatcher:
     """Reads the states of the session's flow runs now and then; one request for all of them."""
 
     def __init__(self, flow_run_id: str | None, log: "logging.Logger | Any") -> None:
         self._session_run = UUID(flow_run_id) if flow_run_id else None
         self._log = log
         self._job_runs: dict[UUID, str] = {}
-        self._next_at = time.monotonic() + _UNTOLD_S
-        self._told = False
+        self._next_at = time.monotonic() + _POLL_INTERVAL_S
+        self._subscribed = False
 
     async def listen(self) -> None:
-        """Take note of what the server says of these flow runs, until this is cancelled."""
+        """Follow the server's events about these flow runs, until this is cancelled."""
         while self._session_run is not None:
             try:
                 chosen = EventFilter(event=EventNameFilter(name=_EVENTS))
                 async with get_events_subscriber(chosen, reconnection_attempts=0) as events:
-                    # What happened before is read; from now on one is told.
-                    self._told, self._next_at = True, time.monotonic()
+                    # Earlier changes are read; later ones come as events.
+                    self._subscribed, self._next_at = True, time.monotonic()
                     async for event in events:
-                        self._take_note(event)
+                        self._process(event)
             except Exception as error:
                 self._log.debug("Prefect does not say what happens: %s", error)
-            self._told, self._next_at = False, time.monotonic() + _UNTOLD_S
+            self._subscribed, self._next_at = False, time.monotonic() + _POLL_INTERVAL_S
             await asyncio.sleep(_RECONNECT_S)
 
-    def _take_note(self, event: Event) -> None:
+    def _process(self, event: Event) -> None:
         run = event.resource.id.removeprefix("prefect.flow-run.")
         if run in {str(mine) for mine in (self._session_run, *self._job_runs)}:
             self._next_at = time.monotonic()
 
     def add(self, flow_run_id: str, job: str) -> None:
-        """From now on, mind the subflow of a job."""
+        """Watch the subflow of a job from now on."""
         self._job_runs[UUID(flow_run_id)] = job
 
     def forget(self, job: str) -> None:
-        """A job is over: its subflow needs no minding any more."""
+        """Stop watching the subflow of a job that is over."""
         self._job_runs = {run: name for run, name in self._job_runs.items() if name != job}
 
     @property
@@ -77,8 +77,10 @@ class Wishes:
         return self._session_run is not None and time.monotonic() >= self._next_at
 
     async def cancelled(self) -> list[str] | None:
-        """Jobs that somebody cancels in Prefect; empty: all of the session's; None: none."""
-        self._next_at = time.monotonic() + (_TOLD_S if self._told else _UNTOLD_S)
+        """Jobs that are cancelled in Prefect; empty: all of the session's; None: none."""
+        self._next_at = time.monotonic() + (
+            _POLL_INTERVAL_WITH_EVENTS_S if self._subscribed else _POLL_INTERVAL_S
+        )
         try:
             return await self._ask()
         except Exception as error:
@@ -101,7 +103,7 @@ class Wishes:
             if states.get(self._session_run) in _DEAD:
                 alive: State[Any] = Running(message="the session is being watched all the while")
                 await client.set_flow_run_state(self._session_run, alive, force=True)
-                self._log.warning("Prefect held this flow run for dead: told that it is alive")
+                self._log.warning("Prefect marked this flow run as crashed; set it back to Running")
         found = {run for run, state in states.items() if state in _CANCELLED}
         if self._session_run in found:
             return []

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.updates import Updates
-from autoexp.flows.concurrency.writer import Disk
+from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.template_values import values_of
@@ -37,11 +37,11 @@ class ConditionChecker:
     """Checks conditions; nothing here is awaited by the loop."""
 
     def __init__(
-        self, session: Session, monitor: Monitor, disk: Disk, updates: Updates, log: Any
+        self, session: Session, monitor: Monitor, writer: SessionWriter, updates: Updates, log: Any
     ) -> None:
         self._session = session
         self._monitor = monitor
-        self._disk = disk
+        self._writer = writer
         self._updates = updates
         self._log: logging.Logger = log
         self._checking = False
@@ -56,7 +56,7 @@ class ConditionChecker:
 
     async def _check(self, children: Children) -> None:
         try:
-            waiting = await self._disk.run(self._facts)
+            waiting = await self._writer.run(self._facts)
             for each, checked in await asyncio.to_thread(_answers, waiting):
                 await self._process(each.action, checked)
             for each in waiting:
@@ -64,7 +64,7 @@ class ConditionChecker:
                     for command in commands_in(condition):
                         self._run_if_due(children, each, command)
         except Exception as error:
-            self._log.warning("conditions could not be checked: %s; trying again", error)
+            self._log.warning("conditions could not be checked: %s; retrying", error)
         finally:
             self._checking = False
 
@@ -107,18 +107,18 @@ class ConditionChecker:
 
     async def _process(self, action: ActionRecord, checked: Checked) -> None:
         if checked.answer is Answer.HOLDS:
-            await self._disk.persist(self._monitor.conditions_hold, action.key)
+            await self._writer.persist(self._monitor.conditions_hold, action.key)
         elif checked.answer is Answer.NEVER:
             await self._give_up(action, checked.reason)
         elif now() > action.asked_at + timedelta(seconds=action.within_s):
             late = f"not within {spoken(action.within_s)}: {checked.reason}"
             await self._give_up(action, late)
         elif action.reason != checked.reason:
-            await self._disk.persist(self._change, actions.wait, action.key, checked.reason)
+            await self._writer.persist(self._change, actions.wait, action.key, checked.reason)
 
     async def _give_up(self, action: ActionRecord, reason: str) -> None:
         self._log.info("action %s is not done: %s", action.key, reason)
-        await self._disk.persist(self._change, actions.fail, action.key, f"not done: {reason}")
+        await self._writer.persist(self._change, actions.fail, action.key, f"not done: {reason}")
 
     def _change(self, write: Any, key: str, reason: str) -> None:
         action = self._session.actions[key]

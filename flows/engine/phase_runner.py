@@ -7,9 +7,9 @@ from typing import Any
 from prefect import State
 from prefect.exceptions import PrefectSignal
 
-from autoexp.flows.concurrency.outbox import is_prefects_own
+from autoexp.flows.concurrency.outbox import is_prefect_error
 from autoexp.flows.concurrency.updates import Updates
-from autoexp.flows.concurrency.writer import Disk
+from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.operations.action_runs import CheckpointMark, Command
 from autoexp.operations.phases import (
     Effect,
@@ -17,7 +17,7 @@ from autoexp.operations.phases import (
     Pause,
     Phase,
     Phases,
-    Request,
+    ShownOnSession,
     TryAgain,
     advance,
 )
@@ -28,11 +28,11 @@ from autoexp.tasks import effects
 class PhaseRunner:
     """Carries steps and actions out beside the loop."""
 
-    def __init__(self, scheduler: Scheduler, disk: Disk, updates: Updates) -> None:
+    def __init__(self, scheduler: Scheduler, writer: SessionWriter, updates: Updates) -> None:
         self.marks: dict[str, State[Any]] = {}
         """The task run that stands for a job's checkpoint, by the job's name."""
         self._scheduler = scheduler
-        self._disk = disk
+        self._writer = writer
         self._updates = updates
 
     async def run(self, phases: Phases) -> None:
@@ -44,15 +44,15 @@ class PhaseRunner:
             try:
                 answer = await self._run(phase)
             except Exception as raised:
-                error = TryAgain(str(raised)) if is_prefects_own(raised) else raised
+                error = TryAgain(str(raised)) if is_prefect_error(raised) else raised
             except PrefectSignal as signal:
                 error = TryAgain(f"{type(signal).__name__}: {signal}")
 
     async def _run(self, phase: Phase) -> Any:
         match phase:
             case OnSession(call):
-                return await self._disk.persist(call)
-            case Request(title, call):
+                return await self._writer.persist(call)
+            case ShownOnSession(title, call):
                 return await effects.request(title, self._written(call))
             case Pause(seconds):
                 return await self._updates.pause(seconds)
@@ -73,6 +73,6 @@ class PhaseRunner:
 
     def _written(self, call: Callable[[], str]) -> Callable[[], Awaitable[str]]:
         async def written() -> str:
-            return await self._disk.persist(call)
+            return await self._writer.persist(call)
 
         return written

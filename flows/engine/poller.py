@@ -8,29 +8,29 @@ from typing import Any
 from autoexp.backoff import delay_s
 from autoexp.errors import SchedulerUnavailable
 from autoexp.flows.concurrency.children import Children
-from autoexp.schedulers.base import Scheduler, Sighting, Ticket
+from autoexp.schedulers.base import AttemptRef, JobStatus, Scheduler
 
 _LONGEST_BACK_OFF_S = 300.0
 
 
-class Questions:
+class SchedulerPoller:
     """Asks the scheduler in the background; an outage is said once, and backed off from."""
 
     def __init__(self, scheduler: Scheduler, tick_s: float, log: "logging.Logger | Any") -> None:
         self._scheduler = scheduler
         self._tick_s = tick_s
         self._log = log
-        self._answers: dict[str, Sighting] = {}
+        self._answers: dict[str, JobStatus] = {}
         self._asking = False
         self._next_at = 0.0
         self._misses = 0
 
-    def collect(self) -> dict[str, Sighting]:
+    def collect(self) -> dict[str, JobStatus]:
         """What was answered since the last call, by key."""
         answers, self._answers = self._answers, {}
         return answers
 
-    def give_back(self, answers: dict[str, Sighting]) -> None:
+    def give_back(self, answers: dict[str, JobStatus]) -> None:
         """Keep answers that could not be taken in, for the next call of `collect`."""
         self._answers = {**answers, **self._answers}
 
@@ -39,17 +39,17 @@ class Questions:
         """Whether it is time for a query, and none is under way."""
         return not self._asking and time.monotonic() >= self._next_at
 
-    def ask(self, children: Children, tickets: list[Ticket]) -> None:
+    def ask(self, children: Children, refs: list[AttemptRef]) -> None:
         """Start a query about these attempts."""
         self._asking = True
-        children.spawn("query of the scheduler", self._ask(tickets))
+        children.spawn("query of the scheduler", self._ask(refs))
 
-    async def _ask(self, tickets: list[Ticket]) -> None:
+    async def _ask(self, refs: list[AttemptRef]) -> None:
         started = time.monotonic()
         wait = self._tick_s
         try:
-            if tickets:
-                self._answers |= await asyncio.to_thread(self._scheduler.query, tickets)
+            if refs:
+                self._answers |= await asyncio.to_thread(self._scheduler.query, refs)
         except Exception as error:
             self._misses += 1
             if self._misses == 1:

@@ -15,21 +15,21 @@ from prefect.runtime import flow_run
 
 from autoexp.errors import SessionHeld
 from autoexp.flows.concurrency.children import Children
-from autoexp.flows.concurrency.outbox import Sending
+from autoexp.flows.concurrency.outbox import PrefectOutbox
 from autoexp.flows.concurrency.updates import Updates
-from autoexp.flows.concurrency.writer import Disk
-from autoexp.flows.engine.cancellation import Wishes
+from autoexp.flows.concurrency.writer import SessionWriter
+from autoexp.flows.engine.cancellation import CancellationWatcher
 from autoexp.flows.engine.condition_checker import ConditionChecker
 from autoexp.flows.engine.phase_runner import PhaseRunner
-from autoexp.flows.engine.poller import Questions
-from autoexp.flows.engine.subflows import Drawing
-from autoexp.flows.publishing.artifacts import Face
+from autoexp.flows.engine.poller import SchedulerPoller
+from autoexp.flows.engine.subflows import Subflows
+from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.monitor import steps
 from autoexp.monitor.monitor import Look, Monitor, Work
 from autoexp.operations import action_runs, requests
 from autoexp.operations.step_runs import carry_out, named
 from autoexp.rules.describe import describe
-from autoexp.schedulers.base import Scheduler, Sighting, Ticket
+from autoexp.schedulers.base import AttemptRef, JobStatus, Scheduler
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.inbox import has_requests, left_behind
 from autoexp.session.session import Session
@@ -48,7 +48,7 @@ class _Found(NamedTuple):
     look: Look
     work: Work
     notes: list[str]
-    tickets: list[Ticket] | None
+    refs: list[AttemptRef] | None
     """What the scheduler is to be asked about, when it is time."""
 
 
@@ -64,17 +64,19 @@ class SessionRun:
         self.longest_gap = 0.0
         self._looked_at: float | None = None
         self._lease = lease
-        self._disk = Disk(session.path, self.updates, log)
+        self._writer = SessionWriter(session.path, self.updates, log)
         self._monitor = Monitor(session)
-        sending = Sending(self.updates, log)
-        self._face = Face(session, self._disk, sending, log)
-        self._questions = Questions(scheduler, session.experiment.slurm.scheduler_tick_s, log)
-        self._runner = PhaseRunner(scheduler, self._disk, self.updates)
-        self._conditions = ConditionChecker(session, self._monitor, self._disk, self.updates, log)
-        self._wishes = Wishes(flow_run.id, log)
+        outbox = PrefectOutbox(self.updates, log)
+        self._artifacts = ArtifactPublisher(session, self._writer, outbox, log)
+        self._poller = SchedulerPoller(scheduler, session.experiment.slurm.scheduler_tick_s, log)
+        self._runner = PhaseRunner(scheduler, self._writer, self.updates)
+        self._conditions = ConditionChecker(session, self._monitor, self._writer, self.updates, log)
+        self._cancellations = CancellationWatcher(flow_run.id, log)
         marks = self._runner.marks
-        self._drawing = Drawing(self.updates, sending, self._face, self._wishes, marks, log)
-        self._wishing = False
+        self._subflows = Subflows(
+            self.updates, outbox, self._artifacts, self._cancellations, marks, log
+        )
+        self._polls_cancellations = False
         self._is_done = False
         self._has_more = False
         self._look_s = 0.0
@@ -83,68 +85,70 @@ class SessionRun:
 
     async def run(self) -> None:
         """Watch the session until every job has its verdict, or until it is interrupted."""
-        make_room()
-        listening = asyncio.create_task(self._wishes.listen())
+        use_large_thread_pool()
+        listening = asyncio.create_task(self._cancellations.listen())
         try:
             async with Children(self.log) as children:
                 while not self._is_over():
                     await self.tick(children)
                     await self._sleep(children)
                 self.updates.end()
-                self._drawing.stop()
+                self._subflows.stop()
             await self._flush()
-            for left in await self._disk.run(left_behind, self.session):
+            for left in await self._writer.run(left_behind, self.session):
                 self.log.warning("%s stays there: it could not be carried out or removed", left)
-            await self._face.close()
+            await self._artifacts.close()
         finally:
             listening.cancel()
-            self._disk.close()
+            self._writer.close()
 
     async def tick(self, children: Children) -> None:
         """Look, decide, act, publish."""
         look, work = await self._look(children)
         self._has_more = look.has_more
         self._act(children, work)
-        self._face.offer(children, look)
-        self._heed_wishes(children)
+        self._artifacts.publish_if_due(children, look)
+        self._poll_cancellations(children)
 
     def _is_over(self) -> bool:
         return self._is_done or self.updates.interrupted is not None
 
     async def _flush(self) -> None:
         try:
-            await self._disk.run(self._monitor.flush)
+            await self._writer.run(self._monitor.flush)
         except OSError as error:
-            self.log.warning("the last lines read are not written (%s): read again later", error)
+            self.log.warning(
+                "could not flush the last metrics (%s); they will be re-read on resume", error
+            )
 
-    def _heed_wishes(self, children: Children) -> None:
-        if not self._wishing and self._wishes.is_due:
-            self._wishing = True
-            children.spawn("cancellations in Prefect", self._ask_for_wishes())
+    def _poll_cancellations(self, children: Children) -> None:
+        if not self._polls_cancellations and self._cancellations.is_due:
+            self._polls_cancellations = True
+            children.spawn("cancellations in Prefect", self._process_cancellations())
 
-    async def _ask_for_wishes(self) -> None:
+    async def _process_cancellations(self) -> None:
         try:
-            jobs = await self._wishes.cancelled()
+            jobs = await self._cancellations.cancelled()
             if jobs is not None:
                 who = "cancelled in Prefect"
-                names = await self._disk.persist(self._request_cancel, tuple(jobs), who)
+                names = await self._writer.persist(self._request_cancel, tuple(jobs), who)
                 if names:
                     self.log.info("%s: %s", who, ", ".join(names))
         finally:
-            self._wishing = False
+            self._polls_cancellations = False
 
     def _request_cancel(self, jobs: tuple[str, ...], who: str) -> list[str]:
         return self._monitor.recorder.apply(requests.request_cancel, jobs, who)
 
     # Look
 
-    def _read_on(self, answers: dict[str, Sighting], is_time_to_ask: bool) -> _Found:
+    def _read_on(self, answers: dict[str, JobStatus], is_time_to_ask: bool) -> _Found:
         """On the session's thread, in one go: each way there and back costs as much as a look."""
         self._lease.beat()
         notes = self._take_requests()
         look = self._monitor.look(answers)
-        tickets = self._monitor.tickets() if is_time_to_ask else None
-        return _Found(look, self._monitor.next_work(), notes, tickets)
+        refs = self._monitor.refs() if is_time_to_ask else None
+        return _Found(look, self._monitor.next_work(), notes, refs)
 
     def _take_requests(self) -> list[str]:
         """Process requests of other processes; returns a line for each."""
@@ -162,11 +166,11 @@ class SessionRun:
 
     async def _look(self, children: Children) -> tuple[Look, Work]:
         """Read what is new; the scheduler's answer is taken when it comes, and not waited for."""
-        answers = self._questions.collect()
+        answers = self._poller.collect()
         self._note_gap()
         began = time.monotonic()
         try:
-            found = await self._disk.run(self._read_on, answers, self._questions.is_due)
+            found = await self._writer.run(self._read_on, answers, self._poller.is_due)
             self._look_s = time.monotonic() - began
         except SessionHeld as error:
             self.updates.interrupt(str(error))
@@ -183,20 +187,22 @@ class SessionRun:
             self.log.info(describe(event))
         for warning in found.look.warnings:
             self.log.warning(warning)
-        if found.tickets is not None:
-            self._questions.ask(children, found.tickets)
+        if found.refs is not None:
+            self._poller.ask(children, found.refs)
         return found.look, found.work
 
-    def _note_write_failure(self, answers: dict[str, Sighting], error: Exception) -> None:
+    def _note_write_failure(self, answers: dict[str, JobStatus], error: Exception) -> None:
         """Whatever it is that a look raises, the next one is made: jobs are running out there."""
-        self._questions.give_back(answers)
+        self._poller.give_back(answers)
         self._write_failures += 1
         if self._write_failures > 1:
             return
         if isinstance(error, OSError):
-            self.log.warning("%s: cannot be written (%s); trying on", self.session.path, error)
+            self.log.warning(
+                "%s: cannot write the session (%s); retrying", self.session.path, error
+            )
         else:
-            self.log.error("%s: a look failed; trying on", self.session.path, exc_info=error)
+            self.log.error("%s: a look failed; retrying", self.session.path, exc_info=error)
 
     def _note_gap(self) -> None:
         """Remember the longest time between two looks: nothing may ever block them."""
@@ -209,7 +215,7 @@ class SessionRun:
 
     def _act(self, children: Children, work: Work) -> None:
         self._is_done = work.is_over
-        self._drawing.draw(children, work.jobs)
+        self._subflows.start_new(children, work.jobs)
         for step in work.steps:
             children.spawn(named(step), self._take(step))
         for action in work.actions:
@@ -222,7 +228,7 @@ class SessionRun:
             await self._runner.run(carry_out(step, self._monitor, self.log))
         except Exception as error:
             # Whatever it was: the job's next step is chosen again, after a while.
-            await self._disk.persist(self._monitor.fail_step, step, str(error))
+            await self._writer.persist(self._monitor.fail_step, step, str(error))
             raise
 
     async def _do(self, action: ActionRecord) -> None:
@@ -230,7 +236,7 @@ class SessionRun:
             await self._runner.run(action_runs.carry_out(action, self._monitor, self.log))
         except Exception:
             await self.updates.pause(_RETRY_S)
-            await self._disk.persist(self._monitor.end_action, action.key)
+            await self._writer.persist(self._monitor.end_action, action.key)
             raise
 
     # Sleep
@@ -249,14 +255,14 @@ class SessionRun:
 
     async def _next_work(self) -> Work:
         try:
-            return await self._disk.run(self._monitor.next_work, after_look=False)
+            return await self._writer.run(self._monitor.next_work, after_look=False)
         except Exception as error:
-            self.log.error("what is to be done next is not known; trying on", exc_info=error)
+            self.log.error("cannot choose the next steps; retrying", exc_info=error)
             return _NOTHING
 
 
-def make_room() -> None:
-    """Let effects that take long wait side by side, as copies of checkpoints, and sbatch.
+def use_large_thread_pool() -> None:
+    """Use a larger default thread pool for blocking calls, as copies of checkpoints and sbatch.
 
     Python would run six at once on a machine of two cores, and the scheduler's answers behind them.
     """

@@ -13,42 +13,42 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.states import Completed
 
 from autoexp.flows.concurrency.children import Children
-from autoexp.flows.concurrency.outbox import Sending, Turn
+from autoexp.flows.concurrency.outbox import PrefectOutbox, WriteSlot
 from autoexp.flows.concurrency.updates import Updates
-from autoexp.flows.engine.cancellation import Wishes
+from autoexp.flows.engine.cancellation import CancellationWatcher
 from autoexp.flows.engine.job_subflow import final_state, job_flow
-from autoexp.flows.publishing.artifacts import Face
+from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.monitor import JobView
 
 _RETRY_S = 15.0
 
 
-class Drawing:
+class Subflows:
     """Shows jobs; what Prefect does not take now is shown when it answers again."""
 
     def __init__(
         self,
         updates: Updates,
-        sending: Sending,
-        face: Face,
-        wishes: Wishes,
+        outbox: PrefectOutbox,
+        artifacts: ArtifactPublisher,
+        cancellations: CancellationWatcher,
         marks: Mapping[str, State[Any]],
         log: "logging.Logger | Any",
     ) -> None:
         # By job, the task run of the checkpoint that launched it: an arrow in the run graph.
         self._marks = marks
         self._updates = updates
-        self._sending = sending
-        self._face = face
-        self._wishes = wishes
+        self._outbox = outbox
+        self._artifacts = artifacts
+        self._cancellations = cancellations
         self._log = log
-        self._drawn: set[tuple[str, int]] = set()
+        self._started: set[tuple[str, int]] = set()
         self._views: dict[str, JobView] = {}
         self._changes: dict[str, asyncio.Event] = {}
         self._flow_run_ids: dict[str, str] = {}
 
-    def draw(self, children: Children, changed: Sequence[JobView]) -> None:
+    def start_new(self, children: Children, changed: Sequence[JobView]) -> None:
         """Start the subflows of jobs that have been submitted, or are about to be; end others."""
         for job in changed:
             name = job.spec.name
@@ -56,19 +56,19 @@ class Drawing:
             if name in self._changes:
                 self._changes[name].set()
             # One that is run again after it had failed is a new story.
-            if job.is_begun and (name, job.retries) not in self._drawn:
-                self._drawn.add((name, job.retries))
+            if job.is_begun and (name, job.retries) not in self._started:
+                self._started.add((name, job.retries))
                 self._flow_run_ids.pop(name, None)
                 self._changes[name] = asyncio.Event()
                 children.spawn(job.spec.title, self._draw(job))
 
     def stop(self) -> None:
-        """Let subflows end that wait for their job: nobody watches any longer."""
+        """End the subflows that wait for their job: the monitor stops."""
         for change in self._changes.values():
             change.set()
 
     async def outcome(self, name: str) -> JobView:
-        """Wait until a job has its verdict, or nobody watches any more."""
+        """Wait until a job has its verdict, or the monitor stops."""
         change = self._changes[name]
         while not self._views[name].is_over and not self._is_late():
             await change.wait()
@@ -81,43 +81,43 @@ class Drawing:
             while not await self._show(job) and not self._is_late():
                 await self._updates.pause(_RETRY_S)
         finally:
-            self._wishes.forget(name)
+            self._cancellations.forget(name)
 
     def _is_late(self) -> bool:
         return self._updates.interrupted is not None or self._updates.ended_at is not None
 
     async def _show(self, job: JobView) -> bool:
         """Whether the job's subflow has been shown to its end."""
-        turn = Turn(self._sending.line)
-        await turn.take()
+        slot = WriteSlot(self._outbox.write_lock)
+        await slot.take()
         try:
             if self._updates.interrupted is None:
-                await self._tell(job, turn)
+                await self._tell(job, slot)
         except (Exception, PrefectSignal) as error:
-            turn.give()
+            slot.release()
             self._log.warning("%s: Prefect could not show it: %s", job.spec.title, error)
             return await self._mend(job)
         finally:
-            turn.give()
-            self._face.start(job.spec.name)
+            slot.release()
+            self._artifacts.add_progress_bar(job.spec.name)
         return True
 
-    async def _tell(self, job: JobView, turn: Turn) -> None:
+    async def _tell(self, job: JobView, slot: WriteSlot) -> None:
         name = job.spec.name
 
         def begin(flow_run_id: str | None) -> None:
-            self._face.start(name)
+            self._artifacts.add_progress_bar(name)
             if flow_run_id is not None:
                 self._flow_run_ids[name] = flow_run_id
-                self._wishes.add(flow_run_id, name)
+                self._cancellations.add(flow_run_id, name)
 
-        subflow = job_flow(self, job.spec, turn, begin)
+        subflow = job_flow(self, job.spec, slot, begin)
         # The session's heartbeat is enough: each subflow's would be hundreds of events a day.
         quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-        with quiet, tags(*self._face.tags):
+        with quiet, tags(*self._artifacts.tags):
             shown: Any = subflow(after=self._origins(job.spec), return_state=True)
             await shown
-        self._sending.note_taken()
+        self._outbox.note_taken()
 
     def _origins(self, spec: JobSpec) -> list[State[Any]]:
         """Where its arrows come from: its checkpoint, else the jobs that it follows."""
@@ -144,4 +144,4 @@ class Drawing:
             async with get_client() as client:
                 await client.set_flow_run_state(UUID(flow_run_id), state, force=True)
 
-        return await self._sending.until_taken(f"the end of {job.spec.title}", send)
+        return await self._outbox.send_with_retry(f"the end of {job.spec.title}", send)

@@ -24,13 +24,13 @@ from prefect.client.schemas.actions import ArtifactUpdate
 
 from autoexp import sinks
 from autoexp.flows.concurrency.children import Children
-from autoexp.flows.concurrency.outbox import Sending
-from autoexp.flows.concurrency.writer import Disk
+from autoexp.flows.concurrency.outbox import PrefectOutbox
+from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.publishing import page
-from autoexp.flows.publishing.events import Telling
+from autoexp.flows.publishing.events import EventEmitter
 from autoexp.flows.publishing.tags import tags_of
 from autoexp.monitor.monitor import Look
-from autoexp.reports.status import JobStatus, Status, status_of
+from autoexp.reports.status import JobSummary, Status, status_of
 from autoexp.session.session import Session
 
 if TYPE_CHECKING:
@@ -40,18 +40,22 @@ if TYPE_CHECKING:
 _PLOT_EVERY = 10
 
 
-class Face:
+class ArtifactPublisher:
     """The session's artifacts, events and tags."""
 
     def __init__(
-        self, session: Session, disk: Disk, sending: Sending, log: "logging.Logger | Any"
+        self,
+        session: Session,
+        writer: SessionWriter,
+        outbox: PrefectOutbox,
+        log: "logging.Logger | Any",
     ) -> None:
         self.tags: tuple[str, ...] = ()
         self._session = session
-        self._disk = disk
-        self._sending = sending
+        self._writer = writer
+        self._outbox = outbox
         self._log = log
-        self._telling = Telling(session)
+        self._emitter = EventEmitter(session)
         self._publishing = False
         self._dirty = True
         self._urgent = True
@@ -63,12 +67,12 @@ class Face:
         self._started: set[str] = set()
         self._failures = 0
 
-    def start(self, job: str) -> None:
+    def add_progress_bar(self, job: str) -> None:
         """A job's story has begun: from now on it has a progress bar."""
         self._started.add(job)
         self._urgent = True
 
-    def offer(self, children: Children, look: Look) -> None:
+    def publish_if_due(self, children: Children, look: Look) -> None:
         """Publish in the background if something changed and it is time."""
         self._dirty |= bool(look.changed)
         self._urgent |= bool(look.events)
@@ -80,7 +84,7 @@ class Face:
 
     async def close(self) -> None:
         """Publish the end of the story, plot included; wait for a server that is away."""
-        await self._sending.until_taken("the session's artifacts", self._publish_all)
+        await self._outbox.send_with_retry("the session's artifacts", self._publish_all)
 
     async def _publish_all(self) -> None:
         self._plotted_at = 0.0
@@ -117,18 +121,18 @@ class Face:
             self._publishing = False
 
     async def _publish(self) -> None:
-        async with self._sending.line:
+        async with self._outbox.write_lock:
             await self._publish_in_turn()
         # Last: by now the server has answered, so events find it too.
-        await self._disk.run(self._telling.collect)
-        self._telling.emit()
+        await self._writer.run(self._emitter.collect)
+        self._emitter.emit()
 
     async def _publish_in_turn(self) -> None:
         await self._tag()
-        status, text = await self._disk.run(self._read)
+        status, text = await self._writer.run(self._read)
         await self._publish_page("session", text, page.headline(status))
         if "plan" not in self._artifacts:
-            plan = await self._disk.run(lambda: page.plan_page(self._session.plan))
+            plan = await self._writer.run(lambda: page.plan_page(self._session.plan))
             await self._publish_page("plan", plan, f"plan of {self._session.id}")
         for job in status.jobs:
             if job.name in self._started:
@@ -162,7 +166,7 @@ class Face:
                 )
             )
 
-    async def _publish_bar(self, job: JobStatus) -> None:
+    async def _publish_bar(self, job: JobSummary) -> None:
         share = share_done(job)
         text = _described(
             f"{job.name}: {job.state}, iteration {job.iteration or 0} of {job.target_iteration}"
@@ -178,7 +182,7 @@ class Face:
 
     async def _publish_plot(self) -> None:
         # Drawing imports matplotlib, which takes most of a second.
-        subject = await self._disk.run(_subject, self._session)
+        subject = await self._writer.run(_subject, self._session)
         path = await asyncio.to_thread(_draw, subject)
         picture = base64.b64encode(path.read_bytes()).decode()
         url = f"data:image/png;base64,{picture}"
@@ -192,7 +196,7 @@ class Face:
         self._plotted_at = time.monotonic()
 
 
-def share_done(job: JobStatus) -> float:
+def share_done(job: JobSummary) -> float:
     """Percent of the iterations to the target; a log may name one beyond it, and Prefect none."""
     return min(100.0, max(0.0, 100.0 * (job.iteration or 0) / (job.target_iteration or 1)))
 

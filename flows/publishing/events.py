@@ -21,7 +21,7 @@ from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 
 
-class Told(NamedTuple):
+class PendingEvent(NamedTuple):
     """One event, ready to be emitted."""
 
     name: str
@@ -31,13 +31,13 @@ class Told(NamedTuple):
     payload: dict[str, str]
 
 
-class Telling:
+class EventEmitter:
     """Collects what Prefect is to be told, and tells it when asked to."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._waiting: list[Told] = []
-        self._told = session.journal.position
+        self._waiting: list[PendingEvent] = []
+        self._position = session.journal.position
         self._submitted = {key for key, _, _ in _submissions(session)}
         self._cooldowns_done = _cooldowns_are_done(session)
 
@@ -50,21 +50,21 @@ class Telling:
     def emit(self) -> None:
         """Emit everything that waits; it does not block."""
         waiting, self._waiting = self._waiting, []
-        for told in waiting:
-            _emit(self._session, told)
+        for pending in waiting:
+            _emit(self._session, pending)
 
     def _note_journal(self) -> None:
-        fresh, self._told = self._session.journal.since(self._told)
+        fresh, self._position = self._session.journal.since(self._position)
         for time, event in fresh:
             payload = {"message": describe(event), **_payload(event)}
             name = _name(event, self._session)
-            self._waiting.append(Told(name, event.key, event.job, time, payload))
+            self._waiting.append(PendingEvent(name, event.key, event.job, time, payload))
 
     def _note_submissions(self) -> None:
         for key, job, submitted_at in _submissions(self._session):
             if key not in self._submitted:
                 self._submitted.add(key)
-                self._waiting += _told_submission(key, job, submitted_at)
+                self._waiting += _submission_event(key, job, submitted_at)
 
     def _note_last_cooldown(self) -> None:
         if not self._cooldowns_done and _cooldowns_are_done(self._session):
@@ -73,18 +73,22 @@ class Telling:
             said = f"failed: {', '.join(failed)}" if failed else "all finished"
             payload = {"message": f"the cooldowns of {self._session.id} are over: {said}"}
             self._waiting.append(
-                Told("autoexp.cooldowns.finished", "cooldowns-finished", "", now(), payload)
+                PendingEvent("autoexp.cooldowns.finished", "cooldowns-finished", "", now(), payload)
             )
 
 
-def _told_submission(key: str, job: JobRecord, submitted_at: datetime | None) -> Iterator[Told]:
+def _submission_event(
+    key: str, job: JobRecord, submitted_at: datetime | None
+) -> Iterator[PendingEvent]:
     attempt = next(a for a in job.attempts if a.key == key)
     when = submitted_at or now()
     payload = {"message": f"{job.spec.title}: submitted as job {attempt.job_id}"}
     details = {**payload, "job_id": str(attempt.job_id), "attempt": str(attempt.number)}
-    yield Told("autoexp.job.submitted", f"submitted/{key}", job.spec.name, when, details)
+    yield PendingEvent("autoexp.job.submitted", f"submitted/{key}", job.spec.name, when, details)
     if job.spec.kind is Kind.COOLDOWN and attempt.number == 1:
-        yield Told("autoexp.cooldown.launched", f"launched/{key}", job.spec.name, when, details)
+        yield PendingEvent(
+            "autoexp.cooldown.launched", f"launched/{key}", job.spec.name, when, details
+        )
 
 
 def _submissions(session: Session) -> list[tuple[str, JobRecord, datetime | None]]:
@@ -131,27 +135,27 @@ def _payload(event: Event) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
-def _emit(session: Session, told: Told) -> None:
+def _emit(session: Session, pending: PendingEvent) -> None:
     about_session = {
         "prefect.resource.id": f"autoexp.session.{session.id}",
         "prefect.resource.name": session.id,
     }
     about_job = {
-        "prefect.resource.id": f"autoexp.job.{session.id}.{told.job}",
-        "prefect.resource.name": told.job,
+        "prefect.resource.id": f"autoexp.job.{session.id}.{pending.job}",
+        "prefect.resource.name": pending.job,
         "autoexp.session": session.id,
         "autoexp.project": session.experiment.project.name,
     }
     emit_event(
-        told.name,
-        resource=about_job if told.job else about_session,
-        related=[{**about_session, "prefect.resource.role": "session"}] if told.job else [],
-        payload={name: sinks.terminal(text) for name, text in told.payload.items()},
-        occurred=told.occurred,
-        id=_identity(session, told),
+        pending.name,
+        resource=about_job if pending.job else about_session,
+        related=[{**about_session, "prefect.resource.role": "session"}] if pending.job else [],
+        payload={name: sinks.terminal(text) for name, text in pending.payload.items()},
+        occurred=pending.occurred,
+        id=_identity(session, pending),
     )
 
 
-def _identity(session: Session, told: Told) -> UUID:
+def _identity(session: Session, pending: PendingEvent) -> UUID:
     """The same event has the same id whoever tells it: a second telling changes nothing."""
-    return uuid5(NAMESPACE_URL, f"autoexp:{session.path}:{told.name}:{told.key}")
+    return uuid5(NAMESPACE_URL, f"autoexp:{session.path}:{pending.name}:{pending.key}")

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from autoexp.jobs.record import JobRecord
 from autoexp.planning.plan import Plan
-from autoexp.reports.status import JobStatus, Status
+from autoexp.reports.status import JobSummary, Status
 from autoexp.rules.describe import describe
 from autoexp.session.session import Session
 from autoexp.sinks import markdown, markdown_code
@@ -50,7 +50,7 @@ def _table(session: Session, status: Status) -> str:
     return _markdown_table(head, rows)
 
 
-def _row(job: JobStatus, record: JobRecord) -> tuple[str, ...]:
+def _row(job: JobSummary, record: JobRecord) -> tuple[str, ...]:
     done = job.verdict in (Verdict.FINISHED, Verdict.FAILED)
     ids = [attempt.job_id for attempt in job.attempts if attempt.job_id]
     nodes = record.attempt.nodes if record.attempt else None
@@ -67,7 +67,7 @@ def _row(job: JobStatus, record: JobRecord) -> tuple[str, ...]:
     )
 
 
-def _loss(job: JobStatus) -> str:
+def _loss(job: JobSummary) -> str:
     """The last loss, or of an evaluation what it found."""
     if job.scores:
         return ", ".join(
@@ -80,7 +80,7 @@ def _waiting(status: Status) -> str:
     lines = [
         f"- **{markdown(job.name)}**: {markdown(job.reason)}" for job in status.jobs if job.reason
     ]
-    return "\n".join(["## What is said of each job", "", *lines]) if lines else ""
+    return "\n".join(["## Notes per job", "", *lines]) if lines else ""
 
 
 def _last_events(session: Session) -> str:

@@ -4,7 +4,7 @@ import re
 
 from autoexp.errors import SchedulerUnavailable
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.slurm_commands import CommandFailed, run
+from autoexp.schedulers.slurm_commands import SlurmCommandFailed, run
 from autoexp.session.session import Session
 
 
@@ -22,7 +22,7 @@ def _cluster(session: Session) -> str | None:
         return machine.kind
     try:
         answer = run(["scontrol", "show", "config"], machine.query_timeout_s)
-    except (SchedulerUnavailable, CommandFailed):
+    except (SchedulerUnavailable, SlurmCommandFailed):
         return None
     named = re.search(r"^ClusterName\s*=\s*(\S+)", answer, re.M)
     return named[1] if named else None

@@ -24,7 +24,7 @@ from autoexp.model import now
 from autoexp.payload import process_identity
 from autoexp.planning.study import plan_study
 from autoexp.resources.machines import LocalMachine
-from autoexp.schedulers.base import Orders, Ticket, prepare
+from autoexp.schedulers.base import AttemptRef, PayloadSpec, prepare
 from autoexp.session import create as creation
 from autoexp.session import find
 from autoexp.session.meta import new_id, output_root
@@ -199,17 +199,17 @@ def attempt_of(key: str = "s1-j-a1", log: str = "/log", **changes: Any) -> Attem
 class Job(NamedTuple):
     """An attempt at a command, in a directory of its key."""
 
-    ticket: Ticket
+    ref: AttemptRef
     spec: JobSpec
     attempt: Attempt
 
     def prepare(self, *, grace_s: float = 10.0) -> None:
-        orders = Orders(self.spec.command, self.spec.environment, grace_s)
-        prepare(self.ticket, self.spec, self.attempt, orders)
+        payload_spec = PayloadSpec(self.spec.command, self.spec.environment, grace_s)
+        prepare(self.ref, self.spec, self.attempt, payload_spec)
 
     @property
     def directory(self) -> Path:
-        return self.ticket.directory
+        return self.ref.directory
 
     @property
     def output(self) -> Path:
@@ -238,7 +238,7 @@ def job_of(tmp_path: Path, no_survivors: None) -> JobOf:
         directory = tmp_path / "attempts" / key
         spec = spec_of(*command, directory=tmp_path / "output", environment=environment)
         attempt = attempt_of(key, str(directory / "job.log"), number=number)
-        return Job(Ticket(key, directory, key, "batch.sh"), spec, attempt)
+        return Job(AttemptRef(key, directory, key, "batch.sh"), spec, attempt)
 
     return make
 

@@ -256,7 +256,7 @@ def _exit_file(text: str, folder: Path) -> None:
     for content in damaged:
         (folder / "exit.json").write_bytes(content.encode("utf-8", "surrogatepass"))
         found = exit_files.read_exit_file(folder)
-        assert found is None or found.sighting().state in ("COMPLETED", "FAILED", "TIMEOUT")
+        assert found is None or found.status().state in ("COMPLETED", "FAILED", "TIMEOUT")
 
 
 def _start_file(text: str, folder: Path) -> None:

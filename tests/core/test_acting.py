@@ -17,7 +17,7 @@ from autoexp.operations.launch import Launching, launched
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Cancel, ExcludeNodes, Launch
 from autoexp.rules.events import BudgetPassed, LogMatched, TrunksFinished
-from autoexp.schedulers.base import Request
+from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm_script import executor_for
 from autoexp.session.action_records import ActionRecord, ActionStatus
@@ -84,7 +84,7 @@ def test_without_a_name_in_the_line_only_the_one_node_of_the_attempt_is_blamed(
 
 def test_submissions_exclude_blamed_nodes_beside_the_users_own(tmp_path: Path) -> None:
     cluster = SlurmCluster(options={"exclude": "n1"})
-    request = Request("name", str(tmp_path / "log"), cluster, avoided=("n2", "n3"))
+    request = SubmitOptions("name", str(tmp_path / "log"), cluster, avoided=("n2", "n3"))
     script = executor_for(cluster, tmp_path / "batch.sh", request).script("true")
     assert "#SBATCH --exclude=n1,n2,n3\n" in script
     plain = executor_for(cluster, tmp_path / "batch.sh", request._replace(avoided=())).script(

@@ -21,7 +21,13 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.steps import Group, groups
 from autoexp.operations import arrays
 from autoexp.resources.machines import LocalMachine, SlurmCluster
-from autoexp.schedulers.base import Orders, Request, Sighting, Ticket, find_or_forbid
+from autoexp.schedulers.base import (
+    AttemptRef,
+    JobStatus,
+    PayloadSpec,
+    SubmitOptions,
+    find_or_forbid,
+)
 from autoexp.session.session import Session
 from autoexp.states import Kind
 from autoexp.storage import atomic
@@ -105,16 +111,16 @@ class FakeScheduler:
         """How many jobs the user may have."""
         self.refusals = 0
         self.next_time: str | None = None  # what comes of the next submission
-        self._sbatch: tuple[Ticket, Request, int] | None = None
+        self._sbatch: tuple[AttemptRef, SubmitOptions, int] | None = None
 
     @property
     def alive(self) -> list[str]:
         return [i for i, job in self.jobs.items() if not states.is_terminal(job.state)]
 
-    def orders(self, spec: JobSpec, attempt: Attempt) -> Orders:
-        return Orders(spec.command, spec.environment, 1.0)
+    def payload_spec(self, spec: JobSpec, attempt: Attempt) -> PayloadSpec:
+        return PayloadSpec(spec.command, spec.environment, 1.0)
 
-    def submit(self, ticket: Ticket, request: Request, lock: int) -> str:
+    def submit(self, ref: AttemptRef, request: SubmitOptions, lock: int) -> str:
         if self.full or self.silent:
             raise errors.SubmissionPostponed if self.full else errors.SubmissionUncertain
         if self.most is not None and len(self.alive) + max(1, len(request.tasks)) > self.most:
@@ -124,19 +130,19 @@ class FakeScheduler:
         if how == "refused":
             raise errors.SubmissionRefused("Invalid account")
         if how == "outlives":  # the monitor's sbatch goes on, with the lock
-            self._sbatch = (ticket, request, os.dup(lock))
+            self._sbatch = (ref, request, os.dup(lock))
             raise Killed
-        job_id = self._accept(ticket, request)
+        job_id = self._accept(ref, request)
         if how is not None:
             raise Killed if how == "dies" else errors.SubmissionUncertain("Socket timed out")
         return job_id
 
-    def _accept(self, ticket: Ticket, request: Request) -> str:
+    def _accept(self, ref: AttemptRef, request: SubmitOptions) -> str:
         number = str(100 + len(self.jobs))
-        jobs = {number: ticket.directory}
+        jobs = {number: ref.directory}
         if request.tasks:
-            keys = json.loads((ticket.directory / payload.TASKS).read_text())
-            jobs = {f"{number}_{n}": ticket.directory.parent / keys[str(n)] for n in request.tasks}
+            keys = json.loads((ref.directory / payload.TASKS).read_text())
+            jobs = {f"{number}_{n}": ref.directory.parent / keys[str(n)] for n in request.tasks}
         for job_id, directory in jobs.items():
             self.jobs[job_id] = FakeJob(request.name, directory, request.after)
             self.submissions[self.jobs[job_id].spec["key"]] += 1
@@ -145,26 +151,26 @@ class FakeScheduler:
     def longest_array(self) -> int:
         return 100
 
-    def find(self, ticket: Ticket, *, in_flight: bool) -> str | None:
+    def find(self, ref: AttemptRef, *, in_flight: bool) -> str | None:
         self._answer()
-        found = [job_id for job_id, job in self.jobs.items() if job.name == ticket.name]
+        found = [job_id for job_id, job in self.jobs.items() if job.name == ref.name]
         if self._sbatch is not None:
             (waiting, request, lock), self._sbatch = self._sbatch, None
             self._accept(waiting, request)  # too late for this answer
             os.close(lock)
-        if found and (ticket.directory / payload.TASKS).exists():
+        if found and (ref.directory / payload.TASKS).exists():
             return found[0].partition("_")[0]
         return found[0] if found else None
 
-    def query(self, tickets: list[Ticket]) -> dict[str, Sighting]:
+    def query(self, refs: list[AttemptRef]) -> dict[str, JobStatus]:
         self._answer()
-        return {t.key: Sighting(self.jobs[str(t.job_id)].state) for t in tickets}
+        return {t.key: JobStatus(self.jobs[str(t.job_id)].state) for t in refs}
 
-    def cancel(self, tickets: list[Ticket]) -> dict[str, str]:
+    def cancel(self, refs: list[AttemptRef]) -> dict[str, str]:
         self._answer()
-        for job_id in {str(ticket.job_id) for ticket in tickets} & set(self.alive):
+        for job_id in {str(ref.job_id) for ref in refs} & set(self.alive):
             self.jobs[job_id].state = "CANCELLED"
-        return {ticket.key: "accepted" for ticket in tickets}
+        return {ref.key: "accepted" for ref in refs}
 
     def _answer(self) -> None:
         if self.silent:
@@ -314,12 +320,12 @@ def test_a_task_that_is_no_longer_wanted_is_found_if_the_array_was_submitted(
         begin(made.session, made.jobs)
     session = Session.load(made.path)
     attempt = session.jobs["tiny-cd200"].attempts[0]
-    ticket = session.submission_ticket(attempt)
-    found = find_or_forbid(ticket, attempt, made.scheduler)
+    ref = session.submission_ref(attempt)
+    found = find_or_forbid(ref, attempt, made.scheduler)
     assert found == (None if how is None else "100_1")
     # Where it was not submitted, nobody will run it; the others go their way.
-    assert payload.claim(session.ticket(attempt).directory, "100_1") is (how is not None)
-    assert find_or_forbid(ticket, attempt, made.scheduler) == found
+    assert payload.claim(session.ref(attempt).directory, "100_1") is (how is not None)
+    assert find_or_forbid(ref, attempt, made.scheduler) == found
     if how is None:
         session.withdraw(session.jobs["tiny-cd200"], attempt)
         session.change_job(session.jobs["tiny-cd200"], cancel_requested="ann")

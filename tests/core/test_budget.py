@@ -103,7 +103,7 @@ def test_above_its_budget_a_session_launches_nothing_more_and_cancels_nothing(
     assert session.begin_attempt(waiting) is None
     said = status_of(session).jobs[1].reason
     assert said is not None
-    assert said.startswith("not launched: 4 GPU hours are spent, above budget.stop_above (3.5)")
+    assert said.startswith("not submitted: 4 GPU hours are used, above budget.stop_above (3.5)")
     running = story.job("tiny-seed1")
     assert (running.cancel_requested, running.verdict, waiting.verdict) == (None, None, None)
 

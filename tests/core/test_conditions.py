@@ -156,7 +156,7 @@ def test_the_commands_inside_of_other_conditions_are_found() -> None:
         ({"max_attempts": 0}, "greater than 0"),
         ({"max_attempts": 4, "elapsed": 1}, "one key and its value"),
         ("max_attempts", "one key and its value"),
-        ({"elapsed": "soon"}, "not a length of time"),
+        ({"elapsed": "soon"}, "not a duration"),
         ({"value": {"name": "x"}}, "give `equals`"),
         ({"value": {"name": "x", "matches": r"(a)\1"}}, "references to groups"),
         ({"job": {"name": "x"}}, "give `state` or `verdict`"),

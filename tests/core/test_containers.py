@@ -13,7 +13,7 @@ from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.plan import make_plan
-from autoexp.schedulers.base import Orders
+from autoexp.schedulers.base import PayloadSpec
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm import SlurmScheduler
 
@@ -25,16 +25,16 @@ def trunk(*overrides: str) -> JobSpec:
     return make_plan(experiment, Path("/out")).trunk
 
 
-def orders(spec: JobSpec) -> Orders:
+def payload_spec(spec: JobSpec) -> PayloadSpec:
     attempt = None
     if spec.machine.kind == "local":
-        return LocalScheduler().orders(spec, attempt)  # type: ignore[arg-type]
+        return LocalScheduler().payload_spec(spec, attempt)  # type: ignore[arg-type]
     raise AssertionError(spec.machine.kind)
 
 
 def test_without_a_container_the_command_is_the_trainers() -> None:
     spec = trunk()
-    assert orders(spec).command == spec.command
+    assert payload_spec(spec).command == spec.command
 
 
 @pytest.mark.parametrize("runtime", ["apptainer", "singularity"])
@@ -47,7 +47,7 @@ def test_apptainer_binds_the_output_directory_and_runs_its_own_python(runtime: s
         "container.variables={NCCL_DEBUG: INFO}",
         "container.options=[--cleanenv]",
     )
-    found = orders(spec)
+    found = payload_spec(spec)
     assert found.command == (
         *(runtime, "exec", "--rocm", "--bind", "/out/boxed", "--bind", "/data:/data:ro"),
         *("--pwd", "/out/boxed", "--cleanenv", "/images/train.sif", "python3"),
@@ -63,7 +63,7 @@ def test_docker_gets_variables_by_name_so_that_no_value_is_on_its_command_line()
         "container.gpus=none",
         "container.variables={WANDB_MODE: offline}",
     )
-    command = orders(spec).command
+    command = payload_spec(spec).command
     head = ("docker", "run", "--rm", "--init", "--network", "host", "--ipc", "host")
     assert command[:10] == (*head, "--user", f"{os.getuid()}:{os.getgid()}")
     names = [command[at + 1] for at, word in enumerate(command) if word == "--env"]
@@ -88,7 +88,7 @@ def test_the_launcher_stands_outside_and_the_trainer_inside() -> None:
     class Key:
         key = "key"
 
-    command = SlurmScheduler(machine).orders(spec, Key()).command  # type: ignore[arg-type]
+    command = SlurmScheduler(machine).payload_spec(spec, Key()).command  # type: ignore[arg-type]
     assert command[0] == "srun"
     assert command.index("srun") < command.index("apptainer") < command.index("python3")
 
@@ -125,7 +125,7 @@ def test_apptainer_runs_the_command_in_the_image_with_its_variables_and_its_outp
         "container.binds=['/usr:/usr:ro']",
         "container.variables={SAID: two words}",
     )
-    found = orders(spec)
+    found = payload_spec(spec)
     script = (
         "import os; from pathlib import Path; Path('seen').write_text("
         "repr([os.environ['SAID'], os.path.exists('/etc/of-the-image'), os.getcwd()]))"

@@ -12,7 +12,7 @@ from autoexp.reports.status import (
     ActionCounts,
     AttemptStatus,
     CheckpointStatus,
-    JobStatus,
+    JobSummary,
     MonitorStatus,
     Status,
 )
@@ -45,7 +45,7 @@ def test_every_field_of_a_sessions_files_is_described(model: type[BaseModel]) ->
 
 
 @pytest.mark.parametrize(
-    "model", [Status, MonitorStatus, JobStatus, AttemptStatus, ActionCounts, CheckpointStatus]
+    "model", [Status, MonitorStatus, JobSummary, AttemptStatus, ActionCounts, CheckpointStatus]
 )
 def test_every_key_of_the_status_for_tools_is_described(model: type[BaseModel]) -> None:
     page = (PAGE.parent / "commands.md").read_text()

@@ -20,7 +20,7 @@ def test_a_jobs_story_says_event_rule_action_and_what_it_waits_for(
     told = "\n".join(explain(story.session, story.job()))
     assert "tiny is RUNNING, attempt 1, at iteration 0 of 300." in told
     assert "tiny attempt 1: hang: it hangs" in told
-    assert "rule waits wants to say so (waits 9 s after the event)" in told
+    assert "rule waits wants to log a message (waits 9 s after the event)" in told
     assert "Rule hang found 2 lines in the log of attempt 1." in told
     go_on(story)
     told = "\n".join(explain(story.session, story.job()))

@@ -52,8 +52,13 @@ def files(root: Path) -> dict[str, bytes]:
     ("words", "code", "named", "advice"),
     [
         ("resume s", 1, "sessions/s: ", "then `autoexp resume s`"),
-        ("cancel s", 1, "sessions/s/monitor.", "then run the same again"),
-        ("submit demo project.name=o --session s", 1, "s/inbox/", "then run the same again"),
+        ("cancel s", 1, "sessions/s/monitor.", "then run the same command again"),
+        (
+            "submit demo project.name=o --session s",
+            1,
+            "s/inbox/",
+            "then run the same command again",
+        ),
         ("submit demo --session t", 2, "sessions: ", "free space there"),
         ("run demo --session t", 2, "sessions: ", "free space there"),
     ],

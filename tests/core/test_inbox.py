@@ -285,7 +285,7 @@ def test_another_users_request_runs_nothing_in_this_users_name(story: Story) -> 
     for path in folder.iterdir():
         os.chown(path, 65534, 65534)
     reasons = ask(story)
-    assert any("left by another user (nobody): only root asks anything" in r for r in reasons)
+    assert any("left by another user (nobody): only root may send requests" in r for r in reasons)
     assert "evil" not in story.session.jobs
     assert not list(folder.glob("*.json"))
 

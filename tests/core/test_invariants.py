@@ -30,7 +30,7 @@ from autoexp.operations.phases import Phase, do, in_turns
 from autoexp.operations.step_runs import carry_out, named
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Start
-from autoexp.schedulers.base import Sighting, Ticket
+from autoexp.schedulers.base import AttemptRef, JobStatus
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.inbox import ActionRequest, CancelRequest, Request, SubmitRequest, enqueue
 from autoexp.session.session import Session
@@ -56,13 +56,13 @@ class Driver:
         self._seconds = 0.0
         self._fails_after = 0
         self._numbers = itertools.count()
-        self._answers: dict[str, Sighting] = {}
+        self._answers: dict[str, JobStatus] = {}
 
     def tick(self) -> None:
         self._seconds += 1000.0  # whatever failed may be tried again
         answers, self._answers = self._answers, {}
         if "ask" not in self.work:
-            self._start("ask", self._ask(self.monitor.tickets()))
+            self._start("ask", self._ask(self.monitor.refs()))
         self.monitor.recorder.apply(requests.process_requests)
         self.monitor.look(answers)
         self._hand_over(self.monitor.next_work())
@@ -118,10 +118,10 @@ class Driver:
             raise RuntimeError("stale file handle")
         return do(phase, self.scheduler)
 
-    def _ask(self, tickets: list[Ticket]) -> Iterator[None]:
+    def _ask(self, refs: list[AttemptRef]) -> Iterator[None]:
         yield
         with suppress(SchedulerError):
-            self._answers |= self.scheduler.query(tickets)
+            self._answers |= self.scheduler.query(refs)
 
 
 REQUESTS: tuple[Request, ...] = (

@@ -397,7 +397,7 @@ def test_a_session_that_was_taken_away_ends_its_monitor(session: Path) -> None:
     held = lease.take(session)
     session.rename(session.with_name("moved"))
     assert not held.still_held()
-    with pytest.raises(SessionHeld, match="somebody removed it, or moved it away"), held.writing():
+    with pytest.raises(SessionHeld, match="it was removed or moved away"), held.writing():
         pytest.fail("written into nowhere")
     assert not is_locked(session / "attempts" / "t-a1")
     assert not session.exists()

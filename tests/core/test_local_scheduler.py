@@ -17,7 +17,7 @@ from autoexp import payload, states
 from autoexp.errors import SchedulerUnavailable, SessionHeld
 from autoexp.resources.machines import LocalMachine
 from autoexp.schedulers import local
-from autoexp.schedulers.base import Request, Sighting, is_locked, submit_once
+from autoexp.schedulers.base import JobStatus, SubmitOptions, is_locked, submit_once
 from autoexp.schedulers.local import LocalScheduler
 from tests.core.conftest import Job, JobOf, KilledAt, WaitFor, is_alive
 
@@ -29,12 +29,12 @@ def submit(job: Job, *, fresh: bool = True, minutes: float | None = None, warn_s
     """Prepare and submit a job as a session does; returns its id."""
     job.prepare()
     machine = LocalMachine(warn_before_limit_s=warn_s)
-    request = Request(job.ticket.name, job.attempt.log, machine, minutes)
-    return submit_once(job.ticket, request, LocalScheduler(), fresh=fresh)
+    request = SubmitOptions(job.ref.name, job.attempt.log, machine, minutes)
+    return submit_once(job.ref, request, LocalScheduler(), fresh=fresh)
 
 
-def sight(job: Job) -> Sighting:
-    return LocalScheduler().query([job.ticket])[job.ticket.key]
+def sight(job: Job) -> JobStatus:
+    return LocalScheduler().query([job.ref])[job.ref.key]
 
 
 def kill_payload(job: Job) -> None:
@@ -46,7 +46,7 @@ def edit(path: Path, **changes: Any) -> None:
     payload.write_json(path, json.loads(path.read_text()) | changes)
 
 
-Ended = Callable[[Job], Sighting]
+Ended = Callable[[Job], JobStatus]
 Running = Callable[..., Job]
 
 
@@ -54,7 +54,7 @@ Running = Callable[..., Job]
 def ended(wait_for: WaitFor) -> Ended:
     """Wait until a job has ended; returns how."""
 
-    def wait(job: Job) -> Sighting:
+    def wait(job: Job) -> JobStatus:
         wait_for(lambda: sight(job).state not in ("PENDING", "RUNNING"), "the job's end")
         return sight(job)
 
@@ -84,24 +84,24 @@ def test_a_job_is_pending_then_running_then_completed(
     scheduler = LocalScheduler()
     job.prepare()
     os.mkfifo(job.output / "go")
-    request = Request(job.ticket.name, job.attempt.log, LocalMachine())
-    job_id = submit_once(job.ticket, request, scheduler, fresh=True)
+    request = SubmitOptions(job.ref.name, job.attempt.log, LocalMachine())
+    job_id = submit_once(job.ref, request, scheduler, fresh=True)
     seen: list[str] = []
 
     def look() -> bool:
-        seen.append(scheduler.query([job.ticket])[job.ticket.key].state)
+        seen.append(scheduler.query([job.ref])[job.ref.key].state)
         return job.log == b"hello\n"
 
     wait_for(look, "the log")
     assert set(seen) <= {"PENDING", "RUNNING"}
     assert seen == sorted(seen)
-    assert scheduler.query([job.ticket])[job.ticket.key].state == "RUNNING"
+    assert scheduler.query([job.ref])[job.ref.key].state == "RUNNING"
     assert (job.directory / "claim").read_text() == job_id
     (job.output / "go").write_text("on\n")
-    sighting = ended(job)
-    assert (sighting.state, sighting.exit_code, sighting.signal) == ("COMPLETED", 0, None)
-    assert sighting.started_at is not None and sighting.ended_at is not None
-    assert sighting.started_at <= sighting.ended_at
+    status = ended(job)
+    assert (status.state, status.exit_code, status.signal) == ("COMPLETED", 0, None)
+    assert status.started_at is not None and status.ended_at is not None
+    assert status.started_at <= status.ended_at
 
 
 def test_a_job_that_exits_with_an_error_is_failed_with_its_code(
@@ -125,10 +125,10 @@ def test_an_exit_code_that_means_requeue_to_submitit_runs_nothing_twice(
 def test_a_job_is_found_again_by_another_instance(running: Running, ended: Ended) -> None:
     job = running()
     again = LocalScheduler()
-    assert again.find(job.ticket, in_flight=False) == (job.directory / "claim").read_text()
-    assert again.cancel([job.ticket])[job.ticket.key] == "signalled to end (SIGTERM)"
+    assert again.find(job.ref, in_flight=False) == (job.directory / "claim").read_text()
+    assert again.cancel([job.ref])[job.ref.key] == "signalled to end (SIGTERM)"
     assert ended(job).state == "CANCELLED"
-    assert again.cancel([job.ticket])[job.ticket.key] == "had ended already"
+    assert again.cancel([job.ref])[job.ref.key] == "had ended already"
 
 
 @pytest.mark.parametrize("whole_group", [False, True])
@@ -155,8 +155,8 @@ def test_a_job_outlives_the_process_that_submitted_it(
 def test_the_time_limit_is_announced_and_then_kept(job_of: JobOf, ended: Ended) -> None:
     job = job_of("sh", "-c", f"trap 'echo saving' TERM; {PATIENT}")
     submit(job, minutes=2 / 60, warn_s=1)
-    sighting = ended(job)
-    assert (sighting.state, sighting.warned) == ("TIMEOUT", True)
+    status = ended(job)
+    assert (status.state, status.warned) == ("TIMEOUT", True)
     assert b"saving" in job.log
 
 
@@ -166,9 +166,9 @@ def test_the_time_limit_is_announced_and_then_kept(job_of: JobOf, ended: Ended) 
 def test_a_killed_payload_is_failed_without_an_exit_code(running: Running, ended: Ended) -> None:
     job = running()
     kill_payload(job)
-    sighting = ended(job)
-    assert (sighting.state, sighting.exit_code) == ("FAILED", None)
-    assert sighting.reason == "its process was killed and left no exit code"
+    status = ended(job)
+    assert (status.state, status.exit_code) == ("FAILED", None)
+    assert status.reason == "its process was killed and left no exit code"
 
 
 def test_once_a_killed_job_counts_as_ended_none_of_its_processes_lives(
@@ -178,19 +178,19 @@ def test_once_a_killed_job_counts_as_ended_none_of_its_processes_lives(
     job = running("sleep 60 & echo ready; wait")
     kill_payload(job)
     assert ended(job).state == "FAILED"
-    assert [pid for pid in payload.processes_with_cookie(job.ticket.key) if is_alive(pid)] == []
+    assert [pid for pid in payload.processes_with_cookie(job.ref.key) if is_alive(pid)] == []
 
 
 def test_a_job_whose_directory_is_removed_runs_for_as_long_as_its_processes_do(
     running: Running, ended: Ended
 ) -> None:
     job = running()
-    trainer = payload.processes_with_cookie(job.ticket.key)
+    trainer = payload.processes_with_cookie(job.ref.key)
     shutil.rmtree(job.directory)
     assert sight(job).state == "RUNNING"
-    assert f"somebody removed {job.directory}" in (sight(job).reason or "")
-    told = LocalScheduler().cancel([job.ticket])
-    assert told == {job.ticket.key: "killed its remaining processes"}
+    assert f"{job.directory} was removed" in (sight(job).reason or "")
+    told = LocalScheduler().cancel([job.ref])
+    assert told == {job.ref.key: "killed its remaining processes"}
     assert ended(job).state == "CANCELLED"
     assert not any(is_alive(pid) for pid in trainer)
 
@@ -199,9 +199,9 @@ def test_a_reboot_is_a_node_failure(running: Running, ended: Ended) -> None:
     job = running()
     kill_payload(job)
     edit(job.directory / "started.json", boot_id="before the reboot")
-    sighting = ended(job)
-    assert sighting.state == "NODE_FAIL"
-    assert "was rebooted" in (sighting.reason or "")
+    status = ended(job)
+    assert status.state == "NODE_FAIL"
+    assert "was rebooted" in (status.reason or "")
 
 
 def test_a_pid_that_another_process_has_by_now_is_not_the_job(
@@ -212,7 +212,7 @@ def test_a_pid_that_another_process_has_by_now_is_not_the_job(
     with subprocess.Popen("cat", stdin=subprocess.PIPE) as innocent:
         edit(job.directory / "started.json", pid=innocent.pid)
         assert ended(job).state == "FAILED"
-        LocalScheduler().cancel([job.ticket])
+        LocalScheduler().cancel([job.ref])
         assert is_alive(innocent.pid)
 
 
@@ -220,7 +220,7 @@ def test_a_job_on_another_host_is_not_judged_by_this_hosts_pids(running: Running
     job = running()
     edit(job.directory / "started.json", host="elsewhere", pid=1)
     assert sight(job).state == "RUNNING"
-    assert "cancel it from there" in LocalScheduler().cancel([job.ticket])[job.ticket.key]
+    assert "cancel it from there" in LocalScheduler().cancel([job.ref])[job.ref.key]
 
 
 def test_a_job_that_starts_and_ends_during_a_look_has_not_failed(
@@ -244,7 +244,7 @@ def test_a_job_that_starts_and_ends_during_a_look_has_not_failed(
 def test_a_job_that_is_cancelled_before_it_starts_never_starts(job_of: JobOf) -> None:
     job = job_of("sh", "-c", COUNT)
     job.prepare()
-    answer = LocalScheduler().cancel([job.ticket])[job.ticket.key]
+    answer = LocalScheduler().cancel([job.ref])[job.ref.key]
     assert answer == "cancelled before it started"
     subprocess.run(["python3", str(job.directory / "payload.py")], check=True)
     assert not (job.output / "runs").exists()
@@ -258,8 +258,8 @@ def test_a_job_that_has_claimed_and_not_yet_started_is_to_be_cancelled_again(
     job.prepare()
     assert payload.claim(job.directory, "41")
     monkeypatch.setattr(local, "_START_PATIENCE_S", 0.1)
-    with pytest.raises(SchedulerUnavailable, match="starting at this very moment"):
-        LocalScheduler().cancel([job.ticket])
+    with pytest.raises(SchedulerUnavailable, match="starting right now"):
+        LocalScheduler().cancel([job.ref])
 
 
 # Exactly one submission
@@ -320,17 +320,17 @@ def test_a_process_that_lost_the_session_meanwhile_submits_nothing_though_the_in
         asked_under_lock.append(is_locked(job.directory))
         raise SessionHeld("s1 is another monitor's")
 
-    request = Request(job.ticket.name, job.attempt.log, LocalMachine(), still_ours=lost)
+    request = SubmitOptions(job.ref.name, job.attempt.log, LocalMachine(), still_ours=lost)
     for fresh in (True, False):
         with pytest.raises(SessionHeld):
-            submit_once(job.ticket, request, LocalScheduler(), fresh=fresh)
+            submit_once(job.ref, request, LocalScheduler(), fresh=fresh)
     assert (held, asked_under_lock) == (False, [True, True])
     assert not (job.directory / "controller.log").exists()
 
     assert submit(job)  # its successor
     assert ended(job).state == "COMPLETED"
     # What has been submitted is found, whoever asks.
-    found = submit_once(job.ticket, request, LocalScheduler(), fresh=False)
+    found = submit_once(job.ref, request, LocalScheduler(), fresh=False)
     assert found == payload.claimed_by(job.directory)
     assert (job.output / "runs").read_text() == "run\n"
 

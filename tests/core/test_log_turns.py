@@ -18,7 +18,7 @@ from autoexp.monitor.job_watch import END, EVENTS, MOST_AT_END_S
 from autoexp.monitor.monitor import Look, Monitor
 from autoexp.monitor.replay import Rehearsal
 from autoexp.rules.events import LogLost, LogMatched
-from autoexp.schedulers.base import Sighting
+from autoexp.schedulers.base import JobStatus
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from bench.world import sessions
@@ -79,7 +79,7 @@ class Crowd:
         for name, state in (states or {}).items():
             attempt = self.session.jobs[name].attempt
             assert attempt is not None
-            answers[attempt.key] = Sighting(state, **facts)
+            answers[attempt.key] = JobStatus(state, **facts)
         with sessions.unsynced():
             return self.monitor.look(answers)
 

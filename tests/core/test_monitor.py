@@ -16,7 +16,7 @@ from autoexp.logs.tail import LIMIT
 from autoexp.monitor.monitor import Look, Monitor
 from autoexp.operations import actions
 from autoexp.rules.events import CheckpointComplete, JobGivenUp
-from autoexp.schedulers.base import Sighting
+from autoexp.schedulers.base import JobStatus
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.core.conftest import KilledAt, create
@@ -49,7 +49,7 @@ class Story:
         attempt = self.job(name).attempt
         if state is None or attempt is None:
             return self.monitor.look({})
-        return self.monitor.look({attempt.key: Sighting(state, **facts)})
+        return self.monitor.look({attempt.key: JobStatus(state, **facts)})
 
     def log(self, iteration: int, *, name: str = "tiny", end: str = "\n") -> None:
         attempt = self.job(name).attempt
@@ -236,10 +236,10 @@ def test_a_branchs_own_start_is_no_checkpoint_of_the_branch(story: Story) -> Non
 
 def test_an_answer_that_leaves_a_job_out_changes_nothing(story: Story) -> None:
     before = story.job().model_dump()
-    assert story.monitor.look({"another-key": Sighting("FAILED")}) == Look([], [], set())
+    assert story.monitor.look({"another-key": JobStatus("FAILED")}) == Look([], [], set())
     assert story.job().model_dump() == before
     key = story.session.meta.key("tiny", 1)
-    assert [ticket.job_id for ticket in story.monitor.tickets()] == [f"id-{key}"]
+    assert [ref.job_id for ref in story.monitor.refs()] == [f"id-{key}"]
 
 
 # Kills and failing disks

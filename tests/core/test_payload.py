@@ -310,7 +310,7 @@ def test_prefect_and_submitit_stay_outside(job_of: JobOf, run: Run) -> None:
     seen = dict(line.split("=", 1) for line in raw if line)
     assert not [name for name in seen if name.startswith(("PREFECT_", "SUBMITIT_"))]
     assert (seen["KEPT"], seen["LR"], seen["OUTER"]) == ("1", "a b\n'c'", "2")
-    assert seen[payload.COOKIE] == job.ticket.key
+    assert seen[payload.COOKIE] == job.ref.key
 
 
 def test_hostile_arguments_arrive_byte_for_byte(job_of: JobOf, run: Run) -> None:

@@ -12,7 +12,7 @@ from autoexp import payload
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.operations import requests
-from autoexp.schedulers.base import Request, prepare, submit_once
+from autoexp.schedulers.base import SubmitOptions, prepare, submit_once
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.session import find, remove
 from autoexp.session.inbox import enqueue
@@ -95,9 +95,9 @@ def test_what_a_job_leaves_is_its_owners_and_what_its_trainer_makes_follows_the_
     made: Job = job_of("sh", "-c", "echo said; touch trained")
     tmp_path.chmod(0o700)
     scheduler = LocalScheduler()
-    prepare(made.ticket, made.spec, made.attempt, scheduler.orders(made.spec, made.attempt))
-    request = Request(made.ticket.name, made.attempt.log, made.spec.machine)
-    submit_once(made.ticket, request, scheduler, fresh=True)
+    prepare(made.ref, made.spec, made.attempt, scheduler.payload_spec(made.spec, made.attempt))
+    request = SubmitOptions(made.ref.name, made.attempt.log, made.spec.machine)
+    submit_once(made.ref, request, scheduler, fresh=True)
     wait_for(lambda: (made.directory / "exit.json").exists(), "the end")
 
     for found in [made.directory, *made.directory.iterdir()]:
@@ -163,7 +163,7 @@ def test_a_session_with_records_of_another_user_is_not_taken_up(
         found.write_text("{}")
     os.chown(found, NOBODY, NOBODY)
     with (
-        pytest.raises(BadInput, match=r"nobody.* would be done as root"),
+        pytest.raises(BadInput, match=r"nobody.* would run as root"),
         Session.hold(session_path),
     ):
         pytest.fail("taken up")

@@ -129,7 +129,7 @@ def test_one_that_is_not_complete_any_more_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="no longer complete"):
         Layout(NAME, must_exist=COMPLETE).seed(found, tmp_path / "branch")
     shutil.rmtree(found.path)
-    with pytest.raises(SessionError, match="ck_100 is gone"):
+    with pytest.raises(SessionError, match="ck_100 is missing"):
         Layout(NAME, must_exist=COMPLETE).seed(found, tmp_path / "branch")
 
 

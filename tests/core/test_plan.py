@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoexp.config.compose import Composed, compose
-from autoexp.config.experiment import Experiment, Project, Start
+from autoexp.config.experiment import CheckpointSource, Experiment, Project
 from autoexp.errors import BadInput
 from autoexp.planning.plan import Plan, make_plan
 from autoexp.session.session import Session
@@ -66,7 +66,7 @@ def test_a_plan_from_a_checkpoint_says_what_its_copies_take(tmp_path: Path) -> N
         {"at": [600], "decay": {"iterations": 9}, "name": "b"},
         write_in_place=True,
     )
-    start = Start(path=str(tmp_path), iteration=600)
+    start = CheckpointSource(path=str(tmp_path), iteration=600)
     cost = make_plan(own.model_copy(update={"start": start}), tmp_path).cost
     assert cost is not None
     assert (cost.copied_checkpoints, cost.copied_bytes) == (2, 3000)

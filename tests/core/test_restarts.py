@@ -22,7 +22,7 @@ from autoexp.operations import actions as acting
 from autoexp.operations.step_runs import Replacement, carry_out
 from autoexp.rules.actions import Restart, Start
 from autoexp.rules.events import JobGivenUp, LogMatched, MetricAlarm, RestartAsked
-from autoexp.schedulers.base import Sighting, Ticket
+from autoexp.schedulers.base import AttemptRef, JobStatus
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.session import Session
@@ -267,7 +267,7 @@ def test_attempts_queued_ahead_end_with_the_one_that_restarts_and_count_for_noth
         session.change_job(job, attempts=[*job.attempts, later])
     say(story, "it hangs")
     perform(story, story.look().actions[0])
-    ends = {attempt.key: Sighting("CANCELLED") for attempt in job.open_attempts}
+    ends = {attempt.key: JobStatus("CANCELLED") for attempt in job.open_attempts}
     story.monitor.look(ends)
     for _ in range(3):
         story.monitor.look({})
@@ -398,7 +398,7 @@ def test_a_restart_waits_for_its_own_processes_and_not_for_those_of_a_session_of
             write()
     spec = spec_of("x", directory=tmp_path, save_dir=str(save_dir))
     asked = RestartRequest(attempt=1, action="a", reason="r", roll_back_to=100)
-    ticket = Ticket("s1-j-a1", own, "s1-j-a1", "x.sh")
+    ref = AttemptRef("s1-j-a1", own, "s1-j-a1", "x.sh")
 
     def replaced_beside(directory: Path) -> bool:
         cookies = {payload.COOKIE: "s1-j-a1", payload.ATTEMPT: str(directory)}
@@ -407,7 +407,7 @@ def test_a_restart_waits_for_its_own_processes_and_not_for_those_of_a_session_of
         with subprocess.Popen(command, env={**os.environ, **cookies}, **pipes) as process:  # type: ignore[call-overload]
             process.stdout.readline()
             try:
-                Replacement(spec, (ticket,), asked).run(LocalScheduler())
+                Replacement(spec, (ref,), asked).run(LocalScheduler())
             except TimeoutError as error:
                 assert str(process.pid) in str(error)
                 return False

@@ -87,7 +87,7 @@ def rules(**kinds: Any) -> Experiment:
             "two rules are called `r`",
         ),
         ({"log_events": {"a rule": {"substring": "xy"}}}, "should match pattern"),
-        ({"inactivity_events": {"r": {"after": "soon"}}}, "not a length of time"),
+        ({"inactivity_events": {"r": {"after": "soon"}}}, "not a duration"),
         (
             {"state_events": {"r": {"to": ["FAILED"], "actions": [{"launch": {"name": "x"}}]}}},
             "exactly one of `cooldown`, `command` and `config`",

@@ -118,11 +118,11 @@ def test_a_stage_can_follow_a_cooldown_of_the_second_training() -> None:
         ({"train": {"backend.args.train_iters": "{sibling.stable.checkpoint_path}"}}, "integer"),
         ({"train": {"monitoring.file_tick_s": 1}}, "belongs to the session"),
         ({"train": {"project.name": "x"}}, "belongs to the session"),
-        ({"train": {"slurm.nodes": 2}}, "say it in `stages.a.slurm`"),
+        ({"train": {"slurm.nodes": 2}}, "set it in `stages.a.slurm`"),
         ({"train": {"stages.b.minutes": 1}}, "belongs to the first training"),
         (
             {"train": {"budget.measured_in": "{sibling.stable.checkpoint_path}"}},
-            "only the backend can be told it",
+            "only the backend can use it",
         ),
         ({"command": ["x"]}, "exactly one of `command` and `train`"),
         ({"minutes": 3}, "minutes: only for a command, and this is a training"),

@@ -357,7 +357,7 @@ def test_a_failed_training_can_be_run_again_with_all_that_waited_for_it(story: S
     story.look()
     assert story.session.is_over
 
-    assert ask(story) == ["ann: runs tiny, tiny-convert, tiny-evaluate again"]
+    assert ask(story) == ["ann: retries tiny, tiny-convert, tiny-evaluate"]
     assert not story.session.is_over
     story.open()
     story.look()
@@ -379,7 +379,7 @@ def test_a_stage_that_failed_is_run_again_alone_and_starts_what_follows(story: S
     story.look(name="tiny-convert", state="FAILED", exit_code=1)
     story.look()
 
-    assert ask(story, "tiny-convert") == ["ann: runs tiny-convert, tiny-evaluate again"]
+    assert ask(story, "tiny-convert") == ["ann: retries tiny-convert, tiny-evaluate"]
     story.look()
     assert story.job("tiny-evaluate").verdict is None
     story.submit("tiny-convert")

@@ -162,7 +162,7 @@ def test_a_described_trainers_branch_changes_what_its_yaml_says() -> None:
         ({"log_line": "(?P<iteration>[0-9]+) (?P<los>x)"}, "group `los`: there are iteration"),
         ({"log_line": "("}, "is not a regular expression"),
         ({"saves": {"name": "step-{iteration}"}}, "nothing tells a complete checkpoint"),
-        ({"saves": {"name": "step", "renamed": True}}, "has to hold {iteration} once"),
+        ({"saves": {"name": "step", "renamed": True}}, "has to contain {iteration} once"),
         ({"variables": {"WANDB_API_KEY": "x"}}, "`WANDB_API_KEY` looks like a secret"),
     ],
 )  # fmt: skip

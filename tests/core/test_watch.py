@@ -313,7 +313,7 @@ def test_a_step_that_is_no_number_is_said_once_with_its_place_and_reading_goes_o
     watch = watching.look()
     assert (watching.job.iteration, watching.job.loss) == (1200, 1.5)
     assert watching.job.warning == (
-        f"{watching.log}, byte 16: iteration '1.0K' is not a step number; passed by"
+        f"{watching.log}, byte 16: iteration '1.0K' is not a step number; skipped"
     )
     assert watch.dirty
     watching.job.warning = None
@@ -363,7 +363,7 @@ def test_a_rule_that_raises_does_not_blind_the_reading_of_progress(
     watching.write(iteration_line(1) + b"\n" + iteration_line(2) + b"\n")
     watching.look()
     assert watching.job.iteration == 2
-    assert watching.job.warning == f"{watching.log}, byte 0: RuntimeError: boom; passed by"
+    assert watching.job.warning == f"{watching.log}, byte 0: RuntimeError: boom; skipped"
 
 
 def test_an_engine_that_breaks_down_loses_no_line(
@@ -399,7 +399,7 @@ def test_checkpoints_that_make_a_reader_raise_are_passed_by_until_they_change(
     for _ in range(3):
         assert watch.find_checkpoints(watching.job, attempt, watching.watched, ended=False) == []
     assert len(calls) == 1
-    said = f"{watching.save_dir}: TypeError: no dictionary; passed by"
+    said = f"{watching.save_dir}: TypeError: no dictionary; skipped"
     assert watching.job.warning == said
 
 

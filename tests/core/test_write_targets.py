@@ -85,5 +85,5 @@ def test_a_group_called_like_a_name_of_the_session_is_still_what_a_line_says(
 
 def test_what_is_no_file_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(SessionError, match="no file"):
+    with pytest.raises(SessionError, match="not a writable file"):
         path_below(tmp_path, "folder")

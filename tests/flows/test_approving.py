@@ -61,7 +61,7 @@ async def test_a_deployed_flow_pauses_for_approval_with_the_plan_as_its_text(
         }
     else:
         assert state.is_failed()
-        assert "somebody said no: said ann" in str(state.message)
+        assert "the plan was rejected: said ann" in str(state.message)
         assert sessions == []
 
 

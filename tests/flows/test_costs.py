@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from autoexp.flows.concurrency.children import Children
-from autoexp.flows.concurrency.writer import Disk
-from autoexp.flows.engine.session_run import make_room
-from autoexp.flows.engine.subflows import Drawing
+from autoexp.flows.concurrency.writer import SessionWriter
+from autoexp.flows.engine.session_run import use_large_thread_pool
+from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.train import train
 from autoexp.monitor.monitor import JobView
 from bench.cases import flow_tick
@@ -27,9 +27,11 @@ def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
     jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hops: list[str] = []
-    original = Disk.run
+    original = SessionWriter.run
 
-    async def counted(disk: Disk, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
+    async def counted(
+        disk: SessionWriter, function: Callable[..., Any], *args: Any, **more: Any
+    ) -> Any:
         hops.append(function.__name__)
         return await original(disk, function, *args, **more)
 
@@ -37,7 +39,7 @@ def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
         async with Children(run.log) as children:
             await flow_tick.settle(run, children)
             run.updates.take_changed()
-            monkeypatch.setattr(Disk, "run", counted)
+            monkeypatch.setattr(SessionWriter, "run", counted)
             monkeypatch.setattr("autoexp.flows.publishing.artifacts.get_client", None)
             monkeypatch.setattr("autoexp.flows.engine.cancellation.get_client", None)
             for _ in range(3):
@@ -55,9 +57,9 @@ def test_what_one_job_does_reaches_those_alone_who_wait_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    draw = Drawing.draw
+    draw = Subflows.draw
 
-    def counted(drawing: Drawing, children: Children, changed: Sequence[JobView]) -> None:
+    def counted(drawing: Subflows, children: Children, changed: Sequence[JobView]) -> None:
         told.extend(job.spec.name for job in changed)
         draw(drawing, children, changed)
 
@@ -68,7 +70,7 @@ def test_what_one_job_does_reaches_those_alone_who_wait_for_it(
             await run.tick(children)  # sees what was saved
             first = next(iter(run.session.jobs.values()))
             sessions.grow_job(first, 5000, 1)
-            monkeypatch.setattr(Drawing, "draw", counted)
+            monkeypatch.setattr(Subflows, "draw", counted)
             for _ in range(3):
                 await run.tick(children)
             assert first.iteration == 5000
@@ -83,16 +85,16 @@ def test_effects_that_take_long_do_not_hold_up_the_schedulers_answers(tmp_path: 
     done = threading.Event()
 
     async def answered(run: flow_tick.Still) -> set[str]:
-        make_room()
+        use_large_thread_pool()
         async with Children(run.log) as children:
             await flow_tick.settle(run, children)
             for _ in range(20):
                 children.spawn("effect", asyncio.to_thread(done.wait))
-            run._questions._next_at = 0.0
-            run._questions.ask(children, run._monitor.tickets())
+            run._poller._next_at = 0.0
+            run._poller.ask(children, run._monitor.refs())
             for _ in range(3000):
                 await asyncio.sleep(0.1)
-                if answers := run._questions.collect():
+                if answers := run._poller.collect():
                     break
             done.set()
             flow_tick.end(run)

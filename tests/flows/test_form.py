@@ -11,7 +11,7 @@ from autoexp.errors import BadInput
 from autoexp.flows.publishing import form
 from autoexp.flows.publishing.form import ExperimentForm
 from autoexp.flows.train import train
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 
 FILLED = {
     "project": {"name": "mine"},
@@ -21,15 +21,15 @@ FILLED = {
 }
 
 
-class Hot(Closed):
+class Hot(FrozenModel):
     kind: Literal["hot"]
 
 
-class Cold(Closed):
+class Cold(FrozenModel):
     kind: Literal["cold"]
 
 
-class Tap(Closed):
+class Tap(FrozenModel):
     water: Annotated[Hot | Cold, Field(discriminator="kind")]
 
 

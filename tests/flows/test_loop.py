@@ -14,10 +14,10 @@ from prefect import flow
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.flows.concurrency.updates import Updates
-from autoexp.flows.concurrency.writer import Disk
+from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.session_run import SessionRun
 from autoexp.monitor.monitor import Look, Monitor
-from autoexp.schedulers.base import Sighting
+from autoexp.schedulers.base import JobStatus
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session.session import Session
 from tests.flows.conftest import Make
@@ -47,10 +47,10 @@ async def test_the_parent_keeps_looking_while_cooldowns_run_and_an_action_sleeps
             seen.append(looks >= until)
         seed(self, checkpoint, save_dir)
 
-    def counted(self: Monitor, sightings: Mapping[str, Sighting]) -> Look:
+    def counted(self: Monitor, statuses: Mapping[str, JobStatus]) -> Look:
         nonlocal looks
         looks += 1
-        return look(self, sightings)
+        return look(self, statuses)
 
     monkeypatch.setattr(DemoBackend, "seed", slow_seed)
     monkeypatch.setattr(Monitor, "look", counted)
@@ -68,7 +68,7 @@ async def test_the_parent_keeps_looking_while_cooldowns_run_and_an_action_sleeps
 
 async def test_an_interruption_ends_the_waiting_for_a_full_disk() -> None:
     updates = Updates()
-    disk = Disk(Path("s1"), updates, logging.getLogger())
+    disk = SessionWriter(Path("s1"), updates, logging.getLogger())
     tried, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def write() -> None:
@@ -90,7 +90,7 @@ async def test_a_filesystem_that_hangs_is_told_once_and_so_is_its_answer(
     monkeypatch.setattr("autoexp.flows.concurrency.writer._PATIENCE_S", 0.05)
     answers, loop = threading.Event(), asyncio.get_running_loop()
     loop.call_later(0.5, answers.set)
-    disk = Disk(Path("/scratch/s1"), Updates(), logging.getLogger("hanging"))
+    disk = SessionWriter(Path("/scratch/s1"), Updates(), logging.getLogger("hanging"))
 
     await asyncio.gather(*(disk.run(answers.wait) for _ in range(3)))
     await disk.run(str)
@@ -103,7 +103,7 @@ async def test_a_filesystem_that_hangs_is_told_once_and_so_is_its_answer(
 
 async def test_a_filesystem_that_answers_those_in_front_of_a_call_does_not_hang() -> None:
     gates = [threading.Event() for _ in range(2)]
-    disk = Disk(Path("/scratch/s1"), Updates(), logging.getLogger("queued"))
+    disk = SessionWriter(Path("/scratch/s1"), Updates(), logging.getLogger("queued"))
     first, second = (asyncio.create_task(disk.run(gate.wait)) for gate in gates)
     await asyncio.sleep(0)
     begun = disk._patience

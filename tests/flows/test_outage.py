@@ -8,7 +8,7 @@ import pytest
 from autoexp.errors import SchedulerUnavailable
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.engine import poller
-from autoexp.schedulers.base import Ticket
+from autoexp.schedulers.base import AttemptRef
 from autoexp.schedulers.local import LocalScheduler
 
 
@@ -18,7 +18,7 @@ async def test_two_thousand_missed_queries_in_a_row_are_backed_off_from_and_answ
     misses, waits, seconds = 2000, [], [0.0]
 
     class Away(LocalScheduler):
-        def query(self, tickets: object) -> dict[str, object]:  # type: ignore[override]
+        def query(self, refs: object) -> dict[str, object]:  # type: ignore[override]
             nonlocal misses
             misses -= 1
             if misses >= 0:
@@ -31,10 +31,10 @@ async def test_two_thousand_missed_queries_in_a_row_are_backed_off_from_and_answ
     monkeypatch.setattr(asyncio, "to_thread", here)
     monkeypatch.setattr(poller.time, "monotonic", lambda: seconds[0])
     log = logging.getLogger("outage")
-    asked = poller.Questions(Away(), 15.0, log)
+    asked = poller.SchedulerPoller(Away(), 15.0, log)
     while misses >= 0:
         async with Children(log) as children:
-            asked.ask(children, [Ticket("k", None, "k", "batch.sh", "1")])  # type: ignore[arg-type]
+            asked.ask(children, [AttemptRef("k", None, "k", "batch.sh", "1")])  # type: ignore[arg-type]
         waits.append(asked._next_at - seconds[0])
         seconds[0] = asked._next_at
         assert asked.is_due

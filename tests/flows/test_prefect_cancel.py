@@ -57,7 +57,7 @@ async def test_cancelling_the_sessions_flow_run_cancels_its_jobs_though_nobody_t
 async def test_cancelling_one_cooldowns_subflow_is_told_and_cancels_that_job_alone(
     make_session: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoexp.flows.engine.cancellation._UNTOLD_S", 1000)
+    monkeypatch.setattr("autoexp.flows.engine.cancellation._POLL_INTERVAL_S", 1000)
     path = make_session()
     hold_back(path, "demo-cd100")  # it still runs when the training has ended
     run = asyncio.create_task(train(session=path.name, return_state=True))  # type: ignore[var-annotated, arg-type]

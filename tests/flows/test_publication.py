@@ -11,10 +11,10 @@ import pytest
 
 from autoexp.config.compose import compose
 from autoexp.flows.publishing import page
-from autoexp.flows.publishing.artifacts import Face, share_done
-from autoexp.flows.publishing.events import Telling
+from autoexp.flows.publishing.artifacts import ArtifactPublisher, share_done
+from autoexp.flows.publishing.events import EventEmitter
 from autoexp.model import now
-from autoexp.reports.status import JobStatus, Status, status_of
+from autoexp.reports.status import JobSummary, Status, status_of
 from autoexp.rules.events import LogMatched
 from autoexp.session.journal import Journal
 from autoexp.session.session import Session
@@ -72,7 +72,7 @@ def test_a_publication_reads_nothing_of_a_long_journal_again(
     session = Session.load(long_session)
     assert len(parsed) == MANY
     parsed.clear()
-    telling = Telling(session)
+    telling = EventEmitter(session)
     for number in range(MANY, MANY + 5):
         session.record([line(number)])
         text = page.session_page(session, status_of(session))
@@ -116,14 +116,14 @@ async def test_a_publication_works_out_the_status_of_its_session_once(
     async def nothing(*arguments: Any) -> None:
         del arguments
 
-    async def note(job: JobStatus) -> None:
+    async def note(job: JobSummary) -> None:
         bars.append(job.name)
 
     monkeypatch.setattr("autoexp.reports.status.status_of", counted)
     monkeypatch.setattr("autoexp.flows.publishing.artifacts.status_of", counted)
-    face = Face.__new__(Face)
+    face = ArtifactPublisher.__new__(ArtifactPublisher)
     face._session, face._artifacts, face._started = session, {"plan": uuid4()}, set(session.jobs)
-    face._disk = SimpleNamespace(run=run)  # type: ignore[assignment]
+    face._writer = SimpleNamespace(run=run)  # type: ignore[assignment]
     face._plotted_at = time.monotonic()
     for name, stub in (("_tag", nothing), ("_publish_page", nothing), ("_publish_bar", note)):
         monkeypatch.setattr(face, name, stub)

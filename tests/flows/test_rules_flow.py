@@ -14,7 +14,7 @@ from autoexp.config.compose import compose
 from autoexp.dotted import setting
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.updates import Updates
-from autoexp.flows.concurrency.writer import Disk
+from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.condition_checker import ConditionChecker
 from autoexp.flows.train import train
 from autoexp.model import now
@@ -131,7 +131,7 @@ async def test_what_rules_ask_for_happens_once_and_is_told(
     assert names["replace"] == names["restart"] == 1
     said = autoexp("explain", path.name, "demo", root=path.parent).stdout
     assert "demo has finished: reached iteration 300." in said
-    assert "rule nan did restart the attempt from before the trouble" in said
+    assert "rule nan did restart the attempt from the last good checkpoint" in said
     queue = autoexp("queue", path.name, root=path.parent).stdout
     assert "not done: not within 1 s" in queue
 
@@ -192,7 +192,7 @@ async def test_a_deadline_counts_from_the_event_however_often_the_monitor_restar
     stamps = set()
     for _ in range(2):  # the second monitor finds nothing new to write
         session, updates, log = Session.load(path), Updates(), logging.getLogger()
-        disk, monitor = Disk(path, updates, log), Monitor(session)
+        disk, monitor = SessionWriter(path, updates, log), Monitor(session)
         checker = ConditionChecker(session, monitor, disk, updates, log)
         async with Children(log) as children:
             checker.start_check(children)

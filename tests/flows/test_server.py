@@ -319,7 +319,7 @@ def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_heal
     foreground, tells = Foreground(), threading.Event()
     foreground.stop("SIGTERM")
 
-    ended = interrupts.run_beside(foreground, lambda: void(tells.wait(60)))
+    ended = interrupts.run_in_thread(foreground, lambda: void(tells.wait(60)))
 
     tells.set()
     assert not ended
@@ -339,7 +339,7 @@ def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
         taken.set()
         tells.wait(60)
 
-    assert not interrupts.run_beside(foreground, prefect_takes_some_of_it)
+    assert not interrupts.run_in_thread(foreground, prefect_takes_some_of_it)
     assert taken.is_set()  # it was waited for as long as Prefect took something
     tells.set()
 
@@ -377,5 +377,5 @@ def test_a_server_that_refuses_the_end_of_a_session_does_not_make_it_a_failure(
     monkeypatch.setattr(terminal, "leave_within", void)
     assert terminal.watch(path) == 0
     said = capsys.readouterr().out
-    assert "Prefect could not be told all of this" in said
+    assert "its records of this run are incomplete" in said
     assert "Traceback" not in said

@@ -5,14 +5,14 @@ import io
 import pytest
 from rich.console import Console
 
-from autoexp.reports.status import JobStatus, Status
+from autoexp.reports.status import JobSummary, Status
 from autoexp.reports.tables import status_view
 from autoexp.states import Kind, Verdict
 
 WAITS = "waits for checkpoint 1000 of demo"
 
 
-def job(name: str, **changes: object) -> JobStatus:
+def job(name: str, **changes: object) -> JobSummary:
     known = {
         "name": name,
         "kind": Kind.TRAIN,
@@ -28,7 +28,7 @@ def job(name: str, **changes: object) -> JobStatus:
         "planned_gpu_hours": None,
         "scores": {},
     }
-    return JobStatus.model_construct(**{**known, **changes})
+    return JobSummary.model_construct(**{**known, **changes})
 
 
 STATUS = Status.model_construct(

@@ -14,7 +14,7 @@ from autoexp.monitor.monitor import Monitor
 from autoexp.payload import processes_with_cookie
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.events import StateChanged
-from autoexp.schedulers.base import Request, Sighting, Ticket, prepare, submit_once
+from autoexp.schedulers.base import AttemptRef, JobStatus, SubmitOptions, prepare, submit_once
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session.session import Session
 from autoexp.states import Kind
@@ -85,11 +85,11 @@ class Bench:
     def attempt(self, name: str) -> Attempt:
         return self.jobs[name].attempts[-1]
 
-    def ticket(self, name: str) -> Ticket:
-        return self.session.ticket(self.attempt(name))
+    def ref(self, name: str) -> AttemptRef:
+        return self.session.ref(self.attempt(name))
 
-    def tickets(self, names: Sequence[str] = ()) -> list[Ticket]:
-        return [self.ticket(name) for name in names or self.jobs]
+    def refs(self, names: Sequence[str] = ()) -> list[AttemptRef]:
+        return [self.ref(name) for name in names or self.jobs]
 
     def add(
         self,
@@ -125,12 +125,12 @@ class Bench:
     def send(self, name: str, *, fresh: bool) -> str:
         """Submit what is intended, in the order of the flows' submit task; returns the job id."""
         spec, attempt = self.jobs[name].spec, self.attempt(name)
-        ticket = self.session.ticket(attempt)
-        prepare(ticket, spec, attempt, self.scheduler.orders(spec, attempt))
-        request = Request(
+        ref = self.session.ref(attempt)
+        prepare(ref, spec, attempt, self.scheduler.payload_spec(spec, attempt))
+        request = SubmitOptions(
             attempt.name, attempt.log, spec.machine, attempt.time_limit_min, attempt.after
         )
-        job_id = submit_once(ticket, request, self.scheduler, fresh=fresh)
+        job_id = submit_once(ref, request, self.scheduler, fresh=fresh)
         self.session.record_submission(self.jobs[name], attempt, job_id)
         return job_id
 
@@ -140,13 +140,13 @@ class Bench:
         self.begin(name)
         return self.send(name, fresh=True)
 
-    def look(self) -> dict[str, Sighting]:
+    def look(self) -> dict[str, JobStatus]:
         """One look of the monitor at all jobs."""
         if self._monitor is None:
             self._monitor = Monitor(self.session)
-        sightings = self.scheduler.query(self._monitor.tickets())
-        self._monitor.look(sightings)
-        return sightings
+        statuses = self.scheduler.query(self._monitor.refs())
+        self._monitor.look(statuses)
+        return statuses
 
     def watch(
         self, condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE_S

@@ -27,7 +27,7 @@ def gather(bench: Bench, cluster: Cluster) -> None:
 
     cluster("kill-node", "3")
     bench.jobs["cancelled"].cancel_requested = "autoexp cancel by a test"
-    bench.scheduler.cancel(bench.tickets(["cancelled"]))
+    bench.scheduler.cancel(bench.refs(["cancelled"]))
     slurm("scancel", _id(bench, "scancelled"), _id(bench, "scancelled_pending"))
     slurm("scontrol", "requeue", _id(bench, "requeued"))
     slurm("scontrol", "hold", _id(bench, "held_by_admin"))

@@ -11,7 +11,7 @@ from autoexp.config.compose import compose
 from autoexp.config.search_path import SHIPPED
 from autoexp.planning.plan import make_plan
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.base import Request
+from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.slurm_script import body, executor_for, launched
 
 RECORDED = Path(__file__).parents[1] / "data" / "slurm"
@@ -26,7 +26,7 @@ def script_of(site: str, directory: Path, *overrides: str) -> str:
     assert isinstance(machine, SlurmCluster)
     trunk = make_plan(experiment, directory / "output").trunk
     spec = trunk.model_copy(update={"command": (sys.executable, "pretrain.py", "--lr", "1e-3")})
-    request = Request(
+    request = SubmitOptions(
         "s1-demo-a1", str(directory / "job.log"), machine, machine.time_limit_min, "4711"
     )
     text = executor_for(machine, directory / "batch.sh", request).script(body(machine, directory))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.reports.status import waits
-from autoexp.schedulers.base import Sighting
+from autoexp.schedulers.base import JobStatus
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.states import Verdict
 from tests.slurm import crowd
@@ -149,7 +149,7 @@ def test_a_requeued_job_runs_again_under_its_id_and_its_claim(bench: Bench, name
     assert history.count("RUNNING") == 2, history
     assert "PENDING" in history[history.index("RUNNING") :]
     assert bench.real_jobs(name) == {attempt.job_id}
-    assert (bench.ticket(name).directory / "claim").read_text() == attempt.job_id
+    assert (bench.ref(name).directory / "claim").read_text() == attempt.job_id
     # The first run is in the log: a requeue does not truncate it.
     words = "PREEMPTION" if name == "preempted_requeued" else "REQUEUE"
     assert words in Path(attempt.log).read_text()
@@ -175,9 +175,9 @@ def test_a_job_that_waits_for_ever_says_for_what(bench: Bench, name: str, words:
     assert not bench.jobs[name].is_over
 
 
-def ask(bench: Bench) -> dict[str, Sighting]:
+def ask(bench: Bench) -> dict[str, JobStatus]:
     """What a new monitor would be told, by the job's name."""
-    found = SlurmScheduler(cluster()).query(bench.tickets())
+    found = SlurmScheduler(cluster()).query(bench.refs())
     keys = {name: bench.attempt(name).key for name in bench.jobs}
     return {name: found[key] for name, key in keys.items() if key in found}
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from autoexp.schedulers.base import Request, prepare, submit_once
+from autoexp.schedulers.base import SubmitOptions, prepare, submit_once
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.states import Verdict
 from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm, until
@@ -24,13 +24,13 @@ def test_a_job_that_somebody_renamed_is_watched_and_cancelled_as_before(
     bench.scheduler = SlurmScheduler(cluster(lost_after_s=0.001))
     for _ in range(3):
         assert bench.look()[bench.attempt("job").key].state == "RUNNING"
-    bench.scheduler.cancel([bench.ticket("job")])
+    bench.scheduler.cancel([bench.ref("job")])
     bench.wait("CANCELLED", "job")
 
     # What has left the queue is known in accounting by its script.
     commands.tell("squeue", HIDE_ENDED)
-    (bench.ticket("job").directory / "exit.json").unlink(missing_ok=True)
-    told = SlurmScheduler(cluster()).query([bench.ticket("job")])
+    (bench.ref("job").directory / "exit.json").unlink(missing_ok=True)
+    told = SlurmScheduler(cluster()).query([bench.ref("job")])
     assert told[bench.attempt("job").key].state == "CANCELLED"
 
 
@@ -38,9 +38,9 @@ def test_a_job_under_an_id_that_was_ours_is_not_cancelled(bench: Bench) -> None:
     bench.submit("theirs", FOR_EVER)
     bench.submit("ours", FOR_EVER)
     bench.wait("RUNNING", "theirs", "ours")
-    ours = bench.ticket("ours")._replace(job_id=bench.attempt("theirs").job_id)
+    ours = bench.ref("ours")._replace(job_id=bench.attempt("theirs").job_id)
     answers = SlurmScheduler(cluster()).cancel([ours])
-    assert "another one by now" in answers[ours.key]
+    assert "another job by now" in answers[ours.key]
     # Nor does an update of one whose id it was reach it.
     waiting = bench.submit("waits", FOR_EVER, options={"hold": True})
     node = slurm("sinfo", "-h", "-N", "-o", "%N").split()[0]
@@ -62,11 +62,11 @@ def test_a_cluster_that_is_named_is_asked_by_every_command(
     bench.submit("waits", FOR_EVER, clusters=name, options={"hold": True})
     bench.wait("RUNNING", "runs")
     for job in ("runs", "waits"):
-        ticket = bench.ticket(job)
-        assert bench.scheduler.find(ticket._replace(job_id=None), in_flight=True) == ticket.job_id
+        ref = bench.ref(job)
+        assert bench.scheduler.find(ref._replace(job_id=None), in_flight=True) == ref.job_id
     node = slurm("sinfo", "-h", "-N", "-o", "%N").split()[0]
-    bench.scheduler.avoid([bench.ticket("waits")], [node])
-    bench.scheduler.cancel(bench.tickets())
+    bench.scheduler.avoid([bench.ref("waits")], [node])
+    bench.scheduler.cancel(bench.refs())
     bench.wait("CANCELLED", "runs", "waits")
     asked = [call for call in commands.calls() if call.name != "sbatch"]
     assert asked and all(f"--clusters={name}" in call.arguments for call in asked)
@@ -100,7 +100,7 @@ def test_where_sacct_never_answers_a_job_that_left_no_trace_comes_to_an_end(
 
 def payloads(bench: Bench) -> list[int]:
     """The batch process of the only job."""
-    started = bench.ticket("job").directory / "started.json"
+    started = bench.ref("job").directory / "started.json"
     found = re.search(r'"pid": (\d+)', started.read_text()) if started.exists() else None
     return [int(found[1])] if found else []
 
@@ -111,17 +111,17 @@ def test_nodes_that_slurm_does_not_know_are_left_out_of_a_submission_and_of_an_u
     node = slurm("sinfo", "-h", "-N", "-o", "%N").split()[0]
     avoided = ("gpu-node-does-not-exist", f"{node}.cluster.local")
     bench.add("job", FOR_EVER, options={"hold": True})
-    attempt, spec, ticket = bench.begin("job"), bench.jobs["job"].spec, bench.ticket("job")
-    prepare(ticket, spec, attempt, bench.scheduler.orders(spec, attempt))
-    request = Request(attempt.name, attempt.log, spec.machine, avoided=avoided)
-    attempt.job_id = submit_once(ticket, request, bench.scheduler, fresh=True)
+    attempt, spec, ref = bench.begin("job"), bench.jobs["job"].spec, bench.ref("job")
+    prepare(ref, spec, attempt, bench.scheduler.payload_spec(spec, attempt))
+    request = SubmitOptions(attempt.name, attempt.log, spec.machine, avoided=avoided)
+    attempt.job_id = submit_once(ref, request, bench.scheduler, fresh=True)
 
     def excluded() -> str:
         told = slurm("scontrol", "show", "job", str(attempt.job_id))
         return told.partition("ExcNodeList=")[2].split()[0]
 
     assert excluded() == node
-    bench.scheduler.avoid([bench.ticket("job")], ["gpu-node-does-not-exist"])
+    bench.scheduler.avoid([bench.ref("job")], ["gpu-node-does-not-exist"])
     assert excluded() == node
 
 

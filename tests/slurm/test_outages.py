@@ -11,7 +11,7 @@ from autoexp.errors import (
     SubmissionUncertain,
 )
 from autoexp.jobs.record import Attempt
-from autoexp.schedulers.base import Sighting, Ticket
+from autoexp.schedulers.base import AttemptRef, JobStatus
 from autoexp.schedulers.slurm import SlurmScheduler
 from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm, until
 from tests.slurm.commands import HIDE_ENDED, Commands
@@ -73,10 +73,10 @@ def test_without_sacct_nothing_is_known_of_jobs_that_left_the_queue_and_all_of_t
     bench.submit("runs", FOR_EVER)
     bench.submit("dies", FOR_EVER)
     bench.wait("RUNNING", "runs", "dies")
-    bench.scheduler.cancel([bench.ticket("dies")])
+    bench.scheduler.cancel([bench.ref("dies")])
     bench.wait("CANCELLED", "dies")
     # As of a job whose node died: only SLURM can tell.
-    (bench.ticket("dies").directory / "exit.json").unlink(missing_ok=True)
+    (bench.ref("dies").directory / "exit.json").unlink(missing_ok=True)
     commands.tell("squeue", HIDE_ENDED)
     if how == "fails":
         commands.fails("sacct", DBD_GONE)
@@ -86,7 +86,7 @@ def test_without_sacct_nothing_is_known_of_jobs_that_left_the_queue_and_all_of_t
     # However long it lasts: an outage is not minutes of healthy answers without the job.
     scheduler = SlurmScheduler(cluster(lost_after_s=0.001, query_timeout_s=6.0))
     for _ in range(2):
-        told = scheduler.query(bench.tickets())
+        told = scheduler.query(bench.refs())
         assert told[bench.attempt("runs").key].state == "RUNNING"
         assert bench.attempt("dies").key not in told
 
@@ -121,13 +121,13 @@ def test_a_job_that_nobody_knows_is_lost_only_after_healthy_answers(
 def test_words_of_scancel_that_are_of_no_job_are_no_answer_and_it_is_asked_again(
     bench: Bench, commands: Commands, words: str
 ) -> None:
-    scheduler, ticket = SlurmScheduler(cluster()), unknown_ticket(bench)
+    scheduler, ref = SlurmScheduler(cluster()), unknown_ticket(bench)
     commands.fails("scancel", words)
     with pytest.raises(SchedulerUnavailable):
-        scheduler.cancel([ticket])
-    of_it = f"scancel: error: Kill job error on job id {ticket.job_id}: Access/permission denied"
+        scheduler.cancel([ref])
+    of_it = f"scancel: error: Kill job error on job id {ref.job_id}: Access/permission denied"
     commands.fails("scancel", f"{of_it}\nscancel: error: and more")
-    assert scheduler.cancel([ticket]) == {ticket.key: of_it}
+    assert scheduler.cancel([ref]) == {ref.key: of_it}
 
 
 def test_where_there_is_no_accounting_a_job_that_squeue_does_not_know_is_lost(
@@ -135,18 +135,18 @@ def test_where_there_is_no_accounting_a_job_that_squeue_does_not_know_is_lost(
 ) -> None:
     commands.fails("sacct", NO_DBD)
     scheduler = SlurmScheduler(cluster(lost_after_s=0.5))
-    ticket = unknown_ticket(bench)
-    assert scheduler.query([ticket]) == {}
-    lost = until(lambda: scheduler.query([ticket]), "LOST")
-    assert lost[ticket.key].state == "LOST"
+    ref = unknown_ticket(bench)
+    assert scheduler.query([ref]) == {}
+    lost = until(lambda: scheduler.query([ref]), "LOST")
+    assert lost[ref.key].state == "LOST"
 
 
-def unknown_ticket(bench: Bench) -> Ticket:
+def unknown_ticket(bench: Bench) -> AttemptRef:
     """An attempt under an id that SLURM has never given."""
     bench.add("unknown")
     attempt = bench.begin("unknown")
     attempt.job_id = "99999999"
-    return bench.session.ticket(attempt)
+    return bench.session.ref(attempt)
 
 
 def intended(bench: Bench, **settings: object) -> Attempt:
@@ -231,14 +231,14 @@ def test_a_job_that_only_accounting_knows_lives_for_an_hour_and_is_ended_before_
 ) -> None:
     bench.submit("runs", FOR_EVER)
     bench.wait("RUNNING", "runs")
-    ticket = bench.ticket("runs")
-    asked = ("sacct", "-X", "-n", "-o", "State", "-j", str(ticket.job_id))
+    ref = bench.ref("runs")
+    asked = ("sacct", "-X", "-n", "-o", "State", "-j", str(ref.job_id))
     until(lambda: "RUNNING" in slurm(*asked), "sacct")
     commands.tell("squeue", "exit 0")  # healthy, by its own account
     bench.scheduler = SlurmScheduler(cluster(lost_after_s=0.5))
 
     def told() -> str:
-        return bench.look().get(ticket.key, Sighting("")).reason or ""
+        return bench.look().get(ref.key, JobStatus("")).reason or ""
 
     until(lambda: told() == "squeue does not list it, sacct says RUNNING", "that it is missed")
     assert bench.attempt("runs").state == "RUNNING"
@@ -247,15 +247,15 @@ def test_a_job_that_only_accounting_knows_lives_for_an_hour_and_is_ended_before_
     monkeypatch.setattr("autoexp.schedulers.slurm_missing._RUNAWAY_AFTER_S", 1.0)
     bench.wait("LOST", "runs")
     assert [call.arguments for call in commands.calls("scancel")] == [
-        f"--name {ticket.name} {ticket.job_id}"
+        f"--name {ref.name} {ref.job_id}"
     ]
     until(lambda: not bench.processes("runs"), "the end of it")
 
     # A monitor that was killed before it could write that down finds it cancelled.
     commands.behaves()
-    asked = ("squeue", "-h", "-t", "all", "-o", "%T", "-j", str(ticket.job_id))
+    asked = ("squeue", "-h", "-t", "all", "-o", "%T", "-j", str(ref.job_id))
     until(lambda: slurm(*asked).strip() == "CANCELLED", "its cancellation")
-    assert SlurmScheduler(cluster()).query([ticket])[ticket.key].state == "LOST"
+    assert SlurmScheduler(cluster()).query([ref])[ref.key].state == "LOST"
 
 
 def test_of_a_lost_job_whose_id_was_given_away_the_other_one_is_not_cancelled(

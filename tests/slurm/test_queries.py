@@ -25,10 +25,10 @@ def test_a_look_costs_one_command_and_a_cancellation_two_for_one_job_and_for_two
     told = bench.look()
     assert commands.counts() == {"squeue": 1}
     assert len(told) == 200
-    assert {sighting.state for sighting in told.values()} == {"PENDING"}
+    assert {status.state for status in told.values()} == {"PENDING"}
 
     commands.forget()
-    answers = bench.scheduler.cancel(bench.tickets())
+    answers = bench.scheduler.cancel(bench.refs())
     assert commands.counts() == {"squeue": 1, "scancel": 1}  # whose they are now, and then
     assert set(answers) == set(told)
     bench.watch(
@@ -46,19 +46,19 @@ def test_sacct_is_asked_once_and_only_for_jobs_that_left_the_queue(
     bench.submit("runs", FOR_EVER)
     bench.wait("COMPLETED", "a", "b", "c")
     bench.wait("RUNNING", "runs")
-    tickets = bench.tickets()
+    refs = bench.refs()
 
     commands.forget()
-    SlurmScheduler(cluster()).query(tickets)
+    SlurmScheduler(cluster()).query(refs)
     assert commands.counts() == {"squeue": 1}
 
     commands.tell("squeue", HIDE_ENDED)
     commands.forget()
-    told = SlurmScheduler(cluster()).query(tickets)
+    told = SlurmScheduler(cluster()).query(refs)
     assert commands.counts() == {"squeue": 1, "sacct": 1}
     ended = ",".join(str(bench.attempt(name).job_id) for name in ("a", "b", "c"))
     assert f"-j {ended}" in commands.calls("sacct")[0].arguments
-    assert {key.split("-")[-3]: sighting.state for key, sighting in told.items()} == {
+    assert {key.split("-")[-3]: status.state for key, status in told.items()} == {
         "a": "COMPLETED",
         "b": "COMPLETED",
         "c": "COMPLETED",
@@ -72,7 +72,7 @@ def test_a_job_id_under_another_name_is_not_our_job(bench: Bench, commands: Comm
     bench.submit("ours", FOR_EVER, **HELD)
     bench.wait("COMPLETED", "theirs")
     # As after a controller that lost our job and gave its id away.
-    ours = bench.ticket("ours")._replace(job_id=bench.attempt("theirs").job_id)
+    ours = bench.ref("ours")._replace(job_id=bench.attempt("theirs").job_id)
 
     assert SlurmScheduler(cluster()).query([ours]) == {}
     commands.tell("squeue", HIDE_ENDED)
@@ -92,11 +92,11 @@ def test_an_attempt_is_found_by_its_name_whether_it_waits_runs_or_has_ended(
     bench.wait("COMPLETED", "ended")
 
     for name in ("waits", "runs", "ended"):
-        ticket = bench.ticket(name)
-        assert bench.scheduler.find(ticket._replace(job_id=None), in_flight=False) == ticket.job_id
+        ref = bench.ref(name)
+        assert bench.scheduler.find(ref._replace(job_id=None), in_flight=False) == ref.job_id
     commands.tell("squeue", HIDE_ENDED)
-    ticket = bench.ticket("ended")
-    assert bench.scheduler.find(ticket._replace(job_id=None), in_flight=False) == ticket.job_id
+    ref = bench.ref("ended")
+    assert bench.scheduler.find(ref._replace(job_id=None), in_flight=False) == ref.job_id
 
 
 @pytest.mark.parametrize(
@@ -115,19 +115,19 @@ def test_what_the_user_prefers_squeue_to_show_hides_no_job_and_moves_no_time(
 ) -> None:
     bench.submit("runs", FOR_EVER)
     bench.wait("RUNNING", "runs")
-    tickets = bench.tickets()
-    told = SlurmScheduler(cluster()).query(tickets)
+    refs = bench.refs()
+    told = SlurmScheduler(cluster()).query(refs)
 
     monkeypatch.setenv(name, value)
 
-    assert SlurmScheduler(cluster()).query(tickets) == told
+    assert SlurmScheduler(cluster()).query(refs) == told
 
 
 def test_pending_jobs_are_told_together_to_avoid_a_node(bench: Bench) -> None:
     bench.submit("a", FOR_EVER, **HELD)
     bench.submit("b", FOR_EVER, **HELD)
     node = slurm("sinfo", "-h", "-N", "-o", "%N").split()[0]
-    bench.scheduler.avoid(bench.tickets(), [node])
+    bench.scheduler.avoid(bench.refs(), [node])
     for name in ("a", "b"):
         told = slurm("scontrol", "show", "job", str(bench.attempt(name).job_id))
         assert f"ExcNodeList={node}\n" in told

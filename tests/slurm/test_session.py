@@ -133,8 +133,8 @@ async def test_a_session_whose_controller_and_accounting_are_away_ends_like_any_
 def cancel(path: Path) -> None:
     """Try to cancel the training, behind the monitor's back."""
     session = Session.load(path)
-    ticket = session.ticket(session.jobs["demo"].attempts[0])
-    scheduler_for(session.experiment).cancel([ticket])
+    ref = session.ref(session.jobs["demo"].attempts[0])
+    scheduler_for(session.experiment).cancel([ref])
 
 
 async def test_cancel_ends_what_runs_and_what_waits(make_session: Make) -> None:

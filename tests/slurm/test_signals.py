@@ -45,7 +45,7 @@ def test_every_process_of_a_cancelled_job_ends(bench: Bench, launcher: str) -> N
     bench.submit("detached", shell("setsid sleep 600 & echo ready; wait"), **settings)
     bench.submit("pending", FOR_EVER, options={"hold": True}, **settings)
     ready(bench, "polite", "deaf", "detached")
-    bench.scheduler.cancel(bench.tickets())
+    bench.scheduler.cancel(bench.refs())
 
     bench.wait("CANCELLED", *bench.jobs)
     until(lambda: not bench.processes(), "processes of cancelled jobs")
@@ -58,7 +58,7 @@ def test_a_trainer_that_slurm_ends_has_slurms_kill_wait_to_save(
     # As at a preemption or a time limit: SIGTERM, two seconds here (KillWait), SIGKILL.
     bench.submit("trainer", shell(POLITE), kind=Kind.TRAIN, launcher=launcher)
     ready(bench, "trainer")
-    bench.scheduler.cancel(bench.tickets())
+    bench.scheduler.cancel(bench.refs())
     bench.wait("CANCELLED", "trainer")
     assert "saved" in bench.log("trainer")
 

@@ -211,21 +211,21 @@ exit 1""",
 def test_the_end_of_a_second_copy_is_not_the_end_of_the_job(bench: Bench) -> None:
     first = bench.submit("job", ("sh", "-c", "echo $SLURM_JOB_ID >>runs; exec sleep 600"))
     until(lambda: runs(bench, "job"), "the first copy")
-    ticket = bench.ticket("job")
-    copy = slurm("sbatch", "--parsable", str(ticket.directory / ticket.script)).strip()
+    ref = bench.ref("job")
+    copy = slurm("sbatch", "--parsable", str(ref.directory / ref.script)).strip()
     # As if the answer to the first one had been lost, and the second one had come first.
     bench.attempt("job").job_id = copy
 
     bench.watch(lambda: bench.attempt("job").job_id == first, "the job that has the claim")
     assert bench.attempt("job").state == "RUNNING"
-    bench.scheduler.cancel([bench.ticket("job")])
+    bench.scheduler.cancel([bench.ref("job")])
     bench.wait("CANCELLED", "job")
 
 
 def test_a_second_copy_of_a_job_finds_the_claim_taken_and_does_nothing(bench: Bench) -> None:
     bench.submit("job", ("sh", "-c", "echo $SLURM_JOB_ID >>runs; exec sleep 600"))
     until(lambda: runs(bench, "job"), "the first copy")
-    script = bench.ticket("job").directory / bench.ticket("job").script
+    script = bench.ref("job").directory / bench.ref("job").script
     copy = slurm("sbatch", "--parsable", str(script)).strip()
 
     def state() -> str:

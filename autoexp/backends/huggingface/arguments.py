@@ -3,7 +3,7 @@
 from pydantic import ConfigDict, Field
 
 from autoexp.backends.command_line import Argument
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 
 # Source: Transformers 5.24, training_args.py; without what autoexp sets, and without secrets.
 _NAMES = """
@@ -44,7 +44,7 @@ OURS = {
 """Arguments that autoexp sets itself, with the reason."""
 
 
-class TrainerArgs(Closed):
+class TrainerArgs(FrozenModel):
     """Arguments as TrainingArguments names them."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)

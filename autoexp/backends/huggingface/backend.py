@@ -30,7 +30,7 @@ from autoexp.backends.protocol import (
     Progress,
 )
 from autoexp.logs.numbers import MOST_ITERATIONS
-from autoexp.model import COMPOSING, Closed
+from autoexp.model import COMPOSING, FrozenModel
 from autoexp.redaction import Variables
 from autoexp.storage import atomic
 
@@ -61,7 +61,7 @@ _RESUME = (
 _SHAPES = {"minus_sqrt": "1-sqrt", "linear": "linear", "cosine": "cosine"}
 
 
-class HuggingFaceBackend(Closed, Defaults):
+class HuggingFaceBackend(FrozenModel, Defaults):
     """Trains with a script whose arguments are TrainingArguments and its own."""
 
     kind: Literal["huggingface"] = "huggingface"

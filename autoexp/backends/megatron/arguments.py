@@ -7,10 +7,10 @@ from pydantic import ConfigDict, Field, model_validator
 from autoexp.backends.batches import Batches, Ramp
 from autoexp.backends.command_line import Argument
 from autoexp.backends.megatron.known_arguments import PASSED_THROUGH
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 
 
-class MegatronArgs(Closed):
+class MegatronArgs(FrozenModel):
     """Arguments as Megatron-LM names them, with `_` for `-`. Unset ones keep Megatron's default."""
 
     # Arguments without a field pass through; the backend refuses those that Megatron does not know.

@@ -28,10 +28,10 @@ from autoexp.backends.protocol import (
     Progress,
     Unread,
 )
-from autoexp.model import COMPOSING, Closed
+from autoexp.model import COMPOSING, FrozenModel
 
 
-class MegatronBackend(Closed, Defaults):
+class MegatronBackend(FrozenModel, Defaults):
     """Trains with Megatron-LM's own script."""
 
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK

@@ -8,7 +8,7 @@ from autoexp.backends.megatron.arguments import MegatronArgs
 from autoexp.backends.megatron.known_arguments import OURS, PASSED_THROUGH
 from autoexp.backends.megatron.source_reader import Option, options_in
 from autoexp.errors import BadInput
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 
 _ALWAYS_GIVEN = (
     *("save", "load", "override_opt_param_scheduler", "exit_on_missing_checkpoint"),
@@ -19,7 +19,7 @@ _FLAGS = {"override_opt_param_scheduler", "exit_on_missing_checkpoint"}
 _SHAPES = {"minus_sqrt", "linear", "cosine"}
 
 
-class Comparison(Closed):
+class Comparison(FrozenModel):
     """Differences between autoexp's model of Megatron-LM and a checkout."""
 
     read: int

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 
 from autoexp.backends.command_line import Argument
-from autoexp.model import Closed
+from autoexp.model import FrozenModel
 
 # Source: torchtitan 0.2.2, config/job_config.py.
 SECTIONS = {
@@ -64,7 +64,7 @@ OURS = {
 """Arguments that autoexp sets itself, with the reason."""
 
 
-class Section(Closed):
+class Section(FrozenModel):
     """A section of torchtitan's configuration."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
@@ -125,7 +125,7 @@ class Parallelism(Section):
     context_parallel_degree: int = Field(1, gt=0, description="GPUs that share a sequence")
 
 
-class TorchtitanArgs(Closed):
+class TorchtitanArgs(FrozenModel):
     """Arguments as torchtitan names them: `training.steps`, `optimizer.lr`."""
 
     job: Job = Field(default_factory=Job, description="configuration file, description")

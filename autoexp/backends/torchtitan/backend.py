@@ -28,7 +28,7 @@ from autoexp.backends.protocol import (
 )
 from autoexp.backends.torchtitan.arguments import OURS, SECTIONS, TorchtitanArgs
 from autoexp.logs.lines import without_escapes
-from autoexp.model import COMPOSING, Closed
+from autoexp.model import COMPOSING, FrozenModel
 from autoexp.redaction import Variables
 
 _FOLDER = "checkpoint"
@@ -43,7 +43,7 @@ _BEGINS = re.compile(rb"\bTraining starts at step (\d{1,18})\b")
 _SHAPES = {"minus_sqrt": "sqrt", "linear": "linear", "cosine": "cosine"}
 
 
-class TorchtitanBackend(Closed, Defaults):
+class TorchtitanBackend(FrozenModel, Defaults):
     """Trains with `python -m torchtitan.train`."""
 
     kind: Literal["torchtitan"] = "torchtitan"

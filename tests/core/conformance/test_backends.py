@@ -13,7 +13,7 @@ import pytest
 
 from autoexp.config.compose import compose
 from autoexp.monitor.monitor import Monitor
-from autoexp.schedulers.base import Sighting
+from autoexp.schedulers.base import JobStatus
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.core.conformance.command import MARKED, TRACKED
@@ -69,11 +69,11 @@ class Story:
 
     def look(self, state: str | None = None, **facts: Any) -> list[str]:
         """One look; returns the keys of what happened."""
-        sightings = {}
+        statuses = {}
         if state is not None:
             assert self.trunk.attempt is not None
-            sightings = {self.trunk.attempt.key: Sighting(state, **facts)}
-        return [event.key for event in self.monitor.look(sightings).events]
+            statuses = {self.trunk.attempt.key: JobStatus(state, **facts)}
+        return [event.key for event in self.monitor.look(statuses).events]
 
     @property
     def launches(self) -> int:
