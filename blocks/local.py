@@ -36,5 +36,5 @@ class LocalMachine(Block):
     )
 
     def scheduler(self) -> LocalScheduler:
-        """What submits, finds, looks at and cancels this machine's jobs."""
+        """The scheduler that submits, finds, polls and cancels jobs of this machine."""
         return LocalScheduler()

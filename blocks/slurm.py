@@ -35,5 +35,5 @@ class SlurmCluster(Block):
     )
 
     def scheduler(self) -> SlurmScheduler:
-        """What submits, finds, looks at and cancels this cluster's jobs."""
+        """The scheduler that submits, finds, polls and cancels jobs of this cluster."""
         return SlurmScheduler(self.settings)

@@ -91,7 +91,7 @@ def test_effects_that_take_long_do_not_hold_up_the_schedulers_answers(tmp_path: 
             for _ in range(20):
                 children.spawn("effect", asyncio.to_thread(done.wait))
             run._poller._next_at = 0.0
-            run._poller.ask(children, run._monitor.refs())
+            run._poller.poll(children, run._monitor.refs())
             for _ in range(3000):
                 await asyncio.sleep(0.1)
                 if answers := run._poller.collect():

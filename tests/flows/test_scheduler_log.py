@@ -12,7 +12,7 @@ from autoexp.config.compose import compose
 from autoexp.errors import SessionError
 from autoexp.flows.deployment.automations import recovery
 from autoexp.flows.engine import lifecycle
-from autoexp.flows.engine.job_subflow import final_state
+from autoexp.flows.engine.subflows import final_state
 from autoexp.flows.publishing.scheduler_log import forwarded
 from autoexp.jobs.record import JobRecord
 from autoexp.monitor.monitor import JobView
@@ -93,7 +93,7 @@ async def test_no_escape_reaches_the_state_of_what_fails(tmp_path: Path) -> None
                 return await effects.request("ask", write)
             case "session":
                 return await lifecycle.watch(tmp_path / hostile)
-        return await lifecycle.watch_new(lambda: compose(hostile, []))
+        return await lifecycle.watch(await lifecycle.find_or_create(lambda: compose(hostile, [])))
 
     for how in ("task", "session", "new"):
         message = str((await fails(how, return_state=True)).message)
