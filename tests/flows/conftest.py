@@ -29,6 +29,8 @@ SMALL = (
     "backend.args.save_interval=50",
     "backend.args.sleep_per_iteration_ms=4",
     "backend.args.lr_warmup_iters=20",
+    "backend.args.hidden_size=32",
+    "backend.args.global_batch_size=64",
     "monitoring.file_tick_s=0.25",
     "slurm.scheduler_tick_s=0.25",
 )
