@@ -4,20 +4,16 @@ import sys
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 
+from autoexp.backends.base import AbsolutePath, BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.command_line import Argument, refuse_names, word
-from autoexp.backends.decay import decayed
 from autoexp.backends.placeholders import change_options, fill, names_of, pattern_of
 from autoexp.backends.progress_line import ProgressPattern
 from autoexp.backends.protocol import (
     Branch,
-    CheckpointScan,
-    Defaults,
-    FoundCheckpoint,
-    PinChanges,
     Progress,
     Unread,
 )
@@ -93,7 +89,7 @@ class Checkpoints(FrozenModel):
         )
 
 
-class CommandBackend(FrozenModel, Defaults):
+class CommandBackend(BackendBase):
     """Your own trainer, without Python code in autoexp."""
 
     LOGS_DONE: ClassVar[bool] = False
@@ -124,14 +120,9 @@ class CommandBackend(FrozenModel, Defaults):
         description="regular expression of the line with which it says where it begins, with a "
         "group `iteration`: the checkpoint's, 0 without one",
     )
-    source: str | None = Field(None, description="its checkout, as seen by the job")
+    source: AbsolutePath | None = Field(None, description="its checkout, as seen by the job")
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
     args: CommandArgs
-
-    @field_validator("source")
-    @classmethod
-    def _absolute(cls, source: str | None) -> str | None:
-        return None if source is None else str(Path(source).expanduser().absolute())
 
     @model_validator(mode="after")
     def _placeholders_fit(self, info: ValidationInfo) -> Self:
@@ -213,46 +204,32 @@ class CommandBackend(FrozenModel, Defaults):
         return {"PYTHONUNBUFFERED": "1", **self.variables}
 
     def refusals(self, branch: Branch) -> list[str]:
-        reasons = []
-        if branch.iteration < self.args.lr_warmup_iters:
-            reasons.append(f"inside the warm-up of {self.args.lr_warmup_iters} iterations")
+        reasons = super().refusals(branch)
         if branch.shape not in self.shapes:
             reasons.append(f"the trainer has no shape {branch.shape}: {', '.join(self.shapes)}")
-        if self.args.lr is not None and branch.min_lr >= self.args.lr:
-            reasons.append(f"min_lr {branch.min_lr:g} is not below lr {self.args.lr:g}")
         if not self.cooldown:
             reasons.append("`backend.cooldown` does not define what a cooldown changes")
         return reasons
 
-    def _root(self, save_dir: Path) -> Path:
+    @property
+    def layout(self) -> Layout:
+        return self.saves.layout
+
+    def checkpoint_folder(self, save_dir: Path) -> Path:
         return save_dir / self.saves.folder
 
     @property
-    def pins_by_links(self) -> bool:
-        return self.saves.layout.renames
+    def peak_lr(self) -> float | None:
+        return self.args.lr
 
-    def watched(self, save_dir: Path) -> tuple[Path, ...]:
-        return self.saves.layout.watched(self._root(save_dir))
-
-    def checkpoints(self, save_dir: Path) -> CheckpointScan:
-        return self.saves.layout.scan(self._root(save_dir))
-
-    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
-        return self.saves.layout.seed(checkpoint, self._root(save_dir))
-
-    def pin_changes(self, save_dir: Path) -> PinChanges:
-        return self.saves.layout.pin_changes(self._root(save_dir))
+    @property
+    def warmup(self) -> int:
+        return self.args.lr_warmup_iters
 
     def clear_torn(self, save_dir: Path) -> list[str]:
         if not self.saves.trusts_torn:
             return []
-        return self.saves.layout.clear_torn(self._root(save_dir))
-
-    def set_aside(self, save_dir: Path, after: int) -> list[str]:
-        return self.saves.layout.set_aside(self._root(save_dir), after)
-
-    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
-        return decayed(self.args.lr, branch, iteration)
+        return self.layout.clear_torn(self.checkpoint_folder(save_dir))
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return ProgressPattern(self.log_line).read(line)

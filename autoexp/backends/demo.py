@@ -7,17 +7,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from autoexp.backends.base import BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
-from autoexp.backends.decay import decayed
 from autoexp.backends.megatron import formats
 from autoexp.backends.megatron.formats import TORCH_DIST
 from autoexp.backends.protocol import (
     Branch,
-    CheckpointScan,
-    Defaults,
-    FoundCheckpoint,
-    PinChanges,
     Progress,
     Unread,
 )
@@ -63,7 +59,7 @@ class DemoArgs(FrozenModel):
     )
 
 
-class DemoBackend(FrozenModel, Defaults):
+class DemoBackend(BackendBase):
     """Trains `autoexp.demo.trainer` on one CPU core."""
 
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
@@ -82,14 +78,6 @@ class DemoBackend(FrozenModel, Defaults):
     @property
     def log_interval(self) -> int | None:
         return self.args.log_interval
-
-    @property
-    def final_lr(self) -> float:
-        return 0.0
-
-    @property
-    def sources(self) -> tuple[Path, ...]:
-        return ()
 
     def batches(self, workers: int) -> Batches | None:
         del workers  # one process, whatever the machine
@@ -126,42 +114,20 @@ class DemoBackend(FrozenModel, Defaults):
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-    def refusals(self, branch: Branch) -> list[str]:
-        reasons = []
-        if branch.iteration < self.args.lr_warmup_iters:
-            reasons.append(f"inside the warm-up of {self.args.lr_warmup_iters} iterations")
-        if branch.min_lr >= self.args.lr:
-            reasons.append(f"min_lr {branch.min_lr:g} is not below lr {self.args.lr:g}")
-        return reasons
+    @property
+    def peak_lr(self) -> float:
+        return self.args.lr
 
     @property
-    def _layout(self) -> Layout:
+    def warmup(self) -> int:
+        return self.args.lr_warmup_iters
+
+    @property
+    def layout(self) -> Layout:
         return TORCH_DIST if self.args.write_in_place else _RENAMING
-
-    @property
-    def pins_by_links(self) -> bool:
-        return self._layout.renames
-
-    def watched(self, save_dir: Path) -> tuple[Path, ...]:
-        return self._layout.watched(save_dir)
-
-    def checkpoints(self, save_dir: Path) -> CheckpointScan:
-        return self._layout.scan(save_dir)
-
-    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
-        return self._layout.seed(checkpoint, save_dir)
-
-    def pin_changes(self, save_dir: Path) -> PinChanges:
-        return self._layout.pin_changes(save_dir)
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return formats.progress(line)
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         return formats.read_start(line, earlier)
-
-    def set_aside(self, save_dir: Path, after: int) -> list[str]:
-        return self._layout.set_aside(save_dir, after)
-
-    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
-        return decayed(self.args.lr, branch, iteration)

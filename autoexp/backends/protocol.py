@@ -168,27 +168,3 @@ class Backend(Protocol):
 
     def planned_rate(self, branch: Branch, iteration: int) -> float | None:
         """The planned learning rate of a branch at an iteration; None: unknown."""
-
-
-class Defaults:
-    """Default implementations for backends."""
-
-    PROGRESS_MARK: ClassVar[bytes] = b""
-    LOGS_DONE: ClassVar[bool] = True
-
-    @property
-    def log_interval(self) -> int | None:
-        return None
-
-    def read_start(self, line: bytes, earlier: int | None) -> int | None:
-        del line, earlier
-        return None
-
-    def problems(self, workers: int) -> list[str]:
-        del workers
-        return []
-
-    def clear_torn(self, save_dir: Path) -> list[str]:
-        """Do nothing: the trainer itself never starts from a torn checkpoint."""
-        del save_dir
-        return []

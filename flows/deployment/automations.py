@@ -56,7 +56,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
             actions=[
                 ChangeFlowRunState(
                     state=StateType.SCHEDULED,
-                    message="taken up again after a crash",
+                    message="resumed after a crash",
                     force=True,
                 )
             ],

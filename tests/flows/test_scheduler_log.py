@@ -35,8 +35,8 @@ def test_a_warning_of_the_scheduler_stands_once_in_the_flow_runs_log(
         @flow
         def session() -> None:
             with forwarded(get_run_logger()):
-                scheduler._say("SLURM does not know a node n7")
-                scheduler._say("SLURM does not know a node n7")
+                scheduler._warn_once("SLURM does not know a node n7")
+                scheduler._warn_once("SLURM does not know a node n7")
 
         session()
     finally:

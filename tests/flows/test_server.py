@@ -374,7 +374,7 @@ def test_a_server_that_refuses_the_end_of_a_session_does_not_make_it_a_failure(
         raise ObjectNotFound(http_exc=Exception("wiped"))
 
     monkeypatch.setattr(terminal, "_run_flow", refused)
-    monkeypatch.setattr(terminal, "leave_within", void)
+    monkeypatch.setattr(terminal, "exit_after", void)
     assert terminal.watch(path) == 0
     said = capsys.readouterr().out
     assert "its records of this run are incomplete" in said

@@ -11,26 +11,24 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
+from autoexp.backends.base import AbsolutePath, BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.command_line import Argument, refuse_names, word
-from autoexp.backends.decay import decayed
 from autoexp.backends.huggingface.arguments import OURS, TrainerArgs
 from autoexp.backends.protocol import (
     UNDECIDED,
     Branch,
     CheckpointScan,
-    Defaults,
     FoundCheckpoint,
-    PinChanges,
     Progress,
 )
 from autoexp.logs.numbers import MOST_ITERATIONS
-from autoexp.model import COMPOSING, FrozenModel
+from autoexp.model import COMPOSING
 from autoexp.redaction import Variables
 from autoexp.storage import atomic
 
@@ -61,11 +59,13 @@ _RESUME = (
 _SHAPES = {"minus_sqrt": "1-sqrt", "linear": "linear", "cosine": "cosine"}
 
 
-class HuggingFaceBackend(FrozenModel, Defaults):
+class HuggingFaceBackend(BackendBase):
     """Trains with a script whose arguments are TrainingArguments and its own."""
 
+    UNIT: ClassVar[str] = "steps"
+
     kind: Literal["huggingface"] = "huggingface"
-    script: str = Field(
+    script: AbsolutePath = Field(
         description="the script; it passes on `resume_from_checkpoint`, or resumes by itself"
     )
     python: str = Field(sys.executable, description="the Python that runs it")
@@ -80,11 +80,6 @@ class HuggingFaceBackend(FrozenModel, Defaults):
     tokens_per_sample: int | None = Field(None, gt=0, description="for budgets in tokens")
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
     args: TrainerArgs
-
-    @field_validator("script")
-    @classmethod
-    def _absolute(cls, script: str) -> str:
-        return str(Path(script).expanduser().absolute())
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> Self:
@@ -101,10 +96,6 @@ class HuggingFaceBackend(FrozenModel, Defaults):
     @property
     def save_interval(self) -> int:
         return self.args.save_steps
-
-    @property
-    def final_lr(self) -> float:
-        return 0.0
 
     @property
     def sources(self) -> tuple[Path, ...]:
@@ -158,54 +149,38 @@ class HuggingFaceBackend(FrozenModel, Defaults):
         return {"PYTHONUNBUFFERED": "1", **self.variables}
 
     def refusals(self, branch: Branch) -> list[str]:
-        args = self.args
-        reasons = []
-        if branch.iteration < args.warmup_steps:
-            reasons.append(f"inside the warm-up of {args.warmup_steps} steps")
-        if branch.min_lr >= args.learning_rate:
-            rates = f"min_lr {branch.min_lr:g} is not below {args.learning_rate:g}"
-            reasons.append(rates)
-        if args.save_total_limit is not None:
+        reasons = super().refusals(branch)
+        limit = self.args.save_total_limit
+        if limit is not None:
             reasons.append(
-                f"save_total_limit {args.save_total_limit} deletes its checkpoint, perhaps before "
+                f"save_total_limit {limit} deletes its checkpoint, perhaps before "
                 "anybody sees it; leave it out where cooldowns branch"
             )
         return reasons
 
     @property
-    def pins_by_links(self) -> bool:
-        return _LAYOUT.renames
+    def layout(self) -> Layout:
+        return _LAYOUT
 
-    def watched(self, save_dir: Path) -> tuple[Path, ...]:
-        return _LAYOUT.watched(save_dir)
+    @property
+    def peak_lr(self) -> float:
+        return self.args.learning_rate
+
+    @property
+    def warmup(self) -> int:
+        return self.args.warmup_steps
 
     def checkpoints(self, save_dir: Path) -> CheckpointScan:
-        scan = _LAYOUT.scan(save_dir)
+        scan = super().checkpoints(save_dir)
         # The state file of a renamed or copied folder has the right iteration.
         own = [
             found for found in scan.complete if _state(found).get("global_step") == found.iteration
         ]
         return scan._replace(complete=own, progress=_history(own[-1]) if own else ())
 
-    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
-        return _LAYOUT.seed(checkpoint, save_dir)
-
-    def pin_changes(self, save_dir: Path) -> PinChanges:
-        return _LAYOUT.pin_changes(save_dir)
-
     def clear_torn(self, save_dir: Path) -> list[str]:
         # The Trainer would resume from a torn one, and crash.
         return _LAYOUT.clear_torn(save_dir)
-
-    def set_aside(self, save_dir: Path, after: int) -> list[str]:
-        return _LAYOUT.set_aside(save_dir, after)
-
-    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
-        return decayed(self.args.learning_rate, branch, iteration)
-
-    def progress(self, line: bytes) -> Progress | None:
-        del line  # it has no step in it
-        return None
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         if match := _RESUMED.search(line):

@@ -9,44 +9,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
+from autoexp.backends.base import AbsolutePath, BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.command_line import flags, refuse_names
-from autoexp.backends.decay import decayed
 from autoexp.backends.megatron import formats
 from autoexp.backends.megatron.arguments import MegatronArgs
 from autoexp.backends.megatron.known_arguments import OURS, PASSED_THROUGH
 from autoexp.backends.megatron.source_reader import names_in
 from autoexp.backends.protocol import (
     Branch,
-    CheckpointScan,
-    Defaults,
-    FoundCheckpoint,
-    PinChanges,
     Progress,
     Unread,
 )
-from autoexp.model import COMPOSING, FrozenModel
+from autoexp.model import COMPOSING
 
 
-class MegatronBackend(FrozenModel, Defaults):
+class MegatronBackend(BackendBase):
     """Trains with Megatron-LM's own script."""
 
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
 
     kind: Literal["megatron"] = "megatron"
-    source: str = Field(description="the Megatron-LM checkout that runs, as seen by the job")
+    source: AbsolutePath = Field(
+        description="the Megatron-LM checkout that runs, as seen by the job"
+    )
     script: str = Field("pretrain_gpt.py", description="the script in it")
     python: str = Field(sys.executable, description="the Python that runs it")
     args: MegatronArgs
-
-    @field_validator("source")
-    @classmethod
-    def _absolute(cls, source: str) -> str:
-        # Jobs run in their output directory, whatever the directory of the command line was.
-        return str(Path(source).expanduser().absolute())
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> Self:
@@ -161,17 +153,13 @@ class MegatronBackend(FrozenModel, Defaults):
 
     def refusals(self, branch: Branch) -> list[str]:
         args = self.args
-        reasons = []
-        if branch.iteration < args.lr_warmup_iters:
-            reasons.append(f"inside the warm-up of {args.lr_warmup_iters} iterations")
+        reasons = super().refusals(branch)
         if branch.min_lr != args.min_lr:
             reasons.append(
                 f"min_lr {branch.min_lr:g} is not the training's own {args.min_lr:g}: Megatron "
                 "finds a checkpoint's parameter groups by it and refuses another; "
                 "set backend.args.min_lr"
             )
-        if args.min_lr >= args.lr:
-            reasons.append(f"min_lr {args.min_lr:g} is not below lr {args.lr:g}")
         kept = args.save_retain_interval
         if kept is not None and branch.iteration % kept:
             reasons.append(
@@ -181,31 +169,17 @@ class MegatronBackend(FrozenModel, Defaults):
         return reasons
 
     @property
-    def _layout(self) -> Layout:
-        torch_dist = self.args.ckpt_format == "torch_dist"
-        return formats.TORCH_DIST if torch_dist else formats.TORCH
+    def peak_lr(self) -> float:
+        return self.args.lr
 
     @property
-    def pins_by_links(self) -> bool:
-        return self._layout.renames
+    def warmup(self) -> int:
+        return self.args.lr_warmup_iters
 
-    def watched(self, save_dir: Path) -> tuple[Path, ...]:
-        return self._layout.watched(save_dir)
-
-    def checkpoints(self, save_dir: Path) -> CheckpointScan:
-        return self._layout.scan(save_dir)
-
-    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
-        return self._layout.seed(checkpoint, save_dir)
-
-    def pin_changes(self, save_dir: Path) -> PinChanges:
-        return self._layout.pin_changes(save_dir)
-
-    def set_aside(self, save_dir: Path, after: int) -> list[str]:
-        return self._layout.set_aside(save_dir, after)
-
-    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
-        return decayed(self.args.lr, branch, iteration)
+    @property
+    def layout(self) -> Layout:
+        torch_dist = self.args.ckpt_format == "torch_dist"
+        return formats.TORCH_DIST if torch_dist else formats.TORCH
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return formats.progress(line)

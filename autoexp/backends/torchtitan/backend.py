@@ -8,27 +8,23 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
+from autoexp.backends.base import AbsolutePath, BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.command_line import refuse_names, word
-from autoexp.backends.decay import decayed
 from autoexp.backends.progress_line import ProgressPattern
 from autoexp.backends.protocol import (
     Branch,
-    CheckpointScan,
-    Defaults,
-    FoundCheckpoint,
-    PinChanges,
     Progress,
     Unread,
 )
 from autoexp.backends.torchtitan.arguments import OURS, SECTIONS, TorchtitanArgs
 from autoexp.logs.lines import without_escapes
-from autoexp.model import COMPOSING, FrozenModel
+from autoexp.model import COMPOSING
 from autoexp.redaction import Variables
 
 _FOLDER = "checkpoint"
@@ -43,20 +39,19 @@ _BEGINS = re.compile(rb"\bTraining starts at step (\d{1,18})\b")
 _SHAPES = {"minus_sqrt": "sqrt", "linear": "linear", "cosine": "cosine"}
 
 
-class TorchtitanBackend(FrozenModel, Defaults):
+class TorchtitanBackend(BackendBase):
     """Trains with `python -m torchtitan.train`."""
+
+    UNIT: ClassVar[str] = "steps"
 
     kind: Literal["torchtitan"] = "torchtitan"
     module: str = Field("torchtitan.train", description="the module that runs")
-    source: str | None = Field(None, description="a checkout, if torchtitan is not installed")
+    source: AbsolutePath | None = Field(
+        None, description="a checkout, if torchtitan is not installed"
+    )
     python: str = Field(sys.executable, description="the Python that runs it")
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
     args: TorchtitanArgs
-
-    @field_validator("source")
-    @classmethod
-    def _absolute(cls, source: str | None) -> str | None:
-        return None if source is None else str(Path(source).expanduser().absolute())
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> Self:
@@ -134,36 +129,20 @@ class TorchtitanBackend(FrozenModel, Defaults):
         path = {} if self.source is None else {"PYTHONPATH": self.source}
         return {"PYTHONUNBUFFERED": "1", **path, **self.variables}
 
-    def refusals(self, branch: Branch) -> list[str]:
-        warmup, lr = self.args.lr_scheduler.warmup_steps, self.args.optimizer.lr
-        reasons = []
-        if branch.iteration < warmup:
-            reasons.append(f"inside the warm-up of {warmup} steps")
-        if branch.min_lr >= lr:
-            reasons.append(f"min_lr {branch.min_lr:g} is not below lr {lr:g}")
-        return reasons
+    @property
+    def layout(self) -> Layout:
+        return _LAYOUT
+
+    def checkpoint_folder(self, save_dir: Path) -> Path:
+        return save_dir / _FOLDER
 
     @property
-    def pins_by_links(self) -> bool:
-        return _LAYOUT.renames
+    def peak_lr(self) -> float:
+        return self.args.optimizer.lr
 
-    def watched(self, save_dir: Path) -> tuple[Path, ...]:
-        return _LAYOUT.watched(save_dir / _FOLDER)
-
-    def checkpoints(self, save_dir: Path) -> CheckpointScan:
-        return _LAYOUT.scan(save_dir / _FOLDER)
-
-    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
-        return _LAYOUT.seed(checkpoint, save_dir / _FOLDER)
-
-    def pin_changes(self, save_dir: Path) -> PinChanges:
-        return _LAYOUT.pin_changes(save_dir / _FOLDER)
-
-    def set_aside(self, save_dir: Path, after: int) -> list[str]:
-        return _LAYOUT.set_aside(save_dir / _FOLDER, after)
-
-    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
-        return decayed(self.args.optimizer.lr, branch, iteration)
+    @property
+    def warmup(self) -> int:
+        return self.args.lr_scheduler.warmup_steps
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return _LINE.read(line)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from autoexp.config.compose import compose
+from autoexp.config.compose import Composed, compose
 from autoexp.monitor.monitor import Monitor
 from autoexp.schedulers.base import JobStatus
 from autoexp.session.session import Session
@@ -33,21 +33,32 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+# Nothing changes what is composed: once for each trainer will do.
+_composed: dict[str, Composed] = {}
+
+
+def composed_for(trainer: Trainer, root: Path) -> Composed:
+    """An experiment of one trunk and a cooldown at 100."""
+    config = {
+        "defaults": ["_self_"],
+        "project": {"name": "t"},
+        "backend": trainer.backend,
+        "slurm": {"kind": "local"},
+        "monitoring": {"save_progress_every_s": 0},
+        "cooldowns": [{"at": [100], "decay": {"iterations": 50}}],
+    }
+    (root / "t.yaml").write_text(json.dumps(config))
+    return compose(str(root / "t.yaml"))
+
+
 class Story:
     """A session of one trunk and a cooldown at 100, whose trainer is played by the test."""
 
     def __init__(self, trainer: Trainer, root: Path) -> None:
-        config = {
-            "defaults": ["_self_"],
-            "project": {"name": "t"},
-            "backend": trainer.backend,
-            "slurm": {"kind": "local"},
-            "monitoring": {"save_progress_every_s": 0},
-            "cooldowns": [{"at": [100], "decay": {"iterations": 50}}],
-        }
         root.mkdir()
-        (root / "t.yaml").write_text(json.dumps(config))
-        composed = compose(str(root / "t.yaml"))
+        if trainer.name not in _composed:
+            _composed[trainer.name] = composed_for(trainer, root)
+        composed = _composed[trainer.name]
         self.session = Session.load(create(composed, root / "sessions", session_id="s1"))
         self.monitor = Monitor(self.session)
         self.trainer = trainer

@@ -1,0 +1,110 @@
+"""The part that is the same for all backends, given their checkpoint layout and peak rate."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator
+
+from autoexp.backends.checkpoints import Layout
+from autoexp.backends.decay import decayed
+from autoexp.backends.protocol import (
+    Branch,
+    CheckpointScan,
+    FoundCheckpoint,
+    PinChanges,
+    Progress,
+    Unread,
+)
+from autoexp.model import FrozenModel
+
+# A job runs in its output directory, whatever directory a path was said in.
+AbsolutePath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
+
+
+class BackendBase(FrozenModel):
+    """Implements `Backend` from a checkpoint layout, a peak learning rate and a warm-up."""
+
+    PROGRESS_MARK: ClassVar[bytes] = b""
+    LOGS_DONE: ClassVar[bool] = True
+    UNIT: ClassVar[str] = "iterations"
+    """The trainer's word for iterations."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """Layout of its checkpoints on disk."""
+
+    @property
+    @abstractmethod
+    def peak_lr(self) -> float | None:
+        """Learning rate after the warm-up; None where unknown."""
+
+    @property
+    @abstractmethod
+    def warmup(self) -> int:
+        """Iterations of warm-up."""
+
+    def checkpoint_folder(self, save_dir: Path) -> Path:
+        """The folder that holds the checkpoints of a training that saves in `save_dir`."""
+        return save_dir
+
+    @property
+    def log_interval(self) -> int | None:
+        return None
+
+    @property
+    def final_lr(self) -> float:
+        return 0.0
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        return ()
+
+    @property
+    def pins_by_links(self) -> bool:
+        return self.layout.renames
+
+    def problems(self, workers: int) -> list[str]:
+        del workers
+        return []
+
+    def refusals(self, branch: Branch) -> list[str]:
+        reasons = []
+        if branch.iteration < self.warmup:
+            reasons.append(f"inside the warm-up of {self.warmup} {self.UNIT}")
+        if self.peak_lr is not None and branch.min_lr >= self.peak_lr:
+            reasons.append(f"min_lr {branch.min_lr:g} is not below lr {self.peak_lr:g}")
+        return reasons
+
+    def watched(self, save_dir: Path) -> tuple[Path, ...]:
+        return self.layout.watched(self.checkpoint_folder(save_dir))
+
+    def checkpoints(self, save_dir: Path) -> CheckpointScan:
+        return self.layout.scan(self.checkpoint_folder(save_dir))
+
+    def seed(self, checkpoint: FoundCheckpoint, save_dir: Path) -> int:
+        return self.layout.seed(checkpoint, self.checkpoint_folder(save_dir))
+
+    def pin_changes(self, save_dir: Path) -> PinChanges:
+        return self.layout.pin_changes(self.checkpoint_folder(save_dir))
+
+    def clear_torn(self, save_dir: Path) -> list[str]:
+        """Do nothing: the trainer itself never starts from a torn checkpoint."""
+        del save_dir
+        return []
+
+    def set_aside(self, save_dir: Path, after: int) -> list[str]:
+        return self.layout.set_aside(self.checkpoint_folder(save_dir), after)
+
+    def progress(self, line: bytes) -> Progress | Unread | None:
+        """The log has no iterations in it."""
+        del line
+        return None
+
+    def read_start(self, line: bytes, earlier: int | None) -> int | None:
+        del line, earlier
+        return None
+
+    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
+        return decayed(self.peak_lr, branch, iteration)
