@@ -1,4 +1,4 @@
-"""Where jobs run and how, as Prefect blocks: `prefect block register -m blocks`."""
+"""Machines and containers as Prefect blocks: `prefect block register -m autoexp.blocks`."""
 
 from autoexp.blocks.apptainer import ApptainerContainer
 from autoexp.blocks.local import LocalMachine

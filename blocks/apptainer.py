@@ -13,7 +13,7 @@ class ApptainerContainer(Block):
         Where an experiment names the block, `container: {block: megatron}`, it trains in there. In
         code:
         ```python
-        from blocks import ApptainerContainer
+        from autoexp.blocks import ApptainerContainer
 
         container = ApptainerContainer.load("BLOCK_NAME")
         container.settings.image

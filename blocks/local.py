@@ -14,7 +14,7 @@ class LocalMachine(Block):
         Where an experiment names the block, `slurm: {block: workstation}`, its jobs run there. In
         code:
         ```python
-        from blocks import LocalMachine
+        from autoexp.blocks import LocalMachine
 
         machine = LocalMachine.load("BLOCK_NAME")
         machine.settings.max_jobs
@@ -36,5 +36,5 @@ class LocalMachine(Block):
     )
 
     def scheduler(self) -> LocalScheduler:
-        """What submits, finds, looks at and cancels this machine's jobs."""
+        """The scheduler that submits, finds, polls and cancels jobs of this machine."""
         return LocalScheduler()

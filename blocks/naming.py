@@ -1,6 +1,6 @@
-"""Blocks by name in an experiment: `slurm: {block: lumi}` becomes what the block holds.
+"""Replaces names of blocks in an experiment: `slurm: {block: lumi}` becomes its settings.
 
-The core never asks Prefect for anything: names are replaced before it validates the experiment.
+The core never talks to Prefect: names are replaced before it validates the experiment.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,19 +19,19 @@ _TYPES: Mapping[str, tuple[type[_Named], ...]] = {
     "slurm": (SlurmCluster, LocalMachine),
     "container": (ApptainerContainer,),
 }
-"""Keys of an experiment that may name a block, and which types it may be of."""
+"""Keys of an experiment that may name a block, and the block's types."""
 
 
 Load = Callable[[str, str], _Named]
 
 
 def fill_in(values: dict[str, Any], load: Load | None = None) -> dict[str, Any]:
-    """Replace every `{block: NAME}` by the block's settings; what stands beside it wins.
+    """Replace every `{block: NAME}` by the block's settings; keys beside it win.
 
-    `load` asks Prefect for a block, by the key that names it and its name.
+    `load(key, name)` loads a block from Prefect.
 
-    Raises BadInput when there is no such block, or when it is of another kind than what stands
-    beside it.
+    Raises BadInput when there is no such block, or when its kind differs from the one beside
+    it.
     """
     named = [key for key in _TYPES if isinstance(values.get(key), dict) and "block" in values[key]]
     return {**values, **{key: _filled(key, values[key], load or load_block) for key in named}}

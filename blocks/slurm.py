@@ -13,7 +13,7 @@ class SlurmCluster(Block):
     Example:
         Where an experiment names the block, `slurm: {block: lumi}`, its jobs run there. In code:
         ```python
-        from blocks import SlurmCluster
+        from autoexp.blocks import SlurmCluster
 
         cluster = SlurmCluster.load("BLOCK_NAME")
         cluster.settings.partition
@@ -35,5 +35,5 @@ class SlurmCluster(Block):
     )
 
     def scheduler(self) -> SlurmScheduler:
-        """What submits, finds, looks at and cancels this cluster's jobs."""
+        """The scheduler that submits, finds, polls and cancels jobs of this cluster."""
         return SlurmScheduler(self.settings)

@@ -1,4 +1,12 @@
-"""One cooldown on its own, from an existing checkpoint. Entry point of a deployment."""
+"""One cooldown on its own, from an existing checkpoint, as a session with one job.
+
+1. Pin: the checkpoint is seeded into the cooldown's own folder, where no retention deletes it.
+2. Submit the job: once, whatever dies in between.
+3. Await its verdict: finished once the decay is over; a job that ends before that is resubmitted.
+
+A cooldown that a training launches lives the same way inside the training's session: its subflow
+(`flows/engine/subflows.py`) waits for the verdict, and the one loop of the session does the rest.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +14,13 @@ from typing import Any
 from prefect import State, flow
 
 from autoexp.config.compose import Composed
-from autoexp.flows.engine.lifecycle import ask_for, cancel_jobs, run_name, watch_new
+from autoexp.flows.engine.lifecycle import (
+    cancel_jobs,
+    compose_request,
+    find_or_create,
+    run_name,
+    watch,
+)
 from autoexp.flows.publishing.form import ExperimentForm
 from autoexp.planning import standalone
 from autoexp.rules.actions import Decay
@@ -37,8 +51,9 @@ async def cooldown(
         experiment: The experiment, filled in here instead of `config` and `overrides`.
     """
 
-    def ask() -> Composed:
-        whole = ask_for(config, overrides, experiment)
+    def branch() -> Composed:
+        whole = compose_request(config, overrides, experiment)
         return standalone.branch_alone(whole, Path(checkpoint), Decay.model_validate(decay))
 
-    return await watch_new(ask, new_id_of)
+    path = await find_or_create(branch, new_id_of)  # pins
+    return await watch(path)  # submits, and awaits the verdict

@@ -1,4 +1,4 @@
-"""One evaluation on its own, of a checkpoint on disk. Entry point `flows/evaluate.py:evaluate`."""
+"""One evaluation on its own, of an existing checkpoint, as a session with one job."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,13 @@ from typing import Any
 from prefect import State, flow
 
 from autoexp.config.compose import Composed
-from autoexp.flows.engine.lifecycle import ask_for, cancel_jobs, run_name, watch_new
+from autoexp.flows.engine.lifecycle import (
+    cancel_jobs,
+    compose_request,
+    find_or_create,
+    run_name,
+    watch,
+)
 from autoexp.flows.publishing.form import ExperimentForm
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.evaluation import evaluation
@@ -54,4 +60,8 @@ async def evaluate(
         outputs = output_root(composed.experiment, sessions_root() / session)
         return Plan(jobs=(job(composed, outputs),))
 
-    return await watch_new(lambda: ask_for(config, overrides, experiment), id_of, plan)
+    def compose() -> Composed:
+        return compose_request(config, overrides, experiment)
+
+    path = await find_or_create(compose, id_of, plan)
+    return await watch(path)

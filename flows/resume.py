@@ -15,7 +15,7 @@ from autoexp.storage.places import sessions_root
     on_cancellation=[cancel_jobs],
 )
 async def resume(session: str) -> State[Any]:
-    """Take a session up again where it stands; its jobs are not submitted twice.
+    """Resume a session where it stands; its jobs are not submitted twice.
 
     Args:
         session: The session's id, as `autoexp sessions list` shows it.

@@ -1,14 +1,23 @@
 """The session flow: one flow run that watches a training and all its cooldowns.
 
-Entry point `flows/train.py:train`. Prefect loads this file as a module named `train`, so it
-defines nothing but flows.
+1. Make the session, or find it: a directory with the plan, from which any process can resume.
+2. Watch it, with one loop for all jobs (`flows/engine/session_run.py`): look at logs, checkpoints
+   and the scheduler's answers, decide what follows, and spawn it: submissions, cooldowns of new
+   checkpoints, actions of rules. Each runs beside the loop, which waits for none of them.
+3. Return once every job has its verdict.
 """
 
 from typing import Any
 
 from prefect import State, flow
 
-from autoexp.flows.engine.lifecycle import ask_for, cancel_jobs, run_name, watch, watch_new
+from autoexp.flows.engine.lifecycle import (
+    cancel_jobs,
+    compose_request,
+    find_or_create,
+    run_name,
+    watch,
+)
 from autoexp.flows.publishing.form import ExperimentForm
 from autoexp.storage.places import sessions_root
 
@@ -25,15 +34,16 @@ async def train(
     experiment: ExperimentForm | None = None,
     session: str | None = None,
 ) -> State[Any]:
-    """Train and branch cooldowns; with `session`, take an existing session up again.
+    """Train and branch cooldowns; with `session`, resume an existing session.
 
     Args:
         config: Name of a configuration, or path of a YAML file.
         overrides: Changes to it, such as `backend.args.lr=1e-3` or `slurm=lumi`.
         experiment: A whole experiment, filled in here instead of `config` and `overrides`.
-        session: Id of a session that exists; it is taken up again, and the rest is ignored.
+        session: Id of an existing session; it is resumed, and the rest is ignored.
     """
-
     if session:
-        return await watch(sessions_root() / session)
-    return await watch_new(lambda: ask_for(config, overrides, experiment))
+        path = sessions_root() / session
+    else:
+        path = await find_or_create(lambda: compose_request(config, overrides, experiment))
+    return await watch(path)

@@ -1,4 +1,4 @@
-"""Every effect of a session as a Prefect task; what repeating does no harm to is retried."""
+"""Every effect of a session as a Prefect task; those that are safe to repeat are retried."""
 
 import asyncio
 import shlex
@@ -30,15 +30,15 @@ class CommandFailed(AutoexpError):
 
 
 def _title(parameters: dict[str, Any]) -> str:
-    """What people read in the run graph: a task's effect, or what it is told to be about."""
+    """A task's name in the run graph: its effect's title, or its argument `what`."""
     return sinks.title(parameters["what"] if "what" in parameters else parameters["effect"].title)
 
 
-_TITLE: Any = _title  # Prefect takes it, and its types do not
+_TITLE: Any = _title  # Prefect accepts it, its types do not
 
 
 def _task(name: str, **options: Any) -> Task[..., Any]:
-    """A task that runs an effect in a thread; it is shown by the effect's title."""
+    """A task that runs an effect in a thread; its name is the effect's title."""
 
     @task(name=name, task_run_name=_TITLE, cache_policy=NO_CACHE, **options)
     async def run(effect: Effect, scheduler: Scheduler) -> Any:
@@ -50,11 +50,11 @@ def _task(name: str, **options: Any) -> Task[..., Any]:
 
 @task(name="request", task_run_name=_TITLE, cache_policy=NO_CACHE)
 async def request(what: str, write: Callable[[], Awaitable[str]]) -> str:
-    """Write into the session's records what a rule asks for; the monitor sees to it."""
+    """Record a rule's request in the session; the monitor processes it."""
     with sinks.plain_errors():
-        said = await write()
-    get_run_logger().info("%s: %s", what, said)
-    return said
+        outcome = await write()
+    get_run_logger().info("%s: %s", what, outcome)
+    return outcome
 
 
 @task(name="log", cache_policy=NO_CACHE)
@@ -70,8 +70,8 @@ async def log(effect: action_runs.LogMessage, scheduler: Scheduler) -> str:
 async def run_command(effect: action_runs.Command) -> str:
     """Run a command to its end; returns the end of its output.
 
-    prefect-shell hands its lines to a shell: each argument is quoted, so none is read by it.
-    Raises CommandFailed with the exit code, or when it has not ended in time.
+    prefect-shell passes its lines to a shell: each argument is quoted, so the shell reads none.
+    Raises CommandFailed with the exit code, or when it did not end in time.
     """
     with sinks.plain_errors():
         return await _run_command(effect)
@@ -91,7 +91,7 @@ async def _run_command(effect: action_runs.Command) -> str:
                 await process.await_for_completion()
         except TimeoutError as error:
             output = "\n".join(await process.afetch_result())[-KEPT:]
-            raise CommandFailed(f"not ended within {effect.timeout_s:g} s", output) from error
+            raise CommandFailed(f"did not end within {effect.timeout_s:g} s", output) from error
         except RuntimeError as error:
             output = "\n".join(await process.afetch_result())[-KEPT:]
             raise CommandFailed(f"exit code {process.return_code}", output) from error

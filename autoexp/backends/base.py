@@ -1,4 +1,4 @@
-"""What all backends do alike, once they have said where checkpoints lie and which rate is kept."""
+"""The part that is the same for all backends, given their checkpoint layout and peak rate."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -23,22 +23,22 @@ AbsolutePath = Annotated[str, AfterValidator(lambda path: str(Path(path).expandu
 
 
 class BackendBase(FrozenModel):
-    """Answers `Backend` from a layout of checkpoints, a peak rate and a warm-up."""
+    """Implements `Backend` from a checkpoint layout, a peak learning rate and a warm-up."""
 
     PROGRESS_MARK: ClassVar[bytes] = b""
     LOGS_DONE: ClassVar[bool] = True
     UNIT: ClassVar[str] = "iterations"
-    """What the trainer calls its iterations."""
+    """The trainer's word for iterations."""
 
     @property
     @abstractmethod
     def layout(self) -> Layout:
-        """How its checkpoints look on disk."""
+        """Layout of its checkpoints on disk."""
 
     @property
     @abstractmethod
     def peak_lr(self) -> float | None:
-        """The rate that the trunk keeps; None where it is not known."""
+        """Learning rate after the warm-up; None where unknown."""
 
     @property
     @abstractmethod
@@ -74,7 +74,7 @@ class BackendBase(FrozenModel):
         if branch.iteration < self.warmup:
             reasons.append(f"inside the warm-up of {self.warmup} {self.UNIT}")
         if self.peak_lr is not None and branch.min_lr >= self.peak_lr:
-            reasons.append(f"min_lr {branch.min_lr:g} is no decay from lr {self.peak_lr:g}")
+            reasons.append(f"min_lr {branch.min_lr:g} is not below lr {self.peak_lr:g}")
         return reasons
 
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
@@ -90,7 +90,7 @@ class BackendBase(FrozenModel):
         return self.layout.pin_changes(self.checkpoint_folder(save_dir))
 
     def clear_torn(self, save_dir: Path) -> list[str]:
-        """The trainer itself starts from no torn checkpoint."""
+        """Do nothing: the trainer itself never starts from a torn checkpoint."""
         del save_dir
         return []
 
@@ -98,7 +98,7 @@ class BackendBase(FrozenModel):
         return self.layout.set_aside(self.checkpoint_folder(save_dir), after)
 
     def progress(self, line: bytes) -> Progress | Unread | None:
-        """Its log names no iteration."""
+        """The log has no iterations in it."""
         del line
         return None
 

@@ -90,7 +90,7 @@ class Checkpoints(FrozenModel):
 
 
 class CommandBackend(BackendBase):
-    """A trainer of your own; nothing of it is Python of autoexp's."""
+    """Your own trainer, without Python code in autoexp."""
 
     LOGS_DONE: ClassVar[bool] = False
 
@@ -120,7 +120,7 @@ class CommandBackend(BackendBase):
         description="regular expression of the line with which it says where it begins, with a "
         "group `iteration`: the checkpoint's, 0 without one",
     )
-    source: AbsolutePath | None = Field(None, description="its checkout, as the job sees it")
+    source: AbsolutePath | None = Field(None, description="its checkout, as seen by the job")
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
     args: CommandArgs
 

@@ -1,5 +1,6 @@
 """The protocol of schedulers."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from autoexp.jobs.gpu_hours import gpu_hours
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
+from autoexp.payload import TASKS
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.events import Event, StateChanged
 from autoexp.storage import atomic, locks
@@ -262,3 +264,17 @@ def apply(job: str, attempt: Attempt, status: JobStatus) -> list[Event]:
             reason=status.reason,
         )
     ]
+
+
+def is_array(ref: AttemptRef) -> bool:
+    """True if it is submitted as an array."""
+    return (ref.directory / TASKS).exists()
+
+
+def claimed_by(ref: AttemptRef) -> str | None:
+    """The id of the job that has claimed the attempt, or any task of the array."""
+    if not is_array(ref):
+        return read_claim(ref.directory)
+    tasks = json.loads((ref.directory / TASKS).read_text())
+    claims = (read_claim(ref.directory.parent / key) for key in tasks.values())
+    return next((claim.partition("_")[0] for claim in claims if claim), None)

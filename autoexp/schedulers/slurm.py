@@ -4,7 +4,6 @@ Facts about commands and their words: docs/slurm.md. An outage is never a state:
 hangs raises SchedulerUnavailable and gives no information about any job.
 """
 
-import json
 import logging
 import os
 import re
@@ -19,7 +18,6 @@ from autoexp.errors import SchedulerUnavailable, SubmissionRefused, SubmitLimitR
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
-from autoexp.payload import TASKS
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers import slurm_commands
 from autoexp.schedulers.base import (
@@ -28,6 +26,8 @@ from autoexp.schedulers.base import (
     JobStatus,
     PayloadSpec,
     SubmitOptions,
+    claimed_by,
+    is_array,
     read_claim,
 )
 from autoexp.schedulers.exit_files import from_exit_file, merge_exit_file
@@ -241,7 +241,7 @@ class SlurmScheduler:
             if time.monotonic() - healthy_since >= _HEALTHY_S:
                 break
             time.sleep(0.5)
-        return _claimed_by(ref) or self._find_in_accounting(ref)
+        return claimed_by(ref) or self._find_in_accounting(ref)
 
     def _find_in_accounting(self, ref: AttemptRef) -> str | None:
         try:
@@ -483,24 +483,11 @@ def _of_its_own(
 
 
 def _first(answer: str, ref: AttemptRef) -> str | None:
-    """Id of the ticket's job among those listed; for an array the id of the whole."""
+    """Id of the attempt's job among those listed; for an array the id of the whole."""
     found = next(iter(of_script(answer, _script(ref))), None)
-    return found.partition("_")[0] if found and _is_array(ref) else found
+    return found.partition("_")[0] if found and is_array(ref) else found
 
 
 def _script(ref: AttemptRef) -> str:
     """The end of the batch script's path, which is unique to the job."""
     return f"{ref.name}/{ref.script}"
-
-
-def _is_array(ref: AttemptRef) -> bool:
-    return (ref.directory / TASKS).exists()
-
-
-def _claimed_by(ref: AttemptRef) -> str | None:
-    """The id of the job that has claimed the attempt, or any task of the array."""
-    if not _is_array(ref):
-        return read_claim(ref.directory)
-    tasks = json.loads((ref.directory / TASKS).read_text())
-    claims = (read_claim(ref.directory.parent / key) for key in tasks.values())
-    return next((claim.partition("_")[0] for claim in claims if claim), None)

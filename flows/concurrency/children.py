@@ -1,4 +1,4 @@
-"""What runs beside the session's loop: whatever one child raises ends nobody else."""
+"""Coroutines beside the session's loop: whatever one raises ends nobody else."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Whether the flow runs for a terminal, as under `autoexp run`, or under a worker."""
+"""The terminal that a flow runs for, as under `autoexp run`; a worker's flow has none."""
 
 import asyncio
 import time
@@ -9,13 +9,13 @@ from autoexp.flows.concurrency.updates import Updates
 
 
 class Foreground:
-    """What a terminal's thread, which gets the signals, and the flow's thread tell each other."""
+    """Shared by a terminal's thread, which gets the signals, and the flow's thread."""
 
     def __init__(self) -> None:
         self.is_begun = False
         self.stopped_by: str | None = None
         self.taken_at = 0.0
-        """When Prefect took something for the last time, by the monotonic clock."""
+        """When Prefect accepted something for the last time, by the monotonic clock."""
         self._stopped_at: float | None = None
         self._updates: Updates | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -28,14 +28,14 @@ class Foreground:
                 self._loop.call_soon_threadsafe(self._updates.interrupt, by)
 
     def listen(self, updates: Updates) -> None:
-        """Called by the flow: from now on it can be stopped."""
+        """Connect the flow: from now on it can be stopped."""
         self._updates, self._loop = updates, asyncio.get_running_loop()
         if self.stopped_by is not None:
             updates.interrupt(self.stopped_by)
 
     @property
     def over_at(self) -> float | None:
-        """Since when nothing is left to do but to tell Prefect so, by the monotonic clock."""
+        """When all was done but the last messages to Prefect, by the monotonic clock."""
         ended_at = self._updates.ended_at if self._updates is not None else None
         return ended_at if ended_at is not None else self._stopped_at
 
@@ -44,7 +44,7 @@ _foreground: ContextVar[Foreground | None] = ContextVar("foreground", default=No
 
 
 def enter_foreground(foreground: Foreground) -> None:
-    """From now on, in this context, somebody at a terminal waits for the flow."""
+    """Mark this context as one where somebody at a terminal waits for the flow."""
     _foreground.set(foreground)
 
 

@@ -20,14 +20,14 @@ class WriteSlot:
     """A ticket for the write lock on the Prefect API.
 
     Writes that meet in a server on SQLite are refused ("database is locked", a 503), and Prefect's
-    client sits that out for two seconds each time.
+    client then pauses for two seconds each time.
     """
 
     def __init__(self, write_lock: asyncio.Lock) -> None:
         self._write_lock = write_lock
         self._is_held = False
 
-    async def take(self, within_s: float | None = None) -> None:
+    async def acquire(self, within_s: float | None = None) -> None:
         """Wait until nobody else writes, but not for longer than so many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
@@ -35,17 +35,17 @@ class WriteSlot:
                 self._is_held = True
 
     def release(self) -> None:
-        """Let the next one write; repeatable."""
+        """Let the next one write; may be repeated."""
         if self._is_held:
             self._is_held = False
             self._write_lock.release()
 
 
 class PrefectOutbox:
-    """Sends on while the session goes on, and for a while longer when it is over.
+    """Sends with retries while the session runs, and for a while longer when it is over.
 
     In a terminal somebody waits for the prompt; under a worker nobody does, and a last state that
-    is not told would have the session run again.
+    is never sent would have the session run again.
     """
 
     def __init__(self, updates: Updates, log: "logging.Logger | Any") -> None:
@@ -56,7 +56,7 @@ class PrefectOutbox:
         self._pause_s = min(_PAUSE_S, self._patience_s / 4)
 
     async def send_with_retry(self, what: str, send: Callable[[], Awaitable[object]]) -> bool:
-        """Whether `send` got through, at the first try or a later one."""
+        """Call `send` until it succeeds; False once that has taken too long."""
         since, failures = time.monotonic(), 0
         while True:
             try:
@@ -66,7 +66,7 @@ class PrefectOutbox:
                 if failures == 1:
                     self._log.warning("Prefect did not take %s (%s); retrying", what, error)
                 if self._is_enough(since):
-                    self._log.warning("Prefect never took %s: given up", what)
+                    self._log.warning("Prefect did not accept %s: giving up", what)
                     return False
                 await self._updates.pause(self._pause_s)
             else:
@@ -74,7 +74,7 @@ class PrefectOutbox:
                 return True
 
     def note_taken(self) -> None:
-        """Note that Prefect has taken something: a terminal waits on, while it does."""
+        """Note that Prefect has accepted something: while it does, a terminal keeps waiting."""
         if terminal := foreground():
             terminal.taken_at = time.monotonic()
 
@@ -86,5 +86,5 @@ class PrefectOutbox:
 
 
 def is_prefect_error(error: BaseException) -> bool:
-    """Whether an error came from talking to Prefect, and not from what was to be done."""
+    """True for an error of the connection to Prefect, and not of the work itself."""
     return type(error).__module__.partition(".")[0] in _PREFECT_MODULES

@@ -1,4 +1,4 @@
-"""How the loop and what runs beside it wake each other up."""
+"""Signals between the loop and its children."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Updates:
-    """Says that something was done beside the loop, that watching stops, and that it has ended."""
+    """Signals that records have changed, that watching stops, and that it has ended."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
@@ -34,7 +34,7 @@ class Updates:
         self._changed.set()
 
     def take_changed(self) -> bool:
-        """Whether records have changed since the last call."""
+        """True if records have changed since the last call."""
         changed = self._changed.is_set()
         self._changed.clear()
         return changed
@@ -48,9 +48,9 @@ class Updates:
         await _wait(self._interruption, seconds)
 
     async def unless_interrupted(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something that may take long; an interruption ends it as a cancellation of the caller.
+        """Await slow work; an interruption ends it as a cancellation of the caller.
 
-        Whoever resumes does it again.
+        Whoever resumes the session does it again.
         """
         task = asyncio.ensure_future(work)
         stop = asyncio.ensure_future(self._interruption.wait())

@@ -1,4 +1,4 @@
-"""The session's one writer: a thread on which all records are changed, so writes never race."""
+"""The session's one writer: a thread on which all records change, so writes never race."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ class SessionWriter:
         self._log = log
         self._hangs_since: float | None = None
         self._under_way = 0
-        self._patience: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="session")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -36,28 +36,28 @@ class SessionWriter:
         loop = asyncio.get_running_loop()
         self._under_way += 1
         if self._under_way == 1:
-            self._be_patient()
+            self._restart_timer()
         try:
             return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
         finally:
             self._under_way -= 1
             self._note_answer()
-            # Who waits behind others waits for them: a filesystem that answers them does not hang.
-            self._be_patient()
+            # A call may wait for those before it: a filesystem that answers them does not hang.
+            self._restart_timer()
 
-    def _be_patient(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
+    def _restart_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         loop = asyncio.get_running_loop()
         awaited = self._under_way > 0
-        self._patience = loop.call_later(_PATIENCE_S, self._note_hang) if awaited else None
+        self._timer = loop.call_later(_PATIENCE_S, self._note_hang) if awaited else None
 
     async def persist(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run, and retry for as long as the disk is full, read-only or away.
 
-        An interruption ends that as a cancellation of the caller: whoever resumes sees to it. So
-        does a lease that another monitor has taken over. Raises OSError for what no other try will
-        change, such as a name that is too long.
+        An interruption ends that as a cancellation of the caller: whoever resumes does it again. So
+        does a lease that another monitor has taken over. Raises OSError where no retry will help,
+        such as a name that is too long.
         """
         failures = 0
         while True:
@@ -94,5 +94,5 @@ class SessionWriter:
             self._log.warning("%s: the filesystem answers again, after %.0f s", self._path, hung)
 
     def close(self) -> None:
-        """Wait for what is under way, and end the thread."""
+        """Wait for the calls under way, and end the thread."""
         self._thread.shutdown()

@@ -1,4 +1,4 @@
-"""The automations that Prefect runs for sessions: taking up those whose process died, notifying."""
+"""Prefect automations for sessions: resume those whose process died, notify people."""
 
 from datetime import timedelta
 from typing import Any
@@ -23,7 +23,7 @@ _CRASHES = 12
 
 
 def recovery(silence_s: float) -> list[AutomationCore]:
-    """What brings a session back whose flow's process died, with its worker or without."""
+    """Automations that resume a session whose flow's process died, with its worker or without."""
     return [
         AutomationCore(
             name="autoexp: a silent session has crashed",
@@ -47,7 +47,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
             description="The same flow run goes on, on any worker of its pool, with the same jobs.",
             trigger=_of_each_run(
                 after={f"{_RUN}.Crashed"},
-                # A run that was held for dead, and was not, may end by itself meanwhile.
+                # A run that was marked as crashed, and was alive, may end by itself first.
                 expect=_ALIVE | _ENDED,
                 posture=Posture.Proactive,
                 threshold=1,
@@ -56,7 +56,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
             actions=[
                 ChangeFlowRunState(
                     state=StateType.SCHEDULED,
-                    message="taken up again after a crash",
+                    message="resumed after a crash",
                     force=True,
                 )
             ],
@@ -95,7 +95,7 @@ def _of_each_run(**what: Any) -> EventTrigger:
 
 
 def notifications(block: UUID) -> list[AutomationCore]:
-    """Examples of what can be done with the events of a session: messages to people."""
+    """Examples of automations on a session's events: messages to people."""
     return [
         _notify(
             "autoexp: notify when a job fails",

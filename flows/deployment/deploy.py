@@ -45,7 +45,7 @@ from autoexp.storage import permissions
 POOL = "slurm-login"
 PROFILE = "autoexp"
 """In Prefect's profiles, with the server's URL and the string that opens it."""
-_CHECKOUT = Path(__file__).resolve().parents[2]
+_DEPLOYMENTS = Path(__file__).resolve().parents[2] / "prefect.yaml"
 _LOOKS_EVERY_S = 1.0
 
 
@@ -66,7 +66,8 @@ def deploy() -> None:
         # One that exists stays as its owner has set it.
         _prefect("work-pool", "create", POOL, "--type", "process", environment=environment)
     _prefect("block", "register", "-m", "autoexp.blocks", environment=environment)
-    _prefect("--no-prompt", "deploy", "--all", environment=environment)
+    file = ["--prefect-file", str(_DEPLOYMENTS)]
+    _prefect("--no-prompt", "deploy", "--all", *file, environment=environment)
     _autoexp("automations", "install", environment=environment)
     _say_how_to_go_on(url, auth_string)
 
@@ -75,7 +76,7 @@ def _say_how_to_go_on(url: str, auth_string: str | None) -> None:
     address = url.removesuffix("/api")
     use = f"export PREFECT_PROFILE={PROFILE}" if auth_string else f"export PREFECT_API_URL={url}"
     say(
-        f"\ndeployed. On the login node, in {_CHECKOUT}:\n"
+        f"\ndeployed. Runs work in {Path.cwd()}. On the login node:\n"
         f"  {use}\n"
         f"  autoexp worker\n"
         f"  prefect deployment run autoexp/train    or in the UI: {address}"
@@ -229,7 +230,6 @@ def _autoexp(*arguments: str, environment: dict[str, str]) -> None:
 def _run(command: list[str], environment: dict[str, str]) -> None:
     answer = subprocess.run(
         command,
-        cwd=_CHECKOUT,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

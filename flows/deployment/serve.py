@@ -53,7 +53,7 @@ def main(descriptor: int | None = None) -> None:
 
 
 def _take_from_others(home: Path) -> None:
-    """Let nobody else read what earlier servers have left in Prefect's home."""
+    """Remove others' access to the files of earlier servers in Prefect's home."""
     for name in _PRIVATE:
         with suppress(OSError):  # it is not there, or somebody else's
             path = home / name

@@ -45,9 +45,9 @@ _MARK = "PREFECT_API_URL="
 
 
 def configured_url() -> str | None:
-    """The server that Prefect's settings name: by variable, .env, prefect.toml, profile.
+    """URL of the server that Prefect's settings name: by variable, .env, prefect.toml, profile.
 
-    Prefect itself is asked, in a process of its own: the settings that it finds at its import are
+    Prefect itself reads them, in a process of its own: the settings that it finds at its import are
     those of the whole process, and the embedded server has yet to come. Raises AutoexpError when
     the settings cannot be read.
     """
@@ -68,7 +68,7 @@ def configured_url() -> str | None:
 
 
 def _may_be_configured() -> bool:
-    """Whether a source of settings may name a server; asking Prefect takes a second or two."""
+    """True if a source of settings may name a server; asking Prefect takes a second or two."""
     if any(os.environ.get(name) for name in ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH")):
         return True
     home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
@@ -91,7 +91,7 @@ def _mentions(path: Path, word: str) -> bool:
 
 
 def bypass_proxies() -> None:
-    """Have this process, and all that it starts, reach this machine's own servers directly.
+    """Bypass proxies for this machine's own servers, in this process and all that it starts.
 
     A proxy stands elsewhere, where `127.0.0.1` is another machine. Prefect's client, curl and
     others read both spellings of the variable.
@@ -108,7 +108,7 @@ def bypass_proxies() -> None:
 
 
 def _is_near() -> bool:
-    """Whether the server is on this machine; where nobody can tell, Prefect says what is wrong."""
+    """True if the server is on this machine; unreadable settings are reported by Prefect later."""
     try:
         url = configured_url()
     except AutoexpError:
@@ -117,7 +117,7 @@ def _is_near() -> bool:
 
 
 def _proxy_of(url: str) -> str:
-    """Which proxy is asked for a URL, without its password; empty: none."""
+    """The proxy for a URL, without its password; empty: none."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if is_local(url) or urllib.request.proxy_bypass(host):
@@ -129,7 +129,7 @@ def _proxy_of(url: str) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether a URL means this machine by a loopback address."""
+    """True if a URL means this machine by a loopback address."""
     host = urlsplit(url).hostname or ""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
@@ -155,15 +155,15 @@ class _Page(NamedTuple):
 
 
 def answers(url: str, auth_string: str | None = None) -> bool:
-    """Whether a Prefect server answers at the API's URL."""
+    """True if a Prefect server answers at the API's URL."""
     return problem(url, auth_string) is None
 
 
 def problem(url: str, auth_string: str | None = None) -> str | None:
-    """Why this is no URL of an API that answers, in words that go on from "Prefect's server at".
+    """Reason why no API answers at this URL, to follow the words "Prefect's server at"; or None.
 
-    None: it is one, or wants to know who asks. Prefect Cloud has no page for its health, but says
-    so in JSON.
+    A server that asks for a login does answer. Prefect Cloud has no health page, but says so in
+    JSON.
     """
     root = url.rstrip("/")
     try:
@@ -191,15 +191,19 @@ def problem(url: str, auth_string: str | None = None) -> str | None:
 def _advice(url: str) -> str:
     proxy = _proxy_of(url)
     host = urlsplit(url).hostname
-    return f"; the proxy {proxy} was asked, add {host} to no_proxy to go past it" if proxy else ""
+    return (
+        f"; the request went through the proxy {proxy}, add {host} to no_proxy to bypass it"
+        if proxy
+        else ""
+    )
 
 
 def _get(url: str, auth_string: str | None, timeout_s: float = 3.0) -> _Page:
-    """A page, as Prefect's own client would get it."""
+    """Get a page as Prefect's own client would."""
     handlers = [urllib.request.ProxyHandler({})] if is_local(url) else []
     request = urllib.request.Request(url)
     if auth_string:
-        # Not to whom a redirection leads.
+        # Not to where a redirection leads.
         request.add_unredirected_header("Authorization", token(auth_string))
     try:
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as answer:
@@ -231,9 +235,9 @@ def refuse_strangers(url: str) -> None:
 
 
 def lets_in(url: str, auth_string: str | None = None) -> bool:
-    """Whether the API at a URL answers a question that is for those alone who may ask.
+    """True if the API at a URL answers a request that needs a login.
 
-    Raises OSError where it says neither yes nor no: one that is slow is not one that has a lock.
+    Raises OSError where the answer is unclear: a slow server is not a locked one.
     """
     asked = f"{url.rstrip('/')}/admin/version"
     try:
@@ -247,7 +251,7 @@ def lets_in(url: str, auth_string: str | None = None) -> bool:
 
 
 def warning_when_open(url: str) -> str | None:
-    """What to do about a server that asks nobody for a string; None: it asks, or is silent."""
+    """Warning for a server that asks nobody for a string; None: it asks, or does not answer."""
     try:
         if not lets_in(url):
             return None
@@ -261,7 +265,7 @@ def warning_when_open(url: str) -> str | None:
 
 
 def port_of(url: str) -> int:
-    """The port that a URL names, or means."""
+    """The port of a URL, by default that of its scheme."""
     parts = urlsplit(url)
     return parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -285,8 +289,7 @@ def embedded_server(folder: Path) -> "Server | None":
 class Server:
     """A Prefect server with a lock of its own, which starts while its user goes on.
 
-    In `folder` are its output and, for as long as it runs and for its owner alone, the string that
-    opens it.
+    `folder` holds its output and, while it runs and for its owner alone, the string that opens it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -306,7 +309,7 @@ class Server:
         return self._process.pid
 
     def _refuse_when_gone(self) -> None:
-        """Once the server is gone: the port stays ours, and who connects is refused at once."""
+        """Refuse connections once the server is gone; the port stays ours."""
         self._process.wait()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -317,7 +320,7 @@ class Server:
         await_answer(self._process, f"{self.url}/api", self.auth_string, said)
 
     def stop(self) -> None:
-        """End it, and wait until it has written what it holds."""
+        """End it, and wait until it has written all it holds."""
         self._process.terminate()
         try:
             self._process.wait(timeout=10)
@@ -343,7 +346,7 @@ def await_answer(
 
 
 def new_auth_string() -> str:
-    """A string that nobody guesses, as Prefect wants it: `user:password`."""
+    """A random authentication string in Prefect's form, `user:password`."""
     return f"autoexp:{secrets.token_urlsafe(32)}"
 
 
@@ -403,5 +406,5 @@ def _settings(url: str, auth_string: str) -> dict[str, str]:
 
 
 def end_with_parent(signum: int = signal.SIGTERM) -> None:
-    """Have this process get a signal when the thread that started it has ended."""
+    """Send this process a signal when the thread that started it ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)

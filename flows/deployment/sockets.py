@@ -1,4 +1,4 @@
-"""Who listens on a port of this machine: another user's server is none of ours."""
+"""Finds who listens on a port of this machine: another user's server is not ours."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ _LISTENS = "0A"
 
 
 def listeners(port: int, tables: tuple[Path, ...] = _TABLES) -> set[int]:
-    """The uids of those who listen on a port here; empty: nobody, or the kernel does not say."""
+    """The uids of those who listen on a port here; empty: nobody, or the kernel does not tell."""
     return {uid for table in tables for uid in _listeners(port, table)}
 
 

@@ -1,4 +1,4 @@
-"""Asking in Prefect's UI whether a plan above its budget may go ahead, before it is submitted."""
+"""Asks in Prefect's UI for approval of a plan above its budget, before anything is submitted."""
 
 from uuid import UUID
 
@@ -27,14 +27,14 @@ _A_WEEK_S = 7 * 24 * 3600
 
 
 class Approval(RunInput):
-    """What somebody answers."""
+    """The answer to the question."""
 
     go_ahead: bool = Field(False, description="submit the jobs of this plan")
     note: str = Field("", description="why, for the log")
 
 
 async def approved(composed: Composed, found: Plan) -> None:
-    """Wait until somebody agrees to a plan above `budget.confirm_above`; others go ahead at once.
+    """Wait for approval of a plan above `budget.confirm_above`; return at once for others.
 
     Raises NotAgreed when the answer is no.
     """
@@ -47,12 +47,12 @@ async def approved(composed: Composed, found: Plan) -> None:
     note = f": {answer.note}" if answer.note else ""
     if not answer.go_ahead:
         raise NotAgreed(f"{question}; the plan was rejected{note}")
-    get_run_logger().info("somebody agreed%s", note)
+    get_run_logger().info("approved%s", note)
 
 
 async def _ask(text: str) -> Approval:
     async def ask() -> Approval:
-        """Pause, alone, until somebody answers in the UI."""
+        """Pause this subflow until somebody answers in the UI."""
         with sinks.plain_errors():
             return await apause_flow_run(
                 wait_for_input=Approval.with_initial_data(description=text, go_ahead=False),
@@ -61,15 +61,15 @@ async def _ask(text: str) -> Approval:
                 key=_PAUSE,
             )
 
-    # A flow run that is run again would take its earlier subflow up, which cannot pause twice.
+    # A flow run that is run again would continue its earlier subflow, which cannot pause twice.
     ask.__qualname__ = f"ask.{runtime.flow_run.run_count}"
     return await flow(name="approve", flow_run_name=_NAME)(ask)()
 
 
 async def _answered_before() -> Approval | None:
-    """What was answered while nobody waited, for the process that had asked was killed.
+    """The answer given after the process that had asked was killed, if there is one.
 
-    Its questions are closed: they lead nowhere.
+    Closes the questions of that process: nobody waits for them.
     """
     parent = FlowRunFilterParentFlowRunId(any_=[UUID(str(runtime.flow_run.id))])
     asked = FlowRunFilter(parent_flow_run_id=parent, name=FlowRunFilterName(any_=[_NAME]))
@@ -79,9 +79,9 @@ async def _answered_before() -> Approval | None:
             if run.state is None or run.state.is_final():
                 continue
             key = keyset_from_base_key(f"paused-{_PAUSE}")["response"]
-            said = await aread_flow_run_input(key, flow_run_id=run.id)
+            response = await aread_flow_run_input(key, flow_run_id=run.id)
             ended: State[None] = Cancelled(message="asked again by a new process")
-            if said is not None:
-                answer, ended = Approval(**said), Completed(message="answered")
+            if response is not None:
+                answer, ended = Approval(**response), Completed(message="answered")
             await client.set_flow_run_state(run.id, ended, force=True)
     return answer

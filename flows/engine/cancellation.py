@@ -30,8 +30,8 @@ _POLL_INTERVAL_S = 5.0
 _POLL_INTERVAL_WITH_EVENTS_S = 600.0
 _RECONNECT_S = 15.0
 _CANCELLED = frozenset({StateType.CANCELLING, StateType.CANCELLED})
-_DEAD = frozenset({StateType.CRASHED, StateType.FAILED})
-_EVENTS = [f"prefect.flow-run.{kind.value.capitalize()}" for kind in (*_CANCELLED, *_DEAD)]
+_CRASHED = frozenset({StateType.CRASHED, StateType.FAILED})
+_EVENTS = [f"prefect.flow-run.{kind.value.capitalize()}" for kind in (*_CANCELLED, *_CRASHED)]
 
 
 class CancellationWatcher:
@@ -55,7 +55,7 @@ class CancellationWatcher:
                     async for event in events:
                         self._process(event)
             except Exception as error:
-                self._log.debug("Prefect does not say what happens: %s", error)
+                self._log.debug("no events from Prefect: %s", error)
             self._subscribed, self._next_at = False, time.monotonic() + _POLL_INTERVAL_S
             await asyncio.sleep(_RECONNECT_S)
 
@@ -76,18 +76,18 @@ class CancellationWatcher:
     def is_due(self) -> bool:
         return self._session_run is not None and time.monotonic() >= self._next_at
 
-    async def cancelled(self) -> list[str] | None:
+    async def poll(self) -> list[str] | None:
         """Jobs that are cancelled in Prefect; empty: all of the session's; None: none."""
         self._next_at = time.monotonic() + (
             _POLL_INTERVAL_WITH_EVENTS_S if self._subscribed else _POLL_INTERVAL_S
         )
         try:
-            return await self._ask()
+            return await self._poll()
         except Exception as error:
-            self._log.debug("Prefect does not say whether anything is cancelled: %s", error)
+            self._log.debug("could not poll Prefect for cancellations: %s", error)
             return None
 
-    async def _ask(self) -> list[str] | None:
+    async def _poll(self) -> list[str] | None:
         assert self._session_run is not None
         ids = [self._session_run, *self._job_runs]
         async with get_client() as client:
@@ -95,13 +95,13 @@ class CancellationWatcher:
                 flow_run_filter=FlowRunFilter(
                     id=FlowRunFilterId(any_=ids),
                     state=FlowRunFilterState(
-                        type=FlowRunFilterStateType(any_=[*_CANCELLED, *_DEAD])
+                        type=FlowRunFilterStateType(any_=[*_CANCELLED, *_CRASHED])
                     ),
                 )
             )
             states = {run.id: run.state_type for run in runs}
-            if states.get(self._session_run) in _DEAD:
-                alive: State[Any] = Running(message="the session is being watched all the while")
+            if states.get(self._session_run) in _CRASHED:
+                alive: State[Any] = Running(message="the session has been watched all the time")
                 await client.set_flow_run_state(self._session_run, alive, force=True)
                 self._log.warning("Prefect marked this flow run as crashed; set it back to Running")
         found = {run for run, state in states.items() if state in _CANCELLED}

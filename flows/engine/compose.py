@@ -1,4 +1,4 @@
-"""Composing an experiment that may name Prefect blocks."""
+"""Composes experiments that may name Prefect blocks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,18 +14,18 @@ Values = dict[str, Any]
 
 
 def compose(config: str | None = None, overrides: Sequence[str] = ()) -> Composed:
-    """As the core composes, with `{block: NAME}` replaced by what Prefect has under the name."""
+    """Compose as the core does, with `{block: NAME}` replaced by the block's settings."""
     return core.compose(config, overrides, filling_in())
 
 
 def filling_in() -> Callable[[Values], Values]:
-    """Replaces the names of blocks, where there are any; asks Prefect once for each."""
+    """A `compose()` hook that replaces names of blocks; loads each from Prefect once."""
     known: dict[tuple[str, str], Any] = {}
 
     def fill_in(values: Values) -> Values:
         if not any(isinstance(value, dict) and "block" in value for value in values.values()):
             return values
-        # Prefect takes seconds to import, and is asked only by experiments that name a block.
+        # Prefect takes seconds to import, and is needed only by experiments that name a block.
         from autoexp.blocks import naming
 
         def load(key: str, name: str) -> Any:
@@ -42,7 +42,7 @@ def filling_in() -> Callable[[Values], Values]:
 def compose_words(words: list[str], origin: str | None = None) -> Composed:
     """Split the words into a configuration's name and overrides, and compose.
 
-    `origin` is what stands behind `--from`, and takes the place of a configuration's name.
+    `origin` is the value of `--from`, and replaces a configuration's name.
     """
     names = [word for word in words if "=" not in word and not word.startswith("~")]
     if len(names) > 1:

@@ -1,4 +1,4 @@
-"""Actions whose conditions do not hold yet: looked at every tick, in a thread beside the loop."""
+"""Checks conditions of waiting actions every tick, in a thread beside the loop."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ from autoexp.templates import fill
 
 
 class _Waiting(NamedTuple):
-    """A copy of an action that waits, and what its conditions are about."""
+    """A copy of a waiting action, and the facts for its conditions."""
 
     action: ActionRecord
     facts: Facts
@@ -46,10 +46,10 @@ class ConditionChecker:
         self._log: logging.Logger = log
         self._checking = False
         self._commands: dict[tuple[str, ...], tuple[float, bool | None]] = {}
-        """By action and arguments: when it was last begun, and what came of it; None: it runs."""
+        """By action and arguments: when it was last started, and if it succeeded; None: it is running."""
 
     def start_check(self, children: Children) -> None:
-        """Check all that waits, unless that is under way."""
+        """Check all waiting actions, unless a check is under way."""
         if not self._checking:
             self._checking = True
             children.spawn("conditions", self._check(children))
@@ -69,7 +69,7 @@ class ConditionChecker:
             self._checking = False
 
     def _facts(self) -> list[_Waiting]:
-        """On the session's thread: what waits, and what is so at this moment."""
+        """On the session's thread: the waiting actions, and the facts of this moment."""
         session = self._session
         jobs = {
             name: JobFacts(job.state, None if job.verdict is None else str(job.verdict))
@@ -89,7 +89,7 @@ class ConditionChecker:
             arguments = tuple(fill(argument, values) for argument in command.run)
             return self._commands.get((action.key, *arguments), (0.0, None))[1]
 
-        # A checkpoint's folder is one that a scan has found, wherever the trainer saves.
+        # A checkpoint's folder was found by a scan, wherever the trainer saves.
         is_found = isinstance(action.event, CheckpointComplete)
         outside = set() if is_found else captured(action.event, values)
         return Facts(
@@ -117,12 +117,12 @@ class ConditionChecker:
             await self._writer.persist(self._change, actions.wait, action.key, checked.reason)
 
     async def _give_up(self, action: ActionRecord, reason: str) -> None:
-        self._log.info("action %s is not done: %s", action.key, reason)
+        self._log.info("gave up action %s: %s", action.key, reason)
         await self._writer.persist(self._change, actions.fail, action.key, f"not done: {reason}")
 
     def _change(self, write: Any, key: str, reason: str) -> None:
         action = self._session.actions[key]
-        if action.status is ActionStatus.PENDING:  # it may have been dropped meanwhile
+        if action.status is ActionStatus.PENDING:  # it may have been dropped since
             self._monitor.recorder.apply(write, action, reason)
 
     def _run_if_due(self, children: Children, waiting: _Waiting, command: CommandTest) -> None:
@@ -152,7 +152,7 @@ def _answers(waiting: Sequence[_Waiting]) -> list[tuple[_Waiting, Checked]]:
         try:
             checked = check_all(each.action.when, each.facts)
         except Exception as error:
-            # The others are checked all the same; this one has its time until `within` is over.
+            # The others are still checked; this one has until `within` is over.
             checked = Checked(Answer.NOT_YET, f"cannot be checked: {error}")
         answers.append((each, checked))
     return answers

@@ -1,8 +1,7 @@
-"""What every session flow does: make or find its session, hold it, watch it, say how it ended."""
+"""The life of every session flow: make or find its session, hold it, watch it, and end."""
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -42,9 +41,8 @@ from autoexp.storage import permissions
 from autoexp.storage.lease import Lease
 from autoexp.storage.places import sessions_root
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
 _LATE_S = 10.0
-# What a run says is shown on terminals and in Prefect; the filter sits before any handler.
+# What a run logs is shown on terminals and in Prefect; the filter sits before any handler.
 for _log in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_log).addFilter(sinks.LINES)
 
@@ -64,8 +62,7 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     Under a worker a cancelled flow is killed before it can do so by itself. A crash or a worker's
     shutdown does not come here: they cancel nothing.
     """
-    # Hooks run in a directory of their own, and deployments in the checkout.
-    root = sessions_root() if "AUTOEXP_SESSIONS" in os.environ else _CHECKOUT / "sessions"
+    root = sessions_root()  # a worker runs hooks where it has run the flow
     named = flow_run.parameters.get("session")
     path = session_of(str(flow_run.id), root)
     if path is None and named and find.is_of(root / named, str(flow_run.id)):
@@ -77,16 +74,16 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     for key, answer in outcome.answers.items():
         log.info("cancel %s: %s", key, answer)
     if outcome.problem is not None:
-        log.error("not ended yet: %s; `autoexp cancel %s` asks again", outcome.problem, path.name)
+        log.error("not ended yet: %s; `autoexp cancel %s` retries", outcome.problem, path.name)
     begun = sum(bool(job.attempts) for job in Session.load(path).jobs.values())
     _close_subflows(flow_run, begun)
 
 
 def _close_subflows(flow_run: FlowRun, begun: int) -> None:
-    """The jobs' subflows died with the flow's process, and cannot tell their end themselves.
+    """End the jobs' subflows, which died with the flow's process.
 
-    One for each job that was `begun`; the last that the process asked for, as it was killed, the
-    server may still be writing.
+    There is one for each job that was `begun`; the server may still be writing the last one that
+    the process had started when it was killed.
     """
     mine = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]))
     ended: State[Any] = Cancelled(message="cancelled with its session")
@@ -102,39 +99,39 @@ def _close_subflows(flow_run: FlowRun, begun: int) -> None:
             time.sleep(0.5)
 
 
-def ask_for(config: str, overrides: Sequence[str], experiment: Any) -> Composed:
-    """The experiment that the flow's parameters mean: a filled-in form, or a configuration."""
-    asked = compose(config, list(overrides)) if experiment is None else form.composed(experiment)
-    return with_measured_speed(asked)
+def compose_request(config: str, overrides: Sequence[str], experiment: Any) -> Composed:
+    """Compose the experiment of a flow's parameters: a filled-in form, or a configuration."""
+    if experiment is None:
+        return with_measured_speed(compose(config, list(overrides)))
+    return with_measured_speed(form.composed(experiment))
 
 
-async def watch_new(
-    ask: Callable[[], Composed],
+async def find_or_create(
+    compose: Callable[[], Composed],
     id_of: Callable[[Composed], str] = id_for,
     plan: Callable[[Composed, str], Plan] = plan_of,
-) -> State[Any]:
-    """Watch a new session of what `ask` composes, with a new id of `id_of(composed)`.
+) -> Path:
+    """Create a session of what `compose()` returns, with the id `id_of(composed)`.
 
-    The `plan(composed, id)` is made once: above its budget it is put to somebody, and what was
-    agreed to is what is submitted. A flow run that is run again goes on with the session that it
+    The `plan(composed, id)` is made once: above its budget it needs approval, and the plan that was
+    approved is the one that is submitted. A flow run that is run again finds the session that it
     made the first time.
     """
     with sinks.plain_errors():
-        path = await _session_path(ask, id_of, plan)
-    return await watch(path)
+        return await _find_or_create(compose, id_of, plan)
 
 
-async def _session_path(
-    ask: Callable[[], Composed],
+async def _find_or_create(
+    compose: Callable[[], Composed],
     id_of: Callable[[Composed], str],
     plan: Callable[[Composed, str], Plan],
 ) -> Path:
     root, flow_run_id = sessions_root(), str(runtime.flow_run.id)
     path = session_of(flow_run_id, root)
     if path is None:
-        # Composing may ask Prefect for a block, which is done in a thread without a loop.
-        composed = await asyncio.to_thread(ask)
-        # Decided already where this flow run was killed while it made its session.
+        # Composing may load a block from Prefect, which needs a thread without a loop.
+        composed = await asyncio.to_thread(compose)
+        # Known already if this flow run was killed while it made its session.
         session_id = find.claimed(flow_run_id, root)
         if session_id is None:
             session_id = await asyncio.to_thread(id_of, composed)
@@ -182,7 +179,7 @@ async def _hold_and_watch(path: Path) -> State[Any]:
 
 
 async def _watch(held: Session, lease: Lease, log: "logging.Logger | Any") -> State[Any]:
-    _take_up(held, str(runtime.flow_run.id), log)
+    _note_flow_run(held, str(runtime.flow_run.id), log)
     log.info("session %s in %s", held.id, held.path)
     if held.experiment.monitoring.log_events and (advice := engines.advice()):
         log.info(advice)
@@ -194,14 +191,14 @@ async def _watch(held: Session, lease: Lease, log: "logging.Logger | Any") -> St
     return _final_state(run)
 
 
-def _take_up(session: Session, flow_run_id: str, log: "logging.Logger | Any") -> None:
-    """Write down that this flow run watches the session, so that whoever cancels it finds it."""
+def _note_flow_run(session: Session, flow_run_id: str, log: "logging.Logger | Any") -> None:
+    """Record that this flow run watches the session, so that whoever cancels it finds it."""
     if flow_run_id in session.meta.flow_run_ids:
         return
     try:
         find.take_up(session.path, [*session.meta.flow_run_ids, flow_run_id])
     except OSError as error:
-        log.warning("%s: flow runs cannot be noted there: %s", session.path.parent, error.strerror)
+        log.warning("%s: cannot record flow runs there: %s", session.path.parent, error.strerror)
     session.meta.flow_run_ids.append(flow_run_id)
     session.save_meta()
 

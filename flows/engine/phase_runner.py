@@ -26,7 +26,7 @@ from autoexp.tasks import effects
 
 
 class PhaseRunner:
-    """Carries steps and actions out beside the loop."""
+    """Runs steps and actions beside the loop."""
 
     def __init__(self, scheduler: Scheduler, writer: SessionWriter, updates: Updates) -> None:
         self.marks: dict[str, State[Any]] = {}
@@ -63,11 +63,11 @@ class PhaseRunner:
             case Command():
                 command = effects.run_command.with_options(retries=phase.retries)
                 return await self._updates.unless_interrupted(command(phase))
-        return await self._do(phase)
+        return await self._run_effect(phase)
 
-    async def _do(self, effect: Effect) -> Any:
+    async def _run_effect(self, effect: Effect) -> Any:
         task = effects.TASKS.get(type(effect))
-        if task is None:  # nothing that people look for in the run graph
+        if task is None:  # of no interest in the run graph
             return await asyncio.to_thread(effect.run, self._scheduler)
         return await task(effect, self._scheduler)
 

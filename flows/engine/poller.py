@@ -1,4 +1,4 @@
-"""The scheduler's clock: one query for all jobs per tick, which the loop never waits for."""
+"""Polls the scheduler: one query for all jobs per tick, which the loop never waits for."""
 
 import asyncio
 import logging
@@ -14,37 +14,37 @@ _LONGEST_BACK_OFF_S = 300.0
 
 
 class SchedulerPoller:
-    """Asks the scheduler in the background; an outage is said once, and backed off from."""
+    """Queries the scheduler in the background; logs an outage once, and backs off."""
 
     def __init__(self, scheduler: Scheduler, tick_s: float, log: "logging.Logger | Any") -> None:
         self._scheduler = scheduler
         self._tick_s = tick_s
         self._log = log
         self._answers: dict[str, JobStatus] = {}
-        self._asking = False
+        self._querying = False
         self._next_at = 0.0
         self._misses = 0
 
     def collect(self) -> dict[str, JobStatus]:
-        """What was answered since the last call, by key."""
+        """The answers since the last call, by key."""
         answers, self._answers = self._answers, {}
         return answers
 
     def give_back(self, answers: dict[str, JobStatus]) -> None:
-        """Keep answers that could not be taken in, for the next call of `collect`."""
+        """Keep answers that could not be processed, for the next call of `collect`."""
         self._answers = {**answers, **self._answers}
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for a query, and none is under way."""
-        return not self._asking and time.monotonic() >= self._next_at
+        """True when it is time for a query, and none is under way."""
+        return not self._querying and time.monotonic() >= self._next_at
 
-    def ask(self, children: Children, refs: list[AttemptRef]) -> None:
+    def poll(self, children: Children, refs: list[AttemptRef]) -> None:
         """Start a query about these attempts."""
-        self._asking = True
+        self._querying = True
         children.spawn("query of the scheduler", self._ask(refs))
 
-    async def _ask(self, refs: list[AttemptRef]) -> None:
+    async def _query(self, refs: list[AttemptRef]) -> None:
         started = time.monotonic()
         wait = self._tick_s
         try:
@@ -63,4 +63,4 @@ class SchedulerPoller:
             self._misses = 0
         finally:
             self._next_at = started + wait
-            self._asking = False
+            self._querying = False

@@ -1,4 +1,4 @@
-"""One session inside one flow run: look, decide, act, publish, sleep.
+"""One session inside one flow run: look, decide, spawn, publish, sleep.
 
 The loop awaits nothing that can take long: steps and actions run beside it, and whatever one of
 them raises ends nobody else. Only values come back from the session's thread: nothing here reads a
@@ -43,13 +43,13 @@ _NOTHING = Work([], [], [], has_conditions=False, is_over=False)
 
 
 class _Found(NamedTuple):
-    """What a tick brought from the session's thread."""
+    """The results of a tick on the session's thread."""
 
     look: Look
     work: Work
     notes: list[str]
     refs: list[AttemptRef] | None
-    """What the scheduler is to be asked about, when it is time."""
+    """Attempts to ask the scheduler about; None: it is not time."""
 
 
 class SessionRun:
@@ -96,17 +96,17 @@ class SessionRun:
                 self._subflows.stop()
             await self._flush()
             for left in await self._writer.run(left_behind, self.session):
-                self.log.warning("%s stays there: it could not be carried out or removed", left)
+                self.log.warning("%s is left: it could neither be processed nor removed", left)
             await self._artifacts.close()
         finally:
             listening.cancel()
             self._writer.close()
 
     async def tick(self, children: Children) -> None:
-        """Look, decide, act, publish."""
+        """Look and decide, spawn what follows, publish."""
         look, work = await self._look(children)
         self._has_more = look.has_more
-        self._act(children, work)
+        self._spawn(children, work)
         self._artifacts.publish_if_due(children, look)
         self._poll_cancellations(children)
 
@@ -128,7 +128,7 @@ class SessionRun:
 
     async def _process_cancellations(self) -> None:
         try:
-            jobs = await self._cancellations.cancelled()
+            jobs = await self._cancellations.poll()
             if jobs is not None:
                 who = "cancelled in Prefect"
                 names = await self._writer.persist(self._request_cancel, tuple(jobs), who)
@@ -143,7 +143,7 @@ class SessionRun:
     # Look
 
     def _read_on(self, answers: dict[str, JobStatus], is_time_to_ask: bool) -> _Found:
-        """On the session's thread, in one go: each way there and back costs as much as a look."""
+        """On the session's thread, in one call: each switch of threads costs as much as a look."""
         self._lease.beat()
         notes = self._take_requests()
         look = self._monitor.look(answers)
@@ -165,7 +165,7 @@ class SessionRun:
         return notes
 
     async def _look(self, children: Children) -> tuple[Look, Work]:
-        """Read what is new; the scheduler's answer is taken when it comes, and not waited for."""
+        """Read what is new; an answer of the scheduler is used once it comes, and never awaited."""
         answers = self._poller.collect()
         self._note_gap()
         began = time.monotonic()
@@ -188,11 +188,11 @@ class SessionRun:
         for warning in found.look.warnings:
             self.log.warning(warning)
         if found.refs is not None:
-            self._poller.ask(children, found.refs)
+            self._poller.poll(children, found.refs)
         return found.look, found.work
 
     def _note_write_failure(self, answers: dict[str, JobStatus], error: Exception) -> None:
-        """Whatever it is that a look raises, the next one is made: jobs are running out there."""
+        """Log what a look raised, and go on with the next one: jobs are running."""
         self._poller.give_back(answers)
         self._write_failures += 1
         if self._write_failures > 1:
@@ -211,19 +211,19 @@ class SessionRun:
             self.longest_gap = max(self.longest_gap, now - self._looked_at)
         self._looked_at = now
 
-    # Act
+    # Spawn
 
-    def _act(self, children: Children, work: Work) -> None:
+    def _spawn(self, children: Children, work: Work) -> None:
         self._is_done = work.is_over
         self._subflows.start_new(children, work.jobs)
         for step in work.steps:
-            children.spawn(named(step), self._take(step))
+            children.spawn(named(step), self._run_step(step))
         for action in work.actions:
-            children.spawn(f"action {action.key}", self._do(action))
+            children.spawn(f"action {action.key}", self._run_action(action))
         if work.has_conditions:
             self._conditions.start_check(children)
 
-    async def _take(self, step: steps.NextStep) -> None:
+    async def _run_step(self, step: steps.NextStep) -> None:
         try:
             await self._runner.run(carry_out(step, self._monitor, self.log))
         except Exception as error:
@@ -231,7 +231,7 @@ class SessionRun:
             await self._writer.persist(self._monitor.fail_step, step, str(error))
             raise
 
-    async def _do(self, action: ActionRecord) -> None:
+    async def _run_action(self, action: ActionRecord) -> None:
         try:
             await self._runner.run(action_runs.carry_out(action, self._monitor, self.log))
         except Exception:
@@ -242,16 +242,16 @@ class SessionRun:
     # Sleep
 
     async def _sleep(self, children: Children) -> None:
-        """Until the next look; what was done beside the loop may call for more before that."""
+        """Sleep until the next look; work that ends before may call for more, which is spawned at once."""
         tick = self.session.experiment.monitoring.file_tick_s
         if self._has_more:
-            # A log that is behind is read on soon, but takes not all of a core from the others.
+            # A log that is behind is read on soon, without taking a whole core.
             tick = min(tick, self._look_s * _REST)
         until = time.monotonic() + tick
         while not self._is_over() and (left := until - time.monotonic()) > 0:
             await self.updates.wait_for_change(left)
             if self.updates.take_changed() and not self._is_over():
-                self._act(children, await self._next_work())
+                self._spawn(children, await self._next_work())
 
     async def _next_work(self) -> Work:
         try:

@@ -1,31 +1,35 @@
-"""Each job of a session as a subflow of its flow run; the session never waits for one."""
+"""Shows each job of a session as a Prefect subflow; the session never waits for one."""
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from prefect import State, get_client, tags
+from prefect import Flow, State, flow, get_client, tags
 from prefect.client.schemas.objects import StateDetails
 from prefect.exceptions import PrefectSignal
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed, Crashed, Failed
 
+from autoexp import sinks
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.outbox import PrefectOutbox, WriteSlot
 from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.engine.cancellation import CancellationWatcher
-from autoexp.flows.engine.job_subflow import final_state, job_flow
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.monitor import JobView
+from autoexp.states import Verdict
 
 _RETRY_S = 15.0
+_END_WITHIN_S = 5.0
+"""How long the end of a subflow waits for the lock: while a server is away, all end in time."""
 
 
 class Subflows:
-    """Shows jobs; what Prefect does not take now is shown when it answers again."""
+    """Starts and ends subflows; what Prefect does not accept now is sent when it answers again."""
 
     def __init__(
         self,
@@ -55,30 +59,30 @@ class Subflows:
             self._views[name] = job
             if name in self._changes:
                 self._changes[name].set()
-            # One that is run again after it had failed is a new story.
+            # A job that is retried after it had failed gets a new subflow.
             if job.is_begun and (name, job.retries) not in self._started:
                 self._started.add((name, job.retries))
                 self._flow_run_ids.pop(name, None)
                 self._changes[name] = asyncio.Event()
-                children.spawn(job.spec.title, self._draw(job))
+                children.spawn(job.spec.title, self._show(job))
 
     def stop(self) -> None:
-        """End the subflows that wait for their job: the monitor stops."""
+        """Let subflows end that wait for their job: nobody watches it any longer."""
         for change in self._changes.values():
             change.set()
 
-    async def outcome(self, name: str) -> JobView:
-        """Wait until a job has its verdict, or the monitor stops."""
+    async def wait_for_verdict(self, name: str) -> JobView:
+        """Wait until a job has its verdict, or is no longer watched."""
         change = self._changes[name]
         while not self._views[name].is_over and not self._is_late():
             await change.wait()
             change.clear()
         return self._views[name]
 
-    async def _draw(self, job: JobView) -> None:
+    async def _show(self, job: JobView) -> None:
         name = job.spec.name
         try:
-            while not await self._show(job) and not self._is_late():
+            while not await self._run(job) and not self._is_late():
                 await self._updates.pause(_RETRY_S)
         finally:
             self._cancellations.forget(name)
@@ -86,23 +90,23 @@ class Subflows:
     def _is_late(self) -> bool:
         return self._updates.interrupted is not None or self._updates.ended_at is not None
 
-    async def _show(self, job: JobView) -> bool:
-        """Whether the job's subflow has been shown to its end."""
+    async def _run(self, job: JobView) -> bool:
+        """Run the job's subflow to its end; False when Prefect did not accept it."""
         slot = WriteSlot(self._outbox.write_lock)
-        await slot.take()
+        await slot.acquire()
         try:
             if self._updates.interrupted is None:
-                await self._tell(job, slot)
+                await self._run_subflow(job, slot)
         except (Exception, PrefectSignal) as error:
             slot.release()
             self._log.warning("%s: Prefect could not show it: %s", job.spec.title, error)
-            return await self._mend(job)
+            return await self._close_run(job)
         finally:
             slot.release()
             self._artifacts.add_progress_bar(job.spec.name)
         return True
 
-    async def _tell(self, job: JobView, slot: WriteSlot) -> None:
+    async def _run_subflow(self, job: JobView, slot: WriteSlot) -> None:
         name = job.spec.name
 
         def begin(flow_run_id: str | None) -> None:
@@ -111,13 +115,38 @@ class Subflows:
                 self._flow_run_ids[name] = flow_run_id
                 self._cancellations.add(flow_run_id, name)
 
-        subflow = job_flow(self, job.spec, slot, begin)
+        subflow = self._subflow_of(job.spec, slot, begin)
         # The session's heartbeat is enough: each subflow's would be hundreds of events a day.
         quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
         with quiet, tags(*self._artifacts.tags):
             shown: Any = subflow(after=self._origins(job.spec), return_state=True)
             await shown
         self._outbox.note_taken()
+
+    def _subflow_of(
+        self, spec: JobSpec, slot: WriteSlot, begin: Callable[[str | None], None]
+    ) -> Flow[..., Any]:
+        """The subflow of one job: waits for its verdict; `begin` is called once it has started.
+
+        It starts and ends under the write lock, which its caller holds at the start.
+
+        Each job gets a flow object of its own. Prefect matches the subflows of a flow run that is
+        run again by their name and the order of the calls, so with one shared function a call
+        would return the result of another job (Prefect issue 18601).
+        """
+
+        async def job_subflow(after: Sequence[str] = ()) -> State[Any]:
+            del after  # draws the arrows from what started this job
+            with sinks.plain_errors():
+                begin(flow_run.id)
+                slot.release()
+                job = await self.wait_for_verdict(spec.name)
+                await slot.acquire(_END_WITHIN_S)
+                return final_state(job)
+
+        job_subflow.__qualname__ = f"{spec.kind}.{spec.name}"
+        decorate = flow(name=str(spec.kind), flow_run_name=spec.title, validate_parameters=False)
+        return decorate(job_subflow)
 
     def _origins(self, spec: JobSpec) -> list[State[Any]]:
         """Where its arrows come from: its checkpoint, else the jobs that it follows."""
@@ -133,15 +162,31 @@ class Subflows:
             for name, flow_run_id in shown
         ]
 
-    async def _mend(self, job: JobView) -> bool:
-        """Tell the end of a subflow that could not tell it itself; False: it has not begun."""
+    async def _close_run(self, job: JobView) -> bool:
+        """Send the final state of a subflow that could not itself; False: it has not begun."""
         flow_run_id = self._flow_run_ids.get(job.spec.name)
         if flow_run_id is None:
             return False
-        state = final_state(await self.outcome(job.spec.name))
+        state = final_state(await self.wait_for_verdict(job.spec.name))
 
         async def send() -> None:
             async with get_client() as client:
                 await client.set_flow_run_state(UUID(flow_run_id), state, force=True)
 
         return await self._outbox.send_with_retry(f"the end of {job.spec.title}", send)
+
+
+def final_state(job: JobView) -> State[Any]:
+    """The state in which the job's subflow ends."""
+    reason = job.reason and sinks.terminal(job.reason)
+    if job.was_cancelled:
+        return Cancelled(message=reason)
+    match job.verdict:
+        case Verdict.FINISHED:
+            return Completed(message=reason)
+        case Verdict.FAILED:
+            log = f". Read {sinks.terminal(job.log)}" if job.log else ""
+            return Failed(message=f"{reason}{log}")
+        case _:
+            left = "the job keeps running" if job.is_in_queue else "no job of it is running"
+            return Crashed(message=f"the monitor was stopped; {left}")

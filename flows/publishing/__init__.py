@@ -1,1 +1,1 @@
-"""What Prefect shows of a session."""
+"""Artifacts, events, tags and forms of a session in Prefect."""

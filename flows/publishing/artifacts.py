@@ -1,7 +1,7 @@
-"""What people see in Prefect while a session goes on. A server that is away is a warning.
+"""Publishes a session's artifacts, events and tags. A server that is away is a warning.
 
-Everything is sent in the background: at once when a state changed, else not too often. What could
-not be sent is sent with the next try.
+Everything is sent in the background: at once when a state changed, else at intervals. What could
+not be sent goes with the next publication.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class ArtifactPublisher:
         self._failures = 0
 
     def add_progress_bar(self, job: str) -> None:
-        """A job's story has begun: from now on it has a progress bar."""
+        """Give a job that has begun a progress bar."""
         self._started.add(job)
         self._urgent = True
 
@@ -83,7 +83,7 @@ class ArtifactPublisher:
         children.spawn("publication", self._try_to_publish())
 
     async def close(self) -> None:
-        """Publish the end of the story, plot included; wait for a server that is away."""
+        """Publish the end of the session, plot included; wait for a server that is away."""
         await self._outbox.send_with_retry("the session's artifacts", self._publish_all)
 
     async def _publish_all(self) -> None:
@@ -94,7 +94,7 @@ class ArtifactPublisher:
         return self._urgent or (self._dirty and self._is_due())
 
     def _may_try(self) -> bool:
-        """After a failure, only when it is time again, whatever happens."""
+        """After a failure, False until the next interval, whatever happens."""
         return self._failures == 0 or self._is_due()
 
     def _is_due(self) -> bool:
@@ -111,10 +111,12 @@ class ArtifactPublisher:
             self._dirty = True
             self._failures += 1
             if self._failures == 1:
-                self._log.warning("Prefect did not take the session's artifacts: %s", error)
+                self._log.warning("Prefect did not accept the session's artifacts: %s", error)
         else:
             if self._failures:
-                self._log.warning("Prefect takes artifacts again after %d misses", self._failures)
+                self._log.warning(
+                    "Prefect accepts artifacts again after %d failures", self._failures
+                )
             self._failures = 0
         finally:
             self._published_at = time.monotonic()
@@ -122,12 +124,12 @@ class ArtifactPublisher:
 
     async def _publish(self) -> None:
         async with self._outbox.write_lock:
-            await self._publish_in_turn()
+            await self._publish_artifacts()
         # Last: by now the server has answered, so events find it too.
         await self._writer.run(self._emitter.collect)
-        self._emitter.emit()
+        self._emitter.emit_new()
 
-    async def _publish_in_turn(self) -> None:
+    async def _publish_artifacts(self) -> None:
         await self._tag()
         status, text = await self._writer.run(self._read)
         await self._publish_page("session", text, page.headline(status))
@@ -141,7 +143,7 @@ class ArtifactPublisher:
             await self._publish_plot()
 
     def _read(self) -> tuple[Status, str]:
-        """On the session's thread: how it stands, and its page of that moment."""
+        """On the session's thread: its status, and its page of that moment."""
         status = status_of(self._session)
         return status, page.session_page(self._session, status)
 
@@ -149,7 +151,7 @@ class ArtifactPublisher:
         """Let the flow run be found by session, project and cluster."""
         if self._is_tagged or runtime.flow_run.id is None:
             return
-        # The cluster is asked for its name, which may take a while.
+        # Asking the cluster for its name may take a while.
         self.tags = self.tags or await asyncio.to_thread(tags_of, self._session)
         tags = sorted({*(runtime.flow_run.tags or ()), *self.tags})
         async with get_client() as client:
@@ -197,7 +199,7 @@ class ArtifactPublisher:
 
 
 def share_done(job: JobSummary) -> float:
-    """Percent of the iterations to the target; a log may name one beyond it, and Prefect none."""
+    """Percent of the iterations to the target; a log may name one beyond it, Prefect allows 100."""
     return min(100.0, max(0.0, 100.0 * (job.iteration or 0) / (job.target_iteration or 1)))
 
 

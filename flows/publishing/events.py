@@ -1,7 +1,7 @@
-"""What happens in a session as Prefect events, for automations: `autoexp.job.failed` and others.
+"""Emits a session's events as Prefect events, for automations: `autoexp.job.failed` and others.
 
 A server that is away gets them later, in order; a kill of the flow's process in that time loses
-them, as they are news and not records. The session's journal loses none.
+them, as they are messages and not records. The session's journal loses none.
 """
 
 from collections.abc import Iterator
@@ -32,24 +32,24 @@ class PendingEvent(NamedTuple):
 
 
 class EventEmitter:
-    """Collects what Prefect is to be told, and tells it when asked to."""
+    """Collects events for Prefect, and emits them on request."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._waiting: list[PendingEvent] = []
+        self._pending: list[PendingEvent] = []
         self._position = session.journal.position
         self._submitted = {key for key, _, _ in _submissions(session)}
         self._cooldowns_done = _cooldowns_are_done(session)
 
     def collect(self) -> None:
-        """On the session's thread: note what has happened since the last time."""
+        """On the session's thread: collect what has happened since the last call."""
         self._note_journal()
         self._note_submissions()
         self._note_last_cooldown()
 
-    def emit(self) -> None:
-        """Emit everything that waits; it does not block."""
-        waiting, self._waiting = self._waiting, []
+    def emit_new(self) -> None:
+        """Emit all that was collected; it does not block."""
+        pending, self._pending = self._pending, []
         for pending in waiting:
             _emit(self._session, pending)
 
@@ -58,21 +58,21 @@ class EventEmitter:
         for time, event in fresh:
             payload = {"message": describe(event), **_payload(event)}
             name = _name(event, self._session)
-            self._waiting.append(PendingEvent(name, event.key, event.job, time, payload))
+            self._pending.append(PendingEvent(name, event.key, event.job, time, payload))
 
     def _note_submissions(self) -> None:
         for key, job, submitted_at in _submissions(self._session):
             if key not in self._submitted:
                 self._submitted.add(key)
-                self._waiting += _submission_event(key, job, submitted_at)
+                self._pending += _submission_event(key, job, submitted_at)
 
     def _note_last_cooldown(self) -> None:
         if not self._cooldowns_done and _cooldowns_are_done(self._session):
             self._cooldowns_done = True
             failed = [job.spec.name for job in _cooldowns(self._session) if _has_failed(job)]
-            said = f"failed: {', '.join(failed)}" if failed else "all finished"
-            payload = {"message": f"the cooldowns of {self._session.id} are over: {said}"}
-            self._waiting.append(
+            outcome = f"failed: {', '.join(failed)}" if failed else "all finished"
+            payload = {"message": f"the cooldowns of {self._session.id} are over: {outcome}"}
+            self._pending.append(
                 PendingEvent("autoexp.cooldowns.finished", "cooldowns-finished", "", now(), payload)
             )
 
@@ -157,5 +157,5 @@ def _emit(session: Session, pending: PendingEvent) -> None:
 
 
 def _identity(session: Session, pending: PendingEvent) -> UUID:
-    """The same event has the same id whoever tells it: a second telling changes nothing."""
+    """The same event has the same id whoever emits it: a second copy changes nothing."""
     return uuid5(NAMESPACE_URL, f"autoexp:{session.path}:{pending.name}:{pending.key}")

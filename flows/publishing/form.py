@@ -19,14 +19,14 @@ class ExperimentForm(Experiment):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Prefect's form knows `anyOf`; a union with a discriminator is `oneOf` in pydantic."""
+        """The schema with `anyOf`, which Prefect's form knows; pydantic writes `oneOf` for unions."""
         found = handler.resolve_ref_schema(handler(schema))
         _offer_choices(found, handler, set())
         return found
 
 
 def _offer_choices(node: Any, handler: GetJsonSchemaHandler, seen: set[str]) -> None:
-    """Turn `oneOf` into `anyOf`, in place, here and in all that is referred to."""
+    """Turn `oneOf` into `anyOf`, in place, here and in all that it refers to."""
     if isinstance(node, list):
         for inner in node:
             _offer_choices(inner, handler, seen)

@@ -1,4 +1,4 @@
-"""The session's page in Prefect, as markdown: what stands where, what happened, what is next."""
+"""The session's page in Prefect, as Markdown: its jobs, last events, plan and paths."""
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -15,7 +15,7 @@ _EVENTS = 12
 
 
 def session_page(session: Session, status: Status) -> str:
-    """The session at the moment of its status."""
+    """The page of a session at the moment of its status."""
     parts = [
         _headline(session, status),
         _table(session, status),
@@ -68,7 +68,7 @@ def _row(job: JobSummary, record: JobRecord) -> tuple[str, ...]:
 
 
 def _loss(job: JobSummary) -> str:
-    """The last loss, or of an evaluation what it found."""
+    """The last loss, or the scores of an evaluation."""
     if job.scores:
         return ", ".join(
             f"{markdown(name)} {value:.4g}" for name, value in list(job.scores.items())[:3]
@@ -101,7 +101,7 @@ def _paths(session: Session, status: Status) -> str:
 
 
 def plan_page(plan: Plan) -> str:
-    """What the session was to do when it was made."""
+    """The page of the plan that the session was created with."""
     head = ("job", "follows", "decays over", "shape", "to learning rate", "ends at")
     table = _markdown_table(head, _plan_rows(plan))
     notes = "\n".join(f"- {markdown(note)}" for note in plan.notes)

@@ -1,4 +1,4 @@
-"""Has what the scheduler's code says stand in the flow run's log as well, where people read it."""
+"""Forwards warnings of the scheduler's code to the flow run's log, where people read them."""
 
 import logging
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ _SCHEDULERS = "autoexp.schedulers"
 
 
 class _Forward(logging.Handler):
-    """Hands warnings over to another logger, under which they belong to a flow run."""
+    """Passes warnings to another logger, under which they belong to a flow run."""
 
     def __init__(self, log: "logging.Logger | Any") -> None:
         super().__init__(logging.WARNING)
@@ -21,7 +21,7 @@ class _Forward(logging.Handler):
 
 @contextmanager
 def forwarded(log: "logging.Logger | Any") -> Iterator[None]:
-    """Let warnings of schedulers go to a flow run's log, and nowhere else: each is said once."""
+    """Send warnings of schedulers to a flow run's log, and nowhere else: each is logged once."""
     schedulers, handler = logging.getLogger(_SCHEDULERS), _Forward(log)
     schedulers.addHandler(handler)
     schedulers.propagate = False

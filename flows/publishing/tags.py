@@ -16,7 +16,7 @@ def tags_of(session: Session) -> tuple[str, ...]:
 
 
 def _cluster(session: Session) -> str | None:
-    """The cluster's own name for itself; None when it does not say it now."""
+    """The cluster's own name for itself; None when it does not answer now."""
     machine = session.experiment.slurm
     if not isinstance(machine, SlurmCluster):
         return machine.kind

@@ -58,7 +58,9 @@ def test_every_room_stands_in_the_contract_of_the_layers() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     (layers,) = [c["layers"] for c in contracts["contracts"] if c["type"] == "layers"]
     named = {name for layer in layers for name in layer.split(" | ")}
-    inside = {f"autoexp.{path.stem}" for path in (ROOT / "autoexp").iterdir()}
+    inside = {
+        f"autoexp.{path.stem}" for path in (ROOT / "autoexp").iterdir() if path.suffix != ".yaml"
+    }
     inside |= {f"autoexp.flows.{path.stem}" for path in (ROOT / "flows").iterdir()}
     apart = {"__init__", "__main__", "__pycache__", "configs", "demo", "flows"}
     assert {name for name in inside if name.split(".")[-1] not in apart} - named == set()
@@ -76,7 +78,7 @@ def test_nobody_imports_what_prefect_keeps_to_itself(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if "bench" not in p.parts], ids=name_of)
 def test_whatever_prefect_runs_raises_plain_text(path: Path) -> None:
-    """Prefect shows it as the message of a state; `watch` and `watch_new` see to it themselves."""
+    """Prefect shows it as the message of a state; `watch` and `find_or_create` see to it themselves."""
     for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef):
             continue
@@ -94,8 +96,6 @@ def test_a_module_is_one_room(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_modules_name_says_what_it_is_about(path: Path) -> None:
     assert path.stem not in {"utils", "util", "helpers", "common", "misc"}
-    # flows/ is put first on sys.path: a module there would hide the standard library's.
-    assert path.parent.name != "flows" or path.stem not in sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

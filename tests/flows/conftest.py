@@ -18,7 +18,9 @@ from prefect.settings import (
 from prefect.testing.utilities import prefect_test_harness
 
 from autoexp.config.compose import compose
+from autoexp.errors import AutoexpError
 from autoexp.flows.deployment import server
+from autoexp.operations.cancel import cancel_directly
 from autoexp.session.session import Session
 from tests.core.conftest import create
 
@@ -27,6 +29,8 @@ SMALL = (
     "backend.args.save_interval=50",
     "backend.args.sleep_per_iteration_ms=4",
     "backend.args.lr_warmup_iters=20",
+    "backend.args.hidden_size=32",
+    "backend.args.global_batch_size=64",
     "monitoring.file_tick_s=0.25",
     "slurm.scheduler_tick_s=0.25",
 )
@@ -64,7 +68,15 @@ def make_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ma
 
     yield make
     for path in root.glob("[!.]*/session.json"):
-        autoexp("cancel", path.parent.name, root=root)
+        end(path.parent)
+
+
+def end(path: Path) -> None:
+    """End a session's jobs, whoever watches them and whatever the test has made of it."""
+    try:
+        cancel_directly(path, (), "the tests")
+    except AutoexpError:  # above all a monitor that is alive: it has to be asked
+        autoexp("cancel", path.name, root=path.parent)
 
 
 def autoexp(

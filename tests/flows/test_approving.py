@@ -26,7 +26,7 @@ from tests.flows.conftest import SMALL, Make
 
 pytestmark = pytest.mark.prefect
 
-ENTRYPOINT = "flows/train.py:train"
+ENTRYPOINT = "autoexp.flows.train.train"
 COSTLY = [
     *SMALL,
     "cooldowns=[]",

@@ -65,19 +65,19 @@ async def test_what_dies_at_every_start_before_it_has_a_session_is_left_alone(
                 # What a worker does: it starts the process, and reports its death.
                 await worker.execute_flow_run(run.id, entrypoint=f"{file}:dies")
                 deaths += 1
-            return state.startswith("FAILED: its process died again")
+            return state.startswith("FAILED: its process died repeatedly")
 
         # A report that a busy server loses is made up for by the next death.
-        await until(is_left_alone, "the end of being taken up")
+        await until(is_left_alone, "the end of its starts")
         assert deaths >= 2
 
         later = await client.create_flow_run(dies, tags=["autoexp"], state=Crashed())
 
-        async def is_taken_up() -> bool:
-            return (await state_of(client, later.id)).startswith("SCHEDULED: taken up again")
+        async def is_resumed() -> bool:
+            return (await state_of(client, later.id)).startswith("SCHEDULED: resumed after a crash")
 
-        await until(is_taken_up, "the start after a later crash")
-        assert (await state_of(client, run.id)).startswith("FAILED: its process died again")
+        await until(is_resumed, "the start after a later crash")
+        assert (await state_of(client, run.id)).startswith("FAILED: its process died repeatedly")
         for automation in installed:
             for found in await client.read_automations_by_name(automation.name):
                 await client.delete_automation(found.id)

@@ -57,11 +57,11 @@ def test_what_one_job_does_reaches_those_alone_who_wait_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    draw = Subflows.draw
+    start_new = Subflows.start_new
 
-    def counted(drawing: Subflows, children: Children, changed: Sequence[JobView]) -> None:
+    def counted(subflows: Subflows, children: Children, changed: Sequence[JobView]) -> None:
         told.extend(job.spec.name for job in changed)
-        draw(drawing, children, changed)
+        start_new(subflows, children, changed)
 
     async def watch(run: flow_tick.Still) -> None:
         async with Children(run.log) as children:
@@ -70,7 +70,7 @@ def test_what_one_job_does_reaches_those_alone_who_wait_for_it(
             await run.tick(children)  # sees what was saved
             first = next(iter(run.session.jobs.values()))
             sessions.grow_job(first, 5000, 1)
-            monkeypatch.setattr(Subflows, "draw", counted)
+            monkeypatch.setattr(Subflows, "start_new", counted)
             for _ in range(3):
                 await run.tick(children)
             assert first.iteration == 5000
@@ -91,7 +91,7 @@ def test_effects_that_take_long_do_not_hold_up_the_schedulers_answers(tmp_path: 
             for _ in range(20):
                 children.spawn("effect", asyncio.to_thread(done.wait))
             run._poller._next_at = 0.0
-            run._poller.ask(children, run._monitor.refs())
+            run._poller.poll(children, run._monitor.refs())
             for _ in range(3000):
                 await asyncio.sleep(0.1)
                 if answers := run._poller.collect():

@@ -106,13 +106,13 @@ async def test_a_filesystem_that_answers_those_in_front_of_a_call_does_not_hang(
     disk = SessionWriter(Path("/scratch/s1"), Updates(), logging.getLogger("queued"))
     first, second = (asyncio.create_task(disk.run(gate.wait)) for gate in gates)
     await asyncio.sleep(0)
-    begun = disk._patience
+    begun = disk._timer
     assert begun is not None
     gates[0].set()
     await first
-    anew = disk._patience
+    anew = disk._timer
     assert begun.cancelled() and anew is not None and anew.when() > begun.when()
     gates[1].set()
     await second
-    assert anew.cancelled() and disk._patience is None
+    assert anew.cancelled() and disk._timer is None
     disk.close()

@@ -313,12 +313,12 @@ def test_the_same_flow_run_run_again_finds_its_session(make_session: Make) -> No
     flow_run_id = session.meta.flow_run_ids[0]
 
     again = subprocess.run(
-        [sys.executable, "-m", "prefect.flow_engine", "flows/train.py:train"],
+        [sys.executable, "-m", "prefect.flow_engine", "autoexp.flows.train.train"],
         env={
             **os.environ,
             "AUTOEXP_SESSIONS": str(root),
             "PREFECT__FLOW_RUN_ID": flow_run_id,
-            "PREFECT__FLOW_ENTRYPOINT": "flows/train.py:train",
+            "PREFECT__FLOW_ENTRYPOINT": "autoexp.flows.train.train",
         },
         cwd=Path(__file__).parents[2],
         capture_output=True,

@@ -12,7 +12,7 @@ from autoexp.config.compose import compose
 from autoexp.errors import SessionError
 from autoexp.flows.deployment.automations import recovery
 from autoexp.flows.engine import lifecycle
-from autoexp.flows.engine.job_subflow import final_state
+from autoexp.flows.engine.subflows import final_state
 from autoexp.flows.publishing.scheduler_log import forwarded
 from autoexp.jobs.record import JobRecord
 from autoexp.monitor.monitor import JobView
@@ -35,8 +35,8 @@ def test_a_warning_of_the_scheduler_stands_once_in_the_flow_runs_log(
         @flow
         def session() -> None:
             with forwarded(get_run_logger()):
-                scheduler._say("SLURM does not know a node n7")
-                scheduler._say("SLURM does not know a node n7")
+                scheduler._warn_once("SLURM does not know a node n7")
+                scheduler._warn_once("SLURM does not know a node n7")
 
         session()
     finally:
@@ -93,7 +93,7 @@ async def test_no_escape_reaches_the_state_of_what_fails(tmp_path: Path) -> None
                 return await effects.request("ask", write)
             case "session":
                 return await lifecycle.watch(tmp_path / hostile)
-        return await lifecycle.watch_new(lambda: compose(hostile, []))
+        return await lifecycle.watch(await lifecycle.find_or_create(lambda: compose(hostile, [])))
 
     for how in ("task", "session", "new"):
         message = str((await fails(how, return_state=True)).message)

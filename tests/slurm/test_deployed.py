@@ -140,7 +140,7 @@ def test_cancelling_through_the_api_cancels_the_slurm_jobs(
     assert {run["state_type"] for run in deployed.subflows(flow_run_id)} <= {"CANCELLED"}
 
 
-def test_the_checkout_is_where_deployments_run(deployed: Deployed) -> None:
+def test_runs_work_in_the_directory_that_they_were_deployed_from(deployed: Deployed) -> None:
     for name in _DEPLOYMENTS:
         steps = deployed.ask("GET", f"/deployments/name/{name}")["pull_steps"]
         (step,) = steps

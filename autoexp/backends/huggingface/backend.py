@@ -172,7 +172,7 @@ class HuggingFaceBackend(BackendBase):
 
     def checkpoints(self, save_dir: Path) -> CheckpointScan:
         scan = super().checkpoints(save_dir)
-        # A folder that was renamed or copied here says itself what it is.
+        # The state file of a renamed or copied folder has the right iteration.
         own = [
             found for found in scan.complete if _state(found).get("global_step") == found.iteration
         ]

@@ -129,7 +129,7 @@ class MegatronArgs(FrozenModel):
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
         if self.data_path is not None and self.mock_data:
-            raise ValueError("``mock_data` ignores `data_path`: give only one of them")
+            raise ValueError("`mock_data` ignores `data_path`: give only one of them")
         if self.rampup_batch_size is not None:
             start, increment, samples = self.rampup_batch_size
             if min(self.rampup_batch_size) < 1 or start > self.global_batch_size:

@@ -34,7 +34,7 @@ class MegatronBackend(BackendBase):
 
     kind: Literal["megatron"] = "megatron"
     source: AbsolutePath = Field(
-        description="the Megatron-LM checkout that runs; as the job sees it"
+        description="the Megatron-LM checkout that runs, as seen by the job"
     )
     script: str = Field("pretrain_gpt.py", description="the script in it")
     python: str = Field(sys.executable, description="the Python that runs it")

@@ -1,11 +1,11 @@
 """torchtitan's arguments, in its own sections; those without a field pass through by name."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 
+from autoexp.backends.base import AbsolutePath
 from autoexp.backends.command_line import Argument
 from autoexp.model import FrozenModel
 
@@ -74,12 +74,9 @@ class Section(FrozenModel):
 class Job(Section):
     """Configuration file and description of the job."""
 
-    config_file: str | None = Field(None, description="a TOML file; the command line wins over it")
-
-    @field_validator("config_file")
-    @classmethod
-    def _absolute(cls, path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().absolute())
+    config_file: AbsolutePath | None = Field(
+        None, description="a TOML file; the command line wins over it"
+    )
 
 
 class Training(Section):
