@@ -107,7 +107,7 @@ def automations_install(
 
 
 def deploy() -> int:
-    """Start or take a server; work pool, deployments, automations.
+    """Deploy to a Prefect server; start one where none answers.
 
     It can be repeated. A server is started where none answers; blocks are registered too.
 

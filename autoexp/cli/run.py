@@ -63,7 +63,7 @@ def run(
 
 
 def resume(name: options.AnySession = None) -> int:
-    """Take a session up again where it stands.
+    """Resume a session where it stands.
 
     \b
     Example:
@@ -81,7 +81,7 @@ def resume(name: options.AnySession = None) -> int:
 
 
 INTERRUPTED = 130
-_UNTOLD = (
+_SERVER_SILENT = (
     "The Prefect server does not answer, or refuses; its records of this run are incomplete. "
     "Nothing is lost: the session's directory has it."
 )
@@ -100,31 +100,31 @@ def watch(path: Path) -> int:
     _must_be_writable(path)
     out = console()
     out.print(f"session {path.name} in {path}", soft_wrap=True)
-    is_told = True
+    server_knows = True
     try:
-        is_told = _run_flow(path, out)
+        server_knows = _run_flow(path, out)
     except KeyboardInterrupt:
         pass
     except (AutoexpError, OSError):
         raise
     except Exception as error:
-        is_told = False
+        server_knows = False
         _must_be_there(path)
         if not (is_prefect_error(error) and Session.load(path).is_over):
             _must_answer(path, _api_url())
             out.print_exception()
             raise AutoexpError(
                 f"{path.name}: the monitor crashed ({type(error).__name__}: {error})"
-                f"{_left_running(path)}. `autoexp resume {path.name}` takes the session up again"
+                f"{_left_running(path)}. `autoexp resume {path.name}` resumes the session"
             ) from error
     _must_be_there(path)
     session = Session.load(path)
-    if not is_told and session.is_over:
+    if not server_knows and session.is_over:
         _draw(session)  # as the flow would have done, had Prefect taken the picture
     code = _print_outcome(session, out)
-    if not is_told:
-        out.print(_UNTOLD)
-    exit_after(_LAST_WORDS_S if is_told else 1.0, code, _UNTOLD if is_told else "")
+    if not server_knows:
+        out.print(_SERVER_SILENT)
+    exit_after(_LAST_WORDS_S if server_knows else 1.0, code, _SERVER_SILENT if server_knows else "")
     return code
 
 
@@ -232,7 +232,7 @@ def _auth_string() -> str | None:
 def _run_flow(path: Path, out: "Console") -> bool:
     """Run the session flow; without a Prefect server of the user's own, with an embedded one.
 
-    Returns whether Prefect was told how it ended.
+    Returns whether Prefect has the final state.
     """
     from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
     from autoexp.flows.concurrency.interrupts import run_in_thread, stopping_on_signals
@@ -268,7 +268,7 @@ def _run_flow(path: Path, out: "Console") -> bool:
 
         async def watched() -> None:
             state = await train(session=path.name, return_state=True)
-            # What the flow returned is told from the session's files; only what it raised is news.
+            # The outcome is read from the session's files; only what the flow raised matters here.
             error = await state.aresult(raise_on_failure=False)
             if isinstance(error, Exception) and not isinstance(error, (FailedRun, CrashedRun)):
                 raise error
@@ -307,20 +307,20 @@ def _quieten() -> None:
     for name in ("", "prefect", "prefect._internal"):
         for handler in logging.getLogger(name).handlers:
             handler.setLevel(logging.WARNING)
-            handler.addFilter(_is_news)
+            handler.addFilter(_is_shown)
             handler.addFilter(sinks.LINES)
     # A server that is gone takes no log lines, and each try would write to the terminal.
     logging.raiseExceptions = False
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_shown(record: logging.LogRecord) -> bool:
     """Not what Prefect says of its own sending: autoexp says once that a server is away.
 
     Nor how a run ended: the job's event has just said that.
     """
     own = record.name.startswith(("prefect.events", "prefect._internal"))
-    told = own or record.getMessage().startswith("Finished in state")
-    return not told and "EventsWorker" not in record.name
+    known = own or record.getMessage().startswith("Finished in state")
+    return not known and "EventsWorker" not in record.name
 
 
 def _say_how_to_go_on(session: "Session", out: "Console") -> None:
@@ -335,7 +335,7 @@ def _say_how_to_go_on(session: "Session", out: "Console") -> None:
     out.print(status_view(status))
     out.print(
         f"\nStopped watching; {_counted(len(alive)) if alive else 'no job is'} running.\n"
-        f"  autoexp resume {session.id}   takes the session up again\n"
+        f"  autoexp resume {session.id}   resumes the session\n"
         f"  autoexp cancel {session.id}   cancels its jobs",
     )
 

@@ -208,7 +208,7 @@ def _refuse_unfit(job_id: str, described: dict[str, str]) -> None:
     if (session := _session_of(described.get("Command", ""))) is not None:
         raise BadInput(
             f"job {job_id} was submitted by session {session}, which goes on with it: "
-            f"`autoexp resume {session.name}` takes that up again"
+            f"`autoexp resume {session.name}` resumes it"
         )
 
 

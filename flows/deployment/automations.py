@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-# The tag of the deployments in prefect.yaml: runs that a worker can take up.
+# The tag of the deployments in prefect.yaml: runs that a worker can resume.
 _OURS = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.autoexp"}
 _RUN = "prefect.flow-run"
 _ENDED = {f"{_RUN}.{state}" for state in ("Completed", "Failed", "Cancelled")}
@@ -43,7 +43,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
             ],
         ),
         AutomationCore(
-            name="autoexp: a crashed session is taken up again",
+            name="autoexp: a crashed session is resumed",
             description="The same flow run goes on, on any worker of its pool, with the same jobs.",
             trigger=_of_each_run(
                 after={f"{_RUN}.Crashed"},

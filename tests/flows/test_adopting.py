@@ -1,6 +1,5 @@
 """A job that was started by hand is one session's: the next is refused, before anything is done."""
 
-import argparse
 import os
 import shutil
 from collections.abc import Callable
@@ -68,15 +67,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 def ask(session: str, save_dir: Path, *overrides: str, job_id: str = "41") -> int:
     """What `autoexp adopt` does."""
-    options = argparse.Namespace(
-        session=session,
-        experiment=[*MINE, *overrides],
-        job_id=job_id,
-        backend="demo",
-        save_dir=str(save_dir),
-        log=None,
-    )
-    return adopt(options)
+    return adopt(session, job_id, "demo", str(save_dir), [*MINE, *overrides])
 
 
 def process_requests(path: Path) -> None:

@@ -48,5 +48,5 @@ def test_tail_of_a_log_that_grows_for_ever_ends_with_what_was_there(
             said += len(line)
         return said
 
-    monkeypatch.setattr("autoexp.cli.status.say_log", growing)
+    monkeypatch.setattr("autoexp.reports.terminal.say_log", growing)
     assert _print_from(log, 0) == len(b"one\ntwo\n")

@@ -145,7 +145,7 @@ def test_what_is_submitted_is_planned_once(run: Run, monkeypatch: pytest.MonkeyP
         return plan_study(composed, outputs)
 
     monkeypatch.setattr("autoexp.session.create.plan_study", counting)
-    monkeypatch.setattr("autoexp.cli.submit.plan_study", counting)
+    monkeypatch.setattr("autoexp.planning.study.plan_study", counting)
     words = ("demo", "cooldowns=[]", "backend.args.train_iters=200")
     assert run("submit", *words, "--session", "one")[0] == 0
     assert planned == [sessions_root() / "one" / "output"]

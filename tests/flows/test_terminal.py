@@ -64,7 +64,7 @@ def _as_rich_does() -> str:
 def test_an_error_and_what_breaks_are_told_in_plain_text(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(options: object) -> int:
+    def fail(name: str) -> int:
         raise BadInput(HOSTILE)
 
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
