@@ -109,7 +109,8 @@ def automations_install(
 def deploy() -> int:
     """Deploy to a Prefect server; start one where none answers.
 
-    It can be repeated. A server is started where none answers; blocks are registered too.
+    Makes the work pool, registers blocks, deploys the flows and installs the automations. It can
+    be repeated.
 
     \b
     Example:
