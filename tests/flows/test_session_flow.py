@@ -20,7 +20,7 @@ from autoexp.reports.curves import gains
 from autoexp.rules.events import AttemptJudged, CheckpointComplete
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import Make, edit_job
+from tests.flows.conftest import LEARNS, Make, edit_job
 
 pytestmark = pytest.mark.prefect
 
@@ -59,7 +59,7 @@ async def run_to_the_end(path: Path) -> tuple[Session, str, str]:
 async def test_a_training_and_its_cooldowns_are_one_flow_run_with_all_it_shows(
     make_session: Make,
 ) -> None:
-    session, state, _ = await run_to_the_end(make_session())
+    session, state, _ = await run_to_the_end(make_session(*LEARNS))
 
     assert state == "COMPLETED"
     assert {n: j.verdict for n, j in session.jobs.items()} == {
