@@ -200,7 +200,8 @@ def _refuse(error: typer.TyperException) -> int:
 
     context = getattr(error, "ctx", None)
     command = "autoexp" if context is None else context.command_path
-    terminal.say(f"autoexp: {error.format_message()} (see `{command} --help`)", error=True)
+    said = error.format_message().replace("Value error, ", "").rstrip(".")  # pydantic's beginning
+    terminal.say(f"autoexp: {said} (see `{command} --help`)", error=True)
     return error.exit_code
 
 
