@@ -43,7 +43,7 @@ def main() -> int:
     out = Console(width=None if sys.stdout.isatty() else 150)
     out.print(_table([name for name in options.cases if name not in broken]))
     for name in broken:
-        out.print(f"{name}: broke down, see above", style="red")
+        out.print(f"{name}: crashed, see above", style="red")
     return 1 if broken else 0
 
 

@@ -177,7 +177,7 @@ def _must_answer(path: Path, url: str) -> None:
 async def _must_take_requests(path: Path, url: str) -> None:
     """Ask for what needs the server's database and the right login, not for its health alone.
 
-    Prefect's own client would try on for many minutes.
+    Prefect's own client would retry for many minutes.
     """
     from prefect import get_client
 

@@ -80,10 +80,10 @@ def _most_telling(jobs: Sequence[JobSummary]) -> Sequence[JobSummary]:
     """All jobs, or of very many those that run or failed, and as many others as fit."""
     if len(jobs) <= _ROWS:
         return jobs
-    telling = [job for job in jobs if job.verdict == Verdict.FAILED or job.state == "RUNNING"]
-    room = _ROWS - len(telling)
-    others = [job for job in jobs if job not in telling][: max(0, room)]
-    kept = {job.name for job in (*telling, *others)}
+    important = [job for job in jobs if job.verdict == Verdict.FAILED or job.state == "RUNNING"]
+    room = _ROWS - len(important)
+    others = [job for job in jobs if job not in important][: max(0, room)]
+    kept = {job.name for job in (*important, *others)}
     return [job for job in jobs if job.name in kept]
 
 

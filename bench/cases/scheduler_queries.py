@@ -81,7 +81,7 @@ def _figures(ticks: Ticks, title: str) -> list[Figure]:
 
 
 def _real() -> list[Figure]:
-    """How long one query takes on the cluster at hand, if there is one."""
+    """Seconds of one query of the cluster at hand, if there is one."""
     if shutil.which("squeue") is None:
         return []
     if subprocess.run(["squeue", "-h"], capture_output=True).returncode != 0:

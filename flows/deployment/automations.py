@@ -26,7 +26,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
     """Automations that resume a session whose flow's process died, with its worker or without."""
     return [
         AutomationCore(
-            name="autoexp: a silent session has crashed",
+            name="autoexp: mark sessions without heartbeat as crashed",
             description=f"Without a heartbeat for {silence_s:.0f} s its process is gone.",
             trigger=_of_each_run(
                 after={f"{_RUN}.heartbeat"},
@@ -43,7 +43,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
             ],
         ),
         AutomationCore(
-            name="autoexp: a crashed session is resumed",
+            name="autoexp: resume crashed sessions",
             description="The same flow run goes on, on any worker of its pool, with the same jobs.",
             trigger=_of_each_run(
                 after={f"{_RUN}.Crashed"},
@@ -62,7 +62,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
             ],
         ),
         AutomationCore(
-            name="autoexp: a session that keeps crashing is left alone",
+            name="autoexp: give up sessions that keep crashing",
             description=f"After {_CRASHES} reports of a crash within an hour one more is no help.",
             trigger=_of_each_run(
                 expect={f"{_RUN}.Crashed"},

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("autoexp", "blocks", "tasks", "flows", "bench")
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
 
 
 def name_of(path: Path) -> str:
@@ -162,3 +163,16 @@ def test_architecture_draws_the_layers_of_the_contract() -> None:
         else:
             drawn.append(names)
     assert [sorted(names) for names in drawn] == [sorted(names) for names in wanted]
+
+
+RETIRED = re.compile(
+    r"(?i)\b(heeds?|heeded|heeding|tr(y|ies|ying) on|stir(s|red|ring)?|wish(es|ed)?|tidings"
+    r"|bulletins?|take_on|take on|taken on|any more|drop_waiting|hopeless|br(eaks?|oke) down)\b"
+)
+
+
+@pytest.mark.parametrize("path", [*MODULES, *sorted(PAGES)], ids=name_of)
+def test_no_word_is_used_that_was_replaced_by_a_term_of_the_field(path: Path) -> None:
+    """docs/glossary.md has the terms: handle, process, retry, notify, log, request."""
+    lines = enumerate(path.read_text().splitlines(), 1)
+    assert [f"{number}: {line.strip()}" for number, line in lines if RETIRED.search(line)] == []

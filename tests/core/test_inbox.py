@@ -1,4 +1,4 @@
-"""Requests from other processes: each is taken on once, in order, or refused with a reason."""
+"""Requests from other processes: each is processed once, in order, or refused with a reason."""
 
 import errno
 import itertools
@@ -80,7 +80,7 @@ def story(session_path: Path) -> Story:
 
 
 def ask(story: Story, *requests: Request) -> list[str]:
-    """Leave requests and have them taken on; returns why some were refused."""
+    """Leave requests and have them processed; returns why some were refused."""
     for request in requests:
         enqueue(story.path, request)
     before = len(story.session.journal)

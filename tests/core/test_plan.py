@@ -46,7 +46,7 @@ def refusals(*cooldowns: dict[str, Any], **args: Any) -> list[str]:
     return str(refused.value).splitlines()
 
 
-# What it takes on the disk
+# What it needs on the disk
 
 
 @pytest.mark.parametrize(("in_place", "copies"), [(True, 2), (False, 0)])

@@ -89,7 +89,7 @@ def test_a_job_is_adopted_by_one_session_until_its_record_there_is_over_or_the_s
     root, save_dir = tmp_path / "sessions", tmp_path / "saves"
     assert ask("a1", save_dir) == 0
     assert ask("a1", save_dir) == 0, "a request may be given twice"
-    for elsewhere in (save_dir, tmp_path / "other"):  # waiting in the inbox, and taken on
+    for elsewhere in (save_dir, tmp_path / "other"):  # waiting in the inbox, and processed
         with pytest.raises(BadInput, match=rf"job 41 is adopted by session {root}/a1, which goes"):
             ask("a2", elsewhere)
         process_requests(root / "a1")

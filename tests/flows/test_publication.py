@@ -72,17 +72,17 @@ def test_a_publication_reads_nothing_of_a_long_journal_again(
     session = Session.load(long_session)
     assert len(parsed) == MANY
     parsed.clear()
-    telling = EventEmitter(session)
+    emitter = EventEmitter(session)
     for number in range(MANY, MANY + 5):
         session.record([line(number)])
         text = page.session_page(session, status_of(session))
         assert status_of(session).events == number + 1
-        telling._note_journal()
+        emitter._note_journal()
 
     assert parsed == []
     assert text.count("\n- ") >= 12
-    told = [told.key for told in telling._pending]
-    assert told == [line(number).key for number in range(MANY, MANY + 5)]
+    pending = [event.key for event in emitter._pending]
+    assert pending == [line(number).key for number in range(MANY, MANY + 5)]
 
 
 def test_who_looks_at_a_session_again_reads_what_is_new_in_its_journal(
