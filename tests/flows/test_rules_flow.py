@@ -121,7 +121,7 @@ async def test_what_rules_ask_for_happens_once_and_is_told(
     checkpoint = Path(trunk.spec.save_dir) / "iter_0000150"
     assert first["1"].result == f"{AWKWARD}|{checkpoint}|"
     assert (first["2"].reason, first["2"].result) == ("exit code 3", "out\nerr")
-    assert (first["3"].status, first["3"].reason) == ("failed", "not ended within 1 s")
+    assert (first["3"].status, first["3"].reason) == ("failed", "did not end within 1 s")
     published = [event for event in events if isinstance(event, Published)]
     assert {event.payload["at"] for event in published} == {"150"}
     assert told["heard", "log"].result == "heard of evaluated"

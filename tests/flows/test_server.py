@@ -209,7 +209,7 @@ def test_a_proxy_in_between_is_named_without_its_password(
     proxy = serve({}, (503, b"<html>ERR_ACCESS_DENIED</html>"))
     monkeypatch.setenv("http_proxy", proxy.replace("//", "//somebody:secret@"))
     said = str(server.problem("http://login1.cluster:4200/api"))
-    assert f"the proxy {proxy.removeprefix('http://')} was asked" in said
+    assert f"the request went through the proxy {proxy.removeprefix('http://')}" in said
     assert "add login1.cluster to no_proxy" in said
     assert "secret" not in said
 
@@ -374,7 +374,7 @@ def test_a_server_that_refuses_the_end_of_a_session_does_not_make_it_a_failure(
         raise ObjectNotFound(http_exc=Exception("wiped"))
 
     monkeypatch.setattr(terminal, "_run_flow", refused)
-    monkeypatch.setattr(terminal, "exit_after", void)
+    monkeypatch.setattr(interrupts, "exit_after", void)
     assert terminal.watch(path) == 0
     said = capsys.readouterr().out
     assert "its records of this run are incomplete" in said
