@@ -34,7 +34,7 @@ def plan(
       autoexp plan demo slurm=lumi
       autoexp plan study sweep=demo --json
     """
-    from autoexp.reports.plan_tree import _draw
+    from autoexp.reports.plan_tree import write_svg
     from autoexp.reports.terminal import say_json
     from autoexp.session.create import plan_of
 
@@ -45,7 +45,7 @@ def plan(
         return 0
     show(found, composed)
     if svg:
-        _draw(found, composed, Path(svg))
+        write_svg(found, composed, Path(svg))
     return 0
 
 

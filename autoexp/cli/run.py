@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from autoexp.flows.deployment.server import Server
     from autoexp.session.session import Session
 
+INTERRUPTED = 130
+_SERVER_SILENT = (
+    "The Prefect server does not answer, or refuses; its records of this run are incomplete. "
+    "Nothing is lost: the session's directory has it."
+)
+# For what Prefect sends at the interpreter's exit, for as long as it takes.
+_LAST_WORDS_S = 10.0
+_FIRST_ANSWER_S = 60.0
+
 
 def run(
     experiment: options.Experiment = None,
@@ -78,16 +87,6 @@ def resume(name: options.AnySession = None) -> int:
     refuse_if_held(session)
     adopt.retake(session)  # here too, before a server is started
     return watch(path)
-
-
-INTERRUPTED = 130
-_SERVER_SILENT = (
-    "The Prefect server does not answer, or refuses; its records of this run are incomplete. "
-    "Nothing is lost: the session's directory has it."
-)
-# For what Prefect sends at the interpreter's exit, for as long as it takes.
-_LAST_WORDS_S = 10.0
-_FIRST_ANSWER_S = 60.0
 
 
 def watch(path: Path) -> int:

@@ -80,7 +80,7 @@ def conditions(job: JobSpec, specs: Mapping[str, JobSpec]) -> Sequence[str]:
 _WIDTH = 120
 
 
-def _draw(found: Plan, composed: Composed, path: Path) -> None:
+def write_svg(found: Plan, composed: Composed, path: Path) -> None:
     drawing = canvas(io.StringIO(), _WIDTH, colours=True)
     name = composed.experiment.project.name
     drawing.print(plan_tree(found, name))
