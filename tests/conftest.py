@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 
 # Matrices are tiny here: threads of BLAS spin while they wait for each other, and a test that takes
 # four seconds takes forty where somebody else is at work. Read when NumPy is imported.
@@ -13,6 +14,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # more than half of what its imports cost.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Another Prefect of this user may have brought the database in ~/.prefect to another version: what
+# is started here, on any of the workers, has one of its own, made once.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _prefect_home = tempfile.TemporaryDirectory(prefix="autoexp-tests-prefect-")
+    os.environ["PREFECT_HOME"] = _prefect_home.name
 
 # A script's background ignores SIGINT, and nohup SIGHUP: so would whatever the tests start.
 for ignored, usual in (

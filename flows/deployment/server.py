@@ -32,6 +32,9 @@ from autoexp.flows.deployment.server_lock import token
 from autoexp.storage import permissions
 
 HOST = "127.0.0.1"
+# What Prefect's migrations (alembic) say of a database whose last step they do not know.
+_OTHER_VERSION = b"Can't locate revision identified by"
+_LOG_END = 16384
 _PATIENCE_S = 180.0
 _FIRST_ANSWER_S = 60.0
 _PR_SET_PDEATHSIG = 1
@@ -316,8 +319,8 @@ class Server:
 
     def wait(self) -> None:
         """Wait until it answers; raises AutoexpError with its log when it does not."""
-        said = f"the embedded Prefect server did not start; read {self._log}"
-        await_answer(self._process, f"{self.url}/api", self.auth_string, said)
+        who = "the embedded Prefect server"
+        await_answer(self._process, f"{self.url}/api", self.auth_string, who, self._log)
 
     def stop(self) -> None:
         """End it, and wait until it has written all it holds."""
@@ -335,14 +338,28 @@ def await_answer(
     process: "subprocess.Popen[str] | subprocess.Popen[bytes]",
     url: str,
     auth_string: str,
-    said: str,
+    who: str,
+    log: Path,
 ) -> None:
-    """Wait until a server that was started answers; raises AutoexpError(said) when it does not."""
+    """Wait until a server that was started answers; raises AutoexpError with its log if not."""
     deadline = time.monotonic() + _PATIENCE_S
     while not answers(url, auth_string):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise AutoexpError(said)
+            raise AutoexpError(f"{who} did not start{_reason(log)}; read {log}")
         time.sleep(0.1)
+
+
+def _reason(log: Path) -> str:
+    """What the end of a server's log says of why it did not start, where that is known."""
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_END))
+        if _OTHER_VERSION in file.read():
+            home = os.environ.get("PREFECT_HOME") or "~/.prefect"
+            return (
+                f": the database in {home} is of a newer Prefect than this one. Upgrade this one, "
+                "or give it a directory of its own: `export PREFECT_HOME=~/.prefect-older`"
+            )
+    return ""
 
 
 def new_auth_string() -> str:

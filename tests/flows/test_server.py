@@ -3,12 +3,13 @@
 import http.server
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from prefect.exceptions import ObjectNotFound
 from autoexp import proxies
 from autoexp.cli import run as terminal
 from autoexp.config.compose import compose
+from autoexp.errors import AutoexpError
 from autoexp.flows.concurrency import interrupts
 from autoexp.flows.concurrency.foreground import Foreground
 from autoexp.flows.deployment import deploy, server
@@ -169,6 +171,22 @@ def test_a_slow_server_is_waited_for_before_it_is_said_to_refuse(
 
     monkeypatch.setattr(server, "_get", slow)
     assert server.lets_in("http://127.0.0.1:9/api")
+
+
+def test_a_database_of_a_newer_prefect_is_one_sentence_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.delenv("PREFECT_API_DATABASE_CONNECTION_URL", raising=False)
+    with closing(sqlite3.connect(tmp_path / "prefect.db")) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        database.execute("INSERT INTO alembic_version VALUES ('fedcba987654')")
+    started = server.Server(tmp_path)
+    try:
+        with pytest.raises(AutoexpError, match=rf"database in {tmp_path} is of a newer Prefect .*"):
+            started.wait()
+    finally:
+        started.stop()
 
 
 def test_a_server_that_takes_orders_from_everybody_gets_no_worker_and_no_deployments(
