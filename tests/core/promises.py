@@ -31,7 +31,7 @@ from autoexp.rules.describe import describe
 from autoexp.rules.events import LogMatched
 from autoexp.schedulers import exit_files, slurm_parsing
 from autoexp.storage import atomic, claims, processes
-from tests.core.test_conditions import facts
+from tests.core.rules.facts import facts
 
 HOSTILE = (
     *("", " ", ".", "..", "-", "--", "-rf", "--exec=sh", "a\0b", "a\nb", "a\r\nb", "\t", "x" * 300),

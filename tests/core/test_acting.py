@@ -1,7 +1,6 @@
 """What actions write: repeatable after a kill, refused in words, and nothing more than asked."""
 
 import json
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,7 @@ from autoexp.session.inbox import ActionRequest, SubmitRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from autoexp.storage import migrations
-from tests.core.test_monitor import Story, of
-from tests.core.test_restarts import say, story_of  # noqa: F401
-
-StoryOf = Callable[..., Story]
+from tests.core.story import StoryOf, of, say
 
 
 def matched(**values: Any) -> LogMatched:
@@ -72,7 +68,7 @@ def test_what_cannot_be_a_node_never_reaches_slurm(session_path: Path, node: str
 
 @pytest.mark.parametrize(("nodes", "blamed"), [("n3", ["n3"]), ("n[3-4]", []), (None, [])])
 def test_without_a_name_in_the_line_only_the_one_node_of_the_attempt_is_blamed(
-    story_of: StoryOf,  # noqa: F811
+    story_of: StoryOf,
     nodes: str | None,
     blamed: list[str],
 ) -> None:
@@ -181,7 +177,7 @@ def test_cancelling_a_whole_session_drops_what_waits(session_path: Path) -> None
 
 
 def test_all_trainings_finished_and_a_budget_passed_are_events_of_the_session(
-    story_of: StoryOf,  # noqa: F811
+    story_of: StoryOf,
 ) -> None:
     story = story_of(
         session_events={
@@ -203,7 +199,7 @@ def test_all_trainings_finished_and_a_budget_passed_are_events_of_the_session(
 
 
 def test_what_jobs_said_in_the_same_look_gives_an_action_each(
-    story_of: StoryOf,  # noqa: F811
+    story_of: StoryOf,
 ) -> None:
     rule = {"say": {"pattern": "fault (?P<n>[0-9])", "every": True, "actions": [{"log": {}}]}}
     story = story_of(log_events=rule)

@@ -19,8 +19,8 @@ from autoexp.session.inbox import BudgetRequest, RetryRequest, enqueue
 from autoexp.session.measured_speed import with_measured_speed
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.core.conftest import TINY, create
-from tests.core.test_monitor import Story
+from tests.builders import TINY, create
+from tests.core.story import Story
 
 GPUS = "slurm.gpus_per_node=4"
 SPEED = "budget.seconds_per_iteration=9"

@@ -15,7 +15,8 @@ from autoexp.session.create import claim_of, retake_outputs
 from autoexp.session.session import Session
 from autoexp.storage import claims
 from autoexp.storage.claims import Claim
-from tests.core.conftest import TINY, KilledAt, create
+from tests.builders import TINY, create
+from tests.killing import KilledAt
 
 
 @pytest.fixture

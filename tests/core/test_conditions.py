@@ -1,34 +1,18 @@
 """Conditions: yes, not yet, or never; looked at without changing anything."""
 
 import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from autoexp.model import COMPOSING, now
-from autoexp.rules.condition_checks import Answer, Facts, JobFacts, check, check_all
+from autoexp.model import COMPOSING
+from autoexp.rules.condition_checks import Answer, check, check_all
 from autoexp.rules.conditions import Condition, commands_in
+from tests.core.rules.facts import facts
 
 ADAPTER: TypeAdapter[Condition] = TypeAdapter(Condition)
-NOW = now()
-
-
-def facts(directory: Path, **changes: Any) -> Facts:
-    known: dict[str, Any] = {
-        "now": NOW,
-        "asked_at": NOW - timedelta(seconds=60),
-        "acted_at": NOW - timedelta(seconds=30),
-        "values": {"rank": "7", "details": "remote process exited", "place": "here"},
-        "attempts": 3,
-        "attempts_without_progress": 1,
-        "jobs": {"a": JobFacts("RUNNING", None), "b": JobFacts("COMPLETED", "finished")},
-        "directory": directory,
-        "commands": lambda command: {"true": True, "false": False}.get(command.run[0]),
-    }
-    return Facts(**known | changes)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from autoexp.monitor.steps import Submit
 from autoexp.rules.events import CheckpointComplete
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.core.test_monitor import Story, launches
+from tests.core.story import Story, launches
 
 STEPS: dict[str, tuple[object, str]] = {
     "a state is taken in": (monitor, "apply"),

@@ -6,32 +6,18 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from autoexp.storage import atomic, locks
-from tests.core.conftest import FullDisk, KilledAt
+from tests.disks import FullDisk
+from tests.killing import KilledAt
+from tests.processes import exit_code, in_a_process
 
 OLD, NEW = b"old " * 1000, b"new " * 2000
 NOBODY = 65534
-
-
-def in_a_process(act: Callable[[], object]) -> int:
-    """Start `act` in a process of its own; its exit code is what `act` returns."""
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            code = int(act() or 0)  # type: ignore[call-overload]
-        finally:
-            os._exit(code)
-    return child
-
-
-def exit_code(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def names_in(folder: Path) -> list[str]:

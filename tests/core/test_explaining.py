@@ -1,14 +1,11 @@
 """`explain`: what rules did about a job, in sentences."""
 
-from collections.abc import Callable
-
 from autoexp.reports.explain import explain
-from tests.core.test_monitor import Story
-from tests.core.test_restarts import HANG, go_on, say, story_of  # noqa: F401
+from tests.core.story import HANG, StoryOf, go_on, say
 
 
 def test_a_jobs_story_says_event_rule_action_and_what_it_waits_for(
-    story_of: Callable[..., Story],  # noqa: F811
+    story_of: StoryOf,
 ) -> None:
     waits = {"waits": {"substring": "it hangs", "actions": [{"log": {}, "when": [{"elapsed": 9}]}]}}
     story = story_of(log_events=HANG | waits)
@@ -29,7 +26,7 @@ def test_a_jobs_story_says_event_rule_action_and_what_it_waits_for(
 
 
 def test_a_cooldown_says_what_it_waits_for_and_what_started_it(
-    story_of: Callable[..., Story],  # noqa: F811
+    story_of: StoryOf,
 ) -> None:
     story = story_of()
     told = "\n".join(explain(story.session, story.job("tiny-cd100")))

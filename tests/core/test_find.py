@@ -19,7 +19,8 @@ from autoexp.reports.curves import read_curve
 from autoexp.session import find
 from autoexp.session.session import Session
 from autoexp.storage import atomic, lease
-from tests.core.conftest import KilledAt, create
+from tests.builders import create
+from tests.killing import KilledAt
 
 RUN = "0a1b2c3d-0000-4000-8000-000000000001"
 OTHER = "0a1b2c3d-0000-4000-8000-000000000002"

@@ -10,7 +10,7 @@ import pytest
 
 from autoexp.config.compose import Composed
 from autoexp.storage import lease
-from tests.core.conftest import create
+from tests.builders import create
 
 ROOM = b"x" * 4096
 

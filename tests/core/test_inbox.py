@@ -25,7 +25,6 @@ from autoexp.session.action_records import ActionStatus
 from autoexp.session.inbox import (
     ActionRequest,
     BudgetRequest,
-    CancelRequest,
     Request,
     SubmitRequest,
     enqueue,
@@ -35,21 +34,15 @@ from autoexp.session.inbox import (
 )
 from autoexp.session.meta import output_root
 from autoexp.session.session import Session
-from autoexp.states import Kind, Verdict
+from autoexp.states import Verdict
 from autoexp.storage import atomic
-from tests.core.conftest import KilledAt, attempt_of, create, spec_of
-from tests.core.test_durable import exit_code, in_a_process
-from tests.core.test_monitor import Story
+from tests.builders import attempt_of, create
+from tests.core.session.requests import cancel, job, submit
+from tests.core.story import Story
+from tests.killing import KilledAt
+from tests.processes import exit_code, in_a_process
 
 CD100 = "start-tiny-cd100--checkpoint_tiny_100--0"
-
-
-def job(name: str, command: str = "true") -> JobSpec:
-    return spec_of(command, name=name, kind=Kind.COMMAND, directory=Path("/out") / name)
-
-
-def submit(*specs: JobSpec) -> SubmitRequest:
-    return SubmitRequest(jobs=specs, by="ann")
 
 
 def adoption(session: Session, *specs: JobSpec) -> SubmitRequest:
@@ -59,10 +52,6 @@ def adoption(session: Session, *specs: JobSpec) -> SubmitRequest:
         job_id="12345", state="RUNNING", intended_at=now(), submitted_at=now(),
     )  # fmt: skip
     return SubmitRequest(jobs=specs, attempt=attempt, by="ann")
-
-
-def cancel(*names: str, by: str = "ann") -> CancelRequest:
-    return CancelRequest(jobs=names, by=by)
 
 
 def change(verb: Any, key: str = CD100) -> ActionRequest:

@@ -13,7 +13,7 @@ from autoexp.rules.events import StateChanged
 from autoexp.session import journal as journals
 from autoexp.session.journal import START, Journal
 from autoexp.storage import atomic
-from tests.core.conftest import FullDisk
+from tests.disks import FullDisk
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from autoexp.schedulers.base import is_locked
 from autoexp.session.inbox import CancelRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.storage import lease, processes
-from tests.core.conftest import WaitFor
+from tests.processes import WaitFor
 
 HOLD = """
 import sys

@@ -19,7 +19,8 @@ from autoexp.resources.machines import LocalMachine
 from autoexp.schedulers import local
 from autoexp.schedulers.base import JobStatus, SubmitOptions, is_locked, submit_once
 from autoexp.schedulers.local import LocalScheduler
-from tests.core.conftest import Job, JobOf, KilledAt, WaitFor, is_alive
+from tests.killing import KilledAt
+from tests.processes import Job, JobOf, WaitFor, is_alive
 
 COUNT = "echo run >> runs"
 PATIENT = "echo ready; while :; do sleep 0.02; done"

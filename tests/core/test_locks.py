@@ -15,8 +15,8 @@ from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.schedulers.base import LOCK, is_locked
 from autoexp.storage import lease, locks
-from tests.core.conftest import WaitFor, create
-from tests.core.test_durable import exit_code, in_a_process
+from tests.builders import create
+from tests.processes import WaitFor, exit_code, in_a_process
 
 
 def fail_with(number: int) -> object:

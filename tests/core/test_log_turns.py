@@ -22,7 +22,7 @@ from autoexp.schedulers.base import JobStatus
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from bench.world import sessions
-from tests.core.conftest import TINY, create
+from tests.builders import TINY, create
 
 LINE = (
     " [2026-08-01 10:00:00.000] iteration {:8d}/     300 | elapsed time per iteration (ms): 5.0 |"

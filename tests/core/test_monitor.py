@@ -4,84 +4,22 @@ import errno
 import itertools
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from autoexp.backends.megatron.formats import TRACKER, folder_name
+from autoexp.backends.megatron.formats import TRACKER
 from autoexp.backends.protocol import CheckpointScan, FoundCheckpoint
 from autoexp.config.compose import Composed
-from autoexp.jobs.record import JobRecord
 from autoexp.logs.tail import LIMIT
-from autoexp.monitor.monitor import Look, Monitor
+from autoexp.monitor.monitor import Look
 from autoexp.operations import actions
 from autoexp.rules.events import CheckpointComplete, JobGivenUp
 from autoexp.schedulers.base import JobStatus
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.core.conftest import KilledAt, create
-
-
-class Story:
-    """A session whose trainer and scheduler are played by the test."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.open()
-
-    def open(self) -> "Story":
-        """Start a monitor that knows what is on disk, as after a kill."""
-        self.session = Session.load(self.path)
-        self.monitor = Monitor(self.session)
-        return self
-
-    def job(self, name: str = "tiny") -> JobRecord:
-        return self.session.jobs[name]
-
-    def submit(self, name: str = "tiny") -> None:
-        attempt = self.session.begin_attempt(self.job(name))
-        assert attempt is not None
-        Path(attempt.log).parent.mkdir(parents=True)
-        self.session.record_submission(self.job(name), attempt, f"id-{attempt.key}")
-
-    def look(self, *, name: str = "tiny", state: str | None = None, **facts: Any) -> Look:
-        """Look once, perhaps with an answer from the scheduler about one job."""
-        attempt = self.job(name).attempt
-        if state is None or attempt is None:
-            return self.monitor.look({})
-        return self.monitor.look({attempt.key: JobStatus(state, **facts)})
-
-    def log(self, iteration: int, *, name: str = "tiny", end: str = "\n") -> None:
-        attempt = self.job(name).attempt
-        assert attempt is not None
-        with Path(attempt.log).open("a") as file:
-            file.write(
-                f" [2026-08-01 10:00:00.000] iteration {iteration:8d}/     300 |"
-                f" elapsed time per iteration (ms): 5.0 | learning rate: 1.0E-02 |"
-                f" lm loss: {3 - iteration / 1000:.6E} |{end}"
-            )
-
-    def save(self, iteration: int, *, name: str = "tiny") -> Path:
-        """A complete checkpoint, written in the trainer's order."""
-        folder = self.folder(iteration, name=name)
-        folder.mkdir(parents=True)
-        (folder / ".metadata").write_text("")
-        (folder / "metadata.json").write_text("{}")
-        self.track(str(iteration), name=name)
-        return folder
-
-    def folder(self, iteration: int, *, name: str = "tiny") -> Path:
-        return Path(self.job(name).spec.save_dir) / folder_name(iteration)
-
-    def track(self, text: str, *, name: str = "tiny") -> None:
-        (Path(self.job(name).spec.save_dir) / TRACKER).write_text(text)
-
-    @property
-    def on_disk(self) -> tuple[list[int], list[str]]:
-        """The checkpoints in the journal, and the jobs that actions launch."""
-        session = Session.load(self.path)
-        launched = sorted(action.action.job for action in session.actions.values())
-        return [event.iteration for event in session.journal.checkpoints()], launched
+from tests.builders import create
+from tests.core.story import Story, launches, of
+from tests.killing import KilledAt
 
 
 @pytest.fixture
@@ -91,14 +29,6 @@ def story(session_path: Path) -> Story:
     story.submit()
     story.look(state="RUNNING")
     return story
-
-
-def launches(look: Look) -> list[str]:
-    return [action.action.job for action in look.actions]
-
-
-def of(look: Look, kind: type) -> list[Any]:
-    return [event for event in look.events if isinstance(event, kind)]
 
 
 # Checkpoints

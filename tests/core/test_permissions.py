@@ -18,8 +18,9 @@ from autoexp.session import find, remove
 from autoexp.session.inbox import enqueue
 from autoexp.session.session import Session
 from autoexp.storage import permissions
-from tests.core.conftest import Job, JobOf, WaitFor, create
-from tests.core.test_inbox import cancel, job, submit
+from tests.builders import create
+from tests.core.session.requests import cancel, job, submit
+from tests.processes import Job, JobOf, WaitFor
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")

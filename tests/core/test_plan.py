@@ -12,7 +12,7 @@ from autoexp.config.experiment import CheckpointSource, Experiment, Project
 from autoexp.errors import BadInput
 from autoexp.planning.plan import Plan, make_plan
 from autoexp.session.session import Session
-from tests.core.conftest import create
+from tests.builders import create
 
 ROOT = Path("/out")
 FIFTY = {"iterations": 50}

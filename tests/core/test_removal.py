@@ -12,8 +12,9 @@ import pytest
 
 from autoexp.config.compose import Composed
 from autoexp.session import remove
-from tests.core.conftest import KilledAt, create
-from tests.core.test_house import MODULES, name_of
+from tests.builders import create
+from tests.killing import KilledAt
+from tests.sources import MODULES, name_of
 
 
 def autoexp(root: Path, *words: str) -> "subprocess.CompletedProcess[str]":

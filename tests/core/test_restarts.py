@@ -1,11 +1,9 @@
 """Restarts: asked for once, written down first, carried out once, whatever is killed when."""
 
 import itertools
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,9 @@ import pytest
 
 from autoexp import payload
 from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER
-from autoexp.config.compose import compose
-from autoexp.dotted import setting
 from autoexp.jobs.record import RestartRequest
-from autoexp.monitor.steps import Replace, next_step
-from autoexp.operations import action_runs, phases
 from autoexp.operations import actions as acting
-from autoexp.operations.step_runs import Replacement, carry_out
+from autoexp.operations.step_runs import Replacement
 from autoexp.rules.actions import Restart, Start
 from autoexp.rules.events import JobGivenUp, LogMatched, MetricAlarm, RestartAsked
 from autoexp.schedulers.base import AttemptRef, JobStatus
@@ -27,67 +21,21 @@ from autoexp.schedulers.local import LocalScheduler
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.session import Session
 from autoexp.states import Verdict
+from tests.builders import spec_of
 from tests.core.conformance import megatron
-from tests.core.conftest import TINY, KilledAt, create, spec_of
-from tests.core.test_monitor import Story, of
+from tests.core.story import HANG, Story, StoryOf, go_on, of, perform, say
+from tests.killing import KilledAt
 
 NAN = {"nan": {"not_a_number": {"logged": 2}, "actions": [{"restart": {"roll_back": True}}]}}
-HANG = {"hang": {"substring": "it hangs", "actions": [{"restart": {}}]}}
 Rules = dict[str, Any]
-LOG = logging.getLogger()
-
-
-@pytest.fixture
-def story_of(tmp_path: Path) -> Callable[..., Story]:
-    """`story_of(metric_events=...)`: a trunk that runs, in a session with these rules."""
-    numbers = itertools.count()
-
-    def make(**rules: Rules) -> Story:
-        changes = {f"monitoring.{kind}": named for kind, named in rules.items()}
-        root = tmp_path / str(next(numbers))
-        story = Story(create(compose("demo", TINY, setting(changes)), root, session_id="s1"))
-        story.submit()
-        story.look(state="RUNNING")
-        return story
-
-    return make
-
-
-def say(story: Story, line: str) -> None:
-    attempt = story.job().attempt
-    assert attempt is not None
-    with Path(attempt.log).open("a") as file:
-        file.write(f"{line}\n")
 
 
 def log_nan(story: Story, iteration: int) -> None:
     say(story, f" iteration {iteration:8d}/     300 | learning rate: 1.0E-02 | grad norm: nan |")
 
 
-def perform(story: Story, action: ActionRecord) -> None:
-    """Carry an action out, one phase after the other."""
-    phases.run(action_runs.carry_out(action, story.monitor, LOG), LocalScheduler())
-
-
-def go_on(story: Story) -> None:
-    """From whatever is on disk: act, see the attempt end, replace it, intend the next one."""
-    session = story.open().session
-    story.look()
-    for action in session.pending_actions():
-        if not isinstance(action.action, Start):
-            perform(story, action)
-    job = story.job()
-    if job.restart is not None and job.open_attempts:
-        story.look(state="CANCELLED")
-    story.look()
-    if job.may_be_replaced:
-        assert next_step(job) == Replace(("tiny",))
-        phases.run(carry_out(Replace(("tiny",)), story.monitor, LOG), LocalScheduler())
-    session.begin_attempt(job)
-
-
 def test_a_kill_at_any_step_of_a_restart_with_roll_back_ends_in_one_restart(
-    story_of: Callable[..., Story], killed_at: KilledAt
+    story_of: StoryOf, killed_at: KilledAt
 ) -> None:
     for n in itertools.count(1):
         story = story_of(metric_events=NAN)
@@ -117,7 +65,7 @@ def test_a_kill_at_any_step_of_a_restart_with_roll_back_ends_in_one_restart(
 
 
 def test_the_cooldown_of_a_checkpoint_that_was_set_aside_waits_for_the_next_one(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     story = story_of(metric_events=NAN)
     story.save(100)
@@ -143,7 +91,7 @@ def is_start(action: ActionRecord) -> bool:
 
 
 def test_a_cooldown_that_had_started_from_a_bad_checkpoint_is_marked(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     story = story_of(metric_events=NAN)
     story.save(100)
@@ -161,7 +109,7 @@ def test_a_cooldown_that_had_started_from_a_bad_checkpoint_is_marked(
 
 
 def test_a_verdict_waits_for_the_restart_that_a_log_line_calls_for(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     story = story_of(log_events=HANG)
     say(story, "rank 3: it hangs")
@@ -174,7 +122,7 @@ def test_a_verdict_waits_for_the_restart_that_a_log_line_calls_for(
 
 
 def test_a_restart_that_may_not_happen_leaves_the_verdict_as_it_is(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     story = story_of(log_events=HANG)
     say(story, "it hangs")
@@ -185,7 +133,7 @@ def test_a_restart_that_may_not_happen_leaves_the_verdict_as_it_is(
 
 
 def test_failing_a_job_overrules_restarting_it_in_either_order(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     fails = {"oom": {"substring": "out of memory", "actions": [{"fail": {}}]}}
     for backwards in (False, True):
@@ -200,7 +148,7 @@ def test_failing_a_job_overrules_restarting_it_in_either_order(
 
 
 def test_two_rules_that_restart_the_same_attempt_restart_it_once(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     other = {"other": {"pattern": "it (?P<what>[a-z]+)", "actions": [{"restart": {}}]}}
     story = story_of(log_events=HANG | other)
@@ -214,7 +162,7 @@ def test_two_rules_that_restart_the_same_attempt_restart_it_once(
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_crash_and_a_nan_of_the_same_attempt_are_one_restart_with_roll_back(
-    story_of: Callable[..., Story], backwards: bool
+    story_of: StoryOf, backwards: bool
 ) -> None:
     crash = {"crash": {"to": ["FAILED"], "actions": [{"restart": {}}]}}
     back = {"restart": {"roll_back": True, "backend": {"args": {"lr": 0.005}}}}
@@ -240,7 +188,7 @@ def test_a_crash_and_a_nan_of_the_same_attempt_are_one_restart_with_roll_back(
 
 
 def test_a_restart_without_progress_ends_after_the_sessions_limit(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     story = story_of(log_events=HANG)
     for number in (1, 2, 3):
@@ -256,7 +204,7 @@ def test_a_restart_without_progress_ends_after_the_sessions_limit(
 
 
 def test_attempts_queued_ahead_end_with_the_one_that_restarts_and_count_for_nothing(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     story = story_of(log_events=HANG)
     session, job = story.session, story.job()
@@ -275,7 +223,7 @@ def test_attempts_queued_ahead_end_with_the_one_that_restarts_and_count_for_noth
     assert (job.verdict, job.attempts_without_progress, job.may_be_replaced) == (None, 1, True)
 
 
-def test_a_cancelled_job_is_not_restarted(story_of: Callable[..., Story]) -> None:
+def test_a_cancelled_job_is_not_restarted(story_of: StoryOf) -> None:
     story = story_of(log_events=HANG)
     say(story, "it hangs")
     story.look()
@@ -287,7 +235,7 @@ def test_a_cancelled_job_is_not_restarted(story_of: Callable[..., Story]) -> Non
 
 
 def test_a_rule_ends_a_job_that_waits_for_its_next_attempt(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     story = story_of(state_events={"limit": {"to": ["TIMEOUT"], "actions": [{"fail": {}}]}})
     story.look(state="TIMEOUT")
@@ -296,7 +244,7 @@ def test_a_rule_ends_a_job_that_waits_for_its_next_attempt(
 
 
 def test_changed_arguments_are_in_the_next_attempts_command(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     restart = {"restart": {"backend": {"args": {"lr": 0.005}}}}
     story = story_of(log_events={"hang": {"substring": "it hangs", "actions": [restart]}})
@@ -307,7 +255,7 @@ def test_changed_arguments_are_in_the_next_attempts_command(
 
 
 def test_the_first_match_of_an_attempt_is_an_event_and_repeats_are_counted(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     every = {"each": {"substring": "it hangs", "every": True}}
     story = story_of(log_events=HANG | every)
@@ -321,7 +269,7 @@ def test_the_first_match_of_an_attempt_is_an_event_and_repeats_are_counted(
 
 
 def test_a_missing_loss_raises_the_same_event_as_a_printed_nan(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     for printed in ("", "lm loss: nan | "):
         story = story_of(metric_events=NAN)
@@ -332,7 +280,7 @@ def test_a_missing_loss_raises_the_same_event_as_a_printed_nan(
         assert (alarm.key, alarm.last_good, alarm.value) == ("metric/tiny/a1/nan", 10, None)
 
 
-def test_a_nan_seen_by_two_monitors_is_one_event(story_of: Callable[..., Story]) -> None:
+def test_a_nan_seen_by_two_monitors_is_one_event(story_of: StoryOf) -> None:
     story = story_of(metric_events=NAN)
     story.log(10)
     log_nan(story, 20)
@@ -344,7 +292,7 @@ def test_a_nan_seen_by_two_monitors_is_one_event(story_of: Callable[..., Story])
 
 
 def test_there_is_nothing_to_roll_back_to_before_the_first_checkpoint(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     story = story_of(metric_events=NAN)
     story.log(10)
@@ -379,7 +327,7 @@ def test_a_kill_at_any_step_of_setting_aside_leaves_a_tracker_that_names_a_check
 
 
 def test_a_job_that_a_rule_failed_before_it_started_is_given_up_with_the_reason(
-    story_of: Callable[..., Story],
+    story_of: StoryOf,
 ) -> None:
     failed = {"bad": {"verdict": "failed", "jobs": ["train"], "actions": [{"log": {}}]}}
     story = story_of(state_events=failed)

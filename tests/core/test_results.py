@@ -18,7 +18,7 @@ from autoexp.reports.results import compared, rows
 from autoexp.reports.tensorboard import write_events
 from autoexp.session.provenance import Provenance
 from autoexp.session.session import Session
-from tests.core.conftest import TINY, create
+from tests.builders import TINY, create
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from autoexp.rules.events import (
 )
 from autoexp.session.session import Session
 from autoexp.templates import fill, names_in
-from tests.core.conftest import create
+from tests.builders import create
 
 LOG = [{"log": {}}]
 

@@ -17,7 +17,7 @@ from autoexp.rules.rules import OnCheckpoint
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.core.conftest import create
+from tests.builders import create
 
 CHECKPOINT = CheckpointComplete(job="t", iteration=100, path="/t/iter_0000100")
 BOTH = Rule(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.core.promises import HOSTILE, PROMISES, keep
-from tests.core.test_house import MODULES, ROOMS, imported, name_of
+from tests.sources import MODULES, ROOMS, imported, name_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "security.md").read_text()

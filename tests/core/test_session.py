@@ -23,7 +23,9 @@ from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage import atomic, lease
 from autoexp.storage.places import sessions_root
-from tests.core.conftest import FullDisk, KilledAt, create
+from tests.builders import create
+from tests.disks import FullDisk
+from tests.killing import KilledAt
 
 SEEN = CheckpointComplete(job="tiny", iteration=100, path="/c/iter_0000100")
 NEXT = SEEN.model_copy(update={"iteration": 200})

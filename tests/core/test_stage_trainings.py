@@ -15,9 +15,10 @@ from autoexp.planning.study import plan_study
 from autoexp.session.from_session import Origin, compose_from
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
-from tests.core.conftest import TINY, KilledAt, create
-from tests.core.test_monitor import Story
-from tests.core.test_stages import OUT, ask, finish, jobs, refusal, started
+from tests.builders import TINY, create
+from tests.core.planning.stages import OUT, ask, finish, jobs, refusal, started
+from tests.core.story import Story
+from tests.killing import KilledAt
 
 BEGIN = "backend.args.pretrained_checkpoint"
 DECAY = {"iterations": 20}

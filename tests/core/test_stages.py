@@ -10,38 +10,27 @@ import pytest
 from autoexp.config.compose import compose
 from autoexp.dotted import setting
 from autoexp.errors import BadInput
-from autoexp.jobs.spec import JobSpec
-from autoexp.operations import actions, requests
+from autoexp.operations import requests
 from autoexp.planning.standalone import branch_alone
 from autoexp.planning.study import plan_study
-from autoexp.rules.actions import Decay, Start
+from autoexp.rules.actions import Decay
 from autoexp.rules.events import JobReady, RetryAsked
 from autoexp.session.create import new_id_of
 from autoexp.session.from_session import Origin, compose_from
 from autoexp.session.inbox import RetryRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
-from tests.core.conftest import TINY, KilledAt, create
-from tests.core.test_monitor import Story
+from tests.builders import TINY, create
+from tests.core.planning.stages import OUT, ask, finish, jobs, refusal, started
+from tests.core.story import Story
+from tests.killing import KilledAt
 
-OUT = Path("/out")
 CONVERT = {"command": ["convert", "{sibling.stable.checkpoint_path}", "{job.output_dir}"]}
 EVALUATE = {
     "kind": "evaluate",
     "command": ["evaluate", "{sibling.convert.output_dir}"],
     "scores": "scores.json",
 }
-
-
-def jobs(stages: dict[str, Any], *overrides: str, **settings: Any) -> dict[str, JobSpec]:
-    composed = compose("demo", [*TINY, *overrides], setting({"stages": stages, **settings}))
-    return {job.name: job for job in plan_study(composed, OUT).jobs}
-
-
-def refusal(stages: dict[str, Any], *overrides: str) -> str:
-    with pytest.raises(BadInput) as refused:
-        jobs(stages, *overrides)
-    return str(refused.value)
 
 
 def test_a_stage_is_a_job_behind_what_it_refers_to() -> None:
@@ -190,23 +179,6 @@ def story(tmp_path: Path) -> Story:
     return story
 
 
-def finish(story: Story, name: str) -> None:
-    story.look(name=name, state="COMPLETED", exit_code=0)
-    assert story.job(name).verdict is Verdict.FINISHED
-
-
-def started(story: Story) -> list[str]:
-    """Do the actions that are to be done, as the session's flow would."""
-    names = []
-    for action in story.session.pending_actions():
-        assert isinstance(action.action, Start)
-        job = actions.begin(story.session, action)
-        assert job is not None
-        actions.complete(story.session, action, job)
-        names.append(job.spec.name)
-    return names
-
-
 def test_a_stage_is_released_once_its_sibling_has_finished_and_its_command_filled_then(
     story: Story,
 ) -> None:
@@ -344,11 +316,6 @@ def test_a_cooldown_on_its_own_keeps_the_stages_of_cooldowns(tmp_path: Path) -> 
 
 
 # Again
-
-
-def ask(story: Story, *names: str) -> list[str]:
-    enqueue(story.path, RetryRequest(jobs=names, by="ann"))
-    return requests.process_requests(story.session)
 
 
 def test_a_failed_training_can_be_run_again_with_all_that_waited_for_it(story: Story) -> None:

@@ -20,8 +20,8 @@ from autoexp.reports.results import rows
 from autoexp.rules.events import StartedElsewhere
 from autoexp.states import Kind, Verdict
 from autoexp.storage import migrations
-from tests.core.conftest import attempt_of, spec_of
-from tests.core.test_monitor import Story
+from tests.builders import attempt_of, spec_of
+from tests.core.story import Story
 
 BRANCH = "tiny-cd100"
 MISSING = b"WARNING: could not find the metadata file /out/latest_checkpointed_iteration.txt"

@@ -8,9 +8,9 @@ from autoexp.config.compose import Composed
 from autoexp.resources.machines import SlurmCluster
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.core.conftest import create
-from tests.core.test_arrays import FakeScheduler, Fate
-from tests.core.test_invariants import Driver
+from tests.builders import create
+from tests.core.monitor.driver import Driver
+from tests.fakes.scheduler import FakeScheduler, Fate
 
 POINTS = tuple(range(60, 140, 10))
 

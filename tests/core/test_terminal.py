@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autoexp import sinks
-from tests.core.test_house import MODULES, name_of
+from tests.sources import MODULES, name_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "a\x1b[31mred\x1b]0;title\x07\x9b2J\u202ec\rd[bold]e[/bold]:smile:"

@@ -10,7 +10,7 @@ from autoexp.backends.megatron.formats import TORCH, TORCH_DIST, TRACKER
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.errors import SessionError
 from tests.core.conformance import command, megatron
-from tests.core.conformance.test_backends import Story
+from tests.core.conformance.story import TrainerStory
 
 UNREADABLE = (b"\0\0\0", b"", b"9" * 5000, b"\xff\xfe1")
 
@@ -77,7 +77,7 @@ def test_a_tracker_that_is_empty_for_a_moment_is_being_written(tmp_path: Path) -
 def test_no_checkpoint_is_moved_aside_because_of_an_unreadable_tracker(
     tmp_path: Path, content: bytes
 ) -> None:
-    story = Story(command.TRACKED, tmp_path / "story")
+    story = TrainerStory(command.TRACKED, tmp_path / "story")
     for iteration in (100, 200):
         story.trainer.save(story.save_dir, iteration)
     torn = command.tracked(story.save_dir, 300)
@@ -124,7 +124,7 @@ def test_a_branch_that_has_moved_on_is_not_begun_again_over_an_unreadable_tracke
 def test_an_unreadable_tracker_is_a_warning_and_its_checkpoints_start_cooldowns(
     tmp_path: Path,
 ) -> None:
-    story = Story(megatron.DEMO, tmp_path / "story")
+    story = TrainerStory(megatron.DEMO, tmp_path / "story")
     story.trainer.save(story.save_dir, 100)
     spoil(story.save_dir / TRACKER, b"\0\0\0")
     assert "checkpoint/t/100" in story.look("RUNNING")

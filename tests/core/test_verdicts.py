@@ -9,7 +9,7 @@ from autoexp.backends.protocol import Branch
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.verdicts import Judgement, judge, made_progress, saved_iteration
 from autoexp.states import Verdict
-from tests.core.conftest import attempt_of, spec_of
+from tests.builders import attempt_of, spec_of
 
 FINISHED, CONTINUE, FAILED = Verdict.FINISHED, Verdict.CONTINUE, Verdict.FAILED
 RESUBMITTED = ("TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "LOST")

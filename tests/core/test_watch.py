@@ -33,8 +33,8 @@ from autoexp.monitor.rulebook import RuleBook, Watched
 from autoexp.rules.event_values import typed
 from autoexp.rules.events import Event, LogMatched, adapter
 from autoexp.rules.ruleset import Rules
+from tests.builders import attempt_of, spec_of
 from tests.core.conformance.command import COMMON
-from tests.core.conftest import attempt_of, spec_of
 
 
 class Watching:

@@ -16,8 +16,8 @@ from autoexp.operations.retry import retry
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage import claims
-from tests.core.conftest import TINY, create
-from tests.core.test_slurm_scheduler import Fakes
+from tests.builders import TINY, create
+from tests.fakes.slurm import Fakes
 
 MINE = (*TINY, "cooldowns=[]", "slurm=local_cluster", "slurm.gpus_per_node=0")
 JOB = """JobId=41 JobName={name}

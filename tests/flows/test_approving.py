@@ -22,7 +22,7 @@ from prefect.states import AwaitingRetry, Crashed, Pending
 from autoexp.flows.train import train
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import SMALL, Make
+from tests.flows.sessions import SMALL, Make
 
 pytestmark = pytest.mark.prefect
 

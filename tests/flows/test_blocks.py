@@ -15,7 +15,7 @@ from autoexp.flows.engine.compose import compose
 from autoexp.resources import machines
 from autoexp.resources.containers import Apptainer
 from autoexp.schedulers.slurm import SlurmScheduler
-from tests.flows.conftest import autoexp
+from tests.flows.commands import autoexp
 
 pytestmark = pytest.mark.prefect
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,32 +9,11 @@ from pathlib import Path
 import pytest
 
 from autoexp.session.session import Session
-from tests.flows.conftest import BRANCHES, PATIENCE_S, SMALL, Make, autoexp, hold_back, until
+from tests.flows.commands import autoexp, interrupt, start_monitor, wait_until_running
+from tests.flows.sessions import BRANCHES, SMALL, Make, hold_back
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.prefect
-
-
-def start_monitor(path: Path) -> "subprocess.Popen[str]":
-    """`autoexp resume` in a process group of its own, as a shell starts it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "autoexp", "resume", path.name],
-        env={**os.environ, "AUTOEXP_SESSIONS": str(path.parent)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        process_group=0,
-    )
-
-
-def wait_until_running(path: Path, job: str = "demo") -> None:
-    until(lambda: Session.load(path).jobs[job].state == "RUNNING", f"{job} running")
-
-
-def interrupt(monitor: "subprocess.Popen[str]") -> str:
-    """Ctrl-C: the whole process group gets SIGINT."""
-    os.killpg(monitor.pid, signal.SIGINT)
-    output, _ = monitor.communicate(timeout=PATIENCE_S)
-    return output
 
 
 def test_help_answers_without_the_heavy_imports() -> None:

@@ -17,7 +17,7 @@ from autoexp.flows.train import train
 from autoexp.monitor.monitor import JobView
 from bench.cases import flow_tick
 from bench.world import sessions
-from tests.flows.conftest import Make
+from tests.flows.sessions import Make
 
 pytestmark = pytest.mark.prefect
 

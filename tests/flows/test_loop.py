@@ -20,7 +20,7 @@ from autoexp.monitor.monitor import Look, Monitor
 from autoexp.schedulers.base import JobStatus
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session.session import Session
-from tests.flows.conftest import Make
+from tests.flows.sessions import Make
 
 pytestmark = pytest.mark.prefect
 

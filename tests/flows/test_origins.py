@@ -11,7 +11,8 @@ import pytest
 
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import SMALL, autoexp
+from tests.flows.commands import autoexp
+from tests.flows.sessions import SMALL
 
 pytestmark = pytest.mark.prefect
 

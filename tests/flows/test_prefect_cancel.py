@@ -15,8 +15,9 @@ from autoexp.flows.train import train
 from autoexp.session import find
 from autoexp.session.session import Session
 from autoexp.storage import lease
-from tests.flows.conftest import PATIENCE_S, Make, hold_back, until
-from tests.flows.test_session_flow import subflows
+from tests.flows.runs import subflows
+from tests.flows.sessions import Make, hold_back
+from tests.patience import PATIENCE_S, until
 
 pytestmark = pytest.mark.prefect
 

@@ -18,7 +18,7 @@ from autoexp.reports.status import JobSummary, Status, status_of
 from autoexp.rules.events import LogMatched
 from autoexp.session.journal import Journal
 from autoexp.session.session import Session
-from tests.core.conftest import create
+from tests.builders import create
 
 MANY = 20_000
 

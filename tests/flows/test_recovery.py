@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +19,10 @@ from autoexp.monitor import monitor_starts
 from autoexp.session.find import session_of
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import BRANCHES, PATIENCE_S, SMALL, Make, autoexp, edit_job, until
+from tests.flows.commands import autoexp
+from tests.flows.sessions import BRANCHES, SMALL, Make, edit_job
+from tests.flows.starts import assert_each_job_ran_once, count_starts
+from tests.patience import PATIENCE_S, until
 
 pytestmark = pytest.mark.prefect
 
@@ -93,30 +95,6 @@ def watch(zygote: "subprocess.Popen[str]") -> Iterator[Watch]:
     for monitor in started:
         if not monitor.is_over:
             monitor.kill()
-
-
-def count_starts(path: Path) -> None:
-    """Have every job note each start of its trainer in a file."""
-    for name in Session.load(path).jobs:
-        note = f'echo {name} >> {path}/starts; exec "$@"'
-        edit_job(path, name, lambda command, note=note: ["/bin/sh", "-c", note, "sh", *command])
-
-
-def ran(path: Path) -> Counter[str]:
-    return Counter((path / "starts").read_text().split())
-
-
-def assert_each_job_ran_once(path: Path, *, restarted: str | None = None) -> Session:
-    """Each job ran once, and the one that a rule restarted twice."""
-    session = Session.load(path)
-    times = {name: 2 if name == restarted else 1 for name in session.jobs}
-    assert {job.verdict for job in session.jobs.values()} == {Verdict.FINISHED}
-    assert {name: len(job.attempts) for name, job in session.jobs.items()} == times
-    assert ran(path) == {n: x for n, x in times.items() if not session.jobs[n].spec.launched_by}
-    keys = [entry.event.key for entry in session.journal.entries]
-    assert len(keys) == len(set(keys))
-    assert {action.status for action in session.actions.values()} <= {"done"}
-    return session
 
 
 # A restart at iteration 10, before which nothing is saved; another job when the training is done.

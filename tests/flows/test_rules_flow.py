@@ -25,9 +25,10 @@ from autoexp.rules.events import CheckpointComplete, MetricAlarm, Published, Res
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
-from tests.core.conftest import create
-from tests.flows.conftest import SMALL, Make, autoexp
-from tests.flows.test_session_flow import task_runs
+from tests.builders import create
+from tests.flows.commands import autoexp
+from tests.flows.runs import task_runs
+from tests.flows.sessions import SMALL, Make
 
 pytestmark = pytest.mark.prefect
 

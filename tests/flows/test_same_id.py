@@ -6,8 +6,9 @@ import pytest
 
 from autoexp.config.compose import compose
 from autoexp.session.session import Session
-from tests.core.conftest import create
-from tests.flows.conftest import SMALL, autoexp
+from tests.builders import create
+from tests.flows.commands import autoexp
+from tests.flows.sessions import SMALL
 from tests.flows.twins import BRANCH, run_both, twins
 
 pytestmark = pytest.mark.prefect

@@ -20,7 +20,7 @@ from autoexp.operations import action_runs
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.tasks import effects
-from tests.core.conftest import attempt_of, spec_of
+from tests.builders import attempt_of, spec_of
 
 
 def test_a_warning_of_the_scheduler_stands_once_in_the_flow_runs_log(

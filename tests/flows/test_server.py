@@ -25,7 +25,7 @@ from autoexp.flows.deployment import deploy, server
 from autoexp.schedulers import slurm_commands
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.core.conftest import create
+from tests.builders import create
 
 Serve = Callable[..., str]
 PROXY = "http://somebody:secret@127.0.0.1:9"

@@ -22,7 +22,7 @@ from autoexp.cli import run
 from autoexp.flows.deployment import server
 from autoexp.flows.deployment.server_lock import Lock, Scope
 from autoexp.storage import permissions
-from tests.flows.conftest import until
+from tests.patience import until
 from tests.slurm.browser import CHROMIUM, open_page
 
 STRING = "autoexp:what-opens-it"

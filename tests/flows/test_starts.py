@@ -10,7 +10,8 @@ from autoexp.operations import retry
 from autoexp.reports.curves import gains
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import Make, autoexp
+from tests.flows.commands import autoexp
+from tests.flows.sessions import Make
 
 pytestmark = pytest.mark.prefect
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from autoexp.config.compose import compose
 from autoexp.session.session import Session
-from tests.core.conftest import create
-from tests.flows.conftest import PATIENCE_S, SMALL, autoexp, hold_back, until
-from tests.flows.test_recovery import assert_each_job_ran_once, count_starts
+from tests.builders import create
+from tests.flows.commands import autoexp
+from tests.flows.sessions import SMALL, hold_back
+from tests.flows.starts import assert_each_job_ran_once, count_starts
+from tests.patience import PATIENCE_S, until
 
 BRANCH = "cooldowns=[{at: [100], decay: {iterations: 50}}]"
 

@@ -18,7 +18,7 @@ from autoexp.flows.deployment.server import new_auth_string
 from autoexp.flows.deployment.server_lock import token
 from autoexp.session.find import session_of
 from autoexp.session.session import Session
-from tests.slurm.bench import PATIENCE_S, until
+from tests.patience import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [

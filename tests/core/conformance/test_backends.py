@@ -3,26 +3,20 @@
 A new backend adds its fixture here; docs/backends.md walks through it.
 """
 
-import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from autoexp.config.compose import Composed, compose
-from autoexp.monitor.monitor import Monitor
-from autoexp.schedulers.base import JobStatus
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.core.conformance.command import MARKED, TRACKED
 from tests.core.conformance.huggingface import HUGGINGFACE
 from tests.core.conformance.huggingface import saving as huggingface_saving
 from tests.core.conformance.megatron import DEMO, LEGACY, MEGATRON
+from tests.core.conformance.story import TrainerStory
 from tests.core.conformance.torchtitan import TORCHTITAN
-from tests.core.conformance.trainer import Trainer
-from tests.core.conftest import create
 
 TRAINERS = (DEMO, MEGATRON, LEGACY, TORCHTITAN, HUGGINGFACE, TRACKED, MARKED)
 
@@ -33,71 +27,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-# Nothing changes what is composed: once for each trainer will do.
-_composed: dict[str, Composed] = {}
-
-
-def composed_for(trainer: Trainer, root: Path) -> Composed:
-    """An experiment of one trunk and a cooldown at 100."""
-    config = {
-        "defaults": ["_self_"],
-        "project": {"name": "t"},
-        "backend": trainer.backend,
-        "slurm": {"kind": "local"},
-        "monitoring": {"save_progress_every_s": 0},
-        "cooldowns": [{"at": [100], "decay": {"iterations": 50}}],
-    }
-    (root / "t.yaml").write_text(json.dumps(config))
-    return compose(str(root / "t.yaml"))
-
-
-class Story:
-    """A session of one trunk and a cooldown at 100, whose trainer is played by the test."""
-
-    def __init__(self, trainer: Trainer, root: Path) -> None:
-        root.mkdir()
-        if trainer.name not in _composed:
-            _composed[trainer.name] = composed_for(trainer, root)
-        composed = _composed[trainer.name]
-        self.session = Session.load(create(composed, root / "sessions", session_id="s1"))
-        self.monitor = Monitor(self.session)
-        self.trainer = trainer
-        self.trunk, self.branch = self.session.jobs["t"], self.session.jobs["t-cd100"]
-        self.save_dir = Path(self.trunk.spec.save_dir)
-        self.submit()
-
-    def submit(self) -> None:
-        attempt = self.session.begin_attempt(self.trunk)
-        assert attempt is not None
-        Path(attempt.log).parent.mkdir(parents=True)
-        self.session.record_submission(self.trunk, attempt, f"id{attempt.number}")
-
-    def log(self, iteration: int, loss: float = 2.5) -> None:
-        assert self.trunk.attempt is not None
-        if self.trainer.log_line is not None:
-            with Path(self.trunk.attempt.log).open("a") as log:
-                log.write(self.trainer.log_line(iteration, loss) + "\n")
-
-    def look(self, state: str | None = None, **facts: Any) -> list[str]:
-        """One look; returns the keys of what happened."""
-        statuses = {}
-        if state is not None:
-            assert self.trunk.attempt is not None
-            statuses = {self.trunk.attempt.key: JobStatus(state, **facts)}
-        return [event.key for event in self.monitor.look(statuses).events]
-
-    @property
-    def launches(self) -> int:
-        return len(self.session.pending_actions())
-
-
 @pytest.fixture(params=TRAINERS, ids=lambda trainer: trainer.name)
-def story(request: pytest.FixtureRequest, tmp_path: Path) -> Story:
-    return Story(request.param, tmp_path / "story")
+def story(request: pytest.FixtureRequest, tmp_path: Path) -> TrainerStory:
+    return TrainerStory(request.param, tmp_path / "story")
 
 
 def test_a_checkpoint_counts_from_its_last_write_on_and_launches_its_cooldown_once(
-    story: Story,
+    story: TrainerStory,
 ) -> None:
     for step in story.trainer.saving(story.save_dir, 100):
         assert story.look("RUNNING")[1:] == []
@@ -114,7 +50,7 @@ def test_a_save_killed_at_any_write_never_starts_a_cooldown(
 ) -> None:
     for trainer in TRAINERS:
         for written in range(len(trainer.saving(tmp_path, 100))):
-            story = Story(trainer, tmp_path / f"{trainer.name}-{written}")
+            story = TrainerStory(trainer, tmp_path / f"{trainer.name}-{written}")
             for step in trainer.saving(story.save_dir, 100)[:written]:
                 step()
             story.look("RUNNING")
@@ -125,7 +61,7 @@ def test_a_save_killed_at_any_write_never_starts_a_cooldown(
 
 
 def test_after_a_torn_save_the_next_attempt_saves_there_again_and_that_counts(
-    story: Story,
+    story: TrainerStory,
 ) -> None:
     story.trainer.torn(story.save_dir, 100)
     story.look("RUNNING")
@@ -139,7 +75,7 @@ def test_after_a_torn_save_the_next_attempt_saves_there_again_and_that_counts(
 
 
 def test_a_save_in_the_background_counts_when_it_is_on_disk_and_not_when_it_begins(
-    story: Story,
+    story: TrainerStory,
 ) -> None:
     *before, last = story.trainer.saving(story.save_dir, 100)
     for step in before:
@@ -153,7 +89,7 @@ def test_a_save_in_the_background_counts_when_it_is_on_disk_and_not_when_it_begi
     assert story.launches == 1
 
 
-def test_an_empty_tracker_says_nothing(story: Story) -> None:
+def test_an_empty_tracker_says_nothing(story: TrainerStory) -> None:
     if story.trainer.empty_tracker is None:
         assert story.trunk.spec.trainer.checkpoints(story.save_dir).complete == []
         return
@@ -166,7 +102,7 @@ def test_an_empty_tracker_says_nothing(story: Story) -> None:
 
 
 def test_a_checkpoint_that_was_deleted_meanwhile_stays_known_and_its_pinned_branch_stays(
-    story: Story,
+    story: TrainerStory,
 ) -> None:
     trainer = story.branch.spec.trainer
     story.trainer.save(story.save_dir, 100)
@@ -184,7 +120,7 @@ def test_a_checkpoint_that_was_deleted_meanwhile_stays_known_and_its_pinned_bran
 
 
 def test_pinning_again_after_a_kill_does_no_harm_and_leaves_a_branch_that_moved_on(
-    story: Story,
+    story: TrainerStory,
 ) -> None:
     trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)
     story.trainer.save(story.save_dir, 100)
@@ -200,7 +136,7 @@ def test_pinning_again_after_a_kill_does_no_harm_and_leaves_a_branch_that_moved_
 
 
 def test_whatever_a_branch_writes_into_its_start_its_parents_checkpoint_stays_bit_for_bit(
-    story: Story,
+    story: TrainerStory,
 ) -> None:
     trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)
     story.trainer.save(story.save_dir, 100)
@@ -222,7 +158,7 @@ def test_whatever_a_branch_writes_into_its_start_its_parents_checkpoint_stays_bi
 
 
 def test_a_branch_whose_start_was_written_over_begins_again_from_what_was_pinned(
-    story: Story,
+    story: TrainerStory,
 ) -> None:
     trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)
     story.trainer.save(story.save_dir, 100)
@@ -243,7 +179,7 @@ def test_a_branch_whose_start_was_written_over_begins_again_from_what_was_pinned
 
 
 def test_a_pinned_branch_is_not_changed_by_its_parents_later_writes(
-    story: Story,
+    story: TrainerStory,
 ) -> None:
     trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)
     story.trainer.save(story.save_dir, 100)
@@ -253,7 +189,9 @@ def test_a_pinned_branch_is_not_changed_by_its_parents_later_writes(
     assert [x.iteration for x in trainer.checkpoints(branch_dir).complete] == [100]
 
 
-def test_a_resumed_training_that_logs_an_iteration_again_counts_it_once(story: Story) -> None:
+def test_a_resumed_training_that_logs_an_iteration_again_counts_it_once(
+    story: TrainerStory,
+) -> None:
     story.log(90)
     story.trainer.save(story.save_dir, 100)
     story.log(110, 2.25)
@@ -270,7 +208,7 @@ def test_a_resumed_training_that_logs_an_iteration_again_counts_it_once(story: S
     assert story.launches == 1
 
 
-def test_a_loss_that_is_no_number_is_never_shown_as_one(story: Story) -> None:
+def test_a_loss_that_is_no_number_is_never_shown_as_one(story: TrainerStory) -> None:
     story.log(100, math.nan)
     if story.trainer is HUGGINGFACE:
         for step in huggingface_saving(story.save_dir, 100, math.nan):
@@ -283,7 +221,7 @@ def test_a_loss_that_is_no_number_is_never_shown_as_one(story: Story) -> None:
         assert story.trunk.iteration == 100
 
 
-def test_a_training_that_reached_its_target_is_finished(story: Story) -> None:
+def test_a_training_that_reached_its_target_is_finished(story: TrainerStory) -> None:
     story.log(300)
     story.trainer.save(story.save_dir, 300)
     story.look("RUNNING")
@@ -291,7 +229,7 @@ def test_a_training_that_reached_its_target_is_finished(story: Story) -> None:
     assert story.trunk.verdict is Verdict.FINISHED
 
 
-def test_a_training_that_stopped_early_with_exit_code_0_goes_on(story: Story) -> None:
+def test_a_training_that_stopped_early_with_exit_code_0_goes_on(story: TrainerStory) -> None:
     story.log(150)
     story.trainer.save(story.save_dir, 100)
     story.look("RUNNING")
@@ -301,7 +239,7 @@ def test_a_training_that_stopped_early_with_exit_code_0_goes_on(story: Story) ->
     assert story.session.begin_attempt(story.trunk) is not None
 
 
-def test_the_checkpoints_of_another_job_are_not_this_ones(story: Story) -> None:
+def test_the_checkpoints_of_another_job_are_not_this_ones(story: TrainerStory) -> None:
     elsewhere = story.save_dir.parent.parent / "other" / "checkpoints"
     story.trainer.save(elsewhere, 100)
     inside = story.save_dir / "backup" / "other"
@@ -313,7 +251,7 @@ def test_the_checkpoints_of_another_job_are_not_this_ones(story: Story) -> None:
     assert not [key for key in keys if key.startswith("checkpoint/")]
 
 
-def test_looking_again_reads_nothing_while_nothing_moves(story: Story) -> None:
+def test_looking_again_reads_nothing_while_nothing_moves(story: TrainerStory) -> None:
     story.trainer.save(story.save_dir, 100)
     scan = story.trunk.spec.trainer.checkpoints(story.save_dir)
     assert not scan.unfinished
@@ -322,13 +260,15 @@ def test_looking_again_reads_nothing_while_nothing_moves(story: Story) -> None:
     assert all(path.exists() for path in watched)
 
 
-def test_both_command_lines_name_their_own_directory_and_never_the_others(story: Story) -> None:
+def test_both_command_lines_name_their_own_directory_and_never_the_others(
+    story: TrainerStory,
+) -> None:
     trunk, branch = story.trunk.spec, story.branch.spec
     for spec, other in ((trunk, branch), (branch, trunk)):
         assert any(spec.save_dir in word for word in spec.command)
         assert not any(other.output_dir + "/" in word for word in spec.command)
 
 
-def test_a_record_of_the_backend_reads_back_as_it_was(story: Story) -> None:
+def test_a_record_of_the_backend_reads_back_as_it_was(story: TrainerStory) -> None:
     again = Session.load(story.session.path)
     assert again.jobs["t"].spec == story.trunk.spec
