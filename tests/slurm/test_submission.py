@@ -14,6 +14,7 @@ from tests.patience import until
 from tests.slurm.bench import WITHOUT_JOBS, Bench, slurm
 from tests.slurm.commands import HIDE_ENDED, Commands
 from tests.slurm.submissions import RUN, assert_one_job, resume, runs
+from tests.sources import ROOT
 
 pytestmark = pytest.mark.slurm
 
@@ -34,7 +35,7 @@ TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on sen
 def start_submission(bench: Bench, name: str, kill_at: int = 0) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-c", _SUBMIT, str(bench.session.path), name, str(kill_at)],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
 
 
