@@ -11,6 +11,8 @@ import pytest
 
 from tests.sources import MODULES, ROOT, imported, name_of, tree_of
 
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
 
 def test_the_rooms_are_found() -> None:
     assert len(MODULES) > 30
@@ -43,7 +45,7 @@ def test_nobody_imports_what_prefect_keeps_to_itself(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if "bench" not in p.parts], ids=name_of)
 def test_whatever_prefect_runs_raises_plain_text(path: Path) -> None:
-    """Prefect shows it as the message of a state; `watch` and `find_or_create` see to it themselves."""
+    """Prefect shows it as a state's message; `watch` and `find_or_create` see to it themselves."""
     for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef):
             continue
@@ -67,6 +69,23 @@ def test_a_modules_name_says_what_it_is_about(path: Path) -> None:
 def test_a_module_begins_with_a_sentence(path: Path) -> None:
     text = ast.get_docstring(tree_of(path))
     assert text is not None and text.split("\n\n")[0].rstrip().endswith(".")
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_what_tests_share_is_imported_from_no_test_module_and_no_conftest(path: Path) -> None:
+    names = [name.split(".") for name in imported(path) if name.startswith("tests.")]
+    assert not [n for n in names if any(p == "conftest" or p.startswith("test_") for p in n)]
+
+
+def test_no_test_imports_a_fixture() -> None:
+    """Where it does, ruff finds the parameter of its name a redefinition."""
+    assert [name_of(path) for path in TESTS if f"noqa: {'F811'}" in path.read_text()] == []
+
+
+def test_folders_of_core_tests_are_named_as_the_packages() -> None:
+    folders = {path.parent.name for path in (ROOT / "tests" / "core").glob("*/__init__.py")}
+    packages = {path.parent.name for path in (ROOT / "autoexp").glob("*/__init__.py")}
+    assert len(folders) > 10 and folders - packages == {"house"}
 
 
 def test_the_core_runs_without_prefect() -> None:
