@@ -18,6 +18,8 @@ SMALL = (
     "monitoring.file_tick_s=0.25",
     "slurm.scheduler_tick_s=0.25",
 )
+LEARNS = ("backend.args.hidden_size=256", "backend.args.global_batch_size=256")
+"""The demo's own model and batch, whose cooldowns end below the trunk; SMALL's do not."""
 BRANCHES = "cooldowns=[{at: [100, 200], decay: {iterations: 50}}]"
 
 Make = Callable[..., Path]

@@ -11,7 +11,7 @@ from autoexp.rules.events import AttemptJudged, CheckpointComplete
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.flows.runs import artifacts, subflows, task_runs
-from tests.flows.sessions import Make, edit_job
+from tests.flows.sessions import LEARNS, Make, edit_job
 
 pytestmark = pytest.mark.prefect
 
@@ -24,7 +24,7 @@ async def run_to_the_end(path: Path) -> tuple[Session, str, str]:
 async def test_a_training_and_its_cooldowns_are_one_flow_run_with_all_it_shows(
     make_session: Make,
 ) -> None:
-    session, state, _ = await run_to_the_end(make_session())
+    session, state, _ = await run_to_the_end(make_session(*LEARNS))
 
     assert state == "COMPLETED"
     assert {n: j.verdict for n, j in session.jobs.items()} == {
