@@ -40,8 +40,8 @@ test-slow-machine: setup  ## the same on half of one core: one to itself, shared
 FUZZ_S ?= 600
 FUZZ_SEED ?= $(shell date +%s)
 fuzz: setup  ## random kills, raising children, log bytes and rules at a session, texts at what makes them safe, for FUZZ_S seconds (600)
-	FUZZ_S=$$(( $(FUZZ_S) / 4 )) AUTOEXP_TEST_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/core/test_promises.py -k any_text
-	FUZZ_S=$$(( $(FUZZ_S) * 3 / 4 )) AUTOEXP_TEST_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/core/test_invariants.py -k whatever_happens
+	FUZZ_S=$$(( $(FUZZ_S) / 4 )) AUTOEXP_TEST_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/core/house/test_promises.py -k any_text
+	FUZZ_S=$$(( $(FUZZ_S) * 3 / 4 )) AUTOEXP_TEST_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/core/monitor/test_invariants.py -k whatever_happens
 
 test-slow: setup  ## tests that take minutes each on a SLURM cluster: how jobs end, long sessions
 	$(BIN)/python -m pytest -m slow

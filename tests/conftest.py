@@ -5,6 +5,14 @@ import signal
 import sys
 import tempfile
 
+import pytest
+
+# What tests share asserts too: its failures show values as theirs do.
+pytest.register_assert_rewrite(
+    *(f"tests.{name}" for name in ("core", "flows", "slurm", "fakes", "builders", "hostile")),
+    *(f"tests.{name}" for name in ("killing", "patience", "processes", "sources")),
+)
+
 # Matrices are tiny here: threads of BLAS spin while they wait for each other, and a test that takes
 # four seconds takes forty where somebody else is at work. Read when NumPy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

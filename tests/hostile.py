@@ -10,7 +10,7 @@ from autoexp.rules.events import LogMatched
 from autoexp.session.inbox import SubmitRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind
-from tests.core.conftest import create
+from tests.builders import create
 
 LINES = (
     *(b"loss: nan", b"loss: -inf", b"loss: 1,000", b"loss: 3.2e+4", b"loss: 28.2K", b"loss: "),

@@ -1,6 +1,6 @@
 """The only module that writes to a terminal: text from outside cannot control it.
 
-All output of autoexp comes through here; tests/core/test_terminal.py looks for exceptions.
+All output of autoexp comes through here; tests/core/house/test_terminal.py looks for exceptions.
 """
 
 import json

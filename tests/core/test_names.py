@@ -33,7 +33,7 @@ from autoexp.schedulers.slurm_parsing import SQUEUE_FORMAT
 from autoexp.session.meta import new_id
 from autoexp.session.session import Session
 from autoexp.storage import atomic
-from tests.core.conftest import create
+from tests.builders import create
 
 LETTERS = string.ascii_letters + string.digits
 

@@ -16,7 +16,7 @@ import pytest
 
 from autoexp import payload
 from autoexp.payload import process_identity
-from tests.core.conftest import Job, JobOf, WaitFor, is_alive
+from tests.processes import Job, JobOf, WaitFor, is_alive
 
 Payload = subprocess.Popen[bytes]
 Start = Callable[..., AbstractContextManager[Payload]]

@@ -11,7 +11,7 @@ from autoexp.reports.curves import read_curve
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from autoexp.storage.places import sessions_root
-from tests.flows.conftest import Make
+from tests.flows.sessions import Make
 
 pytestmark = pytest.mark.prefect
 

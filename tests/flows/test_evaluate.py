@@ -8,7 +8,7 @@ from autoexp.flows.train import train
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from autoexp.storage.places import sessions_root
-from tests.flows.conftest import Make
+from tests.flows.sessions import Make
 
 pytestmark = pytest.mark.prefect
 

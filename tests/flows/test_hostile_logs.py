@@ -6,7 +6,7 @@ import pytest
 
 from autoexp.flows.train import train
 from tests import hostile
-from tests.flows.conftest import BRANCHES, SMALL
+from tests.flows.sessions import BRANCHES, SMALL
 
 pytestmark = pytest.mark.prefect
 

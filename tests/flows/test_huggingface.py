@@ -13,7 +13,8 @@ import pytest
 from autoexp.reports.curves import gains
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import autoexp
+from tests.flows.commands import autoexp
+from tests.sources import ROOT
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow]
 
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.prefect, pytest.mark.slow]
 PYTHON = os.environ.get("AUTOEXP_TEST_TORCH_PYTHON", sys.executable)
 
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "huggingface" / "train.py"
+EXAMPLE = ROOT / "examples" / "huggingface" / "train.py"
 RESUMES = "resume_from_checkpoint=arguments.resume_from_checkpoint"
 
 
@@ -87,7 +88,7 @@ def test_a_script_that_is_deaf_fails_its_cooldowns_and_leaves_their_parent_as_it
     # The same training with nobody around saves the same, bit for bit.
     alone = tmp_path / "alone"
     command = [word.replace(trunk.spec.save_dir, str(alone)) for word in trunk.spec.command]
-    subprocess.run(command, check=True, capture_output=True, cwd=EXAMPLE.parents[2])
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     for at in (20, 40, 60, 80):
         for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
             file = Path(f"checkpoint-{at}", name)

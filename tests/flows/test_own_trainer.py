@@ -7,7 +7,7 @@ import pytest
 from autoexp.reports.curves import gains
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import autoexp
+from tests.flows.commands import autoexp
 
 pytestmark = pytest.mark.prefect
 

@@ -7,8 +7,9 @@ import pytest
 from autoexp.jobs.record import JobRecord
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import Make, autoexp, edit_job, until
-from tests.flows.test_command_line import interrupt, start_monitor
+from tests.flows.commands import autoexp, interrupt, start_monitor
+from tests.flows.sessions import Make, edit_job
+from tests.patience import until
 
 pytestmark = pytest.mark.prefect
 

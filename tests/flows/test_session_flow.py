@@ -4,51 +4,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from prefect import get_client
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    FlowRunFilter,
-    FlowRunFilterParentFlowRunId,
-    TaskRunFilter,
-    TaskRunFilterFlowRunId,
-)
-from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
 
 from autoexp.flows.train import train
 from autoexp.reports.curves import gains
 from autoexp.rules.events import AttemptJudged, CheckpointComplete
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import LEARNS, Make, edit_job
+from tests.flows.runs import artifacts, subflows, task_runs
+from tests.flows.sessions import LEARNS, Make, edit_job
 
 pytestmark = pytest.mark.prefect
-
-
-async def subflows(session: Session) -> list[FlowRun]:
-    parent = session.meta.flow_run_ids[-1]
-    async with get_client() as client:
-        return await client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(
-                parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent])
-            )
-        )
-
-
-async def task_runs(session: Session) -> list[TaskRun]:
-    parent = session.meta.flow_run_ids[-1]
-    async with get_client() as client:
-        return await client.read_task_runs(
-            task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[parent]))
-        )
-
-
-async def artifacts(session: Session) -> list[Artifact]:
-    parent = session.meta.flow_run_ids[-1]
-    async with get_client() as client:
-        return await client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[parent]))
-        )
 
 
 async def run_to_the_end(path: Path) -> tuple[Session, str, str]:

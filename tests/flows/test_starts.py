@@ -10,11 +10,12 @@ from autoexp.operations import retry
 from autoexp.reports.curves import gains
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import Make, autoexp
+from tests.flows.commands import autoexp
+from tests.flows.sessions import Make
+from tests.sources import ROOT
 
 pytestmark = pytest.mark.prefect
 
-ROOT = Path(__file__).parents[2]
 OWN_TRAINER = ROOT / "examples" / "own-trainer"
 RESUMES = 'if (folder / "latest").exists():'
 

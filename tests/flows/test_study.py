@@ -15,8 +15,8 @@ from autoexp.reports.results import rows
 from autoexp.session.inbox import RetryRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.core.conftest import create
-from tests.flows.conftest import SMALL, Make
+from tests.builders import create
+from tests.flows.sessions import SMALL, Make
 
 pytestmark = pytest.mark.prefect
 

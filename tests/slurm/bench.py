@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +17,8 @@ from autoexp.schedulers.base import AttemptRef, JobStatus, SubmitOptions, prepar
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session.session import Session
 from autoexp.states import Kind
-from tests.core.conftest import create
+from tests.builders import create
+from tests.patience import PATIENCE_S, until
 
 # One CPU and little memory each, and no GPU: two dozen at once.
 SMALL_JOB: dict[str, Any] = {
@@ -30,17 +30,6 @@ SMALL_JOB: dict[str, Any] = {
 }
 WITHOUT_JOBS = ["slurm=local_cluster", "cooldowns=[]"]
 FOR_EVER = ("sleep", "600")
-PATIENCE_S = 300.0
-"""For what comes, sooner or later: machines differ, and others use them too."""
-
-
-def until(condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE_S) -> Any:
-    """Ask until the answer is yes, and return it; fail after `seconds`, naming `what`."""
-    deadline = time.monotonic() + seconds
-    while not (answer := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for: {what}"
-        time.sleep(0.1)
-    return answer
 
 
 def slurm(*arguments: str) -> str:

@@ -2,8 +2,12 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 NAMES = ("squeue", "sacct", "sbatch", "scancel", "sinfo")
 
@@ -82,3 +86,12 @@ class Commands:
         """How often each command was run since the last `forget`."""
         names = [call.name for call in self.calls()]
         return {name: names.count(name) for name in NAMES if name in names}
+
+
+@contextmanager
+def wrapped(folder: Path) -> Iterator[Commands]:
+    """SLURM's commands behind the wrapper, for this process and what it starts."""
+    commands = Commands(folder / "autoexp-commands")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", commands.path)
+        yield commands

@@ -3,21 +3,21 @@
 import fcntl
 import os
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 from prefect.settings import get_current_settings
+from prefect.testing.utilities import prefect_test_harness
 
-from autoexp.config.compose import compose
-from tests.core.conftest import create
-from tests.flows import conftest as flows
-from tests.slurm.bench import Bench, clear_queue, slurm, until
-from tests.slurm.commands import Commands
+from tests.flows.sessions import Make
+from tests.patience import until
+from tests.slurm.bench import Bench, slurm
+from tests.slurm.cluster import Cluster, undisturbed
+from tests.slurm.commands import Commands, wrapped
+from tests.slurm.sessions import sessions_below
 
-CLUSTER = Path(__file__).with_name("cluster.sh")
 _OURS = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS")
 
 
@@ -83,45 +83,8 @@ def prefect_server() -> Iterator[None]:
         # two seconds later. Nobody here looks at what they write.
         for service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER", "TRIGGERS", "SCHEDULER"):
             patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
-        with flows.prefect_test_harness(server_startup_timeout=600):
+        with prefect_test_harness(server_startup_timeout=600):
             yield
-
-
-class Cluster:
-    """The daemons of tests/slurm/cluster.sh."""
-
-    def __call__(self, *arguments: str) -> None:
-        """Run cluster.sh."""
-        answer = subprocess.run(
-            [CLUSTER, *arguments],
-            env={k: v for k, v in os.environ.items() if k != "PATH"}
-            | {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert answer.returncode == 0, answer.stdout + answer.stderr
-
-    def mend(self) -> None:
-        """Bring back what is down and wait until every node is idle."""
-        self("up")
-        until(self._is_idle, "three idle nodes")
-
-    @staticmethod
-    def _is_idle() -> bool:
-        states = slurm("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split()
-        return states == ["idle"] * 3
-
-
-@contextmanager
-def undisturbed() -> Iterator[Cluster]:
-    """A cluster that is whole and idle, before and after."""
-    cluster = Cluster()
-    cluster.mend()
-    try:
-        yield cluster
-    finally:
-        cluster.mend()
 
 
 @pytest.fixture
@@ -129,15 +92,6 @@ def cluster() -> Iterator[Cluster]:
     """The cluster, for a test that disturbs it."""
     with undisturbed() as whole:
         yield whole
-
-
-@contextmanager
-def wrapped(folder: Path) -> Iterator[Commands]:
-    """SLURM's commands behind the wrapper, for this process and what it starts."""
-    commands = Commands(folder / "autoexp-commands")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", commands.path)
-        yield commands
 
 
 @pytest.fixture
@@ -154,26 +108,6 @@ def bench(commands: Commands, tmp_path: Path) -> Iterator[Bench]:
     yield made
     commands.behaves()
     made.close()
-
-
-Make = Callable[..., Path]
-
-
-@contextmanager
-def sessions_below(root: Path) -> Iterator[Make]:
-    """`make(*overrides)` creates a small session of the demo on the cluster."""
-
-    def make(*overrides: str) -> Path:
-        asked = [*flows.SMALL, "slurm=local_cluster", flows.BRANCHES, *overrides]
-        return create(compose("demo", asked), root)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOEXP_SESSIONS", str(root))
-        try:
-            yield make
-        finally:
-            for path in root.glob("[!.]*/session.json"):
-                clear_queue(path.parent.name)
 
 
 @pytest.fixture

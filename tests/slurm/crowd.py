@@ -2,8 +2,9 @@
 
 import time
 
-from tests.slurm.bench import FOR_EVER, Bench, slurm, until
-from tests.slurm.conftest import Cluster
+from tests.patience import until
+from tests.slurm.bench import FOR_EVER, Bench, slurm
+from tests.slurm.cluster import Cluster
 
 TAKES_MEMORY = "x = bytearray(500_000_000); x[::4096] = x[::4096]; import time; time.sleep(60)"
 # Waits to be put back into the queue, and ends when it runs again, not before it can be seen.

@@ -18,9 +18,9 @@ from autoexp.flows.deployment.server import new_auth_string
 from autoexp.flows.deployment.server_lock import token
 from autoexp.session.find import session_of
 from autoexp.session.session import Session
-from tests.slurm.bench import PATIENCE_S, until
+from tests.patience import PATIENCE_S, until
+from tests.sources import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "slurm=local_cluster",
     "backend.args.train_iters=300",

@@ -11,8 +11,10 @@ import pytest
 from autoexp.config.compose import compose
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import BRANCHES, SMALL, autoexp
-from tests.slurm.bench import clear_queue, slurm, until
+from tests.flows.commands import autoexp
+from tests.flows.sessions import BRANCHES, SMALL
+from tests.patience import until
+from tests.slurm.bench import clear_queue, slurm
 from tests.slurm.commands import Commands
 
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect]

@@ -8,10 +8,10 @@ import pytest
 
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import edit_job
-from tests.slurm.bench import slurm, until
+from tests.flows.sessions import Make, edit_job
+from tests.patience import until
+from tests.slurm.bench import slurm
 from tests.slurm.commands import Commands
-from tests.slurm.conftest import Make
 from tests.slurm.watching import run_to_the_end
 
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect, pytest.mark.slow]

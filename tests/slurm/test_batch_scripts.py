@@ -13,8 +13,9 @@ from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.slurm_script import body, executor_for, launched
 from autoexp.storage.places import SHIPPED
+from tests.sources import ROOT
 
-RECORDED = Path(__file__).parents[1] / "data" / "slurm"
+RECORDED = ROOT / "tests" / "data" / "slurm"
 SITES = sorted(path.stem for path in (SHIPPED / "slurm").glob("*.yaml"))
 CLUSTERS = [site for site in SITES if site not in ("base", "local", "block")]
 

@@ -14,9 +14,9 @@ from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.states import Verdict
 from tests.slurm.bench import Bench, slurm
 from tests.slurm.bench import cluster as small_job
+from tests.slurm.cluster import CLUSTER, Cluster
 from tests.slurm.commands import Commands
-from tests.slurm.conftest import CLUSTER, Cluster
-from tests.slurm.test_submission import RUN, assert_one_job, resume, runs
+from tests.slurm.submissions import RUN, assert_one_job, resume, runs
 
 pytestmark = pytest.mark.slurm
 

@@ -14,7 +14,8 @@ import pytest
 
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.slurm.bench import clear_queue, slurm, until
+from tests.patience import until
+from tests.slurm.bench import clear_queue, slurm
 from tests.slurm.browser import CHROMIUM, open_page
 from tests.slurm.deployed import ROOT, Deployed, Listener, monitor_pid
 

@@ -9,10 +9,11 @@ from autoexp.reports.status import waits
 from autoexp.schedulers.base import JobStatus
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.states import Verdict
+from tests.patience import until
 from tests.slurm import crowd
-from tests.slurm.bench import Bench, cluster, slurm, until
-from tests.slurm.commands import HIDE_ENDED, Commands
-from tests.slurm.conftest import undisturbed, wrapped
+from tests.slurm.bench import Bench, cluster, slurm
+from tests.slurm.cluster import undisturbed
+from tests.slurm.commands import HIDE_ENDED, Commands, wrapped
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -9,7 +9,8 @@ import pytest
 from autoexp.schedulers.base import SubmitOptions, prepare, submit_once
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.states import Verdict
-from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm, until
+from tests.patience import until
+from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm
 from tests.slurm.commands import HIDE_ENDED, Commands
 
 pytestmark = pytest.mark.slurm

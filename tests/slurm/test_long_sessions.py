@@ -10,10 +10,11 @@ import pytest
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import BRANCHES
-from tests.slurm.bench import until
-from tests.slurm.commands import Commands
-from tests.slurm.conftest import Cluster, Make, sessions_below, undisturbed, wrapped
+from tests.flows.sessions import BRANCHES, Make
+from tests.patience import until
+from tests.slurm.cluster import Cluster, undisturbed
+from tests.slurm.commands import Commands, wrapped
+from tests.slurm.sessions import sessions_below
 from tests.slurm.watching import Seen, accounts, is_accounted, run_to_the_end, seen
 
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect, pytest.mark.slow]

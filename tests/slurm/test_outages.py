@@ -13,7 +13,8 @@ from autoexp.errors import (
 from autoexp.jobs.record import Attempt
 from autoexp.schedulers.base import AttemptRef, JobStatus
 from autoexp.schedulers.slurm import SlurmScheduler
-from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm, until
+from tests.patience import until
+from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm
 from tests.slurm.commands import HIDE_ENDED, Commands
 
 pytestmark = pytest.mark.slurm

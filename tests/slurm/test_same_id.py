@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.twins import run_both, twins
+from tests.flows.recovery.twins import run_both, twins
 from tests.slurm.bench import clear_queue, slurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect]

@@ -12,6 +12,7 @@ from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.slurm.bench import clear_queue
 from tests.slurm.commands import Commands
+from tests.sources import ROOT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect]
 
@@ -30,7 +31,7 @@ def test_one_session_of_two_jobs_with_the_cooldown_from_iteration_100(
     answer = subprocess.run(
         [sys.executable, "-m", "autoexp", "run", *WORDS, "--session", name],
         env={**os.environ, "AUTOEXP_SESSIONS": str(tmp_path / "sessions")},
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,

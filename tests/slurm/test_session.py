@@ -11,10 +11,11 @@ from autoexp.reports.curves import gains
 from autoexp.reports.status import status_of
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session.session import Session
-from tests.flows.conftest import autoexp
-from tests.slurm.bench import until
+from tests.flows.commands import autoexp
+from tests.flows.sessions import Make
+from tests.patience import until
+from tests.slurm.cluster import Cluster
 from tests.slurm.commands import Commands
-from tests.slurm.conftest import Cluster, Make
 from tests.slurm.watching import accounts, is_accounted, outcome, run, run_to_the_end, seen
 
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect, pytest.mark.slow]

@@ -3,7 +3,8 @@
 import pytest
 
 from autoexp.states import Kind
-from tests.slurm.bench import FOR_EVER, Bench, slurm, until
+from tests.patience import until
+from tests.slurm.bench import FOR_EVER, Bench, slurm
 
 pytestmark = pytest.mark.slurm
 

@@ -13,10 +13,9 @@ from autoexp.reports.results import rows
 from autoexp.session.measured_speed import with_measured_speed
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
-from tests.flows.conftest import BRANCHES, SMALL
-from tests.slurm.bench import until
+from tests.flows.sessions import BRANCHES, SMALL, Make
+from tests.patience import until
 from tests.slurm.commands import Commands
-from tests.slurm.conftest import Make
 from tests.slurm.watching import accounts, is_accounted, run_to_the_end
 
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect]

@@ -9,9 +9,12 @@ import pytest
 
 from autoexp.config.compose import compose
 from autoexp.errors import SubmissionRefused, SubmissionUncertain
-from tests.core.conftest import create
-from tests.slurm.bench import WITHOUT_JOBS, Bench, slurm, until
+from tests.builders import create
+from tests.patience import until
+from tests.slurm.bench import WITHOUT_JOBS, Bench, slurm
 from tests.slurm.commands import HIDE_ENDED, Commands
+from tests.slurm.submissions import RUN, assert_one_job, resume, runs
+from tests.sources import ROOT
 
 pytestmark = pytest.mark.slurm
 
@@ -26,41 +29,14 @@ bench = Bench(Path(sys.argv[1]))
 bench.begin(sys.argv[2])
 bench.send(sys.argv[2], fresh=True)
 """
-# Says that it ran: twice is once too often.
-RUN = ("sh", "-c", "echo $SLURM_JOB_ID >>runs")
 TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
 
 
 def start_submission(bench: Bench, name: str, kill_at: int = 0) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-c", _SUBMIT, str(bench.session.path), name, str(kill_at)],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
-
-
-def resume(path: Path, name: str) -> str:
-    """What the next monitor does about the job; returns the job id."""
-    bench = Bench(path)
-    if not bench.jobs[name].attempts:
-        bench.begin(name)
-    attempt = bench.attempt(name)
-    return attempt.job_id or bench.send(name, fresh=False)
-
-
-def runs(bench: Bench, name: str) -> list[str]:
-    """Ids of the jobs that ran the command."""
-    path = Path(bench.jobs[name].spec.output_dir) / "runs"
-    return path.read_text().split() if path.exists() else []
-
-
-def assert_one_job(path: Path, names: list[str]) -> None:
-    """Each job was submitted once, is known under that id, and ran once."""
-    bench = Bench(path)
-    bench.wait("COMPLETED", *names)
-    for name in names:
-        job_id = bench.attempt(name).job_id
-        assert bench.real_jobs(name) == {job_id}, name
-        assert runs(bench, name) == [job_id], name
 
 
 def test_a_monitor_killed_at_any_step_of_a_submission_leaves_exactly_one_job(bench: Bench) -> None:

@@ -17,9 +17,11 @@ import pytest
 
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import SMALL, autoexp
-from tests.slurm.bench import clear_queue, slurm, until
-from tests.slurm.conftest import undisturbed
+from tests.flows.commands import autoexp
+from tests.flows.sessions import SMALL
+from tests.patience import until
+from tests.slurm.bench import clear_queue, slurm
+from tests.slurm.cluster import undisturbed
 
 pytestmark = [
     pytest.mark.slurm,

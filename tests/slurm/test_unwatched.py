@@ -14,10 +14,12 @@ import pytest
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.conftest import BRANCHES, SMALL, autoexp
-from tests.slurm.bench import clear_queue, slurm, until
-from tests.slurm.commands import Commands
-from tests.slurm.conftest import undisturbed, wrapped
+from tests.flows.commands import autoexp
+from tests.flows.sessions import BRANCHES, SMALL
+from tests.patience import until
+from tests.slurm.bench import clear_queue, slurm
+from tests.slurm.cluster import undisturbed
+from tests.slurm.commands import Commands, wrapped
 
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect, pytest.mark.slow]
 

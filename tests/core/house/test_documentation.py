@@ -1,0 +1,59 @@
+"""The pages say what the models say, and their links lead somewhere."""
+
+import re
+
+import pytest
+from pydantic import BaseModel
+
+from autoexp.jobs.record import Attempt, JobRecord
+from autoexp.jobs.spec import JobSpec
+from autoexp.reports.status import (
+    ActionCounts,
+    AttemptStatus,
+    CheckpointStatus,
+    JobSummary,
+    MonitorStatus,
+    Status,
+)
+from autoexp.rules.actions import Step
+from autoexp.rules.conditions import CONDITIONS
+from autoexp.rules.reference import MARK, reference
+from autoexp.rules.ruleset import Rules
+from autoexp.session.action_records import ActionRecord
+from autoexp.session.meta import SessionMeta
+from tests.sources import ROOT
+
+PAGE = ROOT / "docs" / "rules.md"
+
+
+def test_the_reference_of_rules_is_up_to_date() -> None:
+    assert PAGE.read_text().partition(MARK)[2] == reference().removeprefix(MARK), "run `make docs`"
+
+
+def test_every_key_of_the_language_is_described() -> None:
+    text = reference()
+    keys = [key for model in (*CONDITIONS, Rules, Step) for key in model.model_fields]
+    assert [key for key in keys if f"`{key}" not in text] == []
+    empty = [line for line in text.splitlines() if line.startswith("|") and line.endswith("|  |")]
+    assert empty == []
+
+
+@pytest.mark.parametrize("model", [SessionMeta, JobRecord, JobSpec, Attempt, ActionRecord])
+def test_every_field_of_a_sessions_files_is_described(model: type[BaseModel]) -> None:
+    page = (PAGE.parent / "contract.md").read_text()
+    assert [name for name in model.model_fields if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize(
+    "model", [Status, MonitorStatus, JobSummary, AttemptStatus, ActionCounts, CheckpointStatus]
+)
+def test_every_key_of_the_status_for_tools_is_described(model: type[BaseModel]) -> None:
+    page = (PAGE.parent / "commands.md").read_text()
+    assert [name for name in model.model_fields if f'"{name}"' not in page] == []
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    root = PAGE.parent.parent
+    for page in (*root.glob("*.md"), *root.glob("docs/*.md")):
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page}: {link}"

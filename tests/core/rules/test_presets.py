@@ -1,0 +1,172 @@
+"""Every rule of every preset: a recorded line or state that fires it, a near miss that does not."""
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+from autoexp.config.compose import compose
+from autoexp.config.experiment import Experiment
+from autoexp.jobs.record import Attempt, JobRecord
+from autoexp.jobs.spec import JobSpec
+from autoexp.logs.tail import LookBudget
+from autoexp.model import now
+from autoexp.monitor.decide import decide
+from autoexp.monitor.job_watch import JobWatch
+from autoexp.monitor.rulebook import RuleBook
+from autoexp.planning.plan import make_plan
+from autoexp.planning.rule_checks import validate_rules
+from autoexp.rules.events import (
+    AttemptJudged,
+    CheckpointComplete,
+    Event,
+    StateChanged,
+    TrunksFinished,
+)
+from autoexp.rules.rules import InactivityRule, LogRule, MetricRule, RuleBase
+from autoexp.rules.ruleset import named
+from autoexp.states import Kind, Verdict
+from tests.sources import ROOT
+
+DATA = ROOT / "tests" / "data" / "rules"
+PRESETS = sorted(path.stem for path in (ROOT / "configs" / "monitoring").glob("*.yaml"))
+SIZE = (
+    "backend.args.train_iters=200",
+    "backend.args.save_interval=50",
+    "cooldowns=[{at: [100], name: own, decay: {iterations: 50}}]",
+)
+
+
+@functools.cache
+def experiment_with(preset: str) -> Experiment:
+    return compose("demo", [f"monitoring={preset}", *SIZE]).experiment
+
+
+def rules_of(preset: str) -> dict[str, RuleBase]:
+    return dict(named(experiment_with(preset).monitoring))
+
+
+RULES = [(preset, name) for preset in PRESETS for name in rules_of(preset)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_can_do_what_it_says(preset: str) -> None:
+    experiment = experiment_with(preset)
+    validate_rules(experiment)
+    assert make_plan(experiment, Path("/out")).jobs
+
+
+@pytest.mark.parametrize(("preset", "rule"), RULES)
+def test_a_rule_fires_on_what_was_recorded_and_not_on_a_near_miss(
+    preset: str, rule: str, engine: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr("autoexp.monitor.job_watch.time.monotonic", lambda: next(clock))
+    recorded = DATA / f"{rule}.txt"
+    assert recorded.exists(), f"record a line that fires {rule} and one that does not: {recorded}"
+    fires, _, misses = recorded.read_text().partition("# does not fire\n")
+    fires = fires.removeprefix("# fires\n")
+    assert fires.strip() and misses.strip()
+    assert fired(preset, rule, fires, tmp_path / "fires")
+    assert not fired(preset, rule, misses, tmp_path / "misses")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Detected 1 oom-kill event(s) in StepId=5189.0 cgroup. Some of your processes",
+        "Detected 1 oom-kill event(s) in step 5189.0 cgroup. Some of your processes",
+        "Detected 3 oom_kill events in StepId=5189.0. Some of the step tasks have been OOM Killed.",
+        "Detected 1 oom_kill event in StepId=5189.0. Some of the step tasks have been OOM Killed.",
+    ],
+)
+def test_every_release_of_slurm_says_in_its_own_words_that_memory_ran_out(
+    line: str, tmp_path: Path
+) -> None:
+    rule = rules_of("production")["host_out_of_memory"]
+    assert isinstance(rule, LogRule) and rule.pattern is not None
+    found = re.search(rule.pattern, f"slurmstepd: error: {line}")
+    assert found is not None and found["step"] == "5189.0"
+    assert fired("production", "host_out_of_memory", line, tmp_path / "job.log")
+
+
+def test_no_recorded_line_is_of_a_rule_that_is_gone() -> None:
+    assert {path.stem for path in DATA.iterdir()} == {rule for _, rule in RULES}
+
+
+@pytest.mark.parametrize("preset", ["megatron_cooldown_single", "megatron_cooldown_multi"])
+def test_a_cooldown_preset_keeps_every_rule_of_production(preset: str) -> None:
+    extended, own = rules_of("production"), rules_of(preset)
+    assert {name: own[name] for name in extended} == extended
+
+
+def test_the_single_preset_implies_its_cooldown_from_the_monitoring_alone() -> None:
+    words = ["project=demo", "backend=demo", "monitoring=megatron_cooldown_single"]
+    size = ["backend.args.train_iters=200", "backend.args.save_interval=100"]
+    plan = make_plan(compose(None, [*words, *size]).experiment, Path("/out"))
+    (cooldown,) = plan.cooldowns
+    assert cooldown.branch is not None
+    assert (cooldown.branch.iteration, cooldown.branch.target) == (100, 200)
+
+
+def test_the_multi_preset_has_two_cooldowns_and_an_evaluation_alone() -> None:
+    composed = compose(
+        None, ["monitoring=megatron_cooldown_multi", "backend.args.train_iters=1000"]
+    )
+    plan = make_plan(composed.experiment, Path("/out"))
+    branches = [(job.branch.iteration, job.branch.shape) for job in plan.cooldowns if job.branch]
+    assert branches == [(400, "minus_sqrt"), (800, "linear")]
+    last = CheckpointComplete(job="demo", iteration=1000, path="/c", last=True)
+    book = RuleBook(composed.experiment.monitoring, plan.jobs)
+    assert [action.action.kind for action in decide(last, book.of(last))] == ["launch"]
+
+
+def fired(preset: str, rule: str, recorded: str, log: Path) -> bool:
+    """Whether the rule acts on the recorded lines or events, or starts a cooldown."""
+    experiment = experiment_with(preset)
+    jobs = make_plan(experiment, Path("/out")).jobs
+    book = RuleBook(experiment.monitoring, jobs)
+    on = dict(named(experiment.monitoring))[rule]
+    kind = Kind.COOLDOWN if on.jobs == ("cooldown",) else Kind.TRAIN
+    spec = next(job for job in jobs if job.kind is kind)
+    attempt = Attempt(number=1, key="k", name="k", log=str(log), state="RUNNING", intended_at=now())
+    job, watch = JobRecord(spec=spec, attempts=[attempt], launched=True), JobWatch()
+    seen: list[Event]
+    if isinstance(on, LogRule | MetricRule):
+        log.write_text(recorded)
+        budget = LookBudget.of_one_log()
+        seen = list(watch.read_log(job, attempt, book.watched(spec), budget, final=True))
+    elif isinstance(on, InactivityRule):
+        seconds = int(recorded.removeprefix("quiet "))
+        watched = book.watched(spec)
+        looks = (watch.count_quiet_time(job, attempt, watched) for _ in range(seconds + 1))
+        seen = [event for look in looks for event in look]
+    else:
+        seen = [played(line) for line in recorded.splitlines()]
+    starts = {f"start-{job.name}" for job in jobs if is_from(rule, job)}
+    return any(r.then and r.name in {rule, *starts} for event in seen for r in book.of(event))
+
+
+def is_from(rule: str, job: JobSpec) -> bool:
+    """Whether a cooldown was planned by a checkpoint rule of the presets."""
+    suffix = rule.removeprefix("cooldown").replace("_", "-")
+    planned = job.branch is not None and not job.name.endswith("-own")
+    return planned and rule.startswith("cooldown") and job.name.endswith(suffix)
+
+
+def played(line: str) -> Event:
+    """An event as it is written down in the data."""
+    if match := re.fullmatch(r"(\w+) -> (\w+)", line):
+        return StateChanged(job="demo", attempt=1, position=1, old=match[1], new=match[2])
+    if match := re.fullmatch(r"(last )?checkpoint (\d+) of (\w+)", line):
+        job = "demo" if match[3] == "train" else "demo-cd100-own"
+        iteration, last = int(match[2]), match[1] is not None
+        return CheckpointComplete(job=job, iteration=iteration, path="/c", last=last)
+    if match := re.fullmatch(r"verdict (\w+)", line):
+        verdict = Verdict(match[1])
+        return AttemptJudged(
+            job="demo", attempt=1, verdict=verdict, state="COMPLETED", iteration=1, reason="r"
+        )
+    assert line == "trunks finished", line
+    return TrunksFinished(trunks=1)

@@ -1,0 +1,227 @@
+"""A job that was started by hand is one session's: the next is refused, before anything is done."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autoexp.cli.submit import adopt
+from autoexp.config.compose import compose
+from autoexp.errors import BadInput
+from autoexp.operations import adopt as adoption
+from autoexp.operations import requests
+from autoexp.operations.retry import retry
+from autoexp.session.session import Session
+from autoexp.states import Verdict
+from autoexp.storage import claims
+from tests.builders import TINY, create
+from tests.fakes.slurm import Fakes
+
+MINE = (*TINY, "cooldowns=[]", "slurm=local_cluster", "slurm.gpus_per_node=0")
+JOB = """JobId=41 JobName={name}
+   UserId={user}({uid}) GroupId=root(0) MCS_label=N/A
+   JobState=RUNNING Reason=None Dependency=(null)
+   Command={command}
+   WorkDir=/root
+   StdOut=/root/my run.log
+"""
+
+Adopt = Callable[..., int]
+
+
+class Site:
+    """A cluster that knows one job, 41; what it says of it can be changed."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._fakes = Fakes(folder)
+        self.describe()
+
+    def describe(
+        self, name: str = "my old run", command: str = "(null)", uid: int | None = None
+    ) -> None:
+        job = JOB.format(
+            name=name, command=command, uid=os.geteuid() if uid is None else uid, user="x"
+        )
+        config = "Configuration data\nClusterName             = Mare\n"
+        self._fakes.tell(
+            "scontrol", f"case $2 in config) cat <<'.'\n{config}.\n;; *) cat <<'.'\n{job}.\n;; esac"
+        )
+
+
+def adopt_and_take_on(session: Path, save_dir: Path) -> None:
+    """A session that has adopted the job, and has it by now."""
+    assert ask(session.name, save_dir) == 0
+    process_requests(session)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("AUTOEXP_SESSIONS", str(tmp_path / "sessions"))
+    return Site(tmp_path / "bin")
+
+
+def ask(session: str, save_dir: Path, *overrides: str, job_id: str = "41") -> int:
+    """What `autoexp adopt` does."""
+    return adopt(session, job_id, "demo", str(save_dir), [*MINE, *overrides])
+
+
+def process_requests(path: Path) -> None:
+    with Session.hold(path) as (session, _):
+        requests.process_requests(session)
+
+
+def end(path: Path, verdict: Verdict = Verdict.FINISHED) -> None:
+    """Have the job be over, and its attempt with it."""
+    with Session.hold(path) as (session, _):
+        job = session.jobs["tiny"]
+        changes = {"state": "COMPLETED", "verdict": verdict}
+        session.change_attempt(job, job.attempts[0], changes, verdict=verdict)
+
+
+def test_a_job_is_adopted_by_one_session_until_its_record_there_is_over_or_the_session_gone(
+    site: Site, tmp_path: Path
+) -> None:
+    root, save_dir = tmp_path / "sessions", tmp_path / "saves"
+    assert ask("a1", save_dir) == 0
+    assert ask("a1", save_dir) == 0, "a request may be given twice"
+    for elsewhere in (save_dir, tmp_path / "other"):  # waiting in the inbox, and processed
+        with pytest.raises(BadInput, match=rf"job 41 is adopted by session {root}/a1, which goes"):
+            ask("a2", elsewhere)
+        process_requests(root / "a1")
+    with pytest.raises(BadInput, match="job 41 is adopted by session"):
+        ask("a2", save_dir, "slurm.clusters=mare")
+    with pytest.raises(BadInput, match="a1 has job 41 already, as tiny"):
+        ask("a1", tmp_path / "other", "project.name=again")
+    site.describe(name="renamed")
+    with pytest.raises(BadInput, match=rf"{save_dir} is written by a job of session {root}/a1"):
+        ask("a2", save_dir)
+    site.describe()
+    assert not (root / "a2").exists()
+    assert not (tmp_path / "other").exists()
+
+    end(root / "a1")
+    assert ask("a2", save_dir) == 0
+    with pytest.raises(BadInput, match=f"adopted by session {root}/a2"):
+        ask("a3", save_dir)
+    shutil.rmtree(root / "a2")
+    assert ask("a3", save_dir) == 0
+
+
+def test_of_many_sessions_that_adopt_a_job_at_once_one_gets_it(site: Site, tmp_path: Path) -> None:
+    del site
+    root, children = tmp_path / "sessions", []
+    for n in range(4):
+        child = os.fork()
+        if child == 0:
+            try:
+                ask(f"a{n}", tmp_path / "saves")
+                os._exit(0)
+            except BadInput as error:
+                os._exit(1 if "is adopted by" in str(error) else 2)
+            finally:
+                os._exit(3)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(codes) == [0, 1, 1, 1]
+    assert [path.name for path in root.glob("[a-z]*")] == [f"a{codes.index(0)}"]
+
+
+def test_what_cannot_be_ones_own_is_refused_before_anything_is_made(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = create(compose("demo", MINE), tmp_path / "sessions", session_id="ours")
+    refusals = {
+        "its name has 201 characters": {"name": "x" * 201},
+        "who alone can adopt it": {"uid": 4711},
+        f"was submitted by session {ours}": {"command": f"{ours}/attempts/k/batch-1.sh --now"},
+        "gives no name for it": {"name": "\n"},
+    }
+    for words, said in refusals.items():
+        site.describe(**said)  # type: ignore[arg-type]
+        with pytest.raises(BadInput, match=words):
+            ask("a1", tmp_path / "saves")
+    for job_id in ("041", "41_", "41_01", "0", "-1", "41;ls"):
+        with pytest.raises(BadInput, match="no SLURM job id"):
+            ask("a1", tmp_path / "saves", job_id=job_id)
+    site.describe()
+    with pytest.raises(BadInput, match="9000"):
+        ask("a1", tmp_path / "saves", "cooldowns=[{at: [9000], decay: {iterations: 50}}]")
+    assert {path.name for path in tmp_path.iterdir()} <= {"bin", "sessions", "state"}
+    assert not (tmp_path / "sessions" / "a1").exists()
+    site.describe(name="x" * 200)
+    with pytest.raises(BadInput, match="set XDG_STATE_HOME to a directory that you can write"):
+        monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
+        ask("a1", tmp_path / "saves")
+    with pytest.raises(BadInput, match="/proc/nowhere: checkpoints could not be saved there"):
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        ask("a1", Path("/proc/nowhere"))
+    assert not (tmp_path / "sessions" / "a1").exists()
+    assert ask("a1", tmp_path / "saves") == 0
+
+
+def test_a_folder_in_which_another_session_goes_on_writing_is_refused_and_its_mark_stays(
+    site: Site, tmp_path: Path
+) -> None:
+    del site
+    root = tmp_path / "sessions"
+    outside = compose("demo", [*MINE, f"project.output_root={tmp_path}/out"])
+    create(outside, root, session_id="s1")
+    create(compose("demo", MINE), root, session_id="s2")
+    mark = tmp_path / "out" / "s1" / claims.NAME
+    before = mark.read_text()
+    for save_dir, other in (
+        (tmp_path / "out" / "s1", "s1"),
+        (tmp_path / "out" / "s1" / "tiny" / "checkpoints", "s1"),
+        (root / "s2" / "output" / "tiny" / "checkpoints", "s2"),
+    ):
+        with pytest.raises(BadInput, match=f"is written by a job of session {root}/{other}"):
+            ask("a1", save_dir)
+    assert mark.read_text() == before
+    assert sorted(path.name for path in (tmp_path / "out" / "s1").iterdir()) == [claims.NAME]
+    assert not (root / "a1").exists()
+
+
+def test_a_session_that_was_away_while_its_job_was_adopted_by_another_is_not_taken_up_again(
+    site: Site, tmp_path: Path
+) -> None:
+    del site
+    root, save_dir = tmp_path / "sessions", tmp_path / "saves"
+    adopt_and_take_on(root / "a1", save_dir)
+    (root / "a1").rename(tmp_path / "away")
+    adopt_and_take_on(root / "a2", save_dir)
+    (tmp_path / "away").rename(root / "a1")
+    with pytest.raises(BadInput, match=f"saves, is written by session {root}/a2 by now"):
+        adoption.retake(Session.load(root / "a1"))
+    adoption.retake(Session.load(root / "a2"))
+
+    end(root / "a2")
+    adoption.retake(Session.load(root / "a1"))
+    shutil.rmtree(save_dir)
+    adoption.retake(Session.load(root / "a1"))
+    found = claims.holder(save_dir)
+    assert found is not None and found.session == str(root / "a1")
+
+    shutil.copytree(root / "a1", root / "copy")
+    with pytest.raises(BadInput, match="this is a copy"):
+        adoption.retake(Session.load(root / "copy"))
+
+
+def test_a_failed_job_whose_folder_another_session_has_by_now_is_not_run_again(
+    site: Site, tmp_path: Path
+) -> None:
+    del site
+    root, save_dir = tmp_path / "sessions", tmp_path / "saves"
+    adopt_and_take_on(root / "a1", save_dir)
+    end(root / "a1", Verdict.FAILED)
+    ask("a2", save_dir)
+    with Session.hold(root / "a1") as (session, _):
+        with pytest.raises(BadInput, match=rf"tiny: {save_dir} is session {root}/a2's by now"):
+            retry(session, ("tiny",), "ann")
+        assert retry(session, (), "ann") == []
+        shutil.rmtree(root / "a2")
+        assert retry(session, (), "ann") == ["tiny"]

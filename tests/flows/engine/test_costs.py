@@ -1,0 +1,130 @@
+"""What a tick of the session flow costs, in calls. The seconds are `make bench`."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.writer import SessionWriter
+from autoexp.flows.engine.session_run import use_large_thread_pool
+from autoexp.flows.engine.subflows import Subflows
+from autoexp.flows.train import train
+from autoexp.monitor.monitor import JobView
+from bench.cases import flow_tick
+from bench.world import sessions
+from tests.flows.sessions import Make
+
+pytestmark = pytest.mark.prefect
+
+
+@pytest.mark.parametrize("jobs", [2, 12])
+def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
+    jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hops: list[str] = []
+    original = SessionWriter.run
+
+    async def counted(
+        disk: SessionWriter, function: Callable[..., Any], *args: Any, **more: Any
+    ) -> Any:
+        hops.append(function.__name__)
+        return await original(disk, function, *args, **more)
+
+    async def watch(run: flow_tick.Still) -> bool:
+        async with Children(run.log) as children:
+            await flow_tick.settle(run, children)
+            run.updates.take_changed()
+            monkeypatch.setattr(SessionWriter, "run", counted)
+            monkeypatch.setattr("autoexp.flows.publishing.artifacts.get_client", None)
+            monkeypatch.setattr("autoexp.flows.engine.cancellation.get_client", None)
+            for _ in range(3):
+                await run.tick(children)
+            changed = run.updates.take_changed()
+            flow_tick.end(run)
+        return changed
+
+    with flow_tick.watched(tmp_path, jobs) as (run, _):
+        assert not asyncio.run(watch(run))
+    assert hops == ["_read_on"] * 3
+
+
+def test_what_one_job_does_reaches_those_alone_who_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    start_new = Subflows.start_new
+
+    def counted(subflows: Subflows, children: Children, changed: Sequence[JobView]) -> None:
+        told.extend(job.spec.name for job in changed)
+        start_new(subflows, children, changed)
+
+    async def watch(run: flow_tick.Still) -> None:
+        async with Children(run.log) as children:
+            await flow_tick.settle(run, children)
+            flow_tick.mute(run)
+            await run.tick(children)  # sees what was saved
+            first = next(iter(run.session.jobs.values()))
+            sessions.grow_job(first, 5000, 1)
+            monkeypatch.setattr(Subflows, "start_new", counted)
+            for _ in range(3):
+                await run.tick(children)
+            assert first.iteration == 5000
+            assert set(told) == {first.spec.name}
+            flow_tick.end(run)
+
+    with flow_tick.watched(tmp_path, 12) as (run, _):
+        asyncio.run(watch(run))
+
+
+def test_effects_that_take_long_do_not_hold_up_the_schedulers_answers(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    async def answered(run: flow_tick.Still) -> set[str]:
+        use_large_thread_pool()
+        async with Children(run.log) as children:
+            await flow_tick.settle(run, children)
+            for _ in range(20):
+                children.spawn("effect", asyncio.to_thread(done.wait))
+            run._poller._next_at = 0.0
+            run._poller.poll(children, run._monitor.refs())
+            for _ in range(3000):
+                await asyncio.sleep(0.1)
+                if answers := run._poller.collect():
+                    break
+            done.set()
+            flow_tick.end(run)
+        return set(answers)
+
+    with flow_tick.watched(tmp_path, 2) as (run, _):
+        assert len(asyncio.run(answered(run))) == 2
+
+
+async def test_the_session_writes_to_its_server_in_turn(
+    make_session: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_session()
+    original = httpx.AsyncClient.send
+    under_way: list[str] = []
+    met: list[tuple[str, ...]] = []
+
+    async def send(client: httpx.AsyncClient, request: httpx.Request, **more: Any) -> Any:
+        # What Prefect itself sends beside, its log lines, is not ours to order.
+        if request.method == "GET" or request.url.path.endswith(("/filter", "/logs/")):
+            return await original(client, request, **more)
+        under_way.append(request.url.path)
+        if len(under_way) > 1:
+            met.append(tuple(under_way))
+        try:
+            return await original(client, request, **more)
+        finally:
+            under_way.remove(request.url.path)
+
+    monkeypatch.setattr(httpx.AsyncClient, "send", send)
+    state = await train(session=path.name, return_state=True)  # type: ignore[var-annotated]
+    assert state.is_completed(), state.message
+    assert met == []
