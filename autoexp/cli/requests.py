@@ -29,7 +29,7 @@ def retry(
       autoexp retry demo-1a2b
       autoexp retry demo-1a2b demo-cd1000
     """
-    from autoexp.operations.retry import check_retryable
+    from autoexp.operations.retry import check_retryable, left_out
     from autoexp.reports.terminal import say
     from autoexp.session.find import session_path
     from autoexp.session.inbox import RetryRequest, enqueue
@@ -43,6 +43,12 @@ def retry(
     if not failed:
         say(f"{session.id}: no job has failed")
         return 0
+    others = {} if jobs else left_out(session)
+    failed = [job for job in failed if job not in others]
+    if not failed:
+        raise BadInput("; ".join(others.values()))
+    for reason in others.values():
+        say(reason, error=True)
     by = f"autoexp retry by {getpass.getuser()}"
     enqueue(session.path, RetryRequest(jobs=tuple(jobs or []), by=by))
     say(f"{', '.join(failed)}: to be run again ({_whom(session)})")

@@ -53,16 +53,16 @@ class _Open(NamedTuple):
 
 
 @contextmanager
-def exclusively() -> Iterator[None]:
+def exclusively(patience_s: float = _PATIENCE_S) -> Iterator[None]:
     """Exclude other adoptions of this user meanwhile; raises BadInput where that fails."""
     directory = _directory()
     with ExitStack() as stack:
         try:
             atomic.make_directory(directory)
-            stack.enter_context(locks.exclusively(directory / "lock", _PATIENCE_S))
+            stack.enter_context(locks.exclusively(directory / "lock", patience_s))
         except locks.Busy:
             raise BadInput(
-                f"another `autoexp adopt` has held {directory / 'lock'} for {_PATIENCE_S:.0f} s: "
+                f"another `autoexp adopt` has held {directory / 'lock'} for {patience_s:.0f} s: "
                 "nothing was done; wait for its end, then run the same command again"
             ) from None
         except OSError as error:
@@ -71,6 +71,14 @@ def exclusively() -> Iterator[None]:
                 f"({error.strerror}); set XDG_STATE_HOME to a directory that you can write"
             ) from error
         yield
+
+
+def is_used() -> bool:
+    """True if this user has ever adopted a job, as far as can be seen."""
+    try:
+        return _directory().is_dir()
+    except (BadInput, OSError):
+        return False
 
 
 def refuse_taken(job: HandStarted, session: Path, name: str) -> None:
@@ -132,7 +140,7 @@ def retake(session: Session) -> None:
         return
     retake_outputs(session)
     for job in session.jobs.values():
-        if not _is_adopted(job) or (job.is_over and not job.open_attempts):
+        if not is_adopted(job) or (job.is_over and not job.open_attempts):
             continue
         save_dir = Path(job.spec.save_dir)
         if (holder := _take_folder(save_dir, claim_of(session))) is not None:
@@ -142,7 +150,35 @@ def retake(session: Session) -> None:
             )
 
 
-def _is_adopted(job: JobRecord) -> bool:
+def other_user(session: Session, job: JobRecord) -> Claim | None:
+    """Another session that uses the folder of a job that is over, or is writing around it."""
+    save_dir, mine = Path(job.spec.save_dir), claim_of(session)
+    holder = claims.standing(save_dir)
+    if holder is not None and holder.identity != mine.identity:
+        return holder
+    return claims.holder(
+        save_dir, lambda it: it.identity != mine.identity and _writes(it, save_dir)
+    )
+
+
+def take_again(session: Session, job: JobRecord) -> Claim | None:
+    """Claim the folder of a job that was over and is to run again; returns another's claim.
+
+    To be called inside of `exclusively()`: until the record says that the job goes on, whoever
+    adopts one may have its folder.
+    """
+    if (holder := other_user(session, job)) is not None:
+        return holder
+    if not is_adopted(job):
+        return None  # the claim on the session's outputs covers it
+    save_dir = Path(job.spec.save_dir)
+    try:
+        return claims.take(save_dir, claim_of(session))
+    except OSError as error:
+        raise _unwritable(save_dir, error) from error
+
+
+def is_adopted(job: JobRecord) -> bool:
     """True if the job's first attempt has a name that autoexp did not give."""
     first = job.attempts[0] if job.attempts else None
     return first is not None and first.array_index is None and first.name != first.key

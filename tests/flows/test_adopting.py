@@ -12,7 +12,10 @@ from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.operations import adopt as adoption
 from autoexp.operations import requests
+from autoexp.operations import retry as retrying
 from autoexp.operations.retry import retry
+from autoexp.rules.events import RequestRefused
+from autoexp.session.inbox import RetryRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage import claims
@@ -222,6 +225,50 @@ def test_a_failed_job_whose_folder_another_session_has_by_now_is_not_run_again(
     with Session.hold(root / "a1") as (session, _):
         with pytest.raises(BadInput, match=rf"tiny: {save_dir} is session {root}/a2's by now"):
             retry(session, ("tiny",), "ann")
-        assert retry(session, (), "ann") == []
+        with pytest.raises(BadInput, match=rf"tiny: {save_dir} is session {root}/a2's by now"):
+            retry(session, (), "ann")
         shutil.rmtree(root / "a2")
         assert retry(session, (), "ann") == ["tiny"]
+
+
+def test_a_retried_job_has_its_folder_again_which_the_next_session_is_refused(
+    site: Site, tmp_path: Path
+) -> None:
+    root, save_dir = tmp_path / "sessions", tmp_path / "saves"
+    adopt_and_take_on(root / "a1", save_dir)
+    end(root / "a1", Verdict.FAILED)
+    ask("a2", save_dir)
+    shutil.rmtree(root / "a2")
+    enqueue(root / "a1", RetryRequest(by="ann"))
+    process_requests(root / "a1")
+    found = claims.standing(save_dir)
+    assert found is not None and found.session == str(root / "a1")
+    site.describe(name="another")
+    with pytest.raises(BadInput, match=rf"{save_dir} is written by a job of session {root}/a1"):
+        ask("a3", save_dir)
+
+
+def test_a_retry_waits_for_an_adoption_and_is_refused_what_that_one_takes(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del site
+    root, save_dir = tmp_path / "sessions", tmp_path / "saves"
+    adopt_and_take_on(root / "a1", save_dir)
+    end(root / "a1", Verdict.FAILED)
+    refuse_taken = adoption.refuse_taken
+
+    def meanwhile(*arguments: object) -> None:
+        refuse_taken(*arguments)  # type: ignore[arg-type]
+        held = pytest.raises(BadInput, match="another `autoexp adopt` has held")
+        with Session.hold(root / "a1") as (session, _), held:
+            retry(session, ("tiny",), "ann")
+
+    monkeypatch.setattr(adoption, "refuse_taken", meanwhile)
+    monkeypatch.setattr(retrying, "_PATIENCE_S", 0.0)
+    assert ask("a2", save_dir) == 0
+    enqueue(root / "a1", RetryRequest(jobs=("tiny",), by="ann"))
+    process_requests(root / "a1")
+    session = Session.load(root / "a1")
+    assert session.jobs["tiny"].verdict is Verdict.FAILED
+    refused = [e.event for e in session.journal.entries if isinstance(e.event, RequestRefused)]
+    assert [f"session {root}/a2's by now" in event.reason for event in refused] == [True]
