@@ -4,7 +4,6 @@ Help and completion answer while somebody waits: this module, and what each modu
 imports at its top, is cheap.
 """
 
-import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -63,7 +62,7 @@ def _names(files: Iterable[str], endings: set[str]) -> list[str]:
 def _entries(directory: Path) -> list[str]:
     """What lies in a directory; nothing of one that is not there or cannot be read."""
     with suppress(OSError):
-        return os.listdir(directory)
+        return [path.name for path in directory.iterdir()]
     return []
 
 

@@ -19,8 +19,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _UNAUTHORIZED = b'{"exception_message":"Unauthorized"}'
 _FILES = "autoexp: files of the UI "
 _READS = ("GET", "HEAD")
-# Sends the string to the API, and where it is accepted stores it where Prefect's UI looks for it. The
-# part of an address behind `#` never leaves the browser. The cookie opens the UI's files alone:
+# Sends the string to the API, and where it is accepted stores it where Prefect's UI looks for it.
+# The part of an address behind `#` never leaves the browser. The cookie opens the UI's files alone:
 # cookies of 127.0.0.1 go to every port of it, also to another user's.
 _PAGE = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Prefect, started by autoexp</title>

@@ -46,7 +46,7 @@ class ConditionChecker:
         self._log: logging.Logger = log
         self._checking = False
         self._commands: dict[tuple[str, ...], tuple[float, bool | None]] = {}
-        """By action and arguments: when it was last started, and if it succeeded; None: it is running."""
+        """By action and arguments: when it was last started, if it succeeded; None: it runs."""
 
     def start_check(self, children: Children) -> None:
         """Check all waiting actions, unless a check is under way."""

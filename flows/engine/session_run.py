@@ -242,7 +242,7 @@ class SessionRun:
     # Sleep
 
     async def _sleep(self, children: Children) -> None:
-        """Sleep until the next look; work that ends before may call for more, which is spawned at once."""
+        """Sleep until the next look; what ends before may call for more, spawned at once."""
         tick = self.session.experiment.monitoring.file_tick_s
         if self._has_more:
             # A log that is behind is read on soon, without taking a whole core.

@@ -19,7 +19,7 @@ class ExperimentForm(Experiment):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """The schema with `anyOf`, which Prefect's form knows; pydantic writes `oneOf` for unions."""
+        """The schema with `anyOf`, which Prefect's form knows; pydantic writes `oneOf`."""
         found = handler.resolve_ref_schema(handler(schema))
         _offer_choices(found, handler, set())
         return found

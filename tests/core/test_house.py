@@ -78,7 +78,7 @@ def test_nobody_imports_what_prefect_keeps_to_itself(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if "bench" not in p.parts], ids=name_of)
 def test_whatever_prefect_runs_raises_plain_text(path: Path) -> None:
-    """Prefect shows it as the message of a state; `watch` and `find_or_create` see to it themselves."""
+    """Prefect shows it as a state's message; `watch` and `find_or_create` do so themselves."""
     for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef):
             continue

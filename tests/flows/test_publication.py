@@ -81,7 +81,7 @@ def test_a_publication_reads_nothing_of_a_long_journal_again(
 
     assert parsed == []
     assert text.count("\n- ") >= 12
-    told = [told.key for told in telling._waiting]
+    told = [told.key for told in telling._pending]
     assert told == [line(number).key for number in range(MANY, MANY + 5)]
 
 
@@ -127,7 +127,7 @@ async def test_a_publication_works_out_the_status_of_its_session_once(
     face._plotted_at = time.monotonic()
     for name, stub in (("_tag", nothing), ("_publish_page", nothing), ("_publish_bar", note)):
         monkeypatch.setattr(face, name, stub)
-    await face._publish_in_turn()
+    await face._publish_artifacts()
     assert calls == [session]
     assert bars == list(session.jobs)
 
