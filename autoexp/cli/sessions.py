@@ -202,6 +202,7 @@ def sessions_remove(
     Example:
       autoexp sessions remove demo-1a2b --cancel
     """
+    from autoexp.operations import adopt
     from autoexp.reports.terminal import say
     from autoexp.session import find, remove
     from autoexp.session.create import claim_of
@@ -226,6 +227,7 @@ def sessions_remove(
     _report_cancelled(path, alive, session.journal.position)
     # Before the session, while nobody else can take what is its own.
     claims.release(output_root(session.experiment, path), claim_of(session))
+    adopt.forget(session)
     find.forget(path, session.meta.flow_run_ids)
     remove.remove(path)
     say(f"removed {path}")

@@ -128,6 +128,7 @@ def adopt(
     cluster = _cluster_name(wanted.slurm)
     job = adoption.HandStarted(cluster, job_id, described["JobName"], checkpoints)
     with adoption.exclusively():
+        adoption.prune()
         session = Session.load(path) if (path / "session.json").exists() else None
         owner = wanted if session is None else session.experiment
         plan = make_plan(wanted, output_root(owner, path), checkpoints)

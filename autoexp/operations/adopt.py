@@ -2,14 +2,16 @@
 
 A session claims the job itself, by cluster, id and name, in a directory of the user's own, and the
 folder of its checkpoints. Both may be another session's once this one is gone, or its record of
-the job is over. One adoption at a time looks, claims and enqueues.
+the job is over. One adoption at a time looks, claims and enqueues, and removes claims on jobs that
+are over.
 """
 
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +26,8 @@ from autoexp.storage import atomic, claims, locks
 from autoexp.storage.claims import Claim
 
 _PATIENCE_S = 60.0
+_KEPT_S = 30 * 86400.0
+"""A session that is not where it was made may have been moved away, and may come back."""
 
 
 class HandStarted(NamedTuple):
@@ -127,6 +131,45 @@ def claim(job: HandStarted, session: Session) -> None:
         raise _adopted(job, holder)
     if (other := _take_folder(job.save_dir, mine)) is not None:
         raise _written(job, other)
+
+
+def prune(leaving: Claim | None = None) -> None:
+    """Remove claims on jobs that no session has, and those of the session that is leaving.
+
+    To be called inside of `exclusively()`.
+    """
+    known: dict[str, set[str | None] | None] = {}
+
+    def is_over(job_id: str, is_old: bool, last: Claim | None) -> bool:
+        if last is None or (leaving is not None and last.identity == leaving.identity):
+            return True
+        if not last.is_live():
+            return is_old
+        if last.session not in known:
+            known[last.session] = _open_job_ids(Path(last.session))
+        found = known[last.session]
+        return found is not None and job_id not in found
+
+    with suppress(OSError):
+        for mark in filter(Path.is_dir, list(_directory().iterdir())):
+            is_old = time.time() - mark.stat().st_mtime > _KEPT_S
+            claims.clear(mark, partial(is_over, mark.name.rpartition("-")[0], is_old))
+
+
+def _open_job_ids(session: Path) -> set[str | None] | None:
+    """Ids of the jobs that a session is not done with; None where that cannot be seen."""
+    try:
+        found = _open_jobs(session)
+    except (AutoexpError, OSError):
+        return None
+    return {attempt.job_id for known in found for attempt in known.attempts}
+
+
+def forget(session: Session) -> None:
+    """Remove the claims on jobs of a session that is about to be removed, as far as possible."""
+    if is_used():
+        with suppress(BadInput), exclusively():
+            prune(claim_of(session))
 
 
 def retake(session: Session) -> None:

@@ -56,6 +56,7 @@ def create(
     refuse_used(outputs)
     _make_root(root)
     for left in claims.dead_drafts(root):
+        _free_outputs(outputs.with_name(claims.session_of(left)), left)
         remove.discard(left)
     remove.remove_leftovers(root)
     if flow_run_id:
@@ -68,6 +69,7 @@ def create(
         _fill(draft, path, composed, plan.jobs, provenance, flow_run_id)
         draft.rename(path)
     except BaseException as error:
+        _free_outputs(outputs, draft)
         remove.discard(draft)
         if isinstance(error, OSError):
             raise _not_made(path, error) from error
@@ -155,6 +157,11 @@ def _claim_outputs(experiment: Experiment, path: Path, mine: claims.Claim) -> cl
             f"{outputs}: jobs could not write there ({error.strerror}); set "
             "`project.output_root` to a directory that you can write"
         ) from error
+
+
+def _free_outputs(outputs: Path, draft: Path) -> None:
+    """Remove an unused directory that a session claimed which was not made in the end."""
+    claims.clear(outputs, lambda last: last is None or last.draft == str(draft.absolute()))
 
 
 def claim_of(session: Session) -> claims.Claim:

@@ -67,6 +67,11 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f"{_drafts()}{os.getpid()}-{path.name}")
 
 
+def session_of(draft: Path) -> str:
+    """The id of the session that a draft of this host was to become."""
+    return draft.name.removeprefix(_drafts()).partition("-")[2]
+
+
 def dead_drafts(root: Path) -> list[Path]:
     """Drafts of processes of this host that were killed while they created a session."""
     return [draft for draft in root.glob(f"{_drafts()}*") if not is_being_made(draft)]
@@ -126,25 +131,30 @@ def is_unused(directory: Path) -> bool:
 
 
 def release(directory: Path, mine: Claim) -> bool:
-    """Remove a directory that holds nothing but claims, the last of them `mine`; True if removed.
+    """Remove a directory that holds nothing but claims, the last being `mine`; True if it did."""
+    return clear(directory, lambda last: last is not None and last.identity == mine.identity)
+
+
+def clear(directory: Path, is_over: Callable[[Claim | None], bool]) -> bool:
+    """Remove a directory that holds nothing but claims if the last is over; True if removed.
 
     It is renamed first, in one step: whoever claims it meanwhile makes a new one.
     """
     aside = directory.with_name(f".{directory.name[:200]}.{secrets.token_hex(4)}")
     with suppress(OSError):
-        last = _last(directory)[1]
-        if last is None or last.identity != mine.identity or directory.is_symlink():
+        if directory.is_symlink() or not is_unused(directory) or not is_over(_last(directory)[1]):
             return False
-        if is_unused(directory):
-            directory.rename(aside)
-            if not is_unused(aside):
-                aside.rename(directory)
-                return False
-            for path in aside.iterdir():
-                path.unlink()
-            aside.rmdir()
-            atomic.sync_directory(directory.parent)
-            return True
+        directory.rename(aside)
+        atomic.step()
+        # Somebody may have claimed it, or written there, just before.
+        if not is_unused(aside) or not is_over(_last(aside)[1]):
+            aside.rename(directory)
+            return False
+        for path in aside.iterdir():
+            path.unlink()
+        aside.rmdir()
+        atomic.sync_directory(directory.parent)
+        return True
     return False
 
 
@@ -185,5 +195,6 @@ def _create(path: Path, text: str) -> None:
     atomic.write(draft, text)
     try:
         payload.create(draft, path)
+        atomic.step()
     finally:
         draft.unlink()

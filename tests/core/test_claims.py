@@ -58,6 +58,27 @@ def test_a_session_that_was_killed_in_the_making_leaves_its_output_root_free(
     assert n > 5
 
 
+def test_output_roots_of_sessions_that_were_never_made_do_not_pile_up(
+    tmp_path: Path, elsewhere: Composed, killed_at: KilledAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    for n in itertools.count(1):
+        name = f"s{n}"
+        if not killed_at(n, lambda name=name: create(elsewhere, tmp_path / "r", session_id=name)):  # type: ignore[misc]
+            break
+    create(elsewhere, tmp_path / "r", session_id="last")
+    made = {path.name for path in (tmp_path / "r").glob("[a-z]*")}
+    assert {path.name for path in out.iterdir()} == made
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Session, "save_meta", full)
+    with pytest.raises(BadInput, match="No space left"):
+        create(elsewhere, tmp_path / "r", session_id="more")
+    assert {path.name for path in out.iterdir()} == made
+
+
 @pytest.mark.parametrize("has_links", [True, False])
 def test_of_many_that_take_a_directory_that_was_left_at_once_one_gets_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
@@ -124,6 +145,24 @@ def test_lost_marks_are_written_again_and_outputs_that_another_session_has_by_no
     shutil.rmtree(second)
     retake_outputs(Session.load(first))
     assert claims.holder(outputs) == claim_of(Session.load(first))
+
+
+def test_what_is_claimed_while_its_session_removes_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, other = tmp_path / "out", Claim(str(tmp_path / "t"), "2")
+    mine = Claim(str(tmp_path / "s"), "1")
+    assert claims.take(place, mine) is None
+    rename = Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        assert claims.take(place, other) is None
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    assert not claims.release(place, mine)
+    assert claims.standing(place, lambda _: True) == other
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
