@@ -31,12 +31,12 @@ def retry(
     """
     from autoexp.operations.retry import check_retryable, left_out
     from autoexp.reports.terminal import say
-    from autoexp.session.find import session_path
+    from autoexp.session.find import own_session_path
     from autoexp.session.inbox import RetryRequest, enqueue
     from autoexp.session.session import Session
     from autoexp.states import Verdict
 
-    session = Session.load(session_path(name))
+    session = Session.load(own_session_path(name))
     for job in jobs or []:
         check_retryable(session, job)
     failed = jobs or [n for n, j in session.jobs.items() if j.verdict is Verdict.FAILED]

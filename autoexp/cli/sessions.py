@@ -37,11 +37,11 @@ def cancel(
       autoexp cancel demo-1a2b demo-cd1000
     """
     from autoexp.reports.terminal import say
-    from autoexp.session.find import live_holder, session_path
+    from autoexp.session.find import live_holder, own_session_path
     from autoexp.session.inbox import CancelRequest, enqueue, waiting_jobs
     from autoexp.session.session import Session
 
-    path = session_path(name)
+    path = own_session_path(name)
     session = Session.load(path)
     begun = session.journal.position
     known = [*session.jobs, *waiting_jobs(path)]
@@ -114,6 +114,7 @@ def sessions_list(as_json: options.AsJson = False) -> int:
     """
     from autoexp.reports.terminal import say, say_json
     from autoexp.session import find
+    from autoexp.storage import permissions
 
     rows, problems = [], []
     for found in find.below(sessions_root()):
@@ -128,6 +129,8 @@ def sessions_list(as_json: options.AsJson = False) -> int:
         say(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
     for row, problem in [] if as_json else zip(rows, problems, strict=True):
         said = problem or f"{row['jobs']} jobs"
+        if not _is_own(row) and (whose := permissions.stranger(sessions_root() / row["session"])):
+            said += f" ({whose}'s)"
         say(f"{row['session']:<28} {row['created'][:16]:<16}  {row['state']:<10} {said}")
     return (
         1
@@ -206,12 +209,12 @@ def sessions_remove(
     from autoexp.reports.terminal import say
     from autoexp.session import find, remove
     from autoexp.session.create import claim_of
-    from autoexp.session.find import refuse_if_held, session_path
+    from autoexp.session.find import own_session_path, refuse_if_held
     from autoexp.session.meta import output_root
     from autoexp.session.session import Session
     from autoexp.storage import claims
 
-    path = session_path(name)
+    path = own_session_path(name)
     session = Session.load(path)
     refuse_if_held(session)
     if path.is_symlink():
