@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from autoexp.session.session import Session
 
 _PATIENCE_S = 90.0
+_SHORTEST_WAIT_S = 1.0
+_REMINDER_S = 15.0
 
 
 def cancel(
@@ -53,32 +55,60 @@ def cancel(
     names = jobs or [job for job in known if job not in had_ended]
     holder = live_holder(session)
     if holder is not None:
-        enqueue(path, CancelRequest(jobs=tuple(jobs or []), by=by))
+        request = enqueue(path, CancelRequest(jobs=tuple(jobs or []), by=by))
         say(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
-        over = _wait_until_over(session, names)
+        over = _wait_until_over(session, names, request)
     else:
         over = _cancel_unwatched(path, tuple(jobs or []), by)
     _report_cancelled(path, names, begun)
     return 0 if over else 1
 
 
-def _wait_until_over(session: "Session", names: list[str]) -> bool:
+def _wait_until_over(session: "Session", names: list[str], request: Path) -> bool:
+    """Wait for the monitor, and say what for; it goes on with it if this is interrupted."""
+    from autoexp.operations.cancel import waits_for
+    from autoexp.reports.terminal import say
+    from autoexp.session.find import live_holder
     from autoexp.session.session import Session
 
-    deadline = time.monotonic() + _PATIENCE_S
+    notify, deadline = _Notes(), time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
+        is_watched = live_holder(session) is not None
         session = Session.load(session.path, session.journal)
         if all(name in session.jobs and session.jobs[name].is_over for name in names):
             return True
+        if not is_watched:
+            say("the monitor has ended meanwhile: run the same command again", error=True)
+            return False
+        notify(waits_for(session, names, request))
         time.sleep(0.25)
     return False
+
+
+class _Notes:
+    """Says what is waited for: after a second, whenever it changes, and every quarter minute."""
+
+    def __init__(self) -> None:
+        self._began = self._said_at = time.monotonic()
+        self._said = ""
+
+    def __call__(self, waited_for: str) -> None:
+        from autoexp.reports.terminal import say
+
+        now = time.monotonic()
+        waited_s = now - self._began
+        if waited_s < _SHORTEST_WAIT_S or not waited_for:
+            return
+        if waited_for != self._said or now - self._said_at > _REMINDER_S:
+            say(f"{waited_s:4.0f} s: waits for {waited_for}")
+            self._said, self._said_at = waited_for, now
 
 
 def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
     from autoexp.operations.cancel import cancel_directly
     from autoexp.reports.terminal import say
 
-    outcome = cancel_directly(path, jobs, by)
+    outcome = cancel_directly(path, jobs, by, notify=_Notes())
     if outcome.problem is not None:
         say(f"not ended yet: {outcome.problem}; run the command again later", error=True)
     return outcome.problem is None
