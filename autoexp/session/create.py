@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from autoexp import names
@@ -56,7 +57,9 @@ def create(
     refuse_used(outputs)
     _make_root(root)
     for left in claims.dead_drafts(root):
-        _free_outputs(outputs.with_name(claims.session_of(left)), left)
+        with suppress(BadInput):  # whoever may write in the root can give any name
+            names.check_id(id_of_left := claims.session_of(left))
+            _free_outputs(outputs.with_name(id_of_left), left)
         remove.discard(left)
     remove.remove_leftovers(root)
     if flow_run_id:
@@ -161,7 +164,14 @@ def _claim_outputs(experiment: Experiment, path: Path, mine: claims.Claim) -> cl
 
 def _free_outputs(outputs: Path, draft: Path) -> None:
     """Remove an unused directory that a session claimed which was not made in the end."""
-    claims.clear(outputs, lambda last: last is None or last.draft == str(draft.absolute()))
+
+    def is_over(last: claims.Claim | None) -> bool:
+        if last is None:
+            return True
+        was_made = (Path(last.session) / "session.json").exists()
+        return last.draft == str(draft.absolute()) and not was_made
+
+    claims.clear(outputs, is_over)
 
 
 def claim_of(session: Session) -> claims.Claim:

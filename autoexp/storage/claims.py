@@ -21,6 +21,8 @@ from autoexp.storage import atomic, processes
 NAME = ".autoexp-session"
 _LARGEST = 100_000
 _PATIENCE_S = 10.0
+_LONGEST_MAKING_S = 86400.0
+"""Creating a session takes seconds; a checkpoint that has to be copied for it takes longer."""
 
 
 class Claim(NamedTuple):
@@ -73,14 +75,19 @@ def session_of(draft: Path) -> str:
 
 
 def dead_drafts(root: Path) -> list[Path]:
-    """Drafts of processes of this host that were killed while they created a session."""
-    return [draft for draft in root.glob(f"{_drafts()}*") if not is_being_made(draft)]
+    """Drafts of processes that were killed while they created a session."""
+    return [draft for draft in root.glob(".new-*") if not is_being_made(draft)]
 
 
 def is_being_made(draft: str | Path) -> bool:
-    """True if the process of a draft lives; on another host that is unknown."""
+    """True if the process of a draft lives; of one of another host, if the draft is not old."""
     pid = Path(draft).name.removeprefix(_drafts()).partition("-")[0]
-    return not pid.isdigit() or processes.identity(int(pid)) is not None
+    if pid.isdigit():
+        return processes.identity(int(pid)) is not None
+    try:
+        return time.time() - Path(draft).stat().st_mtime < _LONGEST_MAKING_S
+    except OSError:
+        return False
 
 
 def _drafts() -> str:
