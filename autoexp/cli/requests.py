@@ -29,20 +29,26 @@ def retry(
       autoexp retry demo-1a2b
       autoexp retry demo-1a2b demo-cd1000
     """
-    from autoexp.operations.retry import check_retryable
+    from autoexp.operations.retry import check_retryable, left_out
     from autoexp.reports.terminal import say
-    from autoexp.session.find import session_path
+    from autoexp.session.find import own_session_path
     from autoexp.session.inbox import RetryRequest, enqueue
     from autoexp.session.session import Session
     from autoexp.states import Verdict
 
-    session = Session.load(session_path(name))
+    session = Session.load(own_session_path(name))
     for job in jobs or []:
         check_retryable(session, job)
     failed = jobs or [n for n, j in session.jobs.items() if j.verdict is Verdict.FAILED]
     if not failed:
         say(f"{session.id}: no job has failed")
         return 0
+    others = {} if jobs else left_out(session)
+    failed = [job for job in failed if job not in others]
+    if not failed:
+        raise BadInput("; ".join(others.values()))
+    for reason in others.values():
+        say(reason, error=True)
     by = f"autoexp retry by {getpass.getuser()}"
     enqueue(session.path, RetryRequest(jobs=tuple(jobs or []), by=by))
     say(f"{', '.join(failed)}: to be run again ({_whom(session)})")

@@ -79,10 +79,10 @@ def resume(name: options.AnySession = None) -> int:
       autoexp resume demo-1a2b
     """
     from autoexp.operations import adopt
-    from autoexp.session.find import refuse_if_held, session_path
+    from autoexp.session.find import own_session_path, refuse_if_held
     from autoexp.session.session import Session
 
-    path = session_path(name)
+    path = own_session_path(name)
     session = Session.load(path)
     refuse_if_held(session)
     adopt.retake(session)  # here too, before a server is started

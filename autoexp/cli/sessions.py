@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from autoexp.session.session import Session
 
 _PATIENCE_S = 90.0
+_SHORTEST_WAIT_S = 1.0
+_REMINDER_S = 15.0
 
 
 def cancel(
@@ -37,11 +39,11 @@ def cancel(
       autoexp cancel demo-1a2b demo-cd1000
     """
     from autoexp.reports.terminal import say
-    from autoexp.session.find import live_holder, session_path
+    from autoexp.session.find import live_holder, own_session_path
     from autoexp.session.inbox import CancelRequest, enqueue, waiting_jobs
     from autoexp.session.session import Session
 
-    path = session_path(name)
+    path = own_session_path(name)
     session = Session.load(path)
     begun = session.journal.position
     known = [*session.jobs, *waiting_jobs(path)]
@@ -53,32 +55,60 @@ def cancel(
     names = jobs or [job for job in known if job not in had_ended]
     holder = live_holder(session)
     if holder is not None:
-        enqueue(path, CancelRequest(jobs=tuple(jobs or []), by=by))
+        request = enqueue(path, CancelRequest(jobs=tuple(jobs or []), by=by))
         say(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
-        over = _wait_until_over(session, names)
+        over = _wait_until_over(session, names, request)
     else:
         over = _cancel_unwatched(path, tuple(jobs or []), by)
     _report_cancelled(path, names, begun)
     return 0 if over else 1
 
 
-def _wait_until_over(session: "Session", names: list[str]) -> bool:
+def _wait_until_over(session: "Session", names: list[str], request: Path) -> bool:
+    """Wait for the monitor, and say what for; it goes on with it if this is interrupted."""
+    from autoexp.operations.cancel import waits_for
+    from autoexp.reports.terminal import say
+    from autoexp.session.find import live_holder
     from autoexp.session.session import Session
 
-    deadline = time.monotonic() + _PATIENCE_S
+    notify, deadline = _Notes(), time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
+        is_watched = live_holder(session) is not None
         session = Session.load(session.path, session.journal)
         if all(name in session.jobs and session.jobs[name].is_over for name in names):
             return True
+        if not is_watched:
+            say("the monitor has ended meanwhile: run the same command again", error=True)
+            return False
+        notify(waits_for(session, names, request))
         time.sleep(0.25)
     return False
+
+
+class _Notes:
+    """Says what is waited for: after a second, whenever it changes, and every quarter minute."""
+
+    def __init__(self) -> None:
+        self._began = self._said_at = time.monotonic()
+        self._said = ""
+
+    def __call__(self, waited_for: str) -> None:
+        from autoexp.reports.terminal import say
+
+        now = time.monotonic()
+        waited_s = now - self._began
+        if waited_s < _SHORTEST_WAIT_S or not waited_for:
+            return
+        if waited_for != self._said or now - self._said_at > _REMINDER_S:
+            say(f"{waited_s:4.0f} s: waits for {waited_for}")
+            self._said, self._said_at = waited_for, now
 
 
 def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
     from autoexp.operations.cancel import cancel_directly
     from autoexp.reports.terminal import say
 
-    outcome = cancel_directly(path, jobs, by)
+    outcome = cancel_directly(path, jobs, by, notify=_Notes())
     if outcome.problem is not None:
         say(f"not ended yet: {outcome.problem}; run the command again later", error=True)
     return outcome.problem is None
@@ -114,6 +144,7 @@ def sessions_list(as_json: options.AsJson = False) -> int:
     """
     from autoexp.reports.terminal import say, say_json
     from autoexp.session import find
+    from autoexp.storage import permissions
 
     rows, problems = [], []
     for found in find.below(sessions_root()):
@@ -128,6 +159,8 @@ def sessions_list(as_json: options.AsJson = False) -> int:
         say(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
     for row, problem in [] if as_json else zip(rows, problems, strict=True):
         said = problem or f"{row['jobs']} jobs"
+        if not _is_own(row) and (whose := permissions.stranger(sessions_root() / row["session"])):
+            said += f" ({whose}'s)"
         say(f"{row['session']:<28} {row['created'][:16]:<16}  {row['state']:<10} {said}")
     return (
         1
@@ -202,15 +235,16 @@ def sessions_remove(
     Example:
       autoexp sessions remove demo-1a2b --cancel
     """
+    from autoexp.operations import adopt
     from autoexp.reports.terminal import say
     from autoexp.session import find, remove
     from autoexp.session.create import claim_of
-    from autoexp.session.find import refuse_if_held, session_path
+    from autoexp.session.find import own_session_path, refuse_if_held
     from autoexp.session.meta import output_root
     from autoexp.session.session import Session
     from autoexp.storage import claims
 
-    path = session_path(name)
+    path = own_session_path(name)
     session = Session.load(path)
     refuse_if_held(session)
     if path.is_symlink():
@@ -226,6 +260,7 @@ def sessions_remove(
     _report_cancelled(path, alive, session.journal.position)
     # Before the session, while nobody else can take what is its own.
     claims.release(output_root(session.experiment, path), claim_of(session))
+    adopt.forget(session)
     find.forget(path, session.meta.flow_run_ids)
     remove.remove(path)
     say(f"removed {path}")

@@ -38,13 +38,16 @@ def status(
     """
     from autoexp.reports.status import status_of
     from autoexp.reports.tables import status_view
-    from autoexp.reports.terminal import console, say_json
+    from autoexp.reports.terminal import console, say, say_json
     from autoexp.session.find import session_path
     from autoexp.session.session import Session
+    from autoexp.storage import permissions
 
     if as_json and watch:
         raise BadInput("--json or --watch: one of them")
     path = session_path(name)
+    if path.exists() and (whose := permissions.stranger(path)) is not None:
+        say(f"{path}: is {whose}'s session, to be looked at alone", error=True)
     session = Session.load(path)
     if as_json:
         say_json(status_of(session).model_dump(mode="json"))

@@ -111,7 +111,7 @@ def adopt(
     from autoexp.planning.plan import make_plan
     from autoexp.planning.rule_checks import validate_rules
     from autoexp.resources.machines import SlurmCluster
-    from autoexp.session.find import session_path
+    from autoexp.session.find import own_session_path
     from autoexp.session.meta import output_root
     from autoexp.session.session import Session
 
@@ -124,10 +124,11 @@ def adopt(
     validate_rules(wanted)
     described = _described_by_slurm(job_id, wanted.slurm)
     _refuse_unfit(job_id, described)
-    checkpoints, path = Path(save_dir).absolute(), session_path(name)
+    checkpoints, path = Path(save_dir).absolute(), own_session_path(name)
     cluster = _cluster_name(wanted.slurm)
     job = adoption.HandStarted(cluster, job_id, described["JobName"], checkpoints)
     with adoption.exclusively():
+        adoption.prune()
         session = Session.load(path) if (path / "session.json").exists() else None
         owner = wanted if session is None else session.experiment
         plan = make_plan(wanted, output_root(owner, path), checkpoints)

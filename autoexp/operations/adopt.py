@@ -2,14 +2,16 @@
 
 A session claims the job itself, by cluster, id and name, in a directory of the user's own, and the
 folder of its checkpoints. Both may be another session's once this one is gone, or its record of
-the job is over. One adoption at a time looks, claims and enqueues.
+the job is over. One adoption at a time looks, claims and enqueues, and removes claims on jobs that
+are over.
 """
 
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +26,8 @@ from autoexp.storage import atomic, claims, locks
 from autoexp.storage.claims import Claim
 
 _PATIENCE_S = 60.0
+_KEPT_S = 30 * 86400.0
+"""A session that is not where it was made may have been moved away, and may come back."""
 
 
 class HandStarted(NamedTuple):
@@ -53,16 +57,16 @@ class _Open(NamedTuple):
 
 
 @contextmanager
-def exclusively() -> Iterator[None]:
+def exclusively(patience_s: float = _PATIENCE_S) -> Iterator[None]:
     """Exclude other adoptions of this user meanwhile; raises BadInput where that fails."""
     directory = _directory()
     with ExitStack() as stack:
         try:
             atomic.make_directory(directory)
-            stack.enter_context(locks.exclusively(directory / "lock", _PATIENCE_S))
+            stack.enter_context(locks.exclusively(directory / "lock", patience_s))
         except locks.Busy:
             raise BadInput(
-                f"another `autoexp adopt` has held {directory / 'lock'} for {_PATIENCE_S:.0f} s: "
+                f"another `autoexp adopt` has held {directory / 'lock'} for {patience_s:.0f} s: "
                 "nothing was done; wait for its end, then run the same command again"
             ) from None
         except OSError as error:
@@ -71,6 +75,14 @@ def exclusively() -> Iterator[None]:
                 f"({error.strerror}); set XDG_STATE_HOME to a directory that you can write"
             ) from error
         yield
+
+
+def is_used() -> bool:
+    """True if this user has ever adopted a job, as far as can be seen."""
+    try:
+        return _directory().is_dir()
+    except (BadInput, OSError):
+        return False
 
 
 def refuse_taken(job: HandStarted, session: Path, name: str) -> None:
@@ -121,6 +133,45 @@ def claim(job: HandStarted, session: Session) -> None:
         raise _written(job, other)
 
 
+def prune(leaving: Claim | None = None) -> None:
+    """Remove claims on jobs that no session has, and those of the session that is leaving.
+
+    To be called inside of `exclusively()`.
+    """
+    known: dict[str, set[str | None] | None] = {}
+
+    def is_over(job_id: str, is_old: bool, last: Claim | None) -> bool:
+        if last is None or (leaving is not None and last.identity == leaving.identity):
+            return True
+        if not last.is_live():
+            return is_old
+        if last.session not in known:
+            known[last.session] = _open_job_ids(Path(last.session))
+        found = known[last.session]
+        return found is not None and job_id not in found
+
+    with suppress(OSError):
+        for mark in filter(Path.is_dir, list(_directory().iterdir())):
+            is_old = time.time() - mark.stat().st_mtime > _KEPT_S
+            claims.clear(mark, partial(is_over, mark.name.rpartition("-")[0], is_old))
+
+
+def _open_job_ids(session: Path) -> set[str | None] | None:
+    """Ids of the jobs that a session is not done with; None where that cannot be seen."""
+    try:
+        found = _open_jobs(session)
+    except (AutoexpError, OSError):
+        return None
+    return {attempt.job_id for known in found for attempt in known.attempts}
+
+
+def forget(session: Session) -> None:
+    """Remove the claims on jobs of a session that is about to be removed, as far as possible."""
+    if is_used():
+        with suppress(BadInput), exclusively():
+            prune(claim_of(session))
+
+
 def retake(session: Session) -> None:
     """Renew a session's claims on directories outside it, unless it is over: a mark may be lost.
 
@@ -132,7 +183,7 @@ def retake(session: Session) -> None:
         return
     retake_outputs(session)
     for job in session.jobs.values():
-        if not _is_adopted(job) or (job.is_over and not job.open_attempts):
+        if not is_adopted(job) or (job.is_over and not job.open_attempts):
             continue
         save_dir = Path(job.spec.save_dir)
         if (holder := _take_folder(save_dir, claim_of(session))) is not None:
@@ -142,7 +193,35 @@ def retake(session: Session) -> None:
             )
 
 
-def _is_adopted(job: JobRecord) -> bool:
+def other_user(session: Session, job: JobRecord) -> Claim | None:
+    """Another session that uses the folder of a job that is over, or is writing around it."""
+    save_dir, mine = Path(job.spec.save_dir), claim_of(session)
+    holder = claims.standing(save_dir)
+    if holder is not None and holder.identity != mine.identity:
+        return holder
+    return claims.holder(
+        save_dir, lambda it: it.identity != mine.identity and _writes(it, save_dir)
+    )
+
+
+def take_again(session: Session, job: JobRecord) -> Claim | None:
+    """Claim the folder of a job that was over and is to run again; returns another's claim.
+
+    To be called inside of `exclusively()`: until the record says that the job goes on, whoever
+    adopts one may have its folder.
+    """
+    if (holder := other_user(session, job)) is not None:
+        return holder
+    if not is_adopted(job):
+        return None  # the claim on the session's outputs covers it
+    save_dir = Path(job.spec.save_dir)
+    try:
+        return claims.take(save_dir, claim_of(session))
+    except OSError as error:
+        raise _unwritable(save_dir, error) from error
+
+
+def is_adopted(job: JobRecord) -> bool:
     """True if the job's first attempt has a name that autoexp did not give."""
     first = job.attempts[0] if job.attempts else None
     return first is not None and first.array_index is None and first.name != first.key

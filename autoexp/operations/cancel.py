@@ -2,24 +2,26 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoexp.backoff import delay_s
 from autoexp.errors import SchedulerError
-from autoexp.jobs.record import JobRecord
+from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.steps import Cancel, NextStep, Withdraw, next_step, together
 from autoexp.operations import requests
 from autoexp.operations.phases import Phase, do, in_turns
 from autoexp.operations.step_runs import Cancellation, carry_out
+from autoexp.rules.events import CancelAnswered
 from autoexp.schedulers.base import NOT_OURS, Scheduler
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session.session import Session
 
 # SLURM gives a job KillWait (30 s by default) between SIGTERM and SIGKILL.
 _PATIENCE_S = 90.0
+_NAMED = 3
 _SHORTEST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 2.0
 # The outcome is returned: the caller reports it.
@@ -36,13 +38,41 @@ class Outcome(NamedTuple):
     """Reason why not all of them have ended; None: all have."""
 
 
+def waits_for(session: Session, names: Iterable[str], request: Path | None = None) -> str:
+    """What the end of cancelled jobs waits for; empty once all have ended."""
+    found = [session.jobs[name] for name in names if name in session.jobs]
+    alive = [job for job in found if not job.is_over or job.open_attempts]
+    if request is not None and request.exists():
+        return "the monitor to take the request up"
+    untold = [job for job in alive if not all(_is_told(session, job, a) for a in job.open_attempts)]
+    if untold:
+        return f"the scheduler to be told to end {_listed(untold)}"
+    told = ": the scheduler was told" if any(job.open_attempts for job in alive) else ""
+    return f"{_listed(alive)} to end{told}" if alive else ""
+
+
+def _is_told(session: Session, job: JobRecord, attempt: Attempt) -> bool:
+    return session.journal.has(
+        CancelAnswered(job=job.spec.name, attempt=attempt.number, answer="").key
+    )
+
+
+def _listed(jobs: Sequence[JobRecord]) -> str:
+    said = ", ".join(f"{job.spec.name} ({job.state})" for job in jobs[:_NAMED])
+    return said if len(jobs) <= _NAMED else f"{said} and {len(jobs) - _NAMED} more"
+
+
 def cancel_directly(
-    path: Path, jobs: tuple[str, ...], by: str, patience_s: float = _PATIENCE_S
+    path: Path,
+    jobs: tuple[str, ...],
+    by: str,
+    patience_s: float = _PATIENCE_S,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Hold the session while cancelling `jobs` (all when empty).
 
-    Attempts queued ahead of jobs that are over go too. Raises SessionHeld when a monitor is alive:
-    it has to be asked instead.
+    Attempts queued ahead of jobs that are over go too. `notify` is told what is waited for. Raises
+    SessionHeld when a monitor is alive: it has to be asked instead.
     """
     with Session.hold(path) as (session, _):
         scheduler, monitor = scheduler_for(session.experiment), Monitor(session)
@@ -66,6 +96,7 @@ def cancel_directly(
                 return Outcome(answers)
             if time.monotonic() > deadline:
                 return Outcome(answers, problem or _not_ended(alive, answers))
+            notify(problem or waits_for(session, [job.spec.name for job in wanted]))
             tries += 1
             time.sleep(delay_s(tries, _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S))
 

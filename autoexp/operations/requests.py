@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autoexp.errors import BadInput, SessionHeld
 from autoexp.model import now
-from autoexp.operations.retry import retry
+from autoexp.operations.retry import left_out, retry
 from autoexp.rules.actions import Start
 from autoexp.rules.events import JobAdded, RequestRefused
 from autoexp.session.action_records import ActionRecord, ActionStatus
@@ -106,7 +106,8 @@ def _apply(session: Session, request: Request) -> str:
             return _change_action(session, request)
         case RetryRequest():
             names = retry(session, request.jobs, request.by)
-            return f"{request.by}: retries {', '.join(names) or 'nothing: no job has failed'}"
+            said = f"{request.by}: retries {', '.join(names) or 'nothing: no job has failed'}"
+            return "; ".join([said, *({} if request.jobs else left_out(session)).values()])
         case BudgetRequest(stop_above=most):
             _change_budget(session, most)
             return (

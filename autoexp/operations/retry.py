@@ -1,7 +1,7 @@
 """Retries failed jobs in their session, with the jobs that never started because of them."""
 
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 from autoexp.errors import BadInput
@@ -9,32 +9,56 @@ from autoexp.jobs.record import JobRecord, RestartRequest
 from autoexp.jobs.starts import ended_wrongly
 from autoexp.logs.tail import LogCursor
 from autoexp.model import now
+from autoexp.operations import adopt
 from autoexp.rules.actions import Start
 from autoexp.rules.events import RetryAsked
 from autoexp.session.action_records import ActionStatus
-from autoexp.session.create import claim_of
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from autoexp.storage import claims
+from autoexp.storage.claims import Claim
+
+# Shorter than a heartbeat: the monitor waits within a round of writes.
+_PATIENCE_S = 5.0
 
 
 def retry(session: Session, jobs: tuple[str, ...], by: str) -> list[str]:
-    """Resume failed jobs from their last checkpoints; all of them when none is named.
+    """Resume failed jobs from their last checkpoints; all that can be when none is named.
 
     Repeatable: a retried job is no longer failed. Raises BadInput for a job that has
-    not failed, or that the scheduler still has.
+    not failed, that the scheduler still has, or whose folder another session uses by now.
     """
     for name in jobs:
         check_retryable(session, name)
     wanted = [session.jobs[name] for name in jobs] or list(session.jobs.values())
-    failed = (job for job in wanted if job.verdict is Verdict.FAILED)
-    chosen = {job.spec.name: job for job in failed if _successor(session, job) is None}
-    for job in _never_started_descendants(session, chosen):
-        chosen[job.spec.name] = job
-    for job in chosen.values():
-        if not job.open_attempts:
-            _reset_for_retry(session, job, by)
+    failed = [job for job in wanted if job.verdict is Verdict.FAILED]
+    if not failed:
+        return []
+    # Nobody adopts a job into one of their folders before the records say that they go on.
+    is_careful = adopt.is_used() or any(map(adopt.is_adopted, failed))
+    with adopt.exclusively(_PATIENCE_S) if is_careful else nullcontext():
+        taken = {job.spec.name: adopt.take_again(session, job) for job in failed}
+        chosen = {job.spec.name: job for job in failed if taken[job.spec.name] is None}
+        if jobs or not chosen:
+            for job in failed:
+                _refuse_taken(job, taken[job.spec.name])
+        for job in _never_started_descendants(session, chosen):
+            chosen[job.spec.name] = job
+        for job in chosen.values():
+            if not job.open_attempts:
+                _reset_for_retry(session, job, by)
     return list(chosen)
+
+
+def left_out(session: Session) -> dict[str, str]:
+    """Failed jobs that cannot be retried, with the reason."""
+    found = {}
+    for name, job in session.jobs.items():
+        if job.verdict is Verdict.FAILED:
+            try:
+                _refuse_taken(job, adopt.other_user(session, job))
+            except BadInput as error:
+                found[name] = str(error)
+    return found
 
 
 def check_retryable(session: Session, name: str) -> None:
@@ -44,18 +68,15 @@ def check_retryable(session: Session, name: str) -> None:
         raise BadInput(f"{name}: has finished; only failed jobs can be retried")
     if job.open_attempts and job.is_over:
         raise BadInput(f"{name}: still in the queue; try again when its attempts have ended")
-    if (holder := _successor(session, job)) is not None:
+    _refuse_taken(job, adopt.other_user(session, job))
+
+
+def _refuse_taken(job: JobRecord, holder: Claim | None) -> None:
+    if holder is not None:
         raise BadInput(
-            f"{name}: {job.spec.save_dir} is {holder.title}'s by now, which would write there "
-            "at the same time; remove that one first"
+            f"{job.spec.name}: {job.spec.save_dir} is {holder.title}'s by now, which would write "
+            "there at the same time; remove that one first"
         )
-
-
-def _successor(session: Session, job: JobRecord) -> claims.Claim | None:
-    """Another session that uses the job's folder since it was over, as of an adopted job."""
-    holder = claims.standing(Path(job.spec.save_dir))
-    mine = claim_of(session)
-    return None if holder is None or holder.identity == mine.identity else holder
 
 
 def _never_started_descendants(session: Session, chosen: Iterable[str]) -> list[JobRecord]:

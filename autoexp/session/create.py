@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from autoexp import names
@@ -56,6 +57,9 @@ def create(
     refuse_used(outputs)
     _make_root(root)
     for left in claims.dead_drafts(root):
+        with suppress(BadInput):  # whoever may write in the root can give any name
+            names.check_id(id_of_left := claims.session_of(left))
+            _free_outputs(outputs.with_name(id_of_left), left)
         remove.discard(left)
     remove.remove_leftovers(root)
     if flow_run_id:
@@ -68,6 +72,7 @@ def create(
         _fill(draft, path, composed, plan.jobs, provenance, flow_run_id)
         draft.rename(path)
     except BaseException as error:
+        _free_outputs(outputs, draft)
         remove.discard(draft)
         if isinstance(error, OSError):
             raise _not_made(path, error) from error
@@ -155,6 +160,18 @@ def _claim_outputs(experiment: Experiment, path: Path, mine: claims.Claim) -> cl
             f"{outputs}: jobs could not write there ({error.strerror}); set "
             "`project.output_root` to a directory that you can write"
         ) from error
+
+
+def _free_outputs(outputs: Path, draft: Path) -> None:
+    """Remove an unused directory that a session claimed which was not made in the end."""
+
+    def is_over(last: claims.Claim | None) -> bool:
+        if last is None:
+            return True
+        was_made = (Path(last.session) / "session.json").exists()
+        return last.draft == str(draft.absolute()) and not was_made
+
+    claims.clear(outputs, is_over)
 
 
 def claim_of(session: Session) -> claims.Claim:

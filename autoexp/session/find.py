@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from autoexp.errors import SessionHeld, SessionNotFound
 from autoexp.session.session import Session
-from autoexp.storage import atomic, lease
+from autoexp.storage import atomic, lease, permissions
 from autoexp.storage.lease import Holder
 from autoexp.storage.places import sessions_root
 
@@ -175,14 +175,23 @@ def session_paths() -> list[Path]:
 
 
 def session_path(name: str | None) -> Path:
+    """The directory of a session; without a name of the newest, of one's own if there is any."""
     if name is None:
         paths = session_paths()
         if not paths:
             raise SessionNotFound(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
-        return paths[-1]
+        own = [path for path in paths if path.stat().st_uid == os.geteuid()]
+        return (own or paths)[-1]
     path = Path(name)
     # A path works as well as an id, so that any session on disk can be opened.
     return path.absolute() if (path / "session.json").exists() else sessions_root() / name
+
+
+def own_session_path(name: str | None) -> Path:
+    """As `session_path`, of a session that is to be changed; raises BadInput for another user's."""
+    path = session_path(name)
+    permissions.refuse_strangers(path)
+    return path
 
 
 def live_holder(session: Session) -> Holder | None:

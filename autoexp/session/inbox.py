@@ -86,6 +86,7 @@ def enqueue(session: Path, request: Request) -> Path:
     # Names sort by time, so that requests of one process are processed in their order.
     name = f"{time.time_ns():020}-{request.kind}-{uuid.uuid4().hex}.json"
     path = session / "inbox" / name
+    permissions.refuse_strangers(session)
     try:
         atomic.write(path, request.model_dump_json())
     except PermissionError as error:

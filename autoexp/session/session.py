@@ -116,6 +116,7 @@ class Session:
         cls, path: Path, guard: AbstractContextManager[None] | None = None
     ) -> Iterator[tuple["Session", Lease]]:
         """Take the lease, enter `guard`, and read; raises SessionHeld, or BadInput for a copy."""
+        permissions.refuse_strangers(path)
         _must_exist(path)
         held = lease.take(path)
         try:

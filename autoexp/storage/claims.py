@@ -21,6 +21,8 @@ from autoexp.storage import atomic, processes
 NAME = ".autoexp-session"
 _LARGEST = 100_000
 _PATIENCE_S = 10.0
+_LONGEST_MAKING_S = 86400.0
+"""Creating a session takes seconds; a checkpoint that has to be copied for it takes longer."""
 
 
 class Claim(NamedTuple):
@@ -67,15 +69,25 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f"{_drafts()}{os.getpid()}-{path.name}")
 
 
+def session_of(draft: Path) -> str:
+    """The id of the session that a draft of this host was to become."""
+    return draft.name.removeprefix(_drafts()).partition("-")[2]
+
+
 def dead_drafts(root: Path) -> list[Path]:
-    """Drafts of processes of this host that were killed while they created a session."""
-    return [draft for draft in root.glob(f"{_drafts()}*") if not is_being_made(draft)]
+    """Drafts of processes that were killed while they created a session."""
+    return [draft for draft in root.glob(".new-*") if not is_being_made(draft)]
 
 
 def is_being_made(draft: str | Path) -> bool:
-    """True if the process of a draft lives; on another host that is unknown."""
+    """True if the process of a draft lives; of one of another host, if the draft is not old."""
     pid = Path(draft).name.removeprefix(_drafts()).partition("-")[0]
-    return not pid.isdigit() or processes.identity(int(pid)) is not None
+    if pid.isdigit():
+        return processes.identity(int(pid)) is not None
+    try:
+        return time.time() - Path(draft).stat().st_mtime < _LONGEST_MAKING_S
+    except OSError:
+        return False
 
 
 def _drafts() -> str:
@@ -126,25 +138,30 @@ def is_unused(directory: Path) -> bool:
 
 
 def release(directory: Path, mine: Claim) -> bool:
-    """Remove a directory that holds nothing but claims, the last of them `mine`; True if removed.
+    """Remove a directory that holds nothing but claims, the last being `mine`; True if it did."""
+    return clear(directory, lambda last: last is not None and last.identity == mine.identity)
+
+
+def clear(directory: Path, is_over: Callable[[Claim | None], bool]) -> bool:
+    """Remove a directory that holds nothing but claims if the last is over; True if removed.
 
     It is renamed first, in one step: whoever claims it meanwhile makes a new one.
     """
     aside = directory.with_name(f".{directory.name[:200]}.{secrets.token_hex(4)}")
     with suppress(OSError):
-        last = _last(directory)[1]
-        if last is None or last.identity != mine.identity or directory.is_symlink():
+        if directory.is_symlink() or not is_unused(directory) or not is_over(_last(directory)[1]):
             return False
-        if is_unused(directory):
-            directory.rename(aside)
-            if not is_unused(aside):
-                aside.rename(directory)
-                return False
-            for path in aside.iterdir():
-                path.unlink()
-            aside.rmdir()
-            atomic.sync_directory(directory.parent)
-            return True
+        directory.rename(aside)
+        atomic.step()
+        # Somebody may have claimed it, or written there, just before.
+        if not is_unused(aside) or not is_over(_last(aside)[1]):
+            aside.rename(directory)
+            return False
+        for path in aside.iterdir():
+            path.unlink()
+        aside.rmdir()
+        atomic.sync_directory(directory.parent)
+        return True
     return False
 
 
@@ -185,5 +202,6 @@ def _create(path: Path, text: str) -> None:
     atomic.write(draft, text)
     try:
         payload.create(draft, path)
+        atomic.step()
     finally:
         draft.unlink()

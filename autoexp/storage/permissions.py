@@ -6,6 +6,7 @@ The mode of the session's directory says who may read: all files below it get it
 import os
 import pwd
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,27 @@ def user(number: int) -> str:
         return pwd.getpwuid(number).pw_name
     except KeyError:
         return f"uid {number}"
+
+
+def stranger(session: Path) -> str | None:
+    """Name of the user whose session it is, where that is not this one; None: it is ours."""
+    owner = session.stat().st_uid
+    if owner == os.geteuid():
+        return None
+    # A file server may map users: ours has what we make there under the same id.
+    with suppress(OSError), tempfile.TemporaryFile(dir=session) as made:
+        if os.fstat(made.fileno()).st_uid == owner:
+            return None
+    return user(owner)
+
+
+def refuse_strangers(session: Path) -> None:
+    """Raise BadInput for another user's session, in which nothing was changed."""
+    if session.exists() and (whose := stranger(session)) is not None:
+        raise BadInput(
+            f"{session}: is {whose}'s session, and its commands would run as "
+            f"{user(os.geteuid())}. Nothing was changed: {whose} alone can act on it"
+        )
 
 
 def refuse_others(session: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from autoexp.cli import sessions
 from autoexp.config.compose import Composed
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
@@ -480,3 +481,69 @@ def test_cancelling_where_nobody_watches_reaches_what_waits_in_the_inbox(
     session = Session.load(session_path)
     assert all(each.was_cancelled for each in session.jobs.values())
     assert {"late", "last"} < set(session.jobs) and is_empty(session_path)
+
+
+class Clock:
+    """A clock that a test drives: what happens at which second, while a command waits."""
+
+    def __init__(self, happens: dict[float, Callable[[], object]]) -> None:
+        self.now, self.happens = 0.0, happens
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for at in [at for at in self.happens if at <= self.now]:
+            self.happens.pop(at)()
+
+
+def test_a_cancel_says_what_it_waits_for(
+    session_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AUTOEXP_SESSIONS", str(session_path.parent))
+    with Session.hold(session_path) as (session, _):
+        trunk = session.jobs["tiny"]
+        attempt = session.begin_attempt(trunk)
+        assert attempt is not None
+        session.record_submission(trunk, attempt, "41")
+
+        def end() -> None:
+            changes = {"state": "CANCELLED"}
+            session.change_attempt(
+                trunk, attempt, changes, verdict=Verdict.FAILED, reason="cancelled by bob"
+            )
+
+        clock = Clock(
+            {
+                5: lambda: inbox.process_requests(session),
+                10: lambda: session.record_answers({attempt.key: "cancelled"}),
+                40: end,
+            }
+        )
+        monkeypatch.setattr(sessions, "time", clock)
+        assert sessions.cancel("s1", ["tiny"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:-2] == [
+        "   1 s: waits for the monitor to take the request up",
+        "   5 s: waits for the scheduler to be told to end tiny (PENDING)",
+        "  10 s: waits for tiny (PENDING) to end: the scheduler was told",
+        "  25 s: waits for tiny (PENDING) to end: the scheduler was told",
+    ]
+    assert said[-1] == "tiny: cancelled by bob"
+
+
+def test_a_cancel_does_not_wait_for_a_monitor_that_has_ended(
+    session_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AUTOEXP_SESSIONS", str(session_path.parent))
+    hold = Session.hold(session_path)
+    hold.__enter__()
+    clock = Clock({2: lambda: hold.__exit__(None, None, None)})
+    monkeypatch.setattr(sessions, "time", clock)
+    assert sessions.cancel("s1", ["tiny"]) == 1
+    assert clock.now < 3
+    assert "the monitor has ended meanwhile: run the same" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setenv("AUTOEXP_SESSIONS", str(session_path.parent))
+    assert sessions.cancel("s1", ["tiny"]) == 0

@@ -11,6 +11,7 @@ import pytest
 
 from autoexp.config.compose import Composed, compose
 from autoexp.errors import BadInput
+from autoexp.session import remove
 from autoexp.session.create import claim_of, retake_outputs
 from autoexp.session.session import Session
 from autoexp.storage import claims
@@ -57,6 +58,59 @@ def test_a_session_that_was_killed_in_the_making_leaves_its_output_root_free(
         if not killed:
             break
     assert n > 5
+
+
+def test_output_roots_of_sessions_that_were_never_made_do_not_pile_up(
+    tmp_path: Path, elsewhere: Composed, killed_at: KilledAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    for n in itertools.count(1):
+        name = f"s{n}"
+        if not killed_at(n, lambda name=name: create(elsewhere, tmp_path / "r", session_id=name)):  # type: ignore[misc]
+            break
+    create(elsewhere, tmp_path / "r", session_id="last")
+    made = {path.name for path in (tmp_path / "r").glob("[a-z]*")}
+    assert {path.name for path in out.iterdir()} == made
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Session, "save_meta", full)
+    with pytest.raises(BadInput, match="No space left"):
+        create(elsewhere, tmp_path / "r", session_id="more")
+    assert {path.name for path in out.iterdir()} == made
+
+
+def test_a_draft_of_any_name_takes_no_output_root_from_a_session(
+    tmp_path: Path, elsewhere: Composed
+) -> None:
+    root = tmp_path / "r"
+    create(elsewhere, root, session_id="s1")
+    mark = tmp_path / "out" / "s1" / claims.NAME
+    draft = Path(json.loads(mark.read_text())["draft"])
+    for end in ("s1", "", "..", "."):
+        dead = draft.name.replace(f"-{os.getpid()}-s1", f"-{2**22 + 1}-{end}")
+        (root / dead).mkdir(parents=True, exist_ok=True)
+    before = mark.read_text()
+    mark.write_text(before.replace(f"-{os.getpid()}-s1", f"-{2**22 + 1}-s1"))
+    assert Session.load(create(elsewhere, root, session_id="s2"))
+    assert mark.exists()
+
+
+def test_what_was_killed_in_the_making_on_another_host_holds_an_output_root_for_a_day(
+    tmp_path: Path, elsewhere: Composed
+) -> None:
+    root = tmp_path / "r"
+    draft = root / ".new-login2-77-s1"
+    draft.mkdir(parents=True)
+    draft.chmod(0o700 | remove.MARK)
+    mine = Claim(str(root / "s1"), "0", str(draft))
+    assert claims.take(tmp_path / "out" / "s1", mine) is None
+    with pytest.raises(BadInput, match="is where session s1 writes"):
+        create(elsewhere, root, session_id="s1")
+    os.utime(draft, (0, 0))
+    assert Session.load(create(elsewhere, root, session_id="s1"))
+    assert not draft.exists()
 
 
 @pytest.mark.parametrize("has_links", [True, False])
@@ -125,6 +179,24 @@ def test_lost_marks_are_written_again_and_outputs_that_another_session_has_by_no
     shutil.rmtree(second)
     retake_outputs(Session.load(first))
     assert claims.holder(outputs) == claim_of(Session.load(first))
+
+
+def test_what_is_claimed_while_its_session_removes_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, other = tmp_path / "out", Claim(str(tmp_path / "t"), "2")
+    mine = Claim(str(tmp_path / "s"), "1")
+    assert claims.take(place, mine) is None
+    rename = Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        assert claims.take(place, other) is None
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    assert not claims.release(place, mine)
+    assert claims.standing(place, lambda _: True) == other
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")

@@ -3,12 +3,14 @@
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from autoexp import payload
+from autoexp.cli import requests as asking
+from autoexp.cli import run, sessions, status
 from autoexp.config.compose import Composed
 from autoexp.errors import BadInput
 from autoexp.operations import requests
@@ -17,6 +19,7 @@ from autoexp.schedulers.local import LocalScheduler
 from autoexp.session import find, remove
 from autoexp.session.inbox import enqueue
 from autoexp.session.session import Session
+from autoexp.states import Verdict
 from autoexp.storage import permissions
 from tests.builders import create
 from tests.core.session.requests import cancel, job, submit
@@ -170,6 +173,65 @@ def test_a_session_with_records_of_another_user_is_not_taken_up(
         pytest.fail("taken up")
     os.chown(found, 0, 0)
     remove.unmark(session_path)
+
+
+def everything(path: Path) -> dict[Path, tuple[int, int]]:
+    """All files below a path, as they are."""
+    return {found: (found.lstat().st_mtime_ns, found.lstat().st_size) for found in path.rglob("*")}
+
+
+ACTS: dict[str, Callable[[str], object]] = {
+    "resume": run.resume,
+    "cancel": sessions.cancel,
+    "cancel a job": lambda name: sessions.cancel(name, ["tiny"]),
+    "retry": asking.retry,
+    "retry a job": lambda name: asking.retry(name, ["tiny"]),
+    "budget": lambda name: asking.budget(name, 5.0),
+    "remove": sessions.sessions_remove,
+    "remove and cancel": lambda name: sessions.sessions_remove(name, True),
+    "request": lambda name: enqueue(sessions.sessions_root() / name, cancel("tiny")),
+}
+
+
+@as_root
+@pytest.mark.parametrize("act", ACTS)
+def test_what_is_done_to_another_users_session_is_refused_with_his_name_and_changes_nothing(
+    session_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    monkeypatch.setenv("AUTOEXP_SESSIONS", str(session_path.parent))
+    with Session.hold(session_path) as (session, _):
+        job = session.jobs["tiny"]
+        session.change_job(job, verdict=Verdict.FAILED)
+    for found in (session_path, *session_path.rglob("*")):
+        os.chown(found, NOBODY, NOBODY)
+    before = everything(session_path)
+    with pytest.raises(BadInput, match=r"is nobody's session.* nobody alone can act on it"):
+        ACTS[act](session_path.name)
+    assert everything(session_path) == before
+
+
+@as_root
+def test_another_users_session_is_shown_with_his_name_and_is_nobodys_newest(
+    session_path: Path,
+    composed: Composed,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("AUTOEXP_SESSIONS", str(session_path.parent))
+    theirs = create(composed, session_path.parent, session_id="s2")
+    assert find.session_path(None) == theirs
+    for found in (theirs, *theirs.rglob("*")):
+        os.chown(found, NOBODY, NOBODY)
+    assert find.session_path(None) == session_path
+    assert sessions.sessions_list() == 0
+    assert [line.endswith("(nobody's)") for line in capsys.readouterr().out.splitlines()] == [
+        False,
+        True,
+    ]
+    assert status.status("s2") == 0
+    assert f"{theirs}: is nobody's session" in capsys.readouterr().err
+    assert status.status("s1") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_what_others_could_write_is_named_with_what_to_do(session_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A job that was started by hand is one session's: the next is refused, before anything is done."""
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -7,17 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from autoexp.cli.sessions import sessions_remove
 from autoexp.cli.submit import adopt
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
+from autoexp.flows.engine import compose as composing
 from autoexp.operations import adopt as adoption
 from autoexp.operations import requests
+from autoexp.operations import retry as retrying
 from autoexp.operations.retry import retry
+from autoexp.rules.events import RequestRefused
+from autoexp.session import provenance
+from autoexp.session.inbox import RetryRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage import claims
 from tests.builders import TINY, create
 from tests.fakes.slurm import Fakes
+from tests.killing import killed_at
 
 MINE = (*TINY, "cooldowns=[]", "slurm=local_cluster", "slurm.gpus_per_node=0")
 JOB = """JobId=41 JobName={name}
@@ -222,6 +230,116 @@ def test_a_failed_job_whose_folder_another_session_has_by_now_is_not_run_again(
     with Session.hold(root / "a1") as (session, _):
         with pytest.raises(BadInput, match=rf"tiny: {save_dir} is session {root}/a2's by now"):
             retry(session, ("tiny",), "ann")
-        assert retry(session, (), "ann") == []
+        with pytest.raises(BadInput, match=rf"tiny: {save_dir} is session {root}/a2's by now"):
+            retry(session, (), "ann")
         shutil.rmtree(root / "a2")
         assert retry(session, (), "ann") == ["tiny"]
+
+
+def test_a_retried_job_has_its_folder_again_which_the_next_session_is_refused(
+    site: Site, tmp_path: Path
+) -> None:
+    root, save_dir = tmp_path / "sessions", tmp_path / "saves"
+    adopt_and_take_on(root / "a1", save_dir)
+    end(root / "a1", Verdict.FAILED)
+    ask("a2", save_dir)
+    shutil.rmtree(root / "a2")
+    enqueue(root / "a1", RetryRequest(by="ann"))
+    process_requests(root / "a1")
+    found = claims.standing(save_dir)
+    assert found is not None and found.session == str(root / "a1")
+    site.describe(name="another")
+    with pytest.raises(BadInput, match=rf"{save_dir} is written by a job of session {root}/a1"):
+        ask("a3", save_dir)
+
+
+def test_a_retry_waits_for_an_adoption_and_is_refused_what_that_one_takes(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del site
+    root, save_dir = tmp_path / "sessions", tmp_path / "saves"
+    adopt_and_take_on(root / "a1", save_dir)
+    end(root / "a1", Verdict.FAILED)
+    refuse_taken = adoption.refuse_taken
+
+    def meanwhile(*arguments: object) -> None:
+        refuse_taken(*arguments)  # type: ignore[arg-type]
+        held = pytest.raises(BadInput, match="another `autoexp adopt` has held")
+        with Session.hold(root / "a1") as (session, _), held:
+            retry(session, ("tiny",), "ann")
+
+    monkeypatch.setattr(adoption, "refuse_taken", meanwhile)
+    monkeypatch.setattr(retrying, "_PATIENCE_S", 0.0)
+    assert ask("a2", save_dir) == 0
+    enqueue(root / "a1", RetryRequest(jobs=("tiny",), by="ann"))
+    process_requests(root / "a1")
+    session = Session.load(root / "a1")
+    assert session.jobs["tiny"].verdict is Verdict.FAILED
+    refused = [e.event for e in session.journal.entries if isinstance(e.event, RequestRefused)]
+    assert [f"session {root}/a2's by now" in event.reason for event in refused] == [True]
+
+
+def test_claims_on_jobs_go_once_no_session_has_the_job_and_no_other_goes(
+    site: Site, tmp_path: Path
+) -> None:
+    root, marks = tmp_path / "sessions", tmp_path / "state" / "autoexp" / "adopted"
+
+    def claimed() -> set[str]:
+        return {mark.name.rpartition("-")[0] for mark in marks.iterdir() if mark.is_dir()}
+
+    for job_id in ("41", "42", "43", "44", "45", "46"):
+        assert ask(f"a{job_id}", tmp_path / job_id, job_id=job_id) == 0
+        if job_id != "41":  # that one waits in the inbox
+            process_requests(root / f"a{job_id}")
+    end(root / "a42")
+    (root / "a43").rename(tmp_path / "away")
+    shutil.rmtree(root / "a44")
+    for mark in marks.glob("44-*"):
+        os.utime(mark, (0, 0))
+    (root / "a45" / "session.json").write_text("{")
+    (marks / "47-0123456789abcdef").mkdir()  # of one that was killed
+    with Session.hold(root / "a46") as (session, _):  # between two attempts
+        job = session.jobs["tiny"]
+        session.change_attempt(
+            job, job.attempts[0], {"state": "COMPLETED", "verdict": Verdict.CONTINUE}
+        )
+    assert sessions_remove("a46") == 0
+    assert claimed() == {"41", "43", "45"}
+    assert ask("a48", tmp_path / "48", job_id="48") == 0
+    assert claimed() == {"41", "43", "45", "48"}
+    (tmp_path / "away").rename(root / "a43")
+    for job_id in ("41", "43", "45"):
+        with pytest.raises(BadInput, match=f"job {job_id} is adopted by session {root}/a{job_id}"):
+            ask("other", tmp_path / "other", job_id=job_id)
+
+
+def test_wherever_an_adoption_is_killed_the_same_again_ends_right_and_nobody_is_locked_out(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del site
+    root = tmp_path / "sessions"
+    wanted = compose("demo", [*MINE, f"project.output_root={tmp_path}/out"])
+    monkeypatch.setattr(composing, "compose_words", lambda _: wanted)
+    monkeypatch.setattr(provenance, "provenance", lambda: None)
+    for n in itertools.count(1):
+        again, other = f"1{n:03}", f"2{n:03}"
+        for job_id in (again, other):
+            killed = killed_at(n, lambda j=job_id: ask(f"a{j}", tmp_path / j, job_id=j))  # type: ignore[misc]
+
+        assert ask(f"a{again}", tmp_path / again, job_id=again) == 0
+        process_requests(root / f"a{again}")
+        (job,) = Session.load(root / f"a{again}").jobs.values()
+        assert [attempt.job_id for attempt in job.attempts] == [again]
+        with pytest.raises(BadInput, match="is adopted by session"):
+            ask("b", tmp_path / again, job_id=again)
+
+        if list((root / f"a{other}" / "inbox").glob("*.json")):
+            with pytest.raises(BadInput, match="is adopted by session"):
+                ask(f"b{other}", tmp_path / other, job_id=other)
+        else:
+            assert ask(f"b{other}", tmp_path / other, job_id=other) == 0
+            with pytest.raises(BadInput, match="is adopted by session"):
+                ask(f"a{other}", tmp_path / other, job_id=other)
+        if not killed:
+            break
+    assert n > 20

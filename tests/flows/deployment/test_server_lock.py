@@ -2,8 +2,11 @@
 
 import asyncio
 import base64
+import importlib
 import json
 import os
+import pkgutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,15 +14,20 @@ from collections.abc import Iterator
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from prefect import get_client
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    temporary_settings,
+)
 from rich.console import Console
 
 from autoexp.cli import run
-from autoexp.flows.deployment import server
+from autoexp.flows.deployment import deploy, server
 from autoexp.flows.deployment.server_lock import Lock, Scope
 from autoexp.storage import permissions
 from tests.patience import until
@@ -75,6 +83,46 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]:
         found.stop()
 
 
+class Deployed(NamedTuple):
+    """The server that `autoexp deploy` starts."""
+
+    url: str
+    auth_string: str
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """A server that was started as `autoexp deploy` starts it, with a home of its own."""
+    home = tmp_path_factory.mktemp("deployed")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        found = Deployed(f"http://127.0.0.1:{free.getsockname()[1]}", server.new_auth_string())
+    with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_HOME: home}):
+        patch.setenv("PREFECT_HOME", str(home))
+        before = os.umask(0)
+        try:
+            deploy._start_server(f"{found.url}/api", found.auth_string)
+            os.umask(before)
+            yield found
+        finally:
+            os.umask(before)
+            if (pid := home / "server.pid").exists():
+                os.kill(int(pid.read_text()), signal.SIGTERM)
+
+
+def web_sockets() -> list[str]:
+    """The paths of all web sockets that the API has."""
+    from prefect.server import api
+    from starlette.routing import WebSocketRoute
+
+    found = []
+    for each in pkgutil.iter_modules(api.__path__, f"{api.__name__}."):
+        router = getattr(importlib.import_module(each.name), "router", None)
+        routes = [] if router is None else router.routes
+        found += [f"/api{route.path}" for route in routes if isinstance(route, WebSocketRoute)]
+    assert len(found) >= 5
+    return [path.replace("{", "").replace("}", "") for path in found]
+
+
 def requests(url: str) -> list[list[Any]]:
     """All that the API has a route for, and what lies beside it."""
     from prefect.server.api.server import create_app
@@ -94,6 +142,8 @@ def requests(url: str) -> list[list[Any]]:
         *(["GET", path, {}, ""] for path in ("/openapi.json", "/redoc", "/api/docs", "/api")),
         *(["GET", path, {}, ""] for path in ("/api/health", "/api/ready", "/metrics", "//api/")),
         *(["GET", path, {}, ""] for path in ("/api/../api/health", "/api/%68ealth", "*")),
+        *(["GET", path, {}, ""] for path in ("/assets/x.js", "/favicon.ico", "/api/static/x")),
+        *(["GET", path, {}, ""] for path in ("/docs/oauth2-redirect", "/api/openapi.json")),
         ["GET", "/runs", {"Accept": "text/html"}, ""],
         ["HEAD", "/", {}, ""],
         ["OPTIONS", "/api/flow_runs/filter", foreign, ""],
@@ -102,17 +152,19 @@ def requests(url: str) -> list[list[Any]]:
         ["POST", "/api/flow_runs/filter", {"Authorization": f"Basic {wrong}"}, "{}"],
         ["POST", "/api/flow_runs/filter", {"Authorization": "Basic"}, "{}"],
         ["POST", "/api/flow_runs/filter", {"Authorization": "Bearer x"}, "{}"],
-        ["GET", "/api/events/out", WEBSOCKET, ""],
-        ["GET", "/api/logs/out", WEBSOCKET, ""],
-        ["GET", "/elsewhere", WEBSOCKET, ""],
+        *(["GET", path, WEBSOCKET, ""] for path in (*web_sockets(), "/elsewhere", "/api", "/")),
     ]
 
 
 @as_root
 @pytest.mark.prefect
-def test_another_user_gets_a_401_whatever_is_asked(locked: server.Server) -> None:
-    asked = requests(locked.url)
-    host, _, port = locked.url.removeprefix("http://").rpartition(":")
+@pytest.mark.parametrize("started_by", ["locked", "deployed"])
+def test_another_user_gets_a_401_whatever_is_asked(
+    started_by: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(started_by).url
+    asked = requests(url)
+    host, _, port = url.removeprefix("http://").rpartition(":")
     answer = subprocess.run(
         [*NOBODY, "/usr/bin/env", "python3", "-c", ASK, host, port],
         input="".join(f"{json.dumps(each)}\n" for each in asked),
@@ -160,17 +212,22 @@ def test_only_the_loopback_address_is_listened_on(locked: server.Server) -> None
 
 
 @pytest.mark.prefect
+@pytest.mark.parametrize("started_by", ["locked", "deployed"])
 async def test_a_web_socket_says_nothing_before_the_string_was_said(
-    locked: server.Server,
+    started_by: str, request: pytest.FixtureRequest
 ) -> None:
     import websockets
 
-    url = locked.url.replace("http", "ws") + "/api/events/out"
-    for first in ({"type": "auth", "token": "autoexp:guessed"}, {"type": "filter"}):
-        async with websockets.connect(url, subprotocols=["prefect"]) as stream:  # type: ignore[list-item]
-            await stream.send(json.dumps(first))
-            with pytest.raises(websockets.ConnectionClosed):
-                await asyncio.wait_for(stream.recv(), 60)
+    locked = request.getfixturevalue(started_by)
+    root = locked.url.replace("http", "ws")
+    for path in web_sockets():
+        for first in ({"type": "auth", "token": "autoexp:guessed"}, {"type": "filter"}):
+            url = root + path
+            async with websockets.connect(url, subprotocols=["prefect"]) as stream:  # type: ignore[list-item]
+                await stream.send(json.dumps(first))
+                with pytest.raises(websockets.ConnectionClosed):
+                    await asyncio.wait_for(stream.recv(), 60)
+    url = f"{root}/api/events/out"
     async with websockets.connect(url, subprotocols=["prefect"]) as stream:  # type: ignore[list-item]
         await stream.send(json.dumps({"type": "auth", "token": locked.auth_string}))
         assert json.loads(await asyncio.wait_for(stream.recv(), 60)) == {"type": "auth_success"}
