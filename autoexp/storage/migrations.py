@@ -25,9 +25,12 @@ _MOVED = {
 }
 
 
-def _demo_moved(_: Path, content: Content) -> Content:
-    """Commands of version 2 run the demo trainer's modules where they were then."""
-    return {key: _with_modules(value) for key, value in content.items()}
+def _moved_demo_and_plain_cursor(path: Path, content: Content) -> Content:
+    """Version 2 runs the demo's modules where they were then, and follows logs that are rotated."""
+    upgraded = {key: _with_modules(value) for key, value in content.items()}
+    if path.parent.name == "jobs":
+        upgraded["cursor"].pop("waiting", None)
+    return upgraded
 
 
 def _with_modules(value: Any) -> Any:
@@ -38,7 +41,7 @@ def _with_modules(value: Any) -> Any:
     return _MOVED.get(value, value) if isinstance(value, str) else value
 
 
-MIGRATIONS: dict[int, Callable[[Path, Content], Content]] = {2: _demo_moved}
+MIGRATIONS: dict[int, Callable[[Path, Content], Content]] = {2: _moved_demo_and_plain_cursor}
 """Migrations from each older version to the next: from a file's path and content to new content."""
 
 
