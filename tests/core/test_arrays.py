@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from autoexp import errors, payload, states
-from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER, folder_name
+from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER
 from autoexp.config.compose import Composed
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
@@ -31,6 +31,7 @@ from autoexp.schedulers.base import (
 from autoexp.session.session import Session
 from autoexp.states import Kind
 from autoexp.storage import atomic
+from bench.world import sessions
 from tests.core.conftest import create, spec_of
 
 
@@ -90,7 +91,7 @@ class FakeJob:
         line = f" iteration {self.iteration:8d}/ {self.target} | lm loss: 2.5 |\n"
         with self.log.open("a") as log:
             log.write(line[:20] if self.unfinished else line)
-        folder = self.saves / folder_name(self.iteration)
+        folder = self.saves / sessions.folder_name(self.iteration)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".metadata").write_text("")
         (folder / "metadata.json").write_text(str(metadata) if self.unfinished else "{}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autoexp.backends.megatron.formats import TRACKER, folder_name
+from autoexp.backends.megatron.formats import TRACKER
 from autoexp.backends.protocol import CheckpointScan, FoundCheckpoint
 from autoexp.config.compose import Composed
 from autoexp.jobs.record import JobRecord
@@ -19,6 +19,7 @@ from autoexp.rules.events import CheckpointComplete, JobGivenUp
 from autoexp.schedulers.base import JobStatus
 from autoexp.session.session import Session
 from autoexp.states import Verdict
+from bench.world import sessions
 from tests.core.conftest import KilledAt, create
 
 
@@ -71,7 +72,7 @@ class Story:
         return folder
 
     def folder(self, iteration: int, *, name: str = "tiny") -> Path:
-        return Path(self.job(name).spec.save_dir) / folder_name(iteration)
+        return Path(self.job(name).spec.save_dir) / sessions.folder_name(iteration)
 
     def track(self, text: str, *, name: str = "tiny") -> None:
         (Path(self.job(name).spec.save_dir) / TRACKER).write_text(text)
