@@ -19,7 +19,7 @@ from autoexp.config.compose import Composed, compose
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs import matcher
-from autoexp.logs.engines import Hyperscan, Searching, best_engine
+from autoexp.logs.engines import Hyperscan, Linear, best_engine
 from autoexp.model import now
 from autoexp.payload import process_identity
 from autoexp.planning.study import plan_study
@@ -75,7 +75,7 @@ def session_path(tmp_path: Path, composed: Composed) -> Path:
 
 
 # Hyperscan is an extra; where it is not installed, what it would answer is not checked.
-ENGINES = (Searching, Hyperscan) if best_engine() is Hyperscan else (Searching,)
+ENGINES = (Linear, Hyperscan) if best_engine() is Hyperscan else (Linear,)
 
 
 @pytest.fixture(params=ENGINES, ids=lambda engine: str(engine.__name__))
