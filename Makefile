@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo deploy slurm-demo test test-local test-slurm fuzz test-slow test-slow-machine bench check format docs clean
+.PHONY: help setup demo deploy slurm-demo test test-local test-slurm fuzz test-slow test-slow-machine bench check format docs megatron-names clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -61,6 +61,11 @@ format: setup  ## mend what `make check` says about format and imports
 
 docs: setup  ## write the reference in docs/rules.md from the models
 	$(BIN)/python -m autoexp.rules.reference docs/rules.md
+
+MEGATRON ?= ../Megatron-LM
+MEGATRON_RELEASES ?= core_v0.12.3 core_v0.13.1 core_v0.14.0 core_v0.15.3 core_v0.16.1 core_v0.17.1 core_v0.18.2 core_v0.19.0
+megatron-names: setup  ## write the names of Megatron-LM's arguments from the releases in a clone of it, MEGATRON
+	$(BIN)/python -m autoexp.backends.megatron.release $(MEGATRON) $(MEGATRON_RELEASES)
 
 clean:  ## remove the virtual environment and the caches; sessions stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

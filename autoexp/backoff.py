@@ -1,4 +1,9 @@
-"""Back-off: the wait before a retry, longer after each failure, up to a bound."""
+"""Back-off: the wait before a retry, longer after each failure, up to a bound.
+
+Whoever waits does not repeat a call, as `tenacity` and `stamina` do: a step that failed may be
+replaced by another one before its time has come, and a query asks about other jobs then. So all
+that is needed is a number of seconds.
+"""
 
 import random
 

@@ -37,8 +37,8 @@ COOKIE = "AUTOEXP_KEY"
 ATTEMPT = "AUTOEXP_ATTEMPT"
 """Names the attempt's directory: sessions of one id under several roots have the same keys."""
 OWNER = ".owner"
-# The first counts. One that an older payload, or a machine that crashed, left empty stays so: the
-# next one counts then, which again only one can take.
+# The first counts. One that a machine that crashed left empty stays so: the next one counts then,
+# which again only one can take.
 CLAIMS = ("claim", "claim.2", "claim.3")
 TASKS = "tasks.json"
 _CLAIM_PATIENCE_S = 10.0

@@ -39,6 +39,11 @@ _PLACES = {
 }
 
 
+def re2_compile(expression: bytes) -> Any:
+    """Compile what is written for RE2, byte by byte; raises re2.error."""
+    return _compile(expression, options=_OPTIONS)
+
+
 class LinePattern:
     """A pattern, run on one line at a time (no newline in it); bounded in time on any line."""
 
@@ -102,7 +107,7 @@ def _by_re2(raw: bytes) -> Any:
     named = {number: name for name, number in parsed.state.groupdict.items()}
     try:
         text = _write(parsed, bool(parsed.state.flags & re.IGNORECASE), named)
-        made = _compile(text, options=_OPTIONS)
+        made = re2_compile(text)
     except (NoCounterpart, re2.error):
         return None
     return made if made.programsize <= _LARGEST else None

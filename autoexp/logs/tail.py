@@ -3,12 +3,15 @@
 A line ends at `\\n`, at `\\r`, as the pieces of a progress bar do, and at a NUL.
 Nothing is kept between two calls: the cursor has the position, the caller stores it, and
 another process carries on from it. A byte is read at most twice, however slowly a line grows.
+
+Jobs append to the logs that autoexp gives them, and nobody rotates those. The log of an adopted job
+is SLURM's: it is truncated when the job is requeued, and may have grown past the cursor again when
+a monitor comes back. So a log that was truncated or replaced is read from its start.
 """
 
 import os
 from io import FileIO
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -28,12 +31,12 @@ SEAM = 64  # bytes before the cursor that are looked at again before reading goe
 
 
 class LogCursor(BaseModel):
-    """Position in a log and in the files it was rotated into; new: nothing read yet."""
+    """Position in a log; new: nothing read yet."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    generation: int = Field(0, ge=0, description="files and truncations before this one")
-    inode: int | None = Field(None, description="the file being read, whatever its name is now")
+    generation: int = Field(0, ge=0, description="how often the log was truncated or replaced")
+    inode: int | None = Field(None, description="the file being read")
     offset: int = Field(
         0,
         ge=0,
@@ -47,9 +50,6 @@ class LogCursor(BaseModel):
     seam: int = Field(0, ge=0, description="CRC-32 of up to 64 bytes before scanned")
     size: int = Field(0, ge=0, description="bytes the file had at the last look")
     mtime_ns: int = Field(0, description="modification time of the file at the last look")
-    waiting: tuple[int, ...] = Field(
-        (), description="inodes of the files that came to the path after this one, oldest first"
-    )
 
     def stands_at_end_of(self, status: os.stat_result, *, final: bool) -> bool:
         """True if a file with this status has been read completely."""
@@ -59,18 +59,6 @@ class LogCursor(BaseModel):
             status.st_mtime_ns,
         )
         return unchanged and not (final and self.offset < self.scanned)
-
-    def next_file(self) -> "LogCursor":
-        """The start of the first waiting file."""
-        return LogCursor(
-            generation=self.generation + 1,
-            inode=self.waiting[0],
-            waiting=self.waiting[1:],
-        )
-
-    def newest_file(self) -> "LogCursor":
-        """The start of the last waiting file, or this place when none waits."""
-        return self.next_file().newest_file() if self.waiting else self
 
 
 class Reading(NamedTuple):
@@ -106,20 +94,17 @@ def read_new(
     """
     if limit < 1:
         raise ValueError(f"limit is {limit} bytes: nothing would ever be read")
-    file: FileIO | None
     try:
         if cursor.stands_at_end_of(path.stat(), final=final):
             return Reading([], cursor, None, False)
         file = FileIO(path, opener=_open)
     except FileNotFoundError:
-        # Renamed, and nothing new at the path: a running job's log comes back, an ended one's not.
-        file = _find(path, cursor.newest_file()) if final else None
-    if file is None:
         return Reading([], cursor, None, False)
     with file:
         behind = (MOST_BEHIND if most_behind is None else most_behind) if final else None
         work = _Pass(path, cursor, limit, behind)
-        complete = work.reach(file) and work.read(file, final=final)
+        work.begin(file)
+        complete = work.read(file, final=final)
     lost = "; ".join(work.lost) or None
     share = max((limit - work.budget) / LIMIT, work.lines / MAX_LINES)
     return Reading(work.pieces, work.cursor, lost, not complete, share, work.skipped)
@@ -184,25 +169,20 @@ class _Pass:
         self.lines = 0
         self.lost: list[str] = []
 
-    def reach(self, file: FileIO) -> bool:
-        """Moves the cursor into the log's current file; False when a limit came first.
-
-        Files that were rotated away are read to their end. A truncated file is an old one that is
-        gone and a new one with the same inode: only the bytes distinguish the two.
-        """
+    def begin(self, file: FileIO) -> None:
+        """Moves the cursor to the start of a file that is not the one it stands in, as it was."""
         inode = os.fstat(file.fileno()).st_ino
         if self.cursor.inode is None:
             self._move(inode=inode)
         if _continues(file, self.cursor):
-            return True
-        if inode not in (self.cursor.inode, *self.cursor.waiting):
-            self._warn_of_missed_files(inode)
-        self._move(waiting=(*(i for i in self.cursor.waiting if i != inode), inode))
-        while self.cursor.waiting:
-            if not self._finish_old_file(truncated=self.cursor.inode == inode):
-                return False
-            self.cursor = self.cursor.next_file()
-        return True
+            return
+        unread = self.cursor.size - self.cursor.offset
+        known = f" (at least {unread} bytes)" if unread else ""
+        self.lost.append(
+            f"{self.path} was truncated or replaced: what was behind byte {self.cursor.offset} is "
+            f"lost{known}"
+        )
+        self.cursor = LogCursor(generation=self.cursor.generation + 1, inode=inode)
 
     def read(self, file: FileIO, *, final: bool) -> bool:
         """Reads up to the current end of the file; False when a limit came first."""
@@ -277,29 +257,6 @@ class _Pass:
             self._move(offset=end)
         return True
 
-    def _finish_old_file(self, *, truncated: bool) -> bool:
-        file = _find(self.path, self.cursor)
-        if file is not None:
-            with file:
-                return self.read(file, final=True)
-        what = "truncated or replaced" if truncated else "rotated away, and the old file is gone"
-        unread = self.cursor.size - self.cursor.offset
-        known = f" (at least {unread} bytes)" if unread else ""
-        self.lost.append(
-            f"{self.path} was {what}: what was behind byte {self.cursor.offset} is lost{known}"
-        )
-        return True
-
-    def _warn_of_missed_files(self, inode: int) -> None:
-        """Warns about files that may have come and gone at the path between two looks."""
-        known = {self.cursor.inode, *self.cursor.waiting, inode}
-        names = _written_since(self.cursor.mtime_ns, self.path, known)
-        if names:
-            self.lost.append(
-                f"{self.path} was rotated, perhaps more than once: not read, though written since "
-                f"the last look: {', '.join(names)}"
-            )
-
     def _warn_that_it_shrank(self) -> bool:
         self.lost.append(f"{self.path} shrank while it was being read")
         return True
@@ -311,37 +268,6 @@ class _Pass:
 def _open(path: str, flags: int) -> int:
     """Opens a path without waiting: a named pipe would wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _find(path: Path, cursor: LogCursor) -> FileIO | None:
-    """Opens the cursor's file under its current name, in the directory of the log."""
-    try:
-        with os.scandir(path.parent) as entries:
-            for entry in entries:
-                if entry.inode() == cursor.inode and entry.is_file(follow_symlinks=False):
-                    file = FileIO(entry.path)
-                    if _continues(file, cursor):
-                        return file
-                    file.close()
-    except FileNotFoundError:
-        pass  # removed while it was being looked for
-    return None
-
-
-def _written_since(mtime_ns: int, path: Path, known: set[int | None]) -> list[str]:
-    """Files beside the log whose names begin with the log's, as rotation names them."""
-    names = []
-    with os.scandir(path.parent) as entries:
-        for entry in entries:
-            if entry.name.startswith(path.name) and entry.inode() not in known:
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue  # the oldest one is removed as the log rotates
-                written = S_ISREG(status.st_mode) and status.st_size > 0
-                if written and status.st_mtime_ns >= mtime_ns:
-                    names.append(entry.name)
-    return sorted(names)
 
 
 def _continues(file: FileIO, cursor: LogCursor) -> bool:

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 from zlib import crc32
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from autoexp.model import FrozenModel
 from autoexp.states import Verdict
@@ -324,4 +324,3 @@ Event = Annotated[
     | Published,
     Field(discriminator="kind"),
 ]
-adapter: TypeAdapter[Event] = TypeAdapter(Event)

@@ -176,8 +176,7 @@ def _free_outputs(outputs: Path, draft: Path) -> None:
 
 def claim_of(session: Session) -> claims.Claim:
     """The claim of an existing session on directories."""
-    meta = session.meta
-    return claims.Claim(meta.path or str(session.path.absolute()), meta.nonce)
+    return claims.Claim(session.meta.path, session.meta.nonce)
 
 
 def retake_outputs(session: Session) -> None:

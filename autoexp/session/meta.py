@@ -19,12 +19,12 @@ class SessionMeta(BaseModel):
 
     schema_version: int = migrations.VERSION
     session: str
-    nonce: str = ""
+    nonce: str
     """Random: an id may be reused, here or under another sessions root."""
     key_tail: str = ""
     """Random, and the end of its attempts' keys; empty where an older autoexp has made it."""
-    path: str | None = None
-    """The directory where it was created; None where an older autoexp has made it."""
+    path: str
+    """The directory where it was created."""
     created: datetime
     config: str
     overrides: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class SessionMeta(BaseModel):
     @property
     def script(self) -> str:
         """File name of its batch scripts, by which its jobs are told from others in SLURM."""
-        return f"batch-{self.nonce}.sh" if self.nonce else "batch.sh"
+        return f"batch-{self.nonce}.sh"
 
     def key(self, job: str, number: int) -> str:
         """The key of an attempt at a job."""
@@ -53,7 +53,7 @@ class SessionMeta(BaseModel):
 
         A copy would submit its jobs a second time, and jobs write where the session was made.
         """
-        if self.path is None or (Path(self.path).exists() and path.samefile(self.path)):
+        if Path(self.path).exists() and path.samefile(self.path):
             return
         if (Path(self.path) / "session.json").exists():
             advice = "this is a copy: go on with that one, and delete this"

@@ -15,21 +15,33 @@ from autoexp.errors import SessionDamaged
 from autoexp.model import first_problem
 from autoexp.storage import atomic
 
-VERSION = 2
+VERSION = 3
 
 Content = dict[str, Any]
 Record = TypeVar("Record", bound=BaseModel)
 
-
-def _actions_of_any_kind(path: Path, content: Content) -> Content:
-    """Version 1 had one action, the launch of a planned job; that is a start now."""
-    if path.parent.name != "actions":
-        return content
-    action = {**content["action"], "kind": "start"}
-    return {**content, "action": action, "asked_at": content["updated_at"]}
+_MOVED = {
+    f"autoexp.demo_{name}": f"autoexp.demo.{name}" for name in ("trainer", "evaluate", "convert")
+}
 
 
-MIGRATIONS: dict[int, Callable[[Path, Content], Content]] = {1: _actions_of_any_kind}
+def _moved_demo_and_plain_cursor(path: Path, content: Content) -> Content:
+    """Version 2 runs the demo's modules where they were then, and follows logs that are rotated."""
+    upgraded = {key: _with_modules(value) for key, value in content.items()}
+    if path.parent.name == "jobs":
+        upgraded["cursor"].pop("waiting", None)
+    return upgraded
+
+
+def _with_modules(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_modules(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_modules(each) for each in value]
+    return _MOVED.get(value, value) if isinstance(value, str) else value
+
+
+MIGRATIONS: dict[int, Callable[[Path, Content], Content]] = {2: _moved_demo_and_plain_cursor}
 """Migrations from each older version to the next: from a file's path and content to new content."""
 
 

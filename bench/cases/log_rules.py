@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from autoexp.config.compose import compose
-from autoexp.logs.engines import Hyperscan, Searching, best_engine
+from autoexp.logs.engines import Hyperscan, Linear, best_engine
 from autoexp.logs.matcher import Matcher, matcher
 from autoexp.logs.patterns import Wanted
 from autoexp.logs.tail import LogCursor, LookBudget, read_new
@@ -90,7 +90,7 @@ def scan() -> list[Figure]:
             matches = write(log, _GB)
             figures += _against_ripgrep(log, title, patterns, matches)
             write(log, _SMALL)
-            look = partial(_search, log, matcher(patterns, Searching))
+            look = partial(_search, log, matcher(patterns, Linear))
             rate = [_rate(log, look) for _ in range(_REPEATS)]
             figures.append(Figure(f"{title}: rules, without Hyperscan", "MB/s", rate))
             figures.append(_whole_watch(log, title))

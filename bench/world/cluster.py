@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoexp import errors, payload, states
-from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER, folder_name
+from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.schedulers.base import AttemptRef, JobStatus, PayloadSpec, SubmitOptions
@@ -87,7 +87,7 @@ class Trainer:
         sessions.save(self.saves, self.iteration)
         # The clock of files is the virtual one, too: stamps tell whether anything has moved.
         os.utime(self.saves / TRACKER, (at, at))
-        assert (self.saves / folder_name(self.iteration)).is_dir()
+        assert (self.saves / sessions.folder_name(self.iteration)).is_dir()
 
 
 class Cluster:

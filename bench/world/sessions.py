@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
-from autoexp.backends.megatron.formats import TRACKER, folder_name
+from autoexp.backends.megatron.formats import TRACKER
 from autoexp.config.compose import Composed, compose
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
@@ -111,6 +111,11 @@ def running(session: Session, spec: JobSpec, number: int) -> JobRecord:
         first_iteration=0,
     )
     return JobRecord(spec=spec, attempts=[attempt], launched=True)
+
+
+def folder_name(iteration: int) -> str:
+    """The name that Megatron-LM gives a checkpoint: `iter_0001000` for 1000."""
+    return f"iter_{iteration:07d}"
 
 
 def save(save_dir: Path, iteration: int) -> None:

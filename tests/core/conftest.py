@@ -12,7 +12,7 @@ import pytest
 from autoexp.config.compose import Composed, compose
 from autoexp.dotted import setting
 from autoexp.logs import matcher
-from autoexp.logs.engines import Hyperscan, Searching, best_engine
+from autoexp.logs.engines import Hyperscan, Linear, best_engine
 from autoexp.schedulers.base import AttemptRef
 from tests import disks, killing, processes
 from tests.builders import TINY, attempt_of, create, spec_of
@@ -64,7 +64,7 @@ def story_of(tmp_path: Path) -> StoryOf:
 
 
 # Hyperscan is an extra; where it is not installed, what it would answer is not checked.
-ENGINES = (Searching, Hyperscan) if best_engine() is Hyperscan else (Searching,)
+ENGINES = (Linear, Hyperscan) if best_engine() is Hyperscan else (Linear,)
 
 
 @pytest.fixture(params=ENGINES, ids=lambda engine: str(engine.__name__))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autoexp.backends.megatron.formats import TRACKER, folder_name
+from autoexp.backends.megatron.formats import TRACKER
 from autoexp.jobs.record import JobRecord
 from autoexp.monitor.monitor import Look, Monitor
 from autoexp.monitor.steps import Replace, next_step
@@ -16,6 +16,7 @@ from autoexp.schedulers.base import JobStatus
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
+from bench.world import sessions
 
 HANG = {"hang": {"substring": "it hangs", "actions": [{"restart": {}}]}}
 LOG = logging.getLogger()
@@ -70,7 +71,7 @@ class Story:
         return folder
 
     def folder(self, iteration: int, *, name: str = "tiny") -> Path:
-        return Path(self.job(name).spec.save_dir) / folder_name(iteration)
+        return Path(self.job(name).spec.save_dir) / sessions.folder_name(iteration)
 
     def track(self, text: str, *, name: str = "tiny") -> None:
         (Path(self.job(name).spec.save_dir) / TRACKER).write_text(text)

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from autoexp import errors, payload, states
-from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER, folder_name
+from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.schedulers.base import AttemptRef, JobStatus, PayloadSpec, SubmitOptions
 from autoexp.storage import atomic
+from bench.world import sessions
 
 
 class Killed(BaseException):
@@ -75,7 +76,7 @@ class FakeJob:
         line = f" iteration {self.iteration:8d}/ {self.target} | lm loss: 2.5 |\n"
         with self.log.open("a") as log:
             log.write(line[:20] if self.unfinished else line)
-        folder = self.saves / folder_name(self.iteration)
+        folder = self.saves / sessions.folder_name(self.iteration)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".metadata").write_text("")
         (folder / "metadata.json").write_text(str(metadata) if self.unfinished else "{}")

@@ -38,11 +38,6 @@ _LOADED = re.compile(rb"\bsuccessfully loaded checkpoint from .* at iteration\s+
 _NOTHING_THERE = re.compile(rb"\bcould not find the metadata file .*" + TRACKER.encode())
 
 
-def folder_name(iteration: int) -> str:
-    """`iter_0001000` for 1000."""
-    return f"iter_{iteration:07d}"
-
-
 def progress(line: bytes) -> Progress | Unread | None:
     """Read an iteration line; the loss is None where Megatron left it out (a NaN).
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from autoexp.backends.megatron import known_arguments, release, release_names
 from autoexp.backends.megatron.compatibility import compare
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.config.compose import Composed, compose
@@ -357,3 +358,39 @@ def test_an_argument_that_only_the_checkout_knows_passes_through(tmp_path: Path)
     assert options(experiment.trainer.trunk_command(Path("/o")))["--brand-new"] == "3"
     with pytest.raises(BadInput, match="did you mean `brand_new`"):
         composed("backend.args.brand_new=3", "backend.args.brand_nwe=3", f"backend.source={source}")
+
+
+# Names of releases
+
+
+def test_the_names_are_as_the_command_writes_them_and_say_of_which_releases() -> None:
+    written = release.TARGET.read_text()
+    assert written == release.written(release_names.RELEASES, release_names.NAMES)
+    assert all(name.startswith("core_v") for name in release_names.RELEASES)
+    assert {"train_iters", "use_custom_fsdp", "no_bias_gelu_fusion"} <= release_names.NAMES
+    assert not known_arguments.PASSED_THROUGH & known_arguments.OURS.keys()
+
+
+def test_the_names_of_releases_are_read_from_their_tags(tmp_path: Path) -> None:
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@example.org")
+    arguments = tmp_path / "megatron" / "training" / "arguments.py"
+    arguments.parent.mkdir(parents=True)
+    (tmp_path / "pretrain_gpt.py").touch()
+    subprocess.run([*git, "init", "-q"], check=True)
+    for tag, name in (("core_v1", "old"), ("core_v2", "new"), ("core_v3", "newest")):
+        arguments.write_text("".join(f"g.add_argument('--{n}')\n" for n in ("train-iters", name)))
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-qm", tag], check=True)
+        subprocess.run([*git, "tag", tag], check=True)
+    target = tmp_path / "release_names.py"
+    release.main(tmp_path, ["core_v1", "core_v2"], target)
+    assert target.read_text() == release.written(
+        ["core_v1", "core_v2"], ["new", "old", "train_iters"]
+    )
+
+
+@pytest.mark.skipif("AUTOEXP_TEST_MEGATRON" not in os.environ, reason="no clone of Megatron-LM")
+def test_the_names_are_those_of_the_releases_in_a_clone_of_megatron(tmp_path: Path) -> None:
+    target = tmp_path / "release_names.py"
+    release.main(Path(os.environ["AUTOEXP_TEST_MEGATRON"]), release_names.RELEASES, target)
+    assert target.read_text() == release.TARGET.read_text()

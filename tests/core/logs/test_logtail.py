@@ -1,4 +1,4 @@
-"""Every complete line once and in order, however it was written, rotated or truncated."""
+"""Every complete line once and in order, however it was written, replaced or truncated."""
 
 import os
 import re
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from autoexp.logs import tail
-from autoexp.logs.tail import BLOCK, LIMIT, MAX_LINE, SEAM, LogCursor, LogLine, Reading, read_new
+from autoexp.logs.lines import LogLine
+from autoexp.logs.tail import BLOCK, LIMIT, MAX_LINE, SEAM, LogCursor, Reading, read_new
 
 
 class Monitor:
@@ -53,7 +54,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "train.log"
         self.clock = 0
-        self.old: list[Path] = []
+        self.replaced = 0
 
     def write(self, data: bytes) -> None:
         with self.path.open("ab") as file:
@@ -66,9 +67,10 @@ class Writer:
             file.write(data)
         self._touch()
 
-    def rotate(self) -> Path:
-        self.old.append(self.path.with_name(f"train.log.{len(self.old) + 1}"))
-        return self.path.rename(self.old[-1])
+    def replace(self, data: bytes = b"") -> None:
+        self.replaced += 1
+        self.path.rename(self.path.with_name(f"train.log.{self.replaced}"))
+        self.write(data)
 
     def _touch(self) -> None:
         self.clock += 1
@@ -265,19 +267,6 @@ def test_what_is_written_after_the_last_look_is_still_read(
     assert monitor.look(final=True).lines == [(0, 3, b"c"), (0, 5, b"d")]
 
 
-def test_the_log_of_an_ended_job_is_read_under_the_name_it_was_given(
-    writer: Writer, monitor: Monitor
-) -> None:
-    writer.write(b"a\n")
-    monitor.look()
-    writer.write(b"b\nrest")
-    writer.rotate()
-    assert monitor.look().lines == []
-    assert monitor.look(final=True).lines == [(0, 2, b"b"), (0, 4, b"rest")]
-    assert monitor.look(final=True).lines == []
-    assert monitor.lost == []
-
-
 # --- what it costs
 
 
@@ -377,107 +366,30 @@ def test_a_bound_without_a_byte_is_refused(tmp_path: Path) -> None:
         read_new(tmp_path / "train.log", LogCursor(), limit=0)
 
 
-# --- rotation
+# --- replacement
 
 
-def test_a_rotated_file_is_read_to_its_end_before_the_new_one(
-    writer: Writer, monitor: Monitor
-) -> None:
-    writer.write(b"a\n")
-    monitor.look()
-    writer.write(b"b\nrest")
-    writer.path.rename(writer.path.with_name("kept"))
-    writer.write(b"c\n")
-    reading = monitor.look()
-    assert reading.lines == [(0, 2, b"b"), (0, 4, b"rest"), (1, 0, b"c")]
-    assert reading.lost is None
-
-
-def test_a_rotated_file_is_read_over_several_calls(writer: Writer, monitor: Monitor) -> None:
-    old, new = b"old line\n" * 10, b"new line\n" * 10
-    writer.write(old)
-    monitor.look(limit=10)
-    writer.rotate()
-    writer.write(new)
-    monitor.look_until_done(limit=20)
-    assert monitor.lines == lines_in(old) + lines_in(new, 1)
-    assert monitor.lost == []
-
-
-def test_a_file_seen_at_the_path_is_read_though_it_was_rotated_before_its_turn(
-    writer: Writer, monitor: Monitor
-) -> None:
-    contents = [b"%d line\n" % number * 10 for number in range(3)]
-    for content in contents:
-        writer.write(content)
-        monitor.look(limit=5)
-        if content != contents[-1]:
-            writer.rotate()
-    monitor.look_until_done(limit=50)
-    assert monitor.lines == [
-        line for number, content in enumerate(contents) for line in lines_in(content, number)
-    ]
-    assert monitor.lost == []
-
-
-def test_a_file_that_came_and_went_between_two_looks_is_named(
-    writer: Writer, monitor: Monitor
-) -> None:
-    writer.write(b"before\n")
-    writer.rotate()
-    writer.write(b"a\n")
-    monitor.look()
-    writer.write(b"b\n")
-    for _ in range(2):
-        writer.rotate()
-        writer.write(b"unseen\n")
-    writer.rotate()
-    writer.write(b"c\n")
-    lost = monitor.look().lost
-    assert monitor.texts == [b"a", b"b", b"c"]
-    assert lost is not None and lost.endswith("train.log.3, train.log.4")
-
-
-def test_a_file_that_came_and_went_is_named_once_over_several_calls(
-    writer: Writer, monitor: Monitor
-) -> None:
-    for content in (b"a\n" * 20, b"unseen\n", b"c\n" * 20):
-        writer.write(content)
-        if not writer.old:
-            monitor.look(limit=2)
-        writer.rotate()
-    writer.write(b"d\n")
-    monitor.look_until_done(limit=10)
-    assert monitor.texts == [b"a"] * 20 + [b"d"]
-    assert len(monitor.lost) == 1
-    assert monitor.lost[0].endswith(": train.log.2, train.log.3")
-
-
-def test_files_waiting_for_their_turn_are_read_though_none_is_at_the_path_any_more(
-    writer: Writer, monitor: Monitor
-) -> None:
-    for content in (b"a\n" * 20, b"b\n" * 20):
-        writer.write(content)
-        monitor.look(limit=2)
-        writer.rotate()
-    monitor.look_until_done(final=True, limit=10)
-    assert monitor.texts == [b"a"] * 20 + [b"b"] * 20
-    assert monitor.lost == []
-
-
-def test_a_deleted_file_is_reported_with_the_bytes_it_still_had(
+def test_a_replaced_log_is_read_from_its_start_and_what_is_lost_is_said(
     writer: Writer, monitor: Monitor
 ) -> None:
     writer.write(b"a\n" * 50)
     monitor.look(limit=10)
-    writer.rotate()
-    writer.write(b"b\n")
-    writer.old[0].unlink()
+    writer.replace(b"b\n")
     reading = monitor.look()
     assert reading.lines == [(1, 0, b"b")]
     assert reading.lost is not None
-    assert "the old file is gone" in reading.lost and "at least 90 bytes" in reading.lost
+    assert "truncated or replaced" in reading.lost and "at least 90 bytes" in reading.lost
     assert monitor.look().lost is None
+
+
+def test_a_log_is_looked_for_nowhere_but_at_its_path(writer: Writer, monitor: Monitor) -> None:
+    writer.write(b"a\n")
+    monitor.look()
+    writer.path.rename(writer.path.with_name("train.log.1"))
+    before = monitor.cursor
+    with counted_calls() as counts:
+        assert monitor.look(final=True) == Reading([], before, None, False)
+    assert counts["scandir"] == 0
 
 
 def test_a_new_file_with_the_inode_of_the_deleted_one_is_read_from_its_start(
@@ -492,21 +404,6 @@ def test_a_new_file_with_the_inode_of_the_deleted_one_is_read_from_its_start(
     reading = read_new(writer.path, reused)
     assert reading.lines == [(1, 0, b"second file, longer")]
     assert reading.lost is not None and "truncated or replaced" in reading.lost
-
-
-def test_another_file_with_the_inode_of_the_deleted_one_is_left_alone(
-    writer: Writer, monitor: Monitor
-) -> None:
-    writer.write(b"first file\n")
-    monitor.look()
-    checkpoint = writer.path.with_name("model.pt")
-    checkpoint.write_bytes(b"\x80" * 1000)
-    writer.path.rename(writer.path.with_name("gone")).unlink()
-    writer.write(b"second file\n")
-    reused = monitor.cursor.model_copy(update={"inode": checkpoint.stat().st_ino})
-    reading = read_new(writer.path, reused)
-    assert reading.lines == [(1, 0, b"second file")]
-    assert reading.lost is not None and "the old file is gone" in reading.lost
 
 
 # --- truncation
@@ -590,19 +487,15 @@ LINES = st.lists(
 )
 PIECES = st.tuples(st.just("write"), st.integers(0, 40))
 LOOKS = st.tuples(st.just("look"), st.integers(1, 60))
-STEPS = {
-    name: st.tuples(st.just(name), st.just(0)) for name in ("look", "rotate", "truncate", "drop")
-}
+CHANGES = {name: st.tuples(st.just(name), st.just(0)) for name in ("replace", "truncate")}
 
 
 @settings(max_examples=250, deadline=None)
-@given(lines=LINES, ended=st.booleans(), steps=st.lists(PIECES | LOOKS | STEPS["rotate"]))
-def test_any_cutting_bounding_and_rotating_yields_each_line_once_and_in_order(
+@given(lines=LINES, ended=st.booleans(), steps=st.lists(PIECES | LOOKS))
+def test_any_cutting_and_bounding_yields_each_line_once_and_in_order(
     lines: list[bytes], ended: bool, steps: list[tuple[str, int]]
 ) -> None:
-    stream = b"\n".join(lines) + (b"\n" if ended else b"")
-    contents = [b""]  # of every file, in order
-    seen: list[int] = []  # the files that were at the path when somebody looked
+    stream = content = b"\n".join(lines) + (b"\n" if ended else b"")
     with tempfile.TemporaryDirectory() as folder, small_bounds() as longest:
         writer = Writer(Path(folder))
         monitor = Monitor(writer.path)
@@ -610,36 +503,17 @@ def test_any_cutting_bounding_and_rotating_yields_each_line_once_and_in_order(
         for step, number in [*steps, ("write", len(stream))]:
             if step == "write":
                 writer.write(stream[:number])
-                contents[-1] += stream[:number]
                 stream = stream[number:]
-            elif step == "rotate":
-                writer.rotate()
-                writer.write(b"")
-                contents.append(b"")
             else:
-                seen.append(len(contents) - 1)
                 monitor.look(limit=number)
-        seen.append(len(contents) - 1)
         monitor.look_until_done(final=True, limit=7)
         assert monitor.look(final=True).lines == []
-    assert monitor.lines == [
-        line
-        for generation, index in enumerate(sorted(set(seen)))
-        for line in lines_in(contents[index], generation, longest)
-    ]
-    came_and_went = {
-        f"train.log.{index + 1}"
-        for index, content in enumerate(contents)
-        if index > seen[0] and index not in seen and content
-    }
-    assert set(re.findall(r"train\.log\.\d+", "".join(monitor.lost))) == came_and_went
+    assert monitor.lines == lines_in(content, 0, longest)
+    assert monitor.lost == []
 
 
 class Omniscient:
-    """The reader as specified, with every byte of every file in its hands: compares, never guesses.
-
-    Like the reader it has nothing but the inode to tell an empty file from the one after it.
-    """
+    """The reader as specified, with every byte of the log in its hands: compares, never guesses."""
 
     def __init__(self) -> None:
         self.inode: int | None = None
@@ -647,17 +521,14 @@ class Omniscient:
         self.generation = 0
         self.lines: list[LogLine] = []
 
-    def look(self, files: dict[int, bytes], inode: int, *, final: bool) -> bool:
-        """Whether something was lost, given what each inode holds and which one is the log."""
-        self.inode = self.inode or inode
-        known = files.get(self.inode)
-        lost = known is None or not self._continues(known)
-        if lost or self.inode != inode:
-            if known is not None and not lost:
-                self._extend(known, final=True)
-            self.inode, self.content = inode, b""
+    def look(self, content: bytes, inode: int, *, final: bool) -> bool:
+        """Whether something was lost, given what the log holds now."""
+        lost = self.inode not in (None, inode) or not self._continues(content)
+        if lost:
+            self.content = b""
             self.generation += 1
-        self._extend(files[inode], final=final)
+        self.inode = inode
+        self._extend(content, final=final)
         return lost
 
     def _continues(self, content: bytes) -> bool:
@@ -682,10 +553,10 @@ class Omniscient:
 @given(
     lines=LINES,
     steps=st.lists(
-        PIECES | STEPS["look"] | STEPS["rotate"] | STEPS["truncate"] | STEPS["drop"], max_size=40
+        PIECES | st.just(("look", LIMIT)) | CHANGES["replace"] | CHANGES["truncate"], max_size=40
     ),
 )
-def test_any_history_with_truncations_and_deletions_says_when_bytes_were_lost(
+def test_any_history_with_truncations_and_replacements_says_when_bytes_were_lost(
     lines: list[bytes], steps: list[tuple[str, int]]
 ) -> None:
     stream = b"".join(b"%s %d\n" % (line, number) for number, line in enumerate(lines))
@@ -694,33 +565,18 @@ def test_any_history_with_truncations_and_deletions_says_when_bytes_were_lost(
         writer = Writer(Path(folder))
         monitor = Monitor(writer.path)
         writer.write(b"")
-        looked_at = 0
         for step, number in [*steps, ("write", len(stream)), ("end", 0)]:
             if step == "write":
                 writer.write(stream[:number])
                 stream = stream[number:]
             elif step == "truncate":
                 writer.truncate()
-            elif step == "rotate":
-                writer.rotate()
-                writer.write(b"")
-            elif step == "drop":
-                for path in writer.old[-1:]:
-                    path.unlink(missing_ok=True)
+            elif step == "replace":
+                writer.replace()
             else:
-                files = {p.stat().st_ino: p.read_bytes() for p in Path(folder).iterdir()}
-                inode = writer.path.stat().st_ino
-                came_and_went = [
-                    path.name
-                    for path in writer.old[looked_at + 1 :]
-                    if path.exists()
-                    and path.stat().st_size
-                    and monitor.cursor.inode not in (None, inode, path.stat().st_ino)
-                ]
-                lost = reference.look(files, inode, final=step == "end")
+                content, inode = writer.path.read_bytes(), writer.path.stat().st_ino
+                lost = reference.look(content, inode, final=step == "end")
                 reading = monitor.look(final=step == "end")
-                looked_at = len(writer.old)
                 assert not reading.more
-                assert (reading.lost is not None) == (lost or bool(came_and_went))
-                assert all(name in (reading.lost or "") for name in came_and_went)
+                assert (reading.lost is not None) == lost
         assert monitor.lines == reference.lines

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from autoexp.backends.megatron.formats import TRACKER, folder_name
+from autoexp.backends.megatron.formats import TRACKER
 from autoexp.config.compose import compose
 from autoexp.jobs.record import JobRecord
 from autoexp.logs import tail
@@ -68,7 +68,7 @@ class Crowd:
         self.write(job, "\n")
 
     def save(self, job: JobRecord, iteration: int) -> None:
-        folder = Path(job.spec.save_dir) / folder_name(iteration)
+        folder = Path(job.spec.save_dir) / sessions.folder_name(iteration)
         folder.mkdir(parents=True)
         (folder / ".metadata").write_text("")
         (folder / "metadata.json").write_text("{}")

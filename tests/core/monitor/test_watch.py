@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from autoexp.backends.command import CommandBackend
 from autoexp.backends.demo import DemoBackend
@@ -31,7 +31,7 @@ from autoexp.model import COMPOSING
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.rulebook import RuleBook, Watched
 from autoexp.rules.event_values import typed
-from autoexp.rules.events import Event, LogMatched, adapter
+from autoexp.rules.events import Event, LogMatched
 from autoexp.rules.ruleset import Rules
 from tests.builders import attempt_of, spec_of
 from tests.core.backends.conformance.command import COMMON
@@ -95,7 +95,7 @@ class Watching:
 
 
 def _back(event: Event) -> Event:
-    back = adapter.validate_json(event.model_dump_json())
+    back = TypeAdapter(Event).validate_json(event.model_dump_json())
     assert back == event
     return back
 

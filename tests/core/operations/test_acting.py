@@ -1,6 +1,5 @@
 """What actions write: repeatable after a kill, refused in words, and nothing more than asked."""
 
-import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from autoexp.session.excluded_nodes import Blamed
 from autoexp.session.inbox import ActionRequest, SubmitRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
-from autoexp.storage import migrations
 from tests.core.story import StoryOf, of, say
 
 
@@ -209,28 +207,3 @@ def test_what_jobs_said_in_the_same_look_gives_an_action_each(
     assert [a.event.values["n"] for a in actions if isinstance(a.event, LogMatched)] == [1, 2]
     assert len({action.key for action in actions}) == 2
     assert story.job().verdict is not Verdict.FAILED
-
-
-# Records of before
-
-
-def test_an_action_of_the_first_version_is_understood(session_path: Path) -> None:
-    event = {"kind": "checkpoint_complete", "job": "tiny", "iteration": 100, "path": "/c"}
-    old = {
-        "schema_version": 1,
-        "key": "start-tiny-cd100--checkpoint_tiny_100--0",
-        "rule": "start-tiny-cd100",
-        "event": event,
-        "action": {"kind": "launch", "job": "tiny-cd100"},
-        "status": "done",
-        "reason": None,
-        "attempts": 1,
-        "updated_at": "2026-11-01T10:00:00Z",
-    }
-    path = session_path / "actions" / f"{old['key']}.json"
-    path.write_text(json.dumps(old))
-    with Session.hold(session_path) as (session, _):
-        (action,) = session.actions.values()
-    assert (action.action.kind, action.status, action.when) == ("start", "done", ())
-    assert json.loads(path.read_text())["schema_version"] == migrations.VERSION
-    assert path.with_name(f"{path.name}.v1").exists()

@@ -21,7 +21,7 @@ from autoexp.session import create as creation
 from autoexp.session.meta import new_id, output_root
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from autoexp.storage import atomic, lease
+from autoexp.storage import atomic, lease, migrations
 from autoexp.storage.places import sessions_root
 from tests.builders import create
 from tests.disks import FullDisk
@@ -379,9 +379,12 @@ def test_an_append_that_failed_does_not_spoil_the_next_one(
 
 def test_a_session_of_another_version_is_left_to_that_version(session_path: Path) -> None:
     file = session_path / "session.json"
-    content = json.loads(file.read_bytes()) | {"schema_version": 3, "from_the_future": True}
+    newer = migrations.VERSION + 1
+    content = json.loads(file.read_bytes()) | {"schema_version": newer, "from_the_future": True}
     file.write_text(json.dumps(content))
-    with pytest.raises(SessionDamaged, match="has schema version 3; this autoexp reads 2"):
+    with pytest.raises(
+        SessionDamaged, match=f"has schema version {newer}; this autoexp reads {newer - 1}"
+    ):
         Session.load(session_path)
 
 

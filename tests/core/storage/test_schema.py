@@ -23,11 +23,11 @@ def older(session_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def rename(_: Path, content: dict[str, Any]) -> dict[str, Any]:
         return {("reason" if key == "why" else key): value for key, value in content.items()}
 
-    monkeypatch.setitem(migrations.MIGRATIONS, 0, rename)
+    monkeypatch.setitem(migrations.MIGRATIONS, 1, rename)
     for path in session_path.glob("jobs/*.json"):
         content = json.loads(path.read_text())
         content["why"] = content.pop("reason")
-        path.write_text(json.dumps({**content, "schema_version": 0}))
+        path.write_text(json.dumps({**content, "schema_version": 1}))
     return session_path
 
 
@@ -41,7 +41,7 @@ def test_the_holder_upgrades_an_older_session_and_keeps_the_originals(older: Pat
     original = (older / "jobs" / "tiny.json").read_bytes()
     with Session.hold(older) as (session, _):
         assert session.jobs["tiny"].reason is None
-    assert (older / "jobs" / "tiny.json.v0").read_bytes() == original
+    assert (older / "jobs" / "tiny.json.v1").read_bytes() == original
     assert (
         json.loads((older / "jobs" / "tiny.json").read_text())["schema_version"]
         == migrations.VERSION
