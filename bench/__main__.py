@@ -29,7 +29,7 @@ CASES = {
     "memory": "bench.cases.memory:memory",
     "start": "bench.cases.cli_start:start",
 }
-"""What there is to measure, and which function measures it."""
+"""The cases by name, each with the function that measures it."""
 
 
 def main() -> int:

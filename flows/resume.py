@@ -1,4 +1,4 @@
-"""Resumes a session without a monitor. Entry point `flows/resume.py:resume`."""
+"""Resumes a session without a monitor. Entry point `autoexp.flows.resume.resume`."""
 
 from typing import Any
 

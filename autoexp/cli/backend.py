@@ -1,4 +1,4 @@
-"""`autoexp backend check`: whether the trainer that will run takes what autoexp gives it."""
+"""`autoexp backend check`: compares autoexp's arguments with those of a trainer's checkout."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,7 +23,7 @@ def backend_check(
 ) -> int:
     """Compare a checkout's arguments with autoexp's; runs nothing.
 
-    It ends with 1 when they differ.
+    The exit code is 1 when they differ.
 
     \b
     Example:

@@ -1,7 +1,7 @@
-"""The command line: which commands there are, and what goes around each of them.
+"""The command line: the table of commands, error messages and exit codes.
 
-Each module beside this one has the commands of a group. Their imports wait until they run, so that
-help, completion and bad words are answered at once.
+Each module of this package holds one group of commands. Heavy imports stand inside the commands, so
+that help, completion and usage errors are fast.
 """
 
 import codecs
@@ -126,7 +126,7 @@ def application() -> typer.Typer:
 
 
 def _group(text: str, *, top: bool = False) -> typer.Typer:
-    """Commands below one name; without one of them it shows its help, as bad input."""
+    """A group of commands; without a command it prints its help and exits with 2."""
     group = typer.Typer(
         help=text,
         epilog=_EPILOG if top else None,
@@ -164,7 +164,7 @@ def _without_verb(context: typer.Context) -> None:
 
 
 def _answering(command: Command) -> Command:
-    """A command with what goes around each: errors are one line, and have an exit code."""
+    """Wrap a command: an error is printed as one line and returned as an exit code."""
 
     @wraps(command)
     def answered(*words: Any, **options: Any) -> int:
@@ -195,7 +195,7 @@ def _answering(command: Command) -> Command:
 
 
 def _refuse(error: typer.TyperException) -> int:
-    """Say what is wrong with the words, and where the right ones stand."""
+    """Print a usage error, with the command whose help explains it; returns the exit code."""
     from autoexp.reports import terminal
 
     context = getattr(error, "ctx", None)
@@ -206,7 +206,7 @@ def _refuse(error: typer.TyperException) -> int:
 
 
 def _print_in_any_encoding() -> None:
-    """Have nothing fail for a character that a terminal or a file has no code for."""
+    """Replace characters that the output's encoding lacks, instead of failing."""
     codecs.register_error("plain", _in_plain_characters)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

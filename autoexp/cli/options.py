@@ -1,7 +1,7 @@
-"""Arguments and options that several commands take, and what a shell completes of them.
+"""Arguments and options shared by several commands, and their shell completion.
 
-Help and completion answer while somebody waits: this module, and what each module of commands
-imports at its top, is cheap.
+Help and completion have to be fast: this module, and the top-level imports of each module of
+commands, are cheap.
 """
 
 import re
@@ -27,7 +27,7 @@ def session_ids(incomplete: str) -> list[str]:
 
 
 def job_names(context: typer.Context, incomplete: str) -> list[str]:
-    """The jobs of the session that stands before, by the names of their files."""
+    """The jobs of the session given earlier on the line, by the names of their files."""
     name = context.params.get("name")
     if not isinstance(name, str):
         return []
@@ -60,7 +60,7 @@ def _names(files: Iterable[str], endings: set[str]) -> list[str]:
 
 
 def _entries(directory: Path) -> list[str]:
-    """What lies in a directory; nothing of one that is not there or cannot be read."""
+    """Names in a directory; none if it is missing or unreadable."""
     with suppress(OSError):
         return [path.name for path in directory.iterdir()]
     return []
@@ -75,14 +75,14 @@ def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
 
 
 def argument(metavar: str, text: str, completion: Any = None) -> Any:
-    """An argument that is taken as it stands, whatever its bytes are."""
+    """An argument passed on unchanged, byte for byte."""
     return typer.Argument(
         metavar=metavar, help=text, autocompletion=completion, parser=str, show_default=False
     )
 
 
 def option(*names: str, metavar: str, text: str, completion: Any = None) -> Any:
-    """An option whose value is taken as it stands, whatever its bytes are."""
+    """An option whose value is passed on unchanged, byte for byte."""
     return typer.Option(
         *names,
         metavar=metavar,
@@ -110,7 +110,7 @@ Origin = Annotated[
     option(
         "--from",
         metavar="SESSION[:JOB[@ITERATION]]",
-        text="Again as a session was, or a cooldown of it, or cooldowns from a checkpoint of it.",
+        text="Start from a session: the same again, one of its cooldowns, or a checkpoint.",
         completion=session_ids,
     ),
 ]
@@ -128,4 +128,4 @@ AnySessions = Annotated[
     argument("SESSION", "Their ids, or directories; the newest by default.", session_ids),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For tools.")]
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new ones.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new entries.")]

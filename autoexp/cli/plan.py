@@ -1,4 +1,4 @@
-"""`autoexp plan` and `run --dry-run`: what would be submitted; and who agrees to its price."""
+"""`autoexp plan` and `run --dry-run`: shows a plan; asks for confirmation of expensive ones."""
 
 import sys
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def plan(
 
 
 def wanted(words: Sequence[str], points: str | None, origin: str | None = None) -> "Composed":
-    """The experiment that was asked for, or some of its points, with the speed measured before."""
+    """Compose the requested experiment, or some of its points; resolves `budget.measured_in`."""
     from autoexp.flows.engine.compose import compose_words
     from autoexp.planning.study import subset
     from autoexp.session.measured_speed import with_measured_speed
@@ -59,7 +59,7 @@ def wanted(words: Sequence[str], points: str | None, origin: str | None = None) 
 
 
 def show(found: "Plan", composed: "Composed") -> None:
-    """The tree, and for a few jobs their details and command lines."""
+    """Print the plan as a tree; a small one with details and command lines too."""
     from autoexp.reports.plan_tree import plan_tree
     from autoexp.reports.tables import print_copies, print_plan
     from autoexp.reports.terminal import console
@@ -111,9 +111,9 @@ def dry_run(composed: "Composed", session: str | None) -> int:
 
 
 def agree(composed: "Composed", found: "Plan", *, yes: bool) -> bool:
-    """Whether the plan may go ahead: asks on a terminal above `budget.confirm_above`.
+    """True if the plan may be submitted; above `budget.confirm_above` it asks on the terminal.
 
-    Raises BadInput where there is nobody to ask.
+    Raises BadInput when stdin is not a terminal.
     """
     from autoexp.planning.approval import above_budget
     from autoexp.reports.plan_tree import plan_tree

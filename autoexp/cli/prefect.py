@@ -67,7 +67,7 @@ def automations_install(
             "--silence",
             metavar="SECONDS",
             parser=seconds,
-            help="Without a heartbeat until a session counts as crashed (360, three heartbeats).",
+            help="Seconds without a heartbeat until a session counts as crashed (default 360).",
             show_default=False,
         ),
     ] = 360.0,

@@ -1,4 +1,4 @@
-"""`autoexp retry`, `budget` and `queue`: what is asked of a session's monitor."""
+"""`autoexp retry`, `budget` and `queue`: requests to a session's monitor."""
 
 import getpass
 import math
@@ -178,7 +178,7 @@ def _print_action(session: "Session", action: "ActionRecord") -> None:
 
 
 def _follow_actions(path: Path) -> int:
-    """Print each action as it is asked for, and again whenever it has moved, to the end."""
+    """Print each action when it is new or its status changes, until the session ends."""
     from autoexp.session.journal import Journal
     from autoexp.session.session import Session
 

@@ -1,4 +1,4 @@
-"""`autoexp export`, `compare` and `plot`: what a study was for."""
+"""`autoexp export`, `compare` and `plot`: the results of sessions."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The commands about rules: try them on a log, explain what they did."""
+"""`autoexp rules test` and `explain`: tests rules on a log; explains the state of a job."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,7 +25,7 @@ def rules_test(
 ) -> int:
     """Show what a preset would have done; no session, no cluster.
 
-    It ends with 1 when nothing would have fired, as grep does.
+    The exit code is 1 when no rule would have fired, as with grep.
 
     \b
     Example:

@@ -31,7 +31,7 @@ def cancel(
 ) -> int:
     """Cancel jobs, pending or running.
 
-    The monitor is asked for it when one is alive; else it is done directly.
+    A live monitor cancels them on request; without one this command does.
 
     \b
     Examples:
@@ -115,7 +115,7 @@ def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
 
 
 def _report_cancelled(path: Path, names: list[str], begun: "Position") -> None:
-    """What became of each job; of the scheduler's answers those since `begun`."""
+    """Print the outcome for each job, and the scheduler's answers since `begun`."""
     from autoexp.reports.terminal import say
     from autoexp.rules.describe import describe
     from autoexp.rules.events import CancelAnswered
@@ -136,7 +136,7 @@ def _report_cancelled(path: Path, names: list[str], begun: "Position") -> None:
 def sessions_list(as_json: options.AsJson = False) -> int:
     """List all sessions, the newest last.
 
-    What cannot be read is one line with its reason.
+    An unreadable session is one line with the reason.
 
     \b
     Example:
@@ -170,13 +170,13 @@ def sessions_list(as_json: options.AsJson = False) -> int:
 
 
 def _is_own(row: dict[str, Any]) -> bool:
-    """Not somebody else's, in a root that people share."""
+    """True if this user owns the session: a sessions root may be shared."""
     path: Path = sessions_root() / row["session"]
     return path.lstat().st_uid == os.geteuid()
 
 
 def _row(found: "Found") -> tuple[dict[str, Any], str | None]:
-    """What is said of a session, and why it cannot be read."""
+    """The row of a session, and the reason why it cannot be read, if any."""
     from autoexp.reports.status import state_of
     from autoexp.session.find import live_holder
     from autoexp.session.session import Session
@@ -270,7 +270,7 @@ def sessions_remove(
 
 
 def _outside(session: "Session") -> list[Path]:
-    """Where jobs of a session wrote outside of it: its outputs, and folders of adopted jobs."""
+    """Directories outside the session that its jobs wrote: outputs, and folders of adopted jobs."""
     from autoexp.session.meta import output_root
 
     places = [session.path, output_root(session.experiment, session.path)]
@@ -282,7 +282,7 @@ def _outside(session: "Session") -> list[Path]:
 
 
 def _say_kept(place: Path) -> None:
-    """Say what of a directory stays; nothing of one that is not there."""
+    """Print what is kept of a directory outside the session, if it exists."""
     from autoexp.reports.terminal import say
     from autoexp.storage import claims
 

@@ -1,4 +1,4 @@
-"""`autoexp status`, `events` and `tail`: they read sessions, without Prefect."""
+"""`autoexp status`, `events` and `tail`: read sessions, without Prefect."""
 
 import json
 import os
@@ -167,7 +167,7 @@ def _print_name(log: Path) -> None:
 
 
 def _last_lines(log: Path, lines: int) -> int:
-    """Where the last `lines` lines of the log begin, in bytes; within its last 8 MiB at most."""
+    """Offset of the last `lines` lines of the log, in bytes; within its last 8 MiB at most."""
     if not log.exists():
         return 0
     position = log.stat().st_size
@@ -187,7 +187,7 @@ def _last_lines(log: Path, lines: int) -> int:
 
 
 def _print_from(log: Path, position: int) -> int:
-    """Print what the log says now, from a position on; returns where that ends."""
+    """Print the log from a position to its current end; returns the new position."""
     from autoexp.reports.terminal import say_log
 
     if not log.exists():

@@ -1,4 +1,4 @@
-"""Bringing jobs into a session from another process: submit, adopt, and the queue of actions."""
+"""`autoexp submit` and `adopt`: add jobs to a session from another process."""
 
 import getpass
 import os
@@ -43,7 +43,7 @@ def submit(
 ) -> int:
     """Register a job in a session, and return at once.
 
-    The session is made if there is none of that id.
+    The session is created if it does not exist.
 
     \b
     Example:
@@ -53,7 +53,7 @@ def submit(
 
 
 def register(composed: "Composed", name: str, *, yes: bool) -> int:
-    """Add an experiment's jobs to a session, which is made if there is none of that id."""
+    """Add an experiment's jobs to a session, which is created if it does not exist."""
     from autoexp.operations.launch import refuse_other_scheduler
     from autoexp.planning.study import plan_study
     from autoexp.reports.terminal import say
@@ -98,7 +98,7 @@ def adopt(
 ) -> int:
     """Take a job that was started by hand into a session.
 
-    Its checkpoints, cooldowns and all come along. The session is made if there is none of that id.
+    Its checkpoints count, and cooldowns branch from it. A missing session is created.
 
     \b
     Example:
@@ -145,7 +145,7 @@ def adopt(
 
 
 def _session_for(composed: "Composed", path: Path) -> "Session":
-    """A new session without jobs of its own: the adopted one is asked for as of any other."""
+    """Create a session without jobs; the adopted job is added by a request, as to any session."""
     from autoexp.planning.plan import NO_JOBS
     from autoexp.session.create import create
     from autoexp.session.provenance import provenance
@@ -175,7 +175,7 @@ def _attempt(session: "Session", plan: "Plan", job: "HandStarted", log: str) -> 
 
 
 def _described_by_slurm(job_id: str, cluster: "SlurmCluster") -> dict[str, str]:
-    """What `scontrol show job` says; raises BadInput when SLURM does not know the job."""
+    """Fields of `scontrol show job`; raises BadInput when SLURM does not know the job."""
     from autoexp.schedulers.slurm_commands import SlurmCommandFailed, at, run
 
     if not _JOB_ID.fullmatch(job_id):
@@ -195,7 +195,7 @@ def _described_by_slurm(job_id: str, cluster: "SlurmCluster") -> dict[str, str]:
 
 
 def _refuse_unfit(job_id: str, described: dict[str, str]) -> None:
-    """Raise BadInput for a job that nobody could watch as one's own, or that a session watches."""
+    """Raise BadInput for a job that cannot be adopted: another user's, or a session's already."""
     from autoexp.storage import permissions
 
     name, user = described["JobName"], int(described.get("UserId", os.geteuid()))
@@ -214,7 +214,7 @@ def _refuse_unfit(job_id: str, described: dict[str, str]) -> None:
 
 
 def _session_of(command: str) -> Path | None:
-    """The session in whose attempts a batch script lies; its path may be followed by arguments."""
+    """The session that submitted a job, from its batch command; None if no session did."""
     from autoexp.operations.adopt import is_session
 
     for found in re.finditer("/attempts/", command):
@@ -225,7 +225,7 @@ def _session_of(command: str) -> Path | None:
 
 
 def _cluster_name(cluster: "SlurmCluster") -> str:
-    """The cluster's own name: one that is asked by name may be asked without it, too."""
+    """The cluster's name: the configured one, else ClusterName of `scontrol show config`."""
     from autoexp.schedulers.slurm_commands import SlurmCommandFailed, run
 
     if cluster.at is not None:

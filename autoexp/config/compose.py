@@ -1,4 +1,4 @@
-"""From YAML and overrides to a validated experiment: Hydra composes, pydantic judges."""
+"""From YAML and overrides to a validated experiment: Hydra composes, pydantic validates."""
 
 import re
 from collections.abc import Callable, Container, Mapping, Sequence

@@ -39,8 +39,8 @@ def note_logged(job: JobRecord, attempt: Attempt, iteration: int) -> None:
 def check(job: JobRecord, attempt: Attempt, *, is_read: bool = False) -> None:
     """Compare what was logged with where the attempt had to begin, and fail it for another place.
 
-    One line alone is no evidence, since it may be garbled; but `is_read` says that no more will
-    come, and then a job that ended well is not held for finished against all that it said.
+    One line alone is no evidence, since it may be garbled. With `is_read` no more lines will come:
+    a job must not count as finished if what there is of its log shows another start.
 
     Raises OSError when it cannot be seen which checkpoints lie there.
     """

@@ -111,9 +111,9 @@ class Recorder:
     def contain(
         self, what: str, job: str, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs
     ) -> bool:
-        """Call `function`; True if it returned. What it raises becomes a warning of the job.
+        """Run `call`; True if it returned. An exception becomes a warning of the job.
 
-        Not contained are a disk that cannot be written at all (OSError) and a lease that is lost.
+        A disk that cannot be written at all (OSError) and a lost lease are raised.
         """
         try:
             call(*args, **kwargs)

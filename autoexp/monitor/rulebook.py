@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Watched(NamedTuple):
-    """What rules need from one job: patterns, a mark and a length of its tail."""
+    """Data that the rules need from one job: log patterns, a mark, the length of its tail."""
 
     lines: Matcher
     log_rules: dict[str, LogRule]

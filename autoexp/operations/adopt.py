@@ -265,7 +265,7 @@ def _written(job: HandStarted, holder: Claim) -> BadInput:
 
 
 def _has(claim: Claim, job: HandStarted) -> bool:
-    """True if the session that claimed a job exists, and is not done with it."""
+    """True if the session that claimed a job exists and still runs it."""
     if not claim.is_live():
         return False
     try:

@@ -102,7 +102,7 @@ def cancel_directly(
 
 
 def _not_ended(alive: Iterable[JobRecord], answers: dict[str, str]) -> str:
-    """Why jobs are alive still; one whose id was given away is settled by a monitor alone."""
+    """Reason why jobs have not ended; a reused job id can be settled only by a monitor."""
     foreign = [
         f"{attempt.key} was job {attempt.job_id}, and that id is another job's by now: nothing was "
         "cancelled; how it ended, or that it is lost, `autoexp resume` finds out in some minutes"

@@ -1,4 +1,4 @@
-"""Resolves the file of a `write_file` action: a log line's value never leads out of its directory.
+"""Resolves the file of a `write_file` action: values from a log cannot leave its directory.
 
 A path is a template. Its leading parts without a captured value are the rule's own text and name
 the directory; what stands behind them stays below it, links included.

@@ -15,7 +15,7 @@ Values = Mapping[str, str]
 
 
 def validate_rules(experiment: Experiment) -> None:
-    """Raise BadInput for rules with impossible actions: now, instead of at 3 a.m."""
+    """Raise BadInput for rules whose actions are impossible, before anything is submitted."""
     for name, rule in named(experiment.monitoring):
         for step in rule.actions:
             action = step.action

@@ -52,7 +52,7 @@ class LogMatched(FrozenModel):
 
 
 class MetricAlarm(FrozenModel):
-    """What a job logged broke a metric rule, for the first time in the attempt."""
+    """A logged metric broke a rule, for the first time in the attempt."""
 
     kind: Literal["metric_alarm"] = "metric_alarm"
     job: str

@@ -1,4 +1,4 @@
-"""Exit files: a payload's own record of its end, which SLURM may not know, or know otherwise."""
+"""Exit files: a payload's record of how its command ended, which SLURM may lack or contradict."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +46,7 @@ class ExitFile(BaseModel):
 
 
 def read_exit_file(directory: Path) -> ExitFile | None:
-    """How an attempt ended, by its own account; None while it gives none that can be read.
+    """Read `exit.json` of an attempt; None while it is missing or unreadable.
 
     Raises OSError for a reason that passes.
     """
@@ -69,7 +69,7 @@ class _StartFile(BaseModel):
 
 
 def read_start_file(directory: Path) -> dict[str, Any] | None:
-    """What an attempt that has begun says of itself; None while there is nothing to be read.
+    """Read `started.json` of an attempt; None while it is missing or unreadable.
 
     Raises OSError for a reason that passes.
     """
@@ -80,7 +80,7 @@ def read_start_file(directory: Path) -> dict[str, Any] | None:
 
 
 def _exit_file(ref: AttemptRef) -> ExitFile | None:
-    """The payload's own account of its end, if it is of this very job."""
+    """The exit file of the attempt, if this very job wrote it."""
     ended = read_exit_file(ref.directory)
     return ended if ended is not None and ended.job_id == ref.job_id else None
 

@@ -285,13 +285,13 @@ class SlurmScheduler:
         return read_squeue(self._ask([*_SQUEUE, "-O", SQUEUE_FORMAT]))
 
     def _own(self, refs: Sequence[AttemptRef], listed: Sequence[Row]) -> dict[str, Row]:
-        """The tickets' jobs among those that squeue listed, by key."""
+        """The rows of the attempts among those that squeue listed, by key."""
         return self._ours(refs, listed, self._submitted)
 
     def _ours(
         self, refs: Sequence[AttemptRef], listed: Sequence[Row], submitted: Callable[[str], str]
     ) -> dict[str, Row]:
-        """The tickets' jobs among those listed, by key; `submitted` maps ids to what they run.
+        """The rows of the attempts among those listed, by key; `submitted` maps an id to a script.
 
         Identity is id and name: after a controller's loss ids are reused. A job that was
         renamed is known by its script.

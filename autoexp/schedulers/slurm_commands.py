@@ -57,7 +57,7 @@ def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] =
     """Run a command and return its output.
 
     Raises SchedulerUnavailable when it does not end in time, cannot be started or is killed, and
-    CommandFailed with its own words when it fails.
+    SlurmCommandFailed with the command's message when it fails.
     """
     # Seconds since 1970: no time zone, and no change of the clock in autumn.
     clock = {"SLURM_TIME_FORMAT": "%s"} if arguments[0] in ("squeue", "sacct") else {}

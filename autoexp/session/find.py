@@ -3,7 +3,7 @@
 Below a shared root lie others' sessions, and files that are no sessions: none of that stops
 anybody. The session that a flow run created or resumed is recorded in its user's own index:
 `.flow-runs-<uid>/<flow run id>`, a link that is made in one step, before the session counts. So
-whoever runs the flow run again makes that session or goes on with it, and never a second one.
+a flow run that is run again creates or resumes that session, and never a second one.
 """
 
 import json

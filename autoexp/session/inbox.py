@@ -96,7 +96,7 @@ def enqueue(session: Path, request: Request) -> Path:
 
 
 def has_requests(session: Path) -> bool:
-    """Whether a request waits. Raises OSError where the inbox cannot be read."""
+    """True if a request waits. Raises OSError where the inbox cannot be read."""
     return bool(_waiting(session))
 
 

@@ -98,7 +98,7 @@ class Journal:
                 yield line.entry
 
     def _where_to_go_on(self) -> Position:
-        """The end, or the start where the file was replaced: each event comes once."""
+        """The position to read from: the last one, or 0 when the file was replaced."""
         size = len(self._last)
         try:
             with self._open() as file:

@@ -1,8 +1,8 @@
 """Removes a session directory: renamed away in one step, then deleted.
 
-Everything here goes by open directories and never follows a link. Of what lies in a sessions root
-under a name that says so, only that is deleted which its owner has marked to be: whoever may write
-in the root can rename anything to such a name, and put links there.
+Everything here works on open directories and never follows a link. Leftovers in a sessions root are
+deleted only if their owner has marked them: anybody who may write in the root can rename anything
+to the name of a leftover, and put links there.
 """
 
 import os

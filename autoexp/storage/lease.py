@@ -171,7 +171,7 @@ def _refuse_alive(directory: Path) -> None:
     if ahead_s > SILENCE_S:
         message += (
             f". Its last sign of life is dated {ahead_s:.0f} s ahead of the file server's clock, "
-            "so nobody can tell how old it is: if that monitor is gone for certain, remove "
+            "so its age is unknown: if that monitor certainly no longer runs, remove "
             f"{directory / FILE}"
         )
     raise SessionHeld(message)

@@ -1,4 +1,4 @@
-"""Where sessions and configurations lie; the standard library alone, for a shell waits for it."""
+"""Paths of sessions and configurations; standard library alone, for fast shell completion."""
 
 import os
 from pathlib import Path

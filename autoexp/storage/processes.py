@@ -21,8 +21,8 @@ def pid_of(known: dict[str, Any]) -> int | None:
     """The pid here of the process of `known` (see payload.own_identity); None: dead.
 
     Raises OutOfSight where it ran on another machine, or in a container that hides its processes
-    from here. Neither the host's name tells that, which containers and clones share, nor a pid,
-    which is counted in each container anew and used again.
+    from here. Host names do not show that, since containers and clones share them; nor do pids,
+    which each container counts from 1, and which are reused.
     """
     mine = own_identity()
     if known["host"] != mine["host"]:

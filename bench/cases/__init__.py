@@ -1,1 +1,1 @@
-"""What is measured, a module for each group of figures."""
+"""Benchmark cases: a module for each group of figures."""

@@ -1,4 +1,4 @@
-"""How long the command line takes: the help, a plan, and a run up to its first submission."""
+"""Start-up times of the command line: help, a plan, a run up to its first submission."""
 
 import json
 import os

@@ -64,7 +64,7 @@ def mute(run: Still) -> None:
 
 
 async def settle(run: Still, children: Children) -> None:
-    """See all there is to see. Nothing is published: that is none of the idle ticks' news."""
+    """Read everything that is pending, without publishing it, so that later ticks are idle."""
     mute(run)
     with sessions.unsynced():
         await run.tick(children)
@@ -78,7 +78,7 @@ async def settle(run: Still, children: Children) -> None:
 
 
 def end(run: Still) -> None:
-    """Have everybody who waits beside the loop go home."""
+    """Stop the background coroutines."""
     run.updates.interrupt("measured")
     run._subflows.stop()
 

@@ -1,4 +1,4 @@
-"""What the process of a session flow holds, after thousands of ticks with a thousand jobs."""
+"""Memory of a session flow's process, after thousands of ticks with a thousand jobs."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""What Prefect is asked: task runs, flow runs, events and API calls, for a cooldown and at rest."""
+"""Load on Prefect: task runs, flow runs, events and API calls, for a cooldown and when idle."""
 
 import asyncio
 from collections import Counter

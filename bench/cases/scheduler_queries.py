@@ -1,4 +1,4 @@
-"""What the scheduler is asked: commands per tick, whatever the number of jobs."""
+"""Load on the scheduler: commands per tick, independent of the number of jobs."""
 
 import shutil
 import subprocess

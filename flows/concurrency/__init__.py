@@ -1,1 +1,1 @@
-"""The loop, the session's thread and Prefect: who waits for whom."""
+"""Concurrency of a session flow: the loop, the session's thread, writes to Prefect."""

@@ -1,4 +1,4 @@
-"""Coroutines beside the session's loop: whatever one raises ends nobody else."""
+"""Background coroutines of the loop: an exception in one is logged and ends no other."""
 
 import asyncio
 import logging

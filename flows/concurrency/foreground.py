@@ -35,7 +35,7 @@ class Foreground:
 
     @property
     def over_at(self) -> float | None:
-        """When all was done but the last messages to Prefect, by the monotonic clock."""
+        """Monotonic time at which only the last messages to Prefect were left; None: not yet."""
         ended_at = self._updates.ended_at if self._updates is not None else None
         return ended_at if ended_at is not None else self._stopped_at
 

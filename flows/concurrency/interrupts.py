@@ -1,8 +1,7 @@
-"""The session flow in a thread beside the terminal's, which gets the signals and the last word.
+"""Runs the flow in a thread; the main thread handles signals and the exit code.
 
-In the main thread Prefect would put its own handler for SIGTERM, again with every subflow. And what
-it has to tell a server that is gone it tries to tell for very long: nobody at a prompt waits that
-long.
+In the main thread Prefect would install its own handler for SIGTERM, again with every subflow. And
+it retries its last messages to an unreachable server for longer than anybody at a prompt waits.
 """
 
 import os
@@ -26,7 +25,7 @@ _LONGEST_S = 60.0
 
 @contextmanager
 def stopping_on_signals(foreground: Foreground) -> Iterator[None]:
-    """Let Ctrl-C, `kill` and a lost terminal end the watching, and nothing else.
+    """Make Ctrl-C, `kill` and a lost terminal stop the monitor; jobs keep running.
 
     Raises KeyboardInterrupt while there is no flow yet that could be stopped.
     """
@@ -51,7 +50,7 @@ def stopping_on_signals(foreground: Foreground) -> Iterator[None]:
 
 
 def _forget_lost(terminals: list[int]) -> None:
-    """What is still to be said must not fail for a terminal that is gone."""
+    """Redirect lost terminals to /dev/null, so that later output does not fail."""
     for descriptor in terminals:
         if not os.isatty(descriptor):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
@@ -60,10 +59,9 @@ def _forget_lost(terminals: list[int]) -> None:
 def run_in_thread(foreground: Foreground, flow: Callable[[], None]) -> bool:
     """Run the flow to its end in a thread of its own, and raise what it raises.
 
-    False: it was left alone, as its session is over and Prefect takes nothing of what it has to
-    tell, or takes too long. A server's health says nothing about that: one whose database was wiped
-    has it, and one that wants another login. What the flow had to do for the session is done by
-    then, and on disk.
+    Returns False when the flow was abandoned: its session is over, and Prefect does not accept its
+    last messages in time. The server's health check does not show that: it passes with a wiped
+    database or a wrong login. By then everything of the session is on disk.
     """
     raised: list[BaseException] = []
 
@@ -90,9 +88,9 @@ def run_in_thread(foreground: Foreground, flow: Callable[[], None]) -> bool:
 
 
 def exit_after(seconds: float, code: int, said: str) -> None:
-    """Have this process end with `code`, and with a word, though Prefect's threads would keep it.
+    """Exit with `code` after `seconds`, with a message, even if Prefect's threads still send.
 
-    At the interpreter's exit they send what they hold, for as long as that takes.
+    At the interpreter's exit they flush their queues, however long that takes.
     """
 
     def leave() -> None:

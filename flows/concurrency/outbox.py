@@ -1,4 +1,4 @@
-"""Writes to Prefect: one at a time, and retried where they have to arrive in the end."""
+"""Writes to the Prefect API: one at a time, with retries for those that must arrive."""
 
 import asyncio
 import logging
@@ -28,14 +28,14 @@ class WriteSlot:
         self._is_held = False
 
     async def acquire(self, within_s: float | None = None) -> None:
-        """Wait until nobody else writes, but not for longer than so many seconds."""
+        """Acquire the write lock; after `within_s` seconds go on without it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self._write_lock.acquire()
                 self._is_held = True
 
     def release(self) -> None:
-        """Let the next one write; may be repeated."""
+        """Release the write lock; repeatable."""
         if self._is_held:
             self._is_held = False
             self._write_lock.release()

@@ -1,4 +1,4 @@
-"""Deploying to a Prefect server, with one of our own where none answers; and its worker."""
+"""`autoexp deploy` and `worker`: starts a server where none answers, deploys, runs a worker."""
 
 import os
 import signal
@@ -124,7 +124,7 @@ def worker(pool: str) -> int:
 
 
 def _environment(url: str, auth_string: str | None) -> dict[str, str]:
-    """What Prefect's own commands are started with."""
+    """Environment variables for Prefect's own commands."""
     login = {"PREFECT_API_AUTH_STRING": auth_string} if auth_string else {}
     return {**os.environ, "PREFECT_API_URL": url, **login}
 
@@ -140,7 +140,7 @@ def _url() -> str:
 
 
 def _auth_string(url: str) -> str | None:
-    """What opens the server: what Prefect's settings say, else what an earlier deploy wrote."""
+    """The server's authentication string: from Prefect's settings, else from an earlier deploy."""
     if known := PREFECT_API_AUTH_STRING.value():
         return str(known)
     settings = load_profiles(include_defaults=False).profiles_by_name.get(PROFILE)
@@ -154,7 +154,7 @@ def _profiles_path() -> Path:
 
 
 def _save_profile(url: str, auth_string: str) -> None:
-    """Write down where the server is and what opens it, where Prefect looks for such things."""
+    """Save the server's URL and authentication string as a Prefect profile."""
     profiles, path = load_profiles(), _profiles_path()
     settings: dict[Any, Any] = {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: auth_string}
     if is_local(url):
@@ -171,7 +171,7 @@ def _save_profile(url: str, auth_string: str) -> None:
 
 
 def _must_be_locked(url: str, auth_string: str | None) -> None:
-    """Raise for a server that takes orders from everybody, or that does not take ours."""
+    """Raise AutoexpError for a server without authentication, or that rejects ours."""
     try:
         lets_everybody_in = lets_in(url)
         takes_ours = lets_everybody_in or not is_local(url) or lets_in(url, auth_string)

@@ -350,7 +350,7 @@ def await_answer(
 
 
 def _reason(log: Path) -> str:
-    """What the end of a server's log says of why it did not start, where that is known."""
+    """The reason why a server did not start, from the end of its log, if it is a known one."""
     with suppress(OSError), log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LOG_END))
         if _OTHER_VERSION in file.read():

@@ -69,7 +69,7 @@ class ConditionChecker:
             self._checking = False
 
     def _facts(self) -> list[_Waiting]:
-        """On the session's thread: the waiting actions, and the facts of this moment."""
+        """Copy the waiting actions and the current facts; runs on the session's thread."""
         session = self._session
         jobs = {
             name: JobFacts(job.state, None if job.verdict is None else str(job.verdict))

@@ -1,4 +1,4 @@
-"""The life of every session flow: make or find its session, hold it, watch it, and end."""
+"""Life cycle of a session flow: create or find the session, hold the lease, watch, finish."""
 
 import asyncio
 import logging

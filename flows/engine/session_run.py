@@ -143,7 +143,7 @@ class SessionRun:
     # Look
 
     def _read_on(self, answers: dict[str, JobStatus], is_time_to_ask: bool) -> _Found:
-        """On the session's thread, in one call: each switch of threads costs as much as a look."""
+        """One tick on the session's thread, in one call: switching threads costs a look's time."""
         self._lease.beat()
         notes = self._take_requests()
         look = self._monitor.look(answers)

@@ -149,7 +149,7 @@ class Subflows:
         return decorate(job_subflow)
 
     def _origins(self, spec: JobSpec) -> list[State[Any]]:
-        """Where its arrows come from: its checkpoint, else the jobs that it follows."""
+        """Sources of its arrows in the run graph: its checkpoint, else the jobs it depends on."""
         if mark := self._marks.get(spec.name):
             return [mark]
         above = [awaited.job for awaited in spec.awaits]

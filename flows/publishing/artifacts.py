@@ -143,7 +143,7 @@ class ArtifactPublisher:
             await self._publish_plot()
 
     def _read(self) -> tuple[Status, str]:
-        """On the session's thread: its status, and its page of that moment."""
+        """Read the status and render the page; runs on the session's thread."""
         status = status_of(self._session)
         return status, page.session_page(self._session, status)
 

@@ -42,7 +42,7 @@ class EventEmitter:
         self._cooldowns_done = _cooldowns_are_done(session)
 
     def collect(self) -> None:
-        """On the session's thread: collect what has happened since the last call."""
+        """Collect the events since the last call; runs on the session's thread."""
         self._note_journal()
         self._note_submissions()
         self._note_last_cooldown()
