@@ -29,6 +29,13 @@ def nearest(name: str, known: Iterable[str], braces: bool = False) -> str:
 
 def first_problem(error: ValidationError, *below: str, skip: int = 0) -> str:
     """The first problem of a validation in one line, its path without the first `skip` parts."""
-    problem = error.errors()[0]
-    path = ".".join(str(part) for part in (*below, *problem["loc"][skip:]))
-    return f"{path}: {problem['msg']}" if path else problem["msg"]
+    return problems(error, *below, skip=skip)[0]
+
+
+def problems(error: ValidationError, *below: str, skip: int = 0) -> list[str]:
+    """The problems of a validation, a line each, their paths without the first `skip` parts."""
+    lines = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in (*below, *problem["loc"][skip:]))
+        lines.append(f"{path}: {problem['msg']}" if path else problem["msg"])
+    return lines

@@ -10,7 +10,7 @@ from autoexp.backends.base import AbsolutePath, BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.command_line import Argument, refuse_names, word
-from autoexp.backends.placeholders import change_options, fill, names_of, pattern_of
+from autoexp.backends.placeholders import change_options, names_of, pattern_of, substitute
 from autoexp.backends.progress_line import ProgressPattern
 from autoexp.backends.protocol import (
     Branch,
@@ -176,15 +176,15 @@ class CommandBackend(BackendBase):
 
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         values = self._values(self.args.train_iters, save_dir)
-        return tuple(fill(text, values) for text in self.command)
+        return tuple(substitute(text, values) for text in self.command)
 
     def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
         values = self._values(branch.target, save_dir)
         values |= _branch_values(branch, self.shapes.get(branch.shape, branch.shape))
         values["min_lr"] = word(branch.min_lr)
-        command = [fill(text, values) for text in self.command]
+        command = [substitute(text, values) for text in self.command]
         options = {
-            name: fill(value, values) if isinstance(value, str) else value
+            name: substitute(value, values) if isinstance(value, str) else value
             for name, value in self.cooldown.items()
         }
         return tuple(change_options(command, options))

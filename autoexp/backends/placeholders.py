@@ -10,7 +10,7 @@ _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _ITERATION = "{iteration}"
 
 
-def fill(text: str, values: Mapping[str, str]) -> str:
+def substitute(text: str, values: Mapping[str, str]) -> str:
     """The text with each `{name}` replaced by its value; other braces stay as they are."""
     return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
 

@@ -49,14 +49,14 @@ _PLAIN |= dict.fromkeys("━─╸╺", "-") | dict.fromkeys("│┃", "|") | di
 Command = Callable[..., int]
 
 
-class Group(NamedTuple):
+class CommandGroup(NamedTuple):
     """Commands of two words."""
 
     text: str
     verbs: dict[str, Command]
 
 
-def commands() -> dict[str, Command | Group]:
+def commands() -> dict[str, Command | CommandGroup]:
     """All commands, in the order of the help."""
     return {
         "run": run.run,
@@ -71,12 +71,12 @@ def commands() -> dict[str, Command | Group]:
         "plot": results.plot,
         "export": results.export,
         "compare": results.compare,
-        "rules": Group("Try rules on an existing log.", {"test": rules.rules_test}),
+        "rules": CommandGroup("Try rules on an existing log.", {"test": rules.rules_test}),
         "cancel": sessions.cancel,
         "retry": requests.retry,
         "budget": requests.budget,
         "queue": requests.queue,
-        "sessions": Group(
+        "sessions": CommandGroup(
             "List, show or remove sessions.",
             {
                 "list": sessions.sessions_list,
@@ -84,14 +84,16 @@ def commands() -> dict[str, Command | Group]:
                 "remove": sessions.sessions_remove,
             },
         ),
-        "blocks": Group("Make Prefect blocks: where jobs run.", {"create": prefect.blocks_create}),
-        "automations": Group(
+        "blocks": CommandGroup(
+            "Make Prefect blocks: where jobs run.", {"create": prefect.blocks_create}
+        ),
+        "automations": CommandGroup(
             "Install Prefect automations (recovery, notifications).",
             {"install": prefect.automations_install},
         ),
         "deploy": prefect.deploy,
         "worker": prefect.worker,
-        "backend": Group(
+        "backend": CommandGroup(
             "Check that a trainer takes what autoexp gives.", {"check": backend.backend_check}
         ),
     }
@@ -115,7 +117,7 @@ def application() -> typer.Typer:
     """All commands as typer knows them."""
     top = _group("LLM training experiments on SLURM as Prefect flows.", top=True)
     for name, command in commands().items():
-        if isinstance(command, Group):
+        if isinstance(command, CommandGroup):
             group = _group(command.text)
             for verb, function in command.verbs.items():
                 group.command(verb)(_answering(function))

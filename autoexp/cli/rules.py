@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 import typer
 
 from autoexp.cli import options
-from autoexp.errors import BadInput
 
 
 def rules_test(
@@ -77,9 +76,6 @@ def explain(
     from autoexp.session.session import Session
 
     session = Session.load(session_path(name))
-    record = session.jobs.get(job)
-    if record is None:
-        raise BadInput(f"{job}: no such job; {session.id} has: {', '.join(session.jobs)}")
-    for sentence in sentences(session, record):
+    for sentence in sentences(session, session.job(job)):
         say(sentence)
     return 0

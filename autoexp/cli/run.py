@@ -68,7 +68,9 @@ def run(
     if not planning.agree(composed, plan, yes=yes):
         say("nothing was submitted")
         return 2
-    return watch(create(composed, plan, sessions_root(), session_id=name, provenance=provenance()))
+    return watch_in_terminal(
+        create(composed, plan, sessions_root(), session_id=name, provenance=provenance())
+    )
 
 
 def resume(name: options.AnySession = None) -> int:
@@ -86,10 +88,10 @@ def resume(name: options.AnySession = None) -> int:
     session = Session.load(path)
     refuse_if_held(session)
     adopt.retake(session)  # here too, before a server is started
-    return watch(path)
+    return watch_in_terminal(path)
 
 
-def watch(path: Path) -> int:
+def watch_in_terminal(path: Path) -> int:
     """Watch a session to its end; returns the exit code of docs/commands.md."""
     from autoexp.flows.concurrency.interrupts import exit_after
     from autoexp.flows.concurrency.outbox import is_prefect_error

@@ -41,7 +41,7 @@ def cancel(
     from autoexp.reports.terminal import say
     from autoexp.session.find import live_holder, own_session_path
     from autoexp.session.inbox import CancelRequest, enqueue, waiting_jobs
-    from autoexp.session.session import Session
+    from autoexp.session.session import Session, no_such_job
 
     path = own_session_path(name)
     session = Session.load(path)
@@ -49,7 +49,7 @@ def cancel(
     known = [*session.jobs, *waiting_jobs(path)]
     unknown = [job for job in jobs or [] if job not in known]
     if unknown:
-        raise BadInput(f"{', '.join(unknown)}: no such job; {session.id} has: {', '.join(known)}")
+        raise no_such_job(session.id, unknown, known)
     by = f"autoexp cancel by {getpass.getuser()}"
     had_ended = {name for name, job in session.jobs.items() if job.is_over}
     names = jobs or [job for job in known if job not in had_ended]

@@ -141,9 +141,7 @@ def tail(
     path = session_path(name)
     session = Session.load(path)
     job = job or next(iter(session.jobs))
-    if job not in session.jobs:
-        raise BadInput(f"{job}: no such job; {session.id} has: {', '.join(session.jobs)}")
-    attempt = session.jobs[job].attempt
+    attempt = session.job(job).attempt
     if attempt is None:
         raise BadInput(f"{job}: has not been submitted yet, so there is no log")
     log, start = Path(attempt.log), _last_lines(Path(attempt.log), lines)

@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from autoexp import redaction, scalars
 from autoexp.config.experiment import Experiment
-from autoexp.config.search_path import Groups, locate, merged
+from autoexp.config.search_path import ConfigGroups, locate, merged
 from autoexp.config.sweep import Sweep
 from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep, some, swept
 from autoexp.config.validation import Origins, find_file, validation_message
@@ -93,7 +93,7 @@ class _Read(NamedTuple):
 
 
 def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
-    groups = Groups(paths)
+    groups = ConfigGroups(paths)
     parsed = _parsed(overrides, groups)
     several = swept(override for override, _ in parsed)
     single = [pair for pair in parsed if pair[0].key_or_group not in several]

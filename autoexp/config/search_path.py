@@ -127,7 +127,7 @@ def locate(config: str | None) -> tuple[list[Path], str]:
     return found, config
 
 
-class Groups:
+class ConfigGroups:
     """The names of groups, which are directories of files to choose from."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -148,6 +148,6 @@ class Groups:
 
 def group_choices(overrides: Sequence[str]) -> dict[str, str]:
     """Overrides that choose a file of a group, such as `slurm=lumi`."""
-    groups = Groups(directories())
+    groups = ConfigGroups(directories())
     words = (word.partition("=") for word in overrides)
     return {key: value for key, _, value in words if key in groups and value}

@@ -11,7 +11,7 @@ from autoexp.jobs.limits import chain_length
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.resources.machines import SlurmCluster
 
-Group = list[JobRecord]
+JobGroup = list[JobRecord]
 
 
 class Submit(NamedTuple):
@@ -103,15 +103,15 @@ def together(
     return found
 
 
-def groups(jobs: Iterable[JobRecord], longest: int) -> list[Group]:
+def groups(jobs: Iterable[JobRecord], longest: int) -> list[JobGroup]:
     """Group jobs that can go as one array; a group of one goes alone.
 
     Attempts intended as an array and not submitted stay together. `longest` is SLURM's
     MaxArraySize, which bounds the index too.
     """
-    begun: dict[str, Group] = {}
-    fresh: dict[tuple[str, str], Group] = {}
-    alone: list[Group] = []
+    begun: dict[str, JobGroup] = {}
+    fresh: dict[tuple[str, str], JobGroup] = {}
+    alone: list[JobGroup] = []
     for job in jobs:
         attempt = job.unsubmitted
         if attempt is not None and attempt.array_index is not None:

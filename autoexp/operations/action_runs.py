@@ -329,7 +329,7 @@ def _request_and_avoid(action: ActionRecord, recorder: Recorder, ask: Ask) -> Do
 
 
 def _avoidance(session: Session) -> Avoidance | None:
-    nodes = session.blame.current(now())
+    nodes = session.excluded.current(now())
     refs = tuple(
         session.ref(attempt)
         for job in session.jobs.values()

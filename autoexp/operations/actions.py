@@ -31,7 +31,7 @@ from autoexp.rules.events import (
     RestartAsked,
 )
 from autoexp.session.action_records import ActionRecord, ActionStatus
-from autoexp.session.excluded_nodes import Blamed
+from autoexp.session.excluded_nodes import ExcludedNode
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.templates import fill
@@ -286,8 +286,10 @@ def _named_nodes(session: Session, action: ActionRecord) -> list[str]:
 def _exclude(session: Session, action: ActionRecord, nodes: list[str], expires_s: float) -> None:
     until = now() + timedelta(seconds=expires_s)
     with session.writing():
-        session.blame.add(
-            Blamed(node=node, evidence=action.event.key, reason=f"rule {action.rule}", until=until)
+        session.excluded.add(
+            ExcludedNode(
+                node=node, evidence=action.event.key, reason=f"rule {action.rule}", until=until
+            )
             for node in nodes
         )
 

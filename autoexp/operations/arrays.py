@@ -97,7 +97,7 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
         Task(session.ref(job.attempts[-1]), job.spec, job.attempts[-1].model_copy())
         for job in (*begun, *joining)
     )
-    avoided = session.blame.current(now())
+    avoided = session.excluded.current(now())
     directory = session.path / "attempts" / name
     return Array(
         name, directory, session.meta.script, tasks, avoided, not begun, session.refuse_lost

@@ -11,7 +11,7 @@ from autoexp import sinks
 from autoexp.config.experiment import Experiment, Project
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
-from autoexp.model import COMPOSING
+from autoexp.model import COMPOSING, first_problem
 from autoexp.planning.plan import make_plan
 from autoexp.planning.rule_checks import compose_launched
 from autoexp.resources.machines import LocalMachine, SlurmCluster
@@ -90,7 +90,7 @@ class Launching(NamedTuple):
                 scores=str(output / launch.scores) if launch.scores else None,
             )
         except ValidationError as error:
-            raise BadInput(f"{sinks.title(name)}: {error.errors()[0]['msg']}") from error
+            raise BadInput(first_problem(error, sinks.title(name))) from error
 
 
 def launched(session: Session, key: str, jobs: tuple[JobSpec, ...]) -> tuple[JobSpec, ...]:

@@ -54,7 +54,7 @@ class Submission(NamedTuple):
     def run(self, scheduler: Scheduler) -> str:
         """Submit once, whatever was killed in between; returns the scheduler's job id."""
         prepare(self.ref, self.spec, self.attempt, scheduler.payload_spec(self.spec, self.attempt))
-        request = SubmitOptions(
+        options = SubmitOptions(
             self.attempt.name,
             self.attempt.log,
             self.spec.machine,
@@ -63,7 +63,7 @@ class Submission(NamedTuple):
             avoided=self.avoided,
             still_ours=self.still_ours,
         )
-        return submit_once(self.ref, request, scheduler, fresh=self.fresh)
+        return submit_once(self.ref, options, scheduler, fresh=self.fresh)
 
 
 class Withdrawal(NamedTuple):
@@ -190,7 +190,7 @@ def _begin(session: Session, name: str, log: Logger) -> Submission | None:
         attempt = session.begin_attempt(job)
     if attempt is None or job.is_ending:
         return None
-    avoided = session.blame.current(now())
+    avoided = session.excluded.current(now())
     copy = attempt.model_copy()
     return Submission(session.ref(attempt), job.spec, copy, avoided, fresh, session.refuse_lost)
 

@@ -101,7 +101,7 @@ class Scheduler(Protocol):
     def payload_spec(self, spec: JobSpec, attempt: Attempt) -> PayloadSpec:
         """The command for the payload to run."""
 
-    def submit(self, ref: AttemptRef, request: SubmitOptions, lock: int) -> str:
+    def submit(self, ref: AttemptRef, options: SubmitOptions, lock: int) -> str:
         """Submit and return the job id. `lock` is inherited by the process that submits.
 
         Raises SubmissionRefused, SubmissionPostponed or SubmissionUncertain.
@@ -153,7 +153,7 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
 
 
 def submit_once(
-    ref: AttemptRef, request: SubmitOptions, scheduler: Scheduler, *, fresh: bool
+    ref: AttemptRef, options: SubmitOptions, scheduler: Scheduler, *, fresh: bool
 ) -> str:
     """Submit an attempt unless it has been submitted already; returns its job id.
 
@@ -171,9 +171,9 @@ def submit_once(
         atomic.step()
         # A process that was stopped for long continues here, and others have taken its place. One
         # that is stopped from here on holds the lock, for which they wait.
-        if request.still_ours is not None:
-            request.still_ours()
-        job_id = scheduler.submit(ref, request, lock)
+        if options.still_ours is not None:
+            options.still_ours()
+        job_id = scheduler.submit(ref, options, lock)
         atomic.step()
         return job_id
 

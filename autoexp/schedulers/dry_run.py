@@ -34,13 +34,13 @@ def _script(job: JobSpec, directory: Path) -> str:
     if not isinstance(machine, SlurmCluster):
         return "\n".join(["#!/bin/bash", *_lines(job.command, variables), ""])
     command = launched(machine, job, job.name)
-    request = SubmitOptions(
+    options = SubmitOptions(
         name=job.name,
         log=str(directory / f"{job.name}.log"),
         machine=machine,
         time_limit_min=job.configured_limit_min,
     )
-    executor = executor_for(machine, directory / "batch.sh", request)
+    executor = executor_for(machine, directory / "batch.sh", options)
     return executor.script("\n".join(_lines(command, {**machine.environment, **variables})))
 
 

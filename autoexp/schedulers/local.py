@@ -103,14 +103,14 @@ class LocalScheduler:
         command = spec.container.inside(spec.command, spec.output_dir, variables)
         return PayloadSpec(command, variables, _GRACE_S, umask=_umask())
 
-    def submit(self, ref: AttemptRef, request: SubmitOptions, lock: int) -> str:
+    def submit(self, ref: AttemptRef, options: SubmitOptions, lock: int) -> str:
         executor = DetachedExecutor(ref.directory, lock)
-        minutes = request.time_limit_min
+        minutes = options.time_limit_min
         executor.update_parameters(
             # submitit counts the limit in polls; a year stands for none.
             timeout_min=minutes if minutes is not None else 60 * 24 * 366,
-            signal_delay_s=request.machine.warn_before_limit_s,
-            gpus_per_node=request.machine.gpus_per_node,
+            signal_delay_s=options.machine.warn_before_limit_s,
+            gpus_per_node=options.machine.gpus_per_node,
         )
         script = ref.directory / "payload.py"
         job = executor._submit_command(shlex.join([sys.executable, str(script)]))

@@ -65,11 +65,11 @@ _UNKNOWN_NODE = "Invalid node name"
 _log = logging.getLogger(__name__)
 
 
-def _make_logs(request: SubmitOptions) -> None:
+def _make_logs(options: SubmitOptions) -> None:
     """Make the logs with our modes: SLURM would use the umask, but appends to existing files."""
-    tasks = request.tasks or (None,)
+    tasks = options.tasks or (None,)
     for task in tasks:
-        log = request.log if task is None else request.log.replace("%a", str(task))
+        log = options.log if task is None else options.log.replace("%a", str(task))
         with suppress(OSError):  # it makes it itself, then
             os.close(payload.open_own(Path(log), os.O_WRONLY | os.O_APPEND))
 
@@ -102,24 +102,24 @@ class SlurmScheduler:
         steps = cluster.launcher != "none"
         return PayloadSpec(command, variables, cluster.grace_s, signal_steps=steps)
 
-    def submit(self, ref: AttemptRef, request: SubmitOptions, lock: int) -> str:
-        cluster = _asked(request.machine)
+    def submit(self, ref: AttemptRef, options: SubmitOptions, lock: int) -> str:
+        cluster = _asked(options.machine)
         if cluster.at != self._cluster.at:
             raise SubmissionRefused(
                 f"it is for cluster {cluster.at or 'of this machine'}, the session's jobs are "
                 f"looked up on {self._cluster.at or 'this machine'}; see `slurm.clusters`"
             )
-        limit = self._capped(request.time_limit_min, cluster.partition, ref.name)
-        avoided = self._by_name(request.avoided)
-        request = request._replace(time_limit_min=limit, avoided=avoided)
-        _make_logs(request)
+        limit = self._capped(options.time_limit_min, cluster.partition, ref.name)
+        avoided = self._by_name(options.avoided)
+        options = options._replace(time_limit_min=limit, avoided=avoided)
+        _make_logs(options)
         while True:
-            executor = executor_for(cluster, ref.directory / ref.script, request, lock)
+            executor = executor_for(cluster, ref.directory / ref.script, options, lock)
             try:
                 job = executor._submit_command(body(cluster, ref.directory))
             except (SubmissionRefused, SubmitLimitReached) as error:
-                if request.avoided and _UNKNOWN_NODE in str(error):
-                    request = request._replace(avoided=self._fewer(request.avoided))
+                if options.avoided and _UNKNOWN_NODE in str(error):
+                    options = options._replace(avoided=self._fewer(options.avoided))
                     continue
                 # Words that are not SLURM's own, as of a site's wrapper, may come after a
                 # submission.

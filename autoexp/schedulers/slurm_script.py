@@ -134,7 +134,7 @@ def is_submit_limit(words: str) -> bool:
 
 
 def executor_for(
-    cluster: SlurmCluster, script: Path, request: SubmitOptions, lock: int = -1
+    cluster: SlurmCluster, script: Path, options: SubmitOptions, lock: int = -1
 ) -> AttemptExecutor:
     """An executor that holds the options of one attempt."""
     executor = AttemptExecutor(script, lock, cluster.query_timeout_s + 30)
@@ -152,45 +152,45 @@ def executor_for(
         use_srun=False,
         stderr_to_stdout=True,
         setup=list(cluster.setup) or None,
-        job_name=request.name,
-        time=None if request.time_limit_min is None else as_time(request.time_limit_min),
+        job_name=options.name,
+        time=None if options.time_limit_min is None else as_time(options.time_limit_min),
         # Sites with strict wckeys refuse submitit's own default.
         wckey=None,
-        additional_parameters=_additional(cluster, request),
+        additional_parameters=_additional(cluster, options),
     )
     return executor
 
 
-def _additional(cluster: SlurmCluster, request: SubmitOptions) -> dict[str, Any]:
+def _additional(cluster: SlurmCluster, options: SubmitOptions) -> dict[str, Any]:
     """Options that override submitit's."""
     parameters: dict[str, Any] = {
-        "output": _pattern(request),
+        "output": _pattern(options),
         "open-mode": "append",
         "requeue" if cluster.requeue else "no-requeue": True,
     }
     # To the batch process alone, which is our payload: sent to every process of every step, it
     # kills whatever does not handle it, and orphans torchrun's workers.
     parameters["signal"] = f"B:USR1@{cluster.warn_before_limit_s}"
-    if request.tasks:
+    if options.tasks:
         parallel = f"%{cluster.array_parallel}" if cluster.array_parallel else ""
-        parameters["array"] = ",".join(str(task) for task in request.tasks) + parallel
-    if request.after is not None:
-        parameters["dependency"] = f"afterany:{request.after}"
+        parameters["array"] = ",".join(str(task) for task in options.tasks) + parallel
+    if options.after is not None:
+        parameters["dependency"] = f"afterany:{options.after}"
     # A flag that is off is left out. Spelled as submitit spells them, so that they replace its own.
     own = {k.replace("-", "_"): v for k, v in cluster.options.items() if v is not False}
     if cluster.at is not None:
         own["clusters"] = cluster.at
     avoided = [str(own["exclude"])] if own.get("exclude") else []
-    if request.avoided:
-        own["exclude"] = ",".join([*avoided, *request.avoided])
+    if options.avoided:
+        own["exclude"] = ",".join([*avoided, *options.avoided])
     return parameters | own
 
 
-def _pattern(request: SubmitOptions) -> str:
+def _pattern(options: SubmitOptions) -> str:
     """The log path for sbatch: a `%` is a pattern, and `%a` an array task's index."""
-    if not request.tasks:
-        return request.log.replace("%", "%%")
-    directory, _, name = request.log.rpartition("/")
+    if not options.tasks:
+        return options.log.replace("%", "%%")
+    directory, _, name = options.log.rpartition("/")
     return f"{directory.replace('%', '%%')}/{name}"
 
 

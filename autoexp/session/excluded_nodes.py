@@ -10,7 +10,7 @@ from autoexp import sinks
 from autoexp.storage import atomic, migrations
 
 
-class Blamed(BaseModel):
+class ExcludedNode(BaseModel):
     """One node and why it is excluded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,7 +26,7 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = migrations.VERSION
-    nodes: list[Blamed] = Field(default_factory=list)
+    nodes: list[ExcludedNode] = Field(default_factory=list)
 
 
 class ExcludedNodes:
@@ -34,14 +34,14 @@ class ExcludedNodes:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.nodes: list[Blamed] = []
+        self.nodes: list[ExcludedNode] = []
 
     def load(self) -> None:
         """Read the list; raises SessionDamaged when it does not parse."""
         if self._path.exists():
             self.nodes = migrations.read(self._path, _File).nodes
 
-    def add(self, blamed: Iterable[Blamed]) -> None:
+    def add(self, blamed: Iterable[ExcludedNode]) -> None:
         """Add nodes to the list; known evidence is kept once.
 
         Raises SessionError for what cannot be the name of a node: it may come from a log, and goes

@@ -54,7 +54,7 @@ class Session:
         self.actions = Actions()
         self.journal = Journal(path / "events.jsonl")
         self._changed: set[str] = set()
-        self.blame = ExcludedNodes(path / "blame.json")
+        self.excluded = ExcludedNodes(path / "blame.json")
         self.requests_left: dict[str, int] = {}
         """Names of requests that could not be processed or removed, with the number of tries.
         """
@@ -107,7 +107,7 @@ class Session:
             action = migrations.read(file, ActionRecord)
             session.actions[action.key] = action
         session.journal.load()
-        session.blame.load()
+        session.excluded.load()
         return session
 
     @classmethod

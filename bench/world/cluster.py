@@ -182,15 +182,15 @@ class Cluster:
     def longest_array(self) -> int:
         return 1
 
-    def submit(self, ref: AttemptRef, request: SubmitOptions, lock: int) -> str:
+    def submit(self, ref: AttemptRef, options: SubmitOptions, lock: int) -> str:
         self._answer("sbatch")
         if self._dice.random() < self.rates.refused_for_now_per_submission:
             raise errors.SubmissionPostponed("QOSMaxSubmitJobPerUserLimit")
         job_id = str(100_000 + len(self.jobs))
-        self.jobs[job_id] = self._alive[job_id] = Trainer(request.name, ref.directory)
+        self.jobs[job_id] = self._alive[job_id] = Trainer(options.name, ref.directory)
         if not payload.claim(ref.directory, job_id):
-            raise AssertionError(f"{request.name}: somebody else has claimed it")
-        self.submissions[request.name] += 1
+            raise AssertionError(f"{options.name}: somebody else has claimed it")
+        self.submissions[options.name] += 1
         waits = self._until(1 / (self.rates.queue_hours * HOUR))
         heapq.heappush(self._waiting, (self.clock.time() + waits, job_id))
         if self._dice.random() < self.rates.answers_lost_per_submission:

@@ -10,6 +10,7 @@ from autoexp.config.compose import Composed, points_of
 from autoexp.config.experiment import Experiment
 from autoexp.dotted import dump
 from autoexp.errors import BadInput
+from autoexp.model import problems
 
 
 class ExperimentForm(Experiment):
@@ -49,7 +50,6 @@ def composed(values: Any) -> Composed:
             values.model_dump() if isinstance(values, Experiment) else values
         )
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in error.errors()]
-        raise BadInput("\n".join(lines)) from error
+        raise BadInput("\n".join(problems(error))) from error
     text = dump(experiment.model_dump(mode="json"))
     return Composed(experiment, "form", (), text, text, points_of(experiment))

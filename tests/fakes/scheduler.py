@@ -106,31 +106,31 @@ class FakeScheduler:
     def payload_spec(self, spec: JobSpec, attempt: Attempt) -> PayloadSpec:
         return PayloadSpec(spec.command, spec.environment, 1.0)
 
-    def submit(self, ref: AttemptRef, request: SubmitOptions, lock: int) -> str:
+    def submit(self, ref: AttemptRef, options: SubmitOptions, lock: int) -> str:
         if self.full or self.silent:
             raise errors.SubmissionPostponed if self.full else errors.SubmissionUncertain
-        if self.most is not None and len(self.alive) + max(1, len(request.tasks)) > self.most:
+        if self.most is not None and len(self.alive) + max(1, len(options.tasks)) > self.most:
             self.refusals += 1
             raise errors.SubmitLimitReached("QOSMaxSubmitJobPerUserLimit")
         how, self.next_time = self.next_time, None
         if how == "refused":
             raise errors.SubmissionRefused("Invalid account")
         if how == "outlives":  # the monitor's sbatch goes on, with the lock
-            self._sbatch = (ref, request, os.dup(lock))
+            self._sbatch = (ref, options, os.dup(lock))
             raise Killed
-        job_id = self._accept(ref, request)
+        job_id = self._accept(ref, options)
         if how is not None:
             raise Killed if how == "dies" else errors.SubmissionUncertain("Socket timed out")
         return job_id
 
-    def _accept(self, ref: AttemptRef, request: SubmitOptions) -> str:
+    def _accept(self, ref: AttemptRef, options: SubmitOptions) -> str:
         number = str(100 + len(self.jobs))
         jobs = {number: ref.directory}
-        if request.tasks:
+        if options.tasks:
             keys = json.loads((ref.directory / payload.TASKS).read_text())
-            jobs = {f"{number}_{n}": ref.directory.parent / keys[str(n)] for n in request.tasks}
+            jobs = {f"{number}_{n}": ref.directory.parent / keys[str(n)] for n in options.tasks}
         for job_id, directory in jobs.items():
-            self.jobs[job_id] = FakeJob(request.name, directory, request.after)
+            self.jobs[job_id] = FakeJob(options.name, directory, options.after)
             self.submissions[self.jobs[job_id].spec["key"]] += 1
         return number
 
@@ -141,8 +141,8 @@ class FakeScheduler:
         self._answer()
         found = [job_id for job_id, job in self.jobs.items() if job.name == ref.name]
         if self._sbatch is not None:
-            (waiting, request, lock), self._sbatch = self._sbatch, None
-            self._accept(waiting, request)  # too late for this answer
+            (waiting, options, lock), self._sbatch = self._sbatch, None
+            self._accept(waiting, options)  # too late for this answer
             os.close(lock)
         if found and (ref.directory / payload.TASKS).exists():
             return found[0].partition("_")[0]

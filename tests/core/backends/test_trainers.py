@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
-from autoexp.backends.placeholders import change_options, fill, pattern_of
+from autoexp.backends.placeholders import change_options, pattern_of, substitute
 from autoexp.config.compose import compose
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
@@ -211,7 +211,7 @@ def test_names_of_checkpoints_are_matched_whole_and_literally() -> None:
     assert pattern_of("*-step={iteration}*").fullmatch("llama-step=120-last")
     assert pattern_of("step.{iteration}").fullmatch("stepx120") is None
     assert pattern_of("{iteration}").fullmatch("120-old") is None
-    assert fill("{a}{b}", {"a": "{b}", "b": "x"}) == "{b}x"
+    assert substitute("{a}{b}", {"a": "{b}", "b": "x"}) == "{b}x"
 
 
 def resumed_from(directory: Path, **changes: Any) -> str | None:

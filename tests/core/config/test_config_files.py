@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.config.compose import compose
-from autoexp.config.search_path import Groups, locate, merged
+from autoexp.config.search_path import ConfigGroups, locate, merged
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -81,7 +81,7 @@ def test_a_group_is_a_directory_of_configurations(
     tmp_path: Path, name: str, is_group: bool
 ) -> None:
     write(tmp_path, FILES)
-    groups = Groups([tmp_path])
+    groups = ConfigGroups([tmp_path])
     assert (name in groups) is is_group
 
 

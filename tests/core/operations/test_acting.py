@@ -19,7 +19,7 @@ from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm_script import executor_for
 from autoexp.session.action_records import ActionRecord, ActionStatus
-from autoexp.session.excluded_nodes import Blamed
+from autoexp.session.excluded_nodes import ExcludedNode
 from autoexp.session.inbox import ActionRequest, SubmitRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
@@ -48,9 +48,9 @@ def test_a_blamed_node_is_avoided_until_it_expires_and_evidence_counts_once(
     for _ in range(2):
         acting.exclude_nodes(session, action, {})
     again = Session.load(session_path)
-    assert [(b.node, b.evidence) for b in again.blame.nodes] == [("nid005012", "log/tiny/a1/r")]
-    assert again.blame.current(now()) == ("nid005012",)
-    assert again.blame.current(now() + timedelta(seconds=61)) == ()
+    assert [(b.node, b.evidence) for b in again.excluded.nodes] == [("nid005012", "log/tiny/a1/r")]
+    assert again.excluded.current(now()) == ("nid005012",)
+    assert again.excluded.current(now() + timedelta(seconds=61)) == ()
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_a_blamed_node_is_avoided_until_it_expires_and_evidence_counts_once(
 )
 def test_what_cannot_be_a_node_never_reaches_slurm(session_path: Path, node: str) -> None:
     session = Session.load(session_path)
-    entry = Blamed(node=node, evidence="e", reason="r", until=now())
+    entry = ExcludedNode(node=node, evidence="e", reason="r", until=now())
     with pytest.raises(SessionError, match="cannot be the name of a node"):
-        session.blame.add([entry])
-    assert Session.load(session_path).blame.nodes == []
+        session.excluded.add([entry])
+    assert Session.load(session_path).excluded.nodes == []
 
 
 @pytest.mark.parametrize(("nodes", "blamed"), [("n3", ["n3"]), ("n[3-4]", []), (None, [])])
@@ -73,7 +73,7 @@ def test_without_a_name_in_the_line_only_the_one_node_of_the_attempt_is_blamed(
     story = story_of()
     story.look(state="RUNNING", nodes=nodes)
     acting.exclude_nodes(story.session, asked(ExcludeNodes()), {})
-    assert [entry.node for entry in story.session.blame.nodes] == blamed
+    assert [entry.node for entry in story.session.excluded.nodes] == blamed
 
 
 def test_submissions_exclude_blamed_nodes_beside_the_users_own(tmp_path: Path) -> None:

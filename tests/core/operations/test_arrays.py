@@ -12,7 +12,7 @@ import pytest
 from autoexp import payload
 from autoexp.config.compose import Composed
 from autoexp.jobs.record import JobRecord
-from autoexp.monitor.steps import Group, groups
+from autoexp.monitor.steps import JobGroup, groups
 from autoexp.operations import arrays
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers.base import (
@@ -83,7 +83,7 @@ def branches(tmp_path: Path, composed: Composed) -> Make:
     return make
 
 
-def names(groups: list[Group]) -> list[list[str]]:
+def names(groups: list[JobGroup]) -> list[list[str]]:
     return [[job.spec.name for job in group] for group in groups]
 
 

@@ -55,9 +55,9 @@ class CountingScheduler(LocalScheduler):
         super().__init__()
         self.submitted: list[str] = []
 
-    def submit(self, ref: AttemptRef, request: SubmitOptions, lock: int) -> str:
+    def submit(self, ref: AttemptRef, options: SubmitOptions, lock: int) -> str:
         self.submitted.append(ref.key)
-        return super().submit(ref, request, lock)
+        return super().submit(ref, options, lock)
 
 
 def resume(path: Path, wait_for: WaitFor) -> CountingScheduler:

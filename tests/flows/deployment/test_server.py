@@ -373,7 +373,7 @@ def test_a_session_that_is_removed_while_it_is_watched_is_said_to_be_gone(
 
     monkeypatch.setattr(terminal, "_run_flow", removed)
     with pytest.raises(server.AutoexpError, match="no longer exists: it was removed") as raised:
-        terminal.watch(path)
+        terminal.watch_in_terminal(path)
     assert raised.value.exit_code == 1
 
 
@@ -393,7 +393,7 @@ def test_a_server_that_refuses_the_end_of_a_session_does_not_make_it_a_failure(
 
     monkeypatch.setattr(terminal, "_run_flow", refused)
     monkeypatch.setattr(interrupts, "exit_after", void)
-    assert terminal.watch(path) == 0
+    assert terminal.watch_in_terminal(path) == 0
     said = capsys.readouterr().out
     assert "its records of this run are incomplete" in said
     assert "Traceback" not in said
