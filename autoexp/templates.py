@@ -7,9 +7,17 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from autoexp.model import nearest
+from autoexp.model import FrozenModel, nearest
 
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+class Templated(FrozenModel):
+    """A condition or an action, whose texts may be templates."""
+
+    def templates(self) -> Iterator[str]:
+        """The texts that are filled before use; an unknown name in them is refused at once."""
+        yield from ()
 
 
 def names_in(text: str) -> Iterator[str]:

@@ -279,6 +279,10 @@ def _hydra_message(
     lines = [line.strip() for line in text.splitlines()]
     said = " ".join(x for x in lines if x and not x.startswith(("full_key", "object_type")))
     key = getattr(error, "full_key", None)
+    if missing := re.search(r"Environment variable '(\w+)' not found", said):
+        said = f"the environment variable {missing[1]} is not set; set it" + (
+            f", or give `{key}=...`" if key else ""
+        )
     said = f"{key}: {said}" if key else said
     if isinstance(error, OverrideParseException):
         said = (

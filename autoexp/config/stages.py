@@ -94,6 +94,6 @@ class Stage(FrozenModel):
             raise ValueError(f"{', '.join(foreign)}: only for a command, and this is a training")
         return self
 
-    def texts(self) -> tuple[str, ...]:
+    def templates(self) -> tuple[str, ...]:
         """All templates."""
         return (*self.command, *self.environment.values(), *texts_in(self.train))

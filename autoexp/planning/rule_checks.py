@@ -21,7 +21,7 @@ def validate_rules(experiment: Experiment) -> None:
             action = step.action
             try:
                 if isinstance(action, Launch) and action.config is not None:
-                    sample = {known: "1" for text in action.texts() for known in names_in(text)}
+                    sample = {known: "1" for text in action.templates() for known in names_in(text)}
                     compose_launched(action, fill(action.name, sample), sample)
                 elif isinstance(action, Restart) and action.backend:
                     changed_backend(experiment.backend, action.backend)

@@ -31,9 +31,9 @@ def references(name: str, stage: Stage) -> Iterator[str]:
     yield from stage.after
     if stage.each is not None:
         yield EACH
-    elif not stage.after and not any("sibling." in text for text in stage.texts()):
+    elif not stage.after and not any("sibling." in text for text in stage.templates()):
         yield TRUNK
-    for text in stage.texts():
+    for text in stage.templates():
         try:
             for part in names_in(text):
                 if part.startswith("sibling."):
@@ -86,7 +86,7 @@ class StageJobs:
                 self._late[sibling] = waits
         self._late_names = {f"sibling.{sibling}.{key}" for sibling in self._late for key in LATE}
         try:
-            refuse_unknown(iter(stage.texts()), {*self._values, *self._late_names})
+            refuse_unknown(iter(stage.templates()), {*self._values, *self._late_names})
         except ValueError as error:
             raise BadInput(f"stages.{name}: {error}") from error
         # Values known only later are shown as templates.
@@ -120,7 +120,9 @@ class StageJobs:
             save_dir=str(self._output / "checkpoints"),
             scores=str(self._output / stage.scores) if stage.scores else None,
             awaits=self._awaits,
-            draft=self._draft(stage.texts(), command=stage.command, environment=stage.environment),
+            draft=self._draft(
+                stage.templates(), command=stage.command, environment=stage.environment
+            ),
         )
         planned = estimate(spec, experiment.budget, stage.minutes)
         return Made({self._name: spec.model_copy(update={"planned": planned})})

@@ -9,7 +9,7 @@ from autoexp.model import FrozenModel
 from autoexp.rules.conditions import Condition
 from autoexp.rules.durations import Duration
 from autoexp.scalars import AsWritten
-from autoexp.templates import texts_in
+from autoexp.templates import Templated, texts_in
 
 Shape = Literal["minus_sqrt", "linear", "cosine"]
 Jobs = Annotated[
@@ -42,17 +42,14 @@ class LaunchedCooldown(FrozenModel):
     )
 
 
-class Start(FrozenModel):
+class Start(Templated):
     """Start a job that was planned; a plan implies it for each of its cooldowns."""
 
     kind: Literal["start"] = "start"
     job: str
 
-    def texts(self) -> Iterator[str]:
-        yield from ()
 
-
-class Launch(FrozenModel):
+class Launch(Templated):
     """Submit another job in the same session: a cooldown, a command, or any configuration."""
 
     kind: Literal["launch"] = "launch"
@@ -96,13 +93,13 @@ class Launch(FrozenModel):
                 raise ValueError(f"`{group}: {choice}`: a group and the name of a file in it")
         return self
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield self.name
         yield from self.command or ()
         yield from texts_in(self.set)
 
 
-class Restart(FrozenModel):
+class Restart(Templated):
     """End the running attempt and submit the next one."""
 
     kind: Literal["restart"] = "restart"
@@ -119,11 +116,8 @@ class Restart(FrozenModel):
         None, description="`blamed`: later submissions avoid the node that the event names"
     )
 
-    def texts(self) -> Iterator[str]:
-        yield from ()
 
-
-class RunCommand(FrozenModel):
+class RunCommand(Templated):
     """Run a command beside the monitor, arguments as they are; a kill may run it again."""
 
     kind: Literal["run_command"] = "run_command"
@@ -134,54 +128,54 @@ class RunCommand(FrozenModel):
         default_factory=dict, description="additional environment variables"
     )
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield from self.run
         yield from self.environment.values()
 
 
-class Cancel(FrozenModel):
+class Cancel(Templated):
     """Cancel jobs, pending or running; their verdict is `failed`."""
 
     kind: Literal["cancel"] = "cancel"
     jobs: Jobs = ()
     reason: str = Field("", description="the reason, a template")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield from (*self.jobs, self.reason)
 
 
-class Finish(FrozenModel):
+class Finish(Templated):
     """End the job and mark it as finished."""
 
     kind: Literal["finish"] = "finish"
     reason: str = Field("", description="the reason, a template")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield self.reason
 
 
-class Fail(FrozenModel):
+class Fail(Templated):
     """End the job and mark it as failed: nothing restarts it."""
 
     kind: Literal["fail"] = "fail"
     reason: str = Field("", description="the reason, a template")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield self.reason
 
 
-class Log(FrozenModel):
+class Log(Templated):
     """Log a message in the session's log."""
 
     kind: Literal["log"] = "log"
     message: str = Field("{event}", description="the message, a template")
     level: Literal["info", "warning", "error"] = Field("warning", description="log level")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield self.message
 
 
-class Publish(FrozenModel):
+class Publish(Templated):
     """Emit a Prefect event, for Prefect's automations and for other rules of the session."""
 
     kind: Literal["publish"] = "publish"
@@ -190,11 +184,11 @@ class Publish(FrozenModel):
         default_factory=dict, description="the event's payload, templates"
     )
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield from self.payload.values()
 
 
-class WriteFile(FrozenModel):
+class WriteFile(Templated):
     """Append a line to a file, unless it is there already."""
 
     kind: Literal["write_file"] = "write_file"
@@ -204,11 +198,11 @@ class WriteFile(FrozenModel):
     )
     line: str = Field(description="the line, a template")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield from (self.path, self.line)
 
 
-class ExcludeNodes(FrozenModel):
+class ExcludeNodes(Templated):
     """Add nodes to the session's exclusion list: submissions avoid them until the entry expires."""
 
     kind: Literal["exclude_nodes"] = "exclude_nodes"
@@ -218,7 +212,7 @@ class ExcludeNodes(FrozenModel):
     )
     expires: Duration = Field(86400.0, description="how long the nodes are excluded")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield from self.nodes
 
 
@@ -273,11 +267,11 @@ class Step(FrozenModel):
     def action(self) -> Action:
         return self.actions[0]
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         """All templates of the step."""
-        yield from self.action.texts()
+        yield from self.action.templates()
         for condition in self.when:
-            yield from condition.texts()
+            yield from condition.templates()
 
     @model_validator(mode="after")
     def _one_action(self) -> Self:

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo,
 
 from autoexp.model import COMPOSING, FrozenModel, nearest
 from autoexp.rules.durations import Duration
+from autoexp.templates import Templated
 
 Scalar = str | int | float
 
@@ -70,128 +71,116 @@ class CommandTest(FrozenModel):
     every: Duration = Field(30.0, description="time between two tries")
 
 
-class Value(FrozenModel):
+class Value(Templated):
     """A value of the event or of its job."""
 
     value: ValueTest = Field(description="compares a value, such as one that the pattern captured")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield f"{{{self.value.name}}}"
 
 
-class FileExists(FrozenModel):
+class FileExists(Templated):
     """A file or directory that has to be there."""
 
     file_exists: str = Field(description="this path exists")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield self.file_exists
 
 
-class Glob(FrozenModel):
+class Glob(Templated):
     """Files that have to be there, by pattern."""
 
     glob: GlobTest = Field(description="enough paths match a pattern")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield self.glob.pattern
 
 
-class FileContains(FrozenModel):
+class FileContains(Templated):
     """A text that a file has to contain."""
 
     file_contains: ContentTest = Field(description="a file contains a text")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield from (self.file_contains.path, self.file_contains.text)
 
 
-class Elapsed(FrozenModel):
+class Elapsed(Templated):
     """A wait after the event."""
 
     elapsed: Duration = Field(description="this much time has passed since the event")
 
-    def texts(self) -> Iterator[str]:
-        yield from ()
 
-
-class QuietFor(FrozenModel):
+class QuietFor(Templated):
     """A pause after the rule's last action."""
 
     quiet_for: Duration = Field(
         description="this much time has passed since the rule last acted on this job"
     )
 
-    def texts(self) -> Iterator[str]:
-        yield from ()
 
-
-class MaxAttempts(FrozenModel):
+class MaxAttempts(Templated):
     """A limit on attempts."""
 
     max_attempts: int = Field(gt=0, description="the job has made fewer attempts than this")
 
-    def texts(self) -> Iterator[str]:
-        yield from ()
 
-
-class MaxWithoutProgress(FrozenModel):
+class MaxWithoutProgress(Templated):
     """A limit on attempts in a row without a new checkpoint."""
 
     max_attempts_without_progress: int = Field(
         gt=0, description="fewer attempts in a row than this have saved no new checkpoint"
     )
 
-    def texts(self) -> Iterator[str]:
-        yield from ()
 
-
-class Job(FrozenModel):
+class Job(Templated):
     """Another job."""
 
     job: JobTest = Field(description="state or verdict of a job of the session")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield self.job.name
 
 
-class Command(FrozenModel):
+class Command(Templated):
     """A command that has to succeed."""
 
     command: CommandTest = Field(description="a command ends with exit code 0")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         yield from self.command.run
 
 
-class AllOf(FrozenModel):
+class AllOf(Templated):
     """Several conditions, all of them."""
 
     all_of: "tuple[Condition, ...]" = Field(description="all of these hold")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         for condition in self.all_of:
-            yield from condition.texts()
+            yield from condition.templates()
 
 
-class AnyOf(FrozenModel):
+class AnyOf(Templated):
     """Several conditions, at least one of them."""
 
     any_of: "tuple[Condition, ...]" = Field(min_length=1, description="at least one of these holds")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         for condition in self.any_of:
-            yield from condition.texts()
+            yield from condition.templates()
 
 
-class NoneOf(FrozenModel):
+class NoneOf(Templated):
     """Several conditions, none of them."""
 
     none_of: "tuple[Condition, ...]" = Field(min_length=1, description="none of these holds")
 
-    def texts(self) -> Iterator[str]:
+    def templates(self) -> Iterator[str]:
         for condition in self.none_of:
-            yield from condition.texts()
+            yield from condition.templates()
 
 
 def _key(value: Any) -> str | None:
@@ -235,7 +224,7 @@ Condition = Annotated[
 ]
 for _model in (AllOf, AnyOf, NoneOf):
     _model.model_rebuild()
-CONDITIONS: tuple[type[FrozenModel], ...] = tuple(
+CONDITIONS: tuple[type[Templated], ...] = tuple(
     get_args(tagged)[0] for tagged in get_args(get_args(Condition)[0])
 )
 """Every condition there is: those of the union above, and no second list."""

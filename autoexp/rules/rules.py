@@ -55,7 +55,7 @@ class RuleBase(FrozenModel):
     @model_validator(mode="after")
     def _templates_have_values(self) -> Self:
         for step in self.actions:
-            refuse_unknown(step.texts(), self.names())
+            refuse_unknown(step.templates(), self.names())
             self._refuse_step(step)
         return self
 

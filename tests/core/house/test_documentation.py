@@ -5,6 +5,7 @@ import re
 import pytest
 from pydantic import BaseModel
 
+from autoexp.cli.main import commands
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.reports.status import (
@@ -57,3 +58,18 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in (*root.glob("*.md"), *root.glob("docs/*.md")):
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert link.startswith("http") or (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Commands")[2].partition("\n## ")[0]
+    named = set(
+        re.findall(r"[a-z]+", " ".join(re.findall(r"^\| (`[^|]*(?:\\\|[^|]*)*)\|", table, re.M)))
+    )
+    assert [name for name in commands() if name not in named] == []
+
+
+def test_every_site_stands_in_the_readme_and_in_the_page_of_sites() -> None:
+    sites = {path.stem for path in (ROOT / "configs" / "slurm").glob("*.yaml")}
+    pages = [(ROOT / name).read_text() for name in ("README.md", "docs/slurm.md")]
+    of_ours = {"base", "block", "local", "local_cluster"}
+    assert [site for site in sorted(sites - of_ours) for page in pages if site not in page] == []

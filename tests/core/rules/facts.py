@@ -1,13 +1,12 @@
 """What conditions are looked at with."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from autoexp.model import now
 from autoexp.rules.condition_checks import Facts, JobFacts
 
-NOW = now()
+NOW = datetime(2026, 1, 1, 12, 30, tzinfo=UTC)
 
 
 def facts(directory: Path, **changes: Any) -> Facts:

@@ -9,56 +9,60 @@ from pydantic import TypeAdapter, ValidationError
 
 from autoexp.model import COMPOSING
 from autoexp.rules.condition_checks import Answer, check, check_all
-from autoexp.rules.conditions import Condition, commands_in
+from autoexp.rules.conditions import CONDITIONS, Condition, commands_in
 from tests.core.rules.facts import facts
 
 ADAPTER: TypeAdapter[Condition] = TypeAdapter(Condition)
 
 
+ANSWERS: list[tuple[dict[str, Any], str]] = [
+    ({"value": {"name": "rank", "equals": 7}}, "holds"),
+    ({"value": {"name": "rank", "equals": "7"}}, "holds"),
+    ({"value": {"name": "rank", "equals": "07"}}, "never"),
+    ({"value": {"name": "rank", "one_of": [1, 7]}}, "holds"),
+    ({"value": {"name": "rank", "above": 6, "below": 8}}, "holds"),
+    ({"value": {"name": "rank", "above": 7}}, "never"),
+    ({"value": {"name": "details", "above": 7}}, "never"),
+    ({"value": {"name": "details", "matches": "process (?:exited|died)"}}, "holds"),
+    ({"value": {"name": "details", "matches": "^process"}}, "never"),
+    ({"file_exists": "here/file"}, "holds"),
+    ({"file_exists": "{place}/file"}, "holds"),
+    ({"file_exists": "there"}, "not yet"),
+    ({"glob": {"pattern": "here/f*", "at_least": 1}}, "holds"),
+    ({"glob": {"pattern": "**/f*", "at_least": 2}}, "not yet"),
+    ({"file_contains": {"path": "here/file", "text": "ready"}}, "holds"),
+    ({"file_contains": {"path": "here/file", "text": "done"}}, "not yet"),
+    ({"file_contains": {"path": "gone", "text": "done"}}, "not yet"),
+    ({"elapsed": "1m"}, "holds"),
+    ({"elapsed": "61s"}, "not yet"),
+    ({"quiet_for": "30s"}, "holds"),
+    ({"quiet_for": "1m"}, "not yet"),
+    ({"max_attempts": 4}, "holds"),
+    ({"max_attempts": 3}, "never"),
+    ({"max_attempts_without_progress": 2}, "holds"),
+    ({"max_attempts_without_progress": 1}, "never"),
+    ({"job": {"name": "a", "state": ["RUNNING"]}}, "holds"),
+    ({"job": {"name": "a", "verdict": ["finished"]}}, "not yet"),
+    ({"job": {"name": "b", "verdict": ["finished"]}}, "holds"),
+    ({"job": {"name": "b", "verdict": ["failed"]}}, "never"),
+    ({"job": {"name": "c", "state": ["RUNNING"]}}, "not yet"),
+    ({"command": {"run": ["true"]}}, "holds"),
+    ({"command": {"run": ["false"]}}, "not yet"),
+    ({"command": {"run": ["untried"]}}, "not yet"),
+    ({"all_of": [{"max_attempts": 4}, {"elapsed": "1m"}]}, "holds"),
+    ({"all_of": [{"max_attempts": 4}, {"elapsed": "61s"}]}, "not yet"),
+    ({"all_of": [{"max_attempts": 3}, {"elapsed": "61s"}]}, "never"),
+    ({"any_of": [{"max_attempts": 3}, {"elapsed": "61s"}]}, "not yet"),
+    ({"any_of": [{"max_attempts": 3}, {"elapsed": "1m"}]}, "holds"),
+    ({"any_of": [{"max_attempts": 3}, {"max_attempts": 2}]}, "never"),
+    ({"none_of": [{"max_attempts": 3}, {"elapsed": "61s"}]}, "holds"),
+    ({"none_of": [{"max_attempts": 4}]}, "not yet"),
+]
+
+
 @pytest.mark.parametrize(
     ("written", "answer"),
-    [
-        ({"value": {"name": "rank", "equals": 7}}, "holds"),
-        ({"value": {"name": "rank", "equals": "7"}}, "holds"),
-        ({"value": {"name": "rank", "equals": "07"}}, "never"),
-        ({"value": {"name": "rank", "one_of": [1, 7]}}, "holds"),
-        ({"value": {"name": "rank", "above": 6, "below": 8}}, "holds"),
-        ({"value": {"name": "rank", "above": 7}}, "never"),
-        ({"value": {"name": "details", "above": 7}}, "never"),
-        ({"value": {"name": "details", "matches": "process (?:exited|died)"}}, "holds"),
-        ({"value": {"name": "details", "matches": "^process"}}, "never"),
-        ({"file_exists": "here/file"}, "holds"),
-        ({"file_exists": "{place}/file"}, "holds"),
-        ({"file_exists": "there"}, "not yet"),
-        ({"glob": {"pattern": "here/f*", "at_least": 1}}, "holds"),
-        ({"glob": {"pattern": "**/f*", "at_least": 2}}, "not yet"),
-        ({"file_contains": {"path": "here/file", "text": "ready"}}, "holds"),
-        ({"file_contains": {"path": "here/file", "text": "done"}}, "not yet"),
-        ({"file_contains": {"path": "gone", "text": "done"}}, "not yet"),
-        ({"elapsed": "1m"}, "holds"),
-        ({"elapsed": "61s"}, "not yet"),
-        ({"quiet_for": "30s"}, "holds"),
-        ({"quiet_for": "1m"}, "not yet"),
-        ({"max_attempts": 4}, "holds"),
-        ({"max_attempts": 3}, "never"),
-        ({"max_attempts_without_progress": 2}, "holds"),
-        ({"max_attempts_without_progress": 1}, "never"),
-        ({"job": {"name": "a", "state": ["RUNNING"]}}, "holds"),
-        ({"job": {"name": "a", "verdict": ["finished"]}}, "not yet"),
-        ({"job": {"name": "b", "verdict": ["finished"]}}, "holds"),
-        ({"job": {"name": "b", "verdict": ["failed"]}}, "never"),
-        ({"job": {"name": "c", "state": ["RUNNING"]}}, "not yet"),
-        ({"command": {"run": ["true"]}}, "holds"),
-        ({"command": {"run": ["false"]}}, "not yet"),
-        ({"command": {"run": ["untried"]}}, "not yet"),
-        ({"all_of": [{"max_attempts": 4}, {"elapsed": "61s"}]}, "not yet"),
-        ({"all_of": [{"max_attempts": 3}, {"elapsed": "61s"}]}, "never"),
-        ({"any_of": [{"max_attempts": 3}, {"elapsed": "61s"}]}, "not yet"),
-        ({"any_of": [{"max_attempts": 3}, {"elapsed": "1m"}]}, "holds"),
-        ({"any_of": [{"max_attempts": 3}, {"max_attempts": 2}]}, "never"),
-        ({"none_of": [{"max_attempts": 3}, {"elapsed": "61s"}]}, "holds"),
-        ({"none_of": [{"max_attempts": 4}]}, "not yet"),
-    ],
+    ANSWERS,
     ids=str,
 )
 def test_a_condition_answers(tmp_path: Path, written: dict[str, Any], answer: str) -> None:
@@ -70,6 +74,14 @@ def test_a_condition_answers(tmp_path: Path, written: dict[str, Any], answer: st
     assert bool(found.reason) == (found.answer is not Answer.HOLDS)
     # What is on disk in an action's file reads back as the same.
     assert ADAPTER.validate_json(ADAPTER.dump_json(condition)) == condition
+
+
+def test_each_condition_has_a_case_in_which_it_holds_and_one_in_which_it_does_not() -> None:
+    keys = {key for model in CONDITIONS for key in model.model_fields}
+    assert {next(iter(written)) for written, _ in ANSWERS} == keys
+    for key in keys:
+        answers = {answer for written, answer in ANSWERS if key in written}
+        assert "holds" in answers and len(answers) > 1, key
 
 
 def test_what_never_holds_decides_before_what_does_not_hold_yet(tmp_path: Path) -> None:
