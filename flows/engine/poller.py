@@ -42,7 +42,7 @@ class SchedulerPoller:
     def poll(self, children: Children, refs: list[AttemptRef]) -> None:
         """Start a query about these attempts."""
         self._querying = True
-        children.spawn("query of the scheduler", self._ask(refs))
+        children.spawn("query of the scheduler", self._query(refs))
 
     async def _query(self, refs: list[AttemptRef]) -> None:
         started = time.monotonic()

@@ -50,8 +50,8 @@ class EventEmitter:
     def emit_new(self) -> None:
         """Emit all that was collected; it does not block."""
         pending, self._pending = self._pending, []
-        for pending in waiting:
-            _emit(self._session, pending)
+        for event in pending:
+            _emit(self._session, event)
 
     def _note_journal(self) -> None:
         fresh, self._position = self._session.journal.since(self._position)
