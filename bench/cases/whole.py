@@ -176,10 +176,7 @@ def _parts(pid: int) -> dict[str, Part]:
     """A session's processes by what they are; the jobs' own are left out: a cluster has them."""
     found = {"flow process": _part(pid)}
     for child in _children(pid):
-        command = _command(child)
-        if "submitit" in command:
-            continue
-        found["server" if "deployment.serve" in command else f"child {child}"] = _part(child)
+        found["server" if "deployment.serve" in _command(child) else "another"] = _part(child)
     reaped = _reaped_s(pid)
     found["children that ended"] = Part(reaped, 0.0, 0.0, {})
     return found
@@ -216,8 +213,9 @@ def _stat(pid: int) -> list[str]:
 def _children(pid: int) -> Iterator[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in _read(f"{task}/children").split():
-            yield int(child)
-            yield from _children(int(child))
+            if "submitit" not in _command(int(child)):
+                yield int(child)
+                yield from _children(int(child))
 
 
 def _command(pid: int) -> str:
