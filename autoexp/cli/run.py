@@ -252,6 +252,8 @@ def _run_flow(path: Path, out: "Console") -> bool:
             os.environ["PREFECT_API_URL"] = f"{server.url}/api"
             os.environ["PREFECT_API_AUTH_STRING"] = server.auth_string
             os.environ["PREFECT_CLIENT_CUSTOM_HEADERS"] = json.dumps({OWN_HEADER: "1"})
+            # Prefect's thread for log lines wakes up this often, whether there are any or not.
+            os.environ.setdefault("PREFECT_LOGGING_TO_API_BATCH_INTERVAL", "5")
             foreground.visits = server.visits
         # Takes seconds, in which the server starts.
         from prefect.exceptions import CrashedRun, FailedRun

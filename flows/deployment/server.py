@@ -406,7 +406,11 @@ def start_server(
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "autoexp.flows.deployment.serve", *map(str, kept)],
-            env={**os.environ, **_settings(url, auth_string)},
+            env={
+                **os.environ,
+                **_settings(url, auth_string),
+                **(_RESTING if visits is not None else {}),
+            },
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -435,6 +439,16 @@ def _settings(url: str, auth_string: str) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
+
+
+_RESTING = {
+    # Events are on disk before the server comes to rest.
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
+    # For deployments and their workers, which a session in the foreground has none of.
+    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
+}
 
 
 def end_with_parent(signum: int = signal.SIGTERM) -> None:
