@@ -59,24 +59,22 @@ class Spawned:
         self.names.append(name)
 
 
-async def listening(server: tuple[int, int], heard: list[int]) -> Visits:
-    visits = Visits(server[0], lambda: heard.append(1))
+async def listening(server: tuple[int, int], heard: asyncio.Event) -> Visits:
+    visits = Visits(server[0], heard.set)
     visits.listen()
     return visits
 
 
-async def say(server: tuple[int, int], heard: list[int], what: bytes) -> None:
-    before = len(heard)
+async def say(server: tuple[int, int], heard: asyncio.Event, what: bytes) -> None:
+    heard.clear()
     os.write(server[1], what)
-    async with asyncio.timeout(60):
-        while len(heard) == before:
-            await asyncio.sleep(0.01)
+    await asyncio.wait_for(heard.wait(), 60)
 
 
 async def test_a_visit_lasts_a_minute_and_is_new_once(
     server: tuple[int, int], clock: list[float]
 ) -> None:
-    heard: list[int] = []
+    heard = asyncio.Event()
     visits = await listening(server, heard)
     assert not visits.is_watched
     await say(server, heard, LOOKED)
@@ -104,7 +102,7 @@ async def test_the_page_waits_for_somebody_to_look_and_is_true_then(
     server: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = create(compose("demo", ["cooldowns=[]"]), tmp_path)
-    heard: list[int] = []
+    heard = asyncio.Event()
     visits = await listening(server, heard)
     updates = Updates()
     with Session.hold(path) as (session, _):
@@ -127,7 +125,7 @@ async def test_the_page_waits_for_somebody_to_look_and_is_true_then(
 
 
 async def test_states_are_asked_for_once_somebody_has_set_one(server: tuple[int, int]) -> None:
-    heard: list[int] = []
+    heard = asyncio.Event()
     visits = await listening(server, heard)
     watcher = CancellationWatcher(str(uuid4()), visits, LOG)
     polls = 0
