@@ -1,5 +1,6 @@
 """The monitor's memory of one job between two looks, and its reading of new data."""
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -52,6 +53,8 @@ _RACY_NS = 2_000_000_000
 _LONGEST_LOOK_S = 60.0
 EVENTS = 1000  # that a look finds at most, about, where the lines are events
 MOST_AT_END = 40.0  # looks' worth of an ended job's log, before its end alone is read
+SILENCE_S, STEADY_S = 30.0, 120.0
+"""When a log counts as silent, and for how long it has to grow until it is known to be alive."""
 MOST_AT_END_S = 20.0  # for which an ended job's log is read, before its end alone is
 END = 1 << 20  # bytes of a log that are its end
 _LIMIT_OF_EVENTS = BLOCK >> 4  # bytes of one call where every line may be an event
@@ -81,6 +84,7 @@ class JobWatch:
         self._quiet_at: tuple[int, int, int] | None = None
         self._stopped: set[str] = set()
         self._looked_at: float | None = None
+        self._moved_at = self._moving_since = -math.inf
         self._start_known: tuple[object, ...] = ()
         self._read_at_end = 0.0  # looks' worth
         self._read_at_end_s = 0.0
@@ -164,6 +168,7 @@ class JobWatch:
             if reading.cursor != job.cursor:
                 job.cursor = reading.cursor
                 self.dirty = True
+                self._note_movement()
             for piece in reading.pieces:
                 for event in self._read_piece(job, attempt, watched, piece):
                     budget.spend(1 / EVENTS)
@@ -268,6 +273,17 @@ class JobWatch:
         if watched.metric_rules:
             job.tail = with_logged(job.tail, logged, watched.window)
             add_alarms(job, attempt, watched.metric_rules, events)
+
+    def _note_movement(self) -> None:
+        now = time.monotonic()
+        if now - self._moved_at > SILENCE_S:
+            self._moving_since = now
+        self._moved_at = now
+
+    def moves_steadily(self) -> bool:
+        """True if the log has grown for a while, and never stood still for long."""
+        now = time.monotonic()
+        return now - self._moved_at <= SILENCE_S and now - self._moving_since >= STEADY_S
 
     def count_quiet_time(
         self, job: JobRecord, attempt: Attempt, watched: Watched

@@ -52,6 +52,8 @@ class _Found(NamedTuple):
     notes: list[str]
     refs: list[AttemptRef] | None
     """Attempts to ask the scheduler about; None: it is not time."""
+    is_calm: bool
+    """True if the scheduler would only say what the logs show."""
 
 
 class SessionRun:
@@ -158,7 +160,8 @@ class SessionRun:
         notes = self._take_requests()
         look = self._monitor.look(answers)
         refs = self._monitor.refs() if is_time_to_ask else None
-        return _Found(look, self._monitor.next_work(), notes, refs)
+        is_calm = is_time_to_ask and self._monitor.is_calm()
+        return _Found(look, self._monitor.next_work(), notes, refs, is_calm)
 
     def _take_requests(self) -> list[str]:
         """Process requests of other processes; returns a line for each."""
@@ -198,7 +201,7 @@ class SessionRun:
         for warning in found.look.warnings:
             self.log.warning(warning)
         if found.refs is not None:
-            self._poller.poll(children, found.refs)
+            self._poller.poll(children, found.refs, is_calm=found.is_calm)
         return found.look, found.work
 
     def _note_write_failure(self, answers: dict[str, JobStatus], error: Exception) -> None:

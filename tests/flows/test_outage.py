@@ -34,7 +34,7 @@ async def test_two_thousand_missed_queries_in_a_row_are_backed_off_from_and_answ
     asked = poller.SchedulerPoller(Away(), 15.0, log)
     while misses >= 0:
         async with Children(log) as children:
-            asked.ask(children, [AttemptRef("k", None, "k", "batch.sh", "1")])  # type: ignore[arg-type]
+            asked.poll(children, [AttemptRef("k", None, "k", "batch.sh", "1")])  # type: ignore[arg-type]
         waits.append(asked._next_at - seconds[0])
         seconds[0] = asked._next_at
         assert asked.is_due
