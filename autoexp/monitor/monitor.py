@@ -5,20 +5,19 @@
 record. One job that cannot be looked at is that job's warning, never the end of the session.
 """
 
-import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from autoexp import states
 from autoexp.backoff import delay_s
 from autoexp.jobs import starts
 from autoexp.jobs.record import Attempt, Ending, JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.verdicts import counts, judge, made_progress, saved_iteration, with_scores
 from autoexp.logs.tail import LogCursor, LookBudget
+from autoexp.monitor import calm
 from autoexp.monitor.decide import decide
 from autoexp.monitor.dependencies import ready, unsatisfiable_reason
 from autoexp.monitor.job_watch import JobWatch
@@ -34,8 +33,6 @@ from autoexp.session.session import Session
 from autoexp.states import Verdict
 
 _LONGEST_RETRY_S = 300.0
-_NEAR_END_S = 120.0
-"""The last part of a job, in which the scheduler is asked often: what follows waits for its end."""
 
 
 class Look(NamedTuple):
@@ -133,17 +130,7 @@ class Monitor:
 
     def is_calm(self) -> bool:
         """True if all attempts are running, and will be for a while, as far as their logs show."""
-        return all(self._is_calm(job) for job in self._session.jobs.values() if job.open_attempts)
-
-    def _is_calm(self, job: JobRecord) -> bool:
-        watch = self._watches.get(job.spec.name)
-        return (
-            watch is not None
-            and watch.moves_steadily()
-            and all(states.is_running(attempt.state) for attempt in job.open_attempts)
-            and not job.is_ending
-            and _left_s(job) > _NEAR_END_S
-        )
+        return calm.are_calm(self._session.jobs.values(), self._watches)
 
     def look(self, statuses: Mapping[str, JobStatus]) -> Look:
         """Look at every job once and write what changed.
@@ -513,11 +500,3 @@ def _may_change(action: Action, job: JobRecord) -> bool:
     # A restart is requested: it may yet become one with a roll back, or be overruled.
     rolls_back = isinstance(action, Restart) and action.roll_back
     return isinstance(action, Finish | Fail) or (rolls_back and job.restart.roll_back_to is None)
-
-
-def _left_s(job: JobRecord) -> float:
-    """Seconds until a job has reached its target, as fast as it is; endless where none is known."""
-    target, speed = job.spec.target_iteration, job.mean_seconds_per_iteration
-    if target is None or speed is None:
-        return math.inf
-    return max(0, target - (job.iteration or 0)) * speed
