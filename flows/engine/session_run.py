@@ -27,6 +27,7 @@ from autoexp.flows.engine.poller import SchedulerPoller
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.monitor import steps
+from autoexp.monitor.job_watch import are_calm
 from autoexp.monitor.monitor import Look, Monitor, Work
 from autoexp.operations import action_runs, requests
 from autoexp.operations.step_runs import carry_out, named
@@ -160,7 +161,8 @@ class SessionRun:
         notes = self._take_requests()
         look = self._monitor.look(answers)
         refs = self._monitor.refs() if is_time_to_ask else None
-        is_calm = is_time_to_ask and self._monitor.is_calm()
+        jobs, watches = self.session.jobs.values(), self._monitor.watches
+        is_calm = is_time_to_ask and are_calm(jobs, watches)
         return _Found(look, self._monitor.next_work(), notes, refs, is_calm)
 
     def _take_requests(self) -> list[str]:

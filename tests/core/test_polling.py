@@ -55,7 +55,7 @@ class Day:
             self.monitor.look({})
             if self.poller.is_due:
                 async with Children(self.log) as children:
-                    is_calm = self.monitor.is_calm()
+                    is_calm = job_watch.are_calm(self.session.jobs.values(), self.monitor.watches)
                     self.poller.poll(children, self.monitor.refs(), is_calm=is_calm)
         return [at - begun for at in self.scheduler.asked_at[before:]]
 
