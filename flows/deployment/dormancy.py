@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 
 from prefect.server.database import provide_database_interface
+from sqlalchemy.pool import QueuePool
 
 from autoexp.flows.concurrency.visits import CHANGED, LOOKED, OWN_HEADER
 from autoexp.flows.deployment.server import end_with_parent
@@ -90,6 +91,5 @@ def sets_states(scope: Scope) -> bool:
 
 async def uses_database() -> bool:
     """True while a transaction may be open: it would keep out other servers on the same file."""
-    engine = await provide_database_interface().engine()
-    count = getattr(engine.pool, "checkedout", None)
-    return bool(count and count())
+    pool = (await provide_database_interface().engine()).pool
+    return isinstance(pool, QueuePool) and bool(pool.checkedout())

@@ -320,7 +320,7 @@ class Server:
     def _attend(self) -> None:
         """Have the server go on whenever somebody connects; refuse connections once it is gone."""
         while self._stands_still():
-            select.select([self._socket, self._stopping], [], [])
+            select.select([self._socket.fileno(), self._stopping], [], [])
             self._go_on()
         self._process.wait()
         with suppress(OSError):
