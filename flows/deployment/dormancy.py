@@ -86,7 +86,7 @@ class Dormancy:
 
 def sets_states(scope: Scope) -> bool:
     """True for a request that sets states of runs, as cancelling does."""
-    return scope["type"] == "http" and scope["path"].rstrip("/").endswith("set_state")
+    return scope["type"] == "http" and str(scope["path"]).rstrip("/").endswith("set_state")
 
 
 async def uses_database() -> bool:
