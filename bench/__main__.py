@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.cases import whole
 from bench.world.measure import RESULTS, save
 
 CASES = {
@@ -28,8 +29,11 @@ CASES = {
     "prefect": "bench.cases.served:prefect",
     "memory": "bench.cases.memory:memory",
     "start": "bench.cases.cli_start:start",
+    "whole": "bench.cases.whole:whole",
 }
 """The cases by name, each with the function that measures it."""
+_LONG = {"whole"}
+"""Cases that take real minutes: measured when they are named."""
 
 
 def main() -> int:
@@ -50,11 +54,16 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of: {', '.join(CASES)}")
+    parser.add_argument(
+        "--seconds", type=float, help="how long `whole` measures (600); shorter for a try"
+    )
     options = parser.parse_args()
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)}; there are: {', '.join(CASES)}")
-    options.cases = options.cases or list(CASES)
+    options.cases = options.cases or [name for name in CASES if name not in _LONG]
+    if options.seconds is not None:
+        os.environ[whole.SECONDS] = str(options.seconds)
     return options
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,3 +90,15 @@ def marked(mark: bytes) -> list[int]:
             if mark in environment.split(b"\0"):
                 found.append(int(entry.name))
     return found
+
+
+def state(pid: int) -> str:
+    """A process's state as in `ps`; empty when it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
+def stands_still(pid: int) -> bool:
+    """True while a process is stopped, as by SIGSTOP."""
+    return state(pid) == "T"

@@ -1,8 +1,11 @@
 """`autoexp run` and `resume`: the session flow in this process, with a view of it."""
 
 import asyncio
+import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -237,6 +240,7 @@ def _run_flow(path: Path, out: "Console") -> bool:
     """
     from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
     from autoexp.flows.concurrency.interrupts import run_in_thread, stopping_on_signals
+    from autoexp.flows.concurrency.visits import OWN_HEADER
     from autoexp.flows.deployment.server import embedded_server, warning_when_open
     from autoexp.reports.live import LiveView
     from autoexp.reports.terminal import say
@@ -248,6 +252,10 @@ def _run_flow(path: Path, out: "Console") -> bool:
         if (server := embedded_server(path)) is not None:
             os.environ["PREFECT_API_URL"] = f"{server.url}/api"
             os.environ["PREFECT_API_AUTH_STRING"] = server.auth_string
+            os.environ["PREFECT_CLIENT_CUSTOM_HEADERS"] = json.dumps({OWN_HEADER: "1"})
+            # Prefect's thread for log lines wakes up this often, whether there are any or not.
+            os.environ.setdefault("PREFECT_LOGGING_TO_API_BATCH_INTERVAL", "5")
+            foreground.visits = server.visits
         # Takes seconds, in which the server starts.
         from prefect.exceptions import CrashedRun, FailedRun
 
@@ -268,7 +276,8 @@ def _run_flow(path: Path, out: "Console") -> bool:
         enter_foreground(foreground)
 
         async def watched() -> None:
-            state = await train(session=path.name, return_state=True)
+            with _quietly() if server is not None else nullcontext():
+                state = await train(session=path.name, return_state=True)
             # The outcome is read from the session's files; only what the flow raised matters here.
             error = await state.aresult(raise_on_failure=False)
             if isinstance(error, Exception) and not isinstance(error, (FailedRun, CrashedRun)):
@@ -276,6 +285,20 @@ def _run_flow(path: Path, out: "Console") -> bool:
 
         with LiveView(path, out):
             return run_in_thread(foreground, lambda: asyncio.run(watched()))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Report what happens alone, so that an embedded server comes to rest in between."""
+    from prefect.events.worker import EventsWorker
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    from autoexp.flows.publishing.posted_events import PostedEvents
+
+    EventsWorker.set_client_override(PostedEvents)
+    # Heartbeats are for those who would resume a flow that died: such a server dies with it.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def _say_where_it_is(server: "Server", out: "Console") -> None:

@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator
-from math import isfinite
+from collections.abc import Iterable, Iterator, Mapping
+from math import inf, isfinite
 from pathlib import Path
 from time import perf_counter
 
@@ -52,6 +52,10 @@ _RACY_NS = 2_000_000_000
 _LONGEST_LOOK_S = 60.0
 EVENTS = 1000  # that a look finds at most, about, where the lines are events
 MOST_AT_END = 40.0  # looks' worth of an ended job's log, before its end alone is read
+SILENCE_S, STEADY_S = 30.0, 120.0
+"""When a log counts as silent, and for how long it has to grow until it is known to be alive."""
+_NEAR_END_S = 120.0
+"""The last part of a job, in which the scheduler is asked often: what follows waits for its end."""
 MOST_AT_END_S = 20.0  # for which an ended job's log is read, before its end alone is
 END = 1 << 20  # bytes of a log that are its end
 _LIMIT_OF_EVENTS = BLOCK >> 4  # bytes of one call where every line may be an event
@@ -81,6 +85,7 @@ class JobWatch:
         self._quiet_at: tuple[int, int, int] | None = None
         self._stopped: set[str] = set()
         self._looked_at: float | None = None
+        self._moved_at = self._moving_since = -inf
         self._start_known: tuple[object, ...] = ()
         self._read_at_end = 0.0  # looks' worth
         self._read_at_end_s = 0.0
@@ -164,6 +169,7 @@ class JobWatch:
             if reading.cursor != job.cursor:
                 job.cursor = reading.cursor
                 self.dirty = True
+                self._note_movement()
             for piece in reading.pieces:
                 for event in self._read_piece(job, attempt, watched, piece):
                     budget.spend(1 / EVENTS)
@@ -268,6 +274,17 @@ class JobWatch:
         if watched.metric_rules:
             job.tail = with_logged(job.tail, logged, watched.window)
             add_alarms(job, attempt, watched.metric_rules, events)
+
+    def _note_movement(self) -> None:
+        now = time.monotonic()
+        if now - self._moved_at > SILENCE_S:
+            self._moving_since = now
+        self._moved_at = now
+
+    def moves_steadily(self) -> bool:
+        """True if the log has grown for a while, and never stood still for long."""
+        now = time.monotonic()
+        return now - self._moved_at <= SILENCE_S and now - self._moving_since >= STEADY_S
 
     def count_quiet_time(
         self, job: JobRecord, attempt: Attempt, watched: Watched
@@ -375,3 +392,26 @@ def _stamp(path: str) -> Stamp:
     except FileNotFoundError:
         return None
     return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def are_calm(jobs: Iterable[JobRecord], watches: Mapping[str, JobWatch]) -> bool:
+    """True if all attempts are running, and will be for a while, as far as their logs show."""
+    return all(_is_calm(job, watches.get(job.spec.name)) for job in jobs if job.open_attempts)
+
+
+def _is_calm(job: JobRecord, watch: JobWatch | None) -> bool:
+    return (
+        watch is not None
+        and watch.moves_steadily()
+        and all(states.is_running(attempt.state) for attempt in job.open_attempts)
+        and not job.is_ending
+        and _left_s(job) > _NEAR_END_S
+    )
+
+
+def _left_s(job: JobRecord) -> float:
+    """Seconds until a job has reached its target, as fast as it is; endless where none is known."""
+    target, speed = job.spec.target_iteration, job.mean_seconds_per_iteration
+    if target is None or speed is None:
+        return inf
+    return max(0, target - (job.iteration or 0)) * speed

@@ -104,7 +104,7 @@ class Monitor:
         self._session = session
         # Looked up at each call: a simulation has its own clock.
         self._clock = clock or (lambda: time.monotonic())
-        self._watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
+        self.watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
         self._urgent: set[str] = set()
         # Jobs whose logs have more to read; the one that waited longest comes first.
         self._behind: deque[str] = deque()
@@ -188,7 +188,7 @@ class Monitor:
     ) -> bool:
         """Look at a job and note changes; True if its log has more to read."""
         name, unwritten = job.spec.name, self.recorder.unwritten
-        before, watch = len(unwritten), self._watches[name]
+        before, watch = len(unwritten), self.watches[name]
         try:
             self._look_at(job, watch, open_attempts, statuses, budget)
             has_more = not watch.at_end
@@ -209,7 +209,7 @@ class Monitor:
 
     def flush(self) -> None:
         """Write all changes since the last look that was worth a write."""
-        for name, watch in self._watches.items():
+        for name, watch in self.watches.items():
             if watch.dirty:
                 job = self._session.jobs[name]
                 self.recorder.contain(f"{name}: cannot be saved", name, self._save, job)
@@ -448,7 +448,7 @@ class Monitor:
         every = self._session.experiment.monitoring.save_progress_every_s
         now = time.monotonic()
         due = {
-            n for n, watch in self._watches.items() if watch.dirty and now - watch.saved_at >= every
+            n for n, watch in self.watches.items() if watch.dirty and now - watch.saved_at >= every
         }
         if not due and not self._urgent:
             return
@@ -458,7 +458,7 @@ class Monitor:
                 self._urgent.discard(name)
 
     def _save(self, job: JobRecord) -> None:
-        watch = self._watches[job.spec.name]
+        watch = self.watches[job.spec.name]
         # Rows before the cursor: a kill in between repeats rows, and readers use the last.
         self._session.log_progress(job, watch.rows)
         self._session.save_job(job)

@@ -14,6 +14,8 @@ class Foreground:
     def __init__(self) -> None:
         self.is_begun = False
         self.stopped_by: str | None = None
+        self.visits: int | None = None
+        """Where an embedded Prefect server says who looks at it."""
         self.taken_at = 0.0
         """When Prefect accepted something for the last time, by the monotonic clock."""
         self._stopped_at: float | None = None

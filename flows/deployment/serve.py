@@ -1,9 +1,10 @@
 """A Prefect server behind a lock.
 
-    python -m autoexp.flows.deployment.serve [FD]
+    python -m autoexp.flows.deployment.serve [SOCKET_FD [STARTER_FD]]
 
 The socket comes as a file descriptor from whoever starts this: between a port's choice and its use
 nobody else can take it. Without one it is the port of Prefect's settings, as under systemd.
+With a pipe to whoever started it, the server stands still while nobody asks it anything.
 The authentication string comes in PREFECT_SERVER_API_AUTH_STRING, never on the command line.
 """
 
@@ -24,14 +25,15 @@ from prefect.settings import (
     PREFECT_SERVER_LOGGING_LEVEL,
 )
 
+from autoexp.flows.deployment.dormancy import Dormancy
 from autoexp.flows.deployment.server import bound_socket
-from autoexp.flows.deployment.server_lock import Lock
+from autoexp.flows.deployment.server_lock import App, Lock
 
 # Parameters of runs, results, the key of what blocks keep secret, passwords.
 _PRIVATE = ("prefect.db", "prefect.db-wal", "prefect.db-shm", "profiles.toml", "storage")
 
 
-def main(descriptor: int | None = None) -> None:
+def main(descriptor: int | None = None, starter: int | None = None) -> None:
     """Serve until a signal comes."""
     auth_string = PREFECT_SERVER_API_AUTH_STRING.value()
     if not auth_string:
@@ -40,14 +42,18 @@ def main(descriptor: int | None = None) -> None:
         bound = bound_socket(PREFECT_SERVER_API_PORT.value())
     else:
         bound = socket.socket(fileno=descriptor)
-    app = create_app(final=True)
+    app: App = create_app(final=True)
     # From here on files are written, and nobody else is to read what stands in the database.
     os.umask(0o077)
     _take_from_others(Path(PREFECT_HOME.value()))
+    dormancy = Dormancy(app, bound.getsockname()[1], starter) if starter is not None else None
     config = uvicorn.Config(
-        Lock(app, auth_string),
-        timeout_keep_alive=PREFECT_SERVER_API_KEEPALIVE_TIMEOUT.value(),
+        Lock(dormancy or app, auth_string),
+        # A connection that is kept open, and may bring a request, keeps the server awake.
+        timeout_keep_alive=1 if dormancy else PREFECT_SERVER_API_KEEPALIVE_TIMEOUT.value(),
         log_level=PREFECT_SERVER_LOGGING_LEVEL.value().lower(),
+        callback_notify=dormancy.stop_when_quiet if dormancy else None,
+        timeout_notify=1,
     )
     uvicorn.Server(config).run(sockets=[bound])
 

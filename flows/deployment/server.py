@@ -11,6 +11,7 @@ import ipaddress
 import json
 import os
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -292,7 +293,9 @@ def embedded_server(folder: Path) -> "Server | None":
 class Server:
     """A Prefect server with a lock of its own, which starts while its user goes on.
 
-    `folder` holds its output and, while it runs and for its owner alone, the string that opens it.
+    While nobody asks it anything it stands still (autoexp/flows/deployment/dormancy.py), and the
+    next connection has it go on. `folder` holds its output and, while it runs and for its owner
+    alone, the string that opens it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -302,20 +305,43 @@ class Server:
         write_private(self.login, f"{self.auth_string}\n")
         self._socket = bound_socket(0)
         self.url = f"http://{HOST}:{self._socket.getsockname()[1]}"
+        self.visits, tell = os.pipe()
+        """Where it says that somebody looks at it, or has set a state (concurrency/visits.py)."""
+        os.set_blocking(self.visits, False)
+        os.set_blocking(tell, False)
+        self._stopping, self._stop = os.pipe()
         self._process = start_server(
-            self._socket, self.auth_string, self._log, preexec_fn=end_with_parent
+            self._socket, self.auth_string, self._log, tell, preexec_fn=end_with_parent
         )
-        threading.Thread(target=self._refuse_when_gone, daemon=True, name="server").start()
+        os.close(tell)
+        threading.Thread(target=self._attend, daemon=True, name="server").start()
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def _refuse_when_gone(self) -> None:
-        """Refuse connections once the server is gone; the port stays ours."""
+    def _attend(self) -> None:
+        """Have the server go on whenever somebody connects; refuse connections once it is gone."""
+        while self._stands_still():
+            select.select([self._socket.fileno(), self._stopping], [], [])
+            self._go_on()
         self._process.wait()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _stands_still(self) -> bool:
+        """Wait until the server has stopped itself; False: it has ended."""
+        with suppress(ChildProcessError):  # somebody else has waited for its end
+            # The end itself is left for `Popen.wait`.
+            seen = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            if seen is not None and seen.si_code == os.CLD_STOPPED:
+                os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG)
+                return True
+        return False
+
+    def _go_on(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGCONT)
 
     def wait(self) -> None:
         """Wait until it answers; raises AutoexpError with its log when it does not."""
@@ -325,6 +351,7 @@ class Server:
     def stop(self) -> None:
         """End it, and wait until it has written all it holds."""
         self._process.terminate()
+        os.close(self._stop)  # from now on it is not left standing
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -384,18 +411,27 @@ def start_server(
     bound: socket.socket,
     auth_string: str,
     log: Path,
+    visits: int | None = None,
     preexec_fn: Callable[[], None] | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Start a Prefect server behind a lock on a socket; its output goes to `log`."""
+    """Start a Prefect server behind a lock on a socket; its output goes to `log`.
+
+    With a pipe to say who looks at it, it stands still while nobody does.
+    """
+    kept = [bound.fileno(), *([] if visits is None else [visits])]
     url = f"http://{HOST}:{bound.getsockname()[1]}"
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "autoexp.flows.deployment.serve", str(bound.fileno())],
-            env={**os.environ, **_settings(url, auth_string)},
+            [sys.executable, "-m", "autoexp.flows.deployment.serve", *map(str, kept)],
+            env={
+                **os.environ,
+                **_settings(url, auth_string),
+                **(_RESTING if visits is not None else {}),
+            },
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            pass_fds=[bound.fileno()],
+            pass_fds=kept,
             # Ctrl-C is for the monitor; the server has to take its last states.
             start_new_session=True,
             preexec_fn=preexec_fn,
@@ -420,6 +456,16 @@ def _settings(url: str, auth_string: str) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
+
+
+_RESTING = {
+    # Events are on disk before the server comes to rest.
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
+    # For deployments and their workers, which a session in the foreground has none of.
+    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
+}
 
 
 def end_with_parent(signum: int = signal.SIGTERM) -> None:

@@ -8,6 +8,7 @@ the run as crashed meanwhile: it is set back to Running.
 
 import asyncio
 import logging
+import math
 import time
 from typing import Any
 from uuid import UUID
@@ -25,6 +26,8 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.states import Running
 
+from autoexp.flows.concurrency.visits import Visits
+
 _POLL_INTERVAL_S = 5.0
 # A connection may be dead and not know it.
 _POLL_INTERVAL_WITH_EVENTS_S = 600.0
@@ -37,7 +40,10 @@ _EVENTS = [f"prefect.flow-run.{kind.value.capitalize()}" for kind in (*_CANCELLE
 class CancellationWatcher:
     """Reads the states of the session's flow runs now and then; one request for all of them."""
 
-    def __init__(self, flow_run_id: str | None, log: "logging.Logger | Any") -> None:
+    def __init__(
+        self, flow_run_id: str | None, visits: Visits, log: "logging.Logger | Any"
+    ) -> None:
+        self._visits = visits
         self._session_run = UUID(flow_run_id) if flow_run_id else None
         self._log = log
         self._job_runs: dict[UUID, str] = {}
@@ -45,8 +51,12 @@ class CancellationWatcher:
         self._subscribed = False
 
     async def listen(self) -> None:
-        """Follow the server's events about these flow runs, until this is cancelled."""
-        while self._session_run is not None:
+        """Follow the server's events about these flow runs, until this is cancelled.
+
+        An embedded server says by itself when a state was set, and an open connection would keep it
+        awake.
+        """
+        while self._session_run is not None and not self._visits.are_known:
             try:
                 chosen = EventFilter(event=EventNameFilter(name=_EVENTS))
                 async with get_events_subscriber(chosen, reconnection_attempts=0) as events:
@@ -74,18 +84,25 @@ class CancellationWatcher:
 
     @property
     def is_due(self) -> bool:
+        if self._visits.take_change():
+            self._next_at = time.monotonic()
         return self._session_run is not None and time.monotonic() >= self._next_at
 
     async def poll(self) -> list[str] | None:
         """Jobs that are cancelled in Prefect; empty: all of the session's; None: none."""
-        self._next_at = time.monotonic() + (
-            _POLL_INTERVAL_WITH_EVENTS_S if self._subscribed else _POLL_INTERVAL_S
-        )
+        self._next_at = time.monotonic() + self._interval_s
         try:
             return await self._poll()
         except Exception as error:
+            self._next_at = min(self._next_at, time.monotonic() + _RECONNECT_S)
             self._log.debug("could not poll Prefect for cancellations: %s", error)
             return None
+
+    @property
+    def _interval_s(self) -> float:
+        if self._visits.are_known:
+            return math.inf
+        return _POLL_INTERVAL_WITH_EVENTS_S if self._subscribed else _POLL_INTERVAL_S
 
     async def _poll(self) -> list[str] | None:
         assert self._session_run is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from typing import Any
 
@@ -11,6 +12,9 @@ from autoexp.flows.concurrency.children import Children
 from autoexp.schedulers.base import AttemptRef, JobStatus, Scheduler
 
 _LONGEST_BACK_OFF_S = 300.0
+_LONGEST_CALM_S = 300.0
+_CALM_TICKS = 20
+"""How long jobs go unasked for that their logs show to be alive; whichever is shorter."""
 
 
 class SchedulerPoller:
@@ -23,6 +27,7 @@ class SchedulerPoller:
         self._answers: dict[str, JobStatus] = {}
         self._querying = False
         self._next_at = 0.0
+        self._asked_at = -math.inf
         self._misses = 0
 
     def collect(self) -> dict[str, JobStatus]:
@@ -39,8 +44,14 @@ class SchedulerPoller:
         """True when it is time for a query, and none is under way."""
         return not self._querying and time.monotonic() >= self._next_at
 
-    def poll(self, children: Children, refs: list[AttemptRef]) -> None:
-        """Start a query about these attempts."""
+    def poll(self, children: Children, refs: list[AttemptRef], *, is_calm: bool = False) -> None:
+        """Start a query about these attempts; not at each tick while all are known to run on."""
+        now = time.monotonic()
+        calm_s = max(self._tick_s, min(_LONGEST_CALM_S, _CALM_TICKS * self._tick_s))
+        if is_calm and now - self._asked_at < calm_s:
+            self._next_at = now + self._tick_s  # until then a log may fall silent
+            return
+        self._asked_at = now
         self._querying = True
         children.spawn("query of the scheduler", self._query(refs))
 

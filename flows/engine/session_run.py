@@ -15,8 +15,10 @@ from prefect.runtime import flow_run
 
 from autoexp.errors import SessionHeld
 from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.foreground import foreground
 from autoexp.flows.concurrency.outbox import PrefectOutbox
 from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.visits import Visits
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.cancellation import CancellationWatcher
 from autoexp.flows.engine.condition_checker import ConditionChecker
@@ -25,6 +27,7 @@ from autoexp.flows.engine.poller import SchedulerPoller
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.monitor import steps
+from autoexp.monitor.job_watch import are_calm
 from autoexp.monitor.monitor import Look, Monitor, Work
 from autoexp.operations import action_runs, requests
 from autoexp.operations.step_runs import carry_out, named
@@ -50,6 +53,8 @@ class _Found(NamedTuple):
     notes: list[str]
     refs: list[AttemptRef] | None
     """Attempts to ask the scheduler about; None: it is not time."""
+    is_calm: bool
+    """True if the scheduler would only say what the logs show."""
 
 
 class SessionRun:
@@ -67,11 +72,13 @@ class SessionRun:
         self._writer = SessionWriter(session.path, self.updates, log)
         self._monitor = Monitor(session)
         outbox = PrefectOutbox(self.updates, log)
-        self._artifacts = ArtifactPublisher(session, self._writer, outbox, log)
+        terminal = foreground()
+        self._visits = Visits(terminal.visits if terminal else None, self.updates.mark_changed)
+        self._artifacts = ArtifactPublisher(session, self._writer, outbox, self._visits, log)
         self._poller = SchedulerPoller(scheduler, session.experiment.slurm.scheduler_tick_s, log)
         self._runner = PhaseRunner(scheduler, self._writer, self.updates)
         self._conditions = ConditionChecker(session, self._monitor, self._writer, self.updates, log)
-        self._cancellations = CancellationWatcher(flow_run.id, log)
+        self._cancellations = CancellationWatcher(flow_run.id, self._visits, log)
         marks = self._runner.marks
         self._subflows = Subflows(
             self.updates, outbox, self._artifacts, self._cancellations, marks, log
@@ -86,6 +93,7 @@ class SessionRun:
     async def run(self) -> None:
         """Watch the session until every job has its verdict, or until it is interrupted."""
         use_large_thread_pool()
+        self._visits.listen()
         listening = asyncio.create_task(self._cancellations.listen())
         try:
             async with Children(self.log) as children:
@@ -100,6 +108,7 @@ class SessionRun:
             await self._artifacts.close()
         finally:
             listening.cancel()
+            self._visits.close()
             self._writer.close()
 
     async def tick(self, children: Children) -> None:
@@ -107,7 +116,11 @@ class SessionRun:
         look, work = await self._look(children)
         self._has_more = look.has_more
         self._spawn(children, work)
-        self._artifacts.publish_if_due(children, look)
+        self._artifacts.note(look)
+        self._attend_to_prefect(children)
+
+    def _attend_to_prefect(self, children: Children) -> None:
+        self._artifacts.publish_if_due(children)
         self._poll_cancellations(children)
 
     def _is_over(self) -> bool:
@@ -148,7 +161,9 @@ class SessionRun:
         notes = self._take_requests()
         look = self._monitor.look(answers)
         refs = self._monitor.refs() if is_time_to_ask else None
-        return _Found(look, self._monitor.next_work(), notes, refs)
+        jobs, watches = self.session.jobs.values(), self._monitor.watches
+        is_calm = is_time_to_ask and are_calm(jobs, watches)
+        return _Found(look, self._monitor.next_work(), notes, refs, is_calm)
 
     def _take_requests(self) -> list[str]:
         """Process requests of other processes; returns a line for each."""
@@ -188,7 +203,7 @@ class SessionRun:
         for warning in found.look.warnings:
             self.log.warning(warning)
         if found.refs is not None:
-            self._poller.poll(children, found.refs)
+            self._poller.poll(children, found.refs, is_calm=found.is_calm)
         return found.look, found.work
 
     def _note_write_failure(self, answers: dict[str, JobStatus], error: Exception) -> None:
@@ -252,6 +267,7 @@ class SessionRun:
             await self.updates.wait_for_change(left)
             if self.updates.take_changed() and not self._is_over():
                 self._spawn(children, await self._next_work())
+                self._attend_to_prefect(children)
 
     async def _next_work(self) -> Work:
         try:

@@ -25,6 +25,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from autoexp import sinks
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.outbox import PrefectOutbox
+from autoexp.flows.concurrency.visits import Visits
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.publishing import page
 from autoexp.flows.publishing.events import EventEmitter
@@ -48,12 +49,14 @@ class ArtifactPublisher:
         session: Session,
         writer: SessionWriter,
         outbox: PrefectOutbox,
+        visits: Visits,
         log: "logging.Logger | Any",
     ) -> None:
         self.tags: tuple[str, ...] = ()
         self._session = session
         self._writer = writer
         self._outbox = outbox
+        self._visits = visits
         self._log = log
         self._emitter = EventEmitter(session)
         self._publishing = False
@@ -72,10 +75,15 @@ class ArtifactPublisher:
         self._started.add(job)
         self._urgent = True
 
-    def publish_if_due(self, children: Children, look: Look) -> None:
-        """Publish in the background if something changed and it is time."""
+    def note(self, look: Look) -> None:
+        """Note what a look has found."""
         self._dirty |= bool(look.changed)
         self._urgent |= bool(look.events)
+
+    def publish_if_due(self, children: Children) -> None:
+        """Publish in the background if something changed, it is time, and somebody may look."""
+        if self._visits.take_new():
+            self._urgent |= self._dirty
         if self._publishing or not (self._is_wanted() and self._may_try()):
             return
         self._dirty = self._urgent = False
@@ -91,7 +99,7 @@ class ArtifactPublisher:
         await self._publish()
 
     def _is_wanted(self) -> bool:
-        return self._urgent or (self._dirty and self._is_due())
+        return self._urgent or (self._dirty and self._is_due() and self._visits.is_watched)
 
     def _may_try(self) -> bool:
         """After a failure, False until the next interval, whatever happens."""

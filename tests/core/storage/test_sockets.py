@@ -31,3 +31,15 @@ def test_ones_own_port_is_found_in_the_kernels_table() -> None:
 def test_a_user_without_a_name_is_a_number() -> None:
     assert permissions.user(0) == "root"
     assert permissions.user(4294901) == "uid 4294901"
+
+
+def test_whoever_is_connected_to_a_port_is_seen_before_it_is_accepted(tmp_path: Path) -> None:
+    table = tmp_path / "tcp"
+    table.write_text(ROWS)
+    assert sockets.is_connected(4200, (table,))
+    assert not sockets.is_connected(22, (table,))
+    with socket.create_server(("127.0.0.1", 0)) as mine:
+        port = mine.getsockname()[1]
+        assert not sockets.is_connected(port)
+        with socket.create_connection(("127.0.0.1", port)):
+            assert sockets.is_connected(port)

@@ -1,0 +1,239 @@
+"""What a session that waits keeps alive, as a user's node sees it: processes, threads, memory.
+
+Everything is read from `/proc`, over real seconds. Beside the sessions a bare loop does the least
+that watching a job needs, in the same time on the same machine: the floor.
+"""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.world.measure import Figure
+
+SECONDS = "BENCH_SECONDS"
+_DAY_S = 86400.0
+_SETTLE_S = 45.0
+_PATIENCE_S = 300.0
+# An iteration a second and a line every ten; one job that goes on for longer than anybody measures.
+_JOB = (
+    "cooldowns=[]",
+    "backend.args.train_iters=1000000",
+    "backend.args.save_interval=1000000",
+    "backend.args.sleep_per_iteration_ms=1000",
+    "backend.args.log_interval=10",
+    "backend.args.hidden_size=16",
+    "backend.args.global_batch_size=8",
+)
+_LOOP = """
+import os, subprocess, time
+asked = 0.0
+while True:
+    os.stat(__import__("sys").argv[1])
+    if time.monotonic() - asked >= 15:
+        asked = time.monotonic()
+        subprocess.run(["true"])
+    time.sleep(2)
+"""
+
+
+class Part(NamedTuple):
+    """What one process has used so far, and what it holds."""
+
+    cpu_s: float
+    rss_mb: float
+    pss_mb: float
+    threads: dict[int, float]
+    """Seconds of CPU by thread, those of ended threads left out."""
+
+
+def whole() -> list[Figure]:
+    """A session of one job in the foreground: in a terminal, and with its output in a file."""
+    seconds = float(os.environ.get(SECONDS) or 600)
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        bare = stack.enter_context(_started([sys.executable, "-c", _LOOP, folder]))
+        sessions = {
+            name: stack.enter_context(_session(Path(folder) / key, is_terminal=key == "terminal"))
+            for key, name in (("terminal", "in a terminal"), ("file", "into a file"))
+        }
+        time.sleep(_SETTLE_S)
+        before = {name: _parts(pid) for name, pid in sessions.items()}
+        floor = sum(part.cpu_s for part in _parts(bare).values())
+        began = time.monotonic()
+        time.sleep(seconds)
+        scale = _DAY_S / (time.monotonic() - began)
+        after = {name: _parts(pid) for name, pid in sessions.items()}
+        floor = (sum(part.cpu_s for part in _parts(bare).values()) - floor) * scale
+        figures.append(Figure("a bare loop: the floor, a day", "s", [floor]))
+        for name, pid in sessions.items():
+            names = _thread_names(pid)
+            figures += _figures(name, before[name], after[name], scale, floor, names)
+    return figures
+
+
+def _figures(
+    name: str,
+    before: dict[str, Part],
+    after: dict[str, Part],
+    scale: float,
+    floor: float,
+    names: dict[int, str],
+) -> Iterator[Figure]:
+    used = {
+        what: (part.cpu_s - (before[what].cpu_s if what in before else 0.0)) * scale
+        for what, part in after.items()
+    }
+    total = sum(used.values())
+    memory = sum(part.pss_mb for part in after.values())
+    note = f"{total / floor:.1f} times the floor" if floor else ""
+    yield Figure(f"{name}: all of it, a day", "s", [total], below=158, note=note)
+    yield Figure(f"{name}: all of it, memory (Pss)", "MB", [memory], below=270)
+    for what, part in after.items():
+        yield Figure(f"{name}: {what}, a day", "s", [used[what]], note=f"{part.rss_mb:.0f} MB Rss")
+        yield Figure(f"{name}: {what}, memory (Pss)", "MB", [part.pss_mb])
+        earlier = before[what].threads if what in before else {}
+        spent = {tid: cpu - earlier.get(tid, 0.0) for tid, cpu in part.threads.items()}
+        for tid, cpu in sorted(spent.items(), key=lambda item: -item[1])[:8]:
+            if cpu * scale >= 0.5:
+                thread = names.get(tid, f"thread {tid}")
+                yield Figure(f"{name}: {what}: {thread}, a day", "s", [cpu * scale])
+
+
+@contextmanager
+def _started(command: list[str], **options: Any) -> Iterator[int]:
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process.pid
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
+
+
+@contextmanager
+def _session(folder: Path, *, is_terminal: bool) -> Iterator[int]:
+    """A session that runs in the foreground, from when it is quiet on; yields its process."""
+    folder.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = {
+        **kept,
+        "PREFECT_HOME": str(folder / "prefect"),
+        "AUTOEXP_SESSIONS": str(folder / "sessions"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "TERM": "xterm",
+    }
+    command = [sys.executable, "-m", "autoexp", "run", "demo", "--session", "waits", "--yes", *_JOB]
+    screen, output = pty.openpty() if is_terminal else (None, (folder / "output").open("w"))
+    if screen is not None:
+        threading.Thread(target=_drain, args=(screen,), daemon=True).start()
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+    session = folder / "sessions" / "waits"
+    try:
+        with _started(command, env=environment, **options) as pid:
+            _until(lambda: _iteration(session) >= 20, f"iteration 20 of {session}")
+            yield pid
+    finally:
+        cancel = [sys.executable, "-m", "autoexp", "cancel", "waits"]
+        subprocess.run(cancel, env=environment, capture_output=True)
+
+
+def _drain(screen: int) -> None:
+    with suppress(OSError):
+        while os.read(screen, 1 << 16):
+            pass
+
+
+def _iteration(session: Path) -> int:
+    with suppress(OSError, ValueError):
+        for path in session.glob("jobs/*.json"):
+            return int(json.loads(path.read_text()).get("iteration") or 0)
+    return 0
+
+
+def _until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"waited {_PATIENCE_S:.0f} s in vain for {what}")
+        time.sleep(0.5)
+
+
+# What /proc says
+
+
+def _parts(pid: int) -> dict[str, Part]:
+    """A session's processes by what they are; the jobs' own are left out: a cluster has them."""
+    found = {"flow process": _part(pid)}
+    for child in _children(pid):
+        found["server" if "deployment.serve" in _command(child) else "another"] = _part(child)
+    reaped = _reaped_s(pid)
+    found["children that ended"] = Part(reaped, 0.0, 0.0, {})
+    return found
+
+
+def _part(pid: int) -> Part:
+    rollup = dict(
+        line.split(":", 1) for line in _read(f"/proc/{pid}/smaps_rollup").splitlines()[1:]
+    )
+    threads = {
+        int(thread.name): int(_read(f"{thread}/schedstat").split()[0]) / 1e9
+        for thread in Path(f"/proc/{pid}/task").iterdir()
+    }
+    return Part(
+        time.clock_gettime((~pid << 3) | 2),  # clock_getcpuclockid(3), which counts no ticks
+        _mb(rollup["Rss"]),
+        _mb(rollup["Pss"]),
+        threads,
+    )
+
+
+def _reaped_s(pid: int) -> float:
+    # The name in parentheses may hold spaces.
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
+def _children(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in _read(f"{task}/children").split():
+            if "submitit" not in _command(int(child)):
+                yield int(child)
+                yield from _children(int(child))
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):
+        return _read(f"/proc/{pid}/cmdline").replace("\0", " ")
+    return ""
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text()
+
+
+def _mb(field: str) -> float:
+    return int(field.split()[0]) * 1024 / 1e6
+
+
+def _thread_names(pid: int) -> dict[int, str]:
+    """Names of a process's Python threads by their ids, where py-spy is installed."""
+    if (spy := shutil.which("py-spy")) is None:
+        return {}
+    shown = subprocess.run([spy, "dump", "--json", "--pid", str(pid)], capture_output=True)
+    with suppress(ValueError, KeyError, TypeError):
+        return {
+            each["os_thread_id"]: each["thread_name"] or "unnamed"
+            for each in json.loads(shown.stdout)
+        }
+    return {}

@@ -1,0 +1,121 @@
+"""A session that waits in the foreground, with a server of its own that stands still."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoexp.flows.deployment.server_lock import token
+from autoexp.session.session import Session
+from tests.flows.sessions import Make
+from tests.patience import PATIENCE_S, until
+from tests.processes import stands_still, state
+
+pytestmark = pytest.mark.prefect
+
+# Goes on until it is cancelled.
+LONG = (
+    "cooldowns=[]",
+    "backend.args.train_iters=1000000",
+    "backend.args.save_interval=1000000",
+    "backend.args.sleep_per_iteration_ms=50",
+    "monitoring.save_progress_every_s=0.25",
+)
+
+
+class Waiting:
+    """A session that is watched, and the server that belongs to it."""
+
+    def __init__(self, path: Path, monitor: "subprocess.Popen[str]") -> None:
+        self.path = path
+        self.monitor = monitor
+
+    @property
+    def server(self) -> int:
+        """The server's process; 0: there is none yet."""
+        for task in Path(f"/proc/{self.monitor.pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                with suppress(OSError):
+                    if b"deployment.serve" in Path(f"/proc/{child}/cmdline").read_bytes():
+                        return int(child)
+        return 0
+
+    @property
+    def url(self) -> str:
+        lines = (self.path.parent / "output").read_text().splitlines()
+        (line,) = [line for line in lines if line.startswith("Prefect UI")]
+        return line.split()[5]
+
+    def post(self, path: str, body: Any) -> Any:
+        """Ask the server as somebody else would."""
+        login = (self.path / "prefect-login").read_text().strip()
+        headers = {"Authorization": token(login), "Content-Type": "application/json"}
+        asked = urllib.request.Request(
+            f"{self.url}/api{path}", json.dumps(body).encode(), {**headers, "Connection": "close"}
+        )
+        with urllib.request.urlopen(asked, timeout=PATIENCE_S) as answer:
+            return json.loads(answer.read())
+
+    def page(self) -> str:
+        """The session's page as Prefect's UI shows it."""
+        named = {"artifacts": {"key": {"like_": f"{self.path.name}-session"}}}
+        found = self.post("/artifacts/filter", named)
+        return str(found[0]["data"]) if found else ""
+
+    @property
+    def iteration(self) -> int:
+        return Session.load(self.path).jobs["demo"].iteration or 0
+
+
+@pytest.fixture
+def waiting(make_session: Make, tmp_path: Path) -> Iterator[Waiting]:
+    path = make_session(*LONG)
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment.pop("PREFECT_API_URL")
+    with (path.parent / "output").open("w") as output:
+        command = [sys.executable, "-m", "autoexp", "resume", path.name]
+        monitor = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    found = Waiting(path, monitor)  # type: ignore[arg-type]
+    try:
+        until(lambda: found.iteration > 20, "a training that goes on")
+        until(lambda: stands_still(found.server), "a server that stands still")
+        yield found
+    finally:
+        monitor.kill()
+        monitor.wait()
+
+
+def test_who_looks_at_a_waiting_session_sees_it_as_it_is_and_may_cancel_it(
+    waiting: Waiting,
+) -> None:
+    server = waiting.server
+    begun = waiting.iteration
+    until(lambda: waiting.iteration > begun + 20, "further iterations")
+    assert stands_still(server)  # numbers alone are reported to nobody
+    first = waiting.page()
+    until(lambda: waiting.page() != first, "a page that was written anew")
+    until(lambda: stands_still(server), "a server that stands still again")
+    (run,) = [
+        each
+        for each in waiting.post("/flow_runs/filter", {})
+        if each["name"] == f"session {waiting.path.name}"
+    ]
+    waiting.post(f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+    assert waiting.monitor.wait(PATIENCE_S) == 1
+    job = Session.load(waiting.path).jobs["demo"]
+    assert job.was_cancelled and "cancelled in Prefect" in str(job.reason)
+    assert state(server) == ""
+
+
+def test_a_killed_monitor_leaves_no_server_behind_that_stands_still(waiting: Waiting) -> None:
+    server = waiting.server
+    waiting.monitor.kill()
+    waiting.monitor.wait()
+    until(lambda: state(server) in ("", "Z"), "the end of the server")
