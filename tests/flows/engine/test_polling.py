@@ -1,4 +1,4 @@
-"""The scheduler is asked as often as it knows better than the logs, on a clock of the test's own."""
+"""The scheduler is asked as often as it knows better than the logs, on a clock of our own."""
 
 import asyncio
 import logging
