@@ -10,7 +10,6 @@ import time
 from contextlib import suppress
 
 from prefect.server.database import provide_database_interface
-from sqlalchemy.pool import QueuePool
 
 from autoexp.flows.concurrency.visits import CHANGED, LOOKED, OWN_HEADER
 from autoexp.flows.deployment.server import end_with_parent
@@ -92,4 +91,5 @@ def sets_states(scope: Scope) -> bool:
 async def uses_database() -> bool:
     """True while a transaction may be open: it would keep out other servers on the same file."""
     pool = (await provide_database_interface().engine()).pool
-    return isinstance(pool, QueuePool) and bool(pool.checkedout())
+    counted = getattr(pool, "checkedout", None)  # a pool of a single connection has none
+    return counted is not None and bool(counted())

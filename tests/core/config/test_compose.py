@@ -148,7 +148,9 @@ def test_what_an_environment_variable_holds_is_resolved_once(
 def test_an_unset_environment_variable_is_named(tmp_path: Path) -> None:
     lines = "monitoring: {file_tick_s: '${oc.env:NO_SUCH}'}\n"
     path = written(tmp_path / "env.yaml", OWN + lines)
-    assert "'NO_SUCH' not found" in refusal(path)
+    said = refusal(path)
+    assert said.startswith("monitoring.file_tick_s: the environment variable NO_SUCH is not set; ")
+    assert "give `monitoring.file_tick_s=...`" in said
 
 
 def test_a_value_that_was_left_to_be_filled_in_is_refused(tmp_path: Path) -> None:
