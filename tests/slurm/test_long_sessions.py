@@ -164,7 +164,10 @@ def test_the_next_attempt_of_a_chain_waits_for_the_first_and_is_cancelled_at_the
     assert second.state == "CANCELLED"
     until(lambda: is_accounted(ended.session), "accounting, which lags by seconds")
     (row,) = accounts(ended.session)[str(second.job_id)]
-    assert (row.state, row.seconds) == ("CANCELLED", 0)
+    assert row.state == "CANCELLED"
+    # Where SLURM starts it before it is told, it ends before its trainer has done an iteration.
+    log = Path(second.log)
+    assert not log.exists() or " iteration " not in log.read_text()
 
 
 def test_max_jobs_bounds_the_queue_and_the_rest_say_that_they_wait(group: Group) -> None:

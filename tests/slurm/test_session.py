@@ -156,13 +156,13 @@ async def test_cancel_ends_what_runs_and_what_waits(make_session: Make) -> None:
     ended = await running
     assert ended.state == "CANCELLED"
     jobs = ended.session.jobs
-    assert {name: job.state for name, job in jobs.items()} == {
-        "demo": "CANCELLED",
-        "demo-cd100": "CANCELLED",
-        "demo-cd200": "WAITING",
-    }
+    # On a slow machine the second cooldown may wait in the queue by then, too.
+    begun = {name: job for name, job in jobs.items() if job.attempts}
+    assert {"demo", "demo-cd100"} <= set(begun)
+    assert {job.state for job in begun.values()} == {"CANCELLED"}
+    assert {job.state for name, job in jobs.items() if name not in begun} <= {"WAITING"}
     assert all("autoexp cancel by" in (job.reason or "") for job in jobs.values())
-    submitted = [str(jobs[name].attempts[0].job_id) for name in ("demo", "demo-cd100")]
+    submitted = [str(job.attempts[0].job_id) for job in begun.values()]
     until(lambda: is_accounted(ended.session), "accounting, which lags by seconds")
     found = accounts(ended.session)
     assert {found[job_id][-1].state for job_id in submitted} == {"CANCELLED"}
