@@ -1,15 +1,12 @@
 """`autoexp submit` and `adopt`: add jobs to a session from another process."""
 
 import getpass
-import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from autoexp.cli import options
 from autoexp.cli import plan as planning
 from autoexp.errors import BadInput
-from autoexp.names import LONGEST_KEY
 from autoexp.storage.places import sessions_root
 
 if TYPE_CHECKING:
@@ -17,17 +14,7 @@ if TYPE_CHECKING:
     from autoexp.jobs.record import Attempt
     from autoexp.operations.adopt import HandStarted
     from autoexp.planning.plan import Plan
-    from autoexp.resources.machines import SlurmCluster
     from autoexp.session.session import Session
-
-_JOB_ID = re.compile(r"[1-9][0-9]*(_(0|[1-9][0-9]*))?")
-# Each of these ends its line, so that names may hold spaces.
-_DESCRIBED = {
-    "JobName": r"^JobId=.*? JobName=(.*)$",
-    "Command": r"^ +Command=(.*)$",
-    "StdOut": r"^ +StdOut=(.*)$",
-    "UserId": r"^ +UserId=.*?\(([0-9]+)\)",
-}
 
 
 def submit(
@@ -111,6 +98,7 @@ def adopt(
     from autoexp.planning.plan import make_plan
     from autoexp.planning.rule_checks import validate_rules
     from autoexp.resources.machines import SlurmCluster
+    from autoexp.schedulers.slurm_queue import cluster_name, describe
     from autoexp.session.find import own_session_path
     from autoexp.session.meta import output_root
     from autoexp.session.session import Session
@@ -122,10 +110,10 @@ def adopt(
     if not isinstance(wanted.slurm, SlurmCluster):
         raise BadInput("adopt takes SLURM jobs: add slurm=NAME of your cluster")
     validate_rules(wanted)
-    described = _described_by_slurm(job_id, wanted.slurm)
-    _refuse_unfit(job_id, described)
+    described = describe(job_id, wanted.slurm)
+    adoption.refuse_unfit(job_id, described)
     checkpoints, path = Path(save_dir).absolute(), own_session_path(name)
-    cluster = _cluster_name(wanted.slurm)
+    cluster = cluster_name(wanted.slurm)
     job = adoption.HandStarted(cluster, job_id, described["JobName"], checkpoints)
     with adoption.exclusively():
         adoption.prune()
@@ -172,70 +160,6 @@ def _attempt(session: "Session", plan: "Plan", job: "HandStarted", log: str) -> 
         gpus=plan.trunk.machine.gpus,
         first_iteration=0,
     )
-
-
-def _described_by_slurm(job_id: str, cluster: "SlurmCluster") -> dict[str, str]:
-    """Fields of `scontrol show job`; raises BadInput when SLURM does not know the job."""
-    from autoexp.schedulers.slurm_commands import SlurmCommandFailed, at, run
-
-    if not _JOB_ID.fullmatch(job_id):
-        raise BadInput(f"{job_id}: no SLURM job id, such as 123, or 123_4 for a task of an array")
-    try:
-        command = at(cluster.at, ["scontrol", "show", "job", job_id])
-        answer = run(command, cluster.query_timeout_s)
-    except SlurmCommandFailed as error:
-        raise BadInput(f"job {job_id}: {error.stderr}; `squeue --me` lists yours") from error
-    if "ArrayTaskId=" in answer and "_" not in job_id:
-        raise BadInput(f"job {job_id} is an array: adopt its tasks, one by one, as {job_id}_0")
-    found = {key: re.search(pattern, answer, re.M) for key, pattern in _DESCRIBED.items()}
-    described = {key: match[1].strip() for key, match in found.items() if match}
-    if not described.get("JobName"):
-        raise BadInput(f"job {job_id}: scontrol gives no name for it; it said: {answer[:200]!r}")
-    return {"StdOut": "/dev/null", **described}
-
-
-def _refuse_unfit(job_id: str, described: dict[str, str]) -> None:
-    """Raise BadInput for a job that cannot be adopted: another user's, or a session's already."""
-    from autoexp.storage import permissions
-
-    name, user = described["JobName"], int(described.get("UserId", os.geteuid()))
-    if len(name) > LONGEST_KEY:
-        raise BadInput(
-            f"job {job_id}: its name has {len(name)} characters, and SLURM is asked for "
-            f"{LONGEST_KEY}; shorten it: scontrol update JobId={job_id} JobName=NAME"
-        )
-    if user != os.geteuid():
-        raise BadInput(f"job {job_id} is {permissions.user(user)}'s, who alone can adopt it")
-    if (session := _session_of(described.get("Command", ""))) is not None:
-        raise BadInput(
-            f"job {job_id} was submitted by session {session}, which goes on with it: "
-            f"`autoexp resume {session.name}` resumes it"
-        )
-
-
-def _session_of(command: str) -> Path | None:
-    """The session that submitted a job, from its batch command; None if no session did."""
-    from autoexp.operations.adopt import is_session
-
-    for found in re.finditer("/attempts/", command):
-        session = Path(command[: found.start()])
-        if is_session(session):
-            return session
-    return None
-
-
-def _cluster_name(cluster: "SlurmCluster") -> str:
-    """The cluster's name: the configured one, else ClusterName of `scontrol show config`."""
-    from autoexp.schedulers.slurm_commands import SlurmCommandFailed, run
-
-    if cluster.at is not None:
-        return cluster.at.lower()
-    try:
-        answer = run(["scontrol", "show", "config"], cluster.query_timeout_s)
-    except SlurmCommandFailed as error:
-        raise BadInput(f"SLURM does not name its cluster ({error.stderr}); try again") from error
-    found = re.search(r"^ClusterName\s*=\s*(\S+)", answer, re.M)
-    return found[1].lower() if found else ""
 
 
 def _put(session: "Session", plan: "Plan", attempt: "Attempt | None", by: str) -> int:

@@ -9,6 +9,7 @@ are over.
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,10 +20,11 @@ from typing import NamedTuple
 from autoexp.errors import AutoexpError, BadInput
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
+from autoexp.names import LONGEST_KEY
 from autoexp.session.create import claim_of, retake_outputs
 from autoexp.session.inbox import is_empty, waiting_submissions
 from autoexp.session.session import Session
-from autoexp.storage import atomic, claims, locks
+from autoexp.storage import atomic, claims, locks, permissions
 from autoexp.storage.claims import Claim
 
 _PATIENCE_S = 60.0
@@ -322,3 +324,29 @@ def _directory() -> Path:
         return Path.home() / ".local" / "state" / "autoexp" / "adopted"
     except RuntimeError as error:
         raise BadInput(f"{error}: set HOME, or XDG_STATE_HOME, to a directory of yours") from error
+
+
+def refuse_unfit(job_id: str, described: dict[str, str]) -> None:
+    """Raise BadInput for a job that cannot be adopted: another user's, or a session's already."""
+    name, user = described["JobName"], int(described.get("UserId", os.geteuid()))
+    if len(name) > LONGEST_KEY:
+        raise BadInput(
+            f"job {job_id}: its name has {len(name)} characters, and SLURM is asked for "
+            f"{LONGEST_KEY}; shorten it: scontrol update JobId={job_id} JobName=NAME"
+        )
+    if user != os.geteuid():
+        raise BadInput(f"job {job_id} is {permissions.user(user)}'s, who alone can adopt it")
+    if (session := _session_of(described.get("Command", ""))) is not None:
+        raise BadInput(
+            f"job {job_id} was submitted by session {session}, which goes on with it: "
+            f"`autoexp resume {session.name}` resumes it"
+        )
+
+
+def _session_of(command: str) -> Path | None:
+    """The session that submitted a job, from its batch command; None if no session did."""
+    for found in re.finditer("/attempts/", command):
+        session = Path(command[: found.start()])
+        if is_session(session):
+            return session
+    return None
