@@ -4,7 +4,8 @@ from typing import Any
 
 from prefect import State, flow
 
-from autoexp.flows.engine.lifecycle import cancel_jobs, run_name, watch
+from autoexp.flows.engine.cancellation_hook import cancel_jobs
+from autoexp.flows.engine.lifecycle import run_name, watch
 from autoexp.storage.places import sessions_root
 
 

@@ -11,13 +11,8 @@ from typing import Any
 
 from prefect import State, flow
 
-from autoexp.flows.engine.lifecycle import (
-    cancel_jobs,
-    compose_request,
-    find_or_create,
-    run_name,
-    watch,
-)
+from autoexp.flows.engine.cancellation_hook import cancel_jobs
+from autoexp.flows.engine.lifecycle import compose_request, find_or_create, run_name, watch
 from autoexp.flows.publishing.form import ExperimentForm
 from autoexp.storage.places import sessions_root
 

@@ -2,17 +2,13 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import Flow, State, get_client, get_run_logger, runtime
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
-from prefect.client.schemas.objects import FlowRun
-from prefect.logging.loggers import flow_run_logger
+from prefect import State, get_client, get_run_logger, runtime
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp import sinks
@@ -27,7 +23,6 @@ from autoexp.flows.publishing.scheduler_log import forwarded
 from autoexp.logs import engines
 from autoexp.monitor import monitor_starts
 from autoexp.operations import adopt
-from autoexp.operations.cancel import cancel_directly
 from autoexp.planning.plan import Plan
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session import find
@@ -41,7 +36,6 @@ from autoexp.storage import permissions
 from autoexp.storage.lease import Lease
 from autoexp.storage.places import sessions_root
 
-_LATE_S = 10.0
 # What a run logs is shown on terminals and in Prefect; the filter sits before any handler.
 for _log in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_log).addFilter(sinks.LINES)
@@ -54,49 +48,6 @@ def run_name() -> str:
         made = session_of(str(runtime.flow_run.id), sessions_root())
     named = runtime.flow_run.parameters.get("session")
     return f"session {made.name if made else named or 'new'}"
-
-
-def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Cancel the session's jobs; a worker runs this in a process of its own.
-
-    Under a worker a cancelled flow is killed before it can do so by itself. A crash or a worker's
-    shutdown does not come here: they cancel nothing.
-    """
-    root = sessions_root()  # a worker runs hooks where it has run the flow
-    named = flow_run.parameters.get("session")
-    path = session_of(str(flow_run.id), root)
-    if path is None and named and find.is_of(root / named, str(flow_run.id)):
-        path = root / named  # where the root's index could not be written
-    if path is None:
-        return
-    log = flow_run_logger(flow_run, flow)
-    outcome = cancel_directly(path, (), "cancelled in Prefect")
-    for key, answer in outcome.answers.items():
-        log.info("cancel %s: %s", key, answer)
-    if outcome.problem is not None:
-        log.error("not ended yet: %s; `autoexp cancel %s` retries", outcome.problem, path.name)
-    begun = sum(bool(job.attempts) for job in Session.load(path).jobs.values())
-    _close_subflows(flow_run, begun)
-
-
-def _close_subflows(flow_run: FlowRun, begun: int) -> None:
-    """End the jobs' subflows, which died with the flow's process.
-
-    There is one for each job that was `begun`; the server may still be writing the last one that
-    the process had started when it was killed.
-    """
-    mine = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]))
-    ended: State[Any] = Cancelled(message="cancelled with its session")
-    deadline = time.monotonic() + _LATE_S
-    with get_client(sync_client=True) as client:
-        while True:
-            runs = client.read_flow_runs(flow_run_filter=mine)
-            for run in runs:
-                if run.state is None or not run.state.is_final():
-                    client.set_flow_run_state(run.id, ended, force=True)
-            if len(runs) >= begun or time.monotonic() > deadline:
-                return
-            time.sleep(0.5)
 
 
 def compose_request(config: str, overrides: Sequence[str], experiment: Any) -> Composed:

@@ -10,7 +10,7 @@ from prefect import Task, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Pending
 
-from autoexp.flows.engine.lifecycle import cancel_jobs
+from autoexp.flows.engine.cancellation_hook import cancel_jobs
 from autoexp.flows.train import train
 from autoexp.session import find
 from autoexp.session.session import Session
