@@ -3,9 +3,12 @@
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -21,17 +24,30 @@ _ROWS = 60
 _FEW = 8
 _SCORES = 3
 # A narrower column of text is hard to read.
-_NOTE = 30
+_NOTE = 25
 _GAP = 2
 _WIDE = 10_000
 _COLOURS = {"finished": "green", "failed": "red", "running": "cyan", "stopped": "yellow"}
 
 
+class _Layout(NamedTuple):
+    """What a table of jobs shows; of several, the first that fits is taken."""
+
+    bar: int
+    learning_rate: bool = True
+    hours: bool = True
+
+
+_WHOLE = (_Layout(20), _Layout(8))
+_LAYOUTS = (*_WHOLE, _Layout(8, False), _Layout(8, False, False), _Layout(0, False, False))
+
+
 class StatusTable:
     """The session's jobs: state, progress, loss, learning rate, GPU hours, time left, why.
 
-    Where the last column would be narrow, there are no bars; where that does not help, its text
-    is below the table.
+    A reason stands at the end of its job's line, or below it where it would be narrow. Where the
+    room is small, bars shrink, then the learning rate goes, the GPU hours, and the bars. Names and
+    states are never cut.
     """
 
     def __init__(self, status: Status) -> None:
@@ -41,31 +57,44 @@ class StatusTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         longest = max((len(note) for note in self._notes), default=0)
-        widths = {bars: self._width(console, bars=bars) for bars in (True, False)}
-        for bars, width in widths.items():
-            if width + _GAP + min(longest, _NOTE) <= options.max_width:
-                yield self._table(bars=bars, notes=True)
+        note = _GAP + min(longest, _NOTE) if longest else 0
+        widths = {layout: self._width(console, layout) for layout in _LAYOUTS}
+        for layout in _WHOLE:
+            if widths[layout] + note <= options.max_width:
+                yield self._table(layout, notes=longest > 0)
                 return
-        yield self._table(bars=widths[True] <= options.max_width, notes=False)
-        for job, note in zip(self._jobs, self._notes, strict=True):
-            if note and (job.scores or job.verdict != Verdict.FINISHED):
-                yield Text.assemble(job.name, "  ", note)
+        fitting = [layout for layout, width in widths.items() if width <= options.max_width]
+        layout = fitting[0] if fitting else _LAYOUTS[-1]
+        wide = options.update_width(max(widths[layout], options.max_width))
+        heading, *lines = console.render_lines(self._table(layout, notes=False), wide, pad=False)
+        yield Segments([*heading, Segment.line()])
+        for line, job, text in zip(lines, self._jobs, self._notes, strict=True):
+            yield Segments([*line, Segment.line()])
+            if text and (job.scores or job.verdict != Verdict.FINISHED):
+                yield Padding(text, (0, 0, 0, _GAP))
 
-    def _width(self, console: Console, *, bars: bool) -> int:
+    def _width(self, console: Console, layout: _Layout) -> int:
         wide = console.options.update_width(_WIDE)
-        return console.measure(self._table(bars=bars, notes=False), options=wide).maximum
+        return console.measure(self._table(layout, notes=False), options=wide).maximum
 
-    def _table(self, *, bars: bool, notes: bool) -> Table:
+    def _table(self, layout: _Layout, *, notes: bool) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-        for name in ("job", "state", "iteration", "bar", "loss", "lr", "GPU h", "left"):
-            right = name in ("iteration", "loss", "lr", "GPU h", "left")
-            if (name != "GPU h" or self._hours) and (name != "bar" or bars):
-                heading = "" if name == "bar" else name
-                table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+        shown = {
+            "job": "left",
+            "state": "left",
+            "iteration": "right",
+            **({"": "left"} if layout.bar else {}),
+            "loss": "right",
+            **({"lr": "right"} if layout.learning_rate else {}),
+            **({"GPU h": "right"} if layout.hours and self._hours else {}),
+            "left": "right",
+        }
+        for heading, justify in shown.items():
+            table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         if notes:
             table.add_column("", overflow="fold")
         for job, note in zip(self._jobs, self._notes, strict=True):
-            cells = _cells(job, hours=self._hours, bars=bars)
+            cells = _cells(job, layout._replace(hours=layout.hours and self._hours))
             table.add_row(*cells, *([note] if notes else []))
         return table
 
@@ -115,22 +144,23 @@ def _word(job: JobSummary) -> str:
     return str(job.verdict) if done else job.state
 
 
-def _cells(job: JobSummary, *, hours: bool, bars: bool) -> list[RenderableType]:
+def _cells(job: JobSummary, layout: _Layout) -> list[RenderableType]:
     target = job.target_iteration or 1
     done = job.iteration or 0
     word = _word(job)
     colour = {"finished": "green", "failed": "red", "RUNNING": "cyan"}.get(word, "yellow")
     trains = job.target_iteration is not None
+    rate = "" if job.learning_rate is None else f"{job.learning_rate:.1e}"
     planned = "?" if job.planned_gpu_hours is None else f"{job.planned_gpu_hours:.2f}"
-    bar = ProgressBar(total=target, completed=min(done, target), width=20) if trains else ""
+    bar = ProgressBar(target, min(done, target), layout.bar or None) if trains else ""
     return [
         job.name,
         Text(word, colour),
         f"{done}/{job.target_iteration}" if trains else "",
-        *([bar] if bars else []),
+        *([bar] if layout.bar else []),
         "" if job.loss is None else f"{job.loss:.4f}",
-        "" if job.learning_rate is None else f"{job.learning_rate:.1e}",
-        *([f"{job.gpu_hours:.2f}/{planned}"] if hours else []),
+        *([rate] if layout.learning_rate else []),
+        *([f"{job.gpu_hours:.2f}/{planned}"] if layout.hours else []),
         _duration(job.seconds_left),
     ]
 

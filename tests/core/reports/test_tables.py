@@ -1,0 +1,95 @@
+"""How a session looks in terminals of several widths."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from autoexp.reports.status import JobSummary, Status
+from autoexp.reports.tables import status_view
+from autoexp.states import Kind, Verdict
+
+WAITS = "waits for checkpoint 1000 of demo"
+
+
+def job(name: str, **changes: object) -> JobSummary:
+    known = {
+        "name": name,
+        "kind": Kind.TRAIN,
+        "state": "RUNNING",
+        "verdict": None,
+        "reason": None,
+        "iteration": 960,
+        "target_iteration": 2000,
+        "loss": 2.1942,
+        "learning_rate": 0.01,
+        "seconds_left": 5.0,
+        "gpu_hours": 0.0,
+        "planned_gpu_hours": None,
+        "scores": {},
+    }
+    return JobSummary.model_construct(**{**known, **changes})
+
+
+STATUS = Status.model_construct(
+    session="demo-1",
+    state="running",
+    jobs=[
+        job("demo"),
+        job("demo-cd1000", state="WAITING", loss=None, learning_rate=None, reason=WAITS),
+        job("demo-cd1600", verdict=Verdict.FINISHED, reason="reached iteration 2000"),
+    ],
+)
+
+
+def shown(width: int, status: Status = STATUS) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False).print(status_view(status))
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 160])
+def test_a_reason_stands_in_whole_words_at_any_width(width: int) -> None:
+    lines = shown(width)
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= 8  # a headline, and a line or two for each job
+    assert sum(line.count(WAITS) for line in lines) == 1
+
+
+def test_a_reason_that_would_be_narrow_stands_below_its_job() -> None:
+    below = shown(80)
+    at = next(n for n, line in enumerate(below) if line.startswith("demo-cd1000"))
+    assert below[at + 1].rstrip() == f"  {WAITS}"
+    assert any("WAITING" in line and line.rstrip().endswith(WAITS) for line in shown(120))
+
+
+@pytest.mark.parametrize(
+    ("width", "bar", "headings"),
+    [
+        (120, 20, ("lr", "GPU h", "left")),
+        (80, 8, ("lr", "GPU h", "left")),
+        (76, 8, ("GPU h", "left")),
+        (60, 8, ("left",)),
+        (50, 0, ("left",)),
+    ],
+)
+def test_where_the_room_is_small_bars_shrink_then_rate_hours_and_bars_go(
+    width: int, bar: int, headings: tuple[str, ...]
+) -> None:
+    costly = [job.model_copy(update={"planned_gpu_hours": 100.0}) for job in STATUS.jobs]
+    lines = shown(width, STATUS.model_copy(update={"jobs": costly}))
+    heading, first = lines[2], lines[3]
+    assert [name for name in ("lr", "GPU h", "left") if name in heading] == list(headings)
+    assert sum(first.count(part) for part in "━╸╺") in ((bar,) if bar == 0 else range(1, bar + 1))
+    assert ("━" in first) == (bar > 0)
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 160])
+def test_no_name_and_no_state_is_cut(width: int) -> None:
+    lines = shown(width)
+    for name, state in (
+        ("demo", "RUNNING"),
+        ("demo-cd1000", "WAITING"),
+        ("demo-cd1600", "finished"),
+    ):
+        assert any(line.startswith(name) and state in line for line in lines)
