@@ -177,7 +177,7 @@ def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
     """Gains of cooldowns over the trunk; `unseen` are those whose start was not in the log."""
     lines = [
         f"{gain.job}: {gain.loss:.3f} at iteration {gain.iteration}, trunk {gain.trunk_loss:.3f}: "
-        f"gained {gain.gain:.3f} nats"
+        f"{'gained' if gain.gain >= 0 else 'lost'} {abs(gain.gain):.3f} nats"
         for gain in found
     ]
     if names := ", ".join(unseen):

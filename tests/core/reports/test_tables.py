@@ -5,11 +5,20 @@ import io
 import pytest
 from rich.console import Console
 
+from autoexp.reports.curves import Gain
 from autoexp.reports.status import JobSummary, Status
-from autoexp.reports.tables import status_view
+from autoexp.reports.tables import gains_lines, status_view
 from autoexp.states import Kind, Verdict
 
 WAITS = "waits for checkpoint 1000 of demo"
+
+
+def test_a_cooldown_above_its_trunk_has_lost() -> None:
+    gains = [Gain("demo-cd100", 150, 2.577, 2.525), Gain("demo-cd200", 250, 2.415, 2.438)]
+    assert [line.rpartition(": ")[2] for line in gains_lines(gains)] == [
+        "lost 0.052 nats",
+        "gained 0.023 nats",
+    ]
 
 
 def job(name: str, **changes: object) -> JobSummary:
