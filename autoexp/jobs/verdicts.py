@@ -6,9 +6,11 @@ from typing import NamedTuple
 from autoexp import states
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.scores import NoScores, read_scores
+from autoexp.jobs.tracebacks import last_exception
 from autoexp.states import ENDED_ON_WARNING, Fault, Reaction, StateFacts, Verdict
 
 _MOST_NAMES = 5
+_BY_EXIT_CODE = "FAILED (exit code"
 _ON_SAVING = 'docs/slurm.md, "The warning before the time limit"'
 
 
@@ -59,6 +61,12 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
     return Judgement(Verdict.CONTINUE, f"{how}{where}")
 
 
+def judge_by_files(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Judgement:
+    """Judge an attempt, and read what its files add: scores, or the exception that ended it."""
+    judgement = judge(job, attempt, most_without_progress=most_without_progress)
+    return with_exception(attempt, with_scores(job, judgement))
+
+
 def counts(job: JobRecord, attempt: Attempt) -> bool:
     """True if its end counts: attempts queued ahead end with the one that restarts."""
     return job.restart is None or attempt.number <= job.restart.attempt
@@ -77,6 +85,15 @@ def with_scores(job: JobRecord, judgement: Judgement) -> Judgement:
         return judgement
     names = ", ".join(scores.not_finite[:_MOST_NAMES])
     return Judgement(judgement.verdict, f"{judgement.reason}; scores that are not finite: {names}")
+
+
+def with_exception(attempt: Attempt, judgement: Judgement) -> Judgement:
+    """Add the exception to the reason of a program that failed, where its log has one."""
+    if judgement.verdict is not Verdict.FAILED or not judgement.reason.startswith(_BY_EXIT_CODE):
+        return judgement
+    exception = last_exception(Path(attempt.log))
+    reason = judgement.reason if exception is None else f"{judgement.reason}: {exception}"
+    return Judgement(judgement.verdict, reason)
 
 
 def made_progress(job: JobRecord, attempt: Attempt) -> bool:

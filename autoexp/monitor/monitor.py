@@ -15,7 +15,7 @@ from autoexp.backoff import delay_s
 from autoexp.jobs import starts
 from autoexp.jobs.record import Attempt, Ending, JobRecord
 from autoexp.jobs.spec import JobSpec
-from autoexp.jobs.verdicts import counts, judge, made_progress, saved_iteration, with_scores
+from autoexp.jobs.verdicts import counts, judge_by_files, made_progress, saved_iteration
 from autoexp.logs.tail import LogCursor, LookBudget
 from autoexp.monitor.decide import decide
 from autoexp.monitor.dependencies import ready, unsatisfiable_reason
@@ -414,7 +414,7 @@ class Monitor:
 
     def _judge(self, job: JobRecord, attempt: Attempt) -> AttemptJudged:
         most = self._session.experiment.monitoring.max_attempts_without_progress
-        judgement = with_scores(job, judge(job, attempt, most_without_progress=most))
+        judgement = judge_by_files(job, attempt, most_without_progress=most)
         attempt.verdict = judgement.verdict
         if made_progress(job, attempt):
             job.attempts_without_progress = 0

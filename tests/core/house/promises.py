@@ -19,7 +19,7 @@ from autoexp import redaction, sinks, templates
 from autoexp.backends.checkpoints import Layout
 from autoexp.config import expressions
 from autoexp.errors import AutoexpError, BadInput, SessionError
-from autoexp.jobs import scores
+from autoexp.jobs import scores, tracebacks
 from autoexp.logs import tail
 from autoexp.logs.linear import LinePattern, refuse_slow
 from autoexp.logs.numbers import number, whole
@@ -246,6 +246,21 @@ def _scores(text: str, folder: Path) -> None:
             json.dumps(found.numbers).encode()
 
 
+def _exception(text: str, folder: Path) -> None:
+    path = folder / "traceback.log"
+    begin = "Traceback (most recent call last):\n"
+    for content in (
+        text,
+        f"{begin}{text}",
+        f"{begin}ValueError: {text}\n",
+        f"{text}{begin}{text}\n",
+    ):
+        path.write_bytes(content.encode("utf-8", "surrogatepass"))
+        found = tracebacks.last_exception(path)
+        assert found is None or (len(found) <= 200 and "\n" not in found)
+        (found or "").encode()
+
+
 def _exit_file(text: str, folder: Path) -> None:
     whole = {"job_id": "7", "exit_code": 0, "signal": None, "reason": None, "started_at": 1.0}
     whole |= {"ended_at": 2.0, "warned": False, "limit": False, "superseded": False}
@@ -322,6 +337,7 @@ PROMISES: dict[str, Promise] = {
     "autoexp.schedulers.slurm_parsing.read_longest": _longest,
     "autoexp.backends.checkpoints.Layout": _scan,
     "autoexp.jobs.scores.read_scores": _scores,
+    "autoexp.jobs.tracebacks.last_exception": _exception,
     "autoexp.schedulers.exit_files.read_exit_file": _exit_file,
     "autoexp.schedulers.exit_files.read_start_file": _start_file,
     "autoexp.storage.atomic.read": _read,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from autoexp.errors import SessionHeld
+from autoexp.jobs import verdicts
 from autoexp.monitor import monitor, recorder
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.rulebook import RuleBook
@@ -20,8 +21,9 @@ STEPS: dict[str, tuple[object, str]] = {
     "a state is taken in": (monitor, "apply"),
     "a log is read": (JobWatch, "read_log"),
     "checkpoints are looked for": (JobWatch, "find_checkpoints"),
-    "an end is judged": (monitor, "judge"),
-    "scores are read": (monitor, "with_scores"),
+    "an end is judged": (verdicts, "judge"),
+    "scores are read": (verdicts, "with_scores"),
+    "an exception is read": (verdicts, "with_exception"),
     "the session as a whole is looked at": (monitor, "overview"),
     "what waits for others is looked at": (monitor, "ready"),
     "rules are learnt": (RuleBook, "__init__"),

@@ -1,0 +1,82 @@
+"""The reason of a job that died of a Python exception is the exception."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from autoexp.jobs.tracebacks import last_exception
+from tests.core.story import StoryOf
+
+PLAIN = """ iteration 3/ 10 | lm loss: 2.1 |
+Traceback (most recent call last):
+  File "/work/train.py", line 3, in <module>
+    main()
+    ^^^^^^
+  File "/work/train.py", line 2, in main
+    raise RuntimeError("out of memory")
+RuntimeError: out of memory
+srun: error: n1: task 0: Exited with exit code 1
+"""
+CHAINED = (
+    PLAIN
+    + """
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/work/train.py", line 9, in <module>
+torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB
+"""
+)
+OF_RANKS = "".join(f"[rank0]: {line}\n" for line in PLAIN.splitlines()[1:8])
+TORCHRUN = """Traceback (most recent call last):
+  File "/usr/bin/torchrun", line 8, in <module>
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (PLAIN, "RuntimeError: out of memory"),
+        (CHAINED, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB"),
+        (OF_RANKS + TORCHRUN, "RuntimeError: out of memory"),
+        (PLAIN.replace(": out of memory\nsrun", "\nsrun"), "RuntimeError"),
+        ("no exception: at all\n", None),
+        ("Traceback (most recent call last):\n  File", None),
+        ("Traceback (most recent call last):\n", None),
+        ("", None),
+    ],
+)
+def test_the_last_line_of_the_last_traceback_is_the_exception(
+    tmp_path: Path, text: str, found: str | None
+) -> None:
+    log = tmp_path / "log"
+    log.write_text(text)
+    assert last_exception(log) == found
+
+
+def test_a_log_of_any_size_and_content_is_read_in_part_and_raises_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        file.truncate(1 << 32)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nTraceback (most recent call last):\n\xff\x00 ValueError: " + b"x" * 9000)
+    assert last_exception(log) is None
+    with log.open("ab") as file:
+        file.write(b"\nTraceback (most recent call last):\nValueError: " + b"x" * 9000 + b"\n")
+    assert last_exception(log) == ("ValueError: " + "x" * 9000)[:200]
+    assert last_exception(tmp_path / "gone") is None
+    assert last_exception(Path("/dev/null")) is None
+    os.mkfifo(tmp_path / "pipe")
+    assert last_exception(tmp_path / "pipe") is None
+
+
+def test_a_job_that_died_of_an_exception_has_failed_with_it(story_of: StoryOf) -> None:
+    story = story_of()
+    attempt = story.job().attempt
+    assert attempt is not None
+    Path(attempt.log).write_text(PLAIN)
+    story.look(state="FAILED", exit_code=1)
+    assert story.job().reason == "FAILED (exit code 1): RuntimeError: out of memory"
