@@ -30,6 +30,8 @@ _SERVER_SILENT = (
 # For what Prefect sends at the interpreter's exit, for as long as it takes.
 _LAST_WORDS_S = 10.0
 _FIRST_ANSWER_S = 60.0
+_LOGS_SHOWN = 3
+_LINES_SHOWN = 10
 
 
 def run(
@@ -365,6 +367,7 @@ def _say_how_to_go_on(session: "Session", out: "Console") -> None:
 
 
 def _print_end(session: "Session", out: "Console") -> None:
+    from autoexp.reports import log_end
     from autoexp.reports.curves import gains, without_seen_start
     from autoexp.reports.status import status_of
     from autoexp.reports.tables import gains_lines, status_view
@@ -374,10 +377,14 @@ def _print_end(session: "Session", out: "Console") -> None:
     out.print()
     for line in gains_lines(gains(session), without_seen_start(session)):
         out.print(line)
-    for job in session.jobs.values():
-        if job.verdict is Verdict.FAILED:
-            log = f" Read {job.attempt.log}" if job.attempt else ""
-            out.print(f"{job.spec.name} failed: {job.reason}.{log}", soft_wrap=True)
+    failed = [job for job in session.jobs.values() if job.verdict is Verdict.FAILED]
+    for number, job in enumerate(failed):
+        log = Path(job.attempt.log) if job.attempt else None
+        has_log = log is not None and log.is_file()
+        read = f" Read {log}" if has_log else ""
+        out.print(f"{job.spec.name} failed: {job.reason}.{read}", soft_wrap=True)
+        if log is not None and has_log and number < _LOGS_SHOWN:
+            log_end.print_from(log, log_end.last_lines(log, _LINES_SHOWN))
     picture = session.path / "plot.png"
     if picture.exists():
         out.print(f"plot: {picture}", soft_wrap=True)

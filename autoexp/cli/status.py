@@ -1,23 +1,18 @@
 """`autoexp status`, `events` and `tail`: read sessions, without Prefect."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autoexp.cli import options
 from autoexp.errors import BadInput
-from autoexp.storage import atomic
 
 if TYPE_CHECKING:
     from autoexp.session.journal import Entry
-
-_BLOCK = 65536
-_MOST = 8 << 20  # bytes in which the last lines are looked for
 
 
 def status(
@@ -135,6 +130,7 @@ def tail(
       autoexp tail
       autoexp tail demo-1a2b demo-cd1000 -n 100 -f
     """
+    from autoexp.reports import log_end
     from autoexp.session.find import session_path
     from autoexp.session.session import Session
 
@@ -144,12 +140,12 @@ def tail(
     attempt = session.job(job).attempt
     if attempt is None:
         raise BadInput(f"{job}: has not been submitted yet, so there is no log")
-    log, start = Path(attempt.log), _last_lines(Path(attempt.log), lines)
+    log, start = Path(attempt.log), log_end.last_lines(Path(attempt.log), lines)
     _print_name(log)
     while True:
         # Before the log: what it said last is still printed.
         record = Session.load(path, session.journal).jobs[job]
-        start = _print_from(log, start)
+        start = log_end.print_from(log, start)
         if not follow or record.is_over:
             return 0
         if record.attempt is not None and record.attempt.log != str(log):
@@ -162,41 +158,3 @@ def _print_name(log: Path) -> None:
     from autoexp.reports.terminal import say
 
     say(f"==> {log} <==", error=True)
-
-
-def _last_lines(log: Path, lines: int) -> int:
-    """Offset of the last `lines` lines of the log, in bytes; within its last 8 MiB at most."""
-    if not log.exists():
-        return 0
-    position = log.stat().st_size
-    least = max(0, position - _MOST)
-    with atomic.open_to_read(log) as file:
-        blocks: list[bytes] = []
-        # One more newline than lines: the one before the first of them. The last byte ends one.
-        found, end = 0, position - 1
-        while position > least and found <= lines:
-            step = min(position - least, _BLOCK)
-            position -= step
-            file.seek(position)
-            blocks.append(file.read(step))
-            found += blocks[-1].count(b"\n", 0, end - position)
-    skipped = b"".join(reversed(blocks)).splitlines(keepends=True)[: -lines or None]
-    return position + sum(map(len, skipped))
-
-
-def _print_from(log: Path, position: int) -> int:
-    """Print the log from a position to its current end; returns the new position."""
-    from autoexp.reports.terminal import say_log
-
-    if not log.exists():
-        return position
-    with atomic.open_to_read(log) as file:
-        # A log that grows faster than it is printed has no end to wait for.
-        return position + say_log(_lines(file, position, os.fstat(file.fileno()).st_size))
-
-
-def _lines(file: BinaryIO, position: int, end: int) -> Iterator[bytes]:
-    file.seek(position)
-    while position < end and (line := file.readline(min(_BLOCK, end - position))):
-        position += len(line)
-        yield line

@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.cli.status import _BLOCK, _MOST, _last_lines, _print_from
+from autoexp.reports.log_end import _BLOCK, _MOST, last_lines, print_from
 
 
 def test_the_last_lines_are_looked_for_in_a_bounded_number_of_bytes(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as file:
         file.truncate(1 << 30)  # a gigabyte without a line's end
-    assert _last_lines(log, 20) == (1 << 30) - _MOST
+    assert last_lines(log, 20) == (1 << 30) - _MOST
 
 
 def test_the_last_lines_of_a_log_are_found(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"one\ntwo\nthree\n")
-    assert _last_lines(log, 2) == len(b"one\n")
+    assert last_lines(log, 2) == len(b"one\n")
 
 
 @pytest.mark.parametrize("lines", [0, 1, 2, 999, 1000, 1001])
@@ -28,7 +28,7 @@ def test_the_last_lines_are_found_wherever_the_blocks_end(
 ) -> None:
     log, texts = tmp_path / "log", ["x" * (_BLOCK // 100 + n % 7) for n in range(1000)]
     log.write_bytes((end or "\n").join(texts).encode() + end.encode())
-    start = _last_lines(log, lines)
+    start = last_lines(log, lines)
     found = log.read_bytes()[start:].decode().splitlines()
     assert found == (texts[-lines:] if lines else [])
 
@@ -48,5 +48,5 @@ def test_tail_of_a_log_that_grows_for_ever_ends_with_what_was_there(
             said += len(line)
         return said
 
-    monkeypatch.setattr("autoexp.reports.terminal.say_log", growing)
-    assert _print_from(log, 0) == len(b"one\ntwo\n")
+    monkeypatch.setattr("autoexp.reports.log_end.say_log", growing)
+    assert print_from(log, 0) == len(b"one\ntwo\n")
