@@ -257,8 +257,12 @@ def _run_flow(path: Path, out: "Console") -> bool:
             os.environ["PREFECT_CLIENT_CUSTOM_HEADERS"] = json.dumps({OWN_HEADER: "1"})
             # Prefect's thread for log lines wakes up this often, whether there are any or not.
             os.environ.setdefault("PREFECT_LOGGING_TO_API_BATCH_INTERVAL", "5")
+            # Else it says at its first import that it does, in a dozen words on the terminal.
+            os.environ.setdefault("DO_NOT_TRACK", "1")
             foreground.visits = server.visits
-        # Takes seconds, in which the server starts.
+        if out.is_terminal:
+            out.print("starting Prefect, which takes some seconds …", style="dim")
+        # In which the server starts, too.
         from prefect.exceptions import CrashedRun, FailedRun
 
         from autoexp.flows.train import train
