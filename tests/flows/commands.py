@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from autoexp.session.session import Session
+from tests.flows.prefect_home import prefect_home
 from tests.patience import PATIENCE_S, until
 
 
@@ -18,7 +19,7 @@ def autoexp(
     environment = {**os.environ, **own}
     if embedded_server:
         environment.pop("PREFECT_API_URL")
-        environment["PREFECT_HOME"] = str(root.parent / "prefect")
+        environment["PREFECT_HOME"] = str(prefect_home(root.parent))
     return subprocess.run(
         [sys.executable, "-m", "autoexp", *arguments],
         env=environment,

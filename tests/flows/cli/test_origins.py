@@ -12,6 +12,7 @@ import pytest
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.flows.commands import autoexp
+from tests.flows.prefect_home import prefect_home
 from tests.flows.sessions import SMALL
 
 pytestmark = pytest.mark.prefect
@@ -40,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     words = ["run", "demo", "--session", "first", *SMALL, "cooldowns=[]"]
     environment = {**os.environ, **PLANTED, "NCCL_DEBUG": "INFO"}
     environment["AUTOEXP_SESSIONS"] = str(place / "sessions")
-    environment["PREFECT_HOME"] = str(place / "prefect")
+    environment["PREFECT_HOME"] = str(prefect_home(place))
     environment.pop("PREFECT_API_URL")
     answer = subprocess.run(
         [sys.executable, "-m", "autoexp", *words],

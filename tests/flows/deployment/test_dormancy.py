@@ -19,6 +19,7 @@ from autoexp.flows.concurrency.visits import CHANGED, LOOKED, OWN_HEADER
 from autoexp.flows.deployment import dormancy, server
 from autoexp.flows.deployment.dormancy import Dormancy
 from autoexp.flows.deployment.server_lock import Scope, token
+from tests.flows.prefect_home import prefect_home
 from tests.patience import until
 from tests.processes import stands_still, state
 
@@ -62,7 +63,7 @@ def resting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]
     """The embedded server of `autoexp run`, with a home of its own."""
     folder = tmp_path_factory.mktemp("resting")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(folder / "prefect"))
+        patch.setenv("PREFECT_HOME", str(prefect_home(folder)))
         patch.delenv("PREFECT_API_URL", raising=False)
         found = server.Server(folder)
     try:
@@ -110,7 +111,7 @@ def test_the_starter_is_told_of_visitors_and_of_states_they_set_but_not_of_itsel
 @pytest.mark.prefect
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_a_server_that_stands_still_ends_with_its_starter(signum: int, tmp_path: Path) -> None:
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment = {**os.environ, "PREFECT_HOME": str(prefect_home(tmp_path))}
     environment.pop("PREFECT_API_URL", None)
     starter = subprocess.Popen(
         [sys.executable, "-c", STARTER, str(tmp_path)],
@@ -130,7 +131,7 @@ def test_a_server_that_stands_still_ends_with_its_starter(signum: int, tmp_path:
 def test_a_server_that_stands_still_is_stopped_like_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home(tmp_path)))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     found = server.Server(tmp_path)
     found.wait()

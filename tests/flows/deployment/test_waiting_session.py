@@ -14,6 +14,7 @@ import pytest
 
 from autoexp.flows.deployment.server_lock import token
 from autoexp.session.session import Session
+from tests.flows.prefect_home import prefect_home
 from tests.flows.sessions import Make
 from tests.patience import PATIENCE_S, until
 from tests.processes import stands_still, state
@@ -77,7 +78,7 @@ class Waiting:
 @pytest.fixture
 def waiting(make_session: Make, tmp_path: Path) -> Iterator[Waiting]:
     path = make_session(*LONG)
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment = {**os.environ, "PREFECT_HOME": str(prefect_home(tmp_path))}
     environment.pop("PREFECT_API_URL")
     with (path.parent / "output").open("w") as output:
         command = [sys.executable, "-m", "autoexp", "resume", path.name]
