@@ -40,7 +40,6 @@ Exit codes:
 Sessions lie in $AUTOEXP_SESSIONS, else in sessions/ of the working directory.
 `autoexp COMMAND --help` has examples."""
 
-_INTERRUPTED = 130
 _BAD_WORDS = 2
 
 _PLAIN = {"→": "->", "…": "...", "–": "-", "—": "-", "·": ".", "×": "x", "µ": "u"}
@@ -109,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:
         return _refuse(error)
     except typer.Abort:
-        return _INTERRUPTED
+        return run.INTERRUPTED
     return code or 0
 
 
@@ -183,7 +182,7 @@ def _answering(command: Command) -> Command:
             terminal.say(f"autoexp: {error}", error=True)
             return error.exit_code
         except KeyboardInterrupt:
-            return _INTERRUPTED
+            return run.INTERRUPTED
         except BrokenPipeError:
             # The reader of our output has left, as `head` does: nothing more to say at the exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -216,11 +216,7 @@ def take_again(session: Session, job: JobRecord) -> Claim | None:
         return holder
     if not is_adopted(job):
         return None  # the claim on the session's outputs covers it
-    save_dir = Path(job.spec.save_dir)
-    try:
-        return claims.take(save_dir, claim_of(session))
-    except OSError as error:
-        raise _unwritable(save_dir, error) from error
+    return _take_folder(Path(job.spec.save_dir), claim_of(session), Claim.is_live)
 
 
 def is_adopted(job: JobRecord) -> bool:
@@ -229,9 +225,10 @@ def is_adopted(job: JobRecord) -> bool:
     return first is not None and first.array_index is None and first.name != first.key
 
 
-def _take_folder(save_dir: Path, mine: Claim) -> Claim | None:
+def _take_folder(save_dir: Path, mine: Claim, is_live: claims.IsLive | None = None) -> Claim | None:
+    """Claim a folder of checkpoints; an earlier claim counts while its session writes."""
     try:
-        return claims.take(save_dir, mine, partial(_writes, save_dir=save_dir))
+        return claims.take(save_dir, mine, is_live or partial(_writes, save_dir=save_dir))
     except OSError as error:
         raise _unwritable(save_dir, error) from error
 

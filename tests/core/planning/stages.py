@@ -1,5 +1,8 @@
 """Studies with stages: their jobs, and sessions of them that go on."""
 
+import itertools
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from autoexp.session.inbox import RetryRequest, enqueue
 from autoexp.states import Verdict
 from tests.builders import TINY
 from tests.core.story import Story
+from tests.killing import KilledAt
 
 OUT = Path("/out")
 
@@ -51,3 +55,18 @@ def started(story: Story) -> list[str]:
 def ask(story: Story, *names: str) -> list[str]:
     enqueue(story.path, RetryRequest(jobs=names, by="ann"))
     return requests.process_requests(story.session)
+
+
+def releases(story: Story, tmp_path: Path, killed_at: KilledAt) -> Iterator[Story]:
+    """Copies of the session that started what is ready, each killed a step later, and again."""
+    for step in itertools.count(1):
+        copy = tmp_path / f"killed-{step}" / "s1"
+        shutil.copytree(story.path, copy)
+        killed = killed_at(step, lambda copy=copy: started(Story(copy)))  # type: ignore[misc]
+        again = Story(copy)
+        again.look()
+        started(again)
+        yield again
+        if not killed:
+            break
+    assert step > 2

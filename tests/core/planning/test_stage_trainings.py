@@ -1,7 +1,5 @@
 """A training behind another: planned with its cooldowns, released with what it begins from."""
 
-import itertools
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from autoexp.session.from_session import Origin, compose_from
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from tests.builders import TINY, create
-from tests.core.planning.stages import OUT, ask, finish, jobs, refusal, started
+from tests.core.planning.stages import OUT, ask, finish, jobs, refusal, releases, started
 from tests.core.story import Story
 from tests.killing import KilledAt
 
@@ -186,19 +184,10 @@ def test_a_release_that_is_killed_at_any_step_fills_the_training_once(
 ) -> None:
     story.save(300)
     finish(story, "tiny")
-    for step in itertools.count(1):
-        copy = tmp_path / f"killed-{step}" / "s1"
-        shutil.copytree(story.path, copy)
-        killed = killed_at(step, lambda copy=copy: started(Story(copy)))
-        again = Story(copy)
-        again.look()
-        started(again)
+    for again in releases(story, tmp_path, killed_at):
         finetune = again.job("tiny-finetune")
         assert finetune.launched
         assert argument(finetune.spec, "--pretrained-checkpoint") == str(story.folder(300))
-        if not killed:
-            break
-    assert step > 2
 
 
 def test_when_the_first_training_fails_all_of_it_is_cancelled_and_run_again_with_it(

@@ -21,7 +21,7 @@ from autoexp.session.inbox import RetryRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from tests.builders import TINY, create
-from tests.core.planning.stages import OUT, ask, finish, jobs, refusal, started
+from tests.core.planning.stages import OUT, ask, finish, jobs, refusal, releases, started
 from tests.core.story import Story
 from tests.killing import KilledAt
 
@@ -385,20 +385,11 @@ def test_a_release_that_is_killed_at_any_step_fills_the_command_once(
 ) -> None:
     story.save(300)
     finish(story, "tiny")
-    for step in itertools.count(1):
-        copy = tmp_path / f"killed-{step}" / "s1"
-        shutil.copytree(story.path, copy)
-        killed = killed_at(step, lambda copy=copy: started(Story(copy)))
-        again = Story(copy)
-        again.look()
-        started(again)
+    for again in releases(story, tmp_path, killed_at):
         convert = again.job("tiny-convert")
         assert convert.launched
         assert convert.spec.command[1] == str(story.folder(300))
         assert [action.status for action in again.session.actions.values()] == ["done"]
-        if not killed:
-            break
-    assert step > 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -343,3 +344,37 @@ def test_wherever_an_adoption_is_killed_the_same_again_ends_right_and_nobody_is_
         if not killed:
             break
     assert n > 20
+
+
+def test_wherever_a_retry_of_an_adopted_job_is_killed_it_is_done_once_or_leaves_the_folder(
+    site: Site, tmp_path: Path
+) -> None:
+    del site
+    root = tmp_path / "sessions"
+    for n in itertools.count(1):
+        again, other = f"1{n:03}", f"2{n:03}"
+        for job_id in (again, other):
+            session = root / f"a{job_id}"
+            assert ask(session.name, tmp_path / job_id, job_id=job_id) == 0
+            process_requests(session)
+            end(session, Verdict.FAILED)
+            enqueue(session, RetryRequest(by="ann"))
+            killed = killed_at(n, partial(process_requests, session))
+
+        process_requests(root / f"a{again}")
+        (job,) = Session.load(root / f"a{again}").jobs.values()
+        assert (job.verdict, job.retries) == (None, 1)
+        found = claims.standing(tmp_path / again)
+        assert found is not None and found.session == str(root / f"a{again}")
+
+        retried = Session.load(root / f"a{other}").jobs["tiny"].verdict is None
+        if retried:
+            with pytest.raises(BadInput, match="is adopted by session"):
+                ask("b", tmp_path / other, job_id=other)
+        else:
+            assert ask(f"b{other}", tmp_path / other, job_id=other) == 0
+            process_requests(root / f"a{other}")
+            assert Session.load(root / f"a{other}").jobs["tiny"].verdict is Verdict.FAILED
+        if not killed:
+            break
+    assert n > 5
