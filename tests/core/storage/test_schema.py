@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from autoexp.errors import SessionDamaged
 from autoexp.session.session import Session
@@ -59,3 +60,16 @@ def test_an_unknown_version_is_refused_and_nothing_is_changed(
     with pytest.raises(SessionDamaged, match=r"tiny\.json has schema version"):
         Session.load(session_path)
     assert json.loads(path.read_text()) == content
+
+
+class Anything(BaseModel):
+    value: Any
+
+
+@pytest.mark.parametrize(
+    "value", ["\udcff", "é", float("inf"), 10**400, [[[]]] * 3, {"a": {"b": None}}], ids=repr
+)
+def test_whatever_json_was_written_is_read_as_it_was(tmp_path: Path, value: object) -> None:
+    file = tmp_path / "record.json"
+    file.write_text(json.dumps({"value": value, "schema_version": migrations.VERSION}))
+    assert migrations.read(file, Anything).value == value
