@@ -187,7 +187,7 @@ def carry_out(action: ActionRecord, monitor: "Monitor", log: Logger) -> Phases:
             yield _change(recorder, actions.done, action, result)
     except Exception as error:
         yield from _note_failure(action, error, recorder, log)
-    yield OnSession(partial(monitor.end_action, action.key))
+    yield OnSession(partial(monitor.worklist.end_action, action.key))
 
 
 def _change(

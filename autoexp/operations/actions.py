@@ -10,8 +10,8 @@ from autoexp.errors import SessionError
 from autoexp.jobs.record import Ending, JobRecord, RestartRequest
 from autoexp.jobs.verdicts import saved_iteration
 from autoexp.model import now
-from autoexp.monitor.dependencies import filled
 from autoexp.monitor.recorder import Recorder
+from autoexp.monitor.session_events import filled
 from autoexp.operations import requests
 from autoexp.rules.actions import (
     ENDS_AN_ATTEMPT,

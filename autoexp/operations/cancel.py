@@ -120,7 +120,7 @@ def _end(
     answers: dict[str, str],
 ) -> str | None:
     """Withdraw and cancel the jobs' attempts in the queue, nothing else; returns failures."""
-    found = [next_step(job, monitor.asked_to_end) for job in wanted]
+    found = [next_step(job, monitor.worklist.asked_to_end) for job in wanted]
     ends: list[NextStep] = [step for step in found if isinstance(step, Withdraw | Cancel)]
     problems = []
 

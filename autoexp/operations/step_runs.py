@@ -150,9 +150,9 @@ def carry_out(step: NextStep, monitor: Monitor, log: Logger) -> Phases:
             str(error) if isinstance(error, AutoexpError) else f"{type(error).__name__}: {error}"
         )
     else:
-        yield OnSession(lambda: monitor.end_step(step))
+        yield OnSession(lambda: monitor.worklist.end_step(step))
         return
-    failures = yield OnSession(lambda: monitor.fail_step(step, reason))
+    failures = yield OnSession(lambda: monitor.worklist.fail_step(step, reason))
     if failures == 1:
         log.warning("%s: %s; retrying", named(step), reason)
 
@@ -210,7 +210,7 @@ def _submitted(session: Session, name: str, key: str, job_id: str) -> None:
 
 def _submit_array(step: Submit, monitor: Monitor, log: Logger) -> Phases:
     recorder = monitor.recorder
-    if monitor.longest_array is None:
+    if monitor.worklist.longest_array is None:
         yield OnSession(partial(_note_longest, monitor, (yield from _longest_array(log))))
         return  # they are put together again, by what is known now
     array = yield OnSession(lambda: recorder.apply(arrays.begin, step.jobs))
@@ -247,7 +247,8 @@ def _split(names: Sequence[str], monitor: Monitor) -> list[str]:
 
     moved = monitor.recorder.apply(halve)
     if moved:
-        monitor.longest_array = min(monitor.longest_array or len(moved), len(names) - len(moved))
+        work = monitor.worklist
+        work.longest_array = min(work.longest_array or len(moved), len(names) - len(moved))
     return moved
 
 
@@ -261,7 +262,7 @@ def _longest_array(log: Logger) -> Generator[Phase, Any, int]:
 
 
 def _note_longest(monitor: Monitor, longest: int) -> None:
-    monitor.longest_array = longest
+    monitor.worklist.longest_array = longest
 
 
 def _withdraw(name: str, recorder: Recorder, log: Logger) -> Phases:
@@ -323,7 +324,7 @@ def _replaced(session: Session, name: str, changes: dict[str, Any]) -> None:
 
 
 def _cancel(step: Cancel, monitor: Monitor, log: Logger) -> Phases:
-    asked = monitor.asked_to_end
+    asked = monitor.worklist.asked_to_end
     cancellation = yield OnSession(lambda: monitor.recorder.apply(_ended, step.jobs, asked))
     if cancellation is None:
         return

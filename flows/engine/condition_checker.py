@@ -77,7 +77,7 @@ class ConditionChecker:
         }
         return [
             _Waiting(action, self._facts_of(action, jobs))
-            for action in self._monitor.waiting_actions()
+            for action in self._monitor.worklist.waiting_actions()
         ]
 
     def _facts_of(self, action: ActionRecord, jobs: dict[str, JobFacts]) -> Facts:
@@ -107,7 +107,7 @@ class ConditionChecker:
 
     async def _process(self, action: ActionRecord, checked: Checked) -> None:
         if checked.answer is Answer.HOLDS:
-            await self._writer.persist(self._monitor.conditions_hold, action.key)
+            await self._writer.persist(self._monitor.worklist.conditions_hold, action.key)
         elif checked.answer is Answer.NEVER:
             await self._give_up(action, checked.reason)
         elif now() > action.asked_at + timedelta(seconds=action.within_s):

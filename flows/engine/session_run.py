@@ -28,7 +28,8 @@ from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.monitor import steps
 from autoexp.monitor.job_watch import are_calm
-from autoexp.monitor.monitor import Look, Monitor, Work
+from autoexp.monitor.monitor import Look, Monitor
+from autoexp.monitor.worklist import Work
 from autoexp.operations import action_runs, requests
 from autoexp.operations.step_runs import carry_out, named
 from autoexp.rules.describe import describe
@@ -163,7 +164,7 @@ class SessionRun:
         refs = self._monitor.refs() if is_time_to_ask else None
         jobs, watches = self.session.jobs.values(), self._monitor.watches
         is_calm = is_time_to_ask and are_calm(jobs, watches)
-        return _Found(look, self._monitor.next_work(), notes, refs, is_calm)
+        return _Found(look, self._monitor.worklist.next_work(), notes, refs, is_calm)
 
     def _take_requests(self) -> list[str]:
         """Process requests of other processes; returns a line for each."""
@@ -243,7 +244,7 @@ class SessionRun:
             await self._runner.run(carry_out(step, self._monitor, self.log))
         except Exception as error:
             # Whatever it was: the job's next step is chosen again, after a while.
-            await self._writer.persist(self._monitor.fail_step, step, str(error))
+            await self._writer.persist(self._monitor.worklist.fail_step, step, str(error))
             raise
 
     async def _run_action(self, action: ActionRecord) -> None:
@@ -251,7 +252,7 @@ class SessionRun:
             await self._runner.run(action_runs.carry_out(action, self._monitor, self.log))
         except Exception:
             await self.updates.pause(_RETRY_S)
-            await self._writer.persist(self._monitor.end_action, action.key)
+            await self._writer.persist(self._monitor.worklist.end_action, action.key)
             raise
 
     # Sleep
@@ -271,7 +272,7 @@ class SessionRun:
 
     async def _next_work(self) -> Work:
         try:
-            return await self._writer.run(self._monitor.next_work, after_look=False)
+            return await self._writer.run(self._monitor.worklist.next_work, after_look=False)
         except Exception as error:
             self.log.error("cannot choose the next steps; retrying", exc_info=error)
             return _NOTHING

@@ -20,7 +20,7 @@ from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.engine.cancellation import CancellationWatcher
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.jobs.spec import JobSpec
-from autoexp.monitor.monitor import JobView
+from autoexp.monitor.worklist import JobView
 from autoexp.states import Verdict
 
 _RETRY_S = 15.0

@@ -14,7 +14,7 @@ from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.session_run import use_large_thread_pool
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.train import train
-from autoexp.monitor.monitor import JobView
+from autoexp.monitor.worklist import JobView
 from bench.cases import flow_tick
 from bench.world import sessions
 from tests.flows.sessions import Make

@@ -197,7 +197,7 @@ async def test_a_deadline_counts_from_the_event_however_often_the_monitor_restar
         checker = ConditionChecker(session, monitor, disk, updates, log)
         async with Children(log) as children:
             checker.start_check(children)
-        assert monitor.next_work().actions == []
+        assert monitor.worklist.next_work().actions == []
         late, early = session.actions["late"], session.actions["early"]
         assert (late.status, late.reason) == (
             "failed",
