@@ -19,6 +19,11 @@ class Updates:
         self.ended_at: float | None = None
         """When the loop looked for the last time, by the monotonic clock."""
 
+    @property
+    def is_over(self) -> bool:
+        """True if the loop looks no more: it was interrupted, or the session has ended."""
+        return self.interrupted is not None or self.ended_at is not None
+
     def interrupt(self, by: str) -> None:
         """Stop watching; jobs keep running."""
         self.interrupted = by
@@ -27,7 +32,8 @@ class Updates:
 
     def end(self) -> None:
         """Note that the loop has looked for the last time."""
-        self.ended_at = time.monotonic()
+        if self.ended_at is None:
+            self.ended_at = time.monotonic()
 
     def mark_changed(self) -> None:
         """Signal that records have changed: there may be something to do at once."""

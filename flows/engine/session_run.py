@@ -79,13 +79,13 @@ class SessionRun:
         self._poller = SchedulerPoller(scheduler, session.experiment.slurm.scheduler_tick_s, log)
         self._runner = PhaseRunner(scheduler, self._writer, self.updates)
         self._conditions = ConditionChecker(session, self._monitor, self._writer, self.updates, log)
-        self._cancellations = CancellationWatcher(flow_run.id, self._visits, log)
+        self._cancellations = CancellationWatcher(
+            flow_run.id, self._visits, self._writer, self._monitor.recorder, log
+        )
         marks = self._runner.marks
         self._subflows = Subflows(
             self.updates, outbox, self._artifacts, self._cancellations, marks, log
         )
-        self._polls_cancellations = False
-        self._is_done = False
         self._has_more = False
         self._look_s = 0.0
         self._write_failures = 0
@@ -98,7 +98,7 @@ class SessionRun:
         listening = asyncio.create_task(self._cancellations.listen())
         try:
             async with Children(self.log) as children:
-                while not self._is_over():
+                while not self.updates.is_over:
                     await self.tick(children)
                     await self._sleep(children)
                 self.updates.end()
@@ -122,10 +122,7 @@ class SessionRun:
 
     def _attend_to_prefect(self, children: Children) -> None:
         self._artifacts.publish_if_due(children)
-        self._poll_cancellations(children)
-
-    def _is_over(self) -> bool:
-        return self._is_done or self.updates.interrupted is not None
+        self._cancellations.poll_if_due(children)
 
     async def _flush(self) -> None:
         try:
@@ -135,29 +132,10 @@ class SessionRun:
                 "could not flush the last metrics (%s); they will be re-read on resume", error
             )
 
-    def _poll_cancellations(self, children: Children) -> None:
-        if not self._polls_cancellations and self._cancellations.is_due:
-            self._polls_cancellations = True
-            children.spawn("cancellations in Prefect", self._process_cancellations())
-
-    async def _process_cancellations(self) -> None:
-        try:
-            jobs = await self._cancellations.poll()
-            if jobs is not None:
-                who = "cancelled in Prefect"
-                names = await self._writer.persist(self._request_cancel, tuple(jobs), who)
-                if names:
-                    self.log.info("%s: %s", who, ", ".join(names))
-        finally:
-            self._polls_cancellations = False
-
-    def _request_cancel(self, jobs: tuple[str, ...], who: str) -> list[str]:
-        return self._monitor.recorder.apply(requests.request_cancel, jobs, who)
-
     # Look
 
-    def _read_on(self, answers: dict[str, JobStatus], is_time_to_ask: bool) -> _Found:
-        """One tick on the session's thread, in one call: switching threads costs a look's time."""
+    def _look_once(self, answers: dict[str, JobStatus], is_time_to_ask: bool) -> _Found:
+        """Requests, look and next work in one call on the session's thread: each switch costs."""
         self._lease.beat()
         notes = self._take_requests()
         look = self._monitor.look(answers)
@@ -186,7 +164,7 @@ class SessionRun:
         self._note_gap()
         began = time.monotonic()
         try:
-            found = await self._writer.run(self._read_on, answers, self._poller.is_due)
+            found = await self._writer.run(self._look_once, answers, self._poller.is_due)
             self._look_s = time.monotonic() - began
         except SessionHeld as error:
             self.updates.interrupt(str(error))
@@ -230,7 +208,8 @@ class SessionRun:
     # Spawn
 
     def _spawn(self, children: Children, work: Work) -> None:
-        self._is_done = work.is_over
+        if work.is_over:
+            self.updates.end()
         self._subflows.start_new(children, work.jobs)
         for step in work.steps:
             children.spawn(named(step), self._run_step(step))
@@ -264,9 +243,9 @@ class SessionRun:
             # A log that is behind is read on soon, without taking a whole core.
             tick = min(tick, self._look_s * _REST)
         until = time.monotonic() + tick
-        while not self._is_over() and (left := until - time.monotonic()) > 0:
+        while not self.updates.is_over and (left := until - time.monotonic()) > 0:
             await self.updates.wait_for_change(left)
-            if self.updates.take_changed() and not self._is_over():
+            if self.updates.take_changed() and not self.updates.is_over:
                 self._spawn(children, await self._next_work())
                 self._attend_to_prefect(children)
 

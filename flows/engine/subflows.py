@@ -74,7 +74,7 @@ class Subflows:
     async def wait_for_verdict(self, name: str) -> JobView:
         """Wait until a job has its verdict, or is no longer watched."""
         change = self._changes[name]
-        while not self._views[name].is_over and not self._is_late():
+        while not self._views[name].is_over and not self._updates.is_over:
             await change.wait()
             change.clear()
         return self._views[name]
@@ -82,13 +82,10 @@ class Subflows:
     async def _show(self, job: JobView) -> None:
         name = job.spec.name
         try:
-            while not await self._run(job) and not self._is_late():
+            while not await self._run(job) and not self._updates.is_over:
                 await self._updates.pause(_RETRY_S)
         finally:
             self._cancellations.forget(name)
-
-    def _is_late(self) -> bool:
-        return self._updates.interrupted is not None or self._updates.ended_at is not None
 
     async def _run(self, job: JobView) -> bool:
         """Run the job's subflow to its end; False when Prefect did not accept it."""

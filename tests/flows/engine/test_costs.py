@@ -50,7 +50,7 @@ def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
 
     with flow_tick.watched(tmp_path, jobs) as (run, _):
         assert not asyncio.run(watch(run))
-    assert hops == ["_read_on"] * 3
+    assert hops == ["_look_once"] * 3
 
 
 def test_what_one_job_does_reaches_those_alone_who_wait_for_it(
