@@ -25,19 +25,21 @@ from prefect.settings import (
 from autoexp.errors import AutoexpError
 from autoexp.flows.deployment import sockets
 from autoexp.flows.deployment.server import (
-    HOST,
-    answers,
     await_answer,
     bound_socket,
     end_with_parent,
+    new_auth_string,
+    start_server,
+    write_private,
+)
+from autoexp.flows.deployment.server_checks import (
+    HOST,
+    answers,
     is_local,
     lets_in,
-    new_auth_string,
     port_of,
     problem,
     refuse_strangers,
-    start_server,
-    write_private,
 )
 from autoexp.reports.terminal import say
 from autoexp.storage import permissions
