@@ -39,7 +39,7 @@ def cancel(
       autoexp cancel demo-1a2b demo-cd1000
     """
     from autoexp.reports.terminal import say
-    from autoexp.session.find import live_holder, own_session_path
+    from autoexp.session.find import live_holder, own_session_path, whose_turn
     from autoexp.session.inbox import CancelRequest, enqueue, waiting_jobs
     from autoexp.session.session import Session, no_such_job
 
@@ -53,10 +53,9 @@ def cancel(
     by = f"autoexp cancel by {getpass.getuser()}"
     had_ended = {name for name, job in session.jobs.items() if job.is_over}
     names = jobs or [job for job in known if job not in had_ended]
-    holder = live_holder(session)
-    if holder is not None:
+    if live_holder(session) is not None:
         request = enqueue(path, CancelRequest(jobs=tuple(jobs or []), by=by))
-        say(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
+        say(f"{session.id}: {len(names)} jobs to be cancelled ({whose_turn(session)})")
         over = _wait_until_over(session, names, request)
     else:
         over = _cancel_unwatched(path, tuple(jobs or []), by)

@@ -22,7 +22,7 @@ from autoexp.session import remove
 from autoexp.session.action_records import ActionRecord, Actions
 from autoexp.session.excluded_nodes import ExcludedNodes
 from autoexp.session.journal import Journal
-from autoexp.session.meta import SessionMeta
+from autoexp.session.meta import SessionMeta, session_exists
 from autoexp.states import Verdict
 from autoexp.storage import atomic, lease, migrations, permissions
 from autoexp.storage.lease import Lease
@@ -346,7 +346,7 @@ class Session:
 
 
 def _must_exist(path: Path) -> None:
-    if not (path / "session.json").exists():
+    if not session_exists(path):
         raise SessionNotFound(
             f"{path.name}: no such session in {path.parent}; `autoexp sessions list` shows all"
         )

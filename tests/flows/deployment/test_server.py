@@ -312,7 +312,8 @@ def test_a_server_that_answers_for_its_health_and_nothing_else_is_not_waited_for
     pages = {"/api/health": b"true", "/api/admin/version": b'"3.8.8"'}
     url = serve(pages, (500, b'{"exception_message": "no such table"}'))
     impatient = (
-        "import sys; from autoexp.cli import main, run; run._FIRST_ANSWER_S = 1.0;"
+        "import sys; from autoexp.cli import main;"
+        "from autoexp.flows.deployment import server_checks; server_checks._FIRST_ANSWER_S = 1.0;"
         "raise SystemExit(main.main(sys.argv[1:]))"
     )
     run = subprocess.run(
