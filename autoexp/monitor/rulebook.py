@@ -64,9 +64,9 @@ class RuleBook:
         for name, rule in self._named.items():
             planned = list(rule.cooldowns()) if isinstance(rule, CheckpointRule) else []
             then = tuple(
-                Asked(step.action, step.when, step.within)
-                for step in rule.actions
-                if step not in planned
+                Asked(entry.action, entry.when, entry.within)
+                for entry in rule.actions
+                if entry not in planned
             )
             yield Rule(name, rule, then, self._jobs_of(rule))  # type: ignore[arg-type]
 

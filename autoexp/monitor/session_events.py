@@ -81,15 +81,15 @@ def unsatisfiable_reason(session: Session, job: JobRecord) -> str | None:
         return stopped
     if job.launched:
         return None
-    launches = [
+    starts = [
         action
         for action in session.actions.starts_of(job.spec.name)
         if session.is_valid(action.event)
     ]
-    if any(not action.is_settled for action in launches):
+    if any(not action.is_settled for action in starts):
         return None
-    if launches:
-        return f"could not be launched: {launches[-1].reason}"
+    if starts:
+        return f"could not be started: {starts[-1].reason}"
     if job.spec.awaits:
         return _unsatisfiable_dependency(job.spec, session.jobs)
     parent = session.jobs.get(job.spec.parent or "")
@@ -155,5 +155,5 @@ def _late_values(session: Session, name: str, awaited: Awaited) -> dict[str, str
     if not found:
         raise SessionError(f"{awaited.job} has no complete checkpoint")
     newest = max(found, key=lambda event: event.iteration)
-    said = (newest.path, str(newest.iteration))
-    return {f"sibling.{name}.{key}": text for key, text in zip(LATE, said, strict=True)}
+    values = (newest.path, str(newest.iteration))
+    return {f"sibling.{name}.{key}": text for key, text in zip(LATE, values, strict=True)}

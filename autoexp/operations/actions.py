@@ -105,9 +105,9 @@ def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
     assert isinstance(asked, Restart)
     if number is None:
         raise SessionError(f"{job.spec.name}: has no attempt yet")
-    said = f"attempt {number} restarts"
+    result = f"attempt {number} restarts"
     if job.restarted.get(number) == action.key:
-        return said
+        return result
     standing = job.restart if job.restart and job.restart.attempt == number else None
     if standing is None:
         _refuse_if_settled(job, number)
@@ -115,7 +115,7 @@ def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
         _exclude(session, action, _named_nodes(session, action), 86400.0)
     request = _request(job, action, asked, standing)
     if request == standing or (standing is not None and _is_settled(job, number)):
-        return f"{said} already, for {job.restarted[number]}"
+        return f"{result} already, for {job.restarted[number]}"
     back = request.roll_back_to
     event = RestartAsked(
         job=job.spec.name, attempt=number, roll_back_to=back, reason=request.reason
@@ -130,7 +130,7 @@ def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
         changes["checkpoints"] = [at for at in job.checkpoints if at <= back]
         changes["roll_backs"] = [*job.roll_backs, back]
     session.change_job(job, **changes)
-    return said if back is None else f"{said} from iteration {back}"
+    return result if back is None else f"{result} from iteration {back}"
 
 
 def _request(

@@ -17,7 +17,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.recorder import Recorder
-from autoexp.monitor.steps import Cancel, NextStep, Replace, Submit, Withdraw, to_cancel
+from autoexp.monitor.steps import CancelAttempts, NextStep, Replace, Submit, Withdraw, to_cancel
 from autoexp.operations import actions, arrays
 from autoexp.operations.phases import OnSession, Phase, Phases
 from autoexp.payload import processes_with_cookie
@@ -143,7 +143,7 @@ def carry_out(step: NextStep, monitor: Monitor, log: Logger) -> Phases:
                 yield from _withdraw(step.jobs[0], monitor.recorder, log)
             case Replace():
                 yield from _replace(step.jobs[0], monitor.recorder, log)
-            case Cancel():
+            case CancelAttempts():
                 yield from _cancel(step, monitor, log)
     except Exception as error:
         reason = (
@@ -160,7 +160,8 @@ def carry_out(step: NextStep, monitor: Monitor, log: Logger) -> Phases:
 def named(step: NextStep) -> str:
     """Name a step for the log."""
     more = f" and {len(step.jobs) - 1} more" if len(step.jobs) > 1 else ""
-    return f"{type(step).__name__.lower()} {step.jobs[0]}{more}"
+    verb = "cancel" if isinstance(step, CancelAttempts) else type(step).__name__.lower()
+    return f"{verb} {step.jobs[0]}{more}"
 
 
 def _submit(name: str, recorder: Recorder, log: Logger) -> Phases:
@@ -323,7 +324,7 @@ def _replaced(session: Session, name: str, changes: dict[str, Any]) -> None:
     actions.replaced(session, session.jobs[name], changes)
 
 
-def _cancel(step: Cancel, monitor: Monitor, log: Logger) -> Phases:
+def _cancel(step: CancelAttempts, monitor: Monitor, log: Logger) -> Phases:
     asked = monitor.worklist.asked_to_end
     cancellation = yield OnSession(lambda: monitor.recorder.apply(_ended, step.jobs, asked))
     if cancellation is None:

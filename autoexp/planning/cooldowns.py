@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from autoexp.config.experiment import Budgets, Cooldown, Experiment
-from autoexp.rules.actions import Decay, Launch, Step
+from autoexp.rules.actions import ConditionalAction, Decay, Launch
 from autoexp.rules.rules import CheckpointRule
 
 
@@ -13,7 +13,7 @@ class Planned(NamedTuple):
 
     where: str
     cooldown: Cooldown
-    step: Step | None = None
+    entry: ConditionalAction | None = None
 
 
 def all_cooldowns(experiment: Experiment) -> Iterator[Planned]:
@@ -21,10 +21,10 @@ def all_cooldowns(experiment: Experiment) -> Iterator[Planned]:
     for index, cooldown in enumerate(experiment.cooldowns):
         yield Planned(f"cooldowns.{index}", cooldown)
     for name, rule in experiment.monitoring.checkpoint_events.items():
-        for step in rule.cooldowns() if rule is not None else ():
-            assert rule is not None and isinstance(step.action, Launch)
+        for entry in rule.cooldowns() if rule is not None else ():
+            assert rule is not None and isinstance(entry.action, Launch)
             where = f"monitoring.checkpoint_events.{name}"
-            yield Planned(where, _cooldown(rule, step.action, experiment), step)
+            yield Planned(where, _cooldown(rule, entry.action, experiment), entry)
 
 
 def _cooldown(rule: CheckpointRule, launch: Launch, experiment: Experiment) -> Cooldown:

@@ -39,9 +39,9 @@ def training(experiment: Experiment, output_root: Path, save_dir: Path | None = 
     jobs = [] if experiment.start else [_trunk(experiment, output_root, save_dir)]
     start = experiment.start if experiment.start and Path(experiment.start.path).exists() else None
     notes = [_note_on(start)] if start else []
-    for place, cooldown, step in all_cooldowns(experiment):
+    for place, cooldown, entry in all_cooldowns(experiment):
         found = _cooldowns(cooldown, experiment, output_root, {job.name for job in jobs})
-        conditions = {"start_when": step.when, "start_within_s": step.within} if step else {}
+        conditions = {"start_when": entry.when, "start_within_s": entry.within} if entry else {}
         jobs += [job.model_copy(update=conditions) for job in found.jobs]
         notes += [f"{place}: {note}" for note in found.notes]
         refused += [f"{place}: {reason}" for reason in found.refused]

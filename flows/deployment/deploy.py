@@ -238,7 +238,7 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    said = " ".join(command[2:])
+    words = " ".join(command[2:])
     if answer.returncode != 0:
-        raise AutoexpError(f"`{said}` failed (exit {answer.returncode}):\n{answer.stdout[-2000:]}")
-    say(f"done: {said}")
+        raise AutoexpError(f"`{words}` failed (exit {answer.returncode}):\n{answer.stdout[-2000:]}")
+    say(f"done: {words}")

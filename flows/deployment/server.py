@@ -53,9 +53,9 @@ def configured_url() -> str | None:
     answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
     _, found, url = answer.stdout.rpartition(_MARK)
     if answer.returncode != 0 or not found:
-        said = answer.stderr.strip().splitlines() or ["no answer"]
+        output = answer.stderr.strip().splitlines() or ["no answer"]
         raise AutoexpError(
-            f"Prefect's settings cannot be read ({said[-1].strip()[:300]}); "
+            f"Prefect's settings cannot be read ({output[-1].strip()[:300]}); "
             "`prefect config view` says where they are from"
         )
     return url.strip() or None

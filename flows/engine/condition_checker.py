@@ -14,7 +14,7 @@ from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.template_values import values_of
 from autoexp.operations import actions
-from autoexp.operations.action_runs import Command
+from autoexp.operations.action_runs import CommandRun
 from autoexp.rules.condition_checks import Answer, Checked, Facts, JobFacts, check_all
 from autoexp.rules.conditions import CommandTest, commands_in
 from autoexp.rules.durations import spoken
@@ -138,7 +138,7 @@ class ConditionChecker:
     async def _run(self, key: tuple[str, ...], command: CommandTest) -> None:
         arguments, succeeded = key[1:], True
         try:
-            effect = Command(arguments, self._session.path, {}, command.timeout)
+            effect = CommandRun(arguments, self._session.path, {}, command.timeout)
             await self._updates.unless_interrupted(effects.run_command(effect))
         except Exception as error:
             self._log.debug("`%s` does not hold yet: %s", " ".join(arguments), error)

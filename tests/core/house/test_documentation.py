@@ -16,7 +16,7 @@ from autoexp.reports.status import (
     MonitorStatus,
     Status,
 )
-from autoexp.rules.actions import Step
+from autoexp.rules.actions import ConditionalAction
 from autoexp.rules.conditions import CONDITIONS
 from autoexp.rules.reference import MARK, reference
 from autoexp.rules.ruleset import Rules
@@ -33,7 +33,7 @@ def test_the_reference_of_rules_is_up_to_date() -> None:
 
 def test_every_key_of_the_language_is_described() -> None:
     text = reference()
-    keys = [key for model in (*CONDITIONS, Rules, Step) for key in model.model_fields]
+    keys = [key for model in (*CONDITIONS, Rules, ConditionalAction) for key in model.model_fields]
     assert [key for key in keys if f"`{key}" not in text] == []
     empty = [line for line in text.splitlines() if line.startswith("|") and line.endswith("|  |")]
     assert empty == []

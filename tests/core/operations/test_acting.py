@@ -11,7 +11,7 @@ from autoexp.model import now
 from autoexp.monitor.template_values import values_of
 from autoexp.operations import actions as acting
 from autoexp.operations import requests
-from autoexp.operations.launch import Launching, launched
+from autoexp.operations.launch import Launching, joining
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Cancel, ExcludeNodes, Launch
 from autoexp.rules.events import BudgetPassed, LogMatched, TrunksFinished
@@ -95,7 +95,7 @@ def launch(session: Session, action: ActionRecord) -> list[str]:
     values = values_of(action.event, action.rule, session)
     about = (session.experiment, session.path, session.id)
     made = Launching(action, action.action, values, *about).run(LocalScheduler())
-    jobs = launched(session, action.key, made)
+    jobs = joining(session, action.key, made)
     requests.add_jobs(session, SubmitRequest(jobs=jobs, by="rule r"))
     return [job.name for job in jobs]
 

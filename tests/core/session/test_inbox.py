@@ -385,7 +385,7 @@ def test_a_dropped_launch_gives_its_cooldown_up_until_it_is_retried(story: Story
     record = story.job("tiny-cd100")
     assert (record.verdict, record.reason) == (
         Verdict.FAILED,
-        "could not be launched: dropped: ann",
+        "could not be started: dropped: ann",
     )
     assert ask(story, change("retry")) == []
     story.look()

@@ -68,7 +68,7 @@ def resume(path: Path, wait_for: WaitFor) -> CountingScheduler:
 
         def do_one(phase: Phase) -> Any:
             # The flow runs it through prefect-shell, and records what it prints.
-            return "" if isinstance(phase, action_runs.Command) else do(phase, scheduler)
+            return "" if isinstance(phase, action_runs.CommandRun) else do(phase, scheduler)
 
         def exhaust(phases: Phases) -> None:
             for _ in in_turns(phases, do_one):
