@@ -22,7 +22,9 @@ class ExcludedNode(BaseModel):
     until: datetime
 
 
-class _File(BaseModel):
+class NodesFile(BaseModel):
+    """`blame.json`: the list as it lies on disk."""
+
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = migrations.VERSION
@@ -39,7 +41,7 @@ class ExcludedNodes:
     def load(self) -> None:
         """Read the list; raises SessionDamaged when it does not parse."""
         if self._path.exists():
-            self.nodes = migrations.read(self._path, _File).nodes
+            self.nodes = migrations.read(self._path, NodesFile).nodes
 
     def add(self, blamed: Iterable[ExcludedNode]) -> None:
         """Add nodes to the list; known evidence is kept once.
@@ -52,7 +54,7 @@ class ExcludedNodes:
         for entry in fresh:
             sinks.node(entry.node)
         if fresh:
-            content = _File(nodes=[*self.nodes, *fresh])
+            content = NodesFile(nodes=[*self.nodes, *fresh])
             atomic.write(self._path, content.model_dump_json(indent=1) + "\n")
             self.nodes = content.nodes
 
