@@ -97,7 +97,7 @@ def resume(name: options.AnySession = None) -> int:
 
 def watch_in_terminal(path: Path) -> int:
     """Watch a session to its end; returns the exit code of docs/commands.md."""
-    from autoexp.flows.concurrency.interrupts import exit_after
+    from autoexp.flows.concurrency.foreground import exit_after
     from autoexp.flows.concurrency.outbox import is_prefect_error
     from autoexp.flows.deployment.server_checks import require_answer
     from autoexp.reports.terminal import console
@@ -201,8 +201,12 @@ def _run_flow(path: Path, out: "Console") -> bool:
 
     Returns True if Prefect has received the final state.
     """
-    from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
-    from autoexp.flows.concurrency.interrupts import run_in_thread, stopping_on_signals
+    from autoexp.flows.concurrency.foreground import (
+        Foreground,
+        enter_foreground,
+        run_in_thread,
+        stopping_on_signals,
+    )
     from autoexp.flows.concurrency.visits import OWN_HEADER
     from autoexp.flows.deployment.server import embedded_server
     from autoexp.flows.deployment.server_checks import (

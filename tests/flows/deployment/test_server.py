@@ -21,8 +21,8 @@ from autoexp import proxies
 from autoexp.cli import run as terminal
 from autoexp.config.compose import compose
 from autoexp.errors import AutoexpError
-from autoexp.flows.concurrency import interrupts
-from autoexp.flows.concurrency.foreground import Foreground
+from autoexp.flows.concurrency import foreground as waiting
+from autoexp.flows.concurrency.foreground import Foreground, run_in_thread
 from autoexp.flows.deployment import deploy, server, server_checks
 from autoexp.schedulers import slurm_commands
 from autoexp.session.session import Session
@@ -338,11 +338,11 @@ def test_a_server_that_answers_for_its_health_and_nothing_else_is_not_waited_for
 def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_healthy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(interrupts, "_LONGEST_S", 0.5)
+    monkeypatch.setattr(waiting, "_LONGEST_S", 0.5)
     foreground, tells = Foreground(), threading.Event()
     foreground.stop("SIGTERM")
 
-    ended = interrupts.run_in_thread(foreground, lambda: void(tells.wait(60)))
+    ended = run_in_thread(foreground, lambda: void(tells.wait(60)))
 
     tells.set()
     assert not ended
@@ -351,7 +351,7 @@ def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_heal
 def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(interrupts, "_PATIENCE_S", 3.0)
+    monkeypatch.setattr(waiting, "_PATIENCE_S", 3.0)
     foreground, tells, taken = Foreground(), threading.Event(), threading.Event()
     foreground.stop("SIGTERM")
 
@@ -362,7 +362,7 @@ def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
         taken.set()
         tells.wait(60)
 
-    assert not interrupts.run_in_thread(foreground, prefect_takes_some_of_it)
+    assert not run_in_thread(foreground, prefect_takes_some_of_it)
     assert taken.is_set()  # it was waited for as long as Prefect took something
     tells.set()
 
@@ -397,7 +397,7 @@ def test_a_server_that_refuses_the_end_of_a_session_does_not_make_it_a_failure(
         raise ObjectNotFound(http_exc=Exception("wiped"))
 
     monkeypatch.setattr(terminal, "_run_flow", refused)
-    monkeypatch.setattr(interrupts, "exit_after", void)
+    monkeypatch.setattr(waiting, "exit_after", void)
     assert terminal.watch_in_terminal(path) == 0
     said = capsys.readouterr().out
     assert "its records of this run are incomplete" in said
