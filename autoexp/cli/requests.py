@@ -83,7 +83,7 @@ def budget(
       autoexp budget demo-1a2b --stop-above 500
     """
     from autoexp.jobs.budget import total
-    from autoexp.jobs.gpu_hours import spent
+    from autoexp.jobs.limits import spent
     from autoexp.reports.terminal import say
     from autoexp.session.find import session_path, whose_turn
     from autoexp.session.inbox import BudgetRequest, enqueue

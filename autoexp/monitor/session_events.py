@@ -9,7 +9,7 @@ from typing import Any
 from autoexp.config.stages import LATE
 from autoexp.errors import SessionError
 from autoexp.jobs.backend_changes import changed_spec
-from autoexp.jobs.gpu_hours import over_budget, spent
+from autoexp.jobs.limits import over_budget, spent
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.spec import Awaited, JobSpec
 from autoexp.rules.events import (

@@ -10,9 +10,8 @@ from autoexp import names, states
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.jobs.limits import chain_length, room, time_limit
-from autoexp.jobs.order import in_order
 from autoexp.jobs.record import Attempt, JobRecord
-from autoexp.jobs.spec import JobSpec
+from autoexp.jobs.spec import JobSpec, in_order
 from autoexp.jobs.verdicts import saved_iteration
 from autoexp.model import now
 from autoexp.planning.plan import Plan

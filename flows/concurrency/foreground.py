@@ -16,7 +16,7 @@ from contextvars import ContextVar, copy_context
 from types import FrameType
 from typing import Any
 
-from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.children import Updates
 from autoexp.reports.terminal import say
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from autoexp.flows.concurrency.children import Children
-from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.model import now
 from autoexp.monitor.monitor import Monitor

@@ -7,8 +7,8 @@ from typing import Any
 from prefect import State
 from prefect.exceptions import PrefectSignal
 
+from autoexp.flows.concurrency.children import Updates
 from autoexp.flows.concurrency.outbox import is_prefect_error
-from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.operations.action_runs import CheckpointMark, CommandRun
 from autoexp.operations.phases import (

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 from prefect.runtime import flow_run
 
 from autoexp.errors import SessionHeld
-from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.foreground import foreground
 from autoexp.flows.concurrency.outbox import PrefectOutbox
-from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.visits import Visits
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.cancellation import CancellationWatcher

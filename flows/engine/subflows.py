@@ -14,9 +14,8 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp import sinks
-from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.outbox import PrefectOutbox, WriteSlot
-from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.engine.cancellation import CancellationWatcher
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.jobs.spec import JobSpec

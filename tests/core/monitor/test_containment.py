@@ -9,8 +9,8 @@ import pytest
 from autoexp.errors import SessionHeld
 from autoexp.jobs import verdicts
 from autoexp.monitor import monitor, recorder, worklist
+from autoexp.monitor.decide import RuleBook
 from autoexp.monitor.job_watch import JobWatch
-from autoexp.monitor.rulebook import RuleBook
 from autoexp.monitor.steps import Submit
 from autoexp.rules.events import CheckpointComplete
 from autoexp.session.session import Session

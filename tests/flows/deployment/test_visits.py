@@ -15,8 +15,8 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from autoexp.config.compose import compose
 from autoexp.flows.concurrency import visits as watched
+from autoexp.flows.concurrency.children import Updates
 from autoexp.flows.concurrency.outbox import PrefectOutbox
-from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.visits import CHANGED, LOOKED, Visits
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.cancellation import CancellationWatcher

@@ -12,8 +12,7 @@ import yaml
 from autoexp.cli.main import main
 from autoexp.config.compose import compose
 from autoexp.dotted import setting
-from autoexp.flows.concurrency.children import Children
-from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.condition_checker import ConditionChecker
 from autoexp.flows.train import train
