@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from autoexp.jobs import starts
 from autoexp.jobs.record import Attempt, Ending, JobRecord
-from autoexp.jobs.verdicts import counts, judge_by_files, made_progress, saved_iteration
+from autoexp.jobs.verdicts import counts, judge_by_files, made_progress
 from autoexp.logs.tail import LogCursor, LookBudget
 from autoexp.monitor.decide import decide
 from autoexp.monitor.job_watch import JobWatch
@@ -227,7 +227,7 @@ class Monitor:
             # The next attempt, queued ahead or not, starts from here and has its own log.
             job.cursor, job.tail = LogCursor(), []
             for later in job.open_attempts:
-                later.first_iteration = saved_iteration(job)
+                later.first_iteration = job.saved_iteration
                 later.earliest_start = starts.earliest_of_next(job, attempt)
         else:
             job.verdict, job.reason = judgement.verdict, judgement.reason

@@ -8,7 +8,6 @@ from datetime import timedelta
 
 from autoexp.errors import SessionError
 from autoexp.jobs.record import Ending, JobRecord, RestartRequest
-from autoexp.jobs.verdicts import saved_iteration
 from autoexp.model import now
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.session_events import filled
@@ -31,8 +30,7 @@ from autoexp.rules.events import (
     RestartAsked,
 )
 from autoexp.session.action_records import ActionRecord, ActionStatus
-from autoexp.session.excluded_nodes import ExcludedNode
-from autoexp.session.session import Session
+from autoexp.session.session import ExcludedNode, Session
 from autoexp.states import Verdict
 from autoexp.templates import fill
 
@@ -175,7 +173,7 @@ def _last_good(job: JobRecord, action: ActionRecord) -> int:
         case MetricAlarm(last_good=int(iteration)) | LogMatched(iteration=int(iteration)):
             limit = iteration
         case _:
-            limit = saved_iteration(job)
+            limit = job.saved_iteration
     # A branch's own start is its parent's checkpoint: there is nothing before that.
     start = [job.spec.branch.iteration] if job.spec.branch else []
     good = [*start, *(iteration for iteration in job.checkpoints if iteration <= limit)]

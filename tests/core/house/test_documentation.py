@@ -24,8 +24,8 @@ from autoexp.rules.conditions import CONDITIONS
 from autoexp.rules.reference import MARK, reference
 from autoexp.rules.ruleset import Rules
 from autoexp.session.action_records import ActionRecord
-from autoexp.session.excluded_nodes import ExcludedNode, NodesFile
 from autoexp.session.meta import SessionMeta
+from autoexp.session.session import ExcludedNode, NodesFile
 from autoexp.storage import lease
 from tests.sources import ROOT
 

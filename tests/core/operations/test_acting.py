@@ -19,9 +19,8 @@ from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm_script import executor_for
 from autoexp.session.action_records import ActionRecord, ActionStatus
-from autoexp.session.excluded_nodes import ExcludedNode
 from autoexp.session.inbox import ActionRequest, SubmitRequest, enqueue
-from autoexp.session.session import Session
+from autoexp.session.session import ExcludedNode, Session
 from autoexp.states import Kind, Verdict
 from tests.core.story import StoryOf, of, say
 
