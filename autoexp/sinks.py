@@ -97,11 +97,11 @@ def plain_errors() -> Iterator[None]:
     except Exception as error:
         if terminal(str(error)) == str(error):
             raise
-        said = f"{type(error).__name__}: {terminal(str(error))}"
+        message = f"{type(error).__name__}: {terminal(str(error))}"
         _make_plain(error)
         if terminal(str(error)) == str(error):
             raise
-        raise AutoexpError(said) from error  # its text is made of something else
+        raise AutoexpError(message) from error  # its text is made of something else
 
 
 def _make_plain(error: Exception) -> None:

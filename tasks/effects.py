@@ -67,7 +67,7 @@ async def log(effect: action_runs.LogMessage, scheduler: Scheduler) -> str:
 
 
 @task(name="run command", task_run_name=_TITLE, cache_policy=NO_CACHE, retry_delay_seconds=5)
-async def run_command(effect: action_runs.Command) -> str:
+async def run_command(effect: action_runs.CommandRun) -> str:
     """Run a command to its end; returns the end of its output.
 
     prefect-shell passes its lines to a shell: each argument is quoted, so the shell reads none.
@@ -77,7 +77,7 @@ async def run_command(effect: action_runs.Command) -> str:
         return await _run_command(effect)
 
 
-async def _run_command(effect: action_runs.Command) -> str:
+async def _run_command(effect: action_runs.CommandRun) -> str:
     operation = ShellOperation(
         commands=[f"exec 2>&1; {shlex.join(effect.arguments)}"],
         working_dir=effect.directory,

@@ -81,9 +81,9 @@ class Pin(NamedTuple):
     def read(cls, root: Path) -> "Pin | None":
         """The checkpoint pinned here; None where there is none, or it is unknown."""
         try:
-            said = json.loads(atomic.read(root / _MANIFEST))
-            files = {str(name): Mark(*map(int, mark)) for name, mark in said["files"].items()}
-            return cls(str(said["path"]), files)
+            content = json.loads(atomic.read(root / _MANIFEST))
+            files = {str(name): Mark(*map(int, mark)) for name, mark in content["files"].items()}
+            return cls(str(content["path"]), files)
         except (
             FileNotFoundError,
             atomic.WrongFile,

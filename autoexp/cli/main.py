@@ -45,17 +45,17 @@ _BAD_WORDS = 2
 _PLAIN = {"→": "->", "…": "...", "–": "-", "—": "-", "·": ".", "×": "x", "µ": "u"}
 _PLAIN |= dict.fromkeys("━─╸╺", "-") | dict.fromkeys("│┃", "|") | dict.fromkeys("├└┌┐┘┤", "+")
 
-Command = Callable[..., int]
+CommandFunction = Callable[..., int]
 
 
 class CommandGroup(NamedTuple):
     """Commands of two words."""
 
     text: str
-    verbs: dict[str, Command]
+    verbs: dict[str, CommandFunction]
 
 
-def commands() -> dict[str, Command | CommandGroup]:
+def commands() -> dict[str, CommandFunction | CommandGroup]:
     """All commands, in the order of the help."""
     return {
         "run": run.run,
@@ -164,7 +164,7 @@ def _without_verb(context: typer.Context) -> None:
         raise typer.Exit(_BAD_WORDS)
 
 
-def _answering(command: Command) -> Command:
+def _answering(command: CommandFunction) -> CommandFunction:
     """Wrap a command: an error is printed as one line and returned as an exit code."""
 
     @wraps(command)
@@ -201,8 +201,8 @@ def _refuse(error: typer.TyperException) -> int:
 
     context = getattr(error, "ctx", None)
     command = "autoexp" if context is None else context.command_path
-    said = error.format_message().replace("Value error, ", "").rstrip(".")  # pydantic's beginning
-    terminal.say(f"autoexp: {said} (see `{command} --help`)", error=True)
+    reason = error.format_message().replace("Value error, ", "").rstrip(".")  # pydantic's beginning
+    terminal.say(f"autoexp: {reason} (see `{command} --help`)", error=True)
     return error.exit_code
 
 

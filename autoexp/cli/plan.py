@@ -115,11 +115,11 @@ def agree(composed: "Composed", found: "Plan", *, yes: bool) -> bool:
 
     Raises BadInput when stdin is not a terminal.
     """
-    from autoexp.planning.approval import above_budget
+    from autoexp.planning.plan import above_budget
     from autoexp.reports.plan_tree import plan_tree
     from autoexp.reports.terminal import ask, console
 
-    question = above_budget(composed, found)
+    question = above_budget(composed.experiment.budget, found)
     if question is None or yes:
         return True
     if not sys.stdin.isatty():

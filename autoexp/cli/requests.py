@@ -31,7 +31,7 @@ def retry(
     """
     from autoexp.operations.retry import check_retryable, left_out
     from autoexp.reports.terminal import say
-    from autoexp.session.find import own_session_path
+    from autoexp.session.find import own_session_path, whose_turn
     from autoexp.session.inbox import RetryRequest, enqueue
     from autoexp.session.session import Session
     from autoexp.states import Verdict
@@ -51,7 +51,7 @@ def retry(
         say(reason, error=True)
     by = f"autoexp retry by {getpass.getuser()}"
     enqueue(session.path, RetryRequest(jobs=tuple(jobs or []), by=by))
-    say(f"{', '.join(failed)}: to be run again ({_whom(session)})")
+    say(f"{', '.join(failed)}: to be run again ({whose_turn(session)})")
     return 0
 
 
@@ -83,9 +83,9 @@ def budget(
       autoexp budget demo-1a2b --stop-above 500
     """
     from autoexp.jobs.budget import total
-    from autoexp.jobs.gpu_hours import spent
+    from autoexp.jobs.limits import spent
     from autoexp.reports.terminal import say
-    from autoexp.session.find import session_path
+    from autoexp.session.find import session_path, whose_turn
     from autoexp.session.inbox import BudgetRequest, enqueue
     from autoexp.session.session import Session
 
@@ -94,21 +94,13 @@ def budget(
         by = f"autoexp budget by {getpass.getuser()}"
         limit = None if math.isinf(stop_above) else stop_above
         enqueue(session.path, BudgetRequest(stop_above=limit, by=by))
-        say(f"{session.id}: asked to change it ({_whom(session)})")
+        say(f"{session.id}: budget.stop_above to be changed ({whose_turn(session)})")
         return 0
     most = session.experiment.budget.stop_above
     say(f"planned  {total(job.spec for job in session.jobs.values())}")
     say(f"spent    {spent(session.jobs.values()):.2f} GPU hours")
     say(f"stops    {'never' if most is None else f'above {most:g} GPU hours'}")
     return 0
-
-
-def _whom(session: "Session") -> str:
-    from autoexp.session.find import live_holder
-
-    if live_holder(session) is not None:
-        return f"asked the monitor of {session.id}"
-    return f"no monitor is running: autoexp resume {session.id}"
 
 
 def queue(
@@ -128,7 +120,7 @@ def queue(
       autoexp queue demo-1a2b retry KEY
     """
     from autoexp.reports.terminal import say, say_json
-    from autoexp.session.find import live_holder, session_path
+    from autoexp.session.find import session_path, whose_turn
     from autoexp.session.inbox import ActionRequest, enqueue
     from autoexp.session.session import Session
 
@@ -148,8 +140,7 @@ def queue(
         return 0
     by = f"autoexp queue {verb} by {getpass.getuser()}"
     enqueue(session.path, ActionRequest(key=action.key, verb=verb, by=by))
-    asked = "asked the monitor" if live_holder(session) else "no monitor is running: autoexp resume"
-    say(f"{action.key}: {verb} ({asked} {session.id})")
+    say(f"{action.key}: {verb} ({whose_turn(session)})")
     return 0
 
 

@@ -29,7 +29,6 @@ _SERVER_SILENT = (
 )
 # For what Prefect sends at the interpreter's exit, for as long as it takes.
 _LAST_WORDS_S = 10.0
-_FIRST_ANSWER_S = 60.0
 _LOGS_SHOWN = 3
 _LINES_SHOWN = 10
 
@@ -98,8 +97,9 @@ def resume(name: options.AnySession = None) -> int:
 
 def watch_in_terminal(path: Path) -> int:
     """Watch a session to its end; returns the exit code of docs/commands.md."""
-    from autoexp.flows.concurrency.interrupts import exit_after
+    from autoexp.flows.concurrency.foreground import exit_after
     from autoexp.flows.concurrency.outbox import is_prefect_error
+    from autoexp.flows.deployment.server_checks import require_answer
     from autoexp.reports.terminal import console
     from autoexp.session.session import Session
 
@@ -117,7 +117,8 @@ def watch_in_terminal(path: Path) -> int:
         server_knows = False
         _must_be_there(path)
         if not (is_prefect_error(error) and Session.load(path).is_over):
-            _must_answer(path, _api_url())
+            with _with_way_to_resume(path):
+                require_answer(_api_url(), _auth_string())
             out.print_exception()
             raise AutoexpError(
                 f"{path.name}: the monitor crashed ({type(error).__name__}: {error})"
@@ -149,61 +150,21 @@ def _must_be_writable(path: Path) -> None:
 
 def _must_be_there(path: Path) -> None:
     """Raise AutoexpError when the session was removed or moved while it was watched."""
+    from autoexp.session.meta import session_exists
     from autoexp.storage import lease
 
-    if not (path / "session.json").exists():
+    if not session_exists(path):
         raise AutoexpError(lease.gone(path))
 
 
-def _must_be_ours(path: Path, url: str) -> None:
-    from autoexp.flows.deployment.server import refuse_strangers
-
+@contextmanager
+def _with_way_to_resume(path: Path) -> Iterator[None]:
+    """Put the session in front of an error about its server, and how to resume it behind."""
     try:
-        refuse_strangers(url)
+        yield
     except AutoexpError as error:
-        raise AutoexpError(f"{path.name}: {error}{_left_running(path)}") from error
-
-
-def _must_answer(path: Path, url: str) -> None:
-    from autoexp.flows.deployment.server import problem
-
-    wrong = problem(url, _auth_string())
-    if wrong is None:
-        return
-    start = (
-        ". Start it (`prefect server start`), or unset PREFECT_API_URL to have one started for you"
-    )
-    advice = "" if "export" in wrong else start
-    raise AutoexpError(
-        f"{path.name}: Prefect's server at {wrong}{advice}; then `autoexp resume {path.name}`"
-        f"{_left_running(path)}"
-    )
-
-
-async def _must_take_requests(path: Path, url: str) -> None:
-    """Send one authenticated query: the health check needs neither login nor database.
-
-    Prefect's own client would retry for many minutes.
-    """
-    from prefect import get_client
-
-    try:
-        connection = get_client()
-    except (ImportError, ValueError) as error:
         raise AutoexpError(
-            f"{path.name}: Prefect's client does not start ({error}). Where this is about a proxy, "
-            "unset the variables that name it (`env | grep -i proxy`), or install what is missing; "
-            f"then `autoexp resume {path.name}`{_left_running(path)}"
-        ) from error
-    try:
-        async with asyncio.timeout(_FIRST_ANSWER_S), connection as client:
-            await client.read_flow_runs(limit=1)
-    except Exception as error:
-        said = " ".join(str(error).split())[:200] or f"nothing within {_FIRST_ANSWER_S:.0f} s"
-        raise AutoexpError(
-            f"{path.name}: Prefect's server at {url} is there, but does not list its flow runs "
-            f"({said}). See to it, or to PREFECT_API_URL and the login (PREFECT_API_KEY, "
-            f"PREFECT_API_AUTH_STRING); then `autoexp resume {path.name}`{_left_running(path)}"
+            f"{path.name}: {error}; then `autoexp resume {path.name}`{_left_running(path)}"
         ) from error
 
 
@@ -240,10 +201,20 @@ def _run_flow(path: Path, out: "Console") -> bool:
 
     Returns True if Prefect has received the final state.
     """
-    from autoexp.flows.concurrency.foreground import Foreground, enter_foreground
-    from autoexp.flows.concurrency.interrupts import run_in_thread, stopping_on_signals
+    from autoexp.flows.concurrency.foreground import (
+        Foreground,
+        enter_foreground,
+        run_in_thread,
+        stopping_on_signals,
+    )
     from autoexp.flows.concurrency.visits import OWN_HEADER
-    from autoexp.flows.deployment.server import embedded_server, warning_when_open
+    from autoexp.flows.deployment.server import embedded_server
+    from autoexp.flows.deployment.server_checks import (
+        refuse_strangers,
+        require_answer,
+        require_queries,
+        warning_when_open,
+    )
     from autoexp.reports.live import LiveView
     from autoexp.reports.terminal import say
     from autoexp.storage import atomic
@@ -270,14 +241,16 @@ def _run_flow(path: Path, out: "Console") -> bool:
         _quieten()
         url = _api_url()
         if server is None:
-            _must_be_ours(path, url)
-            _must_answer(path, url)
+            with _with_way_to_resume(path):
+                refuse_strangers(url)
+                require_answer(url, _auth_string())
             if warning := warning_when_open(url):
                 say(warning, error=True)
         else:
             server.wait()
             _say_where_it_is(server, out)
-        asyncio.run(_must_take_requests(path, url))
+        with _with_way_to_resume(path):
+            asyncio.run(require_queries(url))
         os.environ["AUTOEXP_SESSIONS"] = str(path.parent)
         enter_foreground(foreground)
 

@@ -39,7 +39,7 @@ def cancel(
       autoexp cancel demo-1a2b demo-cd1000
     """
     from autoexp.reports.terminal import say
-    from autoexp.session.find import live_holder, own_session_path
+    from autoexp.session.find import live_holder, own_session_path, whose_turn
     from autoexp.session.inbox import CancelRequest, enqueue, waiting_jobs
     from autoexp.session.session import Session, no_such_job
 
@@ -53,10 +53,9 @@ def cancel(
     by = f"autoexp cancel by {getpass.getuser()}"
     had_ended = {name for name, job in session.jobs.items() if job.is_over}
     names = jobs or [job for job in known if job not in had_ended]
-    holder = live_holder(session)
-    if holder is not None:
+    if live_holder(session) is not None:
         request = enqueue(path, CancelRequest(jobs=tuple(jobs or []), by=by))
-        say(f"asked the monitor (pid {holder.pid} on {holder.host}) to cancel {len(names)} jobs")
+        say(f"{session.id}: {len(names)} jobs to be cancelled ({whose_turn(session)})")
         over = _wait_until_over(session, names, request)
     else:
         over = _cancel_unwatched(path, tuple(jobs or []), by)
@@ -89,8 +88,8 @@ class _Notes:
     """Says what is waited for: after a second, whenever it changes, and every quarter minute."""
 
     def __init__(self) -> None:
-        self._began = self._said_at = time.monotonic()
-        self._said = ""
+        self._began = self._printed_at = time.monotonic()
+        self._printed = ""
 
     def __call__(self, waited_for: str) -> None:
         from autoexp.reports.terminal import say
@@ -99,9 +98,9 @@ class _Notes:
         waited_s = now - self._began
         if waited_s < _SHORTEST_WAIT_S or not waited_for:
             return
-        if waited_for != self._said or now - self._said_at > _REMINDER_S:
+        if waited_for != self._printed or now - self._printed_at > _REMINDER_S:
             say(f"{waited_s:4.0f} s: waits for {waited_for}")
-            self._said, self._said_at = waited_for, now
+            self._printed, self._printed_at = waited_for, now
 
 
 def _cancel_unwatched(path: Path, jobs: tuple[str, ...], by: str) -> bool:
@@ -158,10 +157,10 @@ def sessions_list(as_json: options.AsJson = False) -> int:
     elif not rows:
         say(f"no sessions in {sessions_root()}; `autoexp run demo` makes one")
     for row, problem in [] if as_json else zip(rows, problems, strict=True):
-        said = problem or f"{row['jobs']} jobs"
+        remark = problem or f"{row['jobs']} jobs"
         if not _is_own(row) and (whose := permissions.stranger(sessions_root() / row["session"])):
-            said += f" ({whose}'s)"
-        say(f"{row['session']:<28} {row['created'][:16]:<16}  {row['state']:<10} {said}")
+            remark += f" ({whose}'s)"
+        say(f"{row['session']:<28} {row['created'][:16]:<16}  {row['state']:<10} {remark}")
     return (
         1
         if any(problem and _is_own(row) for row, problem in zip(rows, problems, strict=True))

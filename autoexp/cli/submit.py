@@ -45,12 +45,13 @@ def register(composed: "Composed", name: str, *, yes: bool) -> int:
     from autoexp.planning.study import plan_study
     from autoexp.reports.terminal import say
     from autoexp.session.create import create, plan_of
-    from autoexp.session.meta import output_root
+    from autoexp.session.find import no_monitor
+    from autoexp.session.meta import output_root, session_exists
     from autoexp.session.provenance import provenance
     from autoexp.session.session import Session
 
     path = sessions_root() / name
-    session = Session.load(path) if (path / "session.json").exists() else None
+    session = Session.load(path) if session_exists(path) else None
     if session is None:
         plan = plan_of(composed, name)
     else:
@@ -64,7 +65,7 @@ def register(composed: "Composed", name: str, *, yes: bool) -> int:
     if session is not None:
         return _put(session, plan, None, f"autoexp submit by {getpass.getuser()}")
     create(composed, plan, sessions_root(), session_id=name, provenance=provenance())
-    say(f"session {name} in {path}\nno monitor is running: autoexp resume {name}")
+    say(f"session {name} in {path}\n{no_monitor(name)}")
     return 0
 
 
@@ -100,7 +101,7 @@ def adopt(
     from autoexp.resources.machines import SlurmCluster
     from autoexp.schedulers.slurm_queue import cluster_name, describe
     from autoexp.session.find import own_session_path
-    from autoexp.session.meta import output_root
+    from autoexp.session.meta import output_root, session_exists
     from autoexp.session.session import Session
 
     composed = compose_words([*(experiment or []), f"backend={backend}"])
@@ -117,7 +118,7 @@ def adopt(
     job = adoption.HandStarted(cluster, job_id, described["JobName"], checkpoints)
     with adoption.exclusively():
         adoption.prune()
-        session = Session.load(path) if (path / "session.json").exists() else None
+        session = Session.load(path) if session_exists(path) else None
         owner = wanted if session is None else session.experiment
         plan = make_plan(wanted, output_root(owner, path), checkpoints)
         if session is not None:
@@ -164,14 +165,10 @@ def _attempt(session: "Session", plan: "Plan", job: "HandStarted", log: str) -> 
 
 def _put(session: "Session", plan: "Plan", attempt: "Attempt | None", by: str) -> int:
     from autoexp.reports.terminal import say
-    from autoexp.session.find import live_holder
+    from autoexp.session.find import whose_turn
     from autoexp.session.inbox import SubmitRequest, enqueue
 
     enqueue(session.path, SubmitRequest(jobs=plan.jobs, attempt=attempt, by=by))
     names = ", ".join(spec.name for spec in plan.jobs)
-    holder = live_holder(session)
-    if holder is not None:
-        say(f"{session.id}: asked the monitor (pid {holder.pid} on {holder.host}) for {names}")
-    else:
-        say(f"{session.id}: asked for {names}; no monitor is running: autoexp resume {session.id}")
+    say(f"{session.id}: {names} to be added ({whose_turn(session)})")
     return 0

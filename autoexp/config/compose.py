@@ -277,19 +277,19 @@ def _hydra_message(
     text = str(error).partition("Config search path:")[0].partition("See https://")[0]
     text = text.partition("3. To sweep over it")[0]
     lines = [line.strip() for line in text.splitlines()]
-    said = " ".join(x for x in lines if x and not x.startswith(("full_key", "object_type")))
+    reason = " ".join(x for x in lines if x and not x.startswith(("full_key", "object_type")))
     key = getattr(error, "full_key", None)
-    if missing := re.search(r"Environment variable '(\w+)' not found", said):
-        said = f"the environment variable {missing[1]} is not set; set it" + (
+    if missing := re.search(r"Environment variable '(\w+)' not found", reason):
+        reason = f"the environment variable {missing[1]} is not set; set it" + (
             f", or give `{key}=...`" if key else ""
         )
-    said = f"{key}: {said}" if key else said
+    reason = f"{key}: {reason}" if key else reason
     if isinstance(error, OverrideParseException):
-        said = (
+        reason = (
             f"override `{error.override}` cannot be read: brackets have to match, and a value with "
             "`<`, `(` or letters beyond ASCII wants quotes inside the shell's: 'KEY=\"a < 1\"'"
         )
     file = find_file(directories, name)
     with_overrides = f" with {' '.join(overrides)}" if overrides else ""
     # Messages go to logs, too.
-    return redaction.without_secrets(f"{said} (composing {file or name}{with_overrides})")
+    return redaction.without_secrets(f"{reason} (composing {file or name}{with_overrides})")

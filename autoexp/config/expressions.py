@@ -50,8 +50,8 @@ def parse(text: str) -> Expression:
     except ExpressionError as error:
         raise ExpressionError(f"`{text}`: {error}") from error
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        said = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise ExpressionError(f"`{text}` is not an expression: {said}") from error
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ExpressionError(f"`{text}` is not an expression: {reason}") from error
     return Expression(text, tree)
 
 

@@ -1,13 +1,40 @@
-"""Limits of a job: its time limit, and its places in the queue."""
+"""GPU hours that jobs have used, and limits: the budget, time limits, places in the queue."""
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from autoexp.jobs.budget import Budget
-from autoexp.jobs.gpu_hours import over_budget
-from autoexp.jobs.record import JobRecord
+from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
+from autoexp.model import now
 from autoexp.resources.machines import SlurmCluster
 from autoexp.states import Kind
+
+
+def spent(jobs: Iterable[JobRecord]) -> float:
+    """GPU hours that all attempts have held until now."""
+    return sum(spent_gpu_hours(attempt) for job in jobs for attempt in job.attempts)
+
+
+def over_budget(budget: Budget, jobs: Iterable[JobRecord]) -> str | None:
+    """Reason the GPU-hour budget is exhausted, or None."""
+    most = budget.stop_above
+    if most is None or (hours := spent(jobs)) <= most:
+        return None
+    return f"not submitted: {hours:.3g} GPU hours are used, above budget.stop_above ({most:g})"
+
+
+def gpu_hours(attempt: Attempt, start: datetime, end: datetime) -> float:
+    """GPUs that the attempt holds times the hours from `start` to `end`."""
+    return max(0.0, (end - start).total_seconds() / 3600) * attempt.gpus
+
+
+def spent_gpu_hours(attempt: Attempt) -> float:
+    """From start to end, or to now, and what was spent before a requeue."""
+    spent = attempt.earlier_gpu_hours
+    if attempt.started_at is not None:
+        spent += gpu_hours(attempt, attempt.started_at, attempt.ended_at or now())
+    return spent
 
 
 def time_limit(job: JobRecord, parent: JobRecord | None) -> float | None:

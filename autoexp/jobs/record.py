@@ -164,6 +164,12 @@ class JobRecord(BaseModel):
         return next((a for a in self.open_attempts if a.job_id is None), None)
 
     @property
+    def saved_iteration(self) -> int:
+        """The iteration to resume from: the newest checkpoint, or the branch point."""
+        start = self.spec.branch.iteration if self.spec.branch else 0
+        return max([start, *self.checkpoints])
+
+    @property
     def is_over(self) -> bool:
         return self.verdict is not None
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from autoexp.backends.protocol import UNDECIDED, FoundCheckpoint
 from autoexp.jobs.record import Attempt, JobRecord
-from autoexp.jobs.verdicts import saved_iteration
 from autoexp.states import Kind
 
 _NAMED = 3
@@ -85,7 +84,7 @@ def earliest_of_next(job: JobRecord, attempt: Attempt) -> int:
 
     It may have run unseen for hours, and what was found meanwhile may be its own.
     """
-    return min(saved_iteration(job), max(_lowest(attempt), attempt.saved or 0))
+    return min(job.saved_iteration, max(_lowest(attempt), attempt.saved or 0))
 
 
 def start_was_seen(job: JobRecord, attempt: Attempt) -> bool:

@@ -98,17 +98,11 @@ def with_exception(attempt: Attempt, judgement: Judgement) -> Judgement:
 
 def made_progress(job: JobRecord, attempt: Attempt) -> bool:
     """True if the attempt saved a new checkpoint: progress that is only logged is lost."""
-    return saved_iteration(job) > (attempt.first_iteration or 0)
-
-
-def saved_iteration(job: JobRecord) -> int:
-    """The iteration to resume from: the newest checkpoint, or the branch point."""
-    start = job.spec.branch.iteration if job.spec.branch else 0
-    return max([start, *job.checkpoints])
+    return job.saved_iteration > (attempt.first_iteration or 0)
 
 
 def _reached(job: JobRecord) -> int:
-    return max(job.iteration or 0, saved_iteration(job))
+    return max(job.iteration or 0, job.saved_iteration)
 
 
 def _how_it_ended(job: JobRecord, attempt: Attempt, facts: StateFacts) -> str:

@@ -1,14 +1,31 @@
-"""Decides which actions an event calls for. Pure: no clock, no disk, no Prefect."""
+"""Decides which actions an event calls for, by the rules of a session.
+
+Some rules are configured, and some are implied by its plan. Pure: no clock, no disk, no Prefect.
+"""
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from autoexp.rules.actions import Action
+from autoexp.jobs.spec import JobSpec
+from autoexp.logs.matcher import Matcher, matcher
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Start
 from autoexp.rules.conditions import Condition
-from autoexp.rules.events import Event
-from autoexp.rules.rules import AnyRule
+from autoexp.rules.events import CheckpointComplete, Event, JobReady
+from autoexp.rules.metrics import window
+from autoexp.rules.rules import (
+    AnyRule,
+    CheckpointRule,
+    InactivityRule,
+    LogRule,
+    MetricRule,
+    OnCheckpoint,
+    OnReady,
+    RuleBase,
+    SessionRule,
+)
+from autoexp.rules.ruleset import Rules, named
 from autoexp.session.action_records import ActionRecord
 from autoexp.storage import atomic
 
@@ -69,3 +86,123 @@ def decide(
         for position, asked in enumerate(rule.then)
     ]
     return [record for record in decided if record.key not in history]
+
+
+class Watched(NamedTuple):
+    """Data that the rules need from one job: log patterns, a mark, the length of its tail."""
+
+    lines: Matcher
+    log_rules: dict[str, LogRule]
+    metric_rules: dict[str, MetricRule]
+    inactivity_rules: dict[str, InactivityRule]
+    window: int
+    """Number of logged iterations that metric rules look back."""
+
+
+class RuleBook:
+    """The rules, applied to the session's current jobs."""
+
+    def __init__(self, rules: Rules, jobs: Iterable[JobSpec]) -> None:
+        self._specs = {spec.name: spec for spec in jobs}
+        self._named = dict(named(rules))
+        self._written = tuple(self._read())
+        self._starts: dict[tuple[str, int], list[Rule]] = {}
+        self._releases: dict[str, Rule] = {}
+        for rule in implied(self._specs.values()):
+            if isinstance(rule.on, OnCheckpoint):
+                self._starts.setdefault((rule.on.job, rule.on.iteration), []).append(rule)
+            elif isinstance(rule.on, OnReady):
+                self._releases[rule.on.job] = rule
+        self.ends_attempts = any(
+            isinstance(asked.action, ENDS_AN_ATTEMPT)
+            for rule in self._written
+            for asked in rule.then
+        )
+        self.session_rules = {
+            name: rule for name, rule in self._named.items() if isinstance(rule, SessionRule)
+        }
+        self._watched: dict[tuple[str, ...], Watched] = {}
+        self._by_job: dict[str, Watched] = {}
+
+    def _read(self) -> Iterator[Rule]:
+        for name, rule in self._named.items():
+            planned = list(rule.cooldowns()) if isinstance(rule, CheckpointRule) else []
+            then = tuple(
+                Asked(entry.action, entry.when, entry.within)
+                for entry in rule.actions
+                if entry not in planned
+            )
+            yield Rule(name, rule, then, self._jobs_of(rule))  # type: ignore[arg-type]
+
+    def _jobs_of(self, rule: RuleBase) -> frozenset[str] | None:
+        if not rule.jobs:
+            return None
+        return frozenset(name for name, spec in self._specs.items() if is_about(rule, spec))
+
+    def watched(self, spec: JobSpec) -> Watched:
+        """The patterns to look for in a job's log; jobs with the same rules share them."""
+        found = self._by_job.get(spec.name)
+        if found is None:
+            found = self._by_job[spec.name] = self._watched_by(spec)
+        return found
+
+    def _watched_by(self, spec: JobSpec) -> Watched:
+        own = {name: rule for name, rule in self._named.items() if is_about(rule, spec)}
+        key = tuple(own)
+        if key not in self._watched:
+            logs = {name: rule for name, rule in own.items() if isinstance(rule, LogRule)}
+            metrics = {name: rule for name, rule in own.items() if isinstance(rule, MetricRule)}
+            self._watched[key] = Watched(
+                lines=matcher(rule.wanted(name) for name, rule in logs.items()),
+                log_rules=logs,
+                metric_rules=metrics,
+                inactivity_rules={n: r for n, r in own.items() if isinstance(r, InactivityRule)},
+                window=max((window(rule) for rule in metrics.values()), default=0),
+            )
+        return self._watched[key]
+
+    def of(self, event: Event) -> list[Rule]:
+        """The rules that match an event."""
+        starts: list[Rule] = []
+        if isinstance(event, CheckpointComplete):
+            # A thousand cooldowns have a thousand rules of their own: looked up, not tried.
+            starts = self._starts.get((event.job, event.iteration), [])
+        elif isinstance(event, JobReady) and event.job in self._releases:
+            starts = [self._releases[event.job]]
+        return [*starts, *(rule for rule in self._written if rule.fires(event))]
+
+    def starts_any(self, event: CheckpointComplete, names: set[str]) -> bool:
+        """True if a checkpoint starts one of these jobs."""
+        starts = self._starts.get((event.job, event.iteration), [])
+        return any(
+            isinstance(asked.action, Start) and asked.action.job in names
+            for rule in starts
+            for asked in rule.then
+        )
+
+
+def is_about(rule: RuleBase, spec: JobSpec) -> bool:
+    """True if a rule applies to a job, by its name or its kind."""
+    return not rule.jobs or spec.name in rule.jobs or str(spec.kind) in rule.jobs
+
+
+def implied(jobs: Iterable[JobSpec]) -> tuple[Rule, ...]:
+    """The rules that planned jobs imply: they start jobs that wait for others."""
+    return tuple(
+        Rule(
+            f"start-{job.name}",
+            on,
+            (Asked(Start(job=job.name), job.start_when, job.start_within_s),),
+        )
+        for job in jobs
+        if (on := _start_of(job)) is not None
+    )
+
+
+def _start_of(job: JobSpec) -> OnCheckpoint | OnReady | None:
+    """A cooldown starts at its parent's checkpoint, other jobs once their dependencies are done."""
+    if job.awaits:
+        return OnReady(job=job.name)
+    if job.parent is not None and job.branch is not None:
+        return OnCheckpoint(job=job.parent, iteration=job.branch.iteration)
+    return None

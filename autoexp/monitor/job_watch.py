@@ -16,6 +16,7 @@ from autoexp.logs.lines import LogLine, Piece
 from autoexp.logs.matcher import Hit
 from autoexp.logs.numbers import MOST_ITERATIONS
 from autoexp.logs.tail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
+from autoexp.monitor.decide import Watched
 from autoexp.monitor.line_events import (
     add_alarms,
     in_words,
@@ -24,7 +25,6 @@ from autoexp.monitor.line_events import (
     place_of,
     printable,
 )
-from autoexp.monitor.rulebook import Watched
 from autoexp.rules.events import CheckpointComplete, Event, LoggingStopped, LogLost, LogMatched
 from autoexp.rules.metrics import _SHOWN, Logged, smoothed, with_logged
 from autoexp.rules.rules import LogRule

@@ -7,31 +7,24 @@ record. One job that cannot be looked at is that job's warning, never the end of
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from autoexp.backoff import delay_s
 from autoexp.jobs import starts
 from autoexp.jobs.record import Attempt, Ending, JobRecord
-from autoexp.jobs.spec import JobSpec
-from autoexp.jobs.verdicts import counts, judge_by_files, made_progress, saved_iteration
+from autoexp.jobs.verdicts import counts, judge_by_files, made_progress
 from autoexp.logs.tail import LogCursor, LookBudget
 from autoexp.monitor.decide import decide
-from autoexp.monitor.dependencies import ready, unsatisfiable_reason
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.recorder import Recorder
-from autoexp.monitor.session_events import overview
-from autoexp.monitor.steps import NextStep, Submit, next_step, not_done, together
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
+from autoexp.monitor.session_events import overview, ready, unsatisfiable_reason
+from autoexp.monitor.worklist import Worklist
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart
 from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
 from autoexp.schedulers.base import AttemptRef, JobStatus, apply
-from autoexp.session.action_records import ActionRecord, ActionStatus
-from autoexp.session.inbox import is_done
+from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-
-_LONGEST_RETRY_S = 300.0
 
 
 class Look(NamedTuple):
@@ -47,76 +40,18 @@ class Look(NamedTuple):
     """True if a log has more to read than one look takes: the next look need not wait."""
 
 
-class JobView(NamedTuple):
-    """A snapshot of a job, for those who must not read its record."""
-
-    spec: JobSpec
-    retries: int
-    is_begun: bool
-    """True if it has been submitted, or is about to be."""
-    is_in_queue: bool
-    """True if the scheduler has an attempt of it, or is about to get one: it needs no monitor."""
-    is_over: bool
-    was_cancelled: bool
-    verdict: Verdict | None
-    reason: str | None
-    log: str | None
-
-    @classmethod
-    def of(cls, job: JobRecord) -> "JobView":
-        log = job.attempt.log if job.attempt else None
-        return cls(
-            *(job.spec, job.retries, bool(job.attempts), bool(job.open_attempts), job.is_over),
-            *(job.was_cancelled, job.verdict, job.reason, log),
-        )
-
-
-class Work(NamedTuple):
-    """Work to do now, each item once, with the values that it needs."""
-
-    steps: list[NextStep]
-    actions: list[ActionRecord]
-    """Copies of the actions that can start."""
-    jobs: list[JobView]
-    """Snapshots of the jobs that changed since the last call."""
-    has_conditions: bool
-    """True if actions wait for conditions to hold."""
-    is_over: bool
-
-
-class _Failure(NamedTuple):
-    """A step that failed, and the time of its retry on the monitor's clock."""
-
-    kind: type
-    times: int
-    retry_at: float
-
-
 class Monitor:
     """Monitors all jobs of a session; the caller provides the scheduler's answers and the clock."""
 
     def __init__(self, session: Session, clock: Callable[[], float] | None = None) -> None:
         self.recorder = Recorder(session)
-        self.asked_to_end: set[str] = set()
-        """Keys of the attempts whose cancellation was requested."""
-        self.longest_array: int | None = None
-        """Longest array in tasks; None: not yet queried."""
-        self._session = session
-        # Looked up at each call: a simulation has its own clock.
-        self._clock = clock or (lambda: time.monotonic())
+        self.worklist = Worklist(session, self.recorder, clock)
+        """Steps and actions to start, and those under way."""
         self.watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
+        self._session = session
         self._urgent: set[str] = set()
         # Jobs whose logs have more to read; the one that waited longest comes first.
         self._behind: deque[str] = deque()
-        # Jobs to consider when the next steps are chosen, and work under way.
-        self._candidates = set(session.jobs)
-        self._waiting_for_room: set[str] = set()
-        self._under_way: set[str] = set()
-        self._failures: dict[str, _Failure] = {}
-        self._acting: set[str] = set()
-        self._starting: set[str] = set()
-        self._ready: set[str] = set()
-        self._viewed: set[str] = set(session.jobs)
 
     def refs(self) -> list[AttemptRef]:
         """The attempts to ask the scheduler about, all in one query."""
@@ -157,7 +92,7 @@ class Monitor:
         self._write_down()
         self._save_records()
         changed |= self._give_up(perhaps_ended)
-        self._candidates |= changed
+        self.worklist.consider(changed)
         events, actions, warnings = self.recorder.take()
         return Look(events, actions, changed, tuple(warnings), bool(self._behind))
 
@@ -213,138 +148,6 @@ class Monitor:
             if watch.dirty:
                 job = self._session.jobs[name]
                 self.recorder.contain(f"{name}: cannot be saved", name, self._save, job)
-
-    # Handing over
-
-    def next_work(self, *, after_look: bool = True) -> Work:
-        """Work to do that is not under way; cheap while nothing has changed.
-
-        Between two looks, jobs that could start together wait for those that are being started.
-        """
-        changed = self._session.take_changed()
-        self._candidates |= changed
-        self._viewed |= self._candidates
-        jobs = [JobView.of(self._session.jobs[name]) for name in self._in_order(self._viewed)]
-        self._viewed = set()
-        # Last: work that is handed over is under way from here on, and nothing may keep it back.
-        steps = self._next_steps(wait=bool(self._starting) and not after_look)
-        actions, has_conditions = self._next_actions()
-        # A request that came at the last moment, or to a session that had ended, is processed too.
-        is_over = after_look and self._session.is_over and is_done(self._session)
-        return Work(steps, actions, jobs, has_conditions, is_over)
-
-    def _next_steps(self, *, wait: bool) -> list[NextStep]:
-        now = self._clock()
-        due = {name for name, failure in self._failures.items() if failure.retry_at <= now}
-        chosen = (self._candidates | due) - self._under_way
-        self._candidates &= self._under_way
-        waiting = self._waiting_for_room - self._under_way
-        if not chosen and not waiting:
-            return []
-        places = self._session.room()
-        if places != 0:
-            chosen |= waiting
-        found: list[NextStep] = []
-        for name in self._in_order(chosen):
-            job = self._session.jobs[name]
-            self._waiting_for_room.discard(name)
-            try:
-                step = next_step(job, asked=self.asked_to_end)
-            except Exception as error:
-                self.recorder.warn(f"{name}: what it needs next is not known ({error})", job)
-                continue
-            if step is None:
-                self._failures.pop(name, None)  # what failed is not asked for any longer
-                continue
-            if not self._may_retry(name, step, now):
-                continue
-            if wait and isinstance(step, Submit) and step.as_array:
-                self._candidates.add(name)
-                continue
-            if isinstance(step, Submit) and job.unsubmitted is None and places is not None:
-                if places <= 0:
-                    self._waiting_for_room.add(name)
-                    continue
-                places -= 1
-            found.append(step)
-        # Until the longest array is known, they go as one step that asks for it.
-        longest = self.longest_array or len(self._session.jobs)
-        steps = together(found, self._session.jobs, longest)
-        self._under_way |= {name for step in steps for name in step.jobs}
-        return steps
-
-    def _in_order(self, names: Collection[str]) -> Iterable[str]:
-        """Sort names in the session's order; without a scan of all jobs for a few names."""
-        if len(names) < 2:
-            return list(names)
-        return [name for name in self._session.jobs if name in names]
-
-    def _may_retry(self, name: str, step: NextStep, now: float) -> bool:
-        failure = self._failures.get(name)
-        # The step needed now may differ from the one that failed: that need not wait.
-        return failure is None or failure.kind is not type(step) or failure.retry_at <= now
-
-    def end_step(self, step: NextStep) -> None:
-        """Record that a step has ended; the next one is chosen for its jobs."""
-        self._under_way.difference_update(step.jobs)
-        self._candidates.update(step.jobs)
-        for name in step.jobs:
-            self._failures.pop(name, None)
-
-    def fail_step(self, step: NextStep, reason: str) -> int:
-        """Record a failed step as a warning of its jobs; returns the number of failures in a row.
-
-        It is retried after a while, or replaced by another step that is needed meanwhile.
-        """
-        for name in step.jobs:
-            job, warning = self._session.jobs[name], not_done(step, reason)
-            if job.warning != warning:
-                change = partial(self._session.change_job, job, warning=warning)
-                self.recorder.contain(f"{name}: cannot be saved", name, change)
-        self._under_way.difference_update(step.jobs)
-        self._candidates.update(step.jobs)
-        tick, count = self._session.experiment.slurm.scheduler_tick_s, 0
-        for name in step.jobs:
-            before = self._failures.get(name)
-            count = before.times + 1 if before and before.kind is type(step) else 1
-            retry_at = self._clock() + delay_s(count, tick, _LONGEST_RETRY_S)
-            self._failures[name] = _Failure(type(step), count, retry_at)
-        return count
-
-    def _next_actions(self) -> tuple[list[ActionRecord], bool]:
-        """Actions that can start, and True if others wait for conditions."""
-        found, has_conditions = [], False
-        for action in self._session.pending_actions():
-            if action.key in self._acting:
-                continue
-            is_conditional = action.when and action.status is ActionStatus.PENDING
-            if is_conditional and action.key not in self._ready:
-                has_conditions = True
-                continue
-            found.append(action.model_copy())
-        self._ready.clear()
-        self._acting |= {action.key for action in found}
-        self._starting |= {a.key for a in found if isinstance(a.action, Start)}
-        return found, has_conditions
-
-    def waiting_actions(self) -> list[ActionRecord]:
-        """Copies of the actions that wait for conditions to hold."""
-        return [
-            action.model_copy()
-            for action in self._session.pending_actions()
-            if action.when
-            and action.status is ActionStatus.PENDING
-            and action.key not in self._acting
-        ]
-
-    def conditions_hold(self, key: str) -> None:
-        """Record that an action's conditions hold: it can start."""
-        self._ready.add(key)
-
-    def end_action(self, key: str) -> None:
-        """Record that an action is no longer under way."""
-        self._acting.discard(key)
-        self._starting.discard(key)
 
     # Looking
 
@@ -424,7 +227,7 @@ class Monitor:
             # The next attempt, queued ahead or not, starts from here and has its own log.
             job.cursor, job.tail = LogCursor(), []
             for later in job.open_attempts:
-                later.first_iteration = saved_iteration(job)
+                later.first_iteration = job.saved_iteration
                 later.earliest_start = starts.earliest_of_next(job, attempt)
         else:
             job.verdict, job.reason = judgement.verdict, judgement.reason

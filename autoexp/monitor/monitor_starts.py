@@ -23,7 +23,9 @@ SETTLED_S = 600.0
 """Seconds after which a monitor counts as working, whatever happens to it later."""
 
 
-class _Starts(BaseModel):
+class Starts(BaseModel):
+    """`starts.json`: the starts of one flow run that came to nothing so far."""
+
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = migrations.VERSION
@@ -57,10 +59,10 @@ def forget(path: Path) -> None:
 
 
 def _count(path: Path, flow_run_id: str) -> None:
-    starts = _Starts(flow_run_id=flow_run_id, reached=_reached(path))
+    starts = Starts(flow_run_id=flow_run_id, reached=_reached(path))
     file = path / FILE
     if file.exists():
-        before = migrations.read(file, _Starts)
+        before = migrations.read(file, Starts)
         if (before.flow_run_id, before.reached) == (starts.flow_run_id, starts.reached):
             starts.times = before.times
     if len(starts.times) >= MOST_DEATHS:

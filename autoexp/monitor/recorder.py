@@ -10,8 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from autoexp.errors import SessionHeld
 from autoexp.jobs.record import JobRecord
-from autoexp.monitor.decide import decide
-from autoexp.monitor.rulebook import RuleBook
+from autoexp.monitor.decide import RuleBook, decide
 from autoexp.rules.events import Event
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session

@@ -9,9 +9,8 @@ from autoexp.errors import BadInput
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.logs.tail import LookBudget
 from autoexp.model import now
-from autoexp.monitor.decide import decide
+from autoexp.monitor.decide import RuleBook, decide
 from autoexp.monitor.job_watch import JobWatch
-from autoexp.monitor.rulebook import RuleBook
 from autoexp.planning.plan import make_plan
 from autoexp.rules.events import Event
 from autoexp.session.action_records import ActionRecord

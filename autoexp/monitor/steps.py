@@ -33,13 +33,13 @@ class Replace(NamedTuple):
     jobs: tuple[str]
 
 
-class Cancel(NamedTuple):
+class CancelAttempts(NamedTuple):
     """Cancel the attempts of jobs, all in one command."""
 
     jobs: tuple[str, ...]
 
 
-NextStep = Submit | Withdraw | Replace | Cancel
+NextStep = Submit | Withdraw | Replace | CancelAttempts
 
 
 def next_step(job: JobRecord, asked: Collection[str] = ()) -> NextStep | None:
@@ -49,7 +49,7 @@ def next_step(job: JobRecord, asked: Collection[str] = ()) -> NextStep | None:
     """
     name = job.spec.name
     if to_cancel(job, asked):
-        return Cancel((name,))
+        return CancelAttempts((name,))
     if job.may_be_replaced:
         return Replace((name,))
     attempt = job.unsubmitted
@@ -89,14 +89,14 @@ def together(
     found: list[NextStep] = []
     for step in steps:
         match step:
-            case Cancel(names):
+            case CancelAttempts(names):
                 cancelled += names
             case Submit(names, as_array=True):
                 tasks += [jobs[name] for name in names]
             case _:
                 found.append(step)
     if cancelled:
-        found.append(Cancel(tuple(cancelled)))
+        found.append(CancelAttempts(tuple(cancelled)))
     for group in groups(tasks, longest):
         is_array = len(group) > 1 or group[0].unsubmitted is not None
         found.append(Submit(tuple(job.spec.name for job in group), as_array=is_array))
@@ -140,7 +140,7 @@ def not_done(step: NextStep, reason: str) -> str:
     match step:
         case Submit():
             return f"not submitted yet: {reason}"
-        case Cancel():
+        case CancelAttempts():
             return f"not cancelled yet: {reason}"
         case _:
             return f"not {type(step).__name__.lower()}n yet: {reason}"

@@ -28,7 +28,7 @@ def values_of(event: Event, rule: str, session: Session) -> dict[str, str]:
 
 def _of_job(job: JobRecord) -> dict[str, str]:
     attempt = job.attempt
-    said = {
+    values = {
         "name": job.spec.name,
         "kind": str(job.spec.kind),
         "parent": job.spec.parent,
@@ -41,4 +41,4 @@ def _of_job(job: JobRecord) -> dict[str, str]:
         "iteration": job.iteration,
         "target_iteration": job.spec.target_iteration,
     }
-    return {f"job.{name}": "" if value is None else str(value) for name, value in said.items()}
+    return {f"job.{name}": "" if value is None else str(value) for name, value in values.items()}

@@ -104,7 +104,7 @@ class LogMessage(NamedTuple):
         return self.message
 
 
-class Command(NamedTuple):
+class CommandRun(NamedTuple):
     """Run a command to its end; its arguments are passed on as they are."""
 
     arguments: tuple[str, ...]
@@ -187,7 +187,7 @@ def carry_out(action: ActionRecord, monitor: "Monitor", log: Logger) -> Phases:
             yield _change(recorder, actions.done, action, result)
     except Exception as error:
         yield from _note_failure(action, error, recorder, log)
-    yield OnSession(partial(monitor.end_action, action.key))
+    yield OnSession(partial(monitor.worklist.end_action, action.key))
 
 
 def _change(
@@ -261,10 +261,10 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
     values = about.values
     match action.action:
         case Log(message=message, level=level):
-            said: str = yield LogMessage(fill(message, values), level)
-            return said
+            result: str = yield LogMessage(fill(message, values), level)
+            return result
         case RunCommand() as command:
-            output: str = yield Command(
+            output: str = yield CommandRun(
                 sinks.arguments(command.run, values, captured(action.event, values)),
                 about.path,
                 {**proxies.hidden(), **sinks.variables(command.environment, values)},
@@ -315,17 +315,17 @@ def _requested(action: ActionRecord, recorder: Recorder, ask: Ask) -> Doing:
     def call() -> str:
         return ask(recorder, recorder.session.actions[action.key])
 
-    said: str = yield ShownOnSession(f"{action.action.kind} {action.event.job}".strip(), call)
-    return said
+    result: str = yield ShownOnSession(f"{action.action.kind} {action.event.job}".strip(), call)
+    return result
 
 
 def _request_and_avoid(action: ActionRecord, recorder: Recorder, ask: Ask) -> Doing:
     """Make the request, and exclude nodes for jobs that wait in the queue."""
-    said = yield from _requested(action, recorder, ask)
+    result = yield from _requested(action, recorder, ask)
     avoidance = yield OnSession(partial(_avoidance, recorder.session))
     if avoidance is not None:
         yield avoidance
-    return said
+    return result
 
 
 def _avoidance(session: Session) -> Avoidance | None:
@@ -348,7 +348,7 @@ def _launch(action: ActionRecord, launch: Launch, about: _About, recorder: Recor
     by = f"rule {action.rule}"
 
     def add(session: Session) -> str:
-        joining = launching.launched(session, action.key, jobs)
+        joining = launching.joining(session, action.key, jobs)
         return requests.add_jobs(session, SubmitRequest(jobs=joining, by=by))
 
     added: str = yield ShownOnSession(f"launch {jobs[0].name}", partial(recorder.apply, add))

@@ -8,10 +8,9 @@ from datetime import timedelta
 
 from autoexp.errors import SessionError
 from autoexp.jobs.record import Ending, JobRecord, RestartRequest
-from autoexp.jobs.verdicts import saved_iteration
 from autoexp.model import now
-from autoexp.monitor.dependencies import filled
 from autoexp.monitor.recorder import Recorder
+from autoexp.monitor.session_events import filled
 from autoexp.operations import requests
 from autoexp.rules.actions import (
     ENDS_AN_ATTEMPT,
@@ -31,8 +30,7 @@ from autoexp.rules.events import (
     RestartAsked,
 )
 from autoexp.session.action_records import ActionRecord, ActionStatus
-from autoexp.session.excluded_nodes import ExcludedNode
-from autoexp.session.session import Session
+from autoexp.session.session import ExcludedNode, Session
 from autoexp.states import Verdict
 from autoexp.templates import fill
 
@@ -105,9 +103,9 @@ def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
     assert isinstance(asked, Restart)
     if number is None:
         raise SessionError(f"{job.spec.name}: has no attempt yet")
-    said = f"attempt {number} restarts"
+    result = f"attempt {number} restarts"
     if job.restarted.get(number) == action.key:
-        return said
+        return result
     standing = job.restart if job.restart and job.restart.attempt == number else None
     if standing is None:
         _refuse_if_settled(job, number)
@@ -115,7 +113,7 @@ def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
         _exclude(session, action, _named_nodes(session, action), 86400.0)
     request = _request(job, action, asked, standing)
     if request == standing or (standing is not None and _is_settled(job, number)):
-        return f"{said} already, for {job.restarted[number]}"
+        return f"{result} already, for {job.restarted[number]}"
     back = request.roll_back_to
     event = RestartAsked(
         job=job.spec.name, attempt=number, roll_back_to=back, reason=request.reason
@@ -130,7 +128,7 @@ def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
         changes["checkpoints"] = [at for at in job.checkpoints if at <= back]
         changes["roll_backs"] = [*job.roll_backs, back]
     session.change_job(job, **changes)
-    return said if back is None else f"{said} from iteration {back}"
+    return result if back is None else f"{result} from iteration {back}"
 
 
 def _request(
@@ -175,7 +173,7 @@ def _last_good(job: JobRecord, action: ActionRecord) -> int:
         case MetricAlarm(last_good=int(iteration)) | LogMatched(iteration=int(iteration)):
             limit = iteration
         case _:
-            limit = saved_iteration(job)
+            limit = job.saved_iteration
     # A branch's own start is its parent's checkpoint: there is nothing before that.
     start = [job.spec.branch.iteration] if job.spec.branch else []
     good = [*start, *(iteration for iteration in job.checkpoints if iteration <= limit)]

@@ -23,6 +23,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.names import LONGEST_KEY
 from autoexp.session.create import claim_of, retake_outputs
 from autoexp.session.inbox import is_empty, waiting_submissions
+from autoexp.session.meta import session_exists
 from autoexp.session.session import Session
 from autoexp.storage import atomic, claims, locks, permissions
 from autoexp.storage.claims import Claim
@@ -92,7 +93,7 @@ def refuse_taken(job: HandStarted, session: Path, name: str) -> None:
 
     It passes where `session` has it, or will have it, as its job `name`.
     """
-    mine = claim_of(Session.load(session)) if (session / "session.json").exists() else None
+    mine = claim_of(Session.load(session)) if session_exists(session) else None
 
     def is_other(claim: Claim) -> bool:
         return mine is None or claim.identity != mine.identity
@@ -295,7 +296,7 @@ def _meets(spec: JobSpec, place: Path) -> bool:
 def is_session(directory: Path) -> bool:
     """True if a session exists, as far as can be seen."""
     try:
-        return (directory / "session.json").is_file()
+        return session_exists(directory)
     except OSError:
         return False
 

@@ -10,7 +10,6 @@ from autoexp import payload
 from autoexp.jobs.limits import time_limit
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
-from autoexp.jobs.verdicts import saved_iteration
 from autoexp.model import now
 from autoexp.schedulers.base import AttemptRef, Scheduler, SubmitOptions, prepare, submit_once
 from autoexp.session.session import Session
@@ -88,7 +87,7 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
             array_index=index,
             log=_log(session, name, index),
             intended_at=now(),
-            first_iteration=saved_iteration(job),
+            first_iteration=job.saved_iteration,
             gpus=job.spec.machine.gpus,
             time_limit_min=longest,
         )

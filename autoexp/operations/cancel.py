@@ -10,7 +10,7 @@ from autoexp.backoff import delay_s
 from autoexp.errors import SchedulerError
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.monitor.monitor import Monitor
-from autoexp.monitor.steps import Cancel, NextStep, Withdraw, next_step, together
+from autoexp.monitor.steps import CancelAttempts, NextStep, Withdraw, next_step, together
 from autoexp.operations import requests
 from autoexp.operations.phases import Phase, do, in_turns
 from autoexp.operations.step_runs import Cancellation, carry_out
@@ -58,8 +58,8 @@ def _is_told(session: Session, job: JobRecord, attempt: Attempt) -> bool:
 
 
 def _listed(jobs: Sequence[JobRecord]) -> str:
-    said = ", ".join(f"{job.spec.name} ({job.state})" for job in jobs[:_NAMED])
-    return said if len(jobs) <= _NAMED else f"{said} and {len(jobs) - _NAMED} more"
+    listed = ", ".join(f"{job.spec.name} ({job.state})" for job in jobs[:_NAMED])
+    return listed if len(jobs) <= _NAMED else f"{listed} and {len(jobs) - _NAMED} more"
 
 
 def cancel_directly(
@@ -120,8 +120,8 @@ def _end(
     answers: dict[str, str],
 ) -> str | None:
     """Withdraw and cancel the jobs' attempts in the queue, nothing else; returns failures."""
-    found = [next_step(job, monitor.asked_to_end) for job in wanted]
-    ends: list[NextStep] = [step for step in found if isinstance(step, Withdraw | Cancel)]
+    found = [next_step(job, monitor.worklist.asked_to_end) for job in wanted]
+    ends: list[NextStep] = [step for step in found if isinstance(step, Withdraw | CancelAttempts)]
     problems = []
 
     def noted(phase: Phase) -> Any:

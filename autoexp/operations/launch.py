@@ -93,7 +93,7 @@ class Launching(NamedTuple):
             raise BadInput(first_problem(error, sinks.title(name))) from error
 
 
-def launched(session: Session, key: str, jobs: tuple[JobSpec, ...]) -> tuple[JobSpec, ...]:
+def joining(session: Session, key: str, jobs: tuple[JobSpec, ...]) -> tuple[JobSpec, ...]:
     """The jobs as the action `key` launches them, the same ones when it is repeated after a kill.
 
     Raises BadInput when the session has another job of one of the names.

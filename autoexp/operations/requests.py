@@ -80,7 +80,7 @@ def _process(session: Session, path: Path) -> list[str]:
 def _refuse(session: Session, path: Path, reason: str) -> list[str]:
     """Move a refused request out of the inbox and keep it for its author; record that once."""
     refused = RequestRefused(job="", request=_in_words(path), reason=reason)
-    said = session.record([refused])
+    is_new = session.record([refused])
     stem = path.name.encode(errors="surrogateescape")[:200].decode(errors="surrogateescape")
     target = path.with_name(f"{stem.removesuffix('.json')}.refused")
     if target.exists():
@@ -92,7 +92,7 @@ def _refuse(session: Session, path: Path, reason: str) -> list[str]:
             raise
         # It stays where it is; others are processed all the same.
         session.requests_left[path.name] = _LEFT
-    return [f"request refused: {reason}"] if said else []
+    return [f"request refused: {reason}"] if is_new else []
 
 
 def _apply(session: Session, request: Request) -> str:
@@ -106,8 +106,8 @@ def _apply(session: Session, request: Request) -> str:
             return _change_action(session, request)
         case RetryRequest():
             names = retry(session, request.jobs, request.by)
-            said = f"{request.by}: retries {', '.join(names) or 'nothing: no job has failed'}"
-            return "; ".join([said, *({} if request.jobs else left_out(session)).values()])
+            note = f"{request.by}: retries {', '.join(names) or 'nothing: no job has failed'}"
+            return "; ".join([note, *({} if request.jobs else left_out(session)).values()])
         case BudgetRequest(stop_above=most):
             _change_budget(session, most)
             return (

@@ -17,7 +17,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.recorder import Recorder
-from autoexp.monitor.steps import Cancel, NextStep, Replace, Submit, Withdraw, to_cancel
+from autoexp.monitor.steps import CancelAttempts, NextStep, Replace, Submit, Withdraw, to_cancel
 from autoexp.operations import actions, arrays
 from autoexp.operations.phases import OnSession, Phase, Phases
 from autoexp.payload import processes_with_cookie
@@ -143,16 +143,16 @@ def carry_out(step: NextStep, monitor: Monitor, log: Logger) -> Phases:
                 yield from _withdraw(step.jobs[0], monitor.recorder, log)
             case Replace():
                 yield from _replace(step.jobs[0], monitor.recorder, log)
-            case Cancel():
+            case CancelAttempts():
                 yield from _cancel(step, monitor, log)
     except Exception as error:
         reason = (
             str(error) if isinstance(error, AutoexpError) else f"{type(error).__name__}: {error}"
         )
     else:
-        yield OnSession(lambda: monitor.end_step(step))
+        yield OnSession(lambda: monitor.worklist.end_step(step))
         return
-    failures = yield OnSession(lambda: monitor.fail_step(step, reason))
+    failures = yield OnSession(lambda: monitor.worklist.fail_step(step, reason))
     if failures == 1:
         log.warning("%s: %s; retrying", named(step), reason)
 
@@ -160,7 +160,8 @@ def carry_out(step: NextStep, monitor: Monitor, log: Logger) -> Phases:
 def named(step: NextStep) -> str:
     """Name a step for the log."""
     more = f" and {len(step.jobs) - 1} more" if len(step.jobs) > 1 else ""
-    return f"{type(step).__name__.lower()} {step.jobs[0]}{more}"
+    verb = "cancel" if isinstance(step, CancelAttempts) else type(step).__name__.lower()
+    return f"{verb} {step.jobs[0]}{more}"
 
 
 def _submit(name: str, recorder: Recorder, log: Logger) -> Phases:
@@ -210,7 +211,7 @@ def _submitted(session: Session, name: str, key: str, job_id: str) -> None:
 
 def _submit_array(step: Submit, monitor: Monitor, log: Logger) -> Phases:
     recorder = monitor.recorder
-    if monitor.longest_array is None:
+    if monitor.worklist.longest_array is None:
         yield OnSession(partial(_note_longest, monitor, (yield from _longest_array(log))))
         return  # they are put together again, by what is known now
     array = yield OnSession(lambda: recorder.apply(arrays.begin, step.jobs))
@@ -247,7 +248,8 @@ def _split(names: Sequence[str], monitor: Monitor) -> list[str]:
 
     moved = monitor.recorder.apply(halve)
     if moved:
-        monitor.longest_array = min(monitor.longest_array or len(moved), len(names) - len(moved))
+        work = monitor.worklist
+        work.longest_array = min(work.longest_array or len(moved), len(names) - len(moved))
     return moved
 
 
@@ -261,7 +263,7 @@ def _longest_array(log: Logger) -> Generator[Phase, Any, int]:
 
 
 def _note_longest(monitor: Monitor, longest: int) -> None:
-    monitor.longest_array = longest
+    monitor.worklist.longest_array = longest
 
 
 def _withdraw(name: str, recorder: Recorder, log: Logger) -> Phases:
@@ -322,8 +324,8 @@ def _replaced(session: Session, name: str, changes: dict[str, Any]) -> None:
     actions.replaced(session, session.jobs[name], changes)
 
 
-def _cancel(step: Cancel, monitor: Monitor, log: Logger) -> Phases:
-    asked = monitor.asked_to_end
+def _cancel(step: CancelAttempts, monitor: Monitor, log: Logger) -> Phases:
+    asked = monitor.worklist.asked_to_end
     cancellation = yield OnSession(lambda: monitor.recorder.apply(_ended, step.jobs, asked))
     if cancellation is None:
         return

@@ -1,8 +1,11 @@
-"""From an experiment to its jobs: the training with cooldowns, and the stages."""
+"""From an experiment to its jobs, and the question that an expensive plan asks."""
 
+from collections import Counter
 from pathlib import Path
 
 from autoexp.config.experiment import Experiment
+from autoexp.config.sweep_names import as_word
+from autoexp.jobs.budget import Budget, total
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import FrozenModel
 from autoexp.planning.cost import Cost, alone, together
@@ -48,3 +51,21 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
         notes=(*own.notes, *stages.notes),
         cost=cost,
     )
+
+
+def above_budget(budget: Budget, plan: Plan) -> str | None:
+    """The question for confirming an expensive plan; None when none is needed."""
+    most = budget.confirm_above
+    hours = total(plan.jobs)
+    if most is None or (hours.gpu_hours <= most and not hours.unknown):
+        return None
+    return f"{headline(plan)}: budget.confirm_above is {most:g} GPU hours"
+
+
+def headline(plan: Plan) -> str:
+    """Counts and hours: `18 jobs: 6 train, 12 cooldown; 3.20 GPU hours`."""
+    counts = Counter(str(job.kind) for job in plan.jobs)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    points = len({as_word(job.settings) for job in plan.jobs if job.settings})
+    swept = f"{points} points, " if points else ""
+    return f"{swept}{len(plan.jobs)} jobs: {kinds}; {total(plan.jobs)}"

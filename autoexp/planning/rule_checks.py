@@ -17,8 +17,8 @@ Values = Mapping[str, str]
 def validate_rules(experiment: Experiment) -> None:
     """Raise BadInput for rules whose actions are impossible, before anything is submitted."""
     for name, rule in named(experiment.monitoring):
-        for step in rule.actions:
-            action = step.action
+        for entry in rule.actions:
+            action = entry.action
             try:
                 if isinstance(action, Launch) and action.config is not None:
                     sample = {known: "1" for text in action.templates() for known in names_in(text)}

@@ -80,8 +80,8 @@ class StageJobs:
         self._late: dict[str, Awaited] = {}
         for sibling, waits in awaited.items():
             spec = siblings[sibling]
-            said = _values_of(spec).items()
-            self._values |= {f"sibling.{sibling}.{key}": text for key, text in said}
+            values = _values_of(spec).items()
+            self._values |= {f"sibling.{sibling}.{key}": text for key, text in values}
             if spec.target_iteration is not None:
                 self._late[sibling] = waits
         self._late_names = {f"sibling.{sibling}.{key}" for sibling in self._late for key in LATE}
@@ -253,7 +253,7 @@ def _awaited(name: str, stage: Stage, sibling: str, siblings: Mapping[str, JobSp
 
 def _values_of(spec: JobSpec) -> dict[str, str]:
     """Values of a job that are known before it runs."""
-    said = {
+    values = {
         "name": spec.name,
         "kind": str(spec.kind),
         "output_dir": spec.output_dir,
@@ -262,7 +262,7 @@ def _values_of(spec: JobSpec) -> dict[str, str]:
         "target_iteration": str(spec.target_iteration or ""),
     }
     parameters = flat({"backend": spec.backend.model_dump(mode="json")})
-    return {**{key: _text(value) for key, value in parameters.items()}, **said}
+    return {**{key: _text(value) for key, value in parameters.items()}, **values}
 
 
 def _text(value: Any) -> str:

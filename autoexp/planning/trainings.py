@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp.backends.protocol import Branch
-from autoexp.config.experiment import CheckpointSource, Cooldown, Experiment
+from autoexp.config.experiment import Budgets, CheckpointSource, Cooldown, Experiment
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import estimate
 from autoexp.jobs.spec import JobSpec
 from autoexp.names import check_job
-from autoexp.planning.cooldowns import all_cooldowns
 from autoexp.planning.cost import Cost, cost_of
 from autoexp.resources.containers import NoContainer
+from autoexp.rules.actions import ConditionalAction, Decay, Launch
+from autoexp.rules.rules import CheckpointRule
 from autoexp.states import Kind
 
 
@@ -39,9 +40,9 @@ def training(experiment: Experiment, output_root: Path, save_dir: Path | None = 
     jobs = [] if experiment.start else [_trunk(experiment, output_root, save_dir)]
     start = experiment.start if experiment.start and Path(experiment.start.path).exists() else None
     notes = [_note_on(start)] if start else []
-    for place, cooldown, step in all_cooldowns(experiment):
+    for place, cooldown, entry in all_cooldowns(experiment):
         found = _cooldowns(cooldown, experiment, output_root, {job.name for job in jobs})
-        conditions = {"start_when": step.when, "start_within_s": step.within} if step else {}
+        conditions = {"start_when": entry.when, "start_within_s": entry.within} if entry else {}
         jobs += [job.model_copy(update=conditions) for job in found.jobs]
         notes += [f"{place}: {note}" for note in found.notes]
         refused += [f"{place}: {reason}" for reason in found.refused]
@@ -216,3 +217,46 @@ def _job(
         save_dir=str(save_dir),
         target_iteration=branch.target if branch else trainer.train_iters,
     )
+
+
+# Cooldowns that checkpoint rules launch, known beforehand
+
+
+class Planned(NamedTuple):
+    """A cooldown, where it was configured, and the conditions of its start."""
+
+    where: str
+    cooldown: Cooldown
+    entry: ConditionalAction | None = None
+
+
+def all_cooldowns(experiment: Experiment) -> Iterator[Planned]:
+    """The experiment's own cooldowns, then those of its rules."""
+    for index, cooldown in enumerate(experiment.cooldowns):
+        yield Planned(f"cooldowns.{index}", cooldown)
+    for name, rule in experiment.monitoring.checkpoint_events.items():
+        for entry in rule.cooldowns() if rule is not None else ():
+            assert rule is not None and isinstance(entry.action, Launch)
+            where = f"monitoring.checkpoint_events.{name}"
+            yield Planned(where, _from_rule(rule, entry.action, experiment), entry)
+
+
+def _from_rule(rule: CheckpointRule, launch: Launch, experiment: Experiment) -> Cooldown:
+    asked = launch.cooldown
+    assert asked is not None
+    target, interval = experiment.trainer.train_iters, experiment.trainer.save_interval
+    if rule.budgets:
+        totals = tuple(round(share * target) for share in rule.budgets)
+        budgets = Budgets(totals=totals, fraction=asked.decay.fraction or 0.2)
+        decay = Decay(shape=asked.decay.shape, min_lr=asked.decay.min_lr)
+        return Cooldown(budgets=budgets, decay=decay, name=asked.name)
+    every = rule.every or interval
+    points = rule.at or tuple(range(every, target + 1, every))
+    if rule.shares:
+        points = tuple(max(interval, round(share * target)) for share in rule.shares)
+    elif rule.last:
+        points = (target,)
+    if rule.range is not None:
+        first, last = rule.range
+        points = tuple(point for point in points if first <= point <= last)
+    return Cooldown(at=points or None, decay=asked.decay, name=asked.name)

@@ -81,6 +81,6 @@ def in_words(session: Session, action: ActionRecord) -> str:
 
 
 def _action(session: Session, action: ActionRecord) -> str:
-    said = action.reason or action.result
-    because = f" ({said.strip().splitlines()[-1][:300]})" if said and said.strip() else ""
+    outcome = action.reason or action.result
+    because = f" ({outcome.strip().splitlines()[-1][:300]})" if outcome and outcome.strip() else ""
     return f"rule {action.rule} {_DONE[action.status]} {in_words(session, action)}{because}"

@@ -9,10 +9,8 @@ from rich.tree import Tree
 
 from autoexp.config.compose import Composed
 from autoexp.config.sweep_names import as_word
-from autoexp.jobs.order import walk
-from autoexp.jobs.spec import JobSpec
-from autoexp.planning.approval import headline
-from autoexp.planning.plan import Plan
+from autoexp.jobs.spec import JobSpec, walk
+from autoexp.planning.plan import Plan, headline
 from autoexp.reports.terminal import canvas, console
 from autoexp.states import Kind
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from autoexp.dotted import flat
-from autoexp.jobs.gpu_hours import spent_gpu_hours
+from autoexp.jobs.limits import spent_gpu_hours
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.starts import ended_wrongly
 from autoexp.reports.curves import read_curve

@@ -5,7 +5,7 @@ from datetime import datetime
 from pydantic import BaseModel
 
 from autoexp import states
-from autoexp.jobs.gpu_hours import over_budget, spent_gpu_hours
+from autoexp.jobs.limits import over_budget, spent_gpu_hours
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict

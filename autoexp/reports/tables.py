@@ -18,6 +18,7 @@ from autoexp.planning.cost import Cost
 from autoexp.planning.plan import Plan
 from autoexp.reports.curves import Gain
 from autoexp.reports.status import JobSummary, Status
+from autoexp.session.find import no_monitor
 from autoexp.states import Kind, Verdict
 
 _ROWS = 60
@@ -135,7 +136,7 @@ def _headline(status: Status) -> Text:
         spent = sum(job.gpu_hours for job in status.jobs)
         line.append(f"  {spent:.2f} of {planned:.2f} planned GPU hours")
     if status.state == "stopped":
-        line.append(f"  no monitor is running: autoexp resume {status.session}", "yellow")
+        line.append(f"  {no_monitor(status.session)}", "yellow")
     return line
 
 

@@ -33,13 +33,13 @@ def say_log(lines: Iterable[bytes]) -> int:
 
     Returns how many bytes there were.
     """
-    said = 0
+    printed = 0
     for line in lines:
         text = with_newlines(line.replace(b"\r\n", b"\n")).decode(errors="replace")
         print(sinks.terminal(text), end="")
-        said += len(line)
+        printed += len(line)
     sys.stdout.flush()
-    return said
+    return printed
 
 
 def say_what_broke(

@@ -193,8 +193,8 @@ class SlurmCluster(FrozenModel):
     @model_validator(mode="after")
     def _one_cluster(self, info: ValidationInfo) -> Self:
         chosen = [name for name in _CHOOSES_CLUSTER if os.environ.get(name)]
-        said = "clusters" in self.options or "clusters" in self.model_fields_set
-        if info.context == COMPOSING and chosen and not said:
+        is_named = "clusters" in self.options or "clusters" in self.model_fields_set
+        if info.context == COMPOSING and chosen and not is_named:
             # autoexp removes such variables for SLURM's commands: jobs would be sent elsewhere.
             raise ValueError(
                 f"${chosen[0]} chooses a cluster, and the configuration does not say which: add "

@@ -234,7 +234,7 @@ ENDS_AN_ATTEMPT = (Restart, Finish, Fail)
 """Actions that a verdict waits for: they decide what the end of an attempt means."""
 
 
-class Step(FrozenModel):
+class ConditionalAction(FrozenModel):
     """One action of a rule and its conditions: exactly one key names the action."""
 
     launch: Launch | None = Field(None, description="submit another job in the same session")
@@ -258,7 +258,7 @@ class Step(FrozenModel):
 
     @property
     def actions(self) -> list[Action]:
-        """The actions that the step names."""
+        """The actions that are named."""
         named: list[Any] = [getattr(self, name) for name in type(self).model_fields]
         found: list[Any] = [value for value in named if isinstance(value, FrozenModel)]
         return found
@@ -268,7 +268,7 @@ class Step(FrozenModel):
         return self.actions[0]
 
     def templates(self) -> Iterator[str]:
-        """All templates of the step."""
+        """All templates of the action and its conditions."""
         yield from self.action.templates()
         for condition in self.when:
             yield from condition.templates()
@@ -281,6 +281,6 @@ class Step(FrozenModel):
         return self
 
     @model_serializer(mode="wrap")
-    def _only_what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _only_what_is_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = handler(self)
         return {key: value for key, value in content.items() if value is not None}

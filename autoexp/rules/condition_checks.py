@@ -13,7 +13,7 @@ from autoexp.logs.numbers import number
 from autoexp.rules.conditions import (
     AllOf,
     AnyOf,
-    Command,
+    CommandSucceeds,
     CommandTest,
     Condition,
     ContentTest,
@@ -131,11 +131,11 @@ def _check(condition: Condition, facts: Facts) -> Checked:
             return _never_unless(facts.attempts < most, f"{facts.attempts} attempts of {most} made")
         case MaxWithoutProgress(max_attempts_without_progress=most):
             without = facts.attempts_without_progress
-            said = f"{without} attempts in a row without a new checkpoint"
-            return _never_unless(without < most, said)
+            text = f"{without} attempts in a row without a new checkpoint"
+            return _never_unless(without < most, text)
         case Job(job=test):
             return _job(test, facts)
-        case Command(command=test):
+        case CommandSucceeds(command=test):
             succeeded = facts.commands(test)
             return _wait_unless(bool(succeeded), f"waits for `{' '.join(test.run)}` to succeed")
         case AllOf(all_of=inner):
@@ -261,6 +261,6 @@ def _any_of(inner: Sequence[Condition], facts: Facts) -> Checked:
 def _none_of(inner: Sequence[Condition], facts: Facts) -> Checked:
     for condition in inner:
         if check(condition, facts).answer is Answer.HOLDS:
-            said = ", ".join(type(condition).model_fields)
-            return Checked(Answer.NOT_YET, f"waits until {said} does not hold")
+            text = ", ".join(type(condition).model_fields)
+            return Checked(Answer.NOT_YET, f"waits until {text} does not hold")
     return HOLDS

@@ -144,7 +144,7 @@ class Job(Templated):
         yield self.job.name
 
 
-class Command(Templated):
+class CommandSucceeds(Templated):
     """A command that has to succeed."""
 
     command: CommandTest = Field(description="a command ends with exit code 0")
@@ -214,7 +214,7 @@ Condition = Annotated[
         | Annotated[MaxAttempts, Tag("max_attempts")]
         | Annotated[MaxWithoutProgress, Tag("max_attempts_without_progress")]
         | Annotated[Job, Tag("job")]
-        | Annotated[Command, Tag("command")]
+        | Annotated[CommandSucceeds, Tag("command")]
         | Annotated[AllOf, Tag("all_of")]
         | Annotated[AnyOf, Tag("any_of")]
         | Annotated[NoneOf, Tag("none_of")],
@@ -233,7 +233,7 @@ CONDITIONS: tuple[type[Templated], ...] = tuple(
 def commands_in(condition: Condition) -> Iterator[CommandTest]:
     """The commands that a condition runs."""
     match condition:
-        case Command(command=command):
+        case CommandSucceeds(command=command):
             yield command
         case AllOf(all_of=inner) | AnyOf(any_of=inner) | NoneOf(none_of=inner):
             for each in inner:

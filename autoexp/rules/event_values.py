@@ -47,11 +47,11 @@ def facts(event: Event) -> dict[str, str | int | float]:
             known = "" if event.iteration is None else event.iteration
             return {**event.values, "line": event.line, "iteration": known}
         case StateChanged():
-            said = {"state": event.new, "old_state": event.old, "reason": event.reason or ""}
-            return {"verdict": "", **said}
+            values = {"state": event.new, "old_state": event.old, "reason": event.reason or ""}
+            return {"verdict": "", **values}
         case AttemptJudged():
-            said = {"state": event.state, "verdict": str(event.verdict), "reason": event.reason}
-            return {"old_state": "", **said}
+            values = {"state": event.state, "verdict": str(event.verdict), "reason": event.reason}
+            return {"old_state": "", **values}
         case JobGivenUp():
             return {"state": "", "old_state": "", "verdict": "failed", "reason": event.reason}
         case CheckpointComplete():

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from autoexp.rules.actions import LaunchedCooldown, Step
+from autoexp.rules.actions import ConditionalAction, LaunchedCooldown
 from autoexp.rules.conditions import CONDITIONS
 from autoexp.rules.durations import spoken
 from autoexp.rules.event_values import OF_JOB, OF_SESSION
@@ -42,7 +42,7 @@ def _rules() -> Iterator[str]:
         yield f"\nTemplates may also use {own}{captured}.\n"
         for name, inner in model.model_fields.items():
             for nested in _models(inner.annotation):
-                if nested is not Step:
+                if nested is not ConditionalAction:
                     yield f"`{name}`: {_doc(nested)}\n"
                     yield from (*_table(nested), "")
 
@@ -65,9 +65,9 @@ def _conditions() -> Iterator[str]:
 
 def _actions() -> Iterator[str]:
     yield "## Actions\n"
-    yield "Beside the action's own key a step may have:\n"
-    yield from (*_table(Step, only=("when", "within")), "")
-    for name, field in Step.model_fields.items():
+    yield "Beside the action's own key an action may have:\n"
+    yield from (*_table(ConditionalAction, only=("when", "within")), "")
+    for name, field in ConditionalAction.model_fields.items():
         for model in _models(field.annotation):
             if name not in ("when", "within"):
                 yield f"### `{name}`\n"

@@ -10,7 +10,7 @@ from autoexp.logs import patterns
 from autoexp.logs.linear import refuse_slow
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.rules import event_values
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Launch, Restart, Step
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, ConditionalAction, Launch, Restart
 from autoexp.rules.durations import Duration
 from autoexp.rules.events import (
     AttemptJudged,
@@ -46,7 +46,9 @@ class RuleBase(FrozenModel):
     jobs: tuple[str, ...] = Field(
         (), description="kinds (`train`, `cooldown`, …) or names of jobs; all by default"
     )
-    actions: tuple[Step, ...] = Field((), description="actions, each done once per event")
+    actions: tuple[ConditionalAction, ...] = Field(
+        (), description="actions, each done once per event"
+    )
 
     def names(self) -> set[str]:
         """The names that templates of this rule may use."""
@@ -54,13 +56,13 @@ class RuleBase(FrozenModel):
 
     @model_validator(mode="after")
     def _templates_have_values(self) -> Self:
-        for step in self.actions:
-            refuse_unknown(step.templates(), self.names())
-            self._refuse_step(step)
+        for entry in self.actions:
+            refuse_unknown(entry.templates(), self.names())
+            self._refuse_action(entry)
         return self
 
-    def _refuse_step(self, step: Step) -> None:
-        if isinstance(step.action, Launch) and step.action.cooldown is not None:
+    def _refuse_action(self, entry: ConditionalAction) -> None:
+        if isinstance(entry.action, Launch) and entry.action.cooldown is not None:
             raise ValueError("a cooldown can only be launched from a rule in `checkpoint_events`")
 
 
@@ -121,7 +123,7 @@ class StateRule(RuleBase):
     def _one_thing(self) -> Self:
         if bool(self.to) == (self.verdict is not None):
             raise ValueError("give exactly one of `to` and `verdict`")
-        restarts = any(isinstance(step.action, Restart) for step in self.actions)
+        restarts = any(isinstance(entry.action, Restart) for entry in self.actions)
         if self.verdict is not None and restarts:
             raise ValueError("a verdict is final: restart on a state, such as `to: [FAILED]`")
         return self
@@ -172,14 +174,14 @@ class CheckpointRule(RuleBase):
             raise ValueError("cooldowns branch from the training: leave `jobs` out")
         return self
 
-    def _refuse_step(self, step: Step) -> None:
+    def _refuse_action(self, entry: ConditionalAction) -> None:
         pass
 
-    def cooldowns(self) -> Iterator[Step]:
-        """The steps that launch cooldowns: these are planned, and start by rules of their own."""
-        for step in self.actions:
-            if isinstance(step.action, Launch) and step.action.cooldown is not None:
-                yield step
+    def cooldowns(self) -> Iterator[ConditionalAction]:
+        """The actions that launch cooldowns: these are planned, and start by rules of their own."""
+        for entry in self.actions:
+            if isinstance(entry.action, Launch) and entry.action.cooldown is not None:
+                yield entry
 
     def fires(self, event: Event, name: str) -> bool:
         del name
@@ -284,7 +286,7 @@ class SessionRule(RuleBase):
                 "give exactly one of `trunks_finished`, `gpu_hours_above` and `published`"
             )
         about_a_job = self.jobs or any(
-            isinstance(step.action, ENDS_AN_ATTEMPT) for step in self.actions
+            isinstance(entry.action, ENDS_AN_ATTEMPT) for entry in self.actions
         )
         if about_a_job and self.published is None:
             raise ValueError(

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, Self
 
 from autoexp import payload, states
 from autoexp.errors import SubmissionUncertain
-from autoexp.jobs.gpu_hours import gpu_hours
+from autoexp.jobs.limits import gpu_hours
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now

@@ -7,7 +7,7 @@ from pathlib import Path
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
-from autoexp.schedulers.slurm_script import executor_for, launched
+from autoexp.schedulers.slurm_script import executor_for, with_launcher
 from autoexp.storage import atomic
 
 
@@ -33,7 +33,7 @@ def _script(job: JobSpec, directory: Path) -> str:
     variables = dict(job.environment)
     if not isinstance(machine, SlurmCluster):
         return "\n".join(["#!/bin/bash", *_lines(job.command, variables), ""])
-    command = launched(machine, job, job.name)
+    command = with_launcher(machine, job, job.name)
     options = SubmitOptions(
         name=job.name,
         log=str(directory / f"{job.name}.log"),

@@ -43,7 +43,7 @@ from autoexp.schedulers.slurm_parsing import (
     read_scripts,
     read_squeue,
 )
-from autoexp.schedulers.slurm_script import REFUSAL, as_time, body, executor_for, launched
+from autoexp.schedulers.slurm_script import REFUSAL, as_time, body, executor_for, with_launcher
 
 # After "Socket timed out" the first healthy squeue did not show an accepted job yet, in 6 of 6
 # tries; 60 ms later it did. Several seconds are required, to be sure.
@@ -93,7 +93,7 @@ class SlurmScheduler:
 
     def payload_spec(self, spec: JobSpec, attempt: Attempt) -> PayloadSpec:
         cluster = _asked(spec.machine)
-        command = launched(cluster, spec, attempt.key)
+        command = with_launcher(cluster, spec, attempt.key)
         variables = {
             **spec.environment,
             **cluster.environment,

@@ -211,7 +211,7 @@ def body(cluster: SlurmCluster, directory: Path) -> str:
 _RANKS = 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"'
 
 
-def launched(cluster: SlurmCluster, spec: JobSpec, key: str) -> tuple[str, ...]:
+def with_launcher(cluster: SlurmCluster, spec: JobSpec, key: str) -> tuple[str, ...]:
     """The trainer's command with its launcher: srun, or torchrun on every node.
 
     The launcher runs on the node; torchrun, which is a part of torch, inside the container.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoexp.errors import SessionHeld, SessionNotFound
+from autoexp.session.meta import session_exists
 from autoexp.session.session import Session
 from autoexp.storage import atomic, lease, permissions
 from autoexp.storage.lease import Holder
@@ -184,7 +185,7 @@ def session_path(name: str | None) -> Path:
         return (own or paths)[-1]
     path = Path(name)
     # A path works as well as an id, so that any session on disk can be opened.
-    return path.absolute() if (path / "session.json").exists() else sessions_root() / name
+    return path.absolute() if session_exists(path) else sessions_root() / name
 
 
 def own_session_path(name: str | None) -> Path:
@@ -197,6 +198,19 @@ def own_session_path(name: str | None) -> Path:
 def live_holder(session: Session) -> Holder | None:
     holder = lease.look(session.path)
     return holder if holder is not None and holder.alive else None
+
+
+def whose_turn(session: Session) -> str:
+    """Who processes a request to a session: its monitor, or the one that a user has to start."""
+    holder = live_holder(session)
+    if holder is None:
+        return no_monitor(session.id)
+    return f"asked the monitor, pid {holder.pid} on {holder.host}"
+
+
+def no_monitor(session: str) -> str:
+    """The words for a session that nobody watches, with what to do."""
+    return f"no monitor is running: autoexp resume {session}"
 
 
 def refuse_if_held(session: Session) -> None:

@@ -11,6 +11,8 @@ from autoexp.errors import BadInput
 from autoexp.model import now
 from autoexp.storage import migrations
 
+FILE = "session.json"
+
 
 class SessionMeta(BaseModel):
     """`session.json`: what the session is about."""
@@ -55,13 +57,18 @@ class SessionMeta(BaseModel):
         """
         if Path(self.path).exists() and path.samefile(self.path):
             return
-        if (Path(self.path) / "session.json").exists():
+        if session_exists(Path(self.path)):
             advice = "this is a copy: go on with that one, and delete this"
         else:
             advice = f"move it back there, or have a link there: ln -s {path} {self.path}"
         raise BadInput(
             f"{path}: the session was made as {self.path}, where its jobs write; {advice}"
         )
+
+
+def session_exists(path: Path) -> bool:
+    """True if a session stands at a path. Raises OSError where that cannot be seen."""
+    return (path / FILE).exists()
 
 
 def output_root(experiment: Experiment, session: Path) -> Path:

@@ -2,27 +2,27 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from autoexp import names, states
+from pydantic import BaseModel, ConfigDict, Field
+
+from autoexp import names, sinks, states
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.jobs.limits import chain_length, room, time_limit
-from autoexp.jobs.order import in_order
 from autoexp.jobs.record import Attempt, JobRecord
-from autoexp.jobs.spec import JobSpec
-from autoexp.jobs.verdicts import saved_iteration
+from autoexp.jobs.spec import JobSpec, in_order
 from autoexp.model import now
 from autoexp.planning.plan import Plan
 from autoexp.rules.events import AttemptRefused, CancelAnswered, CheckpointComplete, Event, JobReady
 from autoexp.schedulers.base import AttemptRef
 from autoexp.session import remove
 from autoexp.session.action_records import ActionRecord, Actions
-from autoexp.session.excluded_nodes import ExcludedNodes
 from autoexp.session.journal import Journal
-from autoexp.session.meta import SessionMeta
+from autoexp.session.meta import SessionMeta, session_exists
 from autoexp.states import Verdict
 from autoexp.storage import atomic, lease, migrations, permissions
 from autoexp.storage.lease import Lease
@@ -276,7 +276,7 @@ class Session:
             name=key,
             log=str(self.path / "attempts" / key / "job.log"),
             intended_at=now(),
-            first_iteration=saved_iteration(job),
+            first_iteration=job.saved_iteration,
             gpus=job.spec.machine.gpus,
             time_limit_min=time_limit(job, self.jobs.get(job.spec.parent or "")),
             after=ahead[-1].job_id if ahead else None,
@@ -346,7 +346,7 @@ class Session:
 
 
 def _must_exist(path: Path) -> None:
-    if not (path / "session.json").exists():
+    if not session_exists(path):
         raise SessionNotFound(
             f"{path.name}: no such session in {path.parent}; `autoexp sessions list` shows all"
         )
@@ -355,3 +355,61 @@ def _must_exist(path: Path) -> None:
 def no_such_job(session: str, names: Iterable[str], known: Iterable[str]) -> BadInput:
     """The error for unknown names of jobs."""
     return BadInput(f"{', '.join(names)}: no such job; {session} has: {', '.join(known)}")
+
+
+# Nodes that the session excludes
+
+
+class ExcludedNode(BaseModel):
+    """One node and why it is excluded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    node: str
+    evidence: str
+    """Key of the event that named it."""
+    reason: str
+    until: datetime
+
+
+class NodesFile(BaseModel):
+    """`blame.json`: the list as it lies on disk."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = migrations.VERSION
+    nodes: list[ExcludedNode] = Field(default_factory=list)
+
+
+class ExcludedNodes:
+    """The excluded nodes of one session; only the holder of the lease adds to them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.nodes: list[ExcludedNode] = []
+
+    def load(self) -> None:
+        """Read the list; raises SessionDamaged when it does not parse."""
+        if self._path.exists():
+            self.nodes = migrations.read(self._path, NodesFile).nodes
+
+    def add(self, blamed: Iterable[ExcludedNode]) -> None:
+        """Add nodes to the list; known evidence is kept once.
+
+        Raises SessionError for what cannot be the name of a node: it may come from a log, and goes
+        to SLURM.
+        """
+        known = {(entry.node, entry.evidence) for entry in self.nodes}
+        fresh = [entry for entry in blamed if (entry.node, entry.evidence) not in known]
+        for entry in fresh:
+            sinks.node(entry.node)
+        if fresh:
+            content = NodesFile(nodes=[*self.nodes, *fresh])
+            atomic.write(self._path, content.model_dump_json(indent=1) + "\n")
+            self.nodes = content.nodes
+
+    def current(self, at: datetime) -> tuple[str, ...]:
+        """The nodes to exclude at a time."""
+        current = {entry.node for entry in self.nodes if entry.until > at}
+        # Whoever wrote the file: an invalid name reaches no command line.
+        return tuple(sorted(node for node in current if sinks.is_node(node)))

@@ -52,8 +52,8 @@ _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EA
 
 def in_words(error: OSError) -> str:
     """Describe an error in one line: what went wrong, where, and what to do."""
-    said = error.strerror or str(error)
-    where = f"{error.filename}: {said}" if error.filename else said
+    reason = error.strerror or str(error)
+    where = f"{error.filename}: {reason}" if error.filename else reason
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where}; free space there, then run the same command again"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):

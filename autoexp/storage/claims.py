@@ -186,8 +186,10 @@ def _read(path: Path) -> Claim | None:
             with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
                 text = file.read(_LARGEST)
             if text:
-                said = json.loads(text)
-                return Claim(str(said["session"]), str(said["nonce"]), str(said.get("draft", "")))
+                content = json.loads(text)
+                return Claim(
+                    str(content["session"]), str(content["nonce"]), str(content.get("draft", ""))
+                )
         except PermissionError:
             return Claim(str(path), "", is_hidden=True)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -14,8 +14,8 @@ from autoexp.logs.engines import Hyperscan, Linear, best_engine
 from autoexp.logs.matcher import Matcher, matcher
 from autoexp.logs.patterns import Wanted
 from autoexp.logs.tail import LogCursor, LookBudget, read_new
+from autoexp.monitor.decide import RuleBook
 from autoexp.monitor.job_watch import JobWatch
-from autoexp.monitor.rulebook import RuleBook
 from autoexp.rules.rules import LogRule
 from autoexp.rules.ruleset import named
 from autoexp.session.session import Session

@@ -58,10 +58,10 @@ class Driver:
             answers = self._cluster.query(self.monitor.refs())
         self.monitor.recorder.apply(requests.process_requests)
         self.monitor.look(answers)
-        work = self.monitor.next_work()
+        work = self.monitor.worklist.next_work()
         while work.steps or work.actions:
             for action in work.actions:
                 run(action_runs.carry_out(action, self.monitor, _LOG), self._cluster)
             for step in work.steps:
                 run(carry_out(step, self.monitor, _LOG), self._cluster)
-            work = self.monitor.next_work(after_look=False)
+            work = self.monitor.worklist.next_work(after_look=False)

@@ -1,14 +1,21 @@
-"""Background coroutines of the loop: an exception in one is logged and ends no other."""
+"""Background coroutines of the loop, and the signals between it and them."""
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
 
 
 class Children:
-    """Coroutines that the loop starts and never awaits; the block ends when all of them have."""
+    """Coroutines that the loop starts and never awaits; the block ends when all of them have.
+
+    An exception in one is logged, and ends no other.
+    """
 
     def __init__(self, log: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
         self._log = log
@@ -37,3 +44,72 @@ class Children:
             raise
         except BaseException as error:  # Prefect's own signals are no Exceptions
             self._log.error("%s: %s: %s", name, type(error).__name__, error, exc_info=error)
+
+
+class Updates:
+    """Signals that records have changed, that watching stops, and that it has ended."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+        self._interruption = asyncio.Event()
+        self.interrupted: str | None = None
+        self.ended_at: float | None = None
+        """When the loop looked for the last time, by the monotonic clock."""
+
+    @property
+    def is_over(self) -> bool:
+        """True if the loop looks no more: it was interrupted, or the session has ended."""
+        return self.interrupted is not None or self.ended_at is not None
+
+    def interrupt(self, by: str) -> None:
+        """Stop watching; jobs keep running."""
+        self.interrupted = by
+        self._interruption.set()
+        self._changed.set()
+
+    def end(self) -> None:
+        """Note that the loop has looked for the last time."""
+        if self.ended_at is None:
+            self.ended_at = time.monotonic()
+
+    def mark_changed(self) -> None:
+        """Signal that records have changed: there may be something to do at once."""
+        self._changed.set()
+
+    def take_changed(self) -> bool:
+        """True if records have changed since the last call."""
+        changed = self._changed.is_set()
+        self._changed.clear()
+        return changed
+
+    async def wait_for_change(self, seconds: float) -> None:
+        """Sleep until something is signalled, but not for longer than so many seconds."""
+        await _wait(self._changed, seconds)
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but wake up at once when the session is interrupted."""
+        await _wait(self._interruption, seconds)
+
+    async def unless_interrupted(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await slow work; an interruption ends it as a cancellation of the caller.
+
+        Whoever resumes the session does it again.
+        """
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._interruption.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+        raise asyncio.CancelledError
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

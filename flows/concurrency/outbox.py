@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from autoexp.flows.concurrency.children import Updates
 from autoexp.flows.concurrency.foreground import foreground
-from autoexp.flows.concurrency.updates import Updates
 
 _PAUSE_S = 10.0
 _FOREGROUND_S = 10.0

@@ -63,12 +63,12 @@ class Visits:
     def _read(self) -> None:
         assert self._descriptor is not None
         with suppress(BlockingIOError):
-            said = os.read(self._descriptor, _BYTES)
-            if not said:
+            received = os.read(self._descriptor, _BYTES)
+            if not received:
                 self.close()  # the server is gone
                 return
-            if LOOKED in said:
+            if LOOKED in received:
                 self._is_new |= not self.is_watched
                 self._looked_at = time.monotonic()
-            self._has_change |= CHANGED in said
+            self._has_change |= CHANGED in received
             self._heard()

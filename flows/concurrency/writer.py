@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from autoexp.errors import SessionHeld
-from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.children import Updates
 from autoexp.storage import atomic
 
 _RETRY_S = 5.0

@@ -25,19 +25,21 @@ from prefect.settings import (
 from autoexp.errors import AutoexpError
 from autoexp.flows.deployment import sockets
 from autoexp.flows.deployment.server import (
-    HOST,
-    answers,
     await_answer,
     bound_socket,
     end_with_parent,
+    new_auth_string,
+    start_server,
+    write_private,
+)
+from autoexp.flows.deployment.server_checks import (
+    HOST,
+    answers,
     is_local,
     lets_in,
-    new_auth_string,
     port_of,
     problem,
     refuse_strangers,
-    start_server,
-    write_private,
 )
 from autoexp.reports.terminal import say
 from autoexp.storage import permissions
@@ -236,7 +238,7 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    said = " ".join(command[2:])
+    words = " ".join(command[2:])
     if answer.returncode != 0:
-        raise AutoexpError(f"`{said}` failed (exit {answer.returncode}):\n{answer.stdout[-2000:]}")
-    say(f"done: {said}")
+        raise AutoexpError(f"`{words}` failed (exit {answer.returncode}):\n{answer.stdout[-2000:]}")
+    say(f"done: {words}")

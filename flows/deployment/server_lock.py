@@ -29,10 +29,10 @@ _PAGE = f"""<!doctype html>
 <input type="password" autocomplete="off" autofocus></label></p>
 <button>Open</button> <span role="status"></span></form>
 <script>
-const field = document.querySelector("input"), said = document.querySelector("span");
+const field = document.querySelector("input"), answered = document.querySelector("span");
 async function enter(word) {{
   const answer = await fetch("/api/admin/version", {{headers: {{Authorization: "Basic " + word}}}});
-  if (!answer.ok) {{ said.textContent = "This is not the string."; return; }}
+  if (!answer.ok) {{ answered.textContent = "This is not the string."; return; }}
   localStorage.setItem("prefect-password", word);
   const text = new TextEncoder().encode({_FILES!r} + atob(word));
   const sum = Array.from(new Uint8Array(await crypto.subtle.digest("SHA-256", text)));

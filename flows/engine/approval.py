@@ -17,8 +17,7 @@ from pydantic import Field
 from autoexp import sinks
 from autoexp.config.compose import Composed
 from autoexp.errors import NotAgreed
-from autoexp.planning.approval import above_budget
-from autoexp.planning.plan import Plan
+from autoexp.planning.plan import Plan, above_budget
 from autoexp.reports.plan_tree import as_text
 
 _NAME = "approve the plan"
@@ -38,7 +37,7 @@ async def approved(composed: Composed, found: Plan) -> None:
 
     Raises NotAgreed when the answer is no.
     """
-    question = above_budget(composed, found)
+    question = above_budget(composed.experiment.budget, found)
     if question is None:
         return
     answer = await _answered_before()

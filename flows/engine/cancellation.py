@@ -26,12 +26,17 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.states import Running
 
+from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.visits import Visits
+from autoexp.flows.concurrency.writer import SessionWriter
+from autoexp.monitor.recorder import Recorder
+from autoexp.operations import requests
 
 _POLL_INTERVAL_S = 5.0
 # A connection may be dead and not know it.
 _POLL_INTERVAL_WITH_EVENTS_S = 600.0
 _RECONNECT_S = 15.0
+_WHO = "cancelled in Prefect"
 _CANCELLED = frozenset({StateType.CANCELLING, StateType.CANCELLED})
 _CRASHED = frozenset({StateType.CRASHED, StateType.FAILED})
 _EVENTS = [f"prefect.flow-run.{kind.value.capitalize()}" for kind in (*_CANCELLED, *_CRASHED)]
@@ -41,14 +46,22 @@ class CancellationWatcher:
     """Reads the states of the session's flow runs now and then; one request for all of them."""
 
     def __init__(
-        self, flow_run_id: str | None, visits: Visits, log: "logging.Logger | Any"
+        self,
+        flow_run_id: str | None,
+        visits: Visits,
+        writer: SessionWriter,
+        recorder: Recorder,
+        log: "logging.Logger | Any",
     ) -> None:
         self._visits = visits
+        self._writer = writer
+        self._recorder = recorder
         self._session_run = UUID(flow_run_id) if flow_run_id else None
         self._log = log
         self._job_runs: dict[UUID, str] = {}
         self._next_at = time.monotonic() + _POLL_INTERVAL_S
         self._subscribed = False
+        self._polling = False
 
     async def listen(self) -> None:
         """Follow the server's events about these flow runs, until this is cancelled.
@@ -81,6 +94,25 @@ class CancellationWatcher:
     def forget(self, job: str) -> None:
         """Stop watching the subflow of a job that is over."""
         self._job_runs = {run: name for run, name in self._job_runs.items() if name != job}
+
+    def poll_if_due(self, children: Children) -> None:
+        """Poll in the background if it is time, and have what is cancelled there cancelled here."""
+        if not self._polling and self.is_due:
+            self._polling = True
+            children.spawn("cancellations in Prefect", self._poll_and_cancel())
+
+    async def _poll_and_cancel(self) -> None:
+        try:
+            jobs = await self.poll()
+            if jobs is not None:
+                names = await self._writer.persist(self._request_cancel, tuple(jobs))
+                if names:
+                    self._log.info("%s: %s", _WHO, ", ".join(names))
+        finally:
+            self._polling = False
+
+    def _request_cancel(self, jobs: tuple[str, ...]) -> list[str]:
+        return self._recorder.apply(requests.request_cancel, jobs, _WHO)
 
     @property
     def is_due(self) -> bool:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from autoexp.flows.concurrency.children import Children
-from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.template_values import values_of
 from autoexp.operations import actions
-from autoexp.operations.action_runs import Command
+from autoexp.operations.action_runs import CommandRun
 from autoexp.rules.condition_checks import Answer, Checked, Facts, JobFacts, check_all
 from autoexp.rules.conditions import CommandTest, commands_in
 from autoexp.rules.durations import spoken
@@ -77,7 +76,7 @@ class ConditionChecker:
         }
         return [
             _Waiting(action, self._facts_of(action, jobs))
-            for action in self._monitor.waiting_actions()
+            for action in self._monitor.worklist.waiting_actions()
         ]
 
     def _facts_of(self, action: ActionRecord, jobs: dict[str, JobFacts]) -> Facts:
@@ -107,7 +106,7 @@ class ConditionChecker:
 
     async def _process(self, action: ActionRecord, checked: Checked) -> None:
         if checked.answer is Answer.HOLDS:
-            await self._writer.persist(self._monitor.conditions_hold, action.key)
+            await self._writer.persist(self._monitor.worklist.conditions_hold, action.key)
         elif checked.answer is Answer.NEVER:
             await self._give_up(action, checked.reason)
         elif now() > action.asked_at + timedelta(seconds=action.within_s):
@@ -138,7 +137,7 @@ class ConditionChecker:
     async def _run(self, key: tuple[str, ...], command: CommandTest) -> None:
         arguments, succeeded = key[1:], True
         try:
-            effect = Command(arguments, self._session.path, {}, command.timeout)
+            effect = CommandRun(arguments, self._session.path, {}, command.timeout)
             await self._updates.unless_interrupted(effects.run_command(effect))
         except Exception as error:
             self._log.debug("`%s` does not hold yet: %s", " ".join(arguments), error)

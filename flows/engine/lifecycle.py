@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,7 +19,6 @@ from autoexp.flows.engine.approval import approved
 from autoexp.flows.engine.compose import compose
 from autoexp.flows.engine.session_run import SessionRun, failed_jobs
 from autoexp.flows.publishing import form
-from autoexp.flows.publishing.scheduler_log import forwarded
 from autoexp.logs import engines
 from autoexp.monitor import monitor_starts
 from autoexp.operations import adopt
@@ -35,6 +34,9 @@ from autoexp.states import Verdict
 from autoexp.storage import permissions
 from autoexp.storage.lease import Lease
 from autoexp.storage.places import sessions_root
+
+_SCHEDULERS = "autoexp.schedulers"
+
 
 # What a run logs is shown on terminals and in Prefect; the filter sits before any handler.
 for _log in ("prefect.flow_runs", "prefect.task_runs"):
@@ -168,3 +170,27 @@ def _final_state(run: SessionRun) -> State[Any]:
     if failed:
         return Failed(message=sinks.terminal("; ".join(failed)))
     return Completed(message=f"all {len(run.session.jobs)} jobs finished")
+
+
+class _Forward(logging.Handler):
+    """Passes warnings to another logger, under which they belong to a flow run."""
+
+    def __init__(self, log: "logging.Logger | Any") -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.log(record.levelno, "%s", record.getMessage())
+
+
+@contextmanager
+def forwarded(log: "logging.Logger | Any") -> Iterator[None]:
+    """Send warnings of schedulers to a flow run's log, and nowhere else: each is logged once."""
+    schedulers, handler = logging.getLogger(_SCHEDULERS), _Forward(log)
+    schedulers.addHandler(handler)
+    schedulers.propagate = False
+    try:
+        yield
+    finally:
+        schedulers.removeHandler(handler)
+        schedulers.propagate = True

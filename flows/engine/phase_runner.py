@@ -7,10 +7,10 @@ from typing import Any
 from prefect import State
 from prefect.exceptions import PrefectSignal
 
+from autoexp.flows.concurrency.children import Updates
 from autoexp.flows.concurrency.outbox import is_prefect_error
-from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import SessionWriter
-from autoexp.operations.action_runs import CheckpointMark, Command
+from autoexp.operations.action_runs import CheckpointMark, CommandRun
 from autoexp.operations.phases import (
     Effect,
     OnSession,
@@ -60,7 +60,7 @@ class PhaseRunner:
                 mark: Any = effects.TASKS[CheckpointMark](phase, self._scheduler, return_state=True)
                 self.marks[phase.starts] = state = await mark
                 return await state.aresult()
-            case Command():
+            case CommandRun():
                 command = effects.run_command.with_options(retries=phase.retries)
                 return await self._updates.unless_interrupted(command(phase))
         return await self._run_effect(phase)

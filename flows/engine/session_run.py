@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 from prefect.runtime import flow_run
 
 from autoexp.errors import SessionHeld
-from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.foreground import foreground
 from autoexp.flows.concurrency.outbox import PrefectOutbox
-from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.visits import Visits
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.cancellation import CancellationWatcher
@@ -28,7 +27,8 @@ from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.monitor import steps
 from autoexp.monitor.job_watch import are_calm
-from autoexp.monitor.monitor import Look, Monitor, Work
+from autoexp.monitor.monitor import Look, Monitor
+from autoexp.monitor.worklist import Work
 from autoexp.operations import action_runs, requests
 from autoexp.operations.step_runs import carry_out, named
 from autoexp.rules.describe import describe
@@ -78,13 +78,13 @@ class SessionRun:
         self._poller = SchedulerPoller(scheduler, session.experiment.slurm.scheduler_tick_s, log)
         self._runner = PhaseRunner(scheduler, self._writer, self.updates)
         self._conditions = ConditionChecker(session, self._monitor, self._writer, self.updates, log)
-        self._cancellations = CancellationWatcher(flow_run.id, self._visits, log)
+        self._cancellations = CancellationWatcher(
+            flow_run.id, self._visits, self._writer, self._monitor.recorder, log
+        )
         marks = self._runner.marks
         self._subflows = Subflows(
             self.updates, outbox, self._artifacts, self._cancellations, marks, log
         )
-        self._polls_cancellations = False
-        self._is_done = False
         self._has_more = False
         self._look_s = 0.0
         self._write_failures = 0
@@ -97,7 +97,7 @@ class SessionRun:
         listening = asyncio.create_task(self._cancellations.listen())
         try:
             async with Children(self.log) as children:
-                while not self._is_over():
+                while not self.updates.is_over:
                     await self.tick(children)
                     await self._sleep(children)
                 self.updates.end()
@@ -121,10 +121,7 @@ class SessionRun:
 
     def _attend_to_prefect(self, children: Children) -> None:
         self._artifacts.publish_if_due(children)
-        self._poll_cancellations(children)
-
-    def _is_over(self) -> bool:
-        return self._is_done or self.updates.interrupted is not None
+        self._cancellations.poll_if_due(children)
 
     async def _flush(self) -> None:
         try:
@@ -134,36 +131,17 @@ class SessionRun:
                 "could not flush the last metrics (%s); they will be re-read on resume", error
             )
 
-    def _poll_cancellations(self, children: Children) -> None:
-        if not self._polls_cancellations and self._cancellations.is_due:
-            self._polls_cancellations = True
-            children.spawn("cancellations in Prefect", self._process_cancellations())
-
-    async def _process_cancellations(self) -> None:
-        try:
-            jobs = await self._cancellations.poll()
-            if jobs is not None:
-                who = "cancelled in Prefect"
-                names = await self._writer.persist(self._request_cancel, tuple(jobs), who)
-                if names:
-                    self.log.info("%s: %s", who, ", ".join(names))
-        finally:
-            self._polls_cancellations = False
-
-    def _request_cancel(self, jobs: tuple[str, ...], who: str) -> list[str]:
-        return self._monitor.recorder.apply(requests.request_cancel, jobs, who)
-
     # Look
 
-    def _read_on(self, answers: dict[str, JobStatus], is_time_to_ask: bool) -> _Found:
-        """One tick on the session's thread, in one call: switching threads costs a look's time."""
+    def _look_once(self, answers: dict[str, JobStatus], is_time_to_ask: bool) -> _Found:
+        """Requests, look and next work in one call on the session's thread: each switch costs."""
         self._lease.beat()
         notes = self._take_requests()
         look = self._monitor.look(answers)
         refs = self._monitor.refs() if is_time_to_ask else None
         jobs, watches = self.session.jobs.values(), self._monitor.watches
         is_calm = is_time_to_ask and are_calm(jobs, watches)
-        return _Found(look, self._monitor.next_work(), notes, refs, is_calm)
+        return _Found(look, self._monitor.worklist.next_work(), notes, refs, is_calm)
 
     def _take_requests(self) -> list[str]:
         """Process requests of other processes; returns a line for each."""
@@ -185,7 +163,7 @@ class SessionRun:
         self._note_gap()
         began = time.monotonic()
         try:
-            found = await self._writer.run(self._read_on, answers, self._poller.is_due)
+            found = await self._writer.run(self._look_once, answers, self._poller.is_due)
             self._look_s = time.monotonic() - began
         except SessionHeld as error:
             self.updates.interrupt(str(error))
@@ -229,7 +207,8 @@ class SessionRun:
     # Spawn
 
     def _spawn(self, children: Children, work: Work) -> None:
-        self._is_done = work.is_over
+        if work.is_over:
+            self.updates.end()
         self._subflows.start_new(children, work.jobs)
         for step in work.steps:
             children.spawn(named(step), self._run_step(step))
@@ -243,7 +222,7 @@ class SessionRun:
             await self._runner.run(carry_out(step, self._monitor, self.log))
         except Exception as error:
             # Whatever it was: the job's next step is chosen again, after a while.
-            await self._writer.persist(self._monitor.fail_step, step, str(error))
+            await self._writer.persist(self._monitor.worklist.fail_step, step, str(error))
             raise
 
     async def _run_action(self, action: ActionRecord) -> None:
@@ -251,7 +230,7 @@ class SessionRun:
             await self._runner.run(action_runs.carry_out(action, self._monitor, self.log))
         except Exception:
             await self.updates.pause(_RETRY_S)
-            await self._writer.persist(self._monitor.end_action, action.key)
+            await self._writer.persist(self._monitor.worklist.end_action, action.key)
             raise
 
     # Sleep
@@ -263,15 +242,15 @@ class SessionRun:
             # A log that is behind is read on soon, without taking a whole core.
             tick = min(tick, self._look_s * _REST)
         until = time.monotonic() + tick
-        while not self._is_over() and (left := until - time.monotonic()) > 0:
+        while not self.updates.is_over and (left := until - time.monotonic()) > 0:
             await self.updates.wait_for_change(left)
-            if self.updates.take_changed() and not self._is_over():
+            if self.updates.take_changed() and not self.updates.is_over:
                 self._spawn(children, await self._next_work())
                 self._attend_to_prefect(children)
 
     async def _next_work(self) -> Work:
         try:
-            return await self._writer.run(self._monitor.next_work, after_look=False)
+            return await self._writer.run(self._monitor.worklist.next_work, after_look=False)
         except Exception as error:
             self.log.error("cannot choose the next steps; retrying", exc_info=error)
             return _NOTHING

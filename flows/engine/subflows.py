@@ -14,13 +14,12 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp import sinks
-from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.outbox import PrefectOutbox, WriteSlot
-from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.engine.cancellation import CancellationWatcher
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.jobs.spec import JobSpec
-from autoexp.monitor.monitor import JobView
+from autoexp.monitor.worklist import JobView
 from autoexp.states import Verdict
 
 _RETRY_S = 15.0
@@ -74,7 +73,7 @@ class Subflows:
     async def wait_for_verdict(self, name: str) -> JobView:
         """Wait until a job has its verdict, or is no longer watched."""
         change = self._changes[name]
-        while not self._views[name].is_over and not self._is_late():
+        while not self._views[name].is_over and not self._updates.is_over:
             await change.wait()
             change.clear()
         return self._views[name]
@@ -82,13 +81,10 @@ class Subflows:
     async def _show(self, job: JobView) -> None:
         name = job.spec.name
         try:
-            while not await self._run(job) and not self._is_late():
+            while not await self._run(job) and not self._updates.is_over:
                 await self._updates.pause(_RETRY_S)
         finally:
             self._cancellations.forget(name)
-
-    def _is_late(self) -> bool:
-        return self._updates.interrupted is not None or self._updates.ended_at is not None
 
     async def _run(self, job: JobView) -> bool:
         """Run the job's subflow to its end; False when Prefect did not accept it."""

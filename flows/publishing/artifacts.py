@@ -23,15 +23,17 @@ from prefect.artifacts import (
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from autoexp import sinks
+from autoexp.errors import SchedulerUnavailable
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.outbox import PrefectOutbox
 from autoexp.flows.concurrency.visits import Visits
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.publishing import page
 from autoexp.flows.publishing.events import EventEmitter
-from autoexp.flows.publishing.tags import tags_of
 from autoexp.monitor.monitor import Look
 from autoexp.reports.status import JobSummary, Status, status_of
+from autoexp.resources.machines import SlurmCluster
+from autoexp.schedulers.slurm_commands import SlurmCommandFailed, run
 from autoexp.session.session import Session
 
 if TYPE_CHECKING:
@@ -242,3 +244,23 @@ def _id(made: Any) -> UUID:
 def _key(*parts: str) -> str:
     """An artifact's key: lowercase letters, digits and dashes."""
     return re.sub(r"[^a-z0-9-]+", "-", "-".join(parts).lower()).strip("-")
+
+
+def tags_of(session: Session) -> tuple[str, ...]:
+    """`session:demo-1124-k3fq`, `project:demo`, `cluster:lumi`."""
+    found = (f"session:{session.id}", f"project:{session.experiment.project.name}")
+    name = _cluster(session)
+    return (*found, f"cluster:{name}") if name else found
+
+
+def _cluster(session: Session) -> str | None:
+    """The cluster's own name for itself; None when it does not answer now."""
+    machine = session.experiment.slurm
+    if not isinstance(machine, SlurmCluster):
+        return machine.kind
+    try:
+        answer = run(["scontrol", "show", "config"], machine.query_timeout_s)
+    except (SchedulerUnavailable, SlurmCommandFailed):
+        return None
+    named = re.search(r"^ClusterName\s*=\s*(\S+)", answer, re.M)
+    return named[1] if named else None

@@ -13,8 +13,7 @@ from pydantic import ValidationError
 from autoexp.config.compose import Composed, compose
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
-from autoexp.monitor.decide import Asked, Rule, decide
-from autoexp.monitor.rulebook import RuleBook, implied
+from autoexp.monitor.decide import Asked, Rule, RuleBook, decide, implied
 from autoexp.names import LONGEST_ID, LONGEST_KEY, check_id
 from autoexp.planning.study import plan_study
 from autoexp.rules.actions import Log

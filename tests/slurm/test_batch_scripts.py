@@ -11,7 +11,7 @@ from autoexp.config.compose import compose
 from autoexp.planning.plan import make_plan
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
-from autoexp.schedulers.slurm_script import body, executor_for, launched
+from autoexp.schedulers.slurm_script import body, executor_for, with_launcher
 from autoexp.storage.places import SHIPPED
 from tests.sources import ROOT
 
@@ -31,7 +31,7 @@ def script_of(site: str, directory: Path, *overrides: str) -> str:
         "s1-demo-a1", str(directory / "job.log"), machine, machine.time_limit_min, "4711"
     )
     text = executor_for(machine, directory / "batch.sh", request).script(body(machine, directory))
-    command = shlex.join(launched(machine, spec, "s1-demo-a1"))
+    command = shlex.join(with_launcher(machine, spec, "s1-demo-a1"))
     text += f"# runs: {command}\n"
     text += "".join(f"# with: {name}={value}\n" for name, value in machine.environment.items())
     return text.replace(sys.executable, "PYTHON").replace(str(directory), "/attempt")

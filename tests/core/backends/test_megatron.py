@@ -19,6 +19,7 @@ from autoexp.config.compose import Composed, compose
 from autoexp.errors import BadInput
 from autoexp.planning.plan import Plan, make_plan
 from tests.core.backends.conformance.megatron import STAND_IN
+from tests.core.backends.conformance.trainer import options
 
 SEED = (
     *("project=test_cooldown", "backend=megatron", f"backend.source={STAND_IN}"),
@@ -39,19 +40,6 @@ def refusal(*overrides: str) -> str:
     with pytest.raises(BadInput) as refused:
         planned(*overrides)
     return str(refused.value)
-
-
-def options(command: tuple[str, ...]) -> dict[str, str]:
-    """The options of a command line; a bare flag is empty."""
-    found: dict[str, str] = {}
-    name = ""
-    for word in command[2:]:
-        if word.startswith("--"):
-            name = word
-            found[name] = ""
-        else:
-            found[name] = f"{found[name]} {word}".strip()
-    return found
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

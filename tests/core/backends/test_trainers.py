@@ -19,32 +19,14 @@ from autoexp.planning.plan import Plan, make_plan
 from tests.core.backends.conformance.command import MARKED, TRACKED
 from tests.core.backends.conformance.huggingface import HUGGINGFACE
 from tests.core.backends.conformance.torchtitan import TORCHTITAN
-from tests.core.backends.conformance.trainer import Trainer
-
-COOLDOWN = {"at": [100], "decay": {"iterations": 50}}
+from tests.core.backends.conformance.trainer import Trainer, options
 
 
 def planned(trainer: Trainer, branching: dict[str, Any] | None = None, **backend: Any) -> Plan:
-    content = {
-        "project": {"name": "t"},
-        "backend": {**trainer.backend, **backend},
-        "slurm": {"kind": "local"},
-        "cooldowns": [branching or COOLDOWN],
-    }
+    content = {**trainer.configuration, "backend": {**trainer.backend, **backend}}
+    if branching is not None:
+        content["cooldowns"] = [branching]
     return make_plan(Experiment.model_validate(content), Path("/out"))
-
-
-def options(command: tuple[str, ...]) -> dict[str, str]:
-    """The options of a command line; a bare flag is empty."""
-    found: dict[str, str] = {}
-    name = ""
-    for word in command:
-        if word.startswith("--"):
-            name = word
-            found[name] = ""
-        elif name:
-            found[name] = f"{found[name]} {word}".strip()
-    return found
 
 
 def refusal(backend: str, *overrides: str) -> str:

@@ -1,6 +1,8 @@
 """The pages say what the models say, and their links lead somewhere."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -8,6 +10,7 @@ from pydantic import BaseModel
 from autoexp.cli.main import commands
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
+from autoexp.monitor.monitor_starts import Starts
 from autoexp.reports.status import (
     ActionCounts,
     AttemptStatus,
@@ -16,12 +19,14 @@ from autoexp.reports.status import (
     MonitorStatus,
     Status,
 )
-from autoexp.rules.actions import Step
+from autoexp.rules.actions import ConditionalAction
 from autoexp.rules.conditions import CONDITIONS
 from autoexp.rules.reference import MARK, reference
 from autoexp.rules.ruleset import Rules
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.meta import SessionMeta
+from autoexp.session.session import ExcludedNode, NodesFile
+from autoexp.storage import lease
 from tests.sources import ROOT
 
 PAGE = ROOT / "docs" / "rules.md"
@@ -33,16 +38,27 @@ def test_the_reference_of_rules_is_up_to_date() -> None:
 
 def test_every_key_of_the_language_is_described() -> None:
     text = reference()
-    keys = [key for model in (*CONDITIONS, Rules, Step) for key in model.model_fields]
+    models: tuple[type[BaseModel], ...] = (*CONDITIONS, Rules, ConditionalAction)
+    keys = [key for model in models for key in model.model_fields]
     assert [key for key in keys if f"`{key}" not in text] == []
     empty = [line for line in text.splitlines() if line.startswith("|") and line.endswith("|  |")]
     assert empty == []
 
 
-@pytest.mark.parametrize("model", [SessionMeta, JobRecord, JobSpec, Attempt, ActionRecord])
+@pytest.mark.parametrize(
+    "model",
+    [SessionMeta, JobRecord, JobSpec, Attempt, ActionRecord, Starts, NodesFile, ExcludedNode],
+)
 def test_every_field_of_a_sessions_files_is_described(model: type[BaseModel]) -> None:
     page = (PAGE.parent / "contract.md").read_text()
     assert [name for name in model.model_fields if f"`{name}`" not in page] == []
+
+
+def test_every_field_of_a_lease_is_described(tmp_path: Path) -> None:
+    lease.take(tmp_path)
+    described = (PAGE.parent / "contract.md").read_text().partition("## monitor.json")[2]
+    fields = json.loads((tmp_path / lease.FILE).read_text())
+    assert [name for name in fields if f"`{name}`" not in described.partition("\n## ")[0]] == []
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,17 +23,32 @@ def test_the_rooms_are_found() -> None:
     assert "autoexp.cli.main" in set(imported(ROOT / "autoexp" / "__main__.py"))
 
 
+def contract(kind: str) -> dict[str, Any]:
+    """The contract of a kind for import-linter."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (found,) = [found for found in contracts["contracts"] if found["type"] == kind]
+    return dict(found)
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.stem for path in folder.iterdir()} - {"__init__", "__main__", "__pycache__"}
+
+
+WITH_PREFECT = {"cli", "flows", "tasks", "blocks"}
+
+
 def test_every_room_stands_in_the_contract_of_the_layers() -> None:
     """`make check` runs import-linter, which says nothing of a room that it is not told of."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    (layers,) = [c["layers"] for c in contracts["contracts"] if c["type"] == "layers"]
-    named = {name for layer in layers for name in layer.split(" | ")}
-    inside = {
-        f"autoexp.{path.stem}" for path in (ROOT / "autoexp").iterdir() if path.suffix != ".yaml"
-    }
-    inside |= {f"autoexp.flows.{path.stem}" for path in (ROOT / "flows").iterdir()}
-    apart = {"__init__", "__main__", "__pycache__", "configs", "demo", "flows"}
-    assert {name for name in inside if name.split(".")[-1] not in apart} - named == set()
+    layers = [name for layer in contract("layers")["layers"] for name in layer.split(" | ")]
+    rooms = names_in(ROOT / "autoexp") - {"flows", "configs", "prefect", "demo"}
+    rooms |= {f"flows.{name}" for name in names_in(ROOT / "flows")}
+    assert sorted(layers) == sorted(f"autoexp.{name}" for name in rooms)
+
+
+def test_every_room_of_the_core_stands_in_the_contract_against_prefect() -> None:
+    core = names_in(ROOT / "autoexp") - {*WITH_PREFECT, "configs", "prefect"}
+    named = contract("forbidden")["source_modules"]
+    assert sorted(named) == sorted(f"autoexp.{name}" for name in core)
 
 
 @pytest.mark.parametrize("room", sorted({path.parent for path in MODULES}), ids=name_of)
@@ -137,8 +153,7 @@ def test_architecture_names_functions_that_are_there() -> None:
 
 
 def test_architecture_draws_the_layers_of_the_contract() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    (layers,) = [c["layers"] for c in contracts["contracts"] if c["type"] == "layers"]
+    layers = contract("layers")["layers"]
     wanted = [[name.removeprefix("autoexp.") for name in layer.split(" | ")] for layer in layers]
     drawn: list[list[str]] = []
     for line in re.findall(r"^    │ (.*?) *│", PAGE, re.MULTILINE):

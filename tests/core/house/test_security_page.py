@@ -22,7 +22,7 @@ BY_THEIR_TEST = {
     "autoexp.reports.terminal.say",
     "autoexp.reports.terminal.say_log",
     "autoexp.cli.submit.adopt",
-    "autoexp.flows.deployment.server.problem",
+    "autoexp.flows.deployment.server_checks.problem",
 }
 
 

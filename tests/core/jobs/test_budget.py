@@ -8,7 +8,7 @@ import pytest
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput, SessionNotFound
 from autoexp.jobs.budget import total
-from autoexp.jobs.gpu_hours import spent
+from autoexp.jobs.limits import spent
 from autoexp.model import now
 from autoexp.operations import requests
 from autoexp.planning.plan import Plan

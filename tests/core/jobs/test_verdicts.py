@@ -7,7 +7,7 @@ import pytest
 from autoexp import states
 from autoexp.backends.protocol import Branch
 from autoexp.jobs.record import JobRecord
-from autoexp.jobs.verdicts import Judgement, judge, made_progress, saved_iteration
+from autoexp.jobs.verdicts import Judgement, judge, made_progress
 from autoexp.states import Verdict
 from tests.builders import attempt_of, spec_of
 
@@ -205,7 +205,7 @@ def test_every_ending_has_a_verdict_and_a_reason(
 def test_a_record_tells_where_its_job_would_go_on() -> None:
     attempt = attempt_of(first_iteration=100)
     job = JobRecord(spec=spec_of("true"), attempts=[attempt])
-    assert saved_iteration(job) == 0
+    assert job.saved_iteration == 0
     job.checkpoints = [100, 200]
-    assert saved_iteration(job) == 200
+    assert job.saved_iteration == 200
     assert made_progress(job, attempt)

@@ -9,7 +9,8 @@ from typing import Any
 
 from autoexp.errors import SchedulerError
 from autoexp.monitor import steps
-from autoexp.monitor.monitor import Monitor, Work
+from autoexp.monitor.monitor import Monitor
+from autoexp.monitor.worklist import Work
 from autoexp.operations import action_runs, requests
 from autoexp.operations.action_runs import Pin
 from autoexp.operations.phases import Phase, do, in_turns
@@ -46,13 +47,13 @@ class Driver:
             self._start("ask", self._ask(self.monitor.refs()))
         self.monitor.recorder.apply(requests.process_requests)
         self.monitor.look(answers)
-        self._hand_over(self.monitor.next_work())
+        self._hand_over(self.monitor.worklist.next_work())
 
     def go_on(self, names: list[str]) -> None:
         for name in names:
             if next(self.work[name], "over") == "over":
                 del self.work[name]
-        self._hand_over(self.monitor.next_work(after_look=False))
+        self._hand_over(self.monitor.worklist.next_work(after_look=False))
 
     def fails_after(self, phases: int) -> None:
         """Let the phase that comes after so many raise, whatever it is."""
@@ -82,14 +83,14 @@ class Driver:
         try:
             yield from in_turns(carry_out(step, self.monitor, LOG), self._do)
         except Exception as error:
-            self.monitor.fail_step(step, str(error))
+            self.monitor.worklist.fail_step(step, str(error))
 
     def _act(self, action: ActionRecord) -> Iterator[None]:
         try:
             yield from in_turns(action_runs.carry_out(action, self.monitor, LOG), self._do)
         except Exception:
             yield
-            self.monitor.end_action(action.key)
+            self.monitor.worklist.end_action(action.key)
 
     def _do(self, phase: Phase) -> Any:
         self._fails_after -= 1

@@ -8,9 +8,9 @@ import pytest
 
 from autoexp.errors import SessionHeld
 from autoexp.jobs import verdicts
-from autoexp.monitor import monitor, recorder
+from autoexp.monitor import monitor, recorder, worklist
+from autoexp.monitor.decide import RuleBook
 from autoexp.monitor.job_watch import JobWatch
-from autoexp.monitor.rulebook import RuleBook
 from autoexp.monitor.steps import Submit
 from autoexp.rules.events import CheckpointComplete
 from autoexp.session.session import Session
@@ -136,23 +136,23 @@ def test_a_step_that_cannot_be_chosen_for_one_job_is_chosen_for_the_others(
     story = Story(session_path)
     for name in ("tiny-cd100", "tiny-cd200"):
         story.session.change_job(story.job(name), launched=True)
-    choose = monitor.next_step
+    choose = worklist.next_step
 
     def picky(job: Any, asked: Any) -> Any:
         if job.spec.name == "tiny-cd100":
             raise RuntimeError("out of the blue")
         return choose(job, asked)
 
-    monkeypatch.setattr(monitor, "next_step", picky)
-    steps = story.monitor.next_work().steps
+    monkeypatch.setattr(worklist, "next_step", picky)
+    steps = story.monitor.worklist.next_work().steps
     assert steps == [Submit(("tiny",)), Submit(("tiny-cd200",))]
     assert "out of the blue" in str(story.job("tiny-cd100").warning)
 
 
 def test_a_failure_is_forgotten_once_nothing_asks_for_what_failed(session_path: Path) -> None:
     story = Story(session_path)
-    (step,) = story.monitor.next_work().steps
-    assert story.monitor.fail_step(step, "out of the blue") == 1
+    (step,) = story.monitor.worklist.next_work().steps
+    assert story.monitor.worklist.fail_step(step, "out of the blue") == 1
     story.session.settle(story.job(), Verdict.FAILED, "somebody said so")
-    assert story.monitor.next_work().steps == []
-    assert story.monitor._failures == {}
+    assert story.monitor.worklist.next_work().steps == []
+    assert story.monitor.worklist._failures == {}

@@ -146,7 +146,7 @@ def test_a_launch_that_failed_gives_its_cooldown_up_with_the_reason(story: Story
     actions.begin(story.session, action)
     actions.fail(story.session, action, "no space left")
     assert of(story.look(), JobGivenUp) == [
-        JobGivenUp(job="tiny-cd100", reason="could not be launched: no space left")
+        JobGivenUp(job="tiny-cd100", reason="could not be started: no space left")
     ]
 
 

@@ -125,6 +125,6 @@ def test_a_kill_at_any_step_of_counting_leaves_a_file_that_parses(
     n = 1
     while killed_at(n, lambda: start(session_path)):
         if is_counted(session_path):
-            migrations.read(session_path / monitor_starts.FILE, monitor_starts._Starts)
+            migrations.read(session_path / monitor_starts.FILE, monitor_starts.Starts)
         n += 1
     assert n > 4

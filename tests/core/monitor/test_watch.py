@@ -28,8 +28,8 @@ from autoexp.logs.matcher import Matcher
 from autoexp.logs.numbers import number, whole
 from autoexp.logs.tail import LIMIT, LookBudget
 from autoexp.model import COMPOSING
+from autoexp.monitor.decide import RuleBook, Watched
 from autoexp.monitor.job_watch import JobWatch
-from autoexp.monitor.rulebook import RuleBook, Watched
 from autoexp.rules.event_values import typed
 from autoexp.rules.events import Event, LogMatched
 from autoexp.rules.ruleset import Rules

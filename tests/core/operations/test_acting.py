@@ -11,7 +11,7 @@ from autoexp.model import now
 from autoexp.monitor.template_values import values_of
 from autoexp.operations import actions as acting
 from autoexp.operations import requests
-from autoexp.operations.launch import Launching, launched
+from autoexp.operations.launch import Launching, joining
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.actions import Cancel, ExcludeNodes, Launch
 from autoexp.rules.events import BudgetPassed, LogMatched, TrunksFinished
@@ -19,9 +19,8 @@ from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm_script import executor_for
 from autoexp.session.action_records import ActionRecord, ActionStatus
-from autoexp.session.excluded_nodes import ExcludedNode
 from autoexp.session.inbox import ActionRequest, SubmitRequest, enqueue
-from autoexp.session.session import Session
+from autoexp.session.session import ExcludedNode, Session
 from autoexp.states import Kind, Verdict
 from tests.core.story import StoryOf, of, say
 
@@ -95,7 +94,7 @@ def launch(session: Session, action: ActionRecord) -> list[str]:
     values = values_of(action.event, action.rule, session)
     about = (session.experiment, session.path, session.id)
     made = Launching(action, action.action, values, *about).run(LocalScheduler())
-    jobs = launched(session, action.key, made)
+    jobs = joining(session, action.key, made)
     requests.add_jobs(session, SubmitRequest(jobs=jobs, by="rule r"))
     return [job.name for job in jobs]
 

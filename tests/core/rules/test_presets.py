@@ -12,9 +12,8 @@ from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs.tail import LookBudget
 from autoexp.model import now
-from autoexp.monitor.decide import decide
+from autoexp.monitor.decide import RuleBook, decide
 from autoexp.monitor.job_watch import JobWatch
-from autoexp.monitor.rulebook import RuleBook
 from autoexp.planning.plan import make_plan
 from autoexp.planning.rule_checks import validate_rules
 from autoexp.rules.events import (

@@ -11,8 +11,7 @@ from autoexp.config.compose import compose
 from autoexp.config.experiment import Experiment
 from autoexp.dotted import setting
 from autoexp.errors import BadInput
-from autoexp.monitor.decide import decide
-from autoexp.monitor.rulebook import RuleBook
+from autoexp.monitor.decide import RuleBook, decide
 from autoexp.monitor.template_values import values_of
 from autoexp.rules.event_values import typed
 from autoexp.rules.events import (

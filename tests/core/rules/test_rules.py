@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from autoexp.config.compose import Composed
 from autoexp.config.experiment import Cooldown, Decay, Experiment, Project
-from autoexp.monitor.decide import Asked, Rule, action_key, decide
-from autoexp.monitor.rulebook import implied
+from autoexp.monitor.decide import Asked, Rule, action_key, decide, implied
 from autoexp.planning.plan import make_plan
 from autoexp.rules.actions import Start
 from autoexp.rules.events import AttemptJudged, CheckpointComplete, Event, JobGivenUp, StateChanged

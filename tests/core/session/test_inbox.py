@@ -263,9 +263,9 @@ def test_a_session_that_is_over_ends_past_a_request_that_cannot_be_moved(
             attempt.state = "COMPLETED"
     for action in story.session.pending_actions():
         story.session.change_action(action, status=ActionStatus.DONE)
-    assert not story.monitor.next_work().is_over
+    assert not story.monitor.worklist.next_work().is_over
     inbox.process_requests(story.session)
-    assert story.monitor.next_work().is_over
+    assert story.monitor.worklist.next_work().is_over
 
 
 def test_another_users_request_runs_nothing_in_this_users_name(story: Story) -> None:
@@ -385,7 +385,7 @@ def test_a_dropped_launch_gives_its_cooldown_up_until_it_is_retried(story: Story
     record = story.job("tiny-cd100")
     assert (record.verdict, record.reason) == (
         Verdict.FAILED,
-        "could not be launched: dropped: ann",
+        "could not be started: dropped: ann",
     )
     assert ask(story, change("retry")) == []
     story.look()

@@ -68,7 +68,7 @@ def resume(path: Path, wait_for: WaitFor) -> CountingScheduler:
 
         def do_one(phase: Phase) -> Any:
             # The flow runs it through prefect-shell, and records what it prints.
-            return "" if isinstance(phase, action_runs.Command) else do(phase, scheduler)
+            return "" if isinstance(phase, action_runs.CommandRun) else do(phase, scheduler)
 
         def exhaust(phases: Phases) -> None:
             for _ in in_turns(phases, do_one):
@@ -77,13 +77,13 @@ def resume(path: Path, wait_for: WaitFor) -> CountingScheduler:
         def tick() -> bool:
             monitor.recorder.apply(requests.process_requests)
             monitor.look(scheduler.query(monitor.refs()))
-            work = monitor.next_work()
+            work = monitor.worklist.next_work()
             while work.steps or work.actions:
                 for action in work.actions:
                     exhaust(action_runs.carry_out(action, monitor, _LOG))
                 for step in work.steps:
                     exhaust(carry_out(step, monitor, _LOG))
-                work = monitor.next_work(after_look=False)
+                work = monitor.worklist.next_work(after_look=False)
             return work.is_over
 
         wait_for(tick, f"the end of {path.name}")

@@ -12,8 +12,7 @@ import pytest
 from autoexp.config.compose import Composed, compose
 from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
 from autoexp.jobs.record import Attempt, JobRecord
-from autoexp.monitor.decide import decide
-from autoexp.monitor.rulebook import implied
+from autoexp.monitor.decide import decide, implied
 from autoexp.planning.study import plan_study
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.events import CheckpointComplete, JobGivenUp

@@ -21,9 +21,9 @@ from autoexp import proxies
 from autoexp.cli import run as terminal
 from autoexp.config.compose import compose
 from autoexp.errors import AutoexpError
-from autoexp.flows.concurrency import interrupts
-from autoexp.flows.concurrency.foreground import Foreground
-from autoexp.flows.deployment import deploy, server
+from autoexp.flows.concurrency import foreground as waiting
+from autoexp.flows.concurrency.foreground import Foreground, run_in_thread
+from autoexp.flows.deployment import deploy, server, server_checks
 from autoexp.schedulers import slurm_commands
 from autoexp.session.session import Session
 from autoexp.states import Verdict
@@ -78,7 +78,7 @@ def test_this_machines_own_servers_are_reached_past_every_proxy(
     for name in ("http_proxy", "HTTPS_PROXY", "all_proxy"):
         monkeypatch.setenv(name, proxy)
     monkeypatch.setenv("NO_PROXY", "intranet.example")
-    assert server.answers(f"{url}/api")
+    assert server_checks.answers(f"{url}/api")
     get = f"import urllib.request as r; print(r.urlopen('{url}/api/health').read())"
     command = [sys.executable, "-c", get]
     assert subprocess.run(command, capture_output=True).returncode != 0
@@ -147,30 +147,32 @@ def test_a_socks_proxy_to_a_server_elsewhere_stays(
 
 def test_a_url_without_its_path_is_told_the_right_one(serve: Serve) -> None:
     url = serve({"/api/health": b"true"}, (404, b'{"detail": "Not Found"}'))
-    assert server.problem(f"{url}/api") is None
-    assert server.problem(f"{url}/api/") is None
+    assert server_checks.problem(f"{url}/api") is None
+    assert server_checks.problem(f"{url}/api/") is None
     for wrong in (url, f"{url}/"):
-        assert f"export PREFECT_API_URL={url}/api" in str(server.problem(wrong))
+        assert f"export PREFECT_API_URL={url}/api" in str(server_checks.problem(wrong))
 
 
 def test_a_server_that_answers_without_the_string_is_warned_of_and_no_other(serve: Serve) -> None:
     open_to_all = serve({"/api/admin/version": b'"3.8.8"'})
-    assert f"{open_to_all}/api takes orders" in str(server.warning_when_open(f"{open_to_all}/api"))
+    assert f"{open_to_all}/api takes orders" in str(
+        server_checks.warning_when_open(f"{open_to_all}/api")
+    )
     for status in (401, 403, 404, 500):
-        assert server.warning_when_open(f"{serve({}, (status, b'{}'))}/api") is None
-    assert server.warning_when_open("http://127.0.0.1:9/api") is None
+        assert server_checks.warning_when_open(f"{serve({}, (status, b'{}'))}/api") is None
+    assert server_checks.warning_when_open("http://127.0.0.1:9/api") is None
 
 
 def test_a_slow_server_is_waited_for_before_it_is_said_to_refuse(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def slow(url: str, auth_string: str | None, timeout_s: float = 3.0) -> server._Page:
+    def slow(url: str, auth_string: str | None, timeout_s: float = 3.0) -> server_checks._Page:
         if timeout_s < 30:
             raise TimeoutError(url)
-        return server._Page(200, b'"3.8.8"')
+        return server_checks._Page(200, b'"3.8.8"')
 
-    monkeypatch.setattr(server, "_get", slow)
-    assert server.lets_in("http://127.0.0.1:9/api")
+    monkeypatch.setattr(server_checks, "_get", slow)
+    assert server_checks.lets_in("http://127.0.0.1:9/api")
 
 
 def test_a_database_of_a_newer_prefect_is_one_sentence_that_says_what_to_do(
@@ -212,13 +214,15 @@ def test_a_server_that_takes_orders_from_everybody_gets_no_worker_and_no_deploym
 
 def test_a_page_that_is_not_prefects_is_no_health(serve: Serve) -> None:
     page = serve({}, (200, b"<html>maintenance</html>"))
-    assert "a page that is not Prefect's came (HTTP 200)" in str(server.problem(f"{page}/api"))
+    assert "a page that is not Prefect's came (HTTP 200)" in str(
+        server_checks.problem(f"{page}/api")
+    )
     login = serve({}, (403, b"<html>who are you?</html>"))
-    assert "(HTTP 403)" in str(server.problem(f"{login}/api"))
+    assert "(HTTP 403)" in str(server_checks.problem(f"{login}/api"))
     other = serve({"/api/health": b'{"status": "ok"}'}, (503, b"{}"))
-    assert server.problem(f"{other}/other/") is not None
+    assert server_checks.problem(f"{other}/other/") is not None
     cloud = serve({}, (404, b'{"detail": "Not Found"}'))
-    assert server.problem(f"{cloud}/api/accounts/1/workspaces/2") is None
+    assert server_checks.problem(f"{cloud}/api/accounts/1/workspaces/2") is None
 
 
 def test_a_proxy_in_between_is_named_without_its_password(
@@ -226,7 +230,7 @@ def test_a_proxy_in_between_is_named_without_its_password(
 ) -> None:
     proxy = serve({}, (503, b"<html>ERR_ACCESS_DENIED</html>"))
     monkeypatch.setenv("http_proxy", proxy.replace("//", "//somebody:secret@"))
-    said = str(server.problem("http://login1.cluster:4200/api"))
+    said = str(server_checks.problem("http://login1.cluster:4200/api"))
     assert f"the request went through the proxy {proxy.removeprefix('http://')}" in said
     assert "add login1.cluster to no_proxy" in said
     assert "secret" not in said
@@ -234,7 +238,7 @@ def test_a_proxy_in_between_is_named_without_its_password(
 
 @pytest.mark.parametrize("url", ["127.0.0.1:4200/api", "", "http://[x/api", "http://a b/api"])
 def test_what_is_no_address_is_said_and_not_raised(url: str) -> None:
-    assert server.problem(url)
+    assert server_checks.problem(url)
 
 
 PROFILES = """
@@ -308,7 +312,8 @@ def test_a_server_that_answers_for_its_health_and_nothing_else_is_not_waited_for
     pages = {"/api/health": b"true", "/api/admin/version": b'"3.8.8"'}
     url = serve(pages, (500, b'{"exception_message": "no such table"}'))
     impatient = (
-        "import sys; from autoexp.cli import main, run; run._FIRST_ANSWER_S = 1.0;"
+        "import sys; from autoexp.cli import main;"
+        "from autoexp.flows.deployment import server_checks; server_checks._FIRST_ANSWER_S = 1.0;"
         "raise SystemExit(main.main(sys.argv[1:]))"
     )
     run = subprocess.run(
@@ -333,11 +338,11 @@ def test_a_server_that_answers_for_its_health_and_nothing_else_is_not_waited_for
 def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_healthy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(interrupts, "_LONGEST_S", 0.5)
+    monkeypatch.setattr(waiting, "_LONGEST_S", 0.5)
     foreground, tells = Foreground(), threading.Event()
     foreground.stop("SIGTERM")
 
-    ended = interrupts.run_in_thread(foreground, lambda: void(tells.wait(60)))
+    ended = run_in_thread(foreground, lambda: void(tells.wait(60)))
 
     tells.set()
     assert not ended
@@ -346,7 +351,7 @@ def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_heal
 def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(interrupts, "_PATIENCE_S", 3.0)
+    monkeypatch.setattr(waiting, "_PATIENCE_S", 3.0)
     foreground, tells, taken = Foreground(), threading.Event(), threading.Event()
     foreground.stop("SIGTERM")
 
@@ -357,7 +362,7 @@ def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
         taken.set()
         tells.wait(60)
 
-    assert not interrupts.run_in_thread(foreground, prefect_takes_some_of_it)
+    assert not run_in_thread(foreground, prefect_takes_some_of_it)
     assert taken.is_set()  # it was waited for as long as Prefect took something
     tells.set()
 
@@ -392,7 +397,7 @@ def test_a_server_that_refuses_the_end_of_a_session_does_not_make_it_a_failure(
         raise ObjectNotFound(http_exc=Exception("wiped"))
 
     monkeypatch.setattr(terminal, "_run_flow", refused)
-    monkeypatch.setattr(interrupts, "exit_after", void)
+    monkeypatch.setattr(waiting, "exit_after", void)
     assert terminal.watch_in_terminal(path) == 0
     said = capsys.readouterr().out
     assert "its records of this run are incomplete" in said

@@ -27,7 +27,7 @@ from prefect.settings import (
 from rich.console import Console
 
 from autoexp.cli import run
-from autoexp.flows.deployment import deploy, server
+from autoexp.flows.deployment import deploy, server, server_checks
 from autoexp.flows.deployment.server_lock import Lock, Scope
 from autoexp.storage import permissions
 from tests.patience import until
@@ -201,7 +201,7 @@ def test_another_user_can_read_neither_the_string_nor_what_the_server_writes(
 
 @pytest.mark.prefect
 def test_only_the_loopback_address_is_listened_on(locked: server.Server) -> None:
-    port = f"{server.port_of(locked.url):04X}"
+    port = f"{server_checks.port_of(locked.url):04X}"
     rows = [
         line.split()[1:4]
         for table in ("tcp", "tcp6")
@@ -235,9 +235,9 @@ async def test_a_web_socket_says_nothing_before_the_string_was_said(
 
 @pytest.mark.prefect
 async def test_the_owner_is_let_in(locked: server.Server) -> None:
-    assert server.answers(f"{locked.url}/api", locked.auth_string)
-    assert not server.lets_in(f"{locked.url}/api")
-    assert server.lets_in(f"{locked.url}/api", locked.auth_string)
+    assert server_checks.answers(f"{locked.url}/api", locked.auth_string)
+    assert not server_checks.lets_in(f"{locked.url}/api")
+    assert server_checks.lets_in(f"{locked.url}/api", locked.auth_string)
     ours = {
         PREFECT_API_URL: f"{locked.url}/api",
         PREFECT_API_AUTH_STRING: locked.auth_string,
@@ -265,12 +265,12 @@ def test_the_port_of_a_server_that_died_is_nobody_elses(
     dead = server.Server(tmp_path)  # it does not serve without a lock, and ends
     with pytest.raises(server.AutoexpError, match="did not start"):
         dead.wait()
-    port = server.port_of(dead.url)
+    port = server_checks.port_of(dead.url)
     with pytest.raises(OSError, match="in use"):
         server.bound_socket(port)
 
     def refused() -> bool:
-        return not server.sockets.listeners(port)
+        return not server_checks.sockets.listeners(port)
 
     until(refused, "the end of listening")
     assert "needs a lock" in (tmp_path / "prefect-server.log").read_text()
@@ -302,15 +302,15 @@ def test_another_users_server_is_refused_by_its_owners_name(tmp_path: Path) -> N
     serve = (
         "import socket, sys; s = socket.socket(); "
         "s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); "
-        f"s.bind(('127.0.0.1', {server.port_of(url)})); s.listen(); sys.stdin.read()"
+        f"s.bind(('127.0.0.1', {server_checks.port_of(url)})); s.listen(); sys.stdin.read()"
     )
     somebody = subprocess.Popen(
         [*NOBODY, "/usr/bin/env", "python3", "-c", serve], stdin=subprocess.PIPE, cwd="/"
     )
     try:
-        until(lambda: server.sockets.listeners(server.port_of(url)), "their server")
+        until(lambda: server_checks.sockets.listeners(server_checks.port_of(url)), "their server")
         with pytest.raises(server.AutoexpError, match=f"belongs to {permissions.user(65534)}"):
-            server.refuse_strangers(url)
+            server_checks.refuse_strangers(url)
         for command in (("run", "demo", "--session", "s"), ("deploy",), ("worker",)):
             environment = {**os.environ, "PREFECT_API_URL": url, "AUTOEXP_SESSIONS": str(tmp_path)}
             answer = subprocess.run(

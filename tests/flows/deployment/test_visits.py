@@ -15,8 +15,8 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from autoexp.config.compose import compose
 from autoexp.flows.concurrency import visits as watched
+from autoexp.flows.concurrency.children import Updates
 from autoexp.flows.concurrency.outbox import PrefectOutbox
-from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.visits import CHANGED, LOOKED, Visits
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.cancellation import CancellationWatcher
@@ -127,7 +127,8 @@ async def test_the_page_waits_for_somebody_to_look_and_is_true_then(
 async def test_states_are_asked_for_once_somebody_has_set_one(server: tuple[int, int]) -> None:
     heard = asyncio.Event()
     visits = await listening(server, heard)
-    watcher = CancellationWatcher(str(uuid4()), visits, LOG)
+    session: Any = None  # nothing is cancelled
+    watcher = CancellationWatcher(str(uuid4()), visits, session, session, LOG)
     polls = 0
 
     async def poll() -> list[str] | None:

@@ -14,7 +14,7 @@ from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.session_run import use_large_thread_pool
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.train import train
-from autoexp.monitor.monitor import JobView
+from autoexp.monitor.worklist import JobView
 from bench.cases import flow_tick
 from bench.world import sessions
 from tests.flows.sessions import Make
@@ -50,7 +50,7 @@ def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
 
     with flow_tick.watched(tmp_path, jobs) as (run, _):
         assert not asyncio.run(watch(run))
-    assert hops == ["_read_on"] * 3
+    assert hops == ["_look_once"] * 3
 
 
 def test_what_one_job_does_reaches_those_alone_who_wait_for_it(

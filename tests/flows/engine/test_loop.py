@@ -13,7 +13,7 @@ from prefect import flow
 
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.protocol import FoundCheckpoint
-from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.children import Updates
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.session_run import SessionRun
 from autoexp.monitor.monitor import Look, Monitor

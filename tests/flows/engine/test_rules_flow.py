@@ -12,8 +12,7 @@ import yaml
 from autoexp.cli.main import main
 from autoexp.config.compose import compose
 from autoexp.dotted import setting
-from autoexp.flows.concurrency.children import Children
-from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.condition_checker import ConditionChecker
 from autoexp.flows.train import train
@@ -197,7 +196,7 @@ async def test_a_deadline_counts_from_the_event_however_often_the_monitor_restar
         checker = ConditionChecker(session, monitor, disk, updates, log)
         async with Children(log) as children:
             checker.start_check(children)
-        assert monitor.next_work().actions == []
+        assert monitor.worklist.next_work().actions == []
         late, early = session.actions["late"], session.actions["early"]
         assert (late.status, late.reason) == (
             "failed",

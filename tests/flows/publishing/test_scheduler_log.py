@@ -12,10 +12,10 @@ from autoexp.config.compose import compose
 from autoexp.errors import SessionError
 from autoexp.flows.deployment.automations import recovery
 from autoexp.flows.engine import lifecycle
+from autoexp.flows.engine.lifecycle import forwarded
 from autoexp.flows.engine.subflows import final_state
-from autoexp.flows.publishing.scheduler_log import forwarded
 from autoexp.jobs.record import JobRecord
-from autoexp.monitor.monitor import JobView
+from autoexp.monitor.worklist import JobView
 from autoexp.operations import action_runs
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm import SlurmScheduler

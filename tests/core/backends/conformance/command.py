@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.core.backends.conformance.trainer import Step, Trainer, write
+from tests.core.backends.conformance.trainer import Trainer, Write, emptied, write
 
 
 def log_line(iteration: int, loss: float) -> str:
@@ -22,17 +22,13 @@ def tracked(save_dir: Path, iteration: int) -> Path:
     return save_dir / "models" / f"{iteration}"
 
 
-def saving_tracked(save_dir: Path, iteration: int) -> list[Step]:
+def saving_tracked(save_dir: Path, iteration: int) -> list[Write]:
     here = tracked(save_dir, iteration)
     return [
         write(here / "rank-0.bin", "weights"),
         write(here / "meta.json", "{}"),
         write(save_dir / "models" / "latest.txt", str(iteration)),
     ]
-
-
-def empty_tracker(save_dir: Path) -> None:
-    (save_dir / "models" / "latest.txt").write_text("")
 
 
 TRACKED = Trainer(
@@ -50,7 +46,7 @@ TRACKED = Trainer(
     saving_tracked,
     log_line,
     tracked,
-    empty_tracker,
+    emptied("models/latest.txt"),
 )
 
 
@@ -58,7 +54,7 @@ def marked(save_dir: Path, iteration: int) -> Path:
     return save_dir / f"llama-step={iteration}-last"
 
 
-def saving_marked(save_dir: Path, iteration: int) -> list[Step]:
+def saving_marked(save_dir: Path, iteration: int) -> list[Write]:
     here = marked(save_dir, iteration)
     marker = here.with_name(f"{here.name}-unfinished")
     return [write(marker), write(here / "weights", "weights"), lambda: marker.unlink()]

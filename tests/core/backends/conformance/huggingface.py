@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.core.backends.conformance.trainer import Step, Trainer, write
+from tests.core.backends.conformance.trainer import Trainer, Write, write
 from tests.sources import ROOT
 
 
@@ -20,7 +20,7 @@ def state(iteration: int, loss: float = 2.5) -> str:
     return json.dumps(story, indent=2)
 
 
-def saving(save_dir: Path, iteration: int, loss: float = 2.5) -> list[Step]:
+def saving(save_dir: Path, iteration: int, loss: float = 2.5) -> list[Write]:
     here = folder(save_dir, iteration)
     text = state(iteration, loss)
     return [

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from autoexp.backends.megatron.formats import TRACKER
-from tests.core.backends.conformance.trainer import Step, Trainer, write
+from tests.core.backends.conformance.trainer import Trainer, Write, emptied, write
 from tests.sources import ROOT
 
 STAND_IN = ROOT / "tests" / "data"
@@ -14,7 +14,7 @@ def folder(save_dir: Path, iteration: int) -> Path:
     return save_dir / f"iter_{iteration:07d}"
 
 
-def saving(save_dir: Path, iteration: int) -> list[Step]:
+def saving(save_dir: Path, iteration: int) -> list[Write]:
     here = folder(save_dir, iteration)
     return [
         write(here / "__0_0.distcp", "weights"),
@@ -25,7 +25,7 @@ def saving(save_dir: Path, iteration: int) -> list[Step]:
     ]
 
 
-def legacy_saving(save_dir: Path, iteration: int) -> list[Step]:
+def legacy_saving(save_dir: Path, iteration: int) -> list[Write]:
     return [
         write(folder(save_dir, iteration) / "mp_rank_00" / "model_optim_rng.pt", "weights"),
         write(save_dir / TRACKER, ""),
@@ -43,10 +43,6 @@ def log_line(iteration: int, loss: float) -> str:
     )
 
 
-def empty_tracker(save_dir: Path) -> None:
-    (save_dir / TRACKER).write_text("")
-
-
 ARGS = {
     "train_iters": 300,
     "save_interval": 100,
@@ -62,7 +58,7 @@ ARGS = {
 }
 BACKEND = {"kind": "megatron", "source": str(STAND_IN), "args": ARGS}
 
-MEGATRON = Trainer("megatron", BACKEND, saving, log_line, folder, empty_tracker)
+MEGATRON = Trainer("megatron", BACKEND, saving, log_line, folder, emptied(TRACKER))
 LEGACY = MEGATRON._replace(
     name="megatron-torch",
     backend={**BACKEND, "args": {**ARGS, "ckpt_format": "torch"}},

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from autoexp.config.compose import Composed, compose
-from autoexp.monitor.monitor import Monitor
-from autoexp.schedulers.base import JobStatus
-from autoexp.session.session import Session
 from tests.builders import create
 from tests.core.backends.conformance.trainer import Trainer
+from tests.core.story import Story
 
 # Nothing changes what is composed: once for each trainer will do.
 _composed: dict[str, Composed] = {}
@@ -19,11 +17,8 @@ def composed_for(trainer: Trainer, root: Path) -> Composed:
     """An experiment of one trunk and a cooldown at 100."""
     config = {
         "defaults": ["_self_"],
-        "project": {"name": "t"},
-        "backend": trainer.backend,
-        "slurm": {"kind": "local"},
+        **trainer.configuration,
         "monitoring": {"save_progress_every_s": 0},
-        "cooldowns": [{"at": [100], "decay": {"iterations": 50}}],
     }
     (root / "t.yaml").write_text(json.dumps(config))
     return compose(str(root / "t.yaml"))
@@ -37,18 +32,16 @@ class TrainerStory:
         if trainer.name not in _composed:
             _composed[trainer.name] = composed_for(trainer, root)
         composed = _composed[trainer.name]
-        self.session = Session.load(create(composed, root / "sessions", session_id="s1"))
-        self.monitor = Monitor(self.session)
+        self._story = Story(create(composed, root / "sessions", session_id="s1"))
+        self.session = self._story.session
         self.trainer = trainer
         self.trunk, self.branch = self.session.jobs["t"], self.session.jobs["t-cd100"]
         self.save_dir = Path(self.trunk.spec.save_dir)
+        self.branch_dir = Path(self.branch.spec.save_dir)
         self.submit()
 
     def submit(self) -> None:
-        attempt = self.session.begin_attempt(self.trunk)
-        assert attempt is not None
-        Path(attempt.log).parent.mkdir(parents=True)
-        self.session.record_submission(self.trunk, attempt, f"id{attempt.number}")
+        self._story.submit("t")
 
     def log(self, iteration: int, loss: float = 2.5) -> None:
         assert self.trunk.attempt is not None
@@ -58,11 +51,16 @@ class TrainerStory:
 
     def look(self, state: str | None = None, **facts: Any) -> list[str]:
         """One look; returns the keys of what happened."""
-        statuses = {}
-        if state is not None:
-            assert self.trunk.attempt is not None
-            statuses = {self.trunk.attempt.key: JobStatus(state, **facts)}
-        return [event.key for event in self.monitor.look(statuses).events]
+        return [event.key for event in self._story.look(name="t", state=state, **facts).events]
+
+    def pin(self) -> int:
+        """Pin the trunk's one checkpoint for the branch; returns the bytes that were copied."""
+        (found,) = self.trunk.spec.trainer.checkpoints(self.save_dir).complete
+        return self.branch.spec.trainer.seed(found, self.branch_dir)
+
+    def of_the_branch(self) -> list[int]:
+        """Iterations of the complete checkpoints of the branch."""
+        return [x.iteration for x in self.branch.spec.trainer.checkpoints(self.branch_dir).complete]
 
     @property
     def launches(self) -> int:

@@ -104,44 +104,38 @@ def test_an_empty_tracker_says_nothing(story: TrainerStory) -> None:
 def test_a_checkpoint_that_was_deleted_meanwhile_stays_known_and_its_pinned_branch_stays(
     story: TrainerStory,
 ) -> None:
-    trainer = story.branch.spec.trainer
     story.trainer.save(story.save_dir, 100)
     story.look("RUNNING")
-    (found,) = trainer.checkpoints(story.save_dir).complete
-    branch_dir = Path(story.branch.spec.save_dir)
-    trainer.seed(found, branch_dir)
+    story.pin()
     shutil.rmtree(story.trainer.folder(story.save_dir, 100))
     story.trainer.save(story.save_dir, 200)
     assert "checkpoint/t/200" in story.look()
     assert story.trunk.checkpoints == [100, 200]
-    (pinned,) = trainer.checkpoints(branch_dir).complete
+    (pinned,) = story.branch.spec.trainer.checkpoints(story.branch_dir).complete
     assert pinned.iteration == 100
-    assert pinned.path == story.trainer.folder(branch_dir, 100)
+    assert pinned.path == story.trainer.folder(story.branch_dir, 100)
 
 
 def test_pinning_again_after_a_kill_does_no_harm_and_leaves_a_branch_that_moved_on(
     story: TrainerStory,
 ) -> None:
-    trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)
     story.trainer.save(story.save_dir, 100)
-    (found,) = trainer.checkpoints(story.save_dir).complete
-    (branch_dir / ".autoexp-seed").mkdir(parents=True)  # left by a kill
+    (story.branch_dir / ".autoexp-seed").mkdir(parents=True)  # left by a kill
     for _ in range(2):
-        trainer.seed(found, branch_dir)
-        assert [x.iteration for x in trainer.checkpoints(branch_dir).complete] == [100]
-    story.trainer.save(branch_dir, 150)
-    shutil.rmtree(story.trainer.folder(branch_dir, 100))
-    trainer.seed(found, branch_dir)
-    assert [x.iteration for x in trainer.checkpoints(branch_dir).complete] == [150]
+        story.pin()
+        assert story.of_the_branch() == [100]
+    story.trainer.save(story.branch_dir, 150)
+    shutil.rmtree(story.trainer.folder(story.branch_dir, 100))
+    story.pin()
+    assert story.of_the_branch() == [150]
 
 
 def test_whatever_a_branch_writes_into_its_start_its_parents_checkpoint_stays_bit_for_bit(
     story: TrainerStory,
 ) -> None:
-    trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)
+    trainer, branch_dir = story.branch.spec.trainer, story.branch_dir
     story.trainer.save(story.save_dir, 100)
-    (found,) = trainer.checkpoints(story.save_dir).complete
-    copied = trainer.seed(found, branch_dir)
+    copied = story.pin()
     # Links are for a trainer that replaces files and changes none.
     assert (copied == 0) == (story.trainer is DEMO)
     before = contents(story.trainer.folder(story.save_dir, 100))
@@ -160,10 +154,9 @@ def test_whatever_a_branch_writes_into_its_start_its_parents_checkpoint_stays_bi
 def test_a_branch_whose_start_was_written_over_begins_again_from_what_was_pinned(
     story: TrainerStory,
 ) -> None:
-    trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)
+    branch_dir = story.branch_dir
     story.trainer.save(story.save_dir, 100)
-    (found,) = trainer.checkpoints(story.save_dir).complete
-    trainer.seed(found, branch_dir)
+    story.pin()
     start = story.trainer.folder(branch_dir, 100)
     pinned = contents(start)
     shutil.rmtree(start)
@@ -171,22 +164,20 @@ def test_a_branch_whose_start_was_written_over_begins_again_from_what_was_pinned
         story.trainer.save(branch_dir, iteration)
     for name, content in contents(start).items():
         (start / name).write_bytes(b"of another training" + content)
-    renamed = trainer.set_aside(branch_dir, 100)
+    renamed = story.branch.spec.trainer.set_aside(branch_dir, 100)
     folders = [story.trainer.folder(branch_dir, at).name for at in (50, 150)]
     assert sorted(renamed) == sorted(folders)
     assert contents(start) == pinned
-    assert [x.iteration for x in trainer.checkpoints(branch_dir).complete] == [100]
+    assert story.of_the_branch() == [100]
 
 
 def test_a_pinned_branch_is_not_changed_by_its_parents_later_writes(
     story: TrainerStory,
 ) -> None:
-    trainer, branch_dir = story.branch.spec.trainer, Path(story.branch.spec.save_dir)
     story.trainer.save(story.save_dir, 100)
-    (found,) = trainer.checkpoints(story.save_dir).complete
-    trainer.seed(found, branch_dir)
+    story.pin()
     story.trainer.save(story.save_dir, 200)
-    assert [x.iteration for x in trainer.checkpoints(branch_dir).complete] == [100]
+    assert story.of_the_branch() == [100]
 
 
 def test_a_resumed_training_that_logs_an_iteration_again_counts_it_once(

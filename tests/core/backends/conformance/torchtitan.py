@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from tests.core.backends.conformance.trainer import Step, Trainer, write
+from tests.core.backends.conformance.trainer import Trainer, Write, write
 
 
 def folder(save_dir: Path, iteration: int) -> Path:
     return save_dir / "checkpoint" / f"step-{iteration}"
 
 
-def saving(save_dir: Path, iteration: int) -> list[Step]:
+def saving(save_dir: Path, iteration: int) -> list[Write]:
     here = folder(save_dir, iteration)
     return [
         write(here / "__0_0.distcp", "weights"),

@@ -1,0 +1,229 @@
+"""The work of a session: which steps and actions are due, under way, or to be retried.
+
+``next_work`` hands work over as values, each item once, and whoever does it says how it ended.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from typing import NamedTuple
+
+from autoexp.backoff import delay_s
+from autoexp.jobs.record import JobRecord
+from autoexp.jobs.spec import JobSpec
+from autoexp.monitor.recorder import Recorder
+from autoexp.monitor.steps import NextStep, Submit, next_step, not_done, together
+from autoexp.rules.actions import Start
+from autoexp.session.action_records import ActionRecord, ActionStatus
+from autoexp.session.inbox import is_done
+from autoexp.session.session import Session
+from autoexp.states import Verdict
+
+_LONGEST_RETRY_S = 300.0
+
+
+class JobView(NamedTuple):
+    """A snapshot of a job, for those who must not read its record."""
+
+    spec: JobSpec
+    retries: int
+    is_begun: bool
+    """True if it has been submitted, or is about to be."""
+    is_in_queue: bool
+    """True if the scheduler has an attempt of it, or is about to get one: it needs no monitor."""
+    is_over: bool
+    was_cancelled: bool
+    verdict: Verdict | None
+    reason: str | None
+    log: str | None
+
+    @classmethod
+    def of(cls, job: JobRecord) -> "JobView":
+        log = job.attempt.log if job.attempt else None
+        return cls(
+            *(job.spec, job.retries, bool(job.attempts), bool(job.open_attempts), job.is_over),
+            *(job.was_cancelled, job.verdict, job.reason, log),
+        )
+
+
+class Work(NamedTuple):
+    """Work to do now, each item once, with the values that it needs."""
+
+    steps: list[NextStep]
+    actions: list[ActionRecord]
+    """Copies of the actions that can start."""
+    jobs: list[JobView]
+    """Snapshots of the jobs that changed since the last call."""
+    has_conditions: bool
+    """True if actions wait for conditions to hold."""
+    is_over: bool
+
+
+class _Failure(NamedTuple):
+    """A step that failed, and the time of its retry on the monitor's clock."""
+
+    kind: type
+    times: int
+    retry_at: float
+
+
+class Worklist:
+    """Hands out steps and actions, and keeps track of those under way.
+
+    For the session's thread.
+    """
+
+    def __init__(
+        self, session: Session, recorder: Recorder, clock: Callable[[], float] | None = None
+    ) -> None:
+        self.asked_to_end: set[str] = set()
+        """Keys of the attempts whose cancellation was requested."""
+        self.longest_array: int | None = None
+        """Longest array in tasks; None: not yet queried."""
+        self._session = session
+        self._recorder = recorder
+        # Looked up at each call: a simulation has its own clock.
+        self._clock = clock or (lambda: time.monotonic())
+        # Jobs to consider when the next steps are chosen, and work under way.
+        self._candidates = set(session.jobs)
+        self._waiting_for_room: set[str] = set()
+        self._under_way: set[str] = set()
+        self._failures: dict[str, _Failure] = {}
+        self._acting: set[str] = set()
+        self._starting: set[str] = set()
+        self._ready: set[str] = set()
+        self._viewed: set[str] = set(session.jobs)
+
+    def consider(self, jobs: Collection[str]) -> None:
+        """Have the next steps of these jobs chosen: they have changed."""
+        self._candidates.update(jobs)
+
+    def next_work(self, *, after_look: bool = True) -> Work:
+        """Work to do that is not under way; cheap while nothing has changed.
+
+        Between two looks, jobs that could start together wait for those that are being started.
+        """
+        changed = self._session.take_changed()
+        self._candidates |= changed
+        self._viewed |= self._candidates
+        jobs = [JobView.of(self._session.jobs[name]) for name in self._in_order(self._viewed)]
+        self._viewed = set()
+        # Last: work that is handed over is under way from here on, and nothing may keep it back.
+        steps = self._next_steps(wait=bool(self._starting) and not after_look)
+        actions, has_conditions = self._next_actions()
+        # A request that came at the last moment, or to a session that had ended, is processed too.
+        is_over = after_look and self._session.is_over and is_done(self._session)
+        return Work(steps, actions, jobs, has_conditions, is_over)
+
+    def _next_steps(self, *, wait: bool) -> list[NextStep]:
+        now = self._clock()
+        due = {name for name, failure in self._failures.items() if failure.retry_at <= now}
+        chosen = (self._candidates | due) - self._under_way
+        self._candidates &= self._under_way
+        waiting = self._waiting_for_room - self._under_way
+        if not chosen and not waiting:
+            return []
+        places = self._session.room()
+        if places != 0:
+            chosen |= waiting
+        found: list[NextStep] = []
+        for name in self._in_order(chosen):
+            job = self._session.jobs[name]
+            self._waiting_for_room.discard(name)
+            try:
+                step = next_step(job, asked=self.asked_to_end)
+            except Exception as error:
+                self._recorder.warn(f"{name}: what it needs next is not known ({error})", job)
+                continue
+            if step is None:
+                self._failures.pop(name, None)  # what failed is not asked for any longer
+                continue
+            if not self._may_retry(name, step, now):
+                continue
+            if wait and isinstance(step, Submit) and step.as_array:
+                self._candidates.add(name)
+                continue
+            if isinstance(step, Submit) and job.unsubmitted is None and places is not None:
+                if places <= 0:
+                    self._waiting_for_room.add(name)
+                    continue
+                places -= 1
+            found.append(step)
+        # Until the longest array is known, they go as one step that asks for it.
+        longest = self.longest_array or len(self._session.jobs)
+        steps = together(found, self._session.jobs, longest)
+        self._under_way |= {name for step in steps for name in step.jobs}
+        return steps
+
+    def _in_order(self, names: Collection[str]) -> Iterable[str]:
+        """Sort names in the session's order; without a scan of all jobs for a few names."""
+        if len(names) < 2:
+            return list(names)
+        return [name for name in self._session.jobs if name in names]
+
+    def _may_retry(self, name: str, step: NextStep, now: float) -> bool:
+        failure = self._failures.get(name)
+        # The step needed now may differ from the one that failed: that need not wait.
+        return failure is None or failure.kind is not type(step) or failure.retry_at <= now
+
+    def end_step(self, step: NextStep) -> None:
+        """Record that a step has ended; the next one is chosen for its jobs."""
+        self._under_way.difference_update(step.jobs)
+        self._candidates.update(step.jobs)
+        for name in step.jobs:
+            self._failures.pop(name, None)
+
+    def fail_step(self, step: NextStep, reason: str) -> int:
+        """Record a failed step as a warning of its jobs; returns the number of failures in a row.
+
+        It is retried after a while, or replaced by another step that is needed meanwhile.
+        """
+        for name in step.jobs:
+            job, warning = self._session.jobs[name], not_done(step, reason)
+            if job.warning != warning:
+                change = partial(self._session.change_job, job, warning=warning)
+                self._recorder.contain(f"{name}: cannot be saved", name, change)
+        self._under_way.difference_update(step.jobs)
+        self._candidates.update(step.jobs)
+        tick, count = self._session.experiment.slurm.scheduler_tick_s, 0
+        for name in step.jobs:
+            before = self._failures.get(name)
+            count = before.times + 1 if before and before.kind is type(step) else 1
+            retry_at = self._clock() + delay_s(count, tick, _LONGEST_RETRY_S)
+            self._failures[name] = _Failure(type(step), count, retry_at)
+        return count
+
+    def _next_actions(self) -> tuple[list[ActionRecord], bool]:
+        """Actions that can start, and True if others wait for conditions."""
+        found, has_conditions = [], False
+        for action in self._session.pending_actions():
+            if action.key in self._acting:
+                continue
+            is_conditional = action.when and action.status is ActionStatus.PENDING
+            if is_conditional and action.key not in self._ready:
+                has_conditions = True
+                continue
+            found.append(action.model_copy())
+        self._ready.clear()
+        self._acting |= {action.key for action in found}
+        self._starting |= {a.key for a in found if isinstance(a.action, Start)}
+        return found, has_conditions
+
+    def waiting_actions(self) -> list[ActionRecord]:
+        """Copies of the actions that wait for conditions to hold."""
+        return [
+            action.model_copy()
+            for action in self._session.pending_actions()
+            if action.when
+            and action.status is ActionStatus.PENDING
+            and action.key not in self._acting
+        ]
+
+    def conditions_hold(self, key: str) -> None:
+        """Record that an action's conditions hold: it can start."""
+        self._ready.add(key)
+
+    def end_action(self, key: str) -> None:
+        """Record that an action is no longer under way."""
+        self._acting.discard(key)
+        self._starting.discard(key)
