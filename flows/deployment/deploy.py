@@ -120,6 +120,7 @@ def worker(pool: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, pass_on)
+    signal.signal(signal.SIGTSTP, lambda *_: _pause(process))
     while (code := _ended(process)) is None:
         if time.monotonic() > stops_by:
             say(f"the worker did not stop within {_STOPS_WITHIN_S:.0f} s, and was killed")
@@ -131,6 +132,13 @@ def worker(pool: str) -> int:
             process.wait()
             raise
     return code if code >= 0 else 128 - code
+
+
+def _pause(process: "subprocess.Popen[bytes]") -> None:
+    """Stop both until Ctrl-Z is undone: no worker goes on that is not watched."""
+    process.send_signal(signal.SIGSTOP)
+    signal.raise_signal(signal.SIGSTOP)
+    process.send_signal(signal.SIGCONT)
 
 
 def _be_a_worker() -> None:

@@ -21,7 +21,7 @@ with open(os.environ["READY"], "w") as ready:
 while True:
     time.sleep(0.05)
 """
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTSTP)
 HANGS = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
@@ -76,3 +76,16 @@ def test_a_worker_that_cannot_stop_is_killed_after_a_while(
 def test_ctrl_c_on_a_terminal_reaches_the_worker_once(tmp_path: Path) -> None:
     assert stopped(tmp_path) == 128 + signal.SIGINT
     assert (tmp_path / "ready").read_text() == "a group of its own"
+
+
+def test_ctrl_z_stops_the_worker_before_who_watches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[object] = []
+
+    class Process:
+        def send_signal(self, number: int) -> None:
+            sent.append(("the worker", number))
+
+    monkeypatch.setattr(signal, "raise_signal", lambda number: sent.append(("we", number)))
+    deploy._pause(Process())  # type: ignore[arg-type]
+    both = ("the worker", signal.SIGSTOP), ("we", signal.SIGSTOP)
+    assert sent == [*both, ("the worker", signal.SIGCONT)]
