@@ -362,6 +362,28 @@ def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
     tells.set()
 
 
+READS_ON = """
+import atexit, sys, threading, time
+from autoexp.flows.concurrency import interrupts
+from autoexp.logs.linear import LinePattern
+def read():
+    while True:
+        LinePattern(r"(?P<n>\\S+) loss").search(b"x" * 200000)
+for _ in range(4):
+    threading.Thread(target=read, daemon=True).start()
+time.sleep(0.5)
+atexit.register(print, "the embedded server is stopped")
+sys.stdout.write("the outcome\\n")
+interrupts.leave(7)
+"""
+
+
+def test_the_exit_code_is_the_sessions_though_an_abandoned_flow_still_reads_a_log() -> None:
+    left = subprocess.run([sys.executable, "-c", READS_ON], capture_output=True, text=True)
+    assert (left.returncode, left.stderr) == (7, "")
+    assert left.stdout == "the outcome\nthe embedded server is stopped\n"
+
+
 def test_a_session_that_is_removed_while_it_is_watched_is_said_to_be_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,7 +414,7 @@ def test_a_server_that_refuses_the_end_of_a_session_does_not_make_it_a_failure(
         raise ObjectNotFound(http_exc=Exception("wiped"))
 
     monkeypatch.setattr(terminal, "_run_flow", refused)
-    monkeypatch.setattr(interrupts, "exit_after", void)
+    monkeypatch.setattr(interrupts, "leave", void)
     assert terminal.watch_in_terminal(path) == 0
     said = capsys.readouterr().out
     assert "its records of this run are incomplete" in said
