@@ -97,7 +97,7 @@ def resume(name: options.AnySession = None) -> int:
 
 def watch_in_terminal(path: Path) -> int:
     """Watch a session to its end; returns the exit code of docs/commands.md."""
-    from autoexp.flows.concurrency.foreground import exit_after
+    from autoexp.flows.concurrency.foreground import exit_after, leave
     from autoexp.flows.concurrency.outbox import is_prefect_error
     from autoexp.flows.deployment.server_checks import require_answer
     from autoexp.reports.terminal import console
@@ -129,9 +129,11 @@ def watch_in_terminal(path: Path) -> int:
     if not server_knows and session.is_over:
         _draw(session)  # as the flow would have done, had Prefect taken the picture
     code = _print_outcome(session, out)
-    if not server_knows:
+    if server_knows:
+        exit_after(_LAST_WORDS_S, code)
+    else:
         out.print(_SERVER_SILENT)
-    exit_after(_LAST_WORDS_S if server_knows else 1.0, code, _SERVER_SILENT if server_knows else "")
+        leave(code)
     return code
 
 

@@ -104,7 +104,10 @@ def _upgraded(path: Path, content: Content) -> Content:
     for step in range(version, VERSION):
         if step not in MIGRATIONS:
             raise SessionDamaged(f"{path} has schema version {version}, which is not known")
-        content = {**MIGRATIONS[step](path, content), "schema_version": step + 1}
+        try:
+            content = {**MIGRATIONS[step](path, content), "schema_version": step + 1}
+        except (LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise SessionDamaged(_damage(path, f"it is no record of version {step}")) from error
     return content
 
 

@@ -6,8 +6,10 @@ messages to an unreachable server for longer than anybody at a prompt waits.
 """
 
 import asyncio
+import atexit
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +19,12 @@ from types import FrameType
 from typing import Any
 
 from autoexp.flows.concurrency.children import Updates
-from autoexp.reports.terminal import say
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_S = 15.0
 # A thousand subflows take minutes to end; nobody at a prompt waits that long either.
 _LONGEST_S = 60.0
+_LAST_S = 1.0
 
 
 class Foreground:
@@ -136,17 +138,26 @@ def run_in_thread(foreground: Foreground, flow: Callable[[], None]) -> bool:
     return True
 
 
-def exit_after(seconds: float, code: int, message: str) -> None:
-    """Exit with `code` after `seconds`, with a message, even if Prefect's threads still send.
+def exit_after(seconds: float, code: int) -> None:
+    """Exit with `code` after `seconds`, even if Prefect's threads still send.
 
     At the interpreter's exit they flush their queues, however long that takes.
     """
-
-    def leave() -> None:
-        if message:
-            say(message, error=True)
-        os._exit(code)
-
-    timer = threading.Timer(seconds, leave)
+    timer = threading.Timer(seconds, os._exit, [code])
     timer.daemon = True
     timer.start()
+
+
+def leave(code: int) -> None:
+    """Exit with `code` beside a flow that was abandoned, with a second for what is registered.
+
+    The interpreter's own exit would take its threads' ground away, and one that is in a library of
+    C++ then ends the process by a signal instead.
+    """
+    last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+    last.start()
+    last.join(_LAST_S)
+    with suppress(OSError, ValueError):  # a terminal that is lost
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

@@ -1,11 +1,12 @@
 """`autoexp deploy` and `worker`: starts a server where none answers, deploys, runs a worker."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,6 +50,8 @@ PROFILE = "autoexp"
 """In Prefect's profiles, with the server's URL and the string that opens it."""
 _DEPLOYMENTS = Path(__file__).resolve().parents[2] / "prefect.yaml"
 _LOOKS_EVERY_S = 1.0
+# Prefect's worker gives a flow that it ends half a minute.
+_STOPS_WITHIN_S = 60.0
 
 
 def deploy() -> None:
@@ -105,17 +108,25 @@ def worker(pool: str) -> int:
     process = subprocess.Popen(
         [*command, "--type", "process"],
         env=_environment(url, auth_string),
-        # Without this watch over it there is no worker; flows that run go on without one.
-        preexec_fn=partial(end_with_parent, signal.SIGKILL),
+        # A terminal's Ctrl-C comes through us, once: of a second one Prefect's worker dies at once.
+        process_group=0,
+        preexec_fn=_be_a_worker,
     )
+    stops_by = math.inf
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        nonlocal stops_by
+        stops_by = min(stops_by, time.monotonic() + _STOPS_WITHIN_S)
         process.send_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, pass_on)
+    signal.signal(signal.SIGTSTP, lambda *_: _pause(process))
     while (code := _ended(process)) is None:
+        if time.monotonic() > stops_by:
+            say(f"the worker did not stop within {_STOPS_WITHIN_S:.0f} s, and was killed")
+            process.kill()
         try:
             refuse_strangers(url)
         except AutoexpError:
@@ -123,6 +134,21 @@ def worker(pool: str) -> int:
             process.wait()
             raise
     return code if code >= 0 else 128 - code
+
+
+def _pause(process: "subprocess.Popen[bytes]") -> None:
+    """Stop both until Ctrl-Z is undone: no worker goes on that is not watched."""
+    process.send_signal(signal.SIGSTOP)
+    signal.raise_signal(signal.SIGSTOP)
+    process.send_signal(signal.SIGCONT)
+
+
+def _be_a_worker() -> None:
+    """Prepare the process of Prefect's worker."""
+    # Without this watch over it there is no worker; flows that run go on without one.
+    end_with_parent(signal.SIGKILL)
+    # Prefect's worker stops by it, and a script ignores it for what it starts in the background.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _environment(url: str, auth_string: str | None) -> dict[str, str]:

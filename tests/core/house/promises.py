@@ -12,25 +12,28 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 from autoexp import redaction, sinks, templates
 from autoexp.backends.checkpoints import Layout
 from autoexp.config import expressions
-from autoexp.errors import AutoexpError, BadInput, SessionError
+from autoexp.errors import AutoexpError, BadInput, SessionDamaged, SessionError
 from autoexp.jobs import scores, tracebacks
+from autoexp.jobs.record import JobRecord
 from autoexp.logs import tail
 from autoexp.logs.linear import LinePattern, refuse_slow
 from autoexp.logs.numbers import number, whole
 from autoexp.names import check_id
 from autoexp.operations.write_targets import path_below
+from autoexp.reports import terminal
 from autoexp.rules.condition_checks import Facts, check
 from autoexp.rules.conditions import FileContains, FileExists, Glob
 from autoexp.rules.describe import describe
 from autoexp.rules.events import LogMatched
 from autoexp.schedulers import exit_files, slurm_parsing
-from autoexp.storage import atomic, claims, processes
+from autoexp.session.meta import SessionMeta
+from autoexp.storage import atomic, claims, migrations, processes
 from tests.core.rules.facts import facts
 
 HOSTILE = (
@@ -284,6 +287,34 @@ def _start_file(text: str, folder: Path) -> None:
         assert found is None or processes.is_alive(found) in (None, True, False)
 
 
+def _record_file(text: str, folder: Path) -> None:
+    path = folder / "jobs" / "j.json"
+    path.parent.mkdir(exist_ok=True)
+    older = {"schema_version": 2, "cursor": {}}
+    damaged = [text, f"[{text}]", json.dumps({"schema_version": text, "spec": text})]
+    damaged += [json.dumps({**older, name: text}) for name in ("cursor", "spec", "attempts")]
+    damaged += [json.dumps({"schema_version": 2, text: text}), '{"a": ' * 600 + "1" + "}" * 600]
+    damaged += [json.dumps(older)[:-1] + ', "a": ' + "[" * 700 + "]" * 700 + "}"]
+    for content in damaged:
+        path.write_bytes(content.encode("utf-8", "surrogatepass"))
+        for model in (JobRecord, SessionMeta):
+            with suppress(SessionDamaged):
+                migrations.read(path, model)
+
+
+def _said(text: str, folder: Path) -> None:
+    out = io.StringIO()
+    with redirect_stdout(out):
+        terminal.say(text)
+        terminal.say_log([line + b"\n" for line in text.encode(errors="replace").split(b"\n")])
+    assert is_plain(out.getvalue(), _SAFE)
+
+
+def _may_be_stored(text: str, folder: Path) -> None:
+    assert not redaction.may_be_stored(f"{text}_PASSWORD")
+    redaction.may_be_stored(text)
+
+
 def _read(text: str, folder: Path) -> None:
     path = folder / "file"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -340,6 +371,10 @@ PROMISES: dict[str, Promise] = {
     "autoexp.jobs.tracebacks.last_exception": _exception,
     "autoexp.schedulers.exit_files.read_exit_file": _exit_file,
     "autoexp.schedulers.exit_files.read_start_file": _start_file,
+    "autoexp.storage.migrations.read": _record_file,
+    "autoexp.reports.terminal.say": _said,
+    "autoexp.reports.terminal.say_log": _said,
+    "autoexp.redaction.may_be_stored": _may_be_stored,
     "autoexp.storage.atomic.read": _read,
     "autoexp.storage.claims.holder": _holder,
     "autoexp.redaction.without_secrets": _without_secrets,

@@ -17,10 +17,6 @@ ROWS = [line.split(" | ") for line in TABLE.splitlines() if "::" in line]
 # They take a session, or a name: the test of their row shows what they promise.
 BY_THEIR_TEST = {
     "autoexp.operations.requests.process_requests",
-    "autoexp.storage.migrations.read",
-    "autoexp.redaction.may_be_stored",
-    "autoexp.reports.terminal.say",
-    "autoexp.reports.terminal.say_log",
     "autoexp.cli.submit.adopt",
     "autoexp.flows.deployment.server_checks.problem",
 }

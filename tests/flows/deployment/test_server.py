@@ -21,7 +21,7 @@ from autoexp import proxies
 from autoexp.cli import run as terminal
 from autoexp.config.compose import compose
 from autoexp.errors import AutoexpError
-from autoexp.flows.concurrency import foreground as waiting
+from autoexp.flows.concurrency import foreground
 from autoexp.flows.concurrency.foreground import Foreground, run_in_thread
 from autoexp.flows.deployment import deploy, server, server_checks
 from autoexp.schedulers import slurm_commands
@@ -338,7 +338,7 @@ def test_a_server_that_answers_for_its_health_and_nothing_else_is_not_waited_for
 def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_healthy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(waiting, "_LONGEST_S", 0.5)
+    monkeypatch.setattr(foreground, "_LONGEST_S", 0.5)
     foreground, tells = Foreground(), threading.Event()
     foreground.stop("SIGTERM")
 
@@ -351,7 +351,7 @@ def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_heal
 def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(waiting, "_PATIENCE_S", 3.0)
+    monkeypatch.setattr(foreground, "_PATIENCE_S", 3.0)
     foreground, tells, taken = Foreground(), threading.Event(), threading.Event()
     foreground.stop("SIGTERM")
 
@@ -365,6 +365,28 @@ def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
     assert not run_in_thread(foreground, prefect_takes_some_of_it)
     assert taken.is_set()  # it was waited for as long as Prefect took something
     tells.set()
+
+
+READS_ON = """
+import atexit, sys, threading, time
+from autoexp.flows.concurrency import foreground
+from autoexp.logs.linear import LinePattern
+def read():
+    while True:
+        LinePattern(r"(?P<n>\\S+) loss").search(b"x" * 200000)
+for _ in range(4):
+    threading.Thread(target=read, daemon=True).start()
+time.sleep(0.5)
+atexit.register(print, "the embedded server is stopped")
+sys.stdout.write("the outcome\\n")
+foreground.leave(7)
+"""
+
+
+def test_the_exit_code_is_the_sessions_though_an_abandoned_flow_still_reads_a_log() -> None:
+    left = subprocess.run([sys.executable, "-c", READS_ON], capture_output=True, text=True)
+    assert (left.returncode, left.stderr) == (7, "")
+    assert left.stdout == "the outcome\nthe embedded server is stopped\n"
 
 
 def test_a_session_that_is_removed_while_it_is_watched_is_said_to_be_gone(
@@ -397,7 +419,7 @@ def test_a_server_that_refuses_the_end_of_a_session_does_not_make_it_a_failure(
         raise ObjectNotFound(http_exc=Exception("wiped"))
 
     monkeypatch.setattr(terminal, "_run_flow", refused)
-    monkeypatch.setattr(waiting, "exit_after", void)
+    monkeypatch.setattr(foreground, "leave", void)
     assert terminal.watch_in_terminal(path) == 0
     said = capsys.readouterr().out
     assert "its records of this run are incomplete" in said
