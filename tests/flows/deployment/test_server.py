@@ -339,10 +339,10 @@ def test_a_flow_whose_session_is_over_is_left_alone_though_the_server_seems_heal
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(foreground, "_LONGEST_S", 0.5)
-    foreground, tells = Foreground(), threading.Event()
-    foreground.stop("SIGTERM")
+    prompt, tells = Foreground(), threading.Event()
+    prompt.stop("SIGTERM")
 
-    ended = run_in_thread(foreground, lambda: void(tells.wait(60)))
+    ended = run_in_thread(prompt, lambda: void(tells.wait(60)))
 
     tells.set()
     assert not ended
@@ -352,17 +352,17 @@ def test_a_flow_whose_session_is_over_is_left_alone_once_prefect_takes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(foreground, "_PATIENCE_S", 3.0)
-    foreground, tells, taken = Foreground(), threading.Event(), threading.Event()
-    foreground.stop("SIGTERM")
+    prompt, tells, taken = Foreground(), threading.Event(), threading.Event()
+    prompt.stop("SIGTERM")
 
     def prefect_takes_some_of_it() -> None:
         for _ in range(50):
-            foreground.taken_at = time.monotonic()
+            prompt.taken_at = time.monotonic()
             time.sleep(0.1)
         taken.set()
         tells.wait(60)
 
-    assert not run_in_thread(foreground, prefect_takes_some_of_it)
+    assert not run_in_thread(prompt, prefect_takes_some_of_it)
     assert taken.is_set()  # it was waited for as long as Prefect took something
     tells.set()
 
