@@ -67,6 +67,12 @@ class _Failure(NamedTuple):
     retry_at: float
 
 
+def _array(job: JobRecord) -> str | None:
+    """Name of the array in which the job's intended attempt is to be submitted."""
+    attempt = job.unsubmitted
+    return attempt.name if attempt is not None and attempt.array_index is not None else None
+
+
 class Worklist:
     """Hands out steps and actions, and keeps track of those under way.
 
@@ -118,7 +124,7 @@ class Worklist:
     def _next_steps(self, *, wait: bool) -> list[NextStep]:
         now = self._clock()
         due = {name for name, failure in self._failures.items() if failure.retry_at <= now}
-        chosen = (self._candidates | due) - self._under_way
+        chosen = self._with_whole_arrays((self._candidates | due) - self._under_way)
         self._candidates &= self._under_way
         waiting = self._waiting_for_room - self._under_way
         if not chosen and not waiting:
@@ -155,6 +161,27 @@ class Worklist:
         self._under_way |= {name for step in steps for name in step.jobs}
         return steps
 
+    def _with_whole_arrays(self, names: set[str]) -> set[str]:
+        """Add the other tasks of intended arrays; drop those of an array of which one is under way.
+
+        A part of them would be taken for the whole: an array is found by its name.
+        """
+        wanted = {_array(self._session.jobs[name]) for name in names} - {None}
+        if not wanted:
+            return names
+        tasks: dict[str, set[str]] = {}
+        for name, job in self._session.jobs.items():
+            if (array := _array(job)) in wanted:
+                tasks.setdefault(str(array), set()).add(name)
+        whole = set(names)
+        for task_names in tasks.values():
+            if task_names & self._under_way:
+                self._candidates |= task_names & names
+                whole -= task_names
+            else:
+                whole |= task_names
+        return whole
+
     def _in_order(self, names: Collection[str]) -> Iterable[str]:
         """Sort names in the session's order; without a scan of all jobs for a few names."""
         if len(names) < 2:
@@ -185,12 +212,12 @@ class Worklist:
                 self._recorder.contain(f"{name}: cannot be saved", name, change)
         self._under_way.difference_update(step.jobs)
         self._candidates.update(step.jobs)
-        tick, count = self._session.experiment.slurm.scheduler_tick_s, 0
-        for name in step.jobs:
-            before = self._failures.get(name)
-            count = before.times + 1 if before and before.kind is type(step) else 1
-            retry_at = self._clock() + delay_s(count, tick, _LONGEST_RETRY_S)
-            self._failures[name] = _Failure(type(step), count, retry_at)
+        before = [self._failures[name] for name in step.jobs if name in self._failures]
+        count = 1 + max((each.times for each in before if each.kind is type(step)), default=0)
+        tick = self._session.experiment.slurm.scheduler_tick_s
+        # One time for all of them: jobs that go together are retried together.
+        retry_at = self._clock() + delay_s(count, tick, _LONGEST_RETRY_S)
+        self._failures |= dict.fromkeys(step.jobs, _Failure(type(step), count, retry_at))
         return count
 
     def _next_actions(self) -> tuple[list[ActionRecord], bool]:

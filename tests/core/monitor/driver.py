@@ -31,17 +31,17 @@ class Driver:
         (path / lease.FILE).unlink(missing_ok=True)  # the pid of the one that died is ours
         self._held = Session.hold(path)
         self.session, _ = self._held.__enter__()
-        self.monitor = Monitor(self.session, clock=lambda: self._seconds)
+        self.monitor = Monitor(self.session, clock=lambda: self.seconds)
         self.scheduler = scheduler
         self.work: dict[str, Iterator[None]] = {}
         self.is_over = False
-        self._seconds = 0.0
+        self.seconds = 0.0
         self._fails_after = 0
         self._numbers = itertools.count()
         self._answers: dict[str, JobStatus] = {}
 
     def tick(self) -> None:
-        self._seconds += 1000.0  # whatever failed may be tried again
+        self.seconds += 1000.0  # whatever failed may be tried again
         answers, self._answers = self._answers, {}
         if "ask" not in self.work:
             self._start("ask", self._ask(self.monitor.refs()))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.config.compose import Composed
+from autoexp.monitor.steps import NextStep, Submit, Withdraw
 from autoexp.resources.machines import SlurmCluster
 from autoexp.session.session import Session
 from autoexp.states import Verdict
@@ -103,3 +104,40 @@ def test_a_kill_at_any_step_of_splitting_loses_and_doubles_nothing(
         fate.steps_left = 0
         made.rounds_until_all_went()
         assert set(made.scheduler.submissions.values()) == {1}
+
+
+def steps_once_due(made: Branches) -> list[NextStep]:
+    """The first steps that are handed out from now on, by a clock that goes in small pieces."""
+    worklist = made.driver.monitor.worklist
+    for _ in range(1000):
+        made.driver.seconds += 0.1
+        if steps := worklist.next_work().steps:
+            return steps
+    raise AssertionError("nothing is due")
+
+
+def refused_array(root: Path, composed: Composed) -> tuple[Branches, Submit]:
+    """All eight in one array, which has been refused for now."""
+    made = Branches(root, composed, 1)
+    made.scheduler.full = True
+    made.driver.round()
+    return made, Submit(tuple(made.driver.session.meta.jobs[1:]), as_array=True)
+
+
+def test_an_array_that_was_refused_is_retried_whole(tmp_path: Path, composed: Composed) -> None:
+    made, whole = refused_array(tmp_path, composed)
+    assert steps_once_due(made) == [whole]
+
+
+def test_an_array_waits_for_the_one_of_it_that_is_withdrawn(
+    tmp_path: Path, composed: Composed
+) -> None:
+    made, whole = refused_array(tmp_path, composed)
+    second = made.driver.session.jobs[whole.jobs[1]]
+    made.driver.session.change_job(second, cancel_requested="by ann")
+    (withdrawal,) = steps_once_due(made)
+    assert withdrawal == Withdraw((second.spec.name,))
+    with pytest.raises(AssertionError, match="nothing is due"):
+        steps_once_due(made)
+    made.driver.monitor.worklist.end_step(withdrawal)
+    assert Submit((whole.jobs[0], *whole.jobs[2:]), as_array=True) in steps_once_due(made)
