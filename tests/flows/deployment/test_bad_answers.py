@@ -29,6 +29,7 @@ class Between(http.server.ThreadingHTTPServer):
     """Passes requests on to Prefect's server until it has an answer of its own."""
 
     daemon_threads = True
+    request_queue_size = 100
     own: tuple[int, bytes] | None = None
     given = 0
 
