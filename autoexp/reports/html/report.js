@@ -100,12 +100,12 @@
       scales: { x: { time: false }, y: { range: isLoss ? lossRange : (_, low, high) => [Math.min(0, low), (high || 1) * 1.05] } },
       axes: [
         axis(isLoss ? "" : unit, isLoss ? 26 : 30, (_, at) => at.map(short)),
-        axis(isLoss ? "loss (nats per token)" : "learning rate", 54, (_, at) => at.map((v) => (isLoss ? short(v) : v === 0 ? "0" : v.toExponential(1)))),
+        axis(isLoss ? "loss (nats per token)" : "learning rate", 62, (_, at) => at.map((v) => (isLoss ? short(v) : v === 0 ? "0" : v.toExponential(1)))),
       ],
       series: [{}, ...lines],
       cursor: {
         sync: { key: "session", setSeries: false, scales: ["x", null] },
-        hover: { prox: 40, skip: [null, undefined] },
+        hover: { prox: 12, skip: [null, undefined] },
         points: { size: 7 },
         drag: { x: true, y: false, setScale: true },
       },
