@@ -183,4 +183,6 @@ def _places(node: Any, above: Location) -> Iterator[tuple[int, Location]]:
 
 def _shortened(origin: str) -> str:
     """An origin as one reads it: files of autoexp, and of the directory where one is."""
-    return origin.replace(f"{places.SHIPPED.resolve()}/", "autoexp's ").replace(f"{Path.cwd()}/", "")
+    return origin.replace(f"{places.SHIPPED.resolve()}/", "autoexp's ").replace(
+        f"{Path.cwd()}/", ""
+    )
