@@ -28,7 +28,7 @@ from autoexp.cli import (
     status,
     submit,
 )
-from autoexp.cli.project import configs
+from autoexp.cli.project import configs, init
 from autoexp.errors import AutoexpError
 
 _EPILOG = """\b
@@ -73,6 +73,7 @@ def commands() -> dict[str, Command | CommandGroup]:
         "compare": results.compare,
         "report": results.report,
         "rules": CommandGroup("Try rules on an existing log.", {"test": rules.rules_test}),
+        "init": init.init,
         "config": CommandGroup(
             "List configurations, or show one as composed.",
             {"list": configs.config_list, "show": configs.config_show},

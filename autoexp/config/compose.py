@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from autoexp import redaction, scalars
 from autoexp.config.experiment import Experiment
-from autoexp.config.origins import Origins, find_file
+from autoexp.config.origins import Origins, find_file, with_paths
 from autoexp.config.search_path import ConfigGroups, locate, merged
 from autoexp.config.sweep import Sweep
 from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep, some, swept
@@ -119,7 +119,8 @@ def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
         tree = _without_hydra(tree)
 
         def plain(found: DictConfig) -> dict[str, Any]:
-            return _settled(scalars.read(OmegaConf.to_container(found, resolve=True)), origins)
+            read = scalars.read(OmegaConf.to_container(found, resolve=True))
+            return with_paths(_settled(read, origins), origins)
 
         values = plain(tree)
         project = str((values.get("project") or {}).get("name"))

@@ -15,6 +15,15 @@ from autoexp.storage import places
 Location = tuple[str, ...]
 """The parts of a dotted key."""
 _WIDE = 56
+_CONFIGS = "configs"
+_PATHS = (
+    ("project", "output_root"),
+    ("backend", "source"),
+    ("backend", "script"),
+    ("backend", "python"),
+    ("backend", "args", "job", "config_file"),
+)
+"""The keys whose values are paths on this machine."""
 
 
 def find_file(directories: Sequence[Path], name: str) -> Path | None:
@@ -77,33 +86,54 @@ class Origins:
 
     def of(self, location: Sequence[str]) -> str:
         """Where a value comes from, in words; of one that is missing, where it would stand."""
-        key = ".".join(location)
+        if (said := self._said(".".join(location))) is not None:
+            return said
+        file, line, by = self._place(location)
+        return f"{file or self._name}{'' if line is None else f', line {line}'}{by}"
+
+    def project_of(self, location: Sequence[str]) -> Path:
+        """The directory that a relative path of this key is below.
+
+        That is the project of the file that has it, in any directory: where its `configs/` is, or
+        the file itself. What is said on the command line is below the working directory, and so
+        is what autoexp's own files say.
+        """
+        file, line, _ = self._place(location)
+        if self._said(".".join(location)) is not None or file is None or line is None:
+            return Path.cwd()
+        shipped = places.SHIPPED.resolve()
+        folders = [x for x in self._directories if x != shipped and file.is_relative_to(x)]
+        if not folders:
+            return Path.cwd()
+        return folders[0].parent if folders[0].name == _CONFIGS else folders[0]
+
+    def _said(self, key: str) -> str | None:
+        """The sweep or the override that sets a key, if one does."""
         for swept, value in self._settings.items():
             if f"{key}.".startswith(f"{swept}."):
                 return f"sweep `{swept}={value}`"
         for override in reversed(self._overrides):
             if key == override.key_or_group or key.startswith(f"{override.key_or_group}."):
                 return f"override `{override.input_line}`"
-        primary = find_file(self._directories, self._name)
+        return None
+
+    def _place(self, location: Sequence[str]) -> tuple[Path | None, int | None, str]:
+        """The file and line of a value, and the override that chose this file, in words."""
         for file in self._files(self._name):
             if (line := self._line_of(file, location)) is not None:
-                return f"{file}, line {line}"
-        return self._in_group(location, key) or str(primary or self._name)
-
-    def _in_group(self, location: Sequence[str], key: str) -> str | None:
-        """The same of a value of a group's file, and the override that chose this file."""
+                return file, line, ""
         group = location[0] if location else ""
         choice = self._choices.get(group)
         first = find_file(self._directories, f"{group}/{choice}") if choice else None
         if first is None:
-            return None
+            return find_file(self._directories, self._name), None, ""
         chooser = self._chosen_by.get(group)
         by = "" if chooser is None else f", chosen by `{chooser.input_line}`"
         for file in self._files(f"{group}/{choice}"):
             for path in (location[1:], location):
                 if path and (line := self._line_of(file, path)) is not None:
-                    return f"{file}, line {line}{by}"
-        return f"{first}{by}"
+                    return file, line, by
+        return first, None, by
 
     def _files(self, reference: str) -> Iterator[Path]:
         """The file of a name, and those of its defaults that are of the same group: best first."""
@@ -147,6 +177,27 @@ def _inside(node: Any) -> Iterator[tuple[str, int, Any]]:
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield str(index), item.start_mark.line + 1, item
+
+
+def with_paths(values: dict[str, Any], origins: Origins) -> dict[str, Any]:
+    """The same values, with relative paths below the project of the file that has them.
+
+    So they lead to the same place wherever autoexp runs.
+    """
+    for location in _PATHS:
+        node: Any = values
+        for part in location[:-1]:
+            node = node.get(part) if isinstance(node, dict) else None
+        text = node.get(location[-1]) if isinstance(node, dict) else None
+        if isinstance(text, str) and _is_relative(text, location[-1]):
+            node[location[-1]] = str(origins.project_of(location) / text)
+    return values
+
+
+def _is_relative(text: str, key: str) -> bool:
+    # A program without a slash is looked for on PATH.
+    is_path = bool(text) and (key != "python" or "/" in text)
+    return is_path and not text.startswith(("~", "$")) and not Path(text).is_absolute()
 
 
 # Shown
