@@ -1,4 +1,4 @@
-"""From an empty directory and an environment with the wheel: a project for a trainer of one's own."""
+"""An empty directory, an environment with the wheel, and a trainer of one's own."""
 
 import os
 import shutil
