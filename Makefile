@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo deploy slurm-demo test test-local test-slurm fuzz test-slow test-slow-machine bench check format docs docs-site megatron-names clean
+.PHONY: help setup demo deploy slurm-demo test test-local test-slurm fuzz test-slow test-slow-machine test-newest bench check format docs docs-site megatron-names clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -45,6 +45,16 @@ fuzz: setup  ## random kills, raising children, log bytes and rules at a session
 
 test-slow: setup  ## tests that take minutes each on a SLURM cluster: how jobs end, long sessions
 	$(BIN)/python -m pytest -m slow
+
+NEWEST := .venv/newest
+NEWEST_TESTS ?= tests/core tests/flows
+test-newest:  ## tests without a cluster, with the newest packages that pyproject.toml takes (NEWEST_TESTS: some of them)
+	[ -x $(NEWEST)/bin/python ] || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check 'hatchling>=1.27' editables
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager --no-build-isolation -e '.[dev,parquet,tensorboard]'
+	$(NEWEST)/bin/pip list --disable-pip-version-check | grep -iE '^(prefect|fastapi|pydantic|typer|rich|hydra-core) '
+	home=$$(mktemp -d) && PREFECT_HOME=$$home $(NEWEST)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(NEWEST_TESTS); \
+	  code=$$?; rm -rf "$$home"; exit $$code
 
 bench: setup  ## measure what the monitor costs, and write bench/results/ (eight minutes, on a quiet machine)
 	$(BIN)/python -m bench
