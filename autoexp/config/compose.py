@@ -17,11 +17,10 @@ from yaml import YAMLError
 
 from autoexp import redaction, scalars
 from autoexp.config.experiment import Experiment
-from autoexp.config.origins import Origins, find_file, with_paths
 from autoexp.config.search_path import ConfigGroups, locate, merged
 from autoexp.config.sweep import Sweep
 from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep, some, swept
-from autoexp.config.validation import validation_message
+from autoexp.config.validation import Origins, find_file, validation_message, with_paths
 from autoexp.dotted import dump, escaped, set_value
 from autoexp.errors import BadInput
 from autoexp.model import COMPOSING

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from autoexp.config.origins import defaults_of, find_file, references
+from autoexp.config.validation import defaults_of, find_file, references
 from autoexp.errors import BadInput
 from autoexp.model import nearest
 from autoexp.scalars import marked_yaml

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from autoexp.config.experiment import Experiment
-from autoexp.config.origins import Origins
 from autoexp.config.stages import EACH, LATE, TRUNK, AtCheckpoint, Stage, is_first
 from autoexp.config.sweep_points import refuse_shared
-from autoexp.config.validation import validation_message
+from autoexp.config.validation import Origins, validation_message
 from autoexp.dotted import flat, set_value
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import estimate

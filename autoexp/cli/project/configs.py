@@ -28,7 +28,7 @@ def config_show(
       autoexp config show demo slurm=lumi
       autoexp config show demo backend.args.lr=1e-3 --defaults
     """
-    from autoexp.config.origins import annotated
+    from autoexp.config.validation import annotated
     from autoexp.dotted import flat, parsed
     from autoexp.flows.engine.compose import compose_words
     from autoexp.reports.terminal import say, say_json

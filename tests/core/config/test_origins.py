@@ -11,7 +11,7 @@ from jsonschema import Draft7Validator
 
 from autoexp.config.compose import compose
 from autoexp.config.experiment import json_schema
-from autoexp.config.origins import annotated
+from autoexp.config.validation import annotated
 from autoexp.dotted import parsed
 from autoexp.errors import BadInput
 from autoexp.storage.places import SHIPPED
