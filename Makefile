@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo deploy slurm-demo test test-local test-slurm fuzz test-slow test-slow-machine bench check format docs megatron-names clean
+.PHONY: help setup demo deploy slurm-demo test test-local test-slurm fuzz test-slow test-slow-machine test-newest bench check format docs docs-site megatron-names clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -46,6 +46,16 @@ fuzz: setup  ## random kills, raising children, log bytes and rules at a session
 test-slow: setup  ## tests that take minutes each on a SLURM cluster: how jobs end, long sessions
 	$(BIN)/python -m pytest -m slow
 
+NEWEST := .venv/newest
+NEWEST_TESTS ?= tests/core tests/flows
+test-newest:  ## tests without a cluster, with the newest packages that pyproject.toml takes (NEWEST_TESTS: some of them)
+	[ -x $(NEWEST)/bin/python ] || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check 'hatchling>=1.27' editables
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager --no-build-isolation -e '.[dev,parquet,tensorboard]'
+	$(NEWEST)/bin/pip list --disable-pip-version-check | grep -iE '^(prefect|fastapi|pydantic|typer|rich|hydra-core) '
+	home=$$(mktemp -d) && PREFECT_HOME=$$home $(NEWEST)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(NEWEST_TESTS); \
+	  code=$$?; rm -rf "$$home"; exit $$code
+
 bench: setup  ## measure what the monitor costs, and write bench/results/ (eight minutes, on a quiet machine)
 	$(BIN)/python -m bench
 
@@ -61,6 +71,12 @@ format: setup  ## mend what `make check` says about format and imports
 
 docs: setup  ## write the reference in docs/rules.md from the models
 	$(BIN)/python -m autoexp.rules.reference docs/rules.md
+
+DOCS := .venv/docs
+docs-site: setup docs/requirements.txt  ## the pages as a site in build/site; a broken link is an error
+	[ -x $(DOCS)/bin/mkdocs ] || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
 
 MEGATRON ?= ../Megatron-LM
 MEGATRON_RELEASES ?= core_v0.12.3 core_v0.13.1 core_v0.14.0 core_v0.15.3 core_v0.16.1 core_v0.17.1 core_v0.18.2 core_v0.19.0

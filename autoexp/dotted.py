@@ -57,6 +57,20 @@ def dump(values: Any) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def parsed(text: str) -> dict[str, Any]:
+    """The values of a composed configuration, of the text that `dump` made of them."""
+    found: dict[str, Any] = _unescaped(yaml.safe_load(text))
+    return found
+
+
+def _unescaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unescaped(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_unescaped(inner) for inner in value]
+    return value.replace("\\${", "${") if isinstance(value, str) else value
+
+
 def setting(changes: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """A `compose()` hook that applies dotted-key overrides, as data without interpolation."""
 

@@ -6,7 +6,9 @@ The sink of a file to write is `write_targets.path_below`, the one of a command 
 """
 
 import csv
+import html
 import io
+import json
 import logging
 import re
 import traceback
@@ -124,6 +126,20 @@ def markdown(text: str) -> str:
 def markdown_code(text: str) -> str:
     """A path or a name between backticks, in a page or in a cell of a table."""
     return f"`{line(text).replace('`', chr(39)).replace('|', '¦')}`" if text else ""
+
+
+def web(text: str) -> str:
+    """Text in a web page, or in an attribute between quotes: shown literally, no tag and no end.
+
+    What turns the direction of writing, or is not seen, is shown escaped.
+    """
+    return html.escape(terminal(text), quote=True)
+
+
+def script(value: object) -> str:
+    """A value as JSON inside of a page's `<script>`: no text in it ends the element."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def picture(text: str) -> str:

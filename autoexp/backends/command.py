@@ -121,6 +121,12 @@ class CommandBackend(BackendBase):
         "group `iteration`: the checkpoint's, 0 without one",
     )
     source: AbsolutePath | None = Field(None, description="its checkout, as seen by the job")
+    python: str | None = Field(
+        None,
+        min_length=1,
+        description="what `{python}` stands for, where the trainer has an environment of its own; "
+        "the Python of autoexp if unset",
+    )
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
     args: CommandArgs
 
@@ -197,7 +203,7 @@ class CommandBackend(BackendBase):
             "train_iters": str(target),
             "save_dir": str(save_dir),
             "source": self.source or "",
-            "python": sys.executable,
+            "python": self.python or sys.executable,
         }
 
     def environment(self) -> dict[str, str]:

@@ -28,6 +28,7 @@ from autoexp.cli import (
     status,
     submit,
 )
+from autoexp.cli.project import configs, init
 from autoexp.errors import AutoexpError
 
 _EPILOG = """\b
@@ -70,7 +71,14 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "plot": results.plot,
         "export": results.export,
         "compare": results.compare,
+        "report": results.report,
         "rules": CommandGroup("Try rules on an existing log.", {"test": rules.rules_test}),
+        "init": init.init,
+        "config": CommandGroup(
+            "List configurations, or show one as composed.",
+            {"list": configs.config_list, "show": configs.config_show},
+        ),
+        "schema": configs.schema,
         "cancel": sessions.cancel,
         "retry": requests.retry,
         "budget": requests.budget,

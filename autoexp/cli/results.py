@@ -1,8 +1,10 @@
-"""`autoexp export`, `compare` and `plot`: the results of sessions."""
+"""`autoexp export`, `compare`, `plot` and `report`: the results of sessions."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from autoexp.cli import options
 from autoexp.errors import BadInput
@@ -114,6 +116,62 @@ def plot(
     for session in opened:
         for line in gains_lines(curves.gains(session), curves.without_seen_start(session)):
             say(line)
+    return 0
+
+
+def report(
+    name: options.AnySession = None,
+    output: Annotated[
+        str | None,
+        options.option(
+            "--output", "-o", metavar="HTML", text="report.html in the session by default."
+        ),
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve it on 127.0.0.1, until Ctrl-C; it stays current.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Of --live; a free one by default.")
+    ] = 0,
+) -> int:
+    """Write a session as one web page: what was asked, curves, results, events, provenance.
+
+    The file needs no network, and can be sent to anybody.
+
+    \b
+    Examples:
+      autoexp report
+      autoexp report demo-1a2b -o demo.html
+      autoexp report demo-1a2b --live
+    """
+    from autoexp.reports.html.page import page
+    from autoexp.reports.terminal import say
+    from autoexp.session.find import own_session_path, session_path
+    from autoexp.session.session import Session
+    from autoexp.storage import atomic
+
+    if live and output:
+        raise BadInput("--live or --output: one of them")
+    if live:
+        return _serve(session_path(name), port)
+    # Of another user's session a page can be made, but not into it.
+    path = session_path(name) if output else own_session_path(name)
+    target = Path(output).absolute() if output else path / "report.html"
+    atomic.write(target, page(Session.load(path)), by_umask=output is not None)
+    say(target)
+    return 0
+
+
+def _serve(path: Path, port: int) -> int:
+    from autoexp.reports.html.server import ReportServer
+    from autoexp.reports.terminal import say
+
+    with ReportServer(path, port) as server:
+        say(f"{server.url}  (whoever has this address can read it; Ctrl-C ends it)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say("")
     return 0
 
 

@@ -20,7 +20,7 @@ from autoexp.config.experiment import Experiment
 from autoexp.config.search_path import ConfigGroups, locate, merged
 from autoexp.config.sweep import Sweep
 from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep, some, swept
-from autoexp.config.validation import Origins, find_file, validation_message
+from autoexp.config.validation import Origins, find_file, validation_message, with_paths
 from autoexp.dotted import dump, escaped, set_value
 from autoexp.errors import BadInput
 from autoexp.model import COMPOSING
@@ -38,6 +38,8 @@ class Composed(NamedTuple):
     """YAML as composed, interpolations kept."""
     points: tuple[Point, ...] = ()
     """The points of a sweep; empty without one."""
+    origins: Origins | None = None
+    """Where its values come from, where it was composed from files."""
 
 
 def compose(
@@ -77,6 +79,7 @@ def compose(
         resolved=dump(escaped(scalars.plain(values))),
         unresolved=read.unresolved,
         points=points,
+        origins=read.origins,
     )
 
 
@@ -110,11 +113,13 @@ def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
             return hydra_compose(name, [*spelled, *choices], return_hydra_config=True)
 
         tree = tree_of()
-        origins = Origins(paths, name, dict(tree.hydra.runtime.choices), chosen)
+        by = {x.key_or_group: x for x, _ in single if x.key_or_group in groups}
+        origins = Origins(paths, name, dict(tree.hydra.runtime.choices), chosen, by)
         tree = _without_hydra(tree)
 
         def plain(found: DictConfig) -> dict[str, Any]:
-            return _settled(scalars.read(OmegaConf.to_container(found, resolve=True)), origins)
+            read = scalars.read(OmegaConf.to_container(found, resolve=True))
+            return with_paths(_settled(read, origins), origins)
 
         values = plain(tree)
         project = str((values.get("project") or {}).get("name"))

@@ -1,5 +1,6 @@
 """The experiment as validated: closed, frozen and described, so that a typo is an error."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -147,3 +148,74 @@ class Experiment(FrozenModel):
     def trainer(self) -> Backend:
         """The backend, as the protocol that all backends implement."""
         return self.backend
+
+
+# For editors
+
+_WRITTEN = {"type": "string"}
+"""A text in place of a number or a list: `${...}`, `???`, `10m`, `6B`, one filter."""
+
+
+def json_schema(group: str | None = None) -> dict[str, Any]:
+    """The JSON Schema of configuration files, or of the files of a group such as `slurm`.
+
+    A file holds a part of an experiment: nothing is required, and the union that a part belongs to
+    is told by its keys. Raises KeyError for an unknown group.
+    """
+    whole = Experiment.model_json_schema()
+    names = {"": whole, **whole["$defs"]}
+    for name, schema in names.items():
+        _loosen(schema, name)
+    known = whole["properties"]
+    wanted = {"type": "object", **whole} if group is None else dict(known[group])
+    title = "autoexp" if group is None else f"autoexp: {group}"
+    start = {"$schema": "http://json-schema.org/draft-07/schema#", "title": title}
+    definitions = {"definitions": whole.pop("$defs")}
+    wanted.pop("$defs", None)
+    found: dict[str, Any] = _renamed({**wanted, **start, **definitions})
+    return found
+
+
+def _loosen(schema: dict[str, Any], name: str) -> None:
+    """Let a part of an experiment be written as configuration files are."""
+    extra = {"defaults": {"type": "array", "description": "files that this one begins from"}}
+    extra["block"] = {"type": "string", "description": "a Prefect block in place of the values"}
+    for part in _parts(schema):
+        part.pop("required", None)
+        part.pop("discriminator", None)
+        if "oneOf" in part:
+            part["anyOf"] = part.pop("oneOf")
+        if part.get("additionalProperties") is False:
+            part["properties"] = {**part.get("properties", {}), **extra}
+        if part.get("type") in ("number", "integer", "boolean", "array"):
+            own = {key: part.pop(key) for key in list(part) if key not in ("title", "description")}
+            part["anyOf"] = [own, _WRITTEN]
+    if name == "Quantity":
+        own = dict(schema)
+        schema.clear()
+        schema["anyOf"] = [own, _WRITTEN, {"type": "number"}]
+
+
+def _parts(schema: Any) -> Iterator[dict[str, Any]]:
+    """A schema and all schemas in it, the innermost first."""
+    if isinstance(schema, list):
+        for inner in schema:
+            yield from _parts(inner)
+    elif isinstance(schema, dict):
+        for key, inner in schema.items():
+            if key in ("properties", "patternProperties"):
+                yield from _parts(list(inner.values()))
+            elif key not in ("$defs", "const", "default", "enum", "examples"):
+                yield from _parts(inner)
+        yield schema
+
+
+def _renamed(schema: Any) -> Any:
+    """References as in draft 7, which editors' YAML servers read."""
+    if isinstance(schema, list):
+        return [_renamed(inner) for inner in schema]
+    if isinstance(schema, dict):
+        return {key: _renamed(inner) for key, inner in schema.items()}
+    if isinstance(schema, str):
+        return schema.replace("#/$defs/", "#/definitions/")
+    return schema

@@ -5,11 +5,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from autoexp.config.validation import find_file
+from autoexp.config.validation import defaults_of, find_file, references
 from autoexp.errors import BadInput
 from autoexp.model import nearest
 from autoexp.scalars import marked_yaml
@@ -64,38 +61,14 @@ def _show(file: Path, shown: Path, config: str) -> list[str]:
         shown.symlink_to(file)  # so that Hydra says what is wrong with it, if it is asked for
         return []
     group = config.rpartition("/")[0]
-    return [found for entry in defaults_of(text) for found in _references(entry, group)]
+    return [found for entry in defaults_of(text) for found in references(entry, group)]
 
 
-def defaults_of(text: str) -> list[Any]:
-    """The defaults list of a configuration file; empty for one that cannot be read."""
-    try:
-        content = yaml.load(text, Loader=yaml.CBaseLoader)
-    except yaml.YAMLError:
-        return []
-    found = content.get("defaults") if isinstance(content, dict) else None
-    return found if isinstance(found, list) else []
-
-
-def _references(entry: Any, group: str) -> Iterator[str]:
-    """The target of an entry of a defaults list: a file, or all files of a group."""
-    names = entry if isinstance(entry, dict) else {entry: None}
-    for written, choice in names.items():
-        name = str(written).split()[-1:]  # behind `optional` and `override`
-        path = name[0].partition("@")[0] if name else ""
-        path = path.lstrip("/") if path.startswith("/") or not group else f"{group}/{path}"
-        if "${" in path:
-            path = path.partition("${")[0].rpartition("/")[0]
-            yield from [f"{path}/*"] if path else []
-        elif path and path != "_self_":
-            yield path if choice is None else f"{path}/*"
-
-
-def available() -> dict[str, Path]:
-    """The runnable experiments by name, the user's own before the shipped ones."""
+def available(group: str = "") -> dict[str, Path]:
+    """The runnable experiments by name, or a group's files: the user's own before the shipped."""
     found: dict[str, Path] = {}
     for directory in directories():
-        for path in sorted(directory.glob("*.y*ml")):
+        for path in sorted((directory / group).glob("*.y*ml")):
             found.setdefault(path.stem, path)
     return found
 

@@ -79,16 +79,14 @@ def compared(sessions: Sequence[Session]) -> list[Row]:
     scored = _scores_below(sessions)
     settings = [key for key in (found[0] if found else {}) if "." in key and key[:6] != "score."]
     differ = [key for key in settings if len({repr(row[key]) for row in found}) > 1]
+    columns = ["session", "job", *differ, "iteration", "verdict", "final_loss", "gpu_hours_spent"]
     return [
         {
-            "session": row["session"],
-            "job": row["job"],
-            **{key: row[key] for key in differ},
-            "iteration": row["iteration"],
-            "verdict": row["verdict"],
-            "final_loss": row["final_loss"],
-            "gpu_hours_spent": row["gpu_hours_spent"],
-            **scored.get((row["session"], row["job"]), {}),
+            **{column: row[column] for column in columns},
+            **{
+                f"score.{name}" if name in columns else name: value
+                for name, value in scored.get((row["session"], row["job"]), {}).items()
+            },
         }
         for row in found
     ]

@@ -133,7 +133,7 @@ def test_a_directory_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "text", ["/plain", "${oc.env:HOME}/${project.name}", "a b'c\"d\ne,f|touch x"]
+    "text", ["/plain", "${oc.env:HOME}/${project.name}", "/a b'c\"d\ne,f|touch x"]
 )
 def test_what_an_environment_variable_holds_is_resolved_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str

@@ -13,6 +13,7 @@ import shlex
 import unicodedata
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
+from html.parser import HTMLParser
 from pathlib import Path
 
 from autoexp import redaction, sinks, templates
@@ -103,6 +104,42 @@ def _markdown(text: str, folder: Path) -> None:
 def _markdown_code(text: str, folder: Path) -> None:
     shown = sinks.markdown_code(text)
     assert is_plain(shown) and shown.count("`") in (0, 2) and "|" not in shown
+
+
+class _Page(HTMLParser):
+    """The elements of a page, and the text in each."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, object, str]] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs), ""))
+
+    def handle_data(self, data: str) -> None:
+        tag, attributes, before = self.found.pop()
+        self.found.append((tag, attributes, before + data))
+
+    def handle_comment(self, data: str) -> None:
+        self.found.append(("comment", {}, data))
+
+    handle_decl = handle_pi = unknown_decl = handle_comment
+
+
+def _web(text: str, folder: Path) -> None:
+    shown = sinks.terminal(text)
+    page = f'<p title="{sinks.web(text)}">{sinks.web(text)}</p>'
+    assert is_plain(page, _SAFE)
+    assert _Page(page).found == [("p", {"title": shown}, shown)]
+
+
+def _script(text: str, folder: Path) -> None:
+    page = f"<script>{sinks.script({text: [text, 1.5, None]})}</script>"
+    ((tag, attributes, content),) = _Page(page).found
+    assert (tag, attributes) == ("script", {}) and content.isascii()
+    assert json.loads(content) == {text: [text, 1.5, None]}
 
 
 def _picture(text: str, folder: Path) -> None:
@@ -348,6 +385,8 @@ PROMISES: dict[str, Promise] = {
     "autoexp.sinks.markdown": _markdown,
     "autoexp.sinks.markdown_code": _markdown_code,
     "autoexp.sinks.picture": _picture,
+    "autoexp.sinks.web": _web,
+    "autoexp.sinks.script": _script,
     "autoexp.sinks.table": _table,
     "autoexp.sinks.argument": _argument,
     "autoexp.sinks.arguments": _arguments,

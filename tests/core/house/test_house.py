@@ -34,7 +34,7 @@ def names_in(folder: Path) -> set[str]:
     return {path.stem for path in folder.iterdir()} - {"__init__", "__main__", "__pycache__"}
 
 
-WITH_PREFECT = {"cli", "flows", "tasks", "blocks"}
+WITH_PREFECT = {"api", "cli", "flows", "tasks", "blocks"}
 
 
 def test_every_room_stands_in_the_contract_of_the_layers() -> None:

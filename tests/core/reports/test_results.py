@@ -159,3 +159,12 @@ def test_several_sessions_are_drawn_together(session: Session, tmp_path: Path) -
     path = draw(subject, subject, path=tmp_path / "both.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert len(path.read_bytes()) > 10_000
+
+
+def test_a_score_of_a_columns_name_takes_no_columns_place(session: Session) -> None:
+    for job in session.jobs.values():
+        if job.spec.target_iteration is None:
+            session.change_job(job, scores={"job": 1.0, "final_loss": 2.0})
+    cooldown = compared([session])[1]
+    assert cooldown["job"] == "tiny-lr0.01-cd100" and cooldown["final_loss"] != 2.0
+    assert (cooldown["score.job"], cooldown["score.final_loss"]) == (1.0, 2.0)

@@ -1,0 +1,1 @@
+"""A session as a web page of one file."""
