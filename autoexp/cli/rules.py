@@ -70,6 +70,7 @@ def explain(
     Example:
       autoexp explain demo-1a2b demo-cd1000
     """
+    from autoexp.reports import log_end
     from autoexp.reports.explain import explain as sentences
     from autoexp.reports.terminal import say
     from autoexp.session.find import session_path
@@ -78,4 +79,6 @@ def explain(
     session = Session.load(session_path(name))
     for sentence in sentences(session, session.job(job)):
         say(sentence)
+    if (log := log_end.failed_log(session.job(job))) is not None:
+        log.say()
     return 0

@@ -13,6 +13,7 @@ from autoexp.errors import BadInput
 
 if TYPE_CHECKING:
     from autoexp.session.journal import Entry
+    from autoexp.session.session import Session
 
 
 def status(
@@ -31,6 +32,7 @@ def status(
       autoexp status
       autoexp status demo-1a2b --watch
     """
+    from autoexp.reports import log_end
     from autoexp.reports.status import status_of
     from autoexp.reports.tables import status_view
     from autoexp.reports.terminal import console, say, say_json
@@ -46,14 +48,18 @@ def status(
     session = Session.load(path)
     if as_json:
         say_json(status_of(session).model_dump(mode="json"))
-    elif watch:
-        _watch(path)
+        return 0
+    if watch:
+        session = _watch(path)
     else:
         console().print(status_view(status_of(session)))
+    for log in log_end.failed_logs(session):
+        log.say()
     return 0
 
 
-def _watch(path: Path) -> None:
+def _watch(path: Path) -> "Session":
+    """Show a session until it is over; returns it as it ended."""
     from rich.live import Live
 
     from autoexp.reports.status import status_of
@@ -71,6 +77,7 @@ def _watch(path: Path) -> None:
             live.update(status_view(status_of(session)), refresh=True)
             # A thousand jobs take a while to read: no more than a twentieth of the time.
             pause = max(1.0, 20 * (time.monotonic() - began))
+    return session
 
 
 def events(

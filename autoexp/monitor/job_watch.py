@@ -17,6 +17,7 @@ from autoexp.logs.matcher import Hit
 from autoexp.logs.numbers import MOST_ITERATIONS
 from autoexp.logs.tail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
 from autoexp.monitor.line_events import (
+    SilentLines,
     add_alarms,
     in_words,
     log_matched,
@@ -25,7 +26,15 @@ from autoexp.monitor.line_events import (
     printable,
 )
 from autoexp.monitor.rulebook import Watched
-from autoexp.rules.events import CheckpointComplete, Event, LoggingStopped, LogLost, LogMatched
+from autoexp.rules.describe import NO_PROGRESS, missing_progress
+from autoexp.rules.events import (
+    CheckpointComplete,
+    Event,
+    LoggingStopped,
+    LogLost,
+    LogMatched,
+    ProgressMissing,
+)
 from autoexp.rules.metrics import _SHOWN, Logged, smoothed, with_logged
 from autoexp.rules.rules import LogRule
 
@@ -81,6 +90,7 @@ class JobWatch:
         self._unreadable: str | None = None
         self._passed_by: set[str] = set()
         self._row_of: int | None = None
+        self._silent_lines = SilentLines()
         self._quiet_s = 0.0
         self._quiet_at: tuple[int, int, int] | None = None
         self._stopped: set[str] = set()
@@ -171,6 +181,8 @@ class JobWatch:
                 self.dirty = True
                 self._note_movement()
             for piece in reading.pieces:
+                if job.iteration is None:
+                    self._silent_lines.add(attempt, piece)
                 for event in self._read_piece(job, attempt, watched, piece):
                     budget.spend(1 / EVENTS)
                     yield event
@@ -259,6 +271,8 @@ class JobWatch:
     ) -> None:
         logged = as_logged(progress)
         self.dirty = True
+        if job.iteration is None and (job.warning or "").startswith(NO_PROGRESS):
+            job.warning = None
         job.iteration = logged.iteration
         job.loss = logged.loss
         if logged.loss is not None and not job.logs_loss:
@@ -310,6 +324,13 @@ class JobWatch:
                     offset=job.cursor.scanned,
                     quiet_s=round(self._quiet_s, 1),
                 )
+
+    def find_silence(self, job: JobRecord, attempt: Attempt) -> Iterator[ProgressMissing]:
+        """Report a log of which no line names an iteration, though it has grown."""
+        found = self._silent_lines.report(job, attempt, max(job.checkpoints, default=None))
+        if found is not None:
+            self._set_warning(job, missing_progress(found))
+            yield found
 
     def _watched_paths(self, spec: JobSpec) -> tuple[str, ...]:
         if self._watched_of is not spec:

@@ -41,6 +41,8 @@ class JobSummary(BaseModel):
     state: str
     verdict: Verdict | None
     reason: str | None
+    warning: str | None = None
+    """What is wrong at the moment with a job that is not over."""
     iteration: int | None
     target_iteration: int | None
     loss: float | None
@@ -127,6 +129,7 @@ def _job_status(job: JobRecord, stopped: str | None) -> JobSummary:
         state=job.state,
         verdict=job.verdict,
         reason="; ".join(filter(None, (job.reason or waits(job, stopped), job.tainted))) or None,
+        warning=None if job.is_over else job.warning,
         iteration=job.iteration,
         target_iteration=spec.target_iteration,
         loss=job.loss,

@@ -102,7 +102,9 @@ class StatusTable:
 def _note(job: JobSummary) -> Text:
     """Scores of a job, and the reason for its state."""
     scores = ", ".join(f"{name} {value:.4g}" for name, value in list(job.scores.items())[:_SCORES])
-    return Text.assemble(scores, "  " if scores else "", (job.reason or "", "dim"))
+    warning = "" if job.warning in (None, job.reason) else f"{job.warning}  "
+    said = (job.reason or "", "dim")
+    return Text.assemble(scores, "  " if scores else "", (warning, "yellow"), said)
 
 
 def _most_telling(jobs: Sequence[JobSummary]) -> Sequence[JobSummary]:

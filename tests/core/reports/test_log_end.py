@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.reports.log_end import _BLOCK, _MOST, last_lines, print_from
+from autoexp.reports.log_end import (
+    _BLOCK,
+    _MOST,
+    FailedLog,
+    failed_logs,
+    last_lines,
+    print_from,
+)
+from tests.core.story import StoryOf
 
 
 def test_the_last_lines_are_looked_for_in_a_bounded_number_of_bytes(tmp_path: Path) -> None:
@@ -50,3 +58,40 @@ def test_tail_of_a_log_that_grows_for_ever_ends_with_what_was_there(
 
     monkeypatch.setattr("autoexp.reports.log_end.say_log", growing)
     assert print_from(log, 0) == len(b"one\ntwo\n")
+
+
+def test_the_end_of_a_failed_jobs_log_is_shown_and_of_nothing_else(
+    story_of: StoryOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story = story_of()
+    attempt = story.job().attempt
+    assert attempt is not None
+    log = Path(attempt.log)
+    log.write_bytes(b"".join(b"line %d\n" % n for n in range(40)) + b"\x1b[31mlast\x1b[0m")
+    assert failed_logs(story.session) == []
+    story.look(state="FAILED", exit_code=1)
+    (found,) = failed_logs(story.session)
+    assert found == FailedLog("tiny", log)
+    assert found.lines() == [*(f"line {n}" for n in range(31, 40)), "last"]
+    found.say()
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"tiny: the end of {log}", *found.lines()]
+    log.write_text("")
+    assert failed_logs(story.session) == []  # a path to nothing is no help
+    log.unlink()
+    assert failed_logs(story.session) == []
+
+
+def test_a_job_that_somebody_cancelled_needs_no_end_of_its_log(story_of: StoryOf) -> None:
+    story = story_of()
+    story.log(10)
+    story.session.change_job(story.job(), cancel_requested="ann")
+    story.look(state="CANCELLED")
+    assert failed_logs(story.session) == []
+
+
+def test_a_page_shows_the_end_of_a_log_of_any_bytes_in_bounds(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"first\n" + b"x" * 100_000 + b"\r\n\xff`|[a](b)\n\n\n")
+    assert FailedLog("a", log).lines() == ["x" * 300, "\N{REPLACEMENT CHARACTER}`|[a](b)"]
+    assert FailedLog("a", tmp_path / "gone").lines() == []

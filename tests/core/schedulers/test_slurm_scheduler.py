@@ -205,6 +205,20 @@ def test_a_submission_limit_postpones_and_a_greeting_is_no_answer(
     assert submit(SlurmCluster(), ref) == "41"
 
 
+def test_a_refusal_is_sbatchs_words_in_one_line(fakes: Fakes, ref: AttemptRef) -> None:
+    fakes.fails(
+        "sbatch",
+        "sbatch: error: invalid partition specified: gpu\n"
+        "sbatch: error: Batch job submission failed: Invalid partition name specified",
+    )
+    with pytest.raises(SubmissionRefused) as refused:
+        submit(SlurmCluster(), ref)
+    assert str(refused.value) == (
+        "invalid partition specified: gpu; "
+        "Batch job submission failed: Invalid partition name specified"
+    )
+
+
 # One of several clusters
 
 
