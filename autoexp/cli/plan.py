@@ -42,11 +42,20 @@ def plan(
     found = plan_of(composed)
     if as_json:
         say_json(content(found, composed))
-        return 0
-    show(found, composed)
+    else:
+        show(found, composed)
     if svg:
         write_svg(found, composed, Path(svg))
+    ask_slurm(found)
     return 0
+
+
+def ask_slurm(found: "Plan") -> None:
+    """Raise BadInput for a plan of which SLURM, where it answers, would not take a job."""
+    from autoexp.schedulers.slurm_probe import refusals
+
+    if reasons := refusals(found.jobs):
+        raise BadInput("\n  ".join([*reasons, "nothing was submitted"]))
 
 
 def wanted(words: Sequence[str], points: str | None, origin: str | None = None) -> "Composed":

@@ -69,6 +69,7 @@ def run(
     if no_monitor:
         return submit.register(composed, name, yes=yes)
     plan = plan_of(composed, name)
+    planning.ask_slurm(plan)
     if not planning.agree(composed, plan, yes=yes):
         say("nothing was submitted")
         return 2

@@ -37,14 +37,6 @@ REFUSED = (
 
 
 @pytest.fixture
-def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))  # no real one is behind them
-    return Fakes(folder)
-
-
-@pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """`clock(seconds)` lets time pass for schedulers."""
     passed = 0.0
