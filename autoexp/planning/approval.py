@@ -4,14 +4,13 @@ from collections import Counter
 
 from autoexp.config.compose import Composed
 from autoexp.config.sweep_names import as_word
-from autoexp.jobs.budget import total
 from autoexp.planning.plan import Plan
 
 
 def above_budget(composed: Composed, found: Plan) -> str | None:
     """The question for confirming an expensive plan; None when none is needed."""
     most = composed.experiment.budget.confirm_above
-    hours = total(found.jobs)
+    hours = found.hours
     if most is None or (hours.gpu_hours <= most and not hours.unknown):
         return None
     return f"{headline(found)}: budget.confirm_above is {most:g} GPU hours"
@@ -23,4 +22,6 @@ def headline(plan: Plan) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     points = len({as_word(job.settings) for job in plan.jobs if job.settings})
     swept = f"{points} points, " if points else ""
-    return f"{swept}{len(plan.jobs)} jobs: {kinds}; {total(plan.jobs)}"
+    by_rules = sum(each.count for each in plan.launches)
+    more = f", and {by_rules} launched by rules" if by_rules else ""
+    return f"{swept}{len(plan.jobs)} jobs: {kinds}{more}; {plan.hours}"

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from autoexp.config.experiment import Experiment
+from autoexp.jobs.budget import Total
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import FrozenModel
 from autoexp.planning.cost import Cost, alone, together
+from autoexp.planning.launches import Launches, launches_of, total_with_launches
 from autoexp.planning.stage_graph import stage_jobs
 from autoexp.planning.trainings import training
 from autoexp.states import Kind
@@ -19,6 +21,13 @@ class Plan(FrozenModel):
     """Notes for the reader, such as branch points that were moved to a checkpoint."""
     cost: Cost | None = None
     """Its cost, and that of separate runs; None for a plan read from disk."""
+    launches: tuple[Launches, ...] = ()
+    """What rules will launch; empty for a plan read from disk."""
+
+    @property
+    def hours(self) -> Total:
+        """GPU hours of its jobs and of what rules launch."""
+        return total_with_launches(self.jobs, self.launches)
 
     @property
     def trunk(self) -> JobSpec:
@@ -43,8 +52,10 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     own = training(experiment, output_root, save_dir)
     stages = stage_jobs(experiment, own.jobs)
     cost = alone(together([own.cost, *stages.costs])) if stages.costs else own.cost
+    jobs = (*own.jobs, *stages.jobs)
     return Plan(
-        jobs=(*own.jobs, *stages.jobs),
+        jobs=jobs,
         notes=(*own.notes, *stages.notes),
         cost=cost,
+        launches=tuple(launches_of(experiment, jobs)),
     )

@@ -187,8 +187,8 @@ def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
     return lines
 
 
-def print_plan(plan: Plan, out: Console) -> None:
-    """Print jobs, branch points, decay lengths, costs and command lines."""
+def print_table(plan: Plan, out: Console) -> None:
+    """Print jobs, branch points, decay lengths and tokens."""
     rows: list[dict[str, str]] = []
     for job in plan.jobs:
         branch = job.branch
@@ -209,11 +209,10 @@ def print_plan(plan: Plan, out: Console) -> None:
             }
         )
     out.print(_table_of(rows, out.width))
-    if plan.cost is not None:
-        out.print(cost_line(plan.cost))
-    print_copies(plan, out)
-    for note in plan.notes:
-        out.print(f"note: {note}")
+
+
+def print_commands(plan: Plan, out: Console) -> None:
+    """Print the command line of each job."""
     for job in plan.jobs:
         out.print(f"\n{job.name}:", style="bold")
         command = job.container.inside(job.command, job.output_dir, job.environment)
@@ -260,9 +259,12 @@ def cost_line(cost: Cost) -> str:
     return f"in all {own}; {many} from scratch would take {separate}"
 
 
-def print_copies(plan: Plan, out: Console) -> None:
-    """Print the disk space of the branches' starts, where they are copies."""
-    if plan.cost is not None and plan.cost.copied_checkpoints:
+def print_cost(plan: Plan, out: Console) -> None:
+    """Print what a plan takes, and the disk space of the branches' starts where they are copies."""
+    if plan.cost is None:
+        return
+    out.print(cost_line(plan.cost), soft_wrap=True)
+    if plan.cost.copied_checkpoints:
         out.print(copies_line(plan.cost), soft_wrap=True)
 
 

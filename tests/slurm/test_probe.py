@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slurm
         ({"partition": "mian"}, "(slurm.partition=mian); did you mean `main`?"),
         ({"account": "nobody"}, "slurm.account=nobody"),
         ({"qos": "nosuch"}, "slurm.qos=nosuch"),
-        ({"time_limit_min": 600}, "it asks for 600 min, and partition main allows 30"),
+        ({"partition": "short"}, "it asks for 10 min, and partition short allows 1"),
         ({"nodes": 9, "launcher": "srun"}, "SLURM would not take it"),
     ],
     ids=str,
