@@ -59,8 +59,9 @@ format: setup  ## mend what `make check` says about format and imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: setup  ## write the reference in docs/rules.md from the models
+docs: setup  ## write the reference in docs/rules.md, and the schemas of outputs, from the models
 	$(BIN)/python -m autoexp.rules.reference docs/rules.md
+	$(BIN)/python -m autoexp.schemas.outputs
 
 MEGATRON ?= ../Megatron-LM
 MEGATRON_RELEASES ?= core_v0.12.3 core_v0.13.1 core_v0.14.0 core_v0.15.3 core_v0.16.1 core_v0.17.1 core_v0.18.2 core_v0.19.0

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    sessions: options.Sessions,
+    sessions: options.AnySessions = None,
     output: Annotated[
         list[str] | None,
         options.option(
@@ -39,7 +39,7 @@ def export(
     from autoexp.reports import results
     from autoexp.reports.terminal import say
 
-    opened = _opened(sessions)
+    opened = _opened(sessions or [None])
     found = results.rows(opened)
     for name in output or []:
         tables.write(found, Path(name))
@@ -54,7 +54,7 @@ def export(
     return 0
 
 
-def compare(sessions: options.Sessions) -> int:
+def compare(sessions: options.AnySessions = None, as_json: options.AsJson = False) -> int:
     """Print settings that differ, and final losses.
 
     \b
@@ -64,13 +64,16 @@ def compare(sessions: options.Sessions) -> int:
     from rich.table import Table
 
     from autoexp.reports import results
-    from autoexp.reports.terminal import console
+    from autoexp.reports.terminal import console, say_json
 
-    found = results.compared(_opened(sessions))
+    found = results.compared(_opened(sessions or [None]))
+    if as_json:
+        say_json(found)
+        return 0
     if not found:
         raise BadInput("no training in these sessions, so there is nothing to compare")
     columns = list(dict.fromkeys(key for row in found for key in row))
-    if len(sessions) == 1:
+    if len(sessions or [None]) == 1:
         columns.remove("session")
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:

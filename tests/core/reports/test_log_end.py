@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from autoexp.cli.main import main
 from autoexp.reports.log_end import (
     _BLOCK,
     _MOST,
@@ -13,7 +14,7 @@ from autoexp.reports.log_end import (
     last_lines,
     print_from,
 )
-from tests.core.story import StoryOf
+from tests.core.story import Story, StoryOf, say
 
 
 def test_the_last_lines_are_looked_for_in_a_bounded_number_of_bytes(tmp_path: Path) -> None:
@@ -95,3 +96,31 @@ def test_a_page_shows_the_end_of_a_log_of_any_bytes_in_bounds(tmp_path: Path) ->
     log.write_bytes(b"first\n" + b"x" * 100_000 + b"\r\n\xff`|[a](b)\n\n\n")
     assert FailedLog("a", log).lines() == ["x" * 300, "\N{REPLACEMENT CHARACTER}`|[a](b)"]
     assert FailedLog("a", tmp_path / "gone").lines() == []
+
+
+def test_tail_follows_a_job_that_is_yet_to_be_submitted_to_its_end(
+    session_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story = Story(session_path)
+    steps = iter(
+        [
+            lambda: None,  # it waits on
+            story.submit,
+            lambda: say(story, "first"),
+            lambda: (say(story, "last"), story.look(state="FAILED", exit_code=1)),
+        ]
+    )
+    monkeypatch.setattr("autoexp.cli.status.time.sleep", lambda seconds: next(steps)())
+    assert main(["tail", str(session_path), "-f"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "first\nlast\n"
+    waits, log = said.err.splitlines()
+    assert waits.startswith("tiny: waits for its submission (waits for a place in the queue")
+    assert log.startswith("==> ")
+
+
+def test_tail_without_following_says_why_there_is_no_log(
+    session_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tail", str(session_path), "tiny-cd100"]) == 2
+    assert "tiny-cd100: has not been submitted yet" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_a_session_runs_from_the_command_line_and_is_listed_shown_and_removed(
     assert "iteration" in autoexp("tail", "first", "demo-cd100", root=root).stdout
     assert autoexp("run", "demo", "--session", "first", root=root).returncode == 2
 
-    assert autoexp("sessions", "remove", "first", root=root).returncode == 0
+    assert autoexp("sessions", "remove", "first", "--yes", root=root).returncode == 0
     assert not (root / "first").exists()
 
 
