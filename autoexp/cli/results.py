@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from autoexp.cli import options
 from autoexp.errors import BadInput
 
@@ -96,24 +98,47 @@ def plot(
     sessions: options.AnySessions = None,
     output: Annotated[
         str | None,
-        options.option("--output", "-o", metavar="PNG", text="plot.png in the session by default."),
+        options.option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            text="A .png, .pdf or .svg file; plot.png in the session by default.",
+        ),
     ] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Over tokens, instead of iterations.")
+    ] = False,
+    smooth: Annotated[
+        int | None,
+        typer.Option(
+            "--smooth",
+            metavar="POINTS",
+            min=1,
+            help="Logged points that the line is a mean of; 1: the loss as it was logged.",
+        ),
+    ] = None,
+    no_title: Annotated[bool, typer.Option("--no-title", help="Without a title.")] = False,
 ) -> int:
     """Draw loss curves, of several sessions together.
 
     \b
     Examples:
       autoexp plot
+      autoexp plot study-1a2b -o study.pdf --tokens --no-title
       autoexp plot demo-1a2b demo-3c4d -o both.png
     """
     from autoexp.reports import curves
-    from autoexp.reports.plot import Subject, draw
+    from autoexp.reports.plot import Options, Subject, draw
     from autoexp.reports.tables import gains_lines
     from autoexp.reports.terminal import say
 
     opened = _opened(sessions or [None])
     path = Path(output).absolute() if output else None
-    say(draw(*map(Subject.of, opened), path=path))
+    wanted = Options(tokens=tokens, smooth=smooth, title=not no_title)
+    drawn = draw(*map(Subject.of, opened), path=path, options=wanted)
+    if drawn is None:
+        raise BadInput("no loss has been logged yet, so there is nothing to plot")
+    say(drawn)
     for session in opened:
         for line in gains_lines(curves.gains(session), curves.without_seen_start(session)):
             say(line)
