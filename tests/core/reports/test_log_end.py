@@ -115,7 +115,7 @@ def test_tail_follows_a_job_that_is_yet_to_be_submitted_to_its_end(
     said = capsys.readouterr()
     assert said.out == "first\nlast\n"
     waits, log = said.err.splitlines()
-    assert waits.startswith("tiny: waits for its submission (waits for a place in the queue")
+    assert waits == "tiny: waits for its submission (is about to be submitted)"
     assert log.startswith("==> ")
 
 
