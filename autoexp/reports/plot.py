@@ -1,6 +1,7 @@
 """Plots loss curves with their branches, and the learning rates below."""
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,7 @@ _RAW, _AGAIN = 0.22, 0.55  # opacity of the raw loss; of hues that are used a se
 _INSIDE = 6  # lines whose legend fits beside the curves
 _LEGEND = 24  # lines that a legend has room for
 _POINTS = 40  # that a smoothed curve has room for: more of them are noise to the eye
+_LEAST = 4  # that are left of a short one
 
 # Losses as they are drawn, by session and job, and by iteration.
 Drawn = dict[tuple[str, str], dict[int, float]]
@@ -88,8 +90,13 @@ def draw(
     figure = Figure(figsize=(10, 6.5), dpi=110, layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     hues, drawn = _hues(lines), Drawn()
+    longest = Counter[str]()
     for line in lines:
-        _draw_line(loss, rate, line, hues[_hued_by(line, hues)], options, drawn)
+        longest[line.root] = max(longest[line.root], len(line.curve.losses))
+    for line in lines:
+        smooth = options.smooth or _window(longest[line.root], len(line.curve.losses))
+        hue = hues[_hued_by(line, hues)]
+        _draw_line(loss, rate, line, hue, options._replace(smooth=smooth), drawn)
     _dress(loss, rate, lines, options)
     _legend(loss, _labels(lines, hues, many=len(sessions) > 1))
     if options.title:
@@ -176,7 +183,7 @@ def _draw_line(
     at = _places(line, options)
     style, width = _look(is_branch=line.is_branch)
     losses = np.asarray(line.curve.losses)
-    window = options.smooth or max(1, len(losses) // _POINTS)
+    window = options.smooth or 1
     if window > 1:
         loss.plot(at, losses, color=colour, lw=0.8, alpha=_RAW * opacity)
     shown = np.concatenate([losses[: line.seed], _smoothed(losses[line.seed :], window)])
@@ -189,6 +196,11 @@ def _draw_line(
     rate.plot(at, line.curve.learning_rates, color=colour, lw=width, ls=style, alpha=opacity)
     if line.is_branch:
         loss.plot(at[0], shown[0], "o", color=colour, ms=4.5, alpha=opacity, zorder=5)
+
+
+def _window(longest: int, points: int) -> int:
+    """Points that a line is smoothed over: the branches of a training as itself, if they can be."""
+    return max(1, min(longest // _POINTS, points // _LEAST))
 
 
 def _look(*, is_branch: bool) -> tuple[str | tuple[int, tuple[float, float]], float]:

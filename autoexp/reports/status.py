@@ -11,7 +11,7 @@ from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from autoexp.storage import lease
 
-_UP_TO_START = 2  # changes of state: to PENDING, and to CONFIGURING
+_UP_TO_START = 1  # change of state that a submitted attempt can have before it starts: CONFIGURING
 
 
 class MonitorStatus(BaseModel):
