@@ -86,7 +86,6 @@ def budget(
     from autoexp.jobs.budget import total
     from autoexp.jobs.gpu_hours import spent
     from autoexp.reports.terminal import say, say_json
-    from autoexp.schemas.outputs import Hours
     from autoexp.session.find import session_path
     from autoexp.session.inbox import BudgetRequest, enqueue
     from autoexp.session.session import Session
@@ -100,6 +99,8 @@ def budget(
         return 0
     most = session.experiment.budget.stop_above
     if as_json:
+        from autoexp.schemas.outputs import Hours
+
         planned = total(job.spec for job in session.jobs.values())
         found = Hours(
             session=session.id,

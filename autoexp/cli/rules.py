@@ -75,7 +75,6 @@ def explain(
     from autoexp.reports import log_end
     from autoexp.reports.explain import explain as sentences
     from autoexp.reports.terminal import say, say_json
-    from autoexp.schemas.outputs import Explanation
     from autoexp.session.find import session_path
     from autoexp.session.session import Session
 
@@ -83,6 +82,8 @@ def explain(
     record = session.job(job or session.first_job)
     said, log = list(sentences(session, record)), log_end.failed_log(record)
     if as_json:
+        from autoexp.schemas.outputs import Explanation
+
         found = Explanation(
             session=session.id,
             job=record.spec.name,

@@ -114,5 +114,5 @@ def _machine(experiment: Experiment, launch: Launch) -> LocalMachine | SlurmClus
         return None
 
 
-def _refuse(path: tuple[str, ...], why: str) -> BadInput:
+def _refuse(path: Sequence[str], why: str) -> BadInput:
     return BadInput(f"{'.'.join(path)}: {why}")

@@ -131,8 +131,8 @@ def _lines_of(session: Subject) -> list[_Line]:
 def _root(spec: JobSpec, specs: Mapping[str, JobSpec]) -> str:
     """The training that a job comes from: the point of a sweep."""
     seen = {spec.name}
-    while spec.parent in specs and spec.parent not in seen:
-        spec = specs[spec.parent]
+    while (parent := specs.get(spec.parent or "")) is not None and parent.name not in seen:
+        spec = parent
         seen.add(spec.name)
     return spec.name
 
@@ -225,8 +225,10 @@ def _smoothed(values: "NDArray[np.float64]", window: int) -> "NDArray[np.float64
     places = np.arange(len(values))
     # As many on both sides, so that an end is not drawn towards the middle.
     reach = np.minimum((window - 1) // 2, np.minimum(places, places[::-1]))
-    smoothed: NDArray[np.float64] = sums[places + reach + 1] - sums[places - reach]
-    return smoothed / (2 * reach + 1)
+    smoothed: NDArray[np.float64] = (sums[places + reach + 1] - sums[places - reach]) / (
+        2 * reach + 1
+    )
+    return smoothed
 
 
 # What stands around them
