@@ -14,7 +14,6 @@ import typer
 from autoexp.cli import options, submit
 from autoexp.cli import plan as planning
 from autoexp.errors import AutoexpError
-from autoexp.sinks import IS_EVENT
 from autoexp.storage.places import sessions_root
 
 if TYPE_CHECKING:
@@ -349,6 +348,8 @@ def _is_shown(record: logging.LogRecord) -> bool:
     autoexp reports an unreachable server once, the end of a job as an event, and why something
     could not be done as its reason or warning.
     """
+    from autoexp.sinks import IS_EVENT
+
     own = record.name.startswith(("prefect.events", "prefect._internal"))
     told = record.getMessage().startswith(("Finished in state", "Task run failed with exception"))
     known = own or told or getattr(record, IS_EVENT, False)

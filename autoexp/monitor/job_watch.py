@@ -197,6 +197,7 @@ class JobWatch:
                     skipped=reading.skipped,
                 )
             self.at_end = not reading.more
+        yield from self.find_silence(job, attempt)
         if final:
             self._read_at_end += before - budget.left
             self._read_at_end_s += perf_counter() - began_s
@@ -387,7 +388,7 @@ class JobWatch:
             # A checkpoint holds the whole history, a branch's its parent's too.
             if progress.iteration > max(start, job.iteration or 0):
                 self._advance(job, attempt, watched, progress, events)
-        return events + [
+        complete = [
             CheckpointComplete(
                 job=job.spec.name,
                 iteration=found.iteration,
@@ -397,6 +398,7 @@ class JobWatch:
             )
             for found in new
         ]
+        return [*events, *complete, *self.find_silence(job, attempt)]
 
 
 def _has_nothing_new(log: str, cursor: LogCursor, *, final: bool) -> bool:

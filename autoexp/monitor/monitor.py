@@ -373,7 +373,6 @@ class Monitor:
         seen.extend(watch.read_log(job, current, watched, budget, final=ended))
         watch.check_start(job, current, ended=ended)
         seen.extend(watch.find_checkpoints(job, current, watched, ended=ended))
-        seen.extend(watch.find_silence(job, current))
         if ended and watch.at_end:
             starts.note_pinned(job, current)
         watch.clear_unreadable(job)

@@ -645,8 +645,8 @@ def silent(folder: Path, backend: Any) -> tuple[Watching, JobWatch]:
 def read(watching: Watching, watch: JobWatch, data: bytes) -> list[ProgressMissing]:
     watching.write(data)
     attempt, budget = watching.job.attempts[0], LookBudget.of_one_log()
-    list(watch.read_log(watching.job, attempt, watching.watched, budget, final=False))
-    return list(watch.find_silence(watching.job, attempt))
+    found = list(watch.read_log(watching.job, attempt, watching.watched, budget, final=False))
+    return [event for event in found if isinstance(event, ProgressMissing)]
 
 
 def test_forty_lines_that_a_log_line_does_not_match_are_an_event_with_the_last_one(
