@@ -31,7 +31,7 @@ def test_a_wheel_holds_every_module_and_configuration_under_one_name(
         str((Path(folder) / name).relative_to(ROOT))
         for folder, _, names in os.walk(ROOT / "autoexp", followlinks=True)
         for name in names
-        if Path(name).suffix in {".py", ".yaml"}
+        if Path(name).suffix in {".py", ".yaml", ".json"}
     }
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == there
