@@ -69,8 +69,9 @@ format: setup  ## mend what `make check` says about format and imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: setup  ## write the reference in docs/rules.md from the models
+docs: setup  ## write the reference in docs/rules.md, and the schemas of outputs, from the models
 	$(BIN)/python -m autoexp.rules.reference docs/rules.md
+	$(BIN)/python -m autoexp.schemas.outputs
 
 DOCS := .venv/docs
 docs-site: setup docs/requirements.txt  ## the pages as a site in build/site; a broken link is an error

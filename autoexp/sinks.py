@@ -84,6 +84,9 @@ class Lines(logging.Filter):
         return True
 
 
+IS_EVENT = "is_event"
+"""Attribute of a log record that says the same as an event: a terminal shows the event."""
+
 LINES = Lines()
 """The instance of this process: a logger keeps it once, however often it is added."""
 

@@ -112,6 +112,7 @@ _STUCK_LIKE = (
     ),
 )
 
+_BEFORE = frozenset({SUBMITTING, "PENDING", "CONFIGURING"})
 _RUNS = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"})
 
 
@@ -136,6 +137,11 @@ def is_terminal(state: str) -> bool:
 def is_running(state: str) -> bool:
     """True if processes of the job may be alive on a node."""
     return state in _RUNS
+
+
+def is_before_start(state: str) -> bool:
+    """True if, as far as the scheduler has said, the job has not started."""
+    return state in _BEFORE
 
 
 def stuck(reason: str) -> str | None:

@@ -26,6 +26,7 @@ class BackendBase(FrozenModel):
     """Implements `Backend` from a checkpoint layout, a peak learning rate and a warm-up."""
 
     PROGRESS_MARK: ClassVar[bytes] = b""
+    LINES_BEFORE_PROGRESS: ClassVar[int | None] = None
     LOGS_DONE: ClassVar[bool] = True
     UNIT: ClassVar[str] = "iterations"
     """The trainer's word for iterations."""

@@ -92,6 +92,8 @@ class Checkpoints(FrozenModel):
 class CommandBackend(BackendBase):
     """Your own trainer, without Python code in autoexp."""
 
+    # A pattern of somebody's own may be wrong; other trainers print hundreds of settings first.
+    LINES_BEFORE_PROGRESS: ClassVar[int | None] = 40
     LOGS_DONE: ClassVar[bool] = False
 
     kind: Literal["command"] = "command"

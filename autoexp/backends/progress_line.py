@@ -1,14 +1,17 @@
 """Reads a trainer's progress lines by a pattern."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
 from autoexp.backends.protocol import Progress, Unread
 from autoexp.logs.linear import LinePattern
 from autoexp.logs.lines import without_escapes
 from autoexp.logs.numbers import finite, number, whole
 from autoexp.logs.patterns import groups_of
+from autoexp.logs.tail import LogCursor, read_new
 
 _GROUPS = ("iteration", "loss", "learning_rate", "seconds")
 _SEEN = 1 << 16
@@ -32,6 +35,47 @@ class ProgressPattern:
             if (found := self._pattern.search(piece)) is not None:
                 return _progress(found)
         return None
+
+
+class ReadLine(NamedTuple):
+    """A line of a log, and what is read of it."""
+
+    text: bytes
+    progress: Progress
+
+
+class LogCheck(NamedTuple):
+    """What a pattern, or a trainer, reads of a whole log."""
+
+    lines: int
+    last_line: bytes
+    read: int
+    """Lines that name an iteration."""
+    first: ReadLine | None
+    last: ReadLine | None
+    unread: tuple[str, ...]
+    """Texts in place of numbers, the first of each kind."""
+
+
+def check_log(log: Path, read: Callable[[bytes], Progress | Unread | None]) -> LogCheck:
+    """Read a log from its beginning to its end; raises OSError when it cannot be read."""
+    lines, last_line, found = 0, b"", 0
+    first: ReadLine | None = None
+    last: ReadLine | None = None
+    unread: dict[str, str] = {}
+    cursor, more = LogCursor(), True
+    while more:
+        reading = read_new(log, cursor, final=True, most_behind=log.stat().st_size)
+        cursor, more = reading.cursor, reading.more
+        for line in reading.lines:
+            lines, last_line, progress = lines + 1, line.text, read(line.text)
+            what = progress.what if isinstance(progress, Unread) else progress and progress.unread
+            if what:
+                unread.setdefault(what.split()[0], what)
+            if isinstance(progress, Progress):
+                found, last = found + 1, ReadLine(line.text, progress)
+                first = first or last
+    return LogCheck(lines, last_line, found, first, last, tuple(unread.values()))
 
 
 def _progress(found: Mapping[str, bytes]) -> Progress | Unread | None:

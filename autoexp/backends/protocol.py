@@ -83,6 +83,8 @@ class Backend(Protocol):
     PROGRESS_MARK: ClassVar[bytes]
     """A substring that every line for `progress` or `read_start` contains; other lines are
     skipped."""
+    LINES_BEFORE_PROGRESS: ClassVar[int | None]
+    """Lines of a log in which some progress is expected; None: as many as it likes."""
     LOGS_DONE: ClassVar[bool]
     """True if a logged iteration is finished: the first one is after the start."""
 

@@ -1,11 +1,17 @@
-"""`autoexp backend check`: compares autoexp's arguments with those of a trainer's checkout."""
+"""`autoexp backend`: checks a trainer's arguments, and what is read of its log."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from autoexp.cli import options
+from autoexp.errors import BadInput
+
+if TYPE_CHECKING:
+    from autoexp.backends.progress_line import ReadLine
+
+_SHOWN = 120  # bytes of a line
 
 
 def backend_check(
@@ -52,3 +58,65 @@ def backend_check(
         soft_wrap=True,
     )
     return 0 if found.fits else 1
+
+
+def check_log(
+    log: Annotated[str, options.argument("LOGFILE", "The log to read.")],
+    experiment: Annotated[
+        list[str] | None,
+        options.argument(
+            "CONFIG|OVERRIDE", "Whose trainer reads it, such as mylab.", options.configurations
+        ),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        options.option("--pattern", metavar="REGEX", text="A `log_line` to try instead."),
+    ] = None,
+) -> int:
+    """Show the iterations and losses that are read of a log.
+
+    The exit code is 1 when no line names an iteration.
+
+    \b
+    Examples:
+      autoexp backend check-log job.log mylab
+      autoexp backend check-log job.log --pattern 'step (?P<iteration>\\d+) loss (?P<loss>\\S+)'
+    """
+    from autoexp.backends import progress_line
+    from autoexp.flows.engine.compose import compose_words
+    from autoexp.reports.terminal import say
+
+    if (pattern is None) == (not experiment):
+        raise BadInput("give the configuration whose trainer has written it, or a --pattern")
+    if pattern is not None:
+        try:
+            read = progress_line.ProgressPattern(pattern).read
+        except ValueError as error:
+            raise BadInput(f"--pattern: {error}") from error
+    else:
+        read = compose_words(experiment or []).experiment.backend.progress
+    if not (path := Path(log)).is_file():
+        raise BadInput(f"{log}: no such file")
+    found = progress_line.check_log(path, read)
+    counted = f"{log}: {found.read} of {found.lines} lines name an iteration"
+    if found.first is None or found.last is None:
+        end = found.last_line[:_SHOWN].decode(errors="backslashreplace")
+        say(counted + (f"; the last one is {end!r}" if end else ""))
+    else:
+        say(f"{counted}\nfirst  {_read_as(found.first)}\nlast   {_read_as(found.last)}")
+    for text in found.unread:
+        say(f"not read: {text} is not a number")
+    return 0 if found.read else 1
+
+
+def _read_as(line: "ReadLine") -> str:
+    """The numbers of a progress line, and the line."""
+    progress = line.progress
+    numbers = {
+        "loss": progress.loss,
+        "learning rate": progress.learning_rate,
+        "seconds per iteration": progress.seconds_per_iteration,
+    }
+    known = [f"{name} {value:g}" for name, value in numbers.items() if value is not None]
+    text = line.text[:_SHOWN].decode(errors="backslashreplace").strip()
+    return f"{', '.join([f'iteration {progress.iteration}', *known])}:  {text}"

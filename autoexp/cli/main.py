@@ -101,7 +101,8 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "deploy": prefect.deploy,
         "worker": prefect.worker,
         "backend": CommandGroup(
-            "Check that a trainer takes what autoexp gives.", {"check": backend.backend_check}
+            "Check a trainer's arguments, and what is read of its log.",
+            {"check": backend.backend_check, "check-log": backend.check_log},
         ),
     }
 

@@ -122,10 +122,10 @@ Session = Annotated[str, argument("SESSION", "Its id, or its directory.", sessio
 AnySession = Annotated[
     str | None, argument("SESSION", "Its id, or its directory; the newest by default.", session_ids)
 ]
-Sessions = Annotated[list[str], argument("SESSION", "Their ids, or directories.", session_ids)]
 AnySessions = Annotated[
     list[str] | None,
     argument("SESSION", "Their ids, or directories; the newest by default.", session_ids),
 ]
+AnyJob = Annotated[str | None, argument("JOB", "The training by default.", job_names)]
 AsJson = Annotated[bool, typer.Option("--json", help="For tools.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new entries.")]

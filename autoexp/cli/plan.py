@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from autoexp.cli import options
 from autoexp.errors import BadInput
 from autoexp.storage.places import sessions_root
@@ -13,15 +15,18 @@ if TYPE_CHECKING:
     from autoexp.config.compose import Composed
     from autoexp.planning.plan import Plan
 
-_FEW = 12
-"""Jobs whose command lines are shown."""
-
 
 def plan(
     experiment: options.Experiment = None,
     points: options.Subset = None,
     origin: options.Origin = None,
     as_json: options.AsJson = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="Also a table of branch points, decays and tokens.")
+    ] = False,
+    commands: Annotated[
+        bool, typer.Option("--commands", help="Also each job's command line.")
+    ] = False,
     svg: Annotated[
         str | None,
         options.option("--svg", metavar="FILE", text="Also draw the tree, for a paper or a wiki."),
@@ -32,6 +37,7 @@ def plan(
     \b
     Examples:
       autoexp plan demo slurm=lumi
+      autoexp plan demo --table --commands
       autoexp plan study sweep=demo --json
     """
     from autoexp.reports.plan_tree import write_svg
@@ -42,11 +48,22 @@ def plan(
     found = plan_of(composed)
     if as_json:
         say_json(content(found, composed))
-        return 0
-    show(found, composed)
+    else:
+        show(found, composed, table=table, commands=commands)
     if svg:
         write_svg(found, composed, Path(svg))
+    ask_slurm(found)
     return 0
+
+
+def ask_slurm(found: "Plan") -> None:
+    """Raise BadInput for a plan of which SLURM, where it answers, would not take a job."""
+    if all(job.machine.kind == "local" for job in found.jobs):
+        return
+    from autoexp.schedulers.slurm_probe import refusals
+
+    if reasons := refusals(found.jobs):
+        raise BadInput("\n  ".join([*reasons, "nothing was submitted"]))
 
 
 def wanted(words: Sequence[str], points: str | None, origin: str | None = None) -> "Composed":
@@ -58,28 +75,29 @@ def wanted(words: Sequence[str], points: str | None, origin: str | None = None) 
     return with_measured_speed(subset(compose_words(list(words), origin), points))
 
 
-def show(found: "Plan", composed: "Composed") -> None:
-    """Print the plan as a tree; a small one with details and command lines too."""
+def show(
+    found: "Plan", composed: "Composed", *, table: bool = False, commands: bool = False
+) -> None:
+    """Print the plan: its notes first, then the tree and what it takes."""
     from autoexp.reports.plan_tree import plan_tree
-    from autoexp.reports.tables import print_copies, print_plan
+    from autoexp.reports.tables import print_commands, print_cost, print_table
     from autoexp.reports.terminal import console
 
     out = console()
+    for note in found.notes:
+        out.print(f"note: {note}")
     out.print(plan_tree(found, composed.experiment.project.name))
-    if len(found.jobs) <= _FEW:
+    print_cost(found, out)
+    if table:
         out.print()
-        print_plan(found, out)
-    else:
-        print_copies(found, out)
-        for note in found.notes:
-            out.print(f"note: {note}")
+        print_table(found, out)
+    if commands:
+        print_commands(found, out)
 
 
 def content(found: "Plan", composed: "Composed") -> dict[str, Any]:
     """The plan for tools: each job, and the hours of all."""
-    from autoexp.jobs.budget import total
-
-    hours = total(found.jobs)
+    hours = found.hours
     return {
         "project": composed.experiment.project.name,
         "points": [

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def retry(
-    name: options.Session,
+    name: options.AnySession = None,
     jobs: Annotated[
         list[str] | None, options.argument("JOB", "All that failed by default.", options.job_names)
     ] = None,
@@ -74,6 +74,7 @@ def budget(
             help="GPU hours above which no new job is submitted; `none` removes the limit.",
         ),
     ] = None,
+    as_json: options.AsJson = False,
 ) -> int:
     """Show GPU hours planned and spent; change the limit.
 
@@ -84,7 +85,7 @@ def budget(
     """
     from autoexp.jobs.budget import total
     from autoexp.jobs.limits import spent
-    from autoexp.reports.terminal import say
+    from autoexp.reports.terminal import say, say_json
     from autoexp.session.find import session_path, whose_turn
     from autoexp.session.inbox import BudgetRequest, enqueue
     from autoexp.session.session import Session
@@ -97,6 +98,19 @@ def budget(
         say(f"{session.id}: budget.stop_above to be changed ({whose_turn(session)})")
         return 0
     most = session.experiment.budget.stop_above
+    if as_json:
+        from autoexp.schemas.outputs import Hours
+
+        planned = total(job.spec for job in session.jobs.values())
+        found = Hours(
+            session=session.id,
+            planned_gpu_hours=planned.gpu_hours,
+            jobs_of_unknown_length=planned.unknown,
+            spent_gpu_hours=spent(session.jobs.values()),
+            stop_above=most,
+        )
+        say_json(found.model_dump(mode="json"))
+        return 0
     say(f"planned  {total(job.spec for job in session.jobs.values())}")
     say(f"spent    {spent(session.jobs.values()):.2f} GPU hours")
     say(f"stops    {'never' if most is None else f'above {most:g} GPU hours'}")
@@ -104,7 +118,7 @@ def budget(
 
 
 def queue(
-    name: options.Session,
+    name: options.AnySession = None,
     verb: Annotated[
         Literal["list", "show", "retry", "drop"], typer.Argument(help="What to do.")
     ] = "list",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    sessions: options.Sessions,
+    sessions: options.AnySessions = None,
     output: Annotated[
         list[str] | None,
         options.option(
@@ -41,7 +41,7 @@ def export(
     from autoexp.reports import results
     from autoexp.reports.terminal import say
 
-    opened = _opened(sessions)
+    opened = _opened(sessions or [None])
     found = results.rows(opened)
     for name in output or []:
         tables.write(found, Path(name))
@@ -56,7 +56,7 @@ def export(
     return 0
 
 
-def compare(sessions: options.Sessions) -> int:
+def compare(sessions: options.AnySessions = None, as_json: options.AsJson = False) -> int:
     """Print settings that differ, and final losses.
 
     \b
@@ -66,13 +66,16 @@ def compare(sessions: options.Sessions) -> int:
     from rich.table import Table
 
     from autoexp.reports import results
-    from autoexp.reports.terminal import console
+    from autoexp.reports.terminal import console, say_json
 
-    found = results.compared(_opened(sessions))
+    found = results.compared(_opened(sessions or [None]))
+    if as_json:
+        say_json(found)
+        return 0
     if not found:
         raise BadInput("no training in these sessions, so there is nothing to compare")
     columns = list(dict.fromkeys(key for row in found for key in row))
-    if len(sessions) == 1:
+    if len(sessions or [None]) == 1:
         columns.remove("session")
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
@@ -95,24 +98,47 @@ def plot(
     sessions: options.AnySessions = None,
     output: Annotated[
         str | None,
-        options.option("--output", "-o", metavar="PNG", text="plot.png in the session by default."),
+        options.option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            text="A .png, .pdf or .svg file; plot.png in the session by default.",
+        ),
     ] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Over tokens, instead of iterations.")
+    ] = False,
+    smooth: Annotated[
+        int | None,
+        typer.Option(
+            "--smooth",
+            metavar="POINTS",
+            min=1,
+            help="Logged points that the line is a mean of; 1: the loss as it was logged.",
+        ),
+    ] = None,
+    no_title: Annotated[bool, typer.Option("--no-title", help="Without a title.")] = False,
 ) -> int:
     """Draw loss curves, of several sessions together.
 
     \b
     Examples:
       autoexp plot
+      autoexp plot study-1a2b -o study.pdf --tokens --no-title
       autoexp plot demo-1a2b demo-3c4d -o both.png
     """
     from autoexp.reports import curves
-    from autoexp.reports.plot import Subject, draw
+    from autoexp.reports.plot import Options, Subject, draw
     from autoexp.reports.tables import gains_lines
     from autoexp.reports.terminal import say
 
     opened = _opened(sessions or [None])
     path = Path(output).absolute() if output else None
-    say(draw(*map(Subject.of, opened), path=path))
+    wanted = Options(tokens=tokens, smooth=smooth, title=not no_title)
+    drawn = draw(*map(Subject.of, opened), path=path, options=wanted)
+    if drawn is None:
+        raise BadInput("no loss has been logged yet, so there is nothing to plot")
+    say(drawn)
     for session in opened:
         for line in gains_lines(curves.gains(session), curves.without_seen_start(session)):
             say(line)

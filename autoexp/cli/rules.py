@@ -61,21 +61,43 @@ def rules_test(
 
 
 def explain(
-    name: options.Session,
-    job: Annotated[str, options.argument("JOB", "Which one.", options.job_names)],
+    name: options.AnySession = None,
+    job: options.AnyJob = None,
+    as_json: options.AsJson = False,
 ) -> int:
     """Explain why a job is in its current state.
 
     \b
-    Example:
+    Examples:
+      autoexp explain
       autoexp explain demo-1a2b demo-cd1000
     """
+    from autoexp.reports import log_end
     from autoexp.reports.explain import explain as sentences
-    from autoexp.reports.terminal import say
+    from autoexp.reports.terminal import say, say_json
     from autoexp.session.find import session_path
     from autoexp.session.session import Session
 
     session = Session.load(session_path(name))
-    for sentence in sentences(session, session.job(job)):
+    record = session.job(job or session.first_job)
+    told, log = list(sentences(session, record)), log_end.failed_log(record)
+    if as_json:
+        from autoexp.schemas.outputs import Explanation
+
+        found = Explanation(
+            session=session.id,
+            job=record.spec.name,
+            state=record.state,
+            verdict=record.verdict,
+            reason=record.reason,
+            sentences=told,
+            log=record.attempt.log if record.attempt else None,
+            log_end=[] if log is None else log.lines(),
+        )
+        say_json(found.model_dump(mode="json"))
+        return 0
+    for sentence in told:
         say(sentence)
+    if log is not None:
+        log.say()
     return 0

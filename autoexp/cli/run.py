@@ -29,8 +29,6 @@ _SERVER_SILENT = (
 )
 # For what Prefect sends at the interpreter's exit, for as long as it takes.
 _LAST_WORDS_S = 10.0
-_LOGS_SHOWN = 3
-_LINES_SHOWN = 10
 
 
 def run(
@@ -69,6 +67,7 @@ def run(
     if no_monitor:
         return submit.register(composed, name, yes=yes)
     plan = plan_of(composed, name)
+    planning.ask_slurm(plan)
     if not planning.agree(composed, plan, yes=yes):
         say("nothing was submitted")
         return 2
@@ -321,10 +320,14 @@ def _quieten() -> None:
 def _is_shown(record: logging.LogRecord) -> bool:
     """False for Prefect's messages about its own connection, and about the end of a run.
 
-    autoexp reports an unreachable server once, and the end of a job as an event.
+    autoexp reports an unreachable server once, the end of a job as an event, and why something
+    could not be done as its reason or warning.
     """
+    from autoexp.sinks import IS_EVENT
+
     own = record.name.startswith(("prefect.events", "prefect._internal"))
-    known = own or record.getMessage().startswith("Finished in state")
+    told = record.getMessage().startswith(("Finished in state", "Task run failed with exception"))
+    known = own or told or getattr(record, IS_EVENT, False)
     return not known and "EventsWorker" not in record.name
 
 
@@ -350,20 +353,13 @@ def _print_end(session: "Session", out: "Console") -> None:
     from autoexp.reports.curves import gains, without_seen_start
     from autoexp.reports.status import status_of
     from autoexp.reports.tables import gains_lines, status_view
-    from autoexp.states import Verdict
 
     out.print(status_view(status_of(session)))
     out.print()
     for line in gains_lines(gains(session), without_seen_start(session)):
         out.print(line)
-    failed = [job for job in session.jobs.values() if job.verdict is Verdict.FAILED]
-    for number, job in enumerate(failed):
-        log = Path(job.attempt.log) if job.attempt else None
-        has_log = log is not None and log.is_file()
-        read = f" Read {log}" if has_log else ""
-        out.print(f"{job.spec.name} failed: {job.reason}.{read}", soft_wrap=True)
-        if log is not None and has_log and number < _LOGS_SHOWN:
-            log_end.print_from(log, log_end.last_lines(log, _LINES_SHOWN))
+    for log in log_end.failed_logs(session):
+        log.say()
     picture = session.path / "plot.png"
     if picture.exists():
         out.print(f"plot: {picture}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -225,14 +226,16 @@ def sessions_show(name: options.AnySession = None) -> int:
 def sessions_remove(
     name: options.Session,
     cancel_first: Annotated[bool, typer.Option("--cancel", help="Cancel its jobs first.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
 ) -> int:
     """Delete a session's directory, output included.
 
-    It is refused while jobs of the session are alive.
+    It says what will be deleted, and asks. It is refused while jobs of the session are alive.
 
     \b
-    Example:
-      autoexp sessions remove demo-1a2b --cancel
+    Examples:
+      autoexp sessions remove demo-1a2b
+      autoexp sessions remove demo-1a2b --cancel --yes
     """
     from autoexp.operations import adopt
     from autoexp.reports.terminal import say
@@ -254,6 +257,9 @@ def sessions_remove(
             f"{session.id}: {', '.join(alive)} may be alive; `autoexp sessions remove "
             f"{session.id} --cancel` cancels first"
         )
+    if not yes and not _agrees_to_removal(session):
+        say("nothing was removed")
+        return 2
     if alive and not _cancel_unwatched(path, (), "autoexp sessions remove"):
         raise BadInput(f"{session.id}: jobs have not ended yet; nothing was removed, try again")
     _report_cancelled(path, alive, session.journal.position)
@@ -266,6 +272,24 @@ def sessions_remove(
     for place in _outside(session):
         _say_kept(place)
     return 0
+
+
+def _agrees_to_removal(session: "Session") -> bool:
+    """Ask on the terminal whether a session may be deleted; raises BadInput without one."""
+    from autoexp.reports.terminal import ask
+    from autoexp.session.remove import size_of
+
+    size = size_of(session.path)
+    inside = [
+        len(job.checkpoints)
+        for job in session.jobs.values()
+        if Path(job.spec.save_dir).is_relative_to(session.path) and job.checkpoints
+    ]
+    checkpoints = f"{sum(inside)} checkpoints of {len(inside)} jobs, " if inside else ""
+    question = f"{session.path}: {checkpoints}{size.files} files, {size}, will be deleted"
+    if not sys.stdin.isatty():
+        raise BadInput(f"{question}; `--yes` agrees to it")
+    return ask(f"{question}. Go ahead? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _outside(session: "Session") -> list[Path]:

@@ -13,6 +13,7 @@ from autoexp.errors import BadInput
 
 if TYPE_CHECKING:
     from autoexp.session.journal import Entry
+    from autoexp.session.session import Session
 
 
 def status(
@@ -26,11 +27,14 @@ def status(
 ) -> int:
     """Show a session's jobs, iterations and losses.
 
+    The exit code is 0 whatever has become of the jobs; `state` of --json says that.
+
     \b
     Examples:
       autoexp status
       autoexp status demo-1a2b --watch
     """
+    from autoexp.reports import log_end
     from autoexp.reports.status import status_of
     from autoexp.reports.tables import status_view
     from autoexp.reports.terminal import console, say, say_json
@@ -46,14 +50,18 @@ def status(
     session = Session.load(path)
     if as_json:
         say_json(status_of(session).model_dump(mode="json"))
-    elif watch:
-        _watch(path)
+        return 0
+    if watch:
+        session = _watch(path)
     else:
         console().print(status_view(status_of(session)))
+    for log in log_end.failed_logs(session):
+        log.say()
     return 0
 
 
-def _watch(path: Path) -> None:
+def _watch(path: Path) -> "Session":
+    """Show a session until it is over; returns it as it ended."""
     from rich.live import Live
 
     from autoexp.reports.status import status_of
@@ -71,6 +79,7 @@ def _watch(path: Path) -> None:
             live.update(status_view(status_of(session)), refresh=True)
             # A thousand jobs take a while to read: no more than a twentieth of the time.
             pause = max(1.0, 20 * (time.monotonic() - began))
+    return session
 
 
 def events(
@@ -115,12 +124,13 @@ def _entries(path: Path, *, follow: bool) -> "Iterator[Entry]":
 
 def tail(
     name: options.AnySession = None,
-    job: Annotated[
-        str | None, options.argument("JOB", "The training by default.", options.job_names)
-    ] = None,
+    job: options.AnyJob = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many.")] = 20,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Keep printing, across attempts.")
+        bool,
+        typer.Option(
+            "--follow", "-f", help="Keep printing, across attempts; wait for the first one."
+        ),
     ] = False,
 ) -> int:
     """Print the last lines of a job's log.
@@ -131,27 +141,34 @@ def tail(
       autoexp tail demo-1a2b demo-cd1000 -n 100 -f
     """
     from autoexp.reports import log_end
+    from autoexp.reports.status import waits
+    from autoexp.reports.terminal import say
     from autoexp.session.find import session_path
     from autoexp.session.session import Session
 
     path = session_path(name)
     session = Session.load(path)
-    job = job or next(iter(session.jobs))
-    attempt = session.job(job).attempt
-    if attempt is None:
-        raise BadInput(f"{job}: has not been submitted yet, so there is no log")
-    log, start = Path(attempt.log), log_end.last_lines(Path(attempt.log), lines)
-    _print_name(log)
+    job = job or session.first_job
+    record = session.job(job)
+    if record.attempt is None and (record.is_over or not follow):
+        reason = f"{job}: has not been submitted yet, so there is no log"
+        raise BadInput(f"{job}: {record.reason}, so there is no log" if record.is_over else reason)
+    if record.attempt is None:
+        say(f"{job}: waits for its submission ({waits(record) or record.state})", error=True)
+    log: Path | None = None
+    start = 0
     while True:
-        # Before the log: what it said last is still printed.
-        record = Session.load(path, session.journal).jobs[job]
-        start = log_end.print_from(log, start)
+        if record.attempt is not None and record.attempt.log != str(log):
+            start = 0 if log else log_end.last_lines(Path(record.attempt.log), lines)
+            log = Path(record.attempt.log)
+            _print_name(log)
+        if log is not None:
+            start = log_end.print_from(log, start)
         if not follow or record.is_over:
             return 0
-        if record.attempt is not None and record.attempt.log != str(log):
-            log, start = Path(record.attempt.log), 0
-            _print_name(log)
         time.sleep(0.5)
+        # Before the log: what it said last is still printed.
+        record = Session.load(path, session.journal).job(job)
 
 
 def _print_name(log: Path) -> None:

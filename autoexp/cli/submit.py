@@ -59,6 +59,7 @@ def register(composed: "Composed", name: str, *, yes: bool) -> int:
         plan = plan_study(composed, output_root(session.experiment, path))
         for spec in plan.jobs:
             session.refuse_clash(spec)  # at once, instead of by the monitor later
+    planning.ask_slurm(plan)
     if not planning.agree(composed, plan, yes=yes):
         say("nothing was submitted")
         return 2

@@ -23,7 +23,7 @@ from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep,
 from autoexp.config.validation import Origins, find_file, validation_message, with_paths
 from autoexp.dotted import dump, escaped, set_value
 from autoexp.errors import BadInput
-from autoexp.model import COMPOSING
+from autoexp.model import COMPOSING, nearest
 
 
 class Composed(NamedTuple):
@@ -275,6 +275,12 @@ def _without_hydra(tree: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(tree, [str(key) for key in tree if key != "hydra"])
 
 
+_NO_CHOICE = re.compile(
+    r"Could not find '(?P<group>[^']+)/(?P<name>[^'/]+)' "
+    r"Available options in '[^']+': (?P<known>.*)"
+)
+
+
 def _hydra_message(
     error: Exception, directories: Sequence[Path], name: str, overrides: Sequence[str]
 ) -> str:
@@ -284,6 +290,10 @@ def _hydra_message(
     lines = [line.strip() for line in text.splitlines()]
     reason = " ".join(x for x in lines if x and not x.startswith(("full_key", "object_type")))
     key = getattr(error, "full_key", None)
+    if chosen := _NO_CHOICE.search(reason):
+        group, name_, known = chosen["group"], chosen["name"], chosen["known"].split()
+        files = f"no file configs/{group}/{name_}.yaml{nearest(name_, known)}"
+        reason = f"{group}={name_}: {files}; there are: {', '.join(known)}"
     if missing := re.search(r"Environment variable '(\w+)' not found", reason):
         reason = f"the environment variable {missing[1]} is not set; set it" + (
             f", or give `{key}=...`" if key else ""

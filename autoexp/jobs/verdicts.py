@@ -64,7 +64,7 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
 def judge_by_files(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Judgement:
     """Judge an attempt, and read what its files add: scores, or the exception that ended it."""
     judgement = judge(job, attempt, most_without_progress=most_without_progress)
-    return with_exception(attempt, with_scores(job, judgement))
+    return with_exception(job, attempt, with_scores(job, judgement))
 
 
 def counts(job: JobRecord, attempt: Attempt) -> bool:
@@ -87,13 +87,26 @@ def with_scores(job: JobRecord, judgement: Judgement) -> Judgement:
     return Judgement(judgement.verdict, f"{judgement.reason}; scores that are not finite: {names}")
 
 
-def with_exception(attempt: Attempt, judgement: Judgement) -> Judgement:
+def with_exception(job: JobRecord, attempt: Attempt, judgement: Judgement) -> Judgement:
     """Add the exception to the reason of a program that failed, where its log has one."""
     if judgement.verdict is not Verdict.FAILED or not judgement.reason.startswith(_BY_EXIT_CODE):
         return judgement
     exception = last_exception(Path(attempt.log))
-    reason = judgement.reason if exception is None else f"{judgement.reason}: {exception}"
-    return Judgement(judgement.verdict, reason)
+    if exception is None:
+        return judgement
+    trains = job.spec.target_iteration is not None
+    where = " before its first iteration" if trains and not has_begun(job) else ""
+    return Judgement(judgement.verdict, f"{judgement.reason}{where}: {exception}")
+
+
+def has_begun(job: JobRecord) -> bool:
+    """True if the job has logged an iteration or saved a checkpoint, in any attempt."""
+    return job.iteration is not None or bool(job.checkpoints)
+
+
+def start_exception(has_begun: bool, log: str | None) -> str | None:
+    """The exception at the end of a job's log, where it died before its first iteration."""
+    return None if has_begun or log is None else last_exception(Path(log))
 
 
 def made_progress(job: JobRecord, attempt: Attempt) -> bool:

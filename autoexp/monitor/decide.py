@@ -137,7 +137,7 @@ class RuleBook:
     def _jobs_of(self, rule: RuleBase) -> frozenset[str] | None:
         if not rule.jobs:
             return None
-        return frozenset(name for name, spec in self._specs.items() if is_about(rule, spec))
+        return frozenset(name for name, spec in self._specs.items() if _is_about(rule, spec))
 
     def watched(self, spec: JobSpec) -> Watched:
         """The patterns to look for in a job's log; jobs with the same rules share them."""
@@ -147,7 +147,7 @@ class RuleBook:
         return found
 
     def _watched_by(self, spec: JobSpec) -> Watched:
-        own = {name: rule for name, rule in self._named.items() if is_about(rule, spec)}
+        own = {name: rule for name, rule in self._named.items() if _is_about(rule, spec)}
         key = tuple(own)
         if key not in self._watched:
             logs = {name: rule for name, rule in own.items() if isinstance(rule, LogRule)}
@@ -181,9 +181,8 @@ class RuleBook:
         )
 
 
-def is_about(rule: RuleBase, spec: JobSpec) -> bool:
-    """True if a rule applies to a job, by its name or its kind."""
-    return not rule.jobs or spec.name in rule.jobs or str(spec.kind) in rule.jobs
+def _is_about(rule: RuleBase, spec: JobSpec) -> bool:
+    return rule.is_about(spec.name, str(spec.kind))
 
 
 def implied(jobs: Iterable[JobSpec]) -> tuple[Rule, ...]:

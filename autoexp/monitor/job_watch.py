@@ -18,6 +18,7 @@ from autoexp.logs.numbers import MOST_ITERATIONS
 from autoexp.logs.tail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
 from autoexp.monitor.decide import Watched
 from autoexp.monitor.line_events import (
+    SilentLines,
     add_alarms,
     in_words,
     log_matched,
@@ -25,7 +26,15 @@ from autoexp.monitor.line_events import (
     place_of,
     printable,
 )
-from autoexp.rules.events import CheckpointComplete, Event, LoggingStopped, LogLost, LogMatched
+from autoexp.rules.describe import NO_PROGRESS, missing_progress
+from autoexp.rules.events import (
+    CheckpointComplete,
+    Event,
+    LoggingStopped,
+    LogLost,
+    LogMatched,
+    ProgressMissing,
+)
 from autoexp.rules.metrics import _SHOWN, Logged, smoothed, with_logged
 from autoexp.rules.rules import LogRule
 
@@ -81,6 +90,7 @@ class JobWatch:
         self._unreadable: str | None = None
         self._passed_by: set[str] = set()
         self._row_of: int | None = None
+        self._silent_lines = SilentLines()
         self._quiet_s = 0.0
         self._quiet_at: tuple[int, int, int] | None = None
         self._stopped: set[str] = set()
@@ -171,6 +181,8 @@ class JobWatch:
                 self.dirty = True
                 self._note_movement()
             for piece in reading.pieces:
+                if job.iteration is None:
+                    self._silent_lines.add(attempt, piece)
                 for event in self._read_piece(job, attempt, watched, piece):
                     budget.spend(1 / EVENTS)
                     yield event
@@ -185,6 +197,7 @@ class JobWatch:
                     skipped=reading.skipped,
                 )
             self.at_end = not reading.more
+        yield from self.find_silence(job, attempt)
         if final:
             self._read_at_end += before - budget.left
             self._read_at_end_s += perf_counter() - began_s
@@ -259,6 +272,8 @@ class JobWatch:
     ) -> None:
         logged = as_logged(progress)
         self.dirty = True
+        if job.iteration is None and (job.warning or "").startswith(NO_PROGRESS):
+            job.warning = None
         job.iteration = logged.iteration
         job.loss = logged.loss
         if logged.loss is not None and not job.logs_loss:
@@ -310,6 +325,13 @@ class JobWatch:
                     offset=job.cursor.scanned,
                     quiet_s=round(self._quiet_s, 1),
                 )
+
+    def find_silence(self, job: JobRecord, attempt: Attempt) -> Iterator[ProgressMissing]:
+        """Report a log of which no line names an iteration, though it has grown."""
+        found = self._silent_lines.report(job, attempt, max(job.checkpoints, default=None))
+        if found is not None:
+            self._set_warning(job, missing_progress(found))
+            yield found
 
     def _watched_paths(self, spec: JobSpec) -> tuple[str, ...]:
         if self._watched_of is not spec:
@@ -366,7 +388,7 @@ class JobWatch:
             # A checkpoint holds the whole history, a branch's its parent's too.
             if progress.iteration > max(start, job.iteration or 0):
                 self._advance(job, attempt, watched, progress, events)
-        return events + [
+        complete = [
             CheckpointComplete(
                 job=job.spec.name,
                 iteration=found.iteration,
@@ -376,6 +398,7 @@ class JobWatch:
             )
             for found in new
         ]
+        return [*events, *complete, *self.find_silence(job, attempt)]
 
 
 def _has_nothing_new(log: str, cursor: LogCursor, *, final: bool) -> bool:

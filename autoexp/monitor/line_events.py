@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from autoexp.jobs.record import Attempt, JobRecord
-from autoexp.logs.lines import LogLine
+from autoexp.logs.lines import LogLine, Piece
 from autoexp.logs.matcher import Hit
 from autoexp.rules.event_values import typed
-from autoexp.rules.events import Event, LogMatched, MetricAlarm
+from autoexp.rules.events import Event, LogMatched, MetricAlarm, ProgressMissing
 from autoexp.rules.metrics import Expectation, Logged, alarm
 from autoexp.rules.rules import LogRule, MetricRule
 
@@ -65,6 +65,48 @@ def _expectation(job: JobRecord) -> Expectation:
 def _no_plan(iteration: int) -> None:
     """A training keeps the rate of its own command line."""
     del iteration
+
+
+class SilentLines:
+    """The lines of a log as long as none of them has named an iteration."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._last = b""
+        self._attempt: int | None = None
+        self._reported = False
+
+    def add(self, attempt: Attempt, piece: Piece) -> None:
+        """Count the lines of a piece."""
+        if self._reported:
+            return
+        if self._attempt != attempt.number:
+            self._count, self._attempt = 0, attempt.number
+        lines = [line for line in piece.data.split(b"\n") if line.strip()]
+        if lines:
+            self._count += len(lines)
+            self._last = lines[-1][:_SHOWN]
+
+    def report(self, job: JobRecord, attempt: Attempt, saved: int | None) -> ProgressMissing | None:
+        """The event of a log that has grown in vain; ``saved`` is a new checkpoint's iteration.
+
+        Once a monitor: the pattern of the next attempt is the same.
+        """
+        if job.iteration is not None or not self._count or job.spec.target_iteration is None:
+            return None
+        most = job.spec.trainer.LINES_BEFORE_PROGRESS
+        too_many = most is not None and self._count >= most
+        is_late = saved is not None and saved >= (job.spec.trainer.log_interval or 1)
+        if self._reported or not (too_many or is_late):
+            return None
+        self._reported = True
+        return ProgressMissing(
+            job=job.spec.name,
+            attempt=attempt.number,
+            lines=self._count,
+            last_line=_text(self._last),
+            log=attempt.log,
+        )
 
 
 def metrics_row(logged: Logged) -> str:

@@ -30,6 +30,7 @@ from autoexp.schedulers.base import (
     submit_once,
 )
 from autoexp.session.session import Session
+from autoexp.sinks import IS_EVENT
 from autoexp.states import Verdict
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
@@ -171,7 +172,7 @@ def _submit(name: str, recorder: Recorder, log: Logger) -> Phases:
     try:
         job_id = yield submission
     except SubmissionRefused as error:
-        log.error("%s: refused: %s", submission.spec.title, error)
+        log.error("%s: refused: %s", submission.spec.title, error, extra={IS_EVENT: True})
         reason = str(error)
         yield OnSession(lambda: recorder.apply(_refused, name, submission.ref.key, reason))
     else:
@@ -220,7 +221,7 @@ def _submit_array(step: Submit, monitor: Monitor, log: Logger) -> Phases:
     try:
         job_ids = yield array
     except SubmissionRefused as error:
-        log.error("%s: refused: %s", array.name, error)
+        log.error("%s: refused: %s", array.name, error, extra={IS_EVENT: True})
         for task in array.tasks:
             refused = partial(_refused, name=task.spec.name, key=task.ref.key, reason=str(error))
             yield OnSession(partial(recorder.apply, refused))

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from autoexp.config.experiment import Experiment
 from autoexp.config.sweep_names import as_word
-from autoexp.jobs.budget import Budget, total
+from autoexp.jobs.budget import Budget, Total
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import FrozenModel
 from autoexp.planning.cost import Cost, alone, together
+from autoexp.planning.launches import Launches, launches_of, total_with_launches
 from autoexp.planning.stage_graph import stage_jobs
 from autoexp.planning.trainings import training
 from autoexp.states import Kind
@@ -22,6 +23,13 @@ class Plan(FrozenModel):
     """Notes for the reader, such as branch points that were moved to a checkpoint."""
     cost: Cost | None = None
     """Its cost, and that of separate runs; None for a plan read from disk."""
+    launches: tuple[Launches, ...] = ()
+    """What rules will launch; empty for a plan read from disk."""
+
+    @property
+    def hours(self) -> Total:
+        """GPU hours of its jobs and of what rules launch."""
+        return total_with_launches(self.jobs, self.launches)
 
     @property
     def trunk(self) -> JobSpec:
@@ -46,17 +54,19 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     own = training(experiment, output_root, save_dir)
     stages = stage_jobs(experiment, own.jobs)
     cost = alone(together([own.cost, *stages.costs])) if stages.costs else own.cost
+    jobs = (*own.jobs, *stages.jobs)
     return Plan(
-        jobs=(*own.jobs, *stages.jobs),
+        jobs=jobs,
         notes=(*own.notes, *stages.notes),
         cost=cost,
+        launches=tuple(launches_of(experiment, jobs)),
     )
 
 
 def above_budget(budget: Budget, plan: Plan) -> str | None:
     """The question for confirming an expensive plan; None when none is needed."""
     most = budget.confirm_above
-    hours = total(plan.jobs)
+    hours = plan.hours
     if most is None or (hours.gpu_hours <= most and not hours.unknown):
         return None
     return f"{headline(plan)}: budget.confirm_above is {most:g} GPU hours"
@@ -68,4 +78,6 @@ def headline(plan: Plan) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     points = len({as_word(job.settings) for job in plan.jobs if job.settings})
     swept = f"{points} points, " if points else ""
-    return f"{swept}{len(plan.jobs)} jobs: {kinds}; {total(plan.jobs)}"
+    by_rules = sum(each.count for each in plan.launches)
+    more = f", and {by_rules} launched by rules" if by_rules else ""
+    return f"{swept}{len(plan.jobs)} jobs: {kinds}{more}; {plan.hours}"

@@ -34,7 +34,9 @@ def plan_study(composed: Composed, output_root: Path) -> Plan:
     _refuse_doubles([job.name for job in jobs])
     notes = dict.fromkeys(note for plan in plans for note in plan.notes)
     cost = together([plan.cost for plan in plans if plan.cost is not None])
-    return Plan(jobs=jobs, notes=tuple(notes), cost=cost)
+    # What follows the end of all trainings follows once, whatever the number of points.
+    launches = dict.fromkeys(launched for plan in plans for launched in plan.launches)
+    return Plan(jobs=jobs, notes=tuple(notes), cost=cost, launches=tuple(launches))
 
 
 def _plan_point(point: Point, output_root: Path) -> Plan:

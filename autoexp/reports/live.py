@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 
 from autoexp.errors import AutoexpError
-from autoexp.reports.status import status_of
+from autoexp.reports.status import Status, status_of
 from autoexp.reports.tables import status_view
 from autoexp.rules.describe import describe
 from autoexp.session.journal import Journal
@@ -49,6 +49,13 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.st_mtime_ns, found.st_size
+
+
+def _as_watched(status: Status) -> Status:
+    """A session of which this process is about to be the monitor is not stopped."""
+    if status.state != "stopped":
+        return status
+    return status.model_copy(update={"state": "starting"})
 
 
 class Pause:
@@ -123,7 +130,7 @@ class LiveView:
                     session = Session.load(self._path, journal)
                 except AutoexpError:
                     continue  # the monitor itself says what is wrong
-                live.update(status_view(status_of(session)), refresh=True)
+                live.update(status_view(_as_watched(status_of(session))), refresh=True)
                 drawn = found
                 pause.note_drawing(began, time.monotonic())
 

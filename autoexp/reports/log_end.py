@@ -1,13 +1,21 @@
-"""The last lines of a job's log, in a bounded number of bytes."""
+"""The last lines of a job's log, in a bounded number of bytes; those of jobs that failed."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from autoexp.reports.terminal import say_log
+from autoexp.jobs.record import JobRecord
+from autoexp.logs.lines import with_newlines, without_escapes
+from autoexp.reports.terminal import say, say_log
+from autoexp.session.session import Session
+from autoexp.states import Verdict
 from autoexp.storage import atomic
 
+_JOBS = 3  # that failed, and whose logs are shown
+_LINES = 10
+_SHOWN_END = 16384  # bytes of a log's end that a page shows lines of
+_LONGEST = 300  # characters of a line in a page
 _BLOCK = 65536
 _MOST = 8 << 20  # bytes in which the last lines are looked for
 
@@ -46,3 +54,47 @@ def _lines(file: BinaryIO, position: int, end: int) -> Iterator[bytes]:
     while position < end and (line := file.readline(min(_BLOCK, end - position))):
         position += len(line)
         yield line
+
+
+class FailedLog(NamedTuple):
+    """The log of a job that failed."""
+
+    job: str
+    path: Path
+
+    def lines(self) -> list[str]:
+        """Its last lines, without colours and cut; none where it cannot be read."""
+        try:
+            with atomic.open_to_read(self.path) as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _SHOWN_END))
+                data = with_newlines(without_escapes(file.read(_SHOWN_END)))
+        except OSError:
+            return []
+        texts = [line.decode(errors="replace").rstrip() for line in data.split(b"\n")]
+        return [text[:_LONGEST] for text in texts if text][-_LINES:]
+
+    def say(self) -> None:
+        """Print its last lines, below its path."""
+        say(f"{self.job}: the end of {self.path}")
+        print_from(self.path, last_lines(self.path, _LINES))
+
+
+def failed_logs(session: Session) -> list[FailedLog]:
+    """The logs of the first jobs that failed by themselves; those that wrote nothing have none."""
+    found: list[FailedLog] = []
+    for job in session.jobs.values():
+        if len(found) < _JOBS and (log := failed_log(job)) is not None:
+            found.append(log)
+    return found
+
+
+def failed_log(job: JobRecord) -> FailedLog | None:
+    """The log of a job that failed by itself, if there is anything in it."""
+    if job.verdict is not Verdict.FAILED or job.was_cancelled:
+        return None
+    log = Path(job.attempt.log) if job.attempt else None
+    try:
+        has_lines = log is not None and log.is_file() and log.stat().st_size > 0
+    except OSError:
+        return None
+    return FailedLog(job.spec.name, log) if log is not None and has_lines else None

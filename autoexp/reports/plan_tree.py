@@ -10,6 +10,7 @@ from rich.tree import Tree
 from autoexp.config.compose import Composed
 from autoexp.config.sweep_names import as_word
 from autoexp.jobs.spec import JobSpec, walk
+from autoexp.planning.launches import Launches
 from autoexp.planning.plan import Plan, headline
 from autoexp.reports.terminal import canvas, console
 from autoexp.states import Kind
@@ -22,6 +23,9 @@ def plan_tree(plan: Plan, name: str, *, most: int = _SHOWN) -> Tree:
     """Draw the whole plan; of more points than `most`, the first ones."""
     specs = {job.name: job for job in plan.jobs}
     tree = Tree(Text.assemble((name, "bold"), f"  {headline(plan)}"), guide_style="dim")
+    by_job: dict[str, list[Launches]] = {}
+    for launches in plan.launches:
+        by_job.setdefault(launches.job, []).append(launches)
     branches: list[Tree] = [tree]
     points = 0
     for job_name, depth in walk(plan.jobs):
@@ -30,9 +34,23 @@ def plan_tree(plan: Plan, name: str, *, most: int = _SHOWN) -> Tree:
             continue
         del branches[depth + 1 :]
         branches.append(branches[depth].add(_label(specs[job_name], specs)))
+        for launches in by_job.get(job_name, ()):
+            branches[-1].add(_launches_label(launches))
     if points > most:
         tree.add(Text(f"… and {points - most} more; `--json` has all", "dim"))
+    for launches in by_job.get("", ()):
+        tree.add(_launches_label(launches))
     return tree
+
+
+def _launches_label(launches: Launches) -> Text:
+    """What a rule launches: how many jobs of which kind, and what each asks for."""
+    text = Text(f"{launches.count} × {launches.kind}  by rule {launches.rule}", "dim")
+    for part in _asks(launches.gpus, launches.limit_min):
+        text.append(f"  {part}")
+    if launches.gpu_hours is None:
+        text.append("  GPU hours unknown")
+    return text
 
 
 def _label(job: JobSpec, specs: Mapping[str, JobSpec]) -> Text:
@@ -50,14 +68,18 @@ def _parts(job: JobSpec) -> Iterator[str]:
     if job.target_iteration is not None:
         start = job.branch.iteration if job.branch else 0
         yield f"{start} → {job.target_iteration}"
-    if job.machine.gpus:
-        yield f"{job.machine.gpus} GPUs"
-    if (limit := job.configured_limit_min) is not None:
-        yield f"≤ {limit:g} min"
+    yield from _asks(job.machine.gpus, job.configured_limit_min)
     if job.planned is not None and job.machine.gpus:
         yield f"{job.planned.gpu_hours:.2f} GPU h ({job.planned.source})"
     elif job.planned is None:
         yield "GPU hours unknown"
+
+
+def _asks(gpus: int | None, limit_min: float | None) -> Iterator[str]:
+    if gpus:
+        yield f"{gpus} GPUs"
+    if limit_min is not None:
+        yield f"≤ {limit_min:g} min"
 
 
 def conditions(job: JobSpec, specs: Mapping[str, JobSpec]) -> Sequence[str]:

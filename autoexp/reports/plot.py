@@ -1,24 +1,40 @@
-"""Plots the loss curve with its branches, and the learning rate below."""
+"""Plots loss curves with their branches, and the learning rates below."""
 
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
 
 from autoexp import sinks
+from autoexp.config.sweep_names import as_word
+from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.reports.curves import Curve, read_curve
 from autoexp.session.session import Session
 from autoexp.states import Kind
 from autoexp.storage import atomic
 
+FORMATS = ("png", "pdf", "svg")
+# Okabe and Ito's colours, which people with any kind of colour vision tell apart; yellow, which is
+# faint on white, comes last.
+_HUES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 _TRUNK = "#4a5568"
+_RAW, _AGAIN = 0.22, 0.55  # opacity of the raw loss; of hues that are used a second time
 _INSIDE = 6  # lines whose legend fits beside the curves
 _LEGEND = 24  # lines that a legend has room for
+_POINTS = 40  # that a smoothed curve has room for: more of them are noise to the eye
+_LEAST = 4  # that are left of a short one
+
+# Losses as they are drawn, by session and job, and by iteration.
+Drawn = dict[tuple[str, str], dict[int, float]]
 
 
 class Subject(NamedTuple):
@@ -33,58 +49,92 @@ class Subject(NamedTuple):
         return cls(session.id, session.path, tuple(job.spec for job in session.jobs.values()))
 
 
-def draw(*sessions: Subject, path: Path | None = None) -> Path:
-    """Draw curves into a PNG, `plot.png` in the first session unless `path` is given."""
+class Options(NamedTuple):
+    """How to draw."""
+
+    tokens: bool = False
+    """Tokens on the horizontal axis, instead of iterations."""
+    smooth: int | None = None
+    """Logged points that a smoothed loss is a mean of; 1 draws the loss as logged."""
+    title: bool = True
+
+
+class _Line(NamedTuple):
+    """A curve as it is drawn."""
+
+    spec: JobSpec
+    session: Subject
+    root: str
+    """The training that it comes from, with its session."""
+    curve: Curve
+    is_branch: bool
+    seed: int
+    """Points of the parent at its beginning: the lines meet."""
+
+
+def draw(
+    *sessions: Subject, path: Path | None = None, options: Options | None = None
+) -> Path | None:
+    """Draw curves into a file, `plot.png` in the first session unless `path` is given.
+
+    Returns None, and draws nothing, while no loss has been logged. Raises BadInput for a format
+    that is not known, and where tokens are asked for and unknown.
+    """
+    options = options or Options()
+    kind = "png" if path is None else path.suffix.removeprefix(".").lower()
+    if kind not in FORMATS:
+        raise BadInput(f"{path}: a picture ends in {', '.join(f'.{name}' for name in FORMATS)}")
+    lines = [line for session in sessions for line in _lines_of(session)]
+    if not lines:
+        return None
     figure = Figure(figsize=(10, 6.5), dpi=110, layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    colours = matplotlib.colormaps["plasma"]
-    drawn = [(session, spec) for session in sessions for spec in session.jobs]
-    branches = [spec for _, spec in drawn if _is_branch(spec)]
-    many_trunks = sum(spec.kind is Kind.TRAIN and spec.parent is None for _, spec in drawn) > 1
-    shown: list[float] = []
-    for session, spec in drawn:
-        curve = read_curve(session.path, spec.name)
-        if spec.branch is not None:
-            curve = curve.behind(spec.branch.iteration)
-        if not curve.iterations:
-            continue
-        label = sinks.picture(spec.title if len(sessions) == 1 else f"{session.id} {spec.title}")
-        if not _is_branch(spec):
-            first = spec.parent is None
-            known = None if first and many_trunks else label
-            _line(loss, rate, curve, _TRUNK, known, style="-" if first else "--")
-        else:
-            place = branches.index(spec) / max(1, len(branches) - 1)
-            curve = _joined(session, spec.parent or "", curve)
-            _line(loss, rate, curve, colours(0.1 + 0.7 * place), label, width=2.0)
-            loss.plot(curve.iterations[0], curve.losses[0], "o", color=_TRUNK, ms=5, zorder=5)
-        shown += curve.losses
-    _dress(loss, rate, sinks.picture(", ".join(session.id for session in sessions)), drawn, shown)
+    hues, drawn = _hues(lines), Drawn()
+    longest = Counter[str]()
+    for line in lines:
+        longest[line.root] = max(longest[line.root], len(line.curve.losses))
+    for line in lines:
+        smooth = options.smooth or _window(longest[line.root], len(line.curve.losses))
+        hue = hues[_hued_by(line, hues)]
+        _draw_line(loss, rate, line, hue, options._replace(smooth=smooth), drawn)
+    _dress(loss, rate, lines, options)
+    _legend(loss, _labels(lines, hues, many=len(sessions) > 1))
+    if options.title:
+        names = sinks.picture(", ".join(session.id for session in sessions))
+        cooldowns = sum(line.spec.kind is Kind.COOLDOWN for line in lines)
+        loss.set_title(f"{names}: {cooldowns} cooldowns" if cooldowns else names, loc="left")
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    figure.savefig(picture, format=kind)
     target = path or sessions[0].path / "plot.png"
     atomic.write(target, picture.getvalue(), by_umask=path is not None)
     return target
 
 
-def _is_branch(spec: JobSpec) -> bool:
-    """True if its curve branches from another one; a training after another begins on its own."""
-    return spec.parent is not None and spec.kind is not Kind.TRAIN
+def _lines_of(session: Subject) -> list[_Line]:
+    """The curves of a session that have a point; what has no iterations has none."""
+    specs = {spec.name: spec for spec in session.jobs}
+    found = []
+    for spec in session.jobs:
+        curve = read_curve(session.path, spec.name)
+        if spec.branch is not None:
+            curve = curve.behind(spec.branch.iteration)
+        if not curve.iterations:
+            continue
+        is_branch = spec.parent is not None and spec.kind is not Kind.TRAIN
+        joined = _joined(session, spec.parent or "", curve) if is_branch else curve
+        seed = len(joined.iterations) - len(curve.iterations)
+        root = f"{session.id}/{_root(spec, specs)}"
+        found.append(_Line(spec, session, root, joined, is_branch, seed))
+    return found
 
 
-def _line(
-    loss: Axes,
-    rate: Axes,
-    curve: Curve,
-    colour: object,
-    label: str | None,
-    *,
-    width: float = 1.2,
-    style: str = "-",
-) -> None:
-    at = curve.iterations
-    loss.plot(at, curve.losses, color=colour, lw=width, ls=style, label=label)
-    rate.plot(at, curve.learning_rates, color=colour, lw=width, ls=style)
+def _root(spec: JobSpec, specs: Mapping[str, JobSpec]) -> str:
+    """The training that a job comes from: the point of a sweep."""
+    seen = {spec.name}
+    while (parent := specs.get(spec.parent or "")) is not None and parent.name not in seen:
+        spec = parent
+        seen.add(spec.name)
+    return spec.name
 
 
 def _joined(session: Subject, parent: str, curve: Curve) -> Curve:
@@ -101,31 +151,147 @@ def _joined(session: Subject, parent: str, curve: Curve) -> Curve:
     )
 
 
-def _dress(
-    loss: Axes,
-    rate: Axes,
-    title: str,
-    drawn: Sequence[tuple[Subject, JobSpec]],
-    shown: Sequence[float],
+# Hues: one for each point of a sweep; of a single training, one for each branch
+
+
+def _hues(lines: Sequence[_Line]) -> dict[str, tuple[str, float]]:
+    """Colour and opacity by point; of one point alone by job."""
+    roots = list(dict.fromkeys(line.root for line in lines))
+    if len(roots) > 1:
+        return {root: _hue(number) for number, root in enumerate(roots)}
+    branches = [line.spec.name for line in lines if line.is_branch]
+    return {name: _hue(number) for number, name in enumerate(branches)} | {"": (_TRUNK, 1.0)}
+
+
+def _hue(number: int) -> tuple[str, float]:
+    return _HUES[number % len(_HUES)], 1.0 if number < len(_HUES) else _AGAIN
+
+
+def _hued_by(line: _Line, hues: Mapping[str, tuple[str, float]]) -> str:
+    if line.root in hues:
+        return line.root
+    return line.spec.name if line.is_branch else ""
+
+
+# Lines
+
+
+def _draw_line(
+    loss: Axes, rate: Axes, line: _Line, hue: tuple[str, float], options: Options, drawn: Drawn
 ) -> None:
-    cooldowns = sum(spec.kind is Kind.COOLDOWN for _, spec in drawn)
-    loss.set_title(f"{title}: {cooldowns} cooldowns", loc="left")
+    colour, opacity = hue
+    at = _places(line, options)
+    style, width = _look(is_branch=line.is_branch)
+    losses = np.asarray(line.curve.losses)
+    window = options.smooth or 1
+    if window > 1:
+        loss.plot(at, losses, color=colour, lw=0.8, alpha=_RAW * opacity)
+    shown = np.concatenate([losses[: line.seed], _smoothed(losses[line.seed :], window)])
+    if line.seed:  # on the line of its parent, smoothed as that is
+        parent = drawn.get((line.session.id, line.spec.parent or ""), {})
+        shown[0] = parent.get(line.curve.iterations[0], shown[0])
+    own = zip(line.curve.iterations, map(float, shown), strict=True)
+    drawn[line.session.id, line.spec.name] = dict(own)
+    loss.plot(at, shown, color=colour, lw=width, ls=style, alpha=opacity)
+    rate.plot(at, line.curve.learning_rates, color=colour, lw=width, ls=style, alpha=opacity)
+    if line.is_branch:
+        loss.plot(at[0], shown[0], "o", color=colour, ms=4.5, alpha=opacity, zorder=5)
+
+
+def _window(longest: int, points: int) -> int:
+    """Points that a line is smoothed over: the branches of a training as itself, if they can be."""
+    return max(1, min(longest // _POINTS, points // _LEAST))
+
+
+def _look(*, is_branch: bool) -> tuple[str | tuple[int, tuple[float, float]], float]:
+    """Line style and width: trainings are solid, cooldowns dashed and thicker."""
+    return ((0, (2.2, 0.7)), 2.4) if is_branch else ("-", 1.3)
+
+
+def _places(line: _Line, options: Options) -> list[float]:
+    if not options.tokens:
+        return [float(at) for at in line.curve.iterations]
+    batches = line.spec.trainer.batches(line.spec.machine.workers)
+    tokens = [batches.tokens(at) if batches else None for at in line.curve.iterations]
+    known = [float(amount) for amount in tokens if amount is not None]
+    if len(known) < len(tokens):
+        raise BadInput(f"{line.spec.name}: its tokens are not known; leave out --tokens")
+    return known
+
+
+def _smoothed(values: "NDArray[np.float64]", window: int) -> "NDArray[np.float64]":
+    """A centred mean over `window` points, over fewer at the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    # As many on both sides, so that an end is not drawn towards the middle.
+    reach = np.minimum((window - 1) // 2, np.minimum(places, places[::-1]))
+    smoothed: NDArray[np.float64] = (sums[places + reach + 1] - sums[places - reach]) / (
+        2 * reach + 1
+    )
+    return smoothed
+
+
+# What stands around them
+
+
+def _labels(
+    lines: Sequence[_Line], hues: Mapping[str, tuple[str, float]], *, many: bool
+) -> list[Line2D]:
+    """Entries of the legend: each hue, and in a sweep what the styles of lines mean."""
+    found: dict[str, Line2D] = {}
+    by_point = any(line.root in hues for line in lines)
+    for line in lines:
+        key = _hued_by(line, hues)
+        colour, opacity = hues[key]
+        style, width = ("-", 2.4) if by_point else _look(is_branch=line.is_branch)
+        label = sinks.picture(_label(line, by_point=by_point, many=many))
+        entry = Line2D([], [], color=colour, alpha=opacity, ls=style, lw=width, label=label)
+        found.setdefault(key, entry)
+    entries = list(found.values())
+    if by_point and any(line.is_branch for line in lines):
+        for name, is_branch in (("training", False), ("cooldown", True)):
+            style, width = _look(is_branch=is_branch)
+            entries.append(Line2D([], [], color="0.3", ls=style, lw=width, label=name))
+    return entries
+
+
+def _label(line: _Line, *, by_point: bool, many: bool) -> str:
+    """The swept values of a point, else the job's title, or the name of a training."""
+    if by_point and line.spec.settings:
+        values = line.spec.settings.items()
+        label = ", ".join(f"{key.rpartition('.')[2]} {as_word(value)}" for key, value in values)
+    elif by_point:
+        label = line.root.partition("/")[2]
+    else:
+        label = line.spec.title
+    return f"{line.session.id} {label}" if many else label
+
+
+def _dress(loss: Axes, rate: Axes, lines: Sequence[_Line], options: Options) -> None:
     loss.set_ylabel("loss (nats per token)")
     rate.set_ylabel("learning rate")
-    rate.set_xlabel("iteration")
+    rate.set_xlabel("tokens" if options.tokens else "iteration")
     rate.set_ylim(bottom=0)
+    if options.tokens:
+        rate.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in (loss, rate):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    if not shown:
-        loss.text(0.5, 0.5, "no loss logged yet", ha="center", transform=loss.transAxes)
-        return
     # The first iterations would squeeze everything of interest into the lowest tenth.
-    settled = sorted(shown)[int(0.97 * (len(shown) - 1))]
-    margin = 0.08 * (settled - min(shown)) or 0.1
-    loss.set_ylim(min(shown) - margin, settled + margin)
-    lines = len(loss.get_legend_handles_labels()[1])
-    if 0 < lines <= _INSIDE:
-        loss.legend(frameon=False)
-    elif _INSIDE < lines <= _LEGEND:
-        loss.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    shown = sorted(value for line in lines for value in line.curve.losses)
+    settled = shown[int(0.97 * (len(shown) - 1))]
+    margin = 0.08 * (settled - shown[0]) or 0.1
+    loss.set_ylim(shown[0] - margin, settled + margin)
+
+
+def _legend(loss: Axes, entries: list[Line2D]) -> None:
+    if 0 < len(entries) <= _INSIDE:
+        loss.legend(handles=entries, frameon=False)
+    elif _INSIDE < len(entries) <= _LEGEND:
+        loss.legend(
+            handles=entries,
+            frameon=False,
+            fontsize="small",
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.0),
+        )

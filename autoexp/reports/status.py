@@ -11,6 +11,8 @@ from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from autoexp.storage import lease
 
+_UP_TO_START = 1  # change of state that a submitted attempt can have before it starts: CONFIGURING
+
 
 class MonitorStatus(BaseModel):
     """The monitor of the session."""
@@ -41,6 +43,8 @@ class JobSummary(BaseModel):
     state: str
     verdict: Verdict | None
     reason: str | None
+    warning: str | None = None
+    """What is wrong at the moment with a job that is not over."""
     iteration: int | None
     target_iteration: int | None
     loss: float | None
@@ -124,9 +128,10 @@ def _job_status(job: JobRecord, stopped: str | None) -> JobSummary:
         kind=spec.kind,
         parent=spec.parent,
         branch_iteration=spec.branch.iteration if spec.branch else None,
-        state=job.state,
+        state=_state(job),
         verdict=job.verdict,
         reason="; ".join(filter(None, (job.reason or waits(job, stopped), job.tainted))) or None,
+        warning=None if job.is_over else job.warning,
         iteration=job.iteration,
         target_iteration=spec.target_iteration,
         loss=job.loss,
@@ -139,6 +144,16 @@ def _job_status(job: JobRecord, stopped: str | None) -> JobSummary:
         log=job.attempt.log if job.attempt else None,
         attempts=[_attempt_status(attempt) for attempt in job.attempts],
     )
+
+
+def _state(job: JobRecord) -> str:
+    """The state; RUNNING for a job that logs, which the scheduler is yet to say."""
+    attempt = job.attempt
+    if attempt is None or not attempt.first_logged or not states.is_before_start(attempt.state):
+        return job.state
+    # What a requeued attempt has logged, it logged before.
+    was_requeued = attempt.transitions > _UP_TO_START or attempt.earlier_gpu_hours
+    return job.state if was_requeued else "RUNNING"
 
 
 def _attempt_status(attempt: Attempt) -> AttemptStatus:
@@ -159,14 +174,16 @@ def waits(job: JobRecord, stopped: str | None = None) -> str | None:
 
     ``stopped` is the reason why the session submits no new jobs, if there is one.
     """
-    if job.is_over or states.is_running(job.state):
+    if job.is_over or states.is_running(_state(job)):
         return None
     if not job.launched and job.spec.awaits:
         return f"waits for {', '.join(str(awaited) for awaited in job.spec.awaits)}"
     if not job.launched and job.spec.branch is not None:
         return f"waits for checkpoint {job.spec.branch.iteration} of {job.spec.parent}"
     if job.wants_attempt():
-        return stopped or "waits for a place in the queue (slurm.max_jobs)"
+        limited = job.spec.machine.max_jobs is not None
+        place = "waits for a place in the queue (slurm.max_jobs)"
+        return stopped or (place if limited else "is about to be submitted")
     attempt = job.attempt
     if attempt is None or attempt.reason is None:
         return job.warning

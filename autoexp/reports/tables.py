@@ -103,7 +103,9 @@ class StatusTable:
 def _note(job: JobSummary) -> Text:
     """Scores of a job, and the reason for its state."""
     scores = ", ".join(f"{name} {value:.4g}" for name, value in list(job.scores.items())[:_SCORES])
-    return Text.assemble(scores, "  " if scores else "", (job.reason or "", "dim"))
+    warning = "" if job.warning in (None, job.reason) else f"{job.warning}  "
+    reason = (job.reason or "", "dim")
+    return Text.assemble(scores, "  " if scores else "", (warning, "yellow"), reason)
 
 
 def _most_telling(jobs: Sequence[JobSummary]) -> Sequence[JobSummary]:
@@ -186,8 +188,8 @@ def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
     return lines
 
 
-def print_plan(plan: Plan, out: Console) -> None:
-    """Print jobs, branch points, decay lengths, costs and command lines."""
+def print_table(plan: Plan, out: Console) -> None:
+    """Print jobs, branch points, decay lengths and tokens."""
     rows: list[dict[str, str]] = []
     for job in plan.jobs:
         branch = job.branch
@@ -208,11 +210,10 @@ def print_plan(plan: Plan, out: Console) -> None:
             }
         )
     out.print(_table_of(rows, out.width))
-    if plan.cost is not None:
-        out.print(cost_line(plan.cost))
-    print_copies(plan, out)
-    for note in plan.notes:
-        out.print(f"note: {note}")
+
+
+def print_commands(plan: Plan, out: Console) -> None:
+    """Print the command line of each job."""
     for job in plan.jobs:
         out.print(f"\n{job.name}:", style="bold")
         command = job.container.inside(job.command, job.output_dir, job.environment)
@@ -259,9 +260,12 @@ def cost_line(cost: Cost) -> str:
     return f"in all {own}; {many} from scratch would take {separate}"
 
 
-def print_copies(plan: Plan, out: Console) -> None:
-    """Print the disk space of the branches' starts, where they are copies."""
-    if plan.cost is not None and plan.cost.copied_checkpoints:
+def print_cost(plan: Plan, out: Console) -> None:
+    """Print what a plan takes, and the disk space of the branches' starts where they are copies."""
+    if plan.cost is None:
+        return
+    out.print(cost_line(plan.cost), soft_wrap=True)
+    if plan.cost.copied_checkpoints:
         out.print(copies_line(plan.cost), soft_wrap=True)
 
 

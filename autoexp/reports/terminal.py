@@ -3,7 +3,9 @@
 All output of autoexp comes through here; tests/core/house/test_terminal.py looks for exceptions.
 """
 
+import io
 import json
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -16,6 +18,8 @@ from rich.text import Text
 
 from autoexp import sinks
 from autoexp.logs.lines import with_newlines
+
+_PADDING = re.compile(r"[ ]+$", re.MULTILINE)
 
 
 def say(text: object, *, error: bool = False) -> None:
@@ -57,12 +61,27 @@ def ask(question: str) -> str:
 def console() -> Console:
     """A console with colours only on a terminal, which cuts no path in a file or a pipe."""
     out = _Console()
-    return out if out.is_terminal else _Console(width=160)
+    return out if out.is_terminal else _Console(width=160, file=_Unpadded())
 
 
 def canvas(file: TextIO, width: int, *, colours: bool) -> Console:
     """A console that records its output instead of writing it."""
     return _Console(width=width, file=file, record=True, force_terminal=colours or None)
+
+
+class _Unpadded(io.TextIOBase):
+    """Standard output without the blanks that fill a table's lines up to its width."""
+
+    def write(self, text: str) -> int:
+        sys.stdout.write(_PADDING.sub("", text))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return sys.stdout.encoding
 
 
 class _Console(Console):

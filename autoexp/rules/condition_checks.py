@@ -17,6 +17,7 @@ from autoexp.rules.conditions import (
     CommandTest,
     Condition,
     ContentTest,
+    DiedAtStart,
     Elapsed,
     FileContains,
     FileExists,
@@ -75,6 +76,8 @@ class Facts(NamedTuple):
     """Directory that relative paths start from."""
     commands: Callable[[CommandTest], bool | None]
     """True if a command succeeded last; None: it has not been tried, or its result is too old."""
+    start_exception: Callable[[], str | None] = lambda: None
+    """The exception of which the job died before its first iteration, from its log."""
     captured: frozenset[str] = frozenset()
     """Names of values that come from a log or the scheduler, and may be anything."""
 
@@ -133,6 +136,8 @@ def _check(condition: Condition, facts: Facts) -> Checked:
             without = facts.attempts_without_progress
             text = f"{without} attempts in a row without a new checkpoint"
             return _never_unless(without < most, text)
+        case DiedAtStart(died_at_start=wanted):
+            return _died_at_start(facts.start_exception(), wanted)
         case Job(job=test):
             return _job(test, facts)
         case CommandSucceeds(command=test):
@@ -152,6 +157,12 @@ def _wait_unless(holds: bool, reason: str) -> Checked:
 
 def _never_unless(holds: bool, reason: str) -> Checked:
     return HOLDS if holds else Checked(Answer.NEVER, reason)
+
+
+def _died_at_start(exception: str | None, wanted: bool) -> Checked:
+    if exception is None:
+        return _never_unless(not wanted, "it did not die of an exception at its start")
+    return _never_unless(wanted, f"it died before its first iteration, of {exception}")
 
 
 def _path(template: str, facts: Facts) -> Path:

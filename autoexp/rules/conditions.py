@@ -135,6 +135,15 @@ class MaxWithoutProgress(Templated):
     )
 
 
+class DiedAtStart(Templated):
+    """A mistake in the program, which another attempt would repeat."""
+
+    died_at_start: bool = Field(
+        description="the job died of a Python exception before its first iteration; `false`: "
+        "it did not"
+    )
+
+
 class Job(Templated):
     """Another job."""
 
@@ -213,6 +222,7 @@ Condition = Annotated[
         | Annotated[QuietFor, Tag("quiet_for")]
         | Annotated[MaxAttempts, Tag("max_attempts")]
         | Annotated[MaxWithoutProgress, Tag("max_attempts_without_progress")]
+        | Annotated[DiedAtStart, Tag("died_at_start")]
         | Annotated[Job, Tag("job")]
         | Annotated[CommandSucceeds, Tag("command")]
         | Annotated[AllOf, Tag("all_of")]

@@ -29,6 +29,7 @@ from autoexp.rules.events import (
     LogLost,
     LogMatched,
     MetricAlarm,
+    ProgressMissing,
     Published,
     RequestRefused,
     RestartAsked,
@@ -37,6 +38,9 @@ from autoexp.rules.events import (
     StateChanged,
     TrunksFinished,
 )
+
+NO_PROGRESS = "no iteration is read"
+"""How the description of a log without progress begins."""
 
 
 def describe(event: Event) -> str:
@@ -71,6 +75,8 @@ def _words(event: Event) -> str:
             return f"{event.job} attempt {event.attempt}: cancelled, answer: {event.answer}"
         case LogLost():
             return f"{event.job} attempt {event.attempt}: {event.message}"
+        case ProgressMissing():
+            return f"{event.job} attempt {event.attempt}: {missing_progress(event)}"
         case LogMatched():
             return f"{event.job} attempt {event.attempt}: {event.rule}: {event.line.strip()[:200]}"
         case MetricAlarm():
@@ -88,6 +94,15 @@ def _words(event: Event) -> str:
             return f"{event.rule}: {event.gpu_hours:.1f} GPU hours used"
         case Published():
             return f"published {event.name}"
+
+
+def missing_progress(event: ProgressMissing) -> str:
+    """Describe a log that names no iteration, with its last line and what to do."""
+    lines = "1 line" if event.lines == 1 else f"{event.lines} lines"
+    return (
+        f"{NO_PROGRESS} in {lines} of its log, the last one: {event.last_line.strip()[:120]!r}; "
+        f"`autoexp backend check-log {event.log} --pattern '...'` tries another `log_line`"
+    )
 
 
 def describe_action(action: Action) -> str:

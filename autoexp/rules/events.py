@@ -27,6 +27,21 @@ class LogLost(FrozenModel):
         return f"log-lost/{self.job}/a{self.attempt}/{self.generation}{place}"
 
 
+class ProgressMissing(FrozenModel):
+    """A log has grown, and no line of it names an iteration."""
+
+    kind: Literal["progress_missing"] = "progress_missing"
+    job: str
+    attempt: int
+    lines: int
+    last_line: str
+    log: str
+
+    @property
+    def key(self) -> str:
+        return f"no-progress/{self.job}/a{self.attempt}"
+
+
 class LogMatched(FrozenModel):
     """A rule's pattern was found in a job's log: the first time in the attempt, or every time."""
 
@@ -315,6 +330,7 @@ Event = Annotated[
     | RequestRefused
     | CancelAnswered
     | LogLost
+    | ProgressMissing
     | LogMatched
     | MetricAlarm
     | LoggingStopped

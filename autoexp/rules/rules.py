@@ -54,6 +54,10 @@ class RuleBase(FrozenModel):
         """The names that templates of this rule may use."""
         return {*event_values.OF_SESSION, *event_values.OF_JOB, *self.NAMES}
 
+    def is_about(self, job: str, kind: str) -> bool:
+        """True if the rule applies to a job of this name and kind."""
+        return not self.jobs or job in self.jobs or kind in self.jobs
+
     @model_validator(mode="after")
     def _templates_have_values(self) -> Self:
         for entry in self.actions:

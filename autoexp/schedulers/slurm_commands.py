@@ -32,6 +32,9 @@ NO_ANSWER = re.compile(
 )
 
 
+_SPEAKER = re.compile(r"^\s*s\w+: (error|fatal): ")
+
+
 class SlurmCommandFailed(Exception):
     """A command ended with an exit code other than 0."""
 
@@ -84,6 +87,12 @@ def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] =
     if answer.returncode != 0:
         raise SlurmCommandFailed(arguments, answer.returncode, answer.stderr or answer.stdout)
     return answer.stdout
+
+
+def in_one_line(words: str) -> str:
+    """A command's message without its name in front of each line."""
+    lines = [_SPEAKER.sub("", line).strip() for line in words.splitlines()]
+    return "; ".join(line for line in lines if line)
 
 
 def about(job_id: str, words: str) -> str:

@@ -18,7 +18,12 @@ from autoexp.errors import (
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
-from autoexp.schedulers.slurm_commands import NO_ANSWER, SlurmCommandFailed, run
+from autoexp.schedulers.slurm_commands import (
+    NO_ANSWER,
+    SlurmCommandFailed,
+    in_one_line,
+    run,
+)
 from autoexp.states import Kind
 from autoexp.storage import atomic
 
@@ -116,7 +121,7 @@ def _sbatch(script: Path, lock: int, timeout_s: float) -> str:
             raise SubmissionPostponed(error.stderr) from error
         if NO_ANSWER.search(error.stderr):
             raise SubmissionUncertain(error.stderr) from error
-        raise SubmissionRefused(error.stderr) from error
+        raise SubmissionRefused(in_one_line(error.stderr)) from error
 
 
 def is_passing(words: str) -> bool:

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from autoexp.storage import atomic
 
@@ -24,6 +25,32 @@ A draft is made with it; resuming a session removes it.
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 assert shutil.rmtree.avoids_symlink_attacks, "deleting by open directories is what Linux can do"
+
+
+class Size(NamedTuple):
+    """What a directory holds."""
+
+    files: int
+    bytes: int
+
+    def __str__(self) -> str:
+        size = float(self.bytes)
+        for unit in ("bytes", "kB", "MB", "GB"):
+            if size < 1000:
+                return f"{size:.3g} {unit}"
+            size /= 1000
+        return f"{size:.3g} TB"
+
+
+def size_of(path: Path) -> Size:
+    """Files below a directory and what they take; a file of several names counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):
+                found = Path(folder, name).lstat()
+                sizes[found.st_dev, found.st_ino] = found.st_size
+    return Size(len(sizes), sum(sizes.values()))
 
 
 def remove(path: Path) -> None:

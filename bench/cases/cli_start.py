@@ -78,7 +78,7 @@ def _first_submission(environment: dict[str, str], folder: Path) -> tuple[float,
         process.communicate(timeout=60)
     for session in (folder / "sessions").iterdir():
         _run(environment, "cancel", session.name)
-        _run(environment, "sessions", "remove", session.name)
+        _run(environment, "sessions", "remove", session.name, "--yes")
     return submitted - began, served
 
 

@@ -36,6 +36,7 @@ from autoexp.flows.deployment.server import (
 from autoexp.flows.deployment.server_checks import (
     HOST,
     answers,
+    host_of,
     is_local,
     lets_in,
     port_of,
@@ -227,19 +228,25 @@ def _must_be_locked(url: str, auth_string: str | None) -> None:
 
 
 def _start_server(url: str, auth_string: str) -> None:
-    say(f"starting a Prefect server at {url.removesuffix('/api')}")
+    say(f"starting a Prefect server at {url.removesuffix('/api')}, which takes some seconds …")
     home = Path(PREFECT_HOME.value())
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = home / "autoexp-server.log"
     try:
-        bound = bound_socket(port_of(url))
+        bound = bound_socket(port_of(url), host_of(url))
     except OSError as error:
         raise AutoexpError(f"{url}: {error.strerror}; choose another port") from error
     with bound:
         process = start_server(bound, auth_string, log)
-    # Where `prefect server stop` looks for it.
-    write_private(home / "server.pid", str(process.pid))
-    await_answer(process, url, auth_string, f"{url}: the server", log)
+    # Where `prefect server stop` looks for it; that of a server that is gone is replaced.
+    pid_file = home / "server.pid"
+    write_private(pid_file, str(process.pid))
+    try:
+        await_answer(process, url, auth_string, f"{url}: the server", log)
+    except AutoexpError:
+        if process.poll() is not None:
+            pid_file.unlink(missing_ok=True)
+        raise
 
 
 def _prefect(*arguments: str, environment: dict[str, str]) -> None:

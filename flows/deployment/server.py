@@ -28,6 +28,7 @@ from autoexp.flows.deployment.server_checks import HOST, answers, is_local
 # What Prefect's migrations (alembic) say of a database whose last step they do not know.
 _OTHER_VERSION = b"Can't locate revision identified by"
 _LOG_END = 16384
+_LINES_SHOWN = 5
 _PATIENCE_S = 180.0
 _PR_SET_PDEATHSIG = 1
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -207,21 +208,27 @@ def await_answer(
     """Wait until a server that was started answers; raises AutoexpError with its log if not."""
     deadline = time.monotonic() + _PATIENCE_S
     while not answers(url, auth_string):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise AutoexpError(f"{who} did not start{_reason(log)}; read {log}")
+        if (code := process.poll()) is not None:
+            raise AutoexpError(f"{who} did not start (exit {code}){_reason(log)}; read {log}")
+        if time.monotonic() > deadline:
+            raise AutoexpError(f"{who} does not answer{_reason(log)}; read {log}")
         time.sleep(0.1)
 
 
 def _reason(log: Path) -> str:
-    """The reason why a server did not start, from the end of its log, if it is a known one."""
+    """The reason why a server did not start, if it is a known one; else the end of its log."""
     with suppress(OSError), log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LOG_END))
-        if _OTHER_VERSION in file.read():
+        end = file.read()
+        if _OTHER_VERSION in end:
             home = os.environ.get("PREFECT_HOME") or "~/.prefect"
             return (
                 f": the database in {home} is of a newer Prefect than this one. Upgrade this one, "
                 "or give it a directory of its own: `export PREFECT_HOME=~/.prefect-older`"
             )
+        lines = [line for line in end.decode(errors="replace").splitlines() if line.strip()]
+        if lines:
+            return "; its log ends:\n  " + "\n  ".join(lines[-_LINES_SHOWN:]) + "\n"
     return ""
 
 
@@ -230,13 +237,13 @@ def new_auth_string() -> str:
     return f"autoexp:{secrets.token_urlsafe(32)}"
 
 
-def bound_socket(port: int) -> socket.socket:
-    """A socket on the loopback address alone, at a port that is free if 0; raises OSError."""
-    bound = socket.socket()
+def bound_socket(port: int, host: str = HOST) -> socket.socket:
+    """A socket on a loopback address alone, at a port that is free if 0; raises OSError."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         if port:  # what a server has just left
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((HOST, port))
+        bound.bind((host, port))
     except OSError:
         bound.close()
         raise
@@ -255,7 +262,8 @@ def start_server(
     With a pipe to say who looks at it, it stands still while nobody does.
     """
     kept = [bound.fileno(), *([] if visits is None else [visits])]
-    url = f"http://{HOST}:{bound.getsockname()[1]}"
+    host, own_port = bound.getsockname()[:2]
+    url = f"http://[{host}]:{own_port}" if ":" in host else f"http://{host}:{own_port}"
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "autoexp.flows.deployment.serve", *map(str, kept)],

@@ -32,6 +32,12 @@ def is_local(url: str) -> bool:
     return host == "localhost"
 
 
+def host_of(url: str) -> str:
+    """The loopback address of a URL of this machine; `localhost` is 127.0.0.1."""
+    host = urlsplit(url).hostname or HOST
+    return HOST if host == "localhost" else host
+
+
 def port_of(url: str) -> int:
     """The port of a URL, by default that of its scheme."""
     parts = urlsplit(url)

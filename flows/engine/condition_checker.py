@@ -5,10 +5,13 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.writer import SessionWriter
+from autoexp.jobs.record import JobRecord
+from autoexp.jobs.verdicts import has_begun, start_exception
 from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.template_values import values_of
@@ -101,6 +104,7 @@ class ConditionChecker:
             jobs=jobs,
             directory=session.path,
             commands=last_answer,
+            start_exception=partial(start_exception, *_start_of(action, job)),
             captured=frozenset(outside),
         )
 
@@ -143,6 +147,16 @@ class ConditionChecker:
             self._log.debug("`%s` does not hold yet: %s", " ".join(arguments), error)
             succeeded = False
         self._commands[key] = (time.monotonic(), succeeded)
+
+
+def _start_of(action: ActionRecord, job: JobRecord | None) -> tuple[bool, str | None]:
+    """Whether a job has begun to train, and the log of the attempt that an action is about."""
+    if job is None:
+        return True, None
+    number = action.attempt or getattr(action.event, "attempt", None)
+    about = [attempt for attempt in job.attempts if attempt.number == number]
+    attempt = about[0] if about else job.attempt
+    return has_begun(job), None if attempt is None else attempt.log
 
 
 def _answers(waiting: Sequence[_Waiting]) -> list[tuple[_Waiting, Checked]]:

@@ -196,6 +196,8 @@ class ArtifactPublisher:
         # Drawing imports matplotlib, which takes most of a second.
         subject = await self._writer.run(_subject, self._session)
         path = await asyncio.to_thread(_draw, subject)
+        if path is None:
+            return  # nothing is logged yet
         picture = base64.b64encode(path.read_bytes()).decode()
         url = f"data:image/png;base64,{picture}"
         description = sinks.markdown(f"loss and learning rate of {self._session.id} ({path})")
@@ -230,7 +232,7 @@ def _subject(session: Session) -> "Subject":
     return plot.Subject.of(session)
 
 
-def _draw(subject: "Subject") -> Path:
+def _draw(subject: "Subject") -> Path | None:
     from autoexp.reports import plot
 
     return plot.draw(subject)

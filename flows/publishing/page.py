@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from autoexp.jobs.record import JobRecord
 from autoexp.planning.plan import Plan
+from autoexp.reports.log_end import failed_logs
 from autoexp.reports.status import JobSummary, Status
 from autoexp.rules.describe import describe
 from autoexp.session.session import Session
@@ -20,6 +21,7 @@ def session_page(session: Session, status: Status) -> str:
         _headline(session, status),
         _table(session, status),
         _waiting(status),
+        _ends_of_logs(session),
         _last_events(session),
         _paths(session, status),
     ]
@@ -78,9 +80,21 @@ def _loss(job: JobSummary) -> str:
 
 def _waiting(status: Status) -> str:
     lines = [
-        f"- **{markdown(job.name)}**: {markdown(job.reason)}" for job in status.jobs if job.reason
+        f"- **{markdown(job.name)}**: {markdown(note)}"
+        for job in status.jobs
+        for note in dict.fromkeys((job.warning, job.reason))
+        if note
     ]
     return "\n".join(["## Notes per job", "", *lines]) if lines else ""
+
+
+def _ends_of_logs(session: Session) -> str:
+    """The last lines of the logs of jobs that failed."""
+    parts = [
+        f"**{markdown(log.job)}**\n\n" + "  \n".join(filter(None, map(markdown_code, log.lines())))
+        for log in failed_logs(session)
+    ]
+    return "\n\n".join(["## Ends of logs", *parts]) if parts else ""
 
 
 def _last_events(session: Session) -> str:

@@ -80,16 +80,19 @@ def _document(session: Session, found: dict[str, Any], *, live: bool) -> str:
 
 def _curves(session: Session, *, live: bool) -> Html:
     without = None
-    if not live:
-        picture = element("img", alt="the loss curves", src=_picture(session))
+    if not live and (drawn := _picture(session)) is not None:
+        picture = element("img", alt="the loss curves", src=drawn)
         without = element("noscript", Html(picture.removesuffix("</img>")))
     places = [element("div", id=name) for name in ("controls", "loss", "rate", "legend")]
     return element("section", element("h2", "Curves"), together([without, *places]), id="curves")
 
 
-def _picture(session: Session) -> str:
+def _picture(session: Session) -> str | None:
+    """The curves as an image in a URL; None while no loss has been logged."""
     with tempfile.TemporaryDirectory() as folder:
         file = plot.draw(plot.Subject.of(session), path=Path(folder) / "plot.png")
+        if file is None:
+            return None
         return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
 

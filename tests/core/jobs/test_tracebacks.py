@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.jobs.tracebacks import last_exception
+from autoexp.jobs.verdicts import has_begun, start_exception
 from tests.core.story import StoryOf
 
 PLAIN = """ iteration 3/ 10 | lm loss: 2.1 |
@@ -77,6 +78,20 @@ def test_a_job_that_died_of_an_exception_has_failed_with_it(story_of: StoryOf) -
     story = story_of()
     attempt = story.job().attempt
     assert attempt is not None
-    Path(attempt.log).write_text(PLAIN)
+    story.log(10)
+    with Path(attempt.log).open("a") as file:
+        file.write(PLAIN)
     story.look(state="FAILED", exit_code=1)
     assert story.job().reason == "FAILED (exit code 1): RuntimeError: out of memory"
+    assert start_exception(has_begun(story.job()), attempt.log) is None
+
+
+def test_a_job_that_died_before_its_first_iteration_says_so(story_of: StoryOf) -> None:
+    story = story_of()
+    attempt = story.job().attempt
+    assert attempt is not None
+    Path(attempt.log).write_text(PLAIN.partition("\n")[2])
+    story.look(state="FAILED", exit_code=1)
+    exception = "RuntimeError: out of memory"
+    assert story.job().reason == f"FAILED (exit code 1) before its first iteration: {exception}"
+    assert start_exception(has_begun(story.job()), attempt.log) == exception

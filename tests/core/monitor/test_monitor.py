@@ -13,12 +13,13 @@ from autoexp.config.compose import Composed
 from autoexp.logs.tail import LIMIT
 from autoexp.monitor.monitor import Look
 from autoexp.operations import actions
-from autoexp.rules.events import CheckpointComplete, JobGivenUp
+from autoexp.reports.status import status_of
+from autoexp.rules.events import CheckpointComplete, JobGivenUp, ProgressMissing
 from autoexp.schedulers.base import JobStatus
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.builders import create
-from tests.core.story import Story, launches, of
+from tests.core.story import Story, launches, of, say
 from tests.killing import KilledAt
 
 
@@ -127,13 +128,25 @@ def test_a_last_checkpoint_is_launched_from_before_its_parent_counts_as_ended(
     assert of(look, JobGivenUp) == []
 
 
+def test_a_checkpoint_of_a_training_that_has_logged_no_iteration_says_so_in_its_status(
+    story: Story,
+) -> None:
+    say(story, "setting: 1")
+    assert of(story.look(), ProgressMissing) == []
+    story.save(100)
+    (event,) = of(story.look(), ProgressMissing)
+    assert (event.lines, event.last_line) == (1, "setting: 1")
+    assert (status_of(story.session).jobs[0].warning or "").startswith("no iteration is read")
+    assert of(story.open().look(), ProgressMissing) == []
+    story.log(110)
+    story.look()
+    assert status_of(story.session).jobs[0].warning is None
+
+
 def test_cooldowns_whose_checkpoint_never_came_are_given_up_with_the_reason(story: Story) -> None:
     story.save(100)
     look = story.look(state="FAILED", exit_code=1)
-    reason = (
-        "never started: tiny ended (FAILED (exit code 1)) "
-        "without a complete checkpoint at iteration 200"
-    )
+    reason = "never started: tiny failed without a complete checkpoint at iteration 200"
     assert of(look, JobGivenUp) == [JobGivenUp(job="tiny-cd200", reason=reason)]
     record = Session.load(story.path).jobs["tiny-cd200"]
     assert (record.verdict, record.reason) == (Verdict.FAILED, reason)

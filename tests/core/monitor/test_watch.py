@@ -30,8 +30,9 @@ from autoexp.logs.tail import LIMIT, LookBudget
 from autoexp.model import COMPOSING
 from autoexp.monitor.decide import RuleBook, Watched
 from autoexp.monitor.job_watch import JobWatch
+from autoexp.rules.describe import describe
 from autoexp.rules.event_values import typed
-from autoexp.rules.events import Event, LogMatched
+from autoexp.rules.events import Event, LogMatched, ProgressMissing
 from autoexp.rules.ruleset import Rules
 from tests.builders import attempt_of, spec_of
 from tests.core.backends.conformance.command import COMMON
@@ -630,3 +631,55 @@ def test_a_line_of_megabytes_hides_no_other(tmp_path: Path, engine: type) -> Non
     watching.write(b"\n" + iteration_line(5) + b"\nCUDA error\n")
     watching.look()
     assert watching.job.iteration == 5 and len(watching.events) == 1
+
+
+# --- a log that names no iteration
+
+
+def silent(folder: Path, backend: Any) -> tuple[Watching, JobWatch]:
+    watching = Watching(folder, backend)
+    watching.job.spec = watching.job.spec.model_copy(update={"target_iteration": 300})
+    return watching, JobWatch()
+
+
+def read(watching: Watching, watch: JobWatch, data: bytes) -> list[ProgressMissing]:
+    watching.write(data)
+    attempt, budget = watching.job.attempts[0], LookBudget.of_one_log()
+    found = list(watch.read_log(watching.job, attempt, watching.watched, budget, final=False))
+    return [event for event in found if isinstance(event, ProgressMissing)]
+
+
+def test_forty_lines_that_a_log_line_does_not_match_are_an_event_with_the_last_one(
+    tmp_path: Path,
+) -> None:
+    watching, watch = silent(tmp_path, described(r"step (?P<iteration>\d+)"))
+    assert read(watching, watch, b"Step 1: loss 2.0\n" * 39) == []
+    (event,) = read(watching, watch, b"\nStep 40: loss 2.0\n")
+    assert (event.lines, event.last_line) == (40, "Step 40: loss 2.0")
+    assert describe(event).startswith("j attempt 1: no iteration is read in 40 lines of its log")
+    assert "'Step 40: loss 2.0'" in describe(event) and "check-log" in describe(event)
+    assert watching.job.warning is not None and watching.job.warning in describe(event)
+    assert read(watching, watch, b"Step 41\n" * 50) == []
+    assert read(watching, watch, b"step 42\n") == []
+    assert watching.job.warning is None and watching.job.iteration == 42
+
+
+def test_a_trainer_that_prints_its_settings_first_is_silent_at_its_first_checkpoint(
+    tmp_path: Path,
+) -> None:
+    watching, watch = silent(tmp_path, DemoBackend())
+    interval = watching.job.spec.trainer.log_interval or 1
+    assert read(watching, watch, b"setting\n" * 400) == []
+    watching.job.checkpoints = [interval - 1]  # before it was to log anything
+    assert read(watching, watch, b"saved\n") == []
+    watching.job.checkpoints = [interval]
+    (event,) = read(watching, watch, b"saved\n")
+    assert (event.lines, event.last_line) == (402, "saved")
+
+
+def test_a_log_that_names_iterations_or_has_no_line_is_not_silent(tmp_path: Path) -> None:
+    watching, watch = silent(tmp_path, DemoBackend())
+    watching.job.checkpoints = [100]
+    assert read(watching, watch, b"") == []
+    assert read(watching, watch, iteration_line(10) + b"\n") == []
+    assert read(watching, watch, b"x\n" * 99) == []

@@ -198,7 +198,7 @@ def test_when_the_first_training_fails_all_of_it_is_cancelled_and_run_again_with
     story.look()
     reasons = [story.job(name).reason for name in ("tiny-finetune", "tiny-finetune-cd60")]
     assert reasons[0] == "cancelled: tiny failed (FAILED (exit code 3))"
-    assert str(reasons[1]).startswith("never started: tiny-finetune ended (cancelled: tiny failed")
+    assert str(reasons[1]).startswith("never started: tiny-finetune failed without a complete")
     assert ask(story, "tiny") == ["ann: retries tiny, tiny-finetune, tiny-finetune-cd60"]
     assert {job.verdict for job in story.session.jobs.values()} == {None}
 

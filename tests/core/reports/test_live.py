@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.reports.live import Pause, stamps
+from autoexp.model import now
+from autoexp.reports.live import Pause, _as_watched, stamps
+from autoexp.reports.status import status_of, waits
 from autoexp.rules.events import CheckpointComplete
 from autoexp.session.session import Session
+from tests.core.story import Story
 
 
 @pytest.fixture
@@ -37,6 +40,31 @@ def test_saved_numbers_are_told_from_events(session: Session) -> None:
 
 def test_a_session_that_was_removed_has_stamps_too(tmp_path: Path) -> None:
     assert stamps(tmp_path / "gone") == stamps(tmp_path / "gone")
+
+
+def test_a_view_calls_no_session_stopped_that_it_is_about_to_watch(session_path: Path) -> None:
+    status = status_of(Session.load(session_path))
+    assert status.state == "stopped"
+    assert _as_watched(status).state == "starting"
+    running = status.model_copy(update={"state": "running"})
+    assert _as_watched(running) is running
+
+
+def test_a_job_that_logs_is_running_whatever_the_scheduler_has_yet_to_say(
+    session_path: Path,
+) -> None:
+    story = Story(session_path)
+    assert waits(story.job()) == "is about to be submitted"
+    story.submit()
+    story.look(state="PENDING", reason="Priority")
+    assert status_of(story.session).jobs[0].state == "PENDING"
+    story.log(10)
+    story.look()
+    job = status_of(story.session).jobs[0]
+    assert (job.state, job.reason) == ("RUNNING", None)
+    story.look(state="RUNNING", started_at=now())
+    story.look(state="PENDING")  # requeued, its earlier lines are there still
+    assert status_of(story.session).jobs[0].state == "PENDING"
 
 
 def test_the_view_looks_less_and_less_often_until_something_happens() -> None:

@@ -41,6 +41,8 @@ ANSWERS: list[tuple[dict[str, Any], str]] = [
     ({"max_attempts": 3}, "never"),
     ({"max_attempts_without_progress": 2}, "holds"),
     ({"max_attempts_without_progress": 1}, "never"),
+    ({"died_at_start": False}, "holds"),
+    ({"died_at_start": True}, "never"),
     ({"job": {"name": "a", "state": ["RUNNING"]}}, "holds"),
     ({"job": {"name": "a", "verdict": ["finished"]}}, "not yet"),
     ({"job": {"name": "b", "verdict": ["finished"]}}, "holds"),
@@ -74,6 +76,13 @@ def test_a_condition_answers(tmp_path: Path, written: dict[str, Any], answer: st
     assert bool(found.reason) == (found.answer is not Answer.HOLDS)
     # What is on disk in an action's file reads back as the same.
     assert ADAPTER.validate_json(ADAPTER.dump_json(condition)) == condition
+
+
+def test_a_job_that_died_at_its_start_is_told_with_the_exception(tmp_path: Path) -> None:
+    known = facts(tmp_path, start_exception=lambda: "ImportError: torch")
+    assert check(ADAPTER.validate_python({"died_at_start": True}), known).answer is Answer.HOLDS
+    refused = check(ADAPTER.validate_python({"died_at_start": False}), known)
+    assert refused == (Answer.NEVER, "it died before its first iteration, of ImportError: torch")
 
 
 def test_each_condition_has_a_case_in_which_it_holds_and_one_in_which_it_does_not() -> None:

@@ -16,6 +16,7 @@ from autoexp.monitor.decide import RuleBook, decide
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.planning.plan import make_plan
 from autoexp.planning.rule_checks import validate_rules
+from autoexp.rules.condition_checks import Answer, check_all
 from autoexp.rules.events import (
     AttemptJudged,
     CheckpointComplete,
@@ -26,6 +27,7 @@ from autoexp.rules.events import (
 from autoexp.rules.rules import InactivityRule, LogRule, MetricRule, RuleBase
 from autoexp.rules.ruleset import named
 from autoexp.states import Kind, Verdict
+from tests.core.rules.facts import facts
 from tests.sources import ROOT
 
 DATA = ROOT / "tests" / "data" / "rules"
@@ -47,6 +49,16 @@ def rules_of(preset: str) -> dict[str, RuleBase]:
 
 
 RULES = [(preset, name) for preset in PRESETS for name in rules_of(preset)]
+
+
+def test_production_restarts_no_job_that_died_of_an_exception_before_its_first_iteration(
+    tmp_path: Path,
+) -> None:
+    (restart,) = rules_of("production")["crash"].actions
+    once = facts(tmp_path, attempts=1, attempts_without_progress=0)
+    assert check_all(restart.when, once).answer is Answer.HOLDS
+    at_start = once._replace(start_exception=lambda: "ImportError: torch")
+    assert check_all(restart.when, at_start).answer is Answer.NEVER
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -37,14 +37,6 @@ REFUSED = (
 
 
 @pytest.fixture
-def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))  # no real one is behind them
-    return Fakes(folder)
-
-
-@pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """`clock(seconds)` lets time pass for schedulers."""
     passed = 0.0
@@ -203,6 +195,20 @@ def test_a_submission_limit_postpones_and_a_greeting_is_no_answer(
     assert not isinstance(postponed.value, SubmitLimitReached)
     fakes.says("sbatch", "Welcome", "Submitted batch job 41")
     assert submit(SlurmCluster(), ref) == "41"
+
+
+def test_a_refusal_is_sbatchs_words_in_one_line(fakes: Fakes, ref: AttemptRef) -> None:
+    fakes.fails(
+        "sbatch",
+        "sbatch: error: invalid partition specified: gpu\n"
+        "sbatch: error: Batch job submission failed: Invalid partition name specified",
+    )
+    with pytest.raises(SubmissionRefused) as refused:
+        submit(SlurmCluster(), ref)
+    assert str(refused.value) == (
+        "invalid partition specified: gpu; "
+        "Batch job submission failed: Invalid partition name specified"
+    )
 
 
 # One of several clusters

@@ -113,7 +113,7 @@ def test_no_neighbour_stops_a_command_and_none_is_touched(
     assert status.stdout.startswith("session mine"), status.stderr
     made = autoexp(tmp_path, "submit", "demo", "--session", "next", "cooldowns=[]", "--yes")
     assert made.returncode == 0, made.stderr
-    removed = autoexp(tmp_path, "sessions", "remove", "next")
+    removed = autoexp(tmp_path, "sessions", "remove", "next", "--yes")
     assert removed.returncode == 0, removed.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         name for name in before if name != "half"
@@ -260,7 +260,7 @@ def test_the_flow_run_of_a_removed_session_makes_a_new_one(
     tmp_path: Path, composed: Composed
 ) -> None:
     path = create(composed, tmp_path, flow_run_id=RUN)
-    assert autoexp(tmp_path, "sessions", "remove", path.name).returncode == 0
+    assert autoexp(tmp_path, "sessions", "remove", path.name, "--yes").returncode == 0
     assert find.session_of(RUN, tmp_path) is None
     assert find.claimed(RUN, tmp_path) is None
 

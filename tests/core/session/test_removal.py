@@ -7,11 +7,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from autoexp.cli.main import main
 from autoexp.config.compose import Composed
 from autoexp.session import remove
+from autoexp.session.session import Session
 from tests.builders import create
 from tests.killing import KilledAt
 from tests.sources import MODULES, name_of
@@ -77,7 +80,8 @@ def test_what_a_removal_says_of_outputs_elsewhere_is_so(tmp_path: Path, composed
     create(composed, root, session_id="within")
 
     said = {
-        name: autoexp(root, "sessions", "remove", name) for name in ("unused", "used", "within")
+        name: autoexp(root, "sessions", "remove", name, "--yes")
+        for name in ("unused", "used", "within")
     }
 
     for name in ("unused", "within"):
@@ -87,11 +91,48 @@ def test_what_a_removal_says_of_outputs_elsewhere_is_so(tmp_path: Path, composed
     assert [path.name for path in out.iterdir()] == ["used"]
 
 
+def test_a_removal_says_what_will_be_gone_and_asks(
+    session_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AUTOEXP_SESSIONS", str(session_path.parent))
+    with Session.hold(session_path) as (session, _):
+        job = session.jobs["tiny"]
+        session.change_job(job, checkpoints=[100, 200])
+        weights = Path(job.spec.save_dir) / "weights"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(bytes(2_500_000))
+    os.link(weights, weights.with_name("seeded"))  # a cooldown's start takes no space of its own
+    files = sum(not found.is_dir() for found in session_path.rglob("*"))
+    words, asked = ["sessions", "remove", session_path.name], []
+
+    assert main(words) == 2  # nobody is there to be asked
+    said = capsys.readouterr().err
+    assert f"2 checkpoints of 1 jobs, {files - 1} files, 2.5" in said and " MB" in said
+    assert "`--yes` agrees to it" in said
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    assert main(words) == 2
+    assert "2 checkpoints" in asked[0] and asked[0].endswith("Go ahead? [y/N] ")
+    assert weights.exists()
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    assert main(words) == 0
+    assert not session_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1_240_000_000, "1.24 GB"), (3 * 10**13, "30 TB")],
+)
+def test_a_size_is_told_in_its_unit(size: int, said: str) -> None:
+    assert str(remove.Size(1, size)) == said
+
+
 def test_a_link_to_a_moved_session_is_not_followed(tmp_path: Path, composed: Composed) -> None:
     path = create(composed, tmp_path, session_id="s").rename(tmp_path / "moved")
     (tmp_path / "s").symlink_to(path)
 
-    answer = autoexp(tmp_path, "sessions", "remove", "s")
+    answer = autoexp(tmp_path, "sessions", "remove", "s", "--yes")
 
     assert answer.returncode == 2
     assert f"a link to {path}" in answer.stderr

@@ -41,11 +41,18 @@ def test_bad_input_says_what_and_where_and_leaves_nothing_behind(tmp_path: Path)
 
 def test_a_plan_shows_jobs_branch_points_and_commands_and_submits_nothing(tmp_path: Path) -> None:
     root = tmp_path / "sessions"
-    answer = autoexp("plan", "demo", "cooldowns.0.at=[1050]", root=root)
-
+    words = ("plan", "demo", "cooldowns.0.at=[1050]")
+    answer = autoexp(*words, root=root)
     assert answer.returncode == 0
-    assert "demo-cd1000" in answer.stdout
-    assert "branches at 1000, the checkpoint before 1050" in answer.stdout
+    note, tree, *others = answer.stdout.splitlines()
+    assert note.startswith("note: ")
+    assert "branches at 1000, the checkpoint before 1050" in note
+    assert tree == "demo  2 jobs: 1 train, 1 cooldown; 0.00 GPU hours"
+    assert any("demo-cd1000  cooldown  1000 → 1200" in line for line in others)
+    assert "--lr-wsd-decay-iters" not in answer.stdout and "decays over" not in answer.stdout
+
+    answer = autoexp(*words, "--table", "--commands", root=root)
+    assert "decays over" in answer.stdout
     assert "--lr-wsd-decay-iters 200" in answer.stdout
     assert not root.exists()
 
@@ -79,7 +86,7 @@ def test_a_session_runs_from_the_command_line_and_is_listed_shown_and_removed(
     assert "iteration" in autoexp("tail", "first", "demo-cd100", root=root).stdout
     assert autoexp("run", "demo", "--session", "first", root=root).returncode == 2
 
-    assert autoexp("sessions", "remove", "first", root=root).returncode == 0
+    assert autoexp("sessions", "remove", "first", "--yes", root=root).returncode == 0
     assert not (root / "first").exists()
 
 

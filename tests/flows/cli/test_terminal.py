@@ -74,3 +74,14 @@ def test_an_error_and_what_breaks_are_told_in_plain_text(
     error = ValueError(HOSTILE)
     sys.excepthook(ValueError, error, None)
     assert capsys.readouterr().err == f"ValueError: {PLAIN}\n"
+
+
+def test_a_pipe_gets_no_padding(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(box=None)
+    for name in ("job", "note"):
+        table.add_column(name)
+    table.add_row("a", "")
+    table.add_row("longer", "x")
+    terminal.console().print(table)
+    said = capsys.readouterr().out
+    assert "longer" in said and not [line for line in said.splitlines() if line != line.rstrip()]

@@ -1,0 +1,1 @@
+"""What `--json` prints, as models, and as the JSON Schemas beside them."""
