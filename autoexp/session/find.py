@@ -14,13 +14,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from autoexp.errors import SessionHeld, SessionNotFound
-from autoexp.session.session import Session
 from autoexp.storage import atomic, lease, permissions
 from autoexp.storage.lease import Holder
 from autoexp.storage.places import sessions_root
+
+if TYPE_CHECKING:
+    from autoexp.session.session import Session
 
 MARK = "indexed"
 """A file in each session whose flow runs are in the index; other sessions have to be read."""
@@ -194,12 +196,12 @@ def own_session_path(name: str | None) -> Path:
     return path
 
 
-def live_holder(session: Session) -> Holder | None:
+def live_holder(session: "Session") -> Holder | None:
     holder = lease.look(session.path)
     return holder if holder is not None and holder.alive else None
 
 
-def refuse_if_held(session: Session) -> None:
+def refuse_if_held(session: "Session") -> None:
     holder = live_holder(session)
     if holder is not None:
         raise SessionHeld(lease.held_by(session.id, holder))
