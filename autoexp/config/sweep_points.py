@@ -153,7 +153,7 @@ class Trees:
         self._base = base
         self._tree_of = tree_of
         self._groups = groups
-        self._known: dict[tuple[str, ...], "tuple[DictConfig | None, Mapping[str, Any]]"] = {}
+        self._known: dict[tuple[str, ...], tuple[DictConfig | None, Mapping[str, Any]]] = {}
 
     def values(self, settings: Settings) -> dict[str, Any]:
         """The values of a point."""

@@ -1,15 +1,23 @@
 """The status of a session: the contract of `autoexp status --json`."""
 
-from datetime import datetime
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from autoexp import states
-from autoexp.jobs.gpu_hours import over_budget, spent_gpu_hours
-from autoexp.jobs.record import Attempt, JobRecord
-from autoexp.session.session import Session
-from autoexp.states import Kind, Verdict
+from autoexp.index.overview import Overview, SessionRow
+from autoexp.jobs.gpu_hours import above
+from autoexp.jobs.summary import AttemptStatus, JobRow, JobSummary, row_of, waits
+from autoexp.model import now
+from autoexp.states import Verdict
 from autoexp.storage import lease
+
+if TYPE_CHECKING:
+    from autoexp.rules.events import CheckpointComplete
+    from autoexp.session.session import Session
+
+__all__ = ["AttemptStatus", "JobSummary", "waits"]
 
 
 class MonitorStatus(BaseModel):
@@ -18,40 +26,6 @@ class MonitorStatus(BaseModel):
     host: str
     pid: int
     alive: bool
-
-
-class AttemptStatus(BaseModel):
-    """One submission."""
-
-    number: int
-    job_id: str | None
-    state: str
-    submitted_at: datetime | None
-    ended_at: datetime | None
-    exit_code: int | None
-
-
-class JobSummary(BaseModel):
-    """One job. Loss in nats per token, GPU hours over all attempts."""
-
-    name: str
-    kind: Kind
-    parent: str | None
-    branch_iteration: int | None
-    state: str
-    verdict: Verdict | None
-    reason: str | None
-    iteration: int | None
-    target_iteration: int | None
-    loss: float | None
-    learning_rate: float | None
-    seconds_left: float | None
-    gpu_hours: float
-    planned_gpu_hours: float | None
-    scores: dict[str, float]
-    output_dir: str
-    log: str | None
-    attempts: list[AttemptStatus]
 
 
 class ActionCounts(BaseModel):
@@ -71,8 +45,8 @@ class CheckpointStatus(BaseModel):
     path: str
 
 
-class Status(BaseModel):
-    """A session at one moment."""
+class Headline(BaseModel):
+    """A session at one moment, as tables show it."""
 
     session: str
     state: str
@@ -80,95 +54,90 @@ class Status(BaseModel):
     flow_run_id: str | None
     monitor: MonitorStatus | None
     jobs: list[JobSummary]
+
+
+class Status(Headline):
+    """A session at one moment, with what its journal and its actions say."""
+
     actions: ActionCounts
     events: int
     checkpoints: list[CheckpointStatus]
 
 
-def status_of(session: Session) -> Status:
+def status_of(session: "Session") -> Status:
     """Describe a session as read from disk, or as a monitor holds it in memory."""
-    holder = lease.look(session.path)
-    counts = ActionCounts()
-    for action in session.actions.values():
-        setattr(counts, action.status, getattr(counts, action.status) + 1)
-    alive = holder is not None and holder.alive
-    stopped = over_budget(session.experiment.budget, session.jobs.values())
-    flow_run_ids = session.meta.flow_run_ids
+    rows = [row_of(job) for job in session.jobs.values()]
+    shown = _headline(session.path, SessionRow.of(session.meta), rows, session.is_over)
     return Status(
-        session=session.id,
-        state=state_of(session, watched=alive),
-        flow_run_id=flow_run_ids[-1] if flow_run_ids else None,
-        monitor=MonitorStatus(**holder._asdict()) if holder is not None else None,
-        jobs=[_job_status(job, stopped) for job in session.jobs.values()],
-        actions=counts,
+        **_fields(shown),
+        actions=_counted(action.status for action in session.actions.values()),
         events=len(session.journal),
-        checkpoints=[
-            CheckpointStatus(job=event.job, iteration=event.iteration, path=event.path)
-            for event in session.checkpoints()
-        ],
+        checkpoints=_shown(session.checkpoints()),
     )
 
 
-def state_of(session: Session, *, watched: bool) -> str:
+def headline(overview: Overview) -> Headline:
+    """Describe a session as far as tables show it, from its rows."""
+    rows = list(overview.jobs.values())
+    return _headline(overview.path, overview.session, rows, overview.is_over)
+
+
+def whole_status(overview: Overview) -> Status:
+    """Describe a session from its rows and the index of its events."""
+    from autoexp.index.events import EventIndex
+
+    events = EventIndex(overview.path).read()
+    valid = (event for event in events.checkpoints if _is_valid(event, overview.jobs))
+    return Status(
+        **_fields(headline(overview)),
+        actions=_counted(action.status for action in overview.actions().values()),
+        events=events.count,
+        checkpoints=_shown(valid),
+    )
+
+
+def _fields(shown: Headline) -> dict[str, Any]:
+    # Not validated anew: of ten thousand jobs that takes longer than all the rest.
+    return dict(shown)
+
+
+def _headline(path: Path, session: SessionRow, rows: list[JobRow], is_over: bool) -> Headline:
+    holder = lease.look(path)
+    alive = holder is not None and holder.alive
+    at, budget = now(), session.stop_above
+    stopped = None if budget is None else above(budget, sum(row.spent(at) for row in rows))
+    return Headline(
+        session=session.session,
+        state=state_of(rows, is_over=is_over, watched=alive),
+        flow_run_id=session.flow_run_ids[-1] if session.flow_run_ids else None,
+        monitor=MonitorStatus(**holder._asdict()) if holder is not None else None,
+        jobs=[row.at(at, stopped) for row in rows],
+    )
+
+
+def _is_valid(event: "CheckpointComplete", jobs: dict[str, JobRow]) -> bool:
+    """True unless the checkpoint has been set aside."""
+    job = jobs.get(event.job)
+    return job is None or event.generation == job.generation(event.iteration)
+
+
+def _shown(checkpoints: "Iterable[CheckpointComplete]") -> list[CheckpointStatus]:
+    return [
+        CheckpointStatus(job=event.job, iteration=event.iteration, path=event.path)
+        for event in checkpoints
+    ]
+
+
+def _counted(statuses: Iterable[str]) -> ActionCounts:
+    counts = ActionCounts()
+    for status in statuses:
+        setattr(counts, status, getattr(counts, status) + 1)
+    return counts
+
+
+def state_of(rows: Iterable[JobRow], *, is_over: bool, watched: bool) -> str:
     """The session's state in one word."""
-    if session.is_over:
-        failed = any(job.verdict is Verdict.FAILED for job in session.jobs.values())
+    if is_over:
+        failed = any(row.summary.verdict is Verdict.FAILED for row in rows)
         return "failed" if failed else "finished"
     return "running" if watched else "stopped"
-
-
-def _job_status(job: JobRecord, stopped: str | None) -> JobSummary:
-    spec = job.spec
-    return JobSummary(
-        name=spec.name,
-        kind=spec.kind,
-        parent=spec.parent,
-        branch_iteration=spec.branch.iteration if spec.branch else None,
-        state=job.state,
-        verdict=job.verdict,
-        reason="; ".join(filter(None, (job.reason or waits(job, stopped), job.tainted))) or None,
-        iteration=job.iteration,
-        target_iteration=spec.target_iteration,
-        loss=job.loss,
-        learning_rate=job.learning_rate,
-        seconds_left=_seconds_left(job),
-        gpu_hours=sum(spent_gpu_hours(attempt) for attempt in job.attempts),
-        planned_gpu_hours=spec.planned.gpu_hours if spec.planned else None,
-        scores=job.scores,
-        output_dir=spec.output_dir,
-        log=job.attempt.log if job.attempt else None,
-        attempts=[_attempt_status(attempt) for attempt in job.attempts],
-    )
-
-
-def _attempt_status(attempt: Attempt) -> AttemptStatus:
-    return AttemptStatus(**attempt.model_dump(include=set(AttemptStatus.model_fields)))
-
-
-def _seconds_left(job: JobRecord) -> float | None:
-    """Iterations to go times the last measured seconds per iteration."""
-    if job.is_over or not job.iteration or not job.seconds_per_iteration:
-        return None
-    if job.spec.target_iteration is None:
-        return None
-    return max(0, job.spec.target_iteration - job.iteration) * job.seconds_per_iteration
-
-
-def waits(job: JobRecord, stopped: str | None = None) -> str | None:
-    """Describe what a job that is not over waits for; None when it runs.
-
-    ``stopped` is the reason why the session submits no new jobs, if there is one.
-    """
-    if job.is_over or states.is_running(job.state):
-        return None
-    if not job.launched and job.spec.awaits:
-        return f"waits for {', '.join(str(awaited) for awaited in job.spec.awaits)}"
-    if not job.launched and job.spec.branch is not None:
-        return f"waits for checkpoint {job.spec.branch.iteration} of {job.spec.parent}"
-    if job.wants_attempt():
-        return stopped or "waits for a place in the queue (slurm.max_jobs)"
-    attempt = job.attempt
-    if attempt is None or attempt.reason is None:
-        return job.warning
-    hint = states.stuck(attempt.reason)
-    return f"{attempt.reason}: {hint}" if hint else attempt.reason

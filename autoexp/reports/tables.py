@@ -3,7 +3,8 @@
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from itertools import chain, islice
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
@@ -12,13 +13,14 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-from autoexp.jobs.limits import is_measured
-from autoexp.jobs.spec import JobSpec
-from autoexp.planning.cost import Cost
-from autoexp.planning.plan import Plan
-from autoexp.reports.curves import Gain
-from autoexp.reports.status import JobSummary, Status
+from autoexp.reports.status import Headline, JobSummary
 from autoexp.states import Kind, Verdict
+
+if TYPE_CHECKING:  # the models of plans take longer to import than a large session to show
+    from autoexp.jobs.spec import JobSpec
+    from autoexp.planning.cost import Cost
+    from autoexp.planning.plan import Plan
+    from autoexp.reports.curves import Gain
 
 _ROWS = 60
 _FEW = 8
@@ -50,7 +52,7 @@ class StatusTable:
     states are never cut.
     """
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: Headline) -> None:
         self._jobs = _most_telling(status.jobs)
         self._hours = any(job.planned_gpu_hours or job.gpu_hours for job in status.jobs)
         self._notes = [_note(job) for job in self._jobs]
@@ -106,17 +108,17 @@ def _note(job: JobSummary) -> Text:
 
 
 def _most_telling(jobs: Sequence[JobSummary]) -> Sequence[JobSummary]:
-    """All jobs, or of very many those that run or failed, and as many others as fit."""
+    """All jobs, or of very many those that failed, then those that run, then as many as fit."""
     if len(jobs) <= _ROWS:
         return jobs
-    important = [job for job in jobs if job.verdict == Verdict.FAILED or job.state == "RUNNING"]
-    room = _ROWS - len(important)
-    others = [job for job in jobs if job not in important][: max(0, room)]
-    kept = {job.name for job in (*important, *others)}
+    failed = (job for job in jobs if job.verdict == Verdict.FAILED)
+    running = (job for job in jobs if job.verdict is None and job.state == "RUNNING")
+    in_order = chain(failed, running, jobs)
+    kept = set(islice(dict.fromkeys(job.name for job in in_order), _ROWS))
     return [job for job in jobs if job.name in kept]
 
 
-def status_view(status: Status) -> RenderableType:
+def status_view(status: Headline) -> RenderableType:
     """Headline and table; of very many jobs, the number of each kind."""
     parts: list[RenderableType] = [_headline(status), Text(), StatusTable(status)]
     left_out = len(status.jobs) - len(_most_telling(status.jobs))
@@ -125,7 +127,7 @@ def status_view(status: Status) -> RenderableType:
     return Group(*parts)
 
 
-def _headline(status: Status) -> Text:
+def _headline(status: Headline) -> Text:
     line = Text.assemble(("session ", "bold"), (status.session, "bold"), "  ")
     line.append(status.state, _COLOURS.get(status.state, ""))
     words = Counter(_word(job) for job in status.jobs)
@@ -173,7 +175,7 @@ def _duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
+def gains_lines(found: "Iterable[Gain]", unseen: Iterable[str] = ()) -> list[str]:
     """Gains of cooldowns over the trunk; `unseen` are those whose start was not in the log."""
     lines = [
         f"{gain.job}: {gain.loss:.3f} at iteration {gain.iteration}, trunk {gain.trunk_loss:.3f}: "
@@ -185,7 +187,7 @@ def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
     return lines
 
 
-def print_plan(plan: Plan, out: Console) -> None:
+def print_plan(plan: "Plan", out: Console) -> None:
     """Print jobs, branch points, decay lengths, costs and command lines."""
     rows: list[dict[str, str]] = []
     for job in plan.jobs:
@@ -239,8 +241,10 @@ def _table_of(rows: Sequence[dict[str, str]], width: int) -> Table:
     return table
 
 
-def _time_asked(job: JobSpec) -> str:
+def _time_asked(job: "JobSpec") -> str:
     """The wall time that the job requests."""
+    from autoexp.jobs.limits import is_measured
+
     limit = job.configured_limit_min
     known = "" if limit is None else _duration(limit * 60)
     if not is_measured(job):
@@ -248,7 +252,7 @@ def _time_asked(job: JobSpec) -> str:
     return f"measured in {job.parent}" + (f", at most {known}" if known else "")
 
 
-def cost_line(cost: Cost) -> str:
+def cost_line(cost: "Cost") -> str:
     """The cost of a plan, compared with separate runs where that is possible."""
     own = _amount(cost.iterations, cost.tokens)
     if not cost.models:
@@ -258,13 +262,13 @@ def cost_line(cost: Cost) -> str:
     return f"in all {own}; {many} from scratch would take {separate}"
 
 
-def print_copies(plan: Plan, out: Console) -> None:
+def print_copies(plan: "Plan", out: Console) -> None:
     """Print the disk space of the branches' starts, where they are copies."""
     if plan.cost is not None and plan.cost.copied_checkpoints:
         out.print(copies_line(plan.cost), soft_wrap=True)
 
 
-def copies_line(cost: Cost) -> str:
+def copies_line(cost: "Cost") -> str:
     """The number of copied checkpoints, and their size."""
     count, size = cost.copied_checkpoints, cost.copied_bytes
     many = "1 checkpoint is copied" if count == 1 else f"{count} checkpoints are copied"

@@ -10,13 +10,13 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from autoexp.errors import SessionHeld, SessionNotFound
+from autoexp.errors import BadInput, SessionDamaged, SessionHeld, SessionNotFound
 from autoexp.storage import atomic, lease, permissions
 from autoexp.storage.lease import Holder
 from autoexp.storage.places import sessions_root
@@ -194,6 +194,29 @@ def own_session_path(name: str | None) -> Path:
     path = session_path(name)
     permissions.refuse_strangers(path)
     return path
+
+
+def must_exist(path: Path) -> None:
+    """Raise SessionNotFound unless a session lies there."""
+    if not (path / "session.json").exists():
+        raise SessionNotFound(
+            f"{path.name}: no such session in {path.parent}; `autoexp sessions list` shows all"
+        )
+
+
+def refuse_missing(path: Path, listed: Iterable[str], found: Container[str]) -> None:
+    """Raise SessionDamaged for jobs that a session lists, and of which there is no file."""
+    missing = {name for name in listed if name not in found}
+    if missing:
+        raise SessionDamaged(
+            f"{path / 'jobs'}: no file for {', '.join(sorted(missing))}. Nothing was changed: "
+            "put it back from a backup, then resume the session"
+        )
+
+
+def no_such_job(session: str, names: Iterable[str], known: Iterable[str]) -> BadInput:
+    """The error for unknown names of jobs."""
+    return BadInput(f"{', '.join(names)}: no such job; {session} has: {', '.join(known)}")
 
 
 def live_holder(session: "Session") -> Holder | None:
