@@ -204,7 +204,7 @@ class Journal:
         if not fresh:
             return []
         entries = [Entry(now(), event) for event in fresh.values()]
-        lines = [_encode(entry) for entry in entries]
+        lines = [encode(entry) for entry in entries]
         self._write(b"".join(lines))
         for entry, line in zip(entries, lines, strict=True):
             start = self._position
@@ -310,7 +310,8 @@ def _last_lines(file: BinaryIO, count: int) -> tuple[int, list[bytes]]:
     return start + len(data) - sum(map(len, kept)), kept
 
 
-def _encode(entry: Entry) -> bytes:
+def encode(entry: Entry) -> bytes:
+    """The line of an entry."""
     content = {
         "time": entry.time.isoformat(),
         "key": entry.event.key,
