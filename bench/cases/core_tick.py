@@ -6,10 +6,11 @@ from pathlib import Path
 
 from autoexp.monitor.monitor import Monitor
 from autoexp.session.session import Session
-from bench.world import sessions
+from bench.world import sessions, yardstick
 from bench.world.measure import Figure, cpu_s, traffic
 
-_MARK_US = 15.0
+_TIMES_STATS = 3.0
+"""The mark of a look: this many times the least that a stat of each log takes in Python."""
 _RULES = "monitoring=production"
 
 
@@ -40,8 +41,16 @@ def idle() -> list[Figure]:
                 for _ in range(times):
                     monitor.look({})
 
-            values = [cpu_s(ticks) / times / jobs * 1e6 for _ in range(7)]
-            figures.append(Figure(f"{jobs} jobs: CPU per job", "µs", values, below=_MARK_US))
+            logs = [job.attempts[0].log for job in session.jobs.values()]
+            values, ratios = [], []
+            for _ in range(7):
+                taken = cpu_s(ticks) / times
+                values.append(taken / jobs * 1e6)
+                ratios.append(taken / yardstick.stats_s(logs))
+            figures.append(Figure(f"{jobs} jobs: CPU per job", "µs", values))
+            mark = _TIMES_STATS if jobs == 1000 else None
+            what = f"{jobs} jobs: times the least that {jobs} stats take"
+            figures.append(Figure(what, "", ratios, below=mark))
             written = traffic(ticks).written
             figures.append(Figure(f"{jobs} jobs: bytes written", "B", [written], below=0))
     return figures

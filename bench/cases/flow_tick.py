@@ -15,7 +15,7 @@ from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session.session import Session
 from autoexp.storage.lease import Lease
-from bench.world import sessions
+from bench.world import sessions, yardstick
 from bench.world.measure import Figure, Traffic
 from bench.world.slurm_commands import FakeCluster
 
@@ -44,7 +44,7 @@ def watched(folder: Path, jobs: int) -> Iterator[tuple[Still, FakeCluster]]:
 
 def engine() -> list[Figure]:
     """CPU of one whole tick of the session flow with N idle jobs, its waiting coroutines too."""
-    figures = []
+    figures, scale = [], yardstick.scale()
     for jobs in (1, 10, 100, 1000):
         with tempfile.TemporaryDirectory() as folder, watched(Path(folder), jobs) as (run, _):
             per_tick, written = asyncio.run(_idle_ticks(run))
@@ -53,7 +53,9 @@ def engine() -> list[Figure]:
         note = (
             "" if mark else "the way to the session's thread and back, whatever the number of jobs"
         )
-        figures.append(Figure(f"{jobs} jobs: CPU per job", "µs", values, below=mark, note=note))
+        figures.append(
+            Figure(f"{jobs} jobs: CPU per job", "µs", values, mark, note=note, scale=scale)
+        )
         figures.append(Figure(f"{jobs} jobs: bytes written", "B", [written], below=0))
     return figures
 

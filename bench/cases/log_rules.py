@@ -23,7 +23,7 @@ from autoexp.states import Kind
 from bench.world import sessions
 from bench.world.measure import Figure, resident_mb
 
-_GB = 1_000_000_000
+_BIG = 300_000_000
 _SMALL = 50_000_000
 _REPEATS = 5
 _MATCHES = (
@@ -77,7 +77,7 @@ def iteration_log(path: Path, size: int) -> int:
 
 
 def scan() -> list[Figure]:
-    """The production rules over 1 GB, with every engine, and `ripgrep -c` in the same run."""
+    """The production rules over 300 MB, with every engine, and `ripgrep -c` in the same run."""
     patterns = production()
     figures = []
     kinds: list[tuple[str, Callable[[Path, int], int]]] = [
@@ -87,7 +87,7 @@ def scan() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "job.log"
         for title, write in kinds:
-            matches = write(log, _GB)
+            matches = write(log, _BIG)
             figures += _against_ripgrep(log, title, patterns, matches)
             write(log, _SMALL)
             look = partial(_search, log, matcher(patterns, Linear))
