@@ -37,7 +37,7 @@ def status(
       autoexp status demo-1a2b --watch
     """
     from autoexp.index.overview import Overview
-    from autoexp.reports.status import headline, whole_status
+    from autoexp.reports.status import shown, whole_status
     from autoexp.reports.tables import status_view
     from autoexp.reports.terminal import console, say, say_json
     from autoexp.session.find import session_path
@@ -54,23 +54,23 @@ def status(
     elif watch:
         _watch(overview)
     else:
-        console().print(status_view(headline(overview)))
+        console().print(status_view(shown(overview)))
     return 0
 
 
 def _watch(overview: "Overview") -> None:
     from rich.live import Live
 
-    from autoexp.reports.status import headline
+    from autoexp.reports.status import shown
     from autoexp.reports.tables import status_view
     from autoexp.reports.terminal import console
 
-    with Live(status_view(headline(overview)), console=console(), auto_refresh=False) as live:
+    with Live(status_view(shown(overview)), console=console(), auto_refresh=False) as live:
         pause = 1.0
         while not overview.is_over:
             time.sleep(pause)
             began = time.monotonic()
-            live.update(status_view(headline(overview.read())), refresh=True)
+            live.update(status_view(shown(overview.read())), refresh=True)
             # A thousand jobs take a while to read: no more than a twentieth of the time.
             pause = max(1.0, 20 * (time.monotonic() - began))
 

@@ -50,7 +50,7 @@ class FileIndex(Generic[Row]):
         self._worth = worth
         self._rows: dict[str, tuple[Stamp, Row]] | None = None
 
-    def rows(self, files: Mapping[str, tuple[Path, Stamp]]) -> dict[str, Row]:
+    def rows(self, files: Mapping[str, tuple[str, Stamp]]) -> dict[str, Row]:
         """A row for each of these files, in their order; raises what reading one raises."""
         if self._rows is None:
             self._rows = self._kept() if len(files) >= self._worth else {}
@@ -58,7 +58,7 @@ class FileIndex(Generic[Row]):
         for name, (path, stamp) in files.items():
             found = known.get(name)
             if found is None or found[0] != stamp:
-                found = (stamp, self._read(path))
+                found = (stamp, self._read(Path(path)))
                 new += 1
             self._rows[name] = found
         if new >= max(self._worth, len(files) // 20):
@@ -105,14 +105,14 @@ def keep(path: Path, content: Callable[[int], bytes | str]) -> None:
         atomic.write(path, content(now_ns))
 
 
-def json_files(folder: Path) -> dict[str, tuple[Path, Stamp]]:
+def json_files(folder: Path) -> dict[str, tuple[str, Stamp]]:
     """The JSON files of a folder by name without its ending, in the names' order."""
     return dict(sorted(_json_files(folder)))
 
 
-def _json_files(folder: Path) -> Iterator[tuple[str, tuple[Path, Stamp]]]:
+def _json_files(folder: Path) -> Iterator[tuple[str, tuple[str, Stamp]]]:
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(".json"):
                 with suppress(FileNotFoundError):
-                    yield entry.name[:-5], (Path(entry.path), stamp_of(entry.stat()))
+                    yield entry.name[:-5], (entry.path, stamp_of(entry.stat()))

@@ -72,13 +72,12 @@ class Overview:
             worth = 1 if len(files) >= _MANY else 2
             kept_in = self.path / FOLDER / file.name
             self._session = FileIndex(kept_in, SessionRow, _read_session, worth=worth)
-        (self.session,) = self._session.rows({file.name: (file, stamp_of(file.stat()))}).values()
-        rows = {row.summary.name: row for row in self._jobs.rows(files).values()}
+        (self.session,) = self._session.rows(
+            {file.name: (str(file), stamp_of(file.stat()))}
+        ).values()
+        rows = {row.name: row for row in self._jobs.rows(files).values()}
         find.refuse_missing(self.path, self.session.jobs, rows)
-        places = {
-            name: Place(name, row.summary.parent, row.summary.branch_iteration)
-            for name, row in rows.items()
-        }
+        places = {name: Place(name, row.parent, row.branch_iteration) for name, row in rows.items()}
         self.jobs = {name: rows[name] for name in in_order(places, self.session.jobs)}
         return self
 
@@ -89,7 +88,7 @@ class Overview:
     @property
     def is_over(self) -> bool:
         """True if every job has its final verdict, and no attempt and no action is left."""
-        if any(not row.is_over or row.in_queue for row in self.jobs.values()):
+        if any(row.verdict is None or row.in_queue for row in self.jobs.values()):
             return False
         return all(row.status in ("done", "failed") for row in self.actions().values())
 

@@ -1,12 +1,14 @@
 """A job in short, as commands show it, and how much of it the clock and the session decide."""
 
+from collections.abc import Collection
 from datetime import datetime
-from typing import TYPE_CHECKING
+from itertools import chain, islice
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel
 
 from autoexp import states
-from autoexp.jobs.gpu_hours import held, settled_gpu_hours
+from autoexp.jobs.gpu_hours import held, settled_gpu_hours, spent_gpu_hours
 from autoexp.states import Kind, Verdict
 
 if TYPE_CHECKING:  # an index is read without the models of records, which take longer to import
@@ -51,48 +53,66 @@ class JobSummary(BaseModel):
 
 
 class JobRow(BaseModel):
-    """All that commands show of a job, from its record alone: an index keeps it."""
+    """A job in an index: what commands ask of every job, and what they show of few as text."""
 
-    summary: JobSummary
-    """GPU hours of the attempts that run are not in it, nor why nothing new is submitted."""
-    running: list[tuple[int, datetime]]
-    """GPUs of each attempt that runs, and its start."""
+    name: str
+    parent: str | None
+    branch_iteration: int | None
+    state: str
+    verdict: Verdict | None
     in_queue: bool
     """True if the scheduler has an attempt of it, or is about to get one."""
     waits_for_room: bool
     """True if an attempt of it would be submitted if there were room."""
+    settled_gpu_hours: float
+    running: list[tuple[int, datetime]]
+    """GPUs of each attempt that runs, and its start."""
+    planned_gpu_hours: float | None
     roll_backs: list[int]
-
-    @property
-    def is_over(self) -> bool:
-        return self.summary.verdict is not None
+    summary: str
+    """The summary when its record was read, as JSON."""
 
     def generation(self, iteration: int) -> int:
         """Number of times the job was rolled back to before an iteration."""
         return sum(back < iteration for back in self.roll_backs)
 
-    def spent(self, now: datetime) -> float:
-        """GPU hours of all its attempts until now."""
-        running = (held(gpus, started, now) for gpus, started in self.running)
-        return self.summary.gpu_hours + sum(running)
+    def gpu_hours(self, at: datetime) -> float:
+        """GPU hours of all its attempts until then."""
+        return self.settled_gpu_hours + sum(held(gpus, start, at) for gpus, start in self.running)
 
-    def at(self, now: datetime, stopped: str | None) -> JobSummary:
-        """The job at one moment; ``stopped``: why the session submits nothing, if it does not."""
-        changes: dict[str, object] = {}
-        if self.running:
-            changes["gpu_hours"] = self.spent(now)
-        if self.waits_for_room:
-            tainted = self.summary.reason
-            changes["reason"] = "; ".join(filter(None, (stopped or _NO_ROOM, tainted)))
-        return self.summary.model_copy(update=changes) if changes else self.summary
+    def at(self, at: datetime, stopped: str | None) -> JobSummary:
+        """The job then; ``stopped``: why the session submits nothing, if it does not."""
+        summary = JobSummary.model_validate_json(self.summary)
+        summary.gpu_hours = self.gpu_hours(at)
+        if self.waits_for_room and stopped and summary.reason:
+            summary.reason = summary.reason.replace(_NO_ROOM, stopped, 1)
+        return summary
 
 
-def row_of(job: "JobRecord") -> JobRow:
-    """The row of a job."""
+Job = TypeVar("Job", JobRow, JobSummary)
+
+
+def word(job: JobRow | JobSummary) -> str:
+    """The state of a job as tables show it: its verdict, once it has one."""
+    return str(job.verdict) if job.verdict in (Verdict.FINISHED, Verdict.FAILED) else job.state
+
+
+def most_telling(jobs: Collection[Job], most: int) -> list[Job]:
+    """All jobs, or of very many those that failed, then those that run, then as many as fit."""
+    if len(jobs) <= most:
+        return list(jobs)
+    failed = (job for job in jobs if job.verdict == Verdict.FAILED)
+    running = (job for job in jobs if job.verdict is None and job.state == "RUNNING")
+    in_order = chain(failed, running, jobs)
+    kept = set(islice(dict.fromkeys(job.name for job in in_order), most))
+    return [job for job in jobs if job.name in kept]
+
+
+def summary_of(job: "JobRecord", stopped: str | None = None) -> JobSummary:
+    """Describe a job; ``stopped``: why its session submits nothing, if it does not."""
     spec = job.spec
-    waits_for_room = job.reason is None and _waits_for_room(job)
-    because = job.reason or (None if waits_for_room else waits(job))
-    summary = JobSummary(
+    because = job.reason or waits(job, stopped)
+    return JobSummary(
         name=spec.name,
         kind=spec.kind,
         parent=spec.parent,
@@ -105,23 +125,35 @@ def row_of(job: "JobRecord") -> JobRow:
         loss=job.loss,
         learning_rate=job.learning_rate,
         seconds_left=_seconds_left(job),
-        gpu_hours=sum(settled_gpu_hours(attempt) for attempt in job.attempts),
+        gpu_hours=sum(spent_gpu_hours(attempt) for attempt in job.attempts),
         planned_gpu_hours=spec.planned.gpu_hours if spec.planned else None,
         scores=job.scores,
         output_dir=spec.output_dir,
         log=job.attempt.log if job.attempt else None,
         attempts=[_attempt_status(attempt) for attempt in job.attempts],
     )
+
+
+def row_of(job: "JobRecord") -> JobRow:
+    """The row of a job."""
+    summary = summary_of(job)
     return JobRow(
-        summary=summary,
+        name=summary.name,
+        parent=summary.parent,
+        branch_iteration=summary.branch_iteration,
+        state=summary.state,
+        verdict=summary.verdict,
+        in_queue=bool(job.open_attempts),
+        waits_for_room=job.reason is None and waits(job) == _NO_ROOM,
+        settled_gpu_hours=sum(settled_gpu_hours(attempt) for attempt in job.attempts),
         running=[
             (attempt.gpus, attempt.started_at)
             for attempt in job.attempts
             if attempt.started_at is not None and attempt.ended_at is None
         ],
-        in_queue=bool(job.open_attempts),
-        waits_for_room=waits_for_room,
+        planned_gpu_hours=summary.planned_gpu_hours,
         roll_backs=job.roll_backs,
+        summary=summary.model_dump_json(),
     )
 
 
@@ -138,22 +170,21 @@ def _seconds_left(job: "JobRecord") -> float | None:
     return max(0, job.spec.target_iteration - job.iteration) * job.seconds_per_iteration
 
 
-def waits(job: "JobRecord") -> str | None:
-    """Describe what a job that is not over waits for; None when it runs."""
+def waits(job: "JobRecord", stopped: str | None = None) -> str | None:
+    """Describe what a job that is not over waits for; None when it runs.
+
+    ``stopped`` is the reason why the session submits no new jobs, if there is one.
+    """
     if job.is_over or states.is_running(job.state):
         return None
     if not job.launched and job.spec.awaits:
         return f"waits for {', '.join(str(awaited) for awaited in job.spec.awaits)}"
     if not job.launched and job.spec.branch is not None:
         return f"waits for checkpoint {job.spec.branch.iteration} of {job.spec.parent}"
-    if _waits_for_room(job):
-        return _NO_ROOM
+    if job.wants_attempt():
+        return stopped or _NO_ROOM
     attempt = job.attempt
     if attempt is None or attempt.reason is None:
         return job.warning
     hint = states.stuck(attempt.reason)
     return f"{attempt.reason}: {hint}" if hint else attempt.reason
-
-
-def _waits_for_room(job: "JobRecord") -> bool:
-    return not states.is_running(job.state) and job.wants_attempt()

@@ -1,9 +1,7 @@
 """Tables of plans and sessions for the terminal."""
 
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -13,7 +11,8 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-from autoexp.reports.status import Headline, JobSummary
+from autoexp.jobs.summary import JobSummary, word
+from autoexp.reports.status import Shown, Status
 from autoexp.states import Kind, Verdict
 
 if TYPE_CHECKING:  # the models of plans take longer to import than a large session to show
@@ -22,7 +21,6 @@ if TYPE_CHECKING:  # the models of plans take longer to import than a large sess
     from autoexp.planning.plan import Plan
     from autoexp.reports.curves import Gain
 
-_ROWS = 60
 _FEW = 8
 _SCORES = 3
 # A narrower column of text is hard to read.
@@ -52,9 +50,9 @@ class StatusTable:
     states are never cut.
     """
 
-    def __init__(self, status: Headline) -> None:
-        self._jobs = _most_telling(status.jobs)
-        self._hours = any(job.planned_gpu_hours or job.gpu_hours for job in status.jobs)
+    def __init__(self, shown: Shown) -> None:
+        self._jobs = shown.jobs
+        self._hours = shown.gpu_hours > 0 or shown.planned_gpu_hours > 0
         self._notes = [_note(job) for job in self._jobs]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -107,57 +105,40 @@ def _note(job: JobSummary) -> Text:
     return Text.assemble(scores, "  " if scores else "", (job.reason or "", "dim"))
 
 
-def _most_telling(jobs: Sequence[JobSummary]) -> Sequence[JobSummary]:
-    """All jobs, or of very many those that failed, then those that run, then as many as fit."""
-    if len(jobs) <= _ROWS:
-        return jobs
-    failed = (job for job in jobs if job.verdict == Verdict.FAILED)
-    running = (job for job in jobs if job.verdict is None and job.state == "RUNNING")
-    in_order = chain(failed, running, jobs)
-    kept = set(islice(dict.fromkeys(job.name for job in in_order), _ROWS))
-    return [job for job in jobs if job.name in kept]
-
-
-def status_view(status: Headline) -> RenderableType:
+def status_view(status: Status | Shown) -> RenderableType:
     """Headline and table; of very many jobs, the number of each kind."""
-    parts: list[RenderableType] = [_headline(status), Text(), StatusTable(status)]
-    left_out = len(status.jobs) - len(_most_telling(status.jobs))
+    shown = Shown.of(status) if isinstance(status, Status) else status
+    parts: list[RenderableType] = [_headline(shown), Text(), StatusTable(shown)]
+    left_out = shown.total - len(shown.jobs)
     if left_out:
         parts.append(Text(f"… and {left_out} more jobs; `--json` has all", "dim"))
     return Group(*parts)
 
 
-def _headline(status: Headline) -> Text:
-    line = Text.assemble(("session ", "bold"), (status.session, "bold"), "  ")
-    line.append(status.state, _COLOURS.get(status.state, ""))
-    words = Counter(_word(job) for job in status.jobs)
-    if len(status.jobs) > _FEW:
-        line.append("  " + ", ".join(f"{count} {word}" for word, count in words.items()))
-    if planned := sum(job.planned_gpu_hours or 0 for job in status.jobs):
-        spent = sum(job.gpu_hours for job in status.jobs)
-        line.append(f"  {spent:.2f} of {planned:.2f} planned GPU hours")
-    if status.state == "stopped":
-        line.append(f"  no monitor is running: autoexp resume {status.session}", "yellow")
+def _headline(shown: Shown) -> Text:
+    line = Text.assemble(("session ", "bold"), (shown.session, "bold"), "  ")
+    line.append(shown.state, _COLOURS.get(shown.state, ""))
+    if shown.total > _FEW:
+        line.append("  " + ", ".join(f"{count} {state}" for state, count in shown.words.items()))
+    if planned := shown.planned_gpu_hours:
+        line.append(f"  {shown.gpu_hours:.2f} of {planned:.2f} planned GPU hours")
+    if shown.state == "stopped":
+        line.append(f"  no monitor is running: autoexp resume {shown.session}", "yellow")
     return line
-
-
-def _word(job: JobSummary) -> str:
-    done = job.verdict in (Verdict.FINISHED, Verdict.FAILED)
-    return str(job.verdict) if done else job.state
 
 
 def _cells(job: JobSummary, layout: _Layout) -> list[RenderableType]:
     target = job.target_iteration or 1
     done = job.iteration or 0
-    word = _word(job)
-    colour = {"finished": "green", "failed": "red", "RUNNING": "cyan"}.get(word, "yellow")
+    state = word(job)
+    colour = {"finished": "green", "failed": "red", "RUNNING": "cyan"}.get(state, "yellow")
     trains = job.target_iteration is not None
     rate = "" if job.learning_rate is None else f"{job.learning_rate:.1e}"
     planned = "?" if job.planned_gpu_hours is None else f"{job.planned_gpu_hours:.2f}"
     bar = ProgressBar(target, min(done, target), layout.bar or None) if trains else ""
     return [
         job.name,
-        Text(word, colour),
+        Text(state, colour),
         f"{done}/{job.target_iteration}" if trains else "",
         *([bar] if layout.bar else []),
         "" if job.loss is None else f"{job.loss:.4f}",

@@ -11,8 +11,9 @@ import pytest
 
 from autoexp.errors import BadInput, SessionDamaged
 from autoexp.index.overview import Overview
+from autoexp.model import now
 from autoexp.reports.explain import explain_job
-from autoexp.reports.status import headline, status_of, whole_status
+from autoexp.reports.status import Shown, shown, status_of, whole_status
 from autoexp.session.action_records import ActionStatus
 from autoexp.session.session import Session
 from autoexp.states import Verdict
@@ -55,7 +56,7 @@ def change(path: Path, name: str, **changes: object) -> None:
 def test_a_second_look_opens_no_record(path: Path) -> None:
     assert opened(Overview(path).read) >= JOBS
     assert opened(Overview(path).read) <= FEW
-    assert opened(lambda: headline(Overview(path).read())) <= FEW + 1
+    assert opened(lambda: shown(Overview(path).read())) <= FEW + 1
 
 
 def test_a_look_opens_the_records_that_have_changed(path: Path) -> None:
@@ -63,17 +64,17 @@ def test_a_look_opens_the_records_that_have_changed(path: Path) -> None:
     change(path, "f00001-cd3", reason="looked at again")
     overview = Overview(path)
     assert opened(overview.read) <= FEW + 1
-    assert overview.jobs["f00001-cd3"].summary.reason == "looked at again"
+    assert overview.jobs["f00001-cd3"].at(now(), None).reason == "looked at again"
     change(path, "f00001-cd3", reason="and again")
     assert opened(overview.read) == 1
-    assert overview.jobs["f00001-cd3"].summary.reason == "and again"
+    assert overview.jobs["f00001-cd3"].at(now(), None).reason == "and again"
 
 
 def test_a_record_that_was_put_back_in_place_is_seen(path: Path) -> None:
     Overview(path).read()
     file = path / "jobs" / "f00001.json"
     file.write_text(file.read_text().replace("reached its target", "reached another end"))
-    assert Overview(path).read().jobs["f00001"].summary.reason == "reached another end"
+    assert Overview(path).read().jobs["f00001"].at(now(), None).reason == "reached another end"
 
 
 def test_a_fresh_record_is_not_kept_since_it_may_change_within_the_clocks_grain(
@@ -95,11 +96,14 @@ def test_an_index_that_is_damaged_or_of_another_version_is_made_anew(path: Path,
 
 
 def test_a_session_is_shown_from_its_index_as_from_its_records(path: Path) -> None:
-    shown = status_of(Session.load(path)).model_dump(mode="json")
-    assert len(shown["jobs"]) == JOBS and shown["events"] == EVENTS
-    assert shown["actions"]["done"] > 50 and len(shown["checkpoints"]) == EVENTS / 4
+    status = status_of(Session.load(path))
+    expected = status.model_dump(mode="json")
+    assert len(expected["jobs"]) == JOBS and expected["events"] == EVENTS
+    assert expected["actions"]["done"] > 50 and len(expected["checkpoints"]) == EVENTS / 4
     for _ in range(2):
-        assert whole_status(Overview(path).read()).model_dump(mode="json") == shown
+        overview = Overview(path).read()
+        assert whole_status(overview).model_dump(mode="json") == expected
+        assert shown(overview) == Shown.of(status)
 
 
 def test_a_lost_record_is_damage_as_ever(path: Path) -> None:
