@@ -6,7 +6,7 @@ from, and another stamp means another row. A missing, damaged or foreign index i
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -106,13 +106,15 @@ def keep(path: Path, content: Callable[[int], bytes | str]) -> None:
 
 
 def json_files(folder: Path) -> dict[str, tuple[str, Stamp]]:
-    """The JSON files of a folder by name without its ending, in the names' order."""
-    return dict(sorted(_json_files(folder)))
-
-
-def _json_files(folder: Path) -> Iterator[tuple[str, tuple[str, Stamp]]]:
+    """Paths and stamps of a folder's JSON files, by name without its ending, in their order."""
+    found: list[tuple[str, tuple[str, Stamp]]] = []
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.endswith(".json"):
-                with suppress(FileNotFoundError):
-                    yield entry.name[:-5], (entry.path, stamp_of(entry.stat()))
+            name = entry.name
+            if not name.endswith(".json"):
+                continue
+            try:
+                found.append((name[:-5], (entry.path, stamp_of(entry.stat()))))
+            except FileNotFoundError:
+                continue  # a link to nowhere
+    return dict(sorted(found))

@@ -58,14 +58,16 @@ class StatusTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         longest = max((len(note) for note in self._notes), default=0)
         note = _GAP + min(longest, _NOTE) if longest else 0
-        widths = {layout: self._width(console, layout) for layout in _LAYOUTS}
         for layout in _WHOLE:
-            if widths[layout] + note <= options.max_width:
+            if self._width(console, layout) + note <= options.max_width:
                 yield self._table(layout, notes=longest > 0)
                 return
-        fitting = [layout for layout, width in widths.items() if width <= options.max_width]
-        layout = fitting[0] if fitting else _LAYOUTS[-1]
-        wide = options.update_width(max(widths[layout], options.max_width))
+        widths = ((layout, self._width(console, layout)) for layout in _LAYOUTS)
+        # The narrowest is shown whole, however narrow the terminal is.
+        layout, width = next(
+            (each for each in widths if each[1] <= options.max_width or each[0] is _LAYOUTS[-1]),
+        )
+        wide = options.update_width(max(width, options.max_width))
         heading, *lines = console.render_lines(self._table(layout, notes=False), wide, pad=False)
         yield Segments([*heading, Segment.line()])
         for line, job, text in zip(lines, self._jobs, self._notes, strict=True):

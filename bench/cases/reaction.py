@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -199,10 +200,10 @@ def burst(folder: Path) -> list[Figure]:
             await _between_looks(run, (place + 0.5) / len(points))
             await asyncio.to_thread(sessions.save, Path(trunk.save_dir), point)
             mine = time.time()
-            at = await until(lambda p=point: submitted(run, f"cd{p}"), f"sbatch of cd{point}")
+            at = await until(partial(submitted, run, f"cd{point}"), f"sbatch of cd{point}")
             one.append(at - mine)
             found = [
-                await until(lambda n=name: submitted(run, n), f"sbatch of {name}", seconds=300)
+                await until(partial(submitted, run, name), f"sbatch of {name}", seconds=300)
                 for name in crowd[point]
             ]
             last.append(max(found) - saved)

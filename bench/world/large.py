@@ -8,6 +8,7 @@ from pathlib import Path
 
 from autoexp.backends.protocol import Branch
 from autoexp.jobs.record import JobRecord
+from autoexp.model import now
 from autoexp.monitor.decide import action_key
 from autoexp.rules.actions import Start
 from autoexp.rules.events import CheckpointComplete, StateChanged
@@ -89,7 +90,7 @@ class _Texts:
 
     def events(self, names: list[str], count: int) -> "list[bytes]":
         """Lines of the journal: a checkpoint in four, changes of state for the rest."""
-        now = sessions.now()
+        at = now()
         trunks = names[::FAMILY]
         lines = []
         for number in range(count):
@@ -102,7 +103,7 @@ class _Texts:
                 event = StateChanged(
                     job=job, attempt=1, position=number, old="PENDING", new="RUNNING"
                 )
-            lines.append(encode(Entry(now, event)))
+            lines.append(encode(Entry(at, event)))
         return lines
 
 
