@@ -46,7 +46,7 @@ fuzz: setup  ## random kills, raising children, log bytes and rules at a session
 test-slow: setup  ## tests that take minutes each on a SLURM cluster: how jobs end, long sessions
 	$(BIN)/python -m pytest -m slow
 
-bench: setup  ## measure what the monitor costs, and write bench/results/ (eight minutes, on a quiet machine)
+bench: setup  ## measure what the monitor costs, and write bench/results/ (below ten minutes, on a quiet machine)
 	$(BIN)/python -m bench
 
 check: setup  ## format, lint, the layers of the rooms, and types

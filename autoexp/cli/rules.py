@@ -70,12 +70,10 @@ def explain(
     Example:
       autoexp explain demo-1a2b demo-cd1000
     """
-    from autoexp.reports.explain import explain as sentences
+    from autoexp.reports.explain import explain_job
     from autoexp.reports.terminal import say
     from autoexp.session.find import session_path
-    from autoexp.session.session import Session
 
-    session = Session.load(session_path(name))
-    for sentence in sentences(session, session.job(job)):
+    for sentence in explain_job(session_path(name), job):
         say(sentence)
     return 0

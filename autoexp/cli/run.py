@@ -152,7 +152,7 @@ def _must_be_writable(path: Path) -> None:
 
 def _must_be_there(path: Path) -> None:
     """Raise AutoexpError when the session was removed or moved while it was watched."""
-    from autoexp.session.meta import session_exists
+    from autoexp.session.find import session_exists
     from autoexp.storage import lease
 
     if not session_exists(path):

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 import yaml
-from hydra.core.override_parser.types import Override
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from autoexp.config.experiment import Experiment
 from autoexp.model import nearest
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 _SCALARS = ("str", "int", "float", "bool")
 
@@ -77,7 +79,7 @@ class Origins:
         directories: Sequence[Path],
         name: str,
         choices: dict[str, str],
-        overrides: Sequence[Override],
+        overrides: "Sequence[Override]",
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._directories = directories
