@@ -9,6 +9,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import NamedTuple
 
 from autoexp.backoff import delay_s
@@ -45,6 +46,14 @@ class Look(NamedTuple):
     """Failures to read or write something, each logged once."""
     has_more: bool = False
     """True if a log has more to read than one look takes: the next look need not wait."""
+
+
+class Rest(NamedTuple):
+    """How long a monitor may rest."""
+
+    files: tuple[str, ...]
+    """While these stay as they are."""
+    seconds: float
 
 
 class JobView(NamedTuple):
@@ -214,6 +223,24 @@ class Monitor:
                 job = self._session.jobs[name]
                 self.recorder.contain(f"{name}: cannot be saved", name, self._save, job)
 
+    def rest(self) -> Rest:
+        """What has to stay as it is, and for how long, for another look to find nothing.
+
+        To be asked after a look and the choice of what follows from it.
+        """
+        if self._behind or self._candidates - self._under_way or self.recorder.is_behind:
+            return Rest((), 0.0)
+        every = self._session.experiment.monitoring.save_progress_every_s
+        files: list[str] = []
+        seconds = min((f.retry_at for f in self._failures.values()), default=inf) - self._clock()
+        for job in self._session.jobs.values():
+            watch = self.watches.get(job.spec.name)
+            if watch is None or not watch.files or job.is_over:
+                continue
+            seconds = min(seconds, watch.rest_s(self.recorder.book.watched(job.spec), every))
+            files += watch.files
+        return Rest(tuple(files), seconds)
+
     # Handing over
 
     def next_work(self, *, after_look: bool = True) -> Work:
@@ -366,11 +393,12 @@ class Monitor:
                 watch.dirty |= attempt != before
         current = job.attempt
         if current is None or job.verdict is not None or current.verdict is not None:
-            watch.at_end = True
+            watch.at_end, watch.files = True, ()
             return  # a new attempt has a log of its own
         ended = not current.is_open
         watched = self.recorder.book.watched(job.spec)
         seen.extend(watch.read_log(job, current, watched, budget, final=ended))
+        watch.note_files(job, current)
         watch.check_start(job, current, ended=ended)
         seen.extend(watch.find_checkpoints(job, current, watched, ended=ended))
         if ended and watch.at_end:

@@ -19,6 +19,8 @@ from autoexp.reports.terminal import say
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_S = 15.0
+# The end of the thread ends the wait for it at once; each look beside costs a little for days.
+_SELDOM_S, _OFTEN_S = 10.0, 1.0
 # A thousand subflows take minutes to end; nobody at a prompt waits that long either.
 _LONGEST_S = 60.0
 
@@ -75,7 +77,7 @@ def run_in_thread(foreground: Foreground, flow: Callable[[], None]) -> bool:
     foreground.is_begun = True
     thread.start()
     while thread.is_alive():
-        thread.join(1.0)
+        thread.join(_OFTEN_S if foreground.over_at is not None else _SELDOM_S)
         since = foreground.over_at
         if since is None or not thread.is_alive():
             continue

@@ -7,6 +7,7 @@ not be sent goes with the next publication.
 import asyncio
 import base64
 import logging
+import math
 import re
 import time
 from pathlib import Path
@@ -80,6 +81,18 @@ class ArtifactPublisher:
         self._dirty |= bool(look.changed)
         self._urgent |= bool(look.events)
 
+    @property
+    def numbers_at(self) -> float:
+        """From when on numbers that have moved call for a publication, by the monotonic clock."""
+        if self._publishing or not self._visits.is_watched:
+            return math.inf
+        return self._published_at + self._every_s
+
+    @property
+    def due_at(self) -> float:
+        """When the next publication is due, by the monotonic clock."""
+        return self.numbers_at if self._dirty or self._urgent else math.inf
+
     def publish_if_due(self, children: Children) -> None:
         """Publish in the background if something changed, it is time, and somebody may look."""
         if self._visits.take_new():
@@ -129,6 +142,7 @@ class ArtifactPublisher:
         finally:
             self._published_at = time.monotonic()
             self._publishing = False
+            self._visits.heard()
 
     async def _publish(self) -> None:
         async with self._outbox.write_lock:
