@@ -487,9 +487,10 @@ class Monitor:
 
     def _save(self, job: JobRecord) -> None:
         watch = self.watches[job.spec.name]
-        # Rows before the cursor: a kill in between repeats rows, and readers use the last.
-        self._session.log_progress(job, watch.rows)
-        self._session.save_job(job)
+        with self._session.writing():
+            # Rows before the cursor: a kill in between repeats rows, and readers use the last.
+            self._session.log_progress(job, watch.rows)
+            self._session.save_job(job)
         watch.saved()
 
     def _give_up(self, names: Iterable[str]) -> set[str]:

@@ -28,6 +28,7 @@ from autoexp.flows.engine.poller import SchedulerPoller
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.engine.vigil import Found, Limits, Vigil
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
+from autoexp.flows.publishing.log_lines import LogLines
 from autoexp.monitor import steps
 from autoexp.monitor.job_watch import are_calm
 from autoexp.monitor.monitor import Look, Monitor, Work
@@ -63,6 +64,7 @@ class SessionRun:
         outbox = PrefectOutbox(self.updates, log)
         terminal = foreground()
         self._visits = Visits(terminal.visits if terminal else None, self.updates.mark_changed)
+        self._log_lines = LogLines()
         self._artifacts = ArtifactPublisher(session, self._writer, outbox, self._visits, log)
         self._poller = SchedulerPoller(scheduler, session.experiment.slurm.scheduler_tick_s, log)
         self._runner = PhaseRunner(scheduler, self._writer, self.updates)
@@ -101,6 +103,7 @@ class SessionRun:
         finally:
             listening.cancel()
             self._visits.close()
+            self._log_lines.close()
             self._writer.close()
 
     async def tick(self, children: Children) -> None:
@@ -261,6 +264,7 @@ class SessionRun:
             if found := await self._seen(self._stand(), {}):
                 self._process(children, found)
                 self._rest()
+            self._log_lines.rest_if_quiet(children)
 
     def _rest(self) -> None:
         tick = self.session.experiment.monitoring.file_tick_s

@@ -9,9 +9,11 @@ import base64
 import logging
 import math
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from prefect import get_client, runtime
@@ -35,11 +37,12 @@ from autoexp.monitor.monitor import Look
 from autoexp.reports.status import JobSummary, Status, status_of
 from autoexp.session.session import Session
 
-if TYPE_CHECKING:
-    from autoexp.reports.plot import Subject
-
-# Drawing takes a few tenths of a second of a core: not at every publication.
+# Drawing takes two seconds of a core, in a process of its own: what it imports would stay here for
+# days. So not at every publication, and less and less often, as a long curve changes little.
 _PLOT_EVERY = 10
+_LEAST_PLOT_S, _LONGEST_PLOT_S = 60.0, 3600.0
+_PLOT_SHARE = 20
+_DRAWING_S = 300.0
 
 
 class ArtifactPublisher:
@@ -64,7 +67,8 @@ class ArtifactPublisher:
         self._dirty = True
         self._urgent = True
         self._published_at = 0.0
-        self._plotted_at = 0.0
+        self._began_at = self._plotted_at = time.monotonic()
+        self._is_ending = False
         self._is_tagged = False
         self._artifacts: dict[str, UUID] = {}
         self._bars: dict[str, tuple[UUID, float, str]] = {}
@@ -108,7 +112,7 @@ class ArtifactPublisher:
         await self._outbox.send_with_retry("the session's artifacts", self._publish_all)
 
     async def _publish_all(self) -> None:
-        self._plotted_at = 0.0
+        self._is_ending = True
         await self._publish()
 
     def _is_wanted(self) -> bool:
@@ -161,8 +165,15 @@ class ArtifactPublisher:
         for job in status.jobs:
             if job.name in self._started:
                 await self._publish_bar(job)
-        if time.monotonic() - self._plotted_at >= _PLOT_EVERY * self._every_s:
+        if self._is_ending or self._is_plot_due:
             await self._publish_plot()
+
+    @property
+    def _is_plot_due(self) -> bool:
+        now = time.monotonic()
+        least_s = max(_LEAST_PLOT_S, _PLOT_EVERY * self._every_s)
+        wanted_s = max(least_s, (now - self._began_at) / _PLOT_SHARE)
+        return now - self._plotted_at >= min(wanted_s, max(least_s, _LONGEST_PLOT_S))
 
     def _read(self) -> tuple[Status, str]:
         """Read the status and render the page; runs on the session's thread."""
@@ -205,9 +216,15 @@ class ArtifactPublisher:
             self._bars[job.name] = (known[0], share, text)
 
     async def _publish_plot(self) -> None:
-        # Drawing imports matplotlib, which takes most of a second.
-        subject = await self._writer.run(_subject, self._session)
-        path = await asyncio.to_thread(_draw, subject)
+        try:
+            # The last one is drawn here: the process is about to end.
+            draw = _draw_here if self._is_ending else _draw_elsewhere
+            path = await asyncio.to_thread(draw, self._session)
+        except subprocess.SubprocessError as error:
+            self._log.debug("the curves could not be drawn: %s", error)
+            return
+        finally:
+            self._plotted_at = time.monotonic()
         picture = base64.b64encode(path.read_bytes()).decode()
         url = f"data:image/png;base64,{picture}"
         description = sinks.markdown(f"loss and learning rate of {self._session.id} ({path})")
@@ -217,7 +234,6 @@ class ArtifactPublisher:
             key = _key(self._session.id, "plot")
             made = await acreate_image_artifact(url, key=key, description=description)
             self._artifacts["plot"] = _id(made)
-        self._plotted_at = time.monotonic()
 
 
 def share_done(job: JobSummary) -> float:
@@ -236,16 +252,18 @@ def _described(text: str) -> str:
     return sinks.markdown(sinks.title(text))
 
 
-def _subject(session: Session) -> "Subject":
+def _draw_here(session: Session) -> Path:
+    """Draw the curves of a session that is over."""
     from autoexp.reports import plot
 
-    return plot.Subject.of(session)
+    return plot.draw(plot.Subject.of(session))
 
 
-def _draw(subject: "Subject") -> Path:
-    from autoexp.reports import plot
-
-    return plot.draw(subject)
+def _draw_elsewhere(session: Session) -> Path:
+    """Draw the curves of a session that goes on, as any other process would."""
+    command = [sys.executable, "-m", "autoexp", "plot", str(session.path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=_DRAWING_S)
+    return session.path / "plot.png"
 
 
 def _id(made: Any) -> UUID:
