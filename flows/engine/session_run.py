@@ -15,6 +15,7 @@ from typing import Any
 from prefect.runtime import flow_run
 
 from autoexp.errors import SessionHeld
+from autoexp.flows.concurrency import memory
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.foreground import foreground
 from autoexp.flows.concurrency.outbox import PrefectOutbox
@@ -87,6 +88,7 @@ class SessionRun:
     async def run(self) -> None:
         """Watch the session until every job has its verdict, or until it is interrupted."""
         use_large_thread_pool()
+        memory.use_one_arena()
         self._visits.listen()
         listening = asyncio.create_task(self._cancellations.listen())
         try:
@@ -264,7 +266,8 @@ class SessionRun:
             if found := await self._seen(self._stand(), {}):
                 self._process(children, found)
                 self._rest()
-            self._log_lines.rest_if_quiet(children)
+            if self._log_lines.rest_if_quiet(children):
+                children.spawn("memory", asyncio.to_thread(memory.give_back))
 
     def _rest(self) -> None:
         tick = self.session.experiment.monitoring.file_tick_s

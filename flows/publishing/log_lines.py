@@ -34,11 +34,16 @@ class LogLines(logging.Filter):
         self._logged_at, self._is_resting = time.monotonic(), False
         return True
 
-    def rest_if_quiet(self, children: Children) -> None:
-        """End the thread, if nothing was logged for a while: all of it has been sent by then."""
-        if not self._is_resting and time.monotonic() - self._logged_at >= _QUIET_S:
-            self._is_resting = True
-            children.spawn("the end of Prefect's thread for log lines", _end_thread())
+    def rest_if_quiet(self, children: Children) -> bool:
+        """End the thread, if nothing was logged for a while: all of it has been sent by then.
+
+        True if it was ended now.
+        """
+        if self._is_resting or time.monotonic() - self._logged_at < _QUIET_S:
+            return False
+        self._is_resting = True
+        children.spawn("the end of Prefect's thread for log lines", _end_thread())
+        return True
 
 
 async def _end_thread() -> None:
