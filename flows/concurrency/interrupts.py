@@ -89,15 +89,19 @@ def run_in_thread(foreground: Foreground, flow: Callable[[], None]) -> bool:
     return True
 
 
-def exit_after(seconds: float, code: int, said: str) -> None:
+def exit_after(
+    seconds: float, code: int, said: str, last: Callable[[], None] = lambda: None
+) -> None:
     """Exit with `code` after `seconds`, with a message, even if Prefect's threads still send.
 
-    At the interpreter's exit they flush their queues, however long that takes.
+    At the interpreter's exit they flush their queues, however long that takes. `last` is called
+    before.
     """
 
     def leave() -> None:
         if said:
             say(said, error=True)
+        last()
         os._exit(code)
 
     timer = threading.Timer(seconds, leave)
