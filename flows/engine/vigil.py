@@ -87,7 +87,7 @@ class Vigil:
         self._stillness.forget()
         self._views.clear()
         until = min(limits.until, time.monotonic() + _LONGEST_S)
-        is_calm = False
+        is_calm = self._is_calm()
         try:
             while not self._updates.sleep(max(0.0, self.next_at - time.monotonic())):
                 self._busy_since = now = time.monotonic()
@@ -100,12 +100,15 @@ class Vigil:
                     found = self._look_at_all()
                     if self._matters(found):
                         return found
-                    is_calm = are_calm(self._session.jobs.values(), self._monitor.watches)
+                    is_calm = self._is_calm()
                 self.next_at = time.monotonic() + self._session.experiment.monitoring.file_tick_s
                 self._busy_since = None
             return None
         finally:
             self._busy_since = None
+
+    def _is_calm(self) -> bool:
+        return are_calm(self._session.jobs.values(), self._monitor.watches)
 
     def _has_news(self) -> bool:
         self.note_look()
