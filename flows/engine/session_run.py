@@ -101,7 +101,8 @@ class SessionRun:
             await self._flush()
             for left in await self._writer.run(left_behind, self.session):
                 self.log.warning("%s is left: it could neither be processed nor removed", left)
-            await self._artifacts.close()
+            is_interrupted = self.updates.interrupted is not None
+            await self._artifacts.close(is_interrupted=is_interrupted)
         finally:
             listening.cancel()
             self._visits.close()

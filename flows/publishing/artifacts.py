@@ -68,7 +68,7 @@ class ArtifactPublisher:
         self._urgent = True
         self._published_at = 0.0
         self._began_at = self._plotted_at = time.monotonic()
-        self._is_ending = False
+        self._is_ending = self._draws_here = False
         self._is_tagged = False
         self._artifacts: dict[str, UUID] = {}
         self._bars: dict[str, tuple[UUID, float, str]] = {}
@@ -107,8 +107,12 @@ class ArtifactPublisher:
         self._publishing = True
         children.spawn("publication", self._try_to_publish())
 
-    async def close(self) -> None:
-        """Publish the end of the session, plot included; wait for a server that is away."""
+    async def close(self, *, is_interrupted: bool) -> None:
+        """Publish the end of the session, plot included; wait for a server that is away.
+
+        What is interrupted may have little CPU time left: others draw for it.
+        """
+        self._draws_here = not is_interrupted
         await self._outbox.send_with_retry("the session's artifacts", self._publish_all)
 
     async def _publish_all(self) -> None:
@@ -217,8 +221,8 @@ class ArtifactPublisher:
 
     async def _publish_plot(self) -> None:
         try:
-            # The last one is drawn here: the process is about to end.
-            draw = _draw_here if self._is_ending else _draw_elsewhere
+            # The last one may be drawn here: the process is about to end.
+            draw = _draw_here if self._draws_here else _draw_elsewhere
             path = await asyncio.to_thread(draw, self._session)
         except subprocess.SubprocessError as error:
             self._log.debug("the curves could not be drawn: %s", error)

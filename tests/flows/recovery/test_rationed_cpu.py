@@ -77,7 +77,7 @@ def test_a_monitor_hands_over_before_its_cpu_time_is_used_up(busy: Path, tmp_pat
     output = tmp_path / "output"
     monitor = watch(busy, output, LIMIT_S)
     until(lambda: holder(busy) == monitor.pid, "the first one's lease")
-    until(lambda: holder(busy) not in (0, monitor.pid), "the successor's lease")
+    until(lambda: holder(busy) not in (0, monitor.pid), "the successor's lease", seconds=1800)
     _, iteration = job_of(busy)
     until(lambda: job_of(busy)[1] > iteration, "further iterations")
     # Whoever waits for the first one waits on, and what it is told reaches the successor.
