@@ -5,7 +5,8 @@ import re
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from autoexp.rules.actions import Action
+from autoexp.jobs.record import JobRecord
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart
 from autoexp.rules.conditions import Condition
 from autoexp.rules.events import Event
 from autoexp.rules.rules import AnyRule
@@ -69,3 +70,12 @@ def decide(
         for position, asked in enumerate(rule.then)
     ]
     return [record for record in decided if record.key not in history]
+
+
+def may_change_end(action: Action, job: JobRecord) -> bool:
+    """True if a pending action may change what the end of an attempt means."""
+    if job.restart is None:
+        return isinstance(action, ENDS_AN_ATTEMPT)
+    # A restart is requested: it may yet become one with a roll back, or be overruled.
+    rolls_back = isinstance(action, Restart) and action.roll_back
+    return isinstance(action, Finish | Fail) or (rolls_back and job.restart.roll_back_to is None)

@@ -18,13 +18,13 @@ from autoexp.jobs.record import Attempt, Ending, JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.verdicts import counts, judge_by_files, made_progress, saved_iteration
 from autoexp.logs.tail import LogCursor, LookBudget
-from autoexp.monitor.decide import decide
+from autoexp.monitor.decide import decide, may_change_end
 from autoexp.monitor.dependencies import ready, unsatisfiable_reason
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.session_events import overview
 from autoexp.monitor.steps import NextStep, Submit, next_step, not_done, together
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
+from autoexp.rules.actions import Start
 from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
 from autoexp.schedulers.base import AttemptRef, JobStatus, apply
 from autoexp.session.action_records import ActionRecord, ActionStatus
@@ -46,14 +46,6 @@ class Look(NamedTuple):
     """Failures to read or write something, each logged once."""
     has_more: bool = False
     """True if a log has more to read than one look takes: the next look need not wait."""
-
-
-class Rest(NamedTuple):
-    """How long a monitor may rest."""
-
-    files: tuple[str, ...]
-    """While these stay as they are."""
-    seconds: float
 
 
 class JobView(NamedTuple):
@@ -223,23 +215,11 @@ class Monitor:
                 job = self._session.jobs[name]
                 self.recorder.contain(f"{name}: cannot be saved", name, self._save, job)
 
-    def rest(self) -> Rest:
-        """What has to stay as it is, and for how long, for another look to find nothing.
-
-        To be asked after a look and the choice of what follows from it.
-        """
+    def due_in_s(self) -> float:
+        """Seconds until something is due that no file tells of; 0: the next look finds it."""
         if self._behind or self._candidates - self._under_way or self.recorder.is_behind:
-            return Rest((), 0.0)
-        every = self._session.experiment.monitoring.save_progress_every_s
-        files: list[str] = []
-        seconds = min((f.retry_at for f in self._failures.values()), default=inf) - self._clock()
-        for job in self._session.jobs.values():
-            watch = self.watches.get(job.spec.name)
-            if watch is None or not watch.files or job.is_over:
-                continue
-            seconds = min(seconds, watch.rest_s(self.recorder.book.watched(job.spec), every))
-            files += watch.files
-        return Rest(tuple(files), seconds)
+            return 0.0
+        return min((f.retry_at for f in self._failures.values()), default=inf) - self._clock()
 
     # Handing over
 
@@ -433,7 +413,7 @@ class Monitor:
             for action in decide(event, self.recorder.book.of(event), known)
         ]
         return any(
-            _may_change(action.action, job)
+            may_change_end(action.action, job)
             and action.event.job == job.spec.name
             and (action.attempt or getattr(action.event, "attempt", attempt.number))
             == attempt.number
@@ -515,12 +495,3 @@ class Monitor:
             gone = JobGivenUp(job=job.spec.name, reason=reason, retries=job.retries)
             self.recorder.record_and_decide([gone])
         self._session.settle(job, Verdict.FINISHED if finishes else Verdict.FAILED, reason)
-
-
-def _may_change(action: Action, job: JobRecord) -> bool:
-    """True if a pending action may change what the end of an attempt means."""
-    if job.restart is None:
-        return isinstance(action, ENDS_AN_ATTEMPT)
-    # A restart is requested: it may yet become one with a roll back, or be overruled.
-    rolls_back = isinstance(action, Restart) and action.roll_back
-    return isinstance(action, Finish | Fail) or (rolls_back and job.restart.roll_back_to is None)

@@ -75,7 +75,7 @@ class SlurmCluster(FrozenModel):
     login_cpu_s: float | None = Field(
         None,
         gt=0,
-        description="seconds of CPU that a process may take on the login node, besides `ulimit -t`",
+        description="seconds of CPU that a login node gives a process, besides `ulimit -t`",
     )
 
     clusters: str | None = Field(

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from autoexp.flows.concurrency.updates import Updates
+from autoexp.flows.engine.stillness import Stillness
 from autoexp.monitor.job_watch import are_calm
 from autoexp.monitor.monitor import JobView, Look, Monitor, Work
-from autoexp.monitor.stillness import Stillness
 from autoexp.schedulers.base import AttemptRef
 from autoexp.session.inbox import has_requests
 from autoexp.session.session import Session

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from autoexp.flows.engine.stillness import LONGEST_S, Stillness
 from autoexp.monitor.monitor import Monitor
-from autoexp.monitor.stillness import LONGEST_S, Stillness
 from autoexp.session.session import Session
 from bench.cases import core_tick
 from bench.world import sessions

@@ -15,10 +15,10 @@ from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.updates import Updates
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.session_run import use_large_thread_pool
+from autoexp.flows.engine.stillness import Stillness
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.train import train
 from autoexp.monitor.monitor import JobView
-from autoexp.monitor.stillness import Stillness
 from bench.cases import flow_tick
 from bench.cases.reaction import set_tick
 from bench.world import sessions

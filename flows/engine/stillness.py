@@ -4,12 +4,39 @@ A look takes ten times as long, most of all in a process that has slept, whose c
 """
 
 import time
+from typing import NamedTuple
 
 from autoexp.monitor.job_watch import Stamp, stamp
-from autoexp.monitor.monitor import Monitor, Rest
+from autoexp.monitor.monitor import Monitor
+from autoexp.session.session import Session
 
 LONGEST_S = 10.0
 """The longest time without a look: the lease is renewed, and hours of GPUs are added up, in one."""
+
+
+class Rest(NamedTuple):
+    """How long a monitor may rest."""
+
+    files: tuple[str, ...]
+    """While these stay as they are."""
+    seconds: float
+
+
+def rest_of(monitor: Monitor, session: Session) -> Rest:
+    """What has to stay as it is, and for how long, for another look to find nothing.
+
+    To be asked after a look and the choice of what follows from it.
+    """
+    every = session.experiment.monitoring.save_progress_every_s
+    files: list[str] = []
+    seconds = monitor.due_in_s()
+    for job in session.jobs.values():
+        watch = monitor.watches.get(job.spec.name)
+        if watch is None or not watch.files or job.is_over:
+            continue
+        seconds = min(seconds, watch.rest_s(monitor.recorder.book.watched(job.spec), every))
+        files += watch.files
+    return Rest(tuple(files), seconds)
 
 
 class Stillness:
@@ -27,7 +54,7 @@ class Stillness:
 
     def end_look(self) -> None:
         """Note what the monitor needs from now on, once it has chosen what follows."""
-        before, self._rest = self._rest, self._monitor.rest()
+        before, self._rest = self._rest, rest_of(self._monitor, self._monitor.recorder.session)
         if self._rest.files != before.files:
             self._stamps = None
         self._until = time.monotonic() + min(LONGEST_S, self._rest.seconds)
