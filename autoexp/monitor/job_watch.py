@@ -74,8 +74,8 @@ class JobWatch:
         self.saved_at = 0.0
         self.at_end = True
         """True if the last look read the log to its end; else the next one goes on from there."""
-        self.files: tuple[str, ...] = ()
-        """What the last look has read: while all of it stays as it is, the next finds nothing."""
+        self.log: str | None = None
+        """The log that the last look has read; None: it looked at nothing of this job."""
         self._watched_of: JobSpec | None = None
         self._watched: tuple[str, ...] = ()
         self._stamps: list[Stamp] = []
@@ -313,9 +313,9 @@ class JobWatch:
                     quiet_s=round(self._quiet_s, 1),
                 )
 
-    def note_files(self, job: JobRecord, attempt: Attempt) -> None:
-        """Note the files that were looked at."""
-        self.files = (attempt.log, *self._watched_paths(job.spec))
+    def files(self, spec: JobSpec) -> tuple[str, ...]:
+        """What the last look has read: while all of it stays as it is, the next finds nothing."""
+        return () if self.log is None else (self.log, *self._watched_paths(spec))
 
     def rest_s(self, watched: Watched, save_every_s: float) -> float:
         """How long nothing has to be done, counted from a look, while the files stay the same."""

@@ -174,12 +174,12 @@ class Monitor:
                 watch.dirty |= attempt != before
         current = job.attempt
         if current is None or job.verdict is not None or current.verdict is not None:
-            watch.at_end, watch.files = True, ()
+            watch.at_end, watch.log = True, None
             return  # a new attempt has a log of its own
         ended = not current.is_open
         watched = self.recorder.book.watched(job.spec)
         seen.extend(watch.read_log(job, current, watched, budget, final=ended))
-        watch.note_files(job, current)
+        watch.log = current.log
         watch.check_start(job, current, ended=ended)
         seen.extend(watch.find_checkpoints(job, current, watched, ended=ended))
         if ended and watch.at_end:

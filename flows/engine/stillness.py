@@ -32,10 +32,10 @@ def rest_of(monitor: Monitor, session: Session) -> Rest:
     seconds = monitor.due_in_s()
     for job in session.jobs.values():
         watch = monitor.watches.get(job.spec.name)
-        if watch is None or not watch.files or job.is_over:
+        if watch is None or watch.log is None or job.is_over:
             continue
         seconds = min(seconds, watch.rest_s(monitor.recorder.book.watched(job.spec), every))
-        files += watch.files
+        files += watch.files(job.spec)
     return Rest(tuple(files), seconds)
 
 
