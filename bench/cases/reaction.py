@@ -151,8 +151,8 @@ def _reactions(folder: Path, jobs: int) -> list[Figure]:
 
 async def _between_looks(run: SessionRun, share: float) -> None:
     """Wait for the next look, and a share of the time to the one after it."""
-    looked_at = run._looked_at
-    await until(lambda: run._looked_at != looked_at, "the next look")
+    looked_at = run.vigil.looked_at
+    await until(lambda: run.vigil.looked_at != looked_at, "the next look")
     await asyncio.sleep(share * run.session.experiment.monitoring.file_tick_s)
 
 
@@ -263,13 +263,13 @@ def blocking(folder: Path) -> list[Figure]:
             await asyncio.sleep(2.5)  # the sleep that is under way is still a long one
             for _ in range(3):
                 await asyncio.sleep(tick)
-                run.longest_gap = 0.0
+                run.vigil.longest_gap = 0.0
                 cluster.taken_calls()
                 await asyncio.to_thread(sessions.save, Path(trunk.spec.save_dir), point)
                 began, point = time.monotonic(), point + 100
                 await until(lambda: run.session.pending_actions(), "the actions")
                 await until(lambda: not run.session.pending_actions(), "their end")
-                gaps[tick].append(run.longest_gap / tick)
+                gaps[tick].append(run.vigil.longest_gap / tick)
                 calls.append(len(cluster.taken_calls()) / (time.monotonic() - began))
 
     with cluster.on_path():

@@ -35,6 +35,9 @@ _JOB = (
     "backend.args.log_interval=10",
     "backend.args.hidden_size=16",
     "backend.args.global_batch_size=8",
+    # As for real trainings; the demo's own looks twice a second.
+    "monitoring.file_tick_s=2",
+    "monitoring.publish_every_s=30",
 )
 _MANY = 100
 _LOG_EVERY_S = 10.0
