@@ -56,7 +56,7 @@ test-newest:  ## tests without a cluster, with the newest packages that pyprojec
 	home=$$(mktemp -d) && PREFECT_HOME=$$home $(NEWEST)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(NEWEST_TESTS); \
 	  code=$$?; rm -rf "$$home"; exit $$code
 
-bench: setup  ## measure what the monitor costs, and write bench/results/ (eight minutes, on a quiet machine)
+bench: setup  ## measure what the monitor costs, and write bench/results/ (below ten minutes, on a quiet machine)
 	$(BIN)/python -m bench
 
 check: setup  ## format, lint, the layers of the rooms, and types

@@ -11,10 +11,6 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
-from antlr4 import CommonTokenStream, InputStream  # type: ignore[import-untyped]
-from hydra.core.override_parser.types import QuotedString
-from hydra.grammar.gen.OverrideLexer import OverrideLexer
-from hydra.grammar.gen.OverrideParser import OverrideParser
 from pydantic import AfterValidator, BaseModel
 
 _START, _END = "\U0010fffc", "\U0010fffd"  # of private use: no configuration holds them
@@ -120,6 +116,11 @@ def _replaced(text: str, changes: Mapping[tuple[int, int], str]) -> str:
 
 def marked_override(line: str) -> str:
     """An override whose numbers and switches are marked texts, except those of functions."""
+    # Here: Hydra takes as long to import as all that reads a session, which has no overrides.
+    from antlr4 import CommonTokenStream, InputStream  # type: ignore[import-untyped]
+    from hydra.grammar.gen.OverrideLexer import OverrideLexer
+    from hydra.grammar.gen.OverrideParser import OverrideParser
+
     lexer = OverrideLexer(InputStream(line))
     lexer.removeErrorListeners()
     parser = OverrideParser(CommonTokenStream(lexer))
@@ -130,6 +131,9 @@ def marked_override(line: str) -> str:
 
 
 def _ambiguous_tokens(tree: Any) -> Iterator[Any]:
+    from hydra.grammar.gen.OverrideLexer import OverrideLexer
+    from hydra.grammar.gen.OverrideParser import OverrideParser
+
     if isinstance(tree, OverrideParser.PrimitiveContext):
         found = [child.symbol for child in tree.getChildren()]
         found = [token for token in found if token.type != OverrideLexer.WS]
@@ -151,6 +155,8 @@ def unmarked(text: str) -> str:
 
 def read(value: Any) -> Any:
     """Nested values with a Scalar in place of each marked text; keys are texts."""
+    from hydra.core.override_parser.types import QuotedString
+
     if isinstance(value, Mapping):
         return {unmarked(str(key)): read(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -22,11 +22,13 @@ CASES = {
     "scan": "bench.cases.log_rules:scan",
     "first_look": "bench.cases.session_disk:first_look",
     "loading": "bench.cases.session_disk:loading",
+    "large": "bench.cases.large_session:large_session",
     "session_io": "bench.cases.session_disk:session_io",
     "scheduler": "bench.cases.scheduler_queries:scheduler",
     "reaction": "bench.cases.served:reaction",
     "blocking": "bench.cases.served:blocking",
     "prefect": "bench.cases.served:prefect",
+    "burst": "bench.cases.served:burst",
     "memory": "bench.cases.memory:memory",
     "start": "bench.cases.cli_start:start",
     "whole": "bench.cases.whole:whole",
@@ -96,7 +98,7 @@ def _row(name: str, figure: dict[str, Any]) -> tuple[str, ...]:
     spread = f"{min(values):.3g} to {max(values):.3g}" if len(values) > 1 else ""
     mark = ""
     if figure["at_most"] is not None:
-        mark = f"at most {figure['at_most']:g} {unit}"
+        mark = f"at most {figure['at_most']:.4g} {unit}"
     if figure["at_least"] is not None:
         mark = f"at least {figure['at_least']:g} {unit}"
     colour = {"met": "green", "missed": "red", "": "default"}[figure["verdict"]]

@@ -18,7 +18,7 @@ from autoexp.reports.status import JobSummary, Status, status_of
 from autoexp.session import find
 from autoexp.session.inbox import CancelRequest, enqueue
 from autoexp.session.journal import Entry, Journal
-from autoexp.session.session import Session, no_such_job
+from autoexp.session.session import Session
 from autoexp.storage import atomic
 
 Frame = Literal["pandas", "polars", "columns"]
@@ -69,7 +69,7 @@ class Handle:
         columns: Columns = {name: [] for name in _COLUMNS}
         for name in jobs or tuple(session.jobs):
             if name not in session.jobs:
-                raise no_such_job(self.id, [name], list(session.jobs))
+                raise find.no_such_job(self.id, [name], list(session.jobs))
             curve = read_curve(self.path, name)
             columns["job"] += [name] * len(curve.iterations)
             columns["iteration"] += curve.iterations
@@ -116,7 +116,7 @@ class Handle:
         """Cancel jobs, all by default; a live monitor is asked, and `wait` sees them end."""
         session = self._load()
         if unknown := [job for job in jobs if job not in session.jobs]:
-            raise no_such_job(self.id, unknown, list(session.jobs))
+            raise find.no_such_job(self.id, unknown, list(session.jobs))
         path = find.own_session_path(str(self.path))
         by = f"autoexp from Python by {getpass.getuser()}"
         if self._is_watched(session):

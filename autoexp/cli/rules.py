@@ -73,30 +73,28 @@ def explain(
       autoexp explain demo-1a2b demo-cd1000
     """
     from autoexp.reports import log_end
-    from autoexp.reports.explain import explain as sentences
+    from autoexp.reports.explain import explain_job
     from autoexp.reports.terminal import say, say_json
     from autoexp.session.find import session_path
-    from autoexp.session.session import Session
 
-    session = Session.load(session_path(name))
-    record = session.job(job or session.first_job)
-    told, log = list(sentences(session, record)), log_end.failed_log(record)
+    explained = explain_job(session_path(name), job)
+    record, log = explained.job, log_end.failed_log(explained.job)
     if as_json:
         from autoexp.schemas.outputs import Explanation
 
         found = Explanation(
-            session=session.id,
+            session=explained.session,
             job=record.spec.name,
             state=record.state,
             verdict=record.verdict,
             reason=record.reason,
-            sentences=told,
+            sentences=explained.sentences,
             log=record.attempt.log if record.attempt else None,
             log_end=[] if log is None else log.lines(),
         )
         say_json(found.model_dump(mode="json"))
         return 0
-    for sentence in told:
+    for sentence in explained.sentences:
         say(sentence)
     if log is not None:
         log.say()

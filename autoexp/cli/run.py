@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ from autoexp.storage.places import sessions_root
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autoexp.flows.concurrency.foreground import Foreground
     from autoexp.flows.deployment.server import Server
     from autoexp.session.session import Session
 
@@ -26,6 +28,14 @@ INTERRUPTED = 130
 _SERVER_SILENT = (
     "The Prefect server does not answer, or refuses; its records of this run are incomplete. "
     "Nothing is lost: the session's directory has it."
+)
+_HANDS_OVER = (
+    "This process has nearly used up the CPU time that it may take (`ulimit -t`, or "
+    "slurm.login_cpu_s): another one goes on with the session."
+)
+_TOO_LITTLE = (
+    "warning: a process may take {:g} s of CPU here (`ulimit -t`), too little to hand over in "
+    "time: when it is ended, `autoexp resume {}` resumes the session, and no job is lost"
 )
 # For what Prefect sends at the interpreter's exit, for as long as it takes.
 _LAST_WORDS_S = 10.0
@@ -96,7 +106,8 @@ def resume(name: options.AnySession = None) -> int:
 
 def watch_in_terminal(path: Path) -> int:
     """Watch a session to its end; returns the exit code of docs/commands.md."""
-    from autoexp.flows.concurrency.foreground import exit_after, leave
+    from autoexp.flows.concurrency import ration
+    from autoexp.flows.concurrency.foreground import Foreground, exit_after, leave
     from autoexp.flows.concurrency.outbox import is_prefect_error
     from autoexp.flows.deployment.server_checks import require_answer
     from autoexp.reports.terminal import console
@@ -105,9 +116,10 @@ def watch_in_terminal(path: Path) -> int:
     _must_be_writable(path)
     out = console()
     out.print(f"session {path.name} in {path}", soft_wrap=True)
+    succession, foreground = ration.Succession(), Foreground()
     server_knows = True
     try:
-        server_knows = _run_flow(path, out)
+        server_knows = _run_flow(path, out, foreground)
     except KeyboardInterrupt:
         pass
     except (AutoexpError, OSError):
@@ -127,12 +139,17 @@ def watch_in_terminal(path: Path) -> int:
     session = Session.load(path)
     if not server_knows and session.is_over:
         _draw(session)  # as the flow would have done, had Prefect taken the picture
-    code = _print_outcome(session, out)
+    if foreground.stopped_by == ration.USED_UP and not session.is_over:
+        out.print(_HANDS_OVER)
+        succession.want([sys.executable, "-m", "autoexp", "resume", str(path)], path)
+        code = INTERRUPTED
+    else:
+        code = _print_outcome(session, out)
     if server_knows:
-        exit_after(_LAST_WORDS_S, code)
+        exit_after(_LAST_WORDS_S, code, succession.begin)
     else:
         out.print(_SERVER_SILENT)
-        leave(code)
+        leave(code, succession.begin)
     return code
 
 
@@ -151,7 +168,7 @@ def _must_be_writable(path: Path) -> None:
 
 def _must_be_there(path: Path) -> None:
     """Raise AutoexpError when the session was removed or moved while it was watched."""
-    from autoexp.session.meta import session_exists
+    from autoexp.session.find import session_exists
     from autoexp.storage import lease
 
     if not session_exists(path):
@@ -197,13 +214,12 @@ def _auth_string() -> str | None:
     return PREFECT_API_AUTH_STRING.value() or None
 
 
-def _run_flow(path: Path, out: "Console") -> bool:
+def _run_flow(path: Path, out: "Console", foreground: "Foreground") -> bool:
     """Run the session flow; without a Prefect server of the user's own, with an embedded one.
 
     Returns True if Prefect has received the final state.
     """
     from autoexp.flows.concurrency.foreground import (
-        Foreground,
         enter_foreground,
         run_in_thread,
         stopping_on_signals,
@@ -220,7 +236,6 @@ def _run_flow(path: Path, out: "Console") -> bool:
     from autoexp.reports.terminal import say
     from autoexp.storage import atomic
 
-    foreground = Foreground()
     with stopping_on_signals(foreground):
         atomic.append(path / "prefect-server.log", b"")  # made as all of a session is
         if (server := embedded_server(path)) is not None:
@@ -263,8 +278,22 @@ def _run_flow(path: Path, out: "Console") -> bool:
             if isinstance(error, Exception) and not isinstance(error, (FailedRun, CrashedRun)):
                 raise error
 
+        _watch_ration(path, foreground)
         with LiveView(path, out):
             return run_in_thread(foreground, lambda: asyncio.run(watched()))
+
+
+def _watch_ration(path: Path, foreground: "Foreground") -> None:
+    """Hand over before this node's CPU time for a process is used up, where there is a limit."""
+    from autoexp.flows.concurrency import ration
+    from autoexp.reports.terminal import say
+    from autoexp.resources.machines import SlurmCluster
+    from autoexp.session.session import Session
+
+    machine = Session.load(path).experiment.slurm
+    limit_s = ration.limit_s(machine.login_cpu_s if isinstance(machine, SlurmCluster) else None)
+    if limit_s is not None and not ration.watch(limit_s, foreground):
+        say(_TOO_LITTLE.format(limit_s, path.name), error=True)
 
 
 @contextmanager
@@ -358,7 +387,7 @@ def _print_end(session: "Session", out: "Console") -> None:
     out.print()
     for line in gains_lines(gains(session), without_seen_start(session)):
         out.print(line)
-    for log in log_end.failed_logs(session):
+    for log in log_end.failed_logs(session.jobs.values()):
         log.say()
     picture = session.path / "plot.png"
     if picture.exists():

@@ -40,9 +40,9 @@ def cancel(
       autoexp cancel demo-1a2b demo-cd1000
     """
     from autoexp.reports.terminal import say
-    from autoexp.session.find import live_holder, own_session_path, whose_turn
+    from autoexp.session.find import live_holder, no_such_job, own_session_path, whose_turn
     from autoexp.session.inbox import CancelRequest, enqueue, waiting_jobs
-    from autoexp.session.session import Session, no_such_job
+    from autoexp.session.session import Session
 
     path = own_session_path(name)
     session = Session.load(path)
@@ -177,22 +177,25 @@ def _is_own(row: dict[str, Any]) -> bool:
 
 def _row(found: "Found") -> tuple[dict[str, Any], str | None]:
     """The row of a session, and the reason why it cannot be read, if any."""
+    from autoexp.index.overview import Overview
     from autoexp.reports.status import state_of
-    from autoexp.session.find import live_holder
-    from autoexp.session.session import Session
+    from autoexp.storage import lease
 
     if found.problem is not None:
         return _unknown(found, "unreadable"), found.problem
     try:
-        session = Session.load(found.path)
-        watched = live_holder(session) is not None
+        overview = Overview(found.path).read()
+        holder = lease.look(found.path)
+        watched = holder is not None and holder.alive
+        is_over = overview.is_over
     except (AutoexpError, OSError) as error:
         return _unknown(found, "damaged"), str(error)
+    rows = overview.jobs.values()
     return {
-        "session": session.id,
-        "created": session.meta.created.isoformat(),
-        "state": state_of(session, watched=watched),
-        "jobs": len(session.jobs),
+        "session": overview.session.session,
+        "created": overview.session.created.isoformat(),
+        "state": state_of(rows, is_over=is_over, watched=watched),
+        "jobs": len(rows),
     }, None
 
 

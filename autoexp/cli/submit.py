@@ -45,8 +45,8 @@ def register(composed: "Composed", name: str, *, yes: bool) -> int:
     from autoexp.planning.study import plan_study
     from autoexp.reports.terminal import say
     from autoexp.session.create import create, plan_of
-    from autoexp.session.find import no_monitor
-    from autoexp.session.meta import output_root, session_exists
+    from autoexp.session.find import no_monitor, session_exists
+    from autoexp.session.meta import output_root
     from autoexp.session.provenance import provenance
     from autoexp.session.session import Session
 
@@ -101,8 +101,8 @@ def adopt(
     from autoexp.planning.rule_checks import validate_rules
     from autoexp.resources.machines import SlurmCluster
     from autoexp.schedulers.slurm_queue import cluster_name, describe
-    from autoexp.session.find import own_session_path
-    from autoexp.session.meta import output_root, session_exists
+    from autoexp.session.find import own_session_path, session_exists
+    from autoexp.session.meta import output_root
     from autoexp.session.session import Session
 
     composed = compose_words([*(experiment or []), f"backend={backend}"])

@@ -2,10 +2,7 @@
 
 import copy
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoexp import scalars
 from autoexp.config.experiment import Experiment
@@ -15,7 +12,11 @@ from autoexp.config.sweep_names import name_points
 from autoexp.dotted import escaped, flat, set_value
 from autoexp.errors import BadInput
 
-TreeOf = Callable[[tuple[str, ...]], DictConfig]
+if TYPE_CHECKING:  # sessions are read without Hydra, which takes as long to import as all of that
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+TreeOf = Callable[[tuple[str, ...]], "DictConfig"]
 """Composes with these choices of group files besides the others."""
 
 _OF_SESSION = ("monitoring", "sweep", "project", "hydra")
@@ -49,7 +50,7 @@ class Point(NamedTuple):
         return f"sweep point {self.number} ({self.experiment.project.name})"
 
 
-def swept(overrides: Iterable[Override]) -> dict[str, list[Any]]:
+def swept(overrides: Iterable["Override"]) -> dict[str, list[Any]]:
     """The keys that have several values on the command line, as in `a=1,2,3`."""
     found: dict[str, list[Any]] = {}
     for override in overrides:
@@ -145,7 +146,7 @@ class Trees:
         base: Mapping[str, Any],
         tree_of: TreeOf,
         groups: Container[str],
-        plain: Callable[[DictConfig], dict[str, Any]],
+        plain: Callable[["DictConfig"], dict[str, Any]],
     ) -> None:
         """`base` is what was composed without the sweep, `plain` reads what was composed."""
         self._plain = plain
@@ -166,7 +167,9 @@ class Trees:
             set_value(values, key, value)
         return values
 
-    def _composed(self, choices: tuple[str, ...]) -> tuple[DictConfig | None, Mapping[str, Any]]:
+    def _composed(self, choices: tuple[str, ...]) -> "tuple[DictConfig | None, Mapping[str, Any]]":
+        from omegaconf import OmegaConf
+
         if choices not in self._known:
             tree = self._tree_of(choices)
             tree.pop("sweep", None)
@@ -179,7 +182,9 @@ class Trees:
             self._known[choices] = (tree if refers else None, plain)
         return self._known[choices]
 
-    def _interpolated(self, tree: DictConfig, changes: Settings) -> dict[str, Any]:
+    def _interpolated(self, tree: "DictConfig", changes: Settings) -> dict[str, Any]:
+        from omegaconf import OmegaConf
+
         changed = copy.deepcopy(tree)
         for key, value in changes.items():
             told = escaped(scalars.plain(value))

@@ -179,6 +179,11 @@ class JobRecord(BaseModel):
         return self.verdict is Verdict.FAILED and self.cancel_requested is not None
 
     @property
+    def failed_by_itself(self) -> bool:
+        """True if it has failed, and nobody cancelled it."""
+        return self.verdict is Verdict.FAILED and not self.was_cancelled
+
+    @property
     def state(self) -> str:
         """The state of the current attempt, or WAITING before the first."""
         return self.attempt.state if self.attempt else states.WAITING

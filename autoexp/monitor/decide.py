@@ -8,9 +8,10 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
+from autoexp.jobs.record import JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs.matcher import Matcher, matcher
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Start
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
 from autoexp.rules.conditions import Condition
 from autoexp.rules.events import CheckpointComplete, Event, JobReady
 from autoexp.rules.metrics import window
@@ -205,3 +206,12 @@ def _start_of(job: JobSpec) -> OnCheckpoint | OnReady | None:
     if job.parent is not None and job.branch is not None:
         return OnCheckpoint(job=job.parent, iteration=job.branch.iteration)
     return None
+
+
+def may_change_end(action: Action, job: JobRecord) -> bool:
+    """True if a pending action may change what the end of an attempt means."""
+    if job.restart is None:
+        return isinstance(action, ENDS_AN_ATTEMPT)
+    # A restart is requested: it may yet become one with a roll back, or be overruled.
+    rolls_back = isinstance(action, Restart) and action.roll_back
+    return isinstance(action, Finish | Fail) or (rolls_back and job.restart.roll_back_to is None)

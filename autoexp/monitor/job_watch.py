@@ -83,6 +83,8 @@ class JobWatch:
         self.saved_at = 0.0
         self.at_end = True
         """True if the last look read the log to its end; else the next one goes on from there."""
+        self.log: str | None = None
+        """The log that the last look has read; None: it looked at nothing of this job."""
         self._watched_of: JobSpec | None = None
         self._watched: tuple[str, ...] = ()
         self._stamps: list[Stamp] = []
@@ -333,6 +335,20 @@ class JobWatch:
             self._set_warning(job, missing_progress(found))
             yield found
 
+    def files(self, spec: JobSpec) -> tuple[str, ...]:
+        """What the last look has read: while all of it stays as it is, the next finds nothing."""
+        return () if self.log is None else (self.log, *self._watched_paths(spec))
+
+    def rest_s(self, watched: Watched, save_every_s: float) -> float:
+        """How long nothing has to be done, counted from a look, while the files stay the same."""
+        if not self.at_end or self._racy or self._unreadable is not None:
+            return 0.0
+        rules = watched.inactivity_rules.items()
+        waits = [rule.after - self._quiet_s for name, rule in rules if name not in self._stopped]
+        if self.dirty:
+            waits.append(self.saved_at + save_every_s - time.monotonic())
+        return min(waits, default=inf)
+
     def _watched_paths(self, spec: JobSpec) -> tuple[str, ...]:
         if self._watched_of is not spec:
             # Made once: making a path takes longer than asking the filesystem about it.
@@ -344,7 +360,7 @@ class JobWatch:
         self, job: JobRecord, attempt: Attempt, watched: Watched, *, ended: bool
     ) -> list[Event]:
         """Find checkpoints that have become complete; a stat or two while nothing changes."""
-        stamps = [_stamp(path) for path in self._watched_paths(job.spec)]
+        stamps = [stamp(path) for path in self._watched_paths(job.spec)]
         if stamps == self._stamps and not self._racy and not ended:
             return []
         trainer, save_dir = job.spec.trainer, Path(job.spec.save_dir)
@@ -358,7 +374,7 @@ class JobWatch:
             self._stamps, self._racy = stamps, False
             self.warn_skipped(job, str(save_dir), error)
             return []
-        fresh = any(stamp is not None and now - stamp[2] < _RACY_NS for stamp in stamps)
+        fresh = any(found is not None and now - found[2] < _RACY_NS for found in stamps)
         # Only now: a scan that fails is repeated at the next look.
         self._stamps, self._racy = stamps, fresh or scan.unfinished
         if scan.problem is not None and (ended or not fresh):
@@ -409,7 +425,8 @@ def _has_nothing_new(log: str, cursor: LogCursor, *, final: bool) -> bool:
         return False
 
 
-def _stamp(path: str) -> Stamp:
+def stamp(path: str) -> Stamp:
+    """What tells whether a file or folder has changed; None: there is none."""
     try:
         stat = os.stat(path)  # noqa: PTH116
     except FileNotFoundError:

@@ -14,12 +14,11 @@ from autoexp.jobs import starts
 from autoexp.jobs.record import Attempt, Ending, JobRecord
 from autoexp.jobs.verdicts import counts, judge_by_files, made_progress
 from autoexp.logs.tail import LogCursor, LookBudget
-from autoexp.monitor.decide import decide
+from autoexp.monitor.decide import decide, may_change_end
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.session_events import overview, ready, unsatisfiable_reason
 from autoexp.monitor.worklist import Worklist
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart
 from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
 from autoexp.schedulers.base import AttemptRef, JobStatus, apply
 from autoexp.session.action_records import ActionRecord
@@ -149,6 +148,12 @@ class Monitor:
                 job = self._session.jobs[name]
                 self.recorder.contain(f"{name}: cannot be saved", name, self._save, job)
 
+    def due_in_s(self) -> float:
+        """Seconds until something is due that no file tells of; 0: the next look finds it."""
+        if self._behind or self.recorder.is_behind:
+            return 0.0
+        return self.worklist.due_in_s()
+
     # Looking
 
     def _look_at(
@@ -169,11 +174,12 @@ class Monitor:
                 watch.dirty |= attempt != before
         current = job.attempt
         if current is None or job.verdict is not None or current.verdict is not None:
-            watch.at_end = True
+            watch.at_end, watch.log = True, None
             return  # a new attempt has a log of its own
         ended = not current.is_open
         watched = self.recorder.book.watched(job.spec)
         seen.extend(watch.read_log(job, current, watched, budget, final=ended))
+        watch.log = current.log
         watch.check_start(job, current, ended=ended)
         seen.extend(watch.find_checkpoints(job, current, watched, ended=ended))
         if ended and watch.at_end:
@@ -208,7 +214,7 @@ class Monitor:
             for action in decide(event, self.recorder.book.of(event), known)
         ]
         return any(
-            _may_change(action.action, job)
+            may_change_end(action.action, job)
             and action.event.job == job.spec.name
             and (action.attempt or getattr(action.event, "attempt", attempt.number))
             == attempt.number
@@ -262,9 +268,10 @@ class Monitor:
 
     def _save(self, job: JobRecord) -> None:
         watch = self.watches[job.spec.name]
-        # Rows before the cursor: a kill in between repeats rows, and readers use the last.
-        self._session.log_progress(job, watch.rows)
-        self._session.save_job(job)
+        with self._session.writing():
+            # Rows before the cursor: a kill in between repeats rows, and readers use the last.
+            self._session.log_progress(job, watch.rows)
+            self._session.save_job(job)
         watch.saved()
 
     def _give_up(self, names: Iterable[str]) -> set[str]:
@@ -289,12 +296,3 @@ class Monitor:
             gone = JobGivenUp(job=job.spec.name, reason=reason, retries=job.retries)
             self.recorder.record_and_decide([gone])
         self._session.settle(job, Verdict.FINISHED if finishes else Verdict.FAILED, reason)
-
-
-def _may_change(action: Action, job: JobRecord) -> bool:
-    """True if a pending action may change what the end of an attempt means."""
-    if job.restart is None:
-        return isinstance(action, ENDS_AN_ATTEMPT)
-    # A restart is requested: it may yet become one with a roll back, or be overruled.
-    rolls_back = isinstance(action, Restart) and action.roll_back
-    return isinstance(action, Finish | Fail) or (rolls_back and job.restart.roll_back_to is None)

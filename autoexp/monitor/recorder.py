@@ -67,6 +67,11 @@ class Recorder:
         self.unwritten = self._append(self.unwritten)
         self._undecided = failed
 
+    @property
+    def is_behind(self) -> bool:
+        """True if something that was seen is not on disk, or not decided about."""
+        return bool(self.unwritten or self._undecided)
+
     def _append(self, events: list[Event]) -> list[Event]:
         """Append events to the journal; returns those that cannot be written for now."""
         try:

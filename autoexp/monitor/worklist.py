@@ -6,6 +6,7 @@
 import time
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from math import inf
 from typing import NamedTuple
 
 from autoexp.backoff import delay_s
@@ -104,6 +105,12 @@ class Worklist:
     def consider(self, jobs: Collection[str]) -> None:
         """Have the next steps of these jobs chosen: they have changed."""
         self._candidates.update(jobs)
+
+    def due_in_s(self) -> float:
+        """Seconds until a step is due; 0: it is chosen at the next call."""
+        if self._candidates - self._under_way:
+            return 0.0
+        return min((f.retry_at for f in self._failures.values()), default=inf) - self._clock()
 
     def next_work(self, *, after_look: bool = True) -> Work:
         """Work to do that is not under way; cheap while nothing has changed.

@@ -22,8 +22,8 @@ from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.names import LONGEST_KEY
 from autoexp.session.create import claim_of, retake_outputs
+from autoexp.session.find import session_exists
 from autoexp.session.inbox import is_empty, waiting_submissions
-from autoexp.session.meta import session_exists
 from autoexp.session.session import Session
 from autoexp.storage import atomic, claims, locks, permissions
 from autoexp.storage.claims import Claim

@@ -1,13 +1,19 @@
 """Explains a job's state in sentences: which event, rule and action, and what it waits for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
+from autoexp.index.events import EventIndex
+from autoexp.index.overview import Overview, job_names
 from autoexp.jobs.record import JobRecord
+from autoexp.jobs.summary import waits
 from autoexp.monitor.template_values import values_of
-from autoexp.reports.status import waits
 from autoexp.rules.actions import Start
 from autoexp.rules.describe import describe, describe_action
+from autoexp.session import find
 from autoexp.session.action_records import ActionRecord, ActionStatus
+from autoexp.session.journal import Entry
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.templates import fill
@@ -20,16 +26,41 @@ _DONE = {
 }
 
 
-def explain(session: Session, job: JobRecord) -> Iterator[str]:
-    """Explain a job: its state first, then its history."""
+class Explained(NamedTuple):
+    """A job, and what there is to say of its state."""
+
+    session: str
+    job: JobRecord
+    sentences: list[str]
+
+
+def explain_job(path: Path, name: str | None) -> Explained:
+    """Explain a job of a session, or its first one; no more is read than that takes.
+
+    Raises BadInput for an unknown job, and SessionDamaged.
+    """
+    find.must_exist(path)
+    known = job_names(path)
+    name = name or Overview(path).read().first_job
+    if name not in known:
+        raise find.no_such_job(path.name, [name], known)
+    rows = Overview(path).actions()
+    actions = {key: row for key, row in rows.items() if name in (row.job, row.starts)}
+    jobs = {name, *(row.job for row in actions.values())}
+    session = Session.part(path, jobs.intersection(known), actions)
+    job = session.job(name)
+    entries = EventIndex(path).read().of_job(name)
+    return Explained(session.id, job, list(explain(session, job, entries)))
+
+
+def explain(session: Session, job: JobRecord, entries: Iterable[Entry]) -> Iterator[str]:
+    """Explain a job: its state first, then its history; `entries` are its events."""
     name = job.spec.name
     yield _state(job)
     if job.warning is not None:
         yield f"Warning: {job.warning}."
     yield from _requests(job)
-    for entry in session.journal.entries:
-        if entry.event.job != name:
-            continue
+    for entry in entries:
         when = entry.time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         yield f"{when}  {describe(entry.event)}"
         for action in session.actions.values():

@@ -22,7 +22,7 @@ _SHARE = 20
 # A session that only trains on is looked at less and less often, and its numbers are drawn anew
 # less often still: drawing takes more than all the monitor does meanwhile.
 _LONGEST_PAUSE_S = 5.0
-_NUMBERS_S = 30.0
+_NUMBERS_S = 60.0
 _PAUSE_SHARE, _NUMBERS_SHARE = 60, 20
 
 

@@ -1,15 +1,13 @@
 """The last lines of a job's log, in a bounded number of bytes; those of jobs that failed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from autoexp.jobs.record import JobRecord
 from autoexp.logs.lines import with_newlines, without_escapes
 from autoexp.reports.terminal import say, say_log
-from autoexp.session.session import Session
-from autoexp.states import Verdict
 from autoexp.storage import atomic
 
 _JOBS = 3  # that failed, and whose logs are shown
@@ -79,18 +77,20 @@ class FailedLog(NamedTuple):
         print_from(self.path, last_lines(self.path, _LINES))
 
 
-def failed_logs(session: Session) -> list[FailedLog]:
+def failed_logs(jobs: Iterable[JobRecord]) -> list[FailedLog]:
     """The logs of the first jobs that failed by themselves; those that wrote nothing have none."""
     found: list[FailedLog] = []
-    for job in session.jobs.values():
-        if len(found) < _JOBS and (log := failed_log(job)) is not None:
+    for job in jobs:
+        if (log := failed_log(job)) is not None:
             found.append(log)
+        if len(found) == _JOBS:
+            break
     return found
 
 
 def failed_log(job: JobRecord) -> FailedLog | None:
     """The log of a job that failed by itself, if there is anything in it."""
-    if job.verdict is not Verdict.FAILED or job.was_cancelled:
+    if not job.failed_by_itself:
         return None
     log = Path(job.attempt.log) if job.attempt else None
     try:

@@ -9,7 +9,8 @@ from rich.tree import Tree
 
 from autoexp.config.compose import Composed
 from autoexp.config.sweep_names import as_word
-from autoexp.jobs.spec import JobSpec, walk
+from autoexp.jobs.spec import JobSpec
+from autoexp.jobs.summary import place_of, walk
 from autoexp.planning.launches import Launches
 from autoexp.planning.plan import Plan, headline
 from autoexp.reports.terminal import canvas, console
@@ -28,7 +29,7 @@ def plan_tree(plan: Plan, name: str, *, most: int = _SHOWN) -> Tree:
         by_job.setdefault(launches.job, []).append(launches)
     branches: list[Tree] = [tree]
     points = 0
-    for job_name, depth in walk(plan.jobs):
+    for job_name, depth in walk(map(place_of, plan.jobs)):
         points += depth == 0
         if points > most:
             continue

@@ -1,17 +1,36 @@
 """The status of a session: the contract of `autoexp status --json`."""
 
-from datetime import datetime
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from autoexp import states
-from autoexp.jobs.limits import over_budget, spent_gpu_hours
-from autoexp.jobs.record import Attempt, JobRecord
-from autoexp.session.session import Session
-from autoexp.states import Kind, Verdict
+from autoexp.index.overview import Overview
+from autoexp.jobs.limits import above, spent
+from autoexp.jobs.summary import (
+    AttemptStatus,
+    JobRow,
+    JobSummary,
+    most_telling,
+    summary_of,
+    waits,
+    word,
+)
+from autoexp.model import now
+from autoexp.states import Verdict
 from autoexp.storage import lease
+from autoexp.storage.lease import Holder
 
-_UP_TO_START = 1  # change of state that a submitted attempt can have before it starts: CONFIGURING
+if TYPE_CHECKING:
+    from autoexp.jobs.record import JobRecord
+    from autoexp.rules.events import CheckpointComplete
+    from autoexp.session.session import Session
+
+__all__ = ["AttemptStatus", "JobSummary", "waits"]
+
+ROWS = 60
+"""Most jobs of a table."""
 
 
 class MonitorStatus(BaseModel):
@@ -20,42 +39,6 @@ class MonitorStatus(BaseModel):
     host: str
     pid: int
     alive: bool
-
-
-class AttemptStatus(BaseModel):
-    """One submission."""
-
-    number: int
-    job_id: str | None
-    state: str
-    submitted_at: datetime | None
-    ended_at: datetime | None
-    exit_code: int | None
-
-
-class JobSummary(BaseModel):
-    """One job. Loss in nats per token, GPU hours over all attempts."""
-
-    name: str
-    kind: Kind
-    parent: str | None
-    branch_iteration: int | None
-    state: str
-    verdict: Verdict | None
-    reason: str | None
-    warning: str | None = None
-    """What is wrong at the moment with a job that is not over."""
-    iteration: int | None
-    target_iteration: int | None
-    loss: float | None
-    learning_rate: float | None
-    seconds_left: float | None
-    gpu_hours: float
-    planned_gpu_hours: float | None
-    scores: dict[str, float]
-    output_dir: str
-    log: str | None
-    attempts: list[AttemptStatus]
 
 
 class ActionCounts(BaseModel):
@@ -89,103 +72,123 @@ class Status(BaseModel):
     checkpoints: list[CheckpointStatus]
 
 
-def status_of(session: Session) -> Status:
+class Shown(BaseModel):
+    """What a table shows of a session: of very many jobs the most telling, and sums of all."""
+
+    session: str
+    state: str
+    jobs: list[JobSummary]
+    total: int
+    words: dict[str, int]
+    """Number of jobs by their state or verdict."""
+    gpu_hours: float
+    planned_gpu_hours: float
+
+    @classmethod
+    def of(cls, status: Status) -> "Shown":
+        """What a table shows of a whole status."""
+        return cls.model_construct(
+            session=status.session,
+            state=status.state,
+            jobs=most_telling(status.jobs, ROWS),
+            total=len(status.jobs),
+            words=Counter(map(word, status.jobs)),
+            gpu_hours=sum(job.gpu_hours for job in status.jobs),
+            planned_gpu_hours=sum(job.planned_gpu_hours or 0 for job in status.jobs),
+        )
+
+
+def status_of(session: "Session") -> Status:
     """Describe a session as read from disk, or as a monitor holds it in memory."""
+    jobs = session.jobs.values()
+    budget = session.experiment.budget.stop_above
+    stopped = None if budget is None else above(budget, spent(jobs))
     holder = lease.look(session.path)
-    counts = ActionCounts()
-    for action in session.actions.values():
-        setattr(counts, action.status, getattr(counts, action.status) + 1)
-    alive = holder is not None and holder.alive
-    stopped = over_budget(session.experiment.budget, session.jobs.values())
-    flow_run_ids = session.meta.flow_run_ids
     return Status(
         session=session.id,
-        state=state_of(session, watched=alive),
-        flow_run_id=flow_run_ids[-1] if flow_run_ids else None,
-        monitor=MonitorStatus(**holder._asdict()) if holder is not None else None,
-        jobs=[_job_status(job, stopped) for job in session.jobs.values()],
-        actions=counts,
+        state=state_of(jobs, is_over=session.is_over, watched=_is_alive(holder)),
+        flow_run_id=_last(session.meta.flow_run_ids),
+        monitor=_monitor(holder),
+        jobs=[summary_of(job, stopped) for job in jobs],
+        actions=_counted(action.status for action in session.actions.values()),
         events=len(session.journal),
-        checkpoints=[
-            CheckpointStatus(job=event.job, iteration=event.iteration, path=event.path)
-            for event in session.checkpoints()
-        ],
+        checkpoints=_shown(session.checkpoints()),
     )
 
 
-def state_of(session: Session, *, watched: bool) -> str:
+def whole_status(overview: Overview) -> Status:
+    """Describe a session from its rows and the index of its events."""
+    from autoexp.index.events import EventIndex
+
+    session, rows, at = overview.session, overview.jobs.values(), now()
+    holder = lease.look(overview.path)
+    stopped = above(session.stop_above, sum(row.gpu_hours(at) for row in rows))
+    events = EventIndex(overview.path).read()
+    valid = (event for event in events.checkpoints if _is_valid(event, overview.jobs))
+    return Status.model_construct(
+        session=session.session,
+        state=state_of(rows, is_over=overview.is_over, watched=_is_alive(holder)),
+        flow_run_id=_last(session.flow_run_ids),
+        monitor=_monitor(holder),
+        jobs=[row.at(at, stopped) for row in rows],
+        actions=_counted(action.status for action in overview.actions().values()),
+        events=events.count,
+        checkpoints=_shown(valid),
+    )
+
+
+def shown(overview: Overview) -> Shown:
+    """What a table shows of a session, from its rows."""
+    session, rows, at = overview.session, overview.jobs.values(), now()
+    hours = sum(row.gpu_hours(at) for row in rows)
+    stopped = above(session.stop_above, hours)
+    watched = _is_alive(lease.look(overview.path))
+    return Shown(
+        session=session.session,
+        state=state_of(rows, is_over=overview.is_over, watched=watched),
+        jobs=[row.at(at, stopped) for row in most_telling(rows, ROWS)],
+        total=len(rows),
+        words=Counter(map(word, rows)),
+        gpu_hours=hours,
+        planned_gpu_hours=sum(row.planned_gpu_hours or 0 for row in rows),
+    )
+
+
+def _is_alive(holder: Holder | None) -> bool:
+    return holder is not None and holder.alive
+
+
+def _monitor(holder: Holder | None) -> MonitorStatus | None:
+    return None if holder is None else MonitorStatus(**holder._asdict())
+
+
+def _last(flow_run_ids: list[str]) -> str | None:
+    return flow_run_ids[-1] if flow_run_ids else None
+
+
+def _is_valid(event: "CheckpointComplete", jobs: dict[str, JobRow]) -> bool:
+    """True unless the checkpoint has been set aside."""
+    job = jobs.get(event.job)
+    return job is None or event.generation == job.generation(event.iteration)
+
+
+def _shown(checkpoints: "Iterable[CheckpointComplete]") -> list[CheckpointStatus]:
+    return [
+        CheckpointStatus(job=event.job, iteration=event.iteration, path=event.path)
+        for event in checkpoints
+    ]
+
+
+def _counted(statuses: Iterable[str]) -> ActionCounts:
+    counts = ActionCounts()
+    for status in statuses:
+        setattr(counts, status, getattr(counts, status) + 1)
+    return counts
+
+
+def state_of(jobs: "Iterable[JobRow | JobRecord]", *, is_over: bool, watched: bool) -> str:
     """The session's state in one word."""
-    if session.is_over:
-        failed = any(job.verdict is Verdict.FAILED for job in session.jobs.values())
+    if is_over:
+        failed = any(job.verdict is Verdict.FAILED for job in jobs)
         return "failed" if failed else "finished"
     return "running" if watched else "stopped"
-
-
-def _job_status(job: JobRecord, stopped: str | None) -> JobSummary:
-    spec = job.spec
-    return JobSummary(
-        name=spec.name,
-        kind=spec.kind,
-        parent=spec.parent,
-        branch_iteration=spec.branch.iteration if spec.branch else None,
-        state=_state(job),
-        verdict=job.verdict,
-        reason="; ".join(filter(None, (job.reason or waits(job, stopped), job.tainted))) or None,
-        warning=None if job.is_over else job.warning,
-        iteration=job.iteration,
-        target_iteration=spec.target_iteration,
-        loss=job.loss,
-        learning_rate=job.learning_rate,
-        seconds_left=_seconds_left(job),
-        gpu_hours=sum(spent_gpu_hours(attempt) for attempt in job.attempts),
-        planned_gpu_hours=spec.planned.gpu_hours if spec.planned else None,
-        scores=job.scores,
-        output_dir=spec.output_dir,
-        log=job.attempt.log if job.attempt else None,
-        attempts=[_attempt_status(attempt) for attempt in job.attempts],
-    )
-
-
-def _state(job: JobRecord) -> str:
-    """The state; RUNNING for a job that logs, which the scheduler is yet to say."""
-    attempt = job.attempt
-    if attempt is None or not attempt.first_logged or not states.is_before_start(attempt.state):
-        return job.state
-    # What a requeued attempt has logged, it logged before.
-    was_requeued = attempt.transitions > _UP_TO_START or attempt.earlier_gpu_hours
-    return job.state if was_requeued else "RUNNING"
-
-
-def _attempt_status(attempt: Attempt) -> AttemptStatus:
-    return AttemptStatus(**attempt.model_dump(include=set(AttemptStatus.model_fields)))
-
-
-def _seconds_left(job: JobRecord) -> float | None:
-    """Iterations to go times the last measured seconds per iteration."""
-    if job.is_over or not job.iteration or not job.seconds_per_iteration:
-        return None
-    if job.spec.target_iteration is None:
-        return None
-    return max(0, job.spec.target_iteration - job.iteration) * job.seconds_per_iteration
-
-
-def waits(job: JobRecord, stopped: str | None = None) -> str | None:
-    """Describe what a job that is not over waits for; None when it runs.
-
-    ``stopped` is the reason why the session submits no new jobs, if there is one.
-    """
-    if job.is_over or states.is_running(_state(job)):
-        return None
-    if not job.launched and job.spec.awaits:
-        return f"waits for {', '.join(str(awaited) for awaited in job.spec.awaits)}"
-    if not job.launched and job.spec.branch is not None:
-        return f"waits for checkpoint {job.spec.branch.iteration} of {job.spec.parent}"
-    if job.wants_attempt():
-        limited = job.spec.machine.max_jobs is not None
-        place = "waits for a place in the queue (slurm.max_jobs)"
-        return stopped or (place if limited else "is about to be submitted")
-    attempt = job.attempt
-    if attempt is None or attempt.reason is None:
-        return job.warning
-    hint = states.stuck(attempt.reason)
-    return f"{attempt.reason}: {hint}" if hint else attempt.reason

@@ -1,9 +1,8 @@
 """Tables of plans and sessions for the terminal."""
 
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
@@ -12,16 +11,17 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-from autoexp.jobs.limits import is_measured
-from autoexp.jobs.spec import JobSpec
-from autoexp.planning.cost import Cost
-from autoexp.planning.plan import Plan
-from autoexp.reports.curves import Gain
-from autoexp.reports.status import JobSummary, Status
+from autoexp.jobs.summary import JobSummary, word
+from autoexp.reports.status import Shown, Status
 from autoexp.session.find import no_monitor
 from autoexp.states import Kind, Verdict
 
-_ROWS = 60
+if TYPE_CHECKING:  # the models of plans take longer to import than a large session to show
+    from autoexp.jobs.spec import JobSpec
+    from autoexp.planning.cost import Cost
+    from autoexp.planning.plan import Plan
+    from autoexp.reports.curves import Gain
+
 _FEW = 8
 _SCORES = 3
 # A narrower column of text is hard to read.
@@ -51,22 +51,24 @@ class StatusTable:
     states are never cut.
     """
 
-    def __init__(self, status: Status) -> None:
-        self._jobs = _most_telling(status.jobs)
-        self._hours = any(job.planned_gpu_hours or job.gpu_hours for job in status.jobs)
+    def __init__(self, shown: Shown) -> None:
+        self._jobs = shown.jobs
+        self._hours = shown.gpu_hours > 0 or shown.planned_gpu_hours > 0
         self._notes = [_note(job) for job in self._jobs]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         longest = max((len(note) for note in self._notes), default=0)
         note = _GAP + min(longest, _NOTE) if longest else 0
-        widths = {layout: self._width(console, layout) for layout in _LAYOUTS}
         for layout in _WHOLE:
-            if widths[layout] + note <= options.max_width:
+            if self._width(console, layout) + note <= options.max_width:
                 yield self._table(layout, notes=longest > 0)
                 return
-        fitting = [layout for layout, width in widths.items() if width <= options.max_width]
-        layout = fitting[0] if fitting else _LAYOUTS[-1]
-        wide = options.update_width(max(widths[layout], options.max_width))
+        widths = ((layout, self._width(console, layout)) for layout in _LAYOUTS)
+        # The narrowest is shown whole, however narrow the terminal is.
+        layout, width = next(
+            (each for each in widths if each[1] <= options.max_width or each[0] is _LAYOUTS[-1]),
+        )
+        wide = options.update_width(max(width, options.max_width))
         heading, *lines = console.render_lines(self._table(layout, notes=False), wide, pad=False)
         yield Segments([*heading, Segment.line()])
         for line, job, text in zip(lines, self._jobs, self._notes, strict=True):
@@ -108,57 +110,40 @@ def _note(job: JobSummary) -> Text:
     return Text.assemble(scores, "  " if scores else "", (warning, "yellow"), reason)
 
 
-def _most_telling(jobs: Sequence[JobSummary]) -> Sequence[JobSummary]:
-    """All jobs, or of very many those that run or failed, and as many others as fit."""
-    if len(jobs) <= _ROWS:
-        return jobs
-    important = [job for job in jobs if job.verdict == Verdict.FAILED or job.state == "RUNNING"]
-    room = _ROWS - len(important)
-    others = [job for job in jobs if job not in important][: max(0, room)]
-    kept = {job.name for job in (*important, *others)}
-    return [job for job in jobs if job.name in kept]
-
-
-def status_view(status: Status) -> RenderableType:
+def status_view(status: Status | Shown) -> RenderableType:
     """Headline and table; of very many jobs, the number of each kind."""
-    parts: list[RenderableType] = [_headline(status), Text(), StatusTable(status)]
-    left_out = len(status.jobs) - len(_most_telling(status.jobs))
+    shown = Shown.of(status) if isinstance(status, Status) else status
+    parts: list[RenderableType] = [_headline(shown), Text(), StatusTable(shown)]
+    left_out = shown.total - len(shown.jobs)
     if left_out:
         parts.append(Text(f"… and {left_out} more jobs; `--json` has all", "dim"))
     return Group(*parts)
 
 
-def _headline(status: Status) -> Text:
-    line = Text.assemble(("session ", "bold"), (status.session, "bold"), "  ")
-    line.append(status.state, _COLOURS.get(status.state, ""))
-    words = Counter(_word(job) for job in status.jobs)
-    if len(status.jobs) > _FEW:
-        line.append("  " + ", ".join(f"{count} {word}" for word, count in words.items()))
-    if planned := sum(job.planned_gpu_hours or 0 for job in status.jobs):
-        spent = sum(job.gpu_hours for job in status.jobs)
-        line.append(f"  {spent:.2f} of {planned:.2f} planned GPU hours")
-    if status.state == "stopped":
-        line.append(f"  {no_monitor(status.session)}", "yellow")
+def _headline(shown: Shown) -> Text:
+    line = Text.assemble(("session ", "bold"), (shown.session, "bold"), "  ")
+    line.append(shown.state, _COLOURS.get(shown.state, ""))
+    if shown.total > _FEW:
+        line.append("  " + ", ".join(f"{count} {state}" for state, count in shown.words.items()))
+    if planned := shown.planned_gpu_hours:
+        line.append(f"  {shown.gpu_hours:.2f} of {planned:.2f} planned GPU hours")
+    if shown.state == "stopped":
+        line.append(f"  {no_monitor(shown.session)}", "yellow")
     return line
-
-
-def _word(job: JobSummary) -> str:
-    done = job.verdict in (Verdict.FINISHED, Verdict.FAILED)
-    return str(job.verdict) if done else job.state
 
 
 def _cells(job: JobSummary, layout: _Layout) -> list[RenderableType]:
     target = job.target_iteration or 1
     done = job.iteration or 0
-    word = _word(job)
-    colour = {"finished": "green", "failed": "red", "RUNNING": "cyan"}.get(word, "yellow")
+    state = word(job)
+    colour = {"finished": "green", "failed": "red", "RUNNING": "cyan"}.get(state, "yellow")
     trains = job.target_iteration is not None
     rate = "" if job.learning_rate is None else f"{job.learning_rate:.1e}"
     planned = "?" if job.planned_gpu_hours is None else f"{job.planned_gpu_hours:.2f}"
     bar = ProgressBar(target, min(done, target), layout.bar or None) if trains else ""
     return [
         job.name,
-        Text(word, colour),
+        Text(state, colour),
         f"{done}/{job.target_iteration}" if trains else "",
         *([bar] if layout.bar else []),
         "" if job.loss is None else f"{job.loss:.4f}",
@@ -176,7 +161,7 @@ def _duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
+def gains_lines(found: "Iterable[Gain]", unseen: Iterable[str] = ()) -> list[str]:
     """Gains of cooldowns over the trunk; `unseen` are those whose start was not in the log."""
     lines = [
         f"{gain.job}: {gain.loss:.3f} at iteration {gain.iteration}, trunk {gain.trunk_loss:.3f}: "
@@ -188,7 +173,7 @@ def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
     return lines
 
 
-def print_table(plan: Plan, out: Console) -> None:
+def print_table(plan: "Plan", out: Console) -> None:
     """Print jobs, branch points, decay lengths and tokens."""
     rows: list[dict[str, str]] = []
     for job in plan.jobs:
@@ -241,8 +226,10 @@ def _table_of(rows: Sequence[dict[str, str]], width: int) -> Table:
     return table
 
 
-def _time_asked(job: JobSpec) -> str:
+def _time_asked(job: "JobSpec") -> str:
     """The wall time that the job requests."""
+    from autoexp.jobs.limits import is_measured
+
     limit = job.configured_limit_min
     known = "" if limit is None else _duration(limit * 60)
     if not is_measured(job):
@@ -250,7 +237,7 @@ def _time_asked(job: JobSpec) -> str:
     return f"measured in {job.parent}" + (f", at most {known}" if known else "")
 
 
-def cost_line(cost: Cost) -> str:
+def cost_line(cost: "Cost") -> str:
     """The cost of a plan, compared with separate runs where that is possible."""
     own = _amount(cost.iterations, cost.tokens)
     if not cost.models:
@@ -260,7 +247,7 @@ def cost_line(cost: Cost) -> str:
     return f"in all {own}; {many} from scratch would take {separate}"
 
 
-def print_cost(plan: Plan, out: Console) -> None:
+def print_cost(plan: "Plan", out: Console) -> None:
     """Print what a plan takes, and the disk space of the branches' starts where they are copies."""
     if plan.cost is None:
         return
@@ -269,7 +256,7 @@ def print_cost(plan: Plan, out: Console) -> None:
         out.print(copies_line(plan.cost), soft_wrap=True)
 
 
-def copies_line(cost: Cost) -> str:
+def copies_line(cost: "Cost") -> str:
     """The number of copied checkpoints, and their size."""
     count, size = cost.copied_checkpoints, cost.copied_bytes
     many = "1 checkpoint is copied" if count == 1 else f"{count} checkpoints are copied"

@@ -72,6 +72,11 @@ class SlurmCluster(FrozenModel):
     scheduler_tick_s: float = Field(15.0, gt=0, description="seconds between two queries")
     query_timeout_s: float = Field(30.0, gt=0, description="seconds a SLURM command may take")
     max_jobs: int | None = Field(None, gt=0, description="jobs of a session in the queue at once")
+    login_cpu_s: float | None = Field(
+        None,
+        gt=0,
+        description="seconds of CPU that a login node gives a process, besides `ulimit -t`",
+    )
 
     clusters: str | None = Field(
         None,

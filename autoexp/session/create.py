@@ -18,7 +18,7 @@ from autoexp.planning.plan import Plan
 from autoexp.planning.study import plan_study
 from autoexp.resources.machines import LocalMachine
 from autoexp.session import find, remove
-from autoexp.session.meta import SessionMeta, new_id, output_root, session_exists
+from autoexp.session.meta import SessionMeta, new_id, output_root
 from autoexp.session.provenance import Provenance, of_experiment
 from autoexp.session.session import Session
 from autoexp.storage import atomic, claims, locks, permissions
@@ -168,7 +168,7 @@ def _free_outputs(outputs: Path, draft: Path) -> None:
     def is_over(last: claims.Claim | None) -> bool:
         if last is None:
             return True
-        was_made = session_exists(Path(last.session))
+        was_made = find.session_exists(Path(last.session))
         return last.draft == str(draft.absolute()) and not was_made
 
     claims.clear(outputs, is_over)

@@ -10,19 +10,22 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from autoexp.errors import SessionHeld, SessionNotFound
-from autoexp.session.meta import session_exists
-from autoexp.session.session import Session
+from autoexp.errors import BadInput, SessionDamaged, SessionHeld, SessionNotFound
 from autoexp.storage import atomic, lease, permissions
 from autoexp.storage.lease import Holder
 from autoexp.storage.places import sessions_root
 
+if TYPE_CHECKING:
+    from autoexp.session.session import Session
+
+FILE = "session.json"
+"""The record that makes a directory a session."""
 MARK = "indexed"
 """A file in each session whose flow runs are in the index; other sessions have to be read."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -55,7 +58,7 @@ def _visible(root: Path) -> Iterator[Path]:
 
 
 def _look(path: Path) -> Found | None:
-    file = path / "session.json"
+    file = path / FILE
     try:
         if not path.is_dir():
             kind = "a link to nowhere" if path.is_symlink() else "a file, not a directory"
@@ -167,7 +170,7 @@ def _make_index(index: Path) -> None:
 
 
 def _names(path: Path, flow_run_id: str) -> bool:
-    return json.dumps(flow_run_id).encode() in atomic.read(path / "session.json")
+    return json.dumps(flow_run_id).encode() in atomic.read(path / FILE)
 
 
 def session_paths() -> list[Path]:
@@ -195,12 +198,40 @@ def own_session_path(name: str | None) -> Path:
     return path
 
 
-def live_holder(session: Session) -> Holder | None:
+def session_exists(path: Path) -> bool:
+    """True if a session stands at a path. Raises OSError where that cannot be seen."""
+    return (path / FILE).exists()
+
+
+def must_exist(path: Path) -> None:
+    """Raise SessionNotFound unless a session lies there."""
+    if not session_exists(path):
+        raise SessionNotFound(
+            f"{path.name}: no such session in {path.parent}; `autoexp sessions list` shows all"
+        )
+
+
+def refuse_missing(path: Path, listed: Iterable[str], found: Container[str]) -> None:
+    """Raise SessionDamaged for jobs that a session lists, and of which there is no file."""
+    missing = {name for name in listed if name not in found}
+    if missing:
+        raise SessionDamaged(
+            f"{path / 'jobs'}: no file for {', '.join(sorted(missing))}. Nothing was changed: "
+            "put it back from a backup, then resume the session"
+        )
+
+
+def no_such_job(session: str, names: Iterable[str], known: Iterable[str]) -> BadInput:
+    """The error for unknown names of jobs."""
+    return BadInput(f"{', '.join(names)}: no such job; {session} has: {', '.join(known)}")
+
+
+def live_holder(session: "Session") -> Holder | None:
     holder = lease.look(session.path)
     return holder if holder is not None and holder.alive else None
 
 
-def whose_turn(session: Session) -> str:
+def whose_turn(session: "Session") -> str:
     """Who processes a request to a session: its monitor, or the one that a user has to start."""
     holder = live_holder(session)
     if holder is None:
@@ -213,7 +244,7 @@ def no_monitor(session: str) -> str:
     return f"no monitor is running: autoexp resume {session}"
 
 
-def refuse_if_held(session: Session) -> None:
+def refuse_if_held(session: "Session") -> None:
     holder = live_holder(session)
     if holder is not None:
         raise SessionHeld(lease.held_by(session.id, holder))

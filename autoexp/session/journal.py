@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -52,6 +53,8 @@ class _Stored(BaseModel):
 START = Position(0, 0)
 _LONGEST = 16 * 2**20
 """Most bytes of a line; a log line in an event is cut long before."""
+_BLOCK = 1 << 16
+"""Bytes of the first reading from the end."""
 _RECENT = 1000
 """Entries that are kept in memory: about a megabyte."""
 
@@ -93,7 +96,7 @@ class Journal:
 
         For a reader in another process: it continues from the byte that it had reached.
         """
-        for line in self._read(self._where_to_go_on()):
+        for line in self.lines(self._where_to_go_on()):
             if self._add(line):
                 yield line.entry
 
@@ -121,7 +124,7 @@ class Journal:
             return [], end
         recent = tuple(self._recent)  # a copy at once: the session's thread may append meanwhile
         if not recent or position.size < recent[0][0].size:
-            return [line.entry for line in self._read(position, end)], end
+            return [line.entry for line in self.lines(position, end)], end
         return [entry for at, entry in recent if position.size <= at.size < end.size], end
 
     def last(self, count: int) -> list[Entry]:
@@ -131,10 +134,10 @@ class Journal:
     @property
     def entries(self) -> list[Entry]:
         """All entries, in order, read from disk; raises SessionDamaged."""
-        return [line.entry for line in self._read(START)]
+        return [line.entry for line in self.lines(START)]
 
-    def _read(self, start: Position, end: Position | None = None) -> Iterator[Line]:
-        """The entries from one place to another; each key once is the caller's business."""
+    def lines(self, start: Position, end: Position | None = None) -> Iterator[Line]:
+        """The lines from one place to another; each key once is the caller's business."""
         try:
             file = self._open()
         except FileNotFoundError:
@@ -143,14 +146,49 @@ class Journal:
             file.seek(start.size)
             while line := file.readline(_LONGEST + 1):
                 if len(line) > _LONGEST:
-                    raise self._damaged(f", line {start.entries + 1} has no end")
+                    raise self._damaged(f", line {self._number(start)} has no end")
                 if not line.endswith(b"\n"):
                     return  # it is being written, or was torn by a kill
                 if end is not None and start.size >= end.size:
                     return
                 behind = Position(start.entries + 1, start.size + len(line))
-                yield Line(start, self._parse(line[:-1], behind.entries), behind, line)
+                yield Line(start, self._parse(line, start), behind, line)
                 start = behind
+
+    def at(self, places: Iterable[int]) -> list[Entry] | None:
+        """The entries that begin at these bytes; None if one of them does not."""
+        entries = []
+        try:
+            with self._open() as file:
+                for place in places:
+                    file.seek(place)
+                    line = file.readline(_LONGEST + 1)
+                    if not line.endswith(b"\n"):
+                        return None
+                    entries.append(_entry(line))
+        except (FileNotFoundError, ValidationError):
+            return None
+        return entries
+
+    def newest(self, count: int) -> list[Entry]:
+        """The newest entries, in order, read from the end; `new_entries` goes on behind them.
+
+        Raises SessionDamaged, as every reading does.
+        """
+        try:
+            with self._open() as file:
+                start, raw = _last_lines(file, count)
+            entries = {(entry := _entry(line)).event.key: entry for line in raw}
+        except FileNotFoundError:
+            return []
+        except ValidationError:
+            self.load()  # says which line it is
+            raise
+        if raw:
+            self._last = raw[-1]
+            self._position = Position(0, start + sum(map(len, raw)))
+            self._keys.update(entries)
+        return list(entries.values())
 
     def repair(self) -> None:
         """Cut off a torn last line; its event will be seen again. For the lease's holder alone."""
@@ -166,7 +204,7 @@ class Journal:
         if not fresh:
             return []
         entries = [Entry(now(), event) for event in fresh.values()]
-        lines = [_encode(entry) for entry in entries]
+        lines = [encode(entry) for entry in entries]
         self._write(b"".join(lines))
         for entry, line in zip(entries, lines, strict=True):
             start = self._position
@@ -226,12 +264,17 @@ class Journal:
         self._position = line.end  # last: whoever asks for what is behind a place finds it
         return is_new
 
-    def _parse(self, line: bytes, number: int) -> Entry:
+    def _parse(self, line: bytes, start: Position) -> Entry:
         try:
-            stored = _Stored.model_validate_json(line)
+            return _entry(line)
         except ValidationError as error:
-            raise self._damaged(f", line {number} does not parse ({error})") from error
-        return Entry(stored.time, stored.event)
+            problem = f", line {self._number(start)} does not parse ({error})"
+            raise self._damaged(problem) from error
+
+    def _number(self, start: Position) -> int:
+        """The number of the line that begins there: a reader may have begun in the middle."""
+        with self._open() as file:
+            return file.read(start.size).count(b"\n") + 1
 
     def _open(self) -> BinaryIO:
         try:
@@ -246,7 +289,29 @@ class Journal:
         )
 
 
-def _encode(entry: Entry) -> bytes:
+def _entry(line: bytes) -> Entry:
+    """A line's entry; raises ValidationError."""
+    stored = _Stored.model_validate_json(line)
+    return Entry(stored.time, stored.event)
+
+
+def _last_lines(file: BinaryIO, count: int) -> tuple[int, list[bytes]]:
+    """The last whole lines of a file, and where they begin; no more is read than that takes."""
+    start = file.seek(0, os.SEEK_END)
+    data = b""
+    while start > 0 and data.count(b"\n") <= count:
+        size = min(start, max(_BLOCK, len(data)))
+        start -= size
+        file.seek(start)
+        data = file.read(size) + data
+    data = data[: data.rfind(b"\n") + 1]  # the rest is being written, or was torn by a kill
+    lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
+    kept = lines[max(0, len(lines) - count) :] if start == 0 else lines[1:][-count:]
+    return start + len(data) - sum(map(len, kept)), kept
+
+
+def encode(entry: Entry) -> bytes:
+    """The line of an entry."""
     content = {
         "time": entry.time.isoformat(),
         "key": entry.event.key,

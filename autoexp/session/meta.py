@@ -9,9 +9,8 @@ from autoexp import names
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
 from autoexp.model import now
+from autoexp.session.find import session_exists
 from autoexp.storage import migrations
-
-FILE = "session.json"
 
 
 class SessionMeta(BaseModel):
@@ -64,11 +63,6 @@ class SessionMeta(BaseModel):
         raise BadInput(
             f"{path}: the session was made as {self.path}, where its jobs write; {advice}"
         )
-
-
-def session_exists(path: Path) -> bool:
-    """True if a session stands at a path. Raises OSError where that cannot be seen."""
-    return (path / FILE).exists()
 
 
 def output_root(experiment: Experiment, session: Path) -> Path:

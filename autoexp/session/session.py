@@ -11,18 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from autoexp import names, sinks, states
 from autoexp.config.experiment import Experiment
-from autoexp.errors import BadInput, SessionDamaged, SessionNotFound
+from autoexp.errors import BadInput
 from autoexp.jobs.limits import chain_length, room, time_limit
 from autoexp.jobs.record import Attempt, JobRecord
-from autoexp.jobs.spec import JobSpec, in_order
+from autoexp.jobs.spec import JobSpec
+from autoexp.jobs.summary import in_order, place_of
 from autoexp.model import now
 from autoexp.planning.plan import Plan
 from autoexp.rules.events import AttemptRefused, CancelAnswered, CheckpointComplete, Event, JobReady
 from autoexp.schedulers.base import AttemptRef
-from autoexp.session import remove
+from autoexp.session import find, remove
 from autoexp.session.action_records import ActionRecord, Actions
 from autoexp.session.journal import Journal
-from autoexp.session.meta import SessionMeta, session_exists
+from autoexp.session.meta import SessionMeta
 from autoexp.states import Verdict
 from autoexp.storage import atomic, lease, migrations, permissions
 from autoexp.storage.lease import Lease
@@ -87,21 +88,16 @@ class Session:
 
         Given the journal of an earlier reading, only what has been appended since is read of it.
         """
-        _must_exist(path)
+        find.must_exist(path)
         session = cls(path, migrations.read(path / "session.json", SessionMeta))
         if journal is not None:
             session.journal = journal
         for file in sorted((path / "jobs").glob("*.json")):
             record = migrations.read(file, JobRecord)
             session.jobs[record.spec.name] = record
-        missing = set(session.meta.jobs) - set(session.jobs)
-        if missing:
-            raise SessionDamaged(
-                f"{path / 'jobs'}: no file for {', '.join(sorted(missing))}. Nothing was changed: "
-                "put it back from a backup, then resume the session"
-            )
-        specs = {name: job.spec for name, job in session.jobs.items()}
-        ordered = in_order(specs, session.meta.jobs)
+        find.refuse_missing(path, session.meta.jobs, session.jobs)
+        places = {name: place_of(job.spec) for name, job in session.jobs.items()}
+        ordered = in_order(places, session.meta.jobs)
         session.jobs = {name: session.jobs[name] for name in ordered}
         for file in sorted((path / "actions").glob("*.json")):
             action = migrations.read(file, ActionRecord)
@@ -111,13 +107,23 @@ class Session:
         return session
 
     @classmethod
+    def part(cls, path: Path, jobs: Iterable[str], actions: Iterable[str]) -> "Session":
+        """Read some of a session's jobs and actions, to show them; raises as `load`, of these."""
+        session = cls(path, migrations.read(path / "session.json", SessionMeta))
+        for name in jobs:
+            session.jobs[name] = migrations.read(path / "jobs" / f"{name}.json", JobRecord)
+        for key in actions:
+            session.actions[key] = migrations.read(path / "actions" / f"{key}.json", ActionRecord)
+        return session
+
+    @classmethod
     @contextmanager
     def hold(
         cls, path: Path, guard: AbstractContextManager[None] | None = None
     ) -> Iterator[tuple["Session", Lease]]:
         """Take the lease, enter `guard`, and read; raises SessionHeld, or BadInput for a copy."""
         permissions.refuse_strangers(path)
-        _must_exist(path)
+        find.must_exist(path)
         held = lease.take(path)
         try:
             permissions.refuse_others(path)
@@ -225,7 +231,7 @@ class Session:
     def job(self, name: str) -> JobRecord:
         """The record of a job; raises BadInput for an unknown name."""
         if name not in self.jobs:
-            raise no_such_job(self.id, [name], self.jobs)
+            raise find.no_such_job(self.id, [name], self.jobs)
         return self.jobs[name]
 
     @property
@@ -350,18 +356,6 @@ class Session:
     def pending_actions(self) -> list[ActionRecord]:
         """Pending actions, including those that were running when a monitor died."""
         return self.actions.pending
-
-
-def _must_exist(path: Path) -> None:
-    if not session_exists(path):
-        raise SessionNotFound(
-            f"{path.name}: no such session in {path.parent}; `autoexp sessions list` shows all"
-        )
-
-
-def no_such_job(session: str, names: Iterable[str], known: Iterable[str]) -> BadInput:
-    """The error for unknown names of jobs."""
-    return BadInput(f"{', '.join(names)}: no such job; {session} has: {', '.join(known)}")
 
 
 # Nodes that the session excludes

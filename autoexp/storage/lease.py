@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,6 +130,14 @@ class Lease:
                 "another one took the session over, or the file was removed"
             )
         self._seen = now
+
+
+def forsake(directory: Path) -> None:
+    """Remove a lease that this very process holds, which is about to write no more."""
+    with suppress(OSError, ValueError, AttributeError):
+        known = json.loads(atomic.read(directory / FILE, _LARGEST))
+        if all(known.get(name) == value for name, value in processes.own_identity().items()):
+            (directory / FILE).unlink()
 
 
 def gone(directory: Path) -> str:

@@ -15,11 +15,13 @@ from autoexp.schedulers.base import Scheduler
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.session.session import Session
 from autoexp.storage.lease import Lease
-from bench.world import sessions
+from bench.world import sessions, yardstick
 from bench.world.measure import Figure, Traffic
 from bench.world.slurm_commands import FakeCluster
 
 _MARK_US = 15.0
+_TIMES_STATS = 3.0
+"""The mark of a tick: this many times the least that a stat of each job's log takes in Python."""
 
 
 class Still(SessionRun):
@@ -44,16 +46,22 @@ def watched(folder: Path, jobs: int) -> Iterator[tuple[Still, FakeCluster]]:
 
 def engine() -> list[Figure]:
     """CPU of one whole tick of the session flow with N idle jobs, its waiting coroutines too."""
-    figures = []
+    figures, scale = [], yardstick.scale()
     for jobs in (1, 10, 100, 1000):
         with tempfile.TemporaryDirectory() as folder, watched(Path(folder), jobs) as (run, _):
             per_tick, written = asyncio.run(_idle_ticks(run))
+            logs = [job.attempts[0].log for job in run.session.jobs.values()]
+            ratios = [cpu / yardstick.stats_s(logs) for cpu in per_tick]
         values = [cpu / jobs * 1e6 for cpu in per_tick]
         mark = _MARK_US if jobs >= 100 else None
         note = (
             "" if mark else "the way to the session's thread and back, whatever the number of jobs"
         )
-        figures.append(Figure(f"{jobs} jobs: CPU per job", "µs", values, below=mark, note=note))
+        figures.append(
+            Figure(f"{jobs} jobs: CPU per job", "µs", values, mark, note=note, scale=scale)
+        )
+        mark = _TIMES_STATS if jobs == 1000 else None
+        figures.append(Figure(f"{jobs} jobs: times as many stats", "", ratios, below=mark))
         figures.append(Figure(f"{jobs} jobs: bytes written", "B", [written], below=0))
     return figures
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +27,7 @@ from bench.world.slurm_commands import FakeCluster
 
 Story = Callable[[SessionRun], Awaitable[None]]
 TICKS = (2.0, 0.5)
+_BURSTS, _CROWD = 3, 50
 _FIRST = 400
 """The first branch point: worlds.build has saved up to 300."""
 
@@ -62,19 +64,22 @@ def with_cooldowns(path: Path, points: list[int]) -> None:
     """Plan cooldowns of the first job at these iterations."""
     session = Session.load(path)
     trunk = next(iter(session.jobs.values())).spec
+    _plan(session, [_cooldown(trunk, point, f"cd{point}") for point in points])
+
+
+def _plan(session: Session, specs: list[JobSpec]) -> None:
     with sessions.unsynced():
-        for point in points:
-            spec = _cooldown(trunk, point)
+        for spec in specs:
             session.meta.jobs.append(spec.name)
             session.save_job(JobRecord(spec=spec))
         session.save_meta()
 
 
-def _cooldown(trunk: JobSpec, point: int) -> JobSpec:
-    output = Path(trunk.output_dir).parent / f"cd{point}"
+def _cooldown(trunk: JobSpec, point: int, name: str) -> JobSpec:
+    output = Path(trunk.output_dir).parent / name
     branch = Branch(iteration=point, decay_iterations=100, shape="linear", min_lr=0.0)
     changes = {
-        "name": f"cd{point}",
+        "name": name,
         "kind": Kind.COOLDOWN,
         "parent": trunk.name,
         "branch": branch,
@@ -146,8 +151,8 @@ def _reactions(folder: Path, jobs: int) -> list[Figure]:
 
 async def _between_looks(run: SessionRun, share: float) -> None:
     """Wait for the next look, and a share of the time to the one after it."""
-    looked_at = run._looked_at
-    await until(lambda: run._looked_at != looked_at, "the next look")
+    looked_at = run.vigil.looked_at
+    await until(lambda: run.vigil.looked_at != looked_at, "the next look")
     await asyncio.sleep(share * run.session.experiment.monitoring.file_tick_s)
 
 
@@ -163,6 +168,52 @@ async def _react(run: SessionRun, point: int, cluster: FakeCluster, share: float
     name = run.session.meta.key(f"cd{point}", 1)
     at = await until(lambda: cluster.submissions().get(name), f"sbatch of {name}")
     return float(at) - saved
+
+
+def burst(folder: Path) -> list[Figure]:
+    """With 100 jobs, while fifty cooldowns of another training start because of one checkpoint."""
+    path, cluster = fake_cluster(folder, 100)
+    points = [_FIRST + 100 * n for n in range(_BURSTS)]
+    with_cooldowns(path, points)
+    session = Session.load(path)
+    other = session.jobs["run00001"].spec
+    crowd = {point: [f"b{point}-{n}" for n in range(_CROWD)] for point in points}
+    _plan(session, [_cooldown(other, point, name) for point in points for name in crowd[point]])
+    one: list[float] = []
+    last: list[float] = []
+
+    def submitted(run: SessionRun, name: str) -> float | None:
+        attempts = run.session.jobs[name].attempts
+        return cluster.submissions().get(attempts[0].name) if attempts else None
+
+    async def story(run: SessionRun) -> None:
+        trunk = next(iter(run.session.jobs.values())).spec
+        drawn = run._cancellations._job_runs
+        await until(lambda: len(drawn) >= 100, "100 subflows", seconds=300)
+        set_tick(run, 2.0)
+        await asyncio.sleep(2.5)
+        for place, point in enumerate(points):
+            await _between_looks(run, 0.9)
+            await asyncio.to_thread(sessions.save, Path(other.save_dir), point)
+            saved = time.time()
+            # The look after that has them all start; this one is saved on the way to the next.
+            await _between_looks(run, (place + 0.5) / len(points))
+            await asyncio.to_thread(sessions.save, Path(trunk.save_dir), point)
+            mine = time.time()
+            at = await until(partial(submitted, run, f"cd{point}"), f"sbatch of cd{point}")
+            one.append(at - mine)
+            found = [
+                await until(partial(submitted, run, name), f"sbatch of {name}", seconds=300)
+                for name in crowd[point]
+            ]
+            last.append(max(found) - saved)
+
+    with cluster.on_path():
+        watch(path, SlurmScheduler(SlurmCluster()), story)
+    return [
+        Figure(f"beside {_CROWD} that start: checkpoint to sbatch", "s", one, below=1.2),
+        Figure(f"{_CROWD} at once: checkpoint to the last sbatch", "s", last),
+    ]
 
 
 def _local(folder: Path) -> Figure:
@@ -210,15 +261,15 @@ def blocking(folder: Path) -> list[Figure]:
         for tick in TICKS:
             set_tick(run, tick)
             await asyncio.sleep(2.5)  # the sleep that is under way is still a long one
-            for _ in range(5):
+            for _ in range(3):
                 await asyncio.sleep(tick)
-                run.longest_gap = 0.0
+                run.vigil.longest_gap = 0.0
                 cluster.taken_calls()
                 await asyncio.to_thread(sessions.save, Path(trunk.spec.save_dir), point)
                 began, point = time.monotonic(), point + 100
                 await until(lambda: run.session.pending_actions(), "the actions")
                 await until(lambda: not run.session.pending_actions(), "their end")
-                gaps[tick].append(run.longest_gap / tick)
+                gaps[tick].append(run.vigil.longest_gap / tick)
                 calls.append(len(cluster.taken_calls()) / (time.monotonic() - began))
 
     with cluster.on_path():

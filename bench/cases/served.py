@@ -81,6 +81,14 @@ def reaction() -> list[Figure]:
         return flowing.reaction(folder)
 
 
+def burst() -> list[Figure]:
+    """From a checkpoint to the call of sbatch, while fifty cooldowns start at once."""
+    with served() as (folder, _):
+        from bench.cases import reaction as flowing
+
+        return flowing.burst(folder)
+
+
 def blocking() -> list[Figure]:
     """The longest gap between two looks while twenty actions take five seconds each."""
     with served() as (folder, _):

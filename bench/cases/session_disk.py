@@ -17,7 +17,7 @@ from bench.cases.core_tick import settled
 from bench.world import sessions
 from bench.world.measure import Figure, cpu_s, traffic, wall_s
 
-_LOG_BYTES = 100_000_000
+_LOG_BYTES = 20_000_000
 
 
 def session_io() -> list[Figure]:
@@ -66,7 +66,7 @@ def complete_checkpoint(session: Session, monitor: Monitor, number: int) -> int:
 
 
 def first_look() -> list[Figure]:
-    """Resume with ten logs of 100 MB and their cursors on disk: new bytes only are read."""
+    """Resume with ten logs of 20 MB and their cursors on disk: new bytes only are read."""
     with tempfile.TemporaryDirectory() as folder:
         path = sessions.build(Path(folder), 10, lines=1)
         size = len(sessions.log_lines(0, 1000))

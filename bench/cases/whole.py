@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.world.measure import Figure
+from bench.world.sessions import log_lines
+from bench.world.slurm_commands import FakeCluster
 
 SECONDS = "BENCH_SECONDS"
 _DAY_S = 86400.0
@@ -33,7 +35,12 @@ _JOB = (
     "backend.args.log_interval=10",
     "backend.args.hidden_size=16",
     "backend.args.global_batch_size=8",
+    # As for real trainings; the demo's own looks twice a second.
+    "monitoring.file_tick_s=2",
+    "monitoring.publish_every_s=30",
 )
+_MANY = 100
+_LOG_EVERY_S = 10.0
 _LOOP = """
 import os, subprocess, time
 asked = 0.0
@@ -57,7 +64,8 @@ class Part(NamedTuple):
 
 
 def whole() -> list[Figure]:
-    """A session of one job in the foreground: in a terminal, and with its output in a file."""
+    """Sessions in the foreground: one job here, in a terminal and into a file; on SLURM, 100 jobs
+    that run, and one that is pending."""
     seconds = float(os.environ.get(SECONDS) or 600)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -66,6 +74,11 @@ def whole() -> list[Figure]:
             name: stack.enter_context(_session(Path(folder) / key, is_terminal=key == "terminal"))
             for key, name in (("terminal", "in a terminal"), ("file", "into a file"))
         }
+        for key, state in (("many", "RUNNING"), ("pending", "PENDING")):
+            count = _MANY if key == "many" else 1
+            name = f"{count} on SLURM, {state.lower()}"
+            queued = _queued(Path(folder) / key, state, count)
+            sessions[name] = stack.enter_context(queued)
         time.sleep(_SETTLE_S)
         before = {name: _parts(pid) for name, pid in sessions.items()}
         floor = sum(part.cpu_s for part in _parts(bare).values())
@@ -121,19 +134,69 @@ def _started(command: list[str], **options: Any) -> Iterator[int]:
             process.kill()
 
 
-@contextmanager
-def _session(folder: Path, *, is_terminal: bool) -> Iterator[int]:
-    """A session that runs in the foreground, from when it is quiet on; yields its process."""
-    folder.mkdir()
+def _environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environment = {
+    return {
         **kept,
         "PREFECT_HOME": str(folder / "prefect"),
         "AUTOEXP_SESSIONS": str(folder / "sessions"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "TERM": "xterm",
     }
-    command = [sys.executable, "-m", "autoexp", "run", "demo", "--session", "waits", "--yes", *_JOB]
+
+
+_RUN = (sys.executable, "-m", "autoexp", "run", "demo", "--session", "waits", "--yes")
+
+
+@contextmanager
+def _queued(folder: Path, state: str, count: int) -> Iterator[int]:
+    """A session on a made-up cluster, where all its jobs are in this state; yields its process."""
+    (folder / "bin").mkdir(parents=True)
+    FakeCluster(folder / "bin").takes(state)
+    environment = _environment(folder)
+    environment["PATH"] = f"{folder / 'bin'}:{environment['PATH']}"
+    rates = ",".join(f"{n / 1e5:.5f}" for n in range(1, count + 1))
+    command = [*_RUN, *_JOB, "slurm=base", f"backend.args.lr={rates}"]
+    session = folder / "sessions" / "waits"
+    done = threading.Event()
+    writer = threading.Thread(target=_let_log, args=(session, done), daemon=True)
+    with (folder / "output").open("w") as output:
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        with _started(command, env=environment, **options) as pid:
+            _until(lambda: _in_state(session, state) >= count, f"{count} jobs of {session}")
+            if state == "RUNNING":
+                writer.start()
+            try:
+                yield pid
+            finally:
+                done.set()
+
+
+def _let_log(session: Path, done: threading.Event) -> None:
+    """Jobs that are made up log all the same: an iteration each, every ten seconds."""
+    number = 1
+    while not done.wait(_LOG_EVERY_S):
+        for folder in session.glob("attempts/*"):
+            with (folder / "job.log").open("ab") as log:
+                log.write(log_lines(number, 1))
+        number += 1
+
+
+def _in_state(session: Path, state: str) -> int:
+    found = 0
+    for path in session.glob("jobs/*.json"):
+        with suppress(OSError, ValueError):
+            attempts = json.loads(path.read_text()).get("attempts") or [{}]
+            found += attempts[-1].get("state") == state
+    return found
+
+
+@contextmanager
+def _session(folder: Path, *, is_terminal: bool) -> Iterator[int]:
+    """A session that runs in the foreground, from when it is quiet on; yields its process."""
+    folder.mkdir()
+    environment = _environment(folder)
+    command = [*_RUN, *_JOB]
     screen, output = pty.openpty() if is_terminal else (None, (folder / "output").open("w"))
     if screen is not None:
         threading.Thread(target=_drain, args=(screen,), daemon=True).start()

@@ -25,6 +25,14 @@ echo $$
 """
 
 
+_QUEUE = """#!/bin/sh
+for last; do :; done
+name=$(sed -n 's/^#SBATCH --job-name=//p' "$last")
+echo "$$|{state}|0|{reason}|{start}|N/A|{nodes}|$name|" >> {folder}/squeue.answer
+echo $$
+"""
+
+
 class FakeCluster:
     """A folder of commands; what they answer is set with `shows`."""
 
@@ -38,6 +46,17 @@ class FakeCluster:
         self._write("sbatch", _SBATCH.format(folder=folder))
         self._submissions.touch()
         self._calls.touch()
+
+    def takes(self, state: str) -> None:
+        """From now on sbatch puts jobs into the queue, all in this state."""
+        runs = state == "RUNNING"
+        words = {
+            "state": state,
+            "reason": "None" if runs else "Priority",
+            "start": str(int(time.time())) if runs else "N/A",
+            "nodes": "n1" if runs else "",
+        }
+        self._write("sbatch", _QUEUE.format(folder=self._folder, **words))
 
     def _write(self, name: str, script: str) -> None:
         path = self._folder / name

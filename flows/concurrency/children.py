@@ -1,7 +1,8 @@
-"""Background coroutines of the loop, and the signals between it and them."""
+"""Background coroutines of the loop; signals between it, them and the session's thread."""
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -50,7 +51,8 @@ class Updates:
     """Signals that records have changed, that watching stops, and that it has ended."""
 
     def __init__(self) -> None:
-        self._changed = asyncio.Event()
+        self._changed = False
+        self._woken = threading.Event()
         self._interruption = asyncio.Event()
         self.interrupted: str | None = None
         self.ended_at: float | None = None
@@ -65,30 +67,36 @@ class Updates:
         """Stop watching; jobs keep running."""
         self.interrupted = by
         self._interruption.set()
-        self._changed.set()
+        self.mark_changed()
 
     def end(self) -> None:
         """Note that the loop has looked for the last time."""
-        if self.ended_at is None:
-            self.ended_at = time.monotonic()
+        self.ended_at = time.monotonic()
 
     def mark_changed(self) -> None:
         """Signal that records have changed: there may be something to do at once."""
-        self._changed.set()
+        self._changed = True
+        self.wake()
 
     def take_changed(self) -> bool:
         """True if records have changed since the last call."""
-        changed = self._changed.is_set()
-        self._changed.clear()
+        changed, self._changed = self._changed, False
+        self._woken.clear()
         return changed
 
-    async def wait_for_change(self, seconds: float) -> None:
-        """Sleep until something is signalled, but not for longer than so many seconds."""
-        await _wait(self._changed, seconds)
+    def wake(self) -> None:
+        """Wake up the session's thread: something has changed, or somebody wants it."""
+        self._woken.set()
+
+    def sleep(self, seconds: float) -> bool:
+        """Sleep on the session's thread; True if it was woken up."""
+        return self._woken.wait(seconds)
 
     async def pause(self, seconds: float) -> None:
         """Sleep, but wake up at once when the session is interrupted."""
-        await _wait(self._interruption, seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._interruption.wait()
 
     async def unless_interrupted(self, work: Coroutine[Any, Any, T]) -> T:
         """Await slow work; an interruption ends it as a cancellation of the caller.
@@ -107,9 +115,3 @@ class Updates:
         with suppress(asyncio.CancelledError, Exception):
             await task
         raise asyncio.CancelledError
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()

@@ -22,6 +22,8 @@ from autoexp.flows.concurrency.children import Updates
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_S = 15.0
+# The end of the thread ends the wait for it at once; each look beside costs a little for days.
+_SELDOM_S, _OFTEN_S = 10.0, 1.0
 # A thousand subflows take minutes to end; nobody at a prompt waits that long either.
 _LONGEST_S = 60.0
 _LAST_S = 1.0
@@ -126,7 +128,7 @@ def run_in_thread(foreground: Foreground, flow: Callable[[], None]) -> bool:
     foreground.is_begun = True
     thread.start()
     while thread.is_alive():
-        thread.join(1.0)
+        thread.join(_OFTEN_S if foreground.over_at is not None else _SELDOM_S)
         since = foreground.over_at
         if since is None or not thread.is_alive():
             continue
@@ -138,26 +140,32 @@ def run_in_thread(foreground: Foreground, flow: Callable[[], None]) -> bool:
     return True
 
 
-def exit_after(seconds: float, code: int) -> None:
-    """Exit with `code` after `seconds`, even if Prefect's threads still send.
+def exit_after(seconds: float, code: int, last: Callable[[], None]) -> None:
+    """Exit with `code` after `seconds`, once `last` is done, even if Prefect's threads still send.
 
     At the interpreter's exit they flush their queues, however long that takes.
     """
-    timer = threading.Timer(seconds, os._exit, [code])
+
+    def end() -> None:
+        last()
+        os._exit(code)
+
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
 
 
-def leave(code: int) -> None:
+def leave(code: int, last: Callable[[], None] = lambda: None) -> None:
     """Exit with `code` beside a flow that was abandoned, with a second for what is registered.
 
     The interpreter's own exit would take its threads' ground away, and one that is in a library of
-    C++ then ends the process by a signal instead.
+    C++ then ends the process by a signal instead. `last` is called at the very end.
     """
-    last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
-    last.start()
-    last.join(_LAST_S)
+    registered = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+    registered.start()
+    registered.join(_LAST_S)
     with suppress(OSError, ValueError):  # a terminal that is lost
         sys.stdout.flush()
         sys.stderr.flush()
+    last()
     os._exit(code)

@@ -18,12 +18,12 @@ _BYTES = 4096
 class Visits:
     """Looks at an embedded server; without one, somebody may be looking at any time.
 
-    `heard` is called after news, on the loop's thread.
+    `heard` is called after news of any kind from the server, on the loop's thread.
     """
 
     def __init__(self, descriptor: int | None, heard: Callable[[], None]) -> None:
         self._descriptor = descriptor
-        self._heard = heard
+        self.heard = heard
         self._looked_at: float | None = None
         self._is_new = False
         self._has_change = False
@@ -71,4 +71,4 @@ class Visits:
                 self._is_new |= not self.is_watched
                 self._looked_at = time.monotonic()
             self._has_change |= CHANGED in received
-            self._heard()
+            self.heard()

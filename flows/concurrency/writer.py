@@ -34,6 +34,7 @@ class SessionWriter:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run on the session's thread."""
         loop = asyncio.get_running_loop()
+        self._updates.wake()
         self._under_way += 1
         if self._under_way == 1:
             self._restart_timer()
@@ -44,6 +45,21 @@ class SessionWriter:
             self._note_answer()
             # A call may wait for those before it: a filesystem that answers them does not hang.
             self._restart_timer()
+
+    async def stand(self, watch: Callable[[], T], busy_s: Callable[[], float]) -> T:
+        """Run what mostly sleeps on the session's thread, and ends once the updates wake it.
+
+        `busy_s()` says for how long it has been at work without a sleep.
+        """
+        under_way = asyncio.get_running_loop().run_in_executor(self._thread, watch)
+        try:
+            while not (await asyncio.wait({under_way}, timeout=_PATIENCE_S))[0]:
+                if busy_s() > _PATIENCE_S:
+                    self._note_hang()
+            self._note_answer()
+            return under_way.result()
+        finally:
+            self._updates.wake()
 
     def _restart_timer(self) -> None:
         if self._timer is not None:

@@ -4,6 +4,7 @@ It stops itself as Ctrl-Z would (SIGSTOP). Whoever started it waits for the next
 the kernel takes meanwhile, and has it go on (SIGCONT). What its timers missed it does then.
 """
 
+import math
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from contextlib import suppress
 
 from prefect.server.database import provide_database_interface
 
+from autoexp.flows.concurrency import memory
 from autoexp.flows.concurrency.visits import CHANGED, LOOKED, OWN_HEADER
 from autoexp.flows.deployment.server import end_with_parent
 from autoexp.flows.deployment.server_lock import App, Receive, Scope, Send
@@ -20,6 +22,8 @@ _QUIET_S = 3.0
 # Longer than a page of the UI is quiet: it asks again every few seconds.
 _QUIET_AFTER_VISIT_S = 15.0
 _REPORT_S = 1.0
+# Looking through all objects takes more than a report does.
+_TIDY_S = 600.0
 
 
 class Dormancy:
@@ -34,6 +38,7 @@ class Dormancy:
         self._asked = False
         self._quiet_at = 0.0
         self._reported_at = 0.0
+        self._tidied_at = -math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -75,6 +80,10 @@ class Dormancy:
     def _stop(self) -> None:
         # A process that stands still takes no other signal, and must not outlive its starter.
         end_with_parent(signal.SIGKILL)
+        now = time.monotonic()
+        if now - self._tidied_at >= _TIDY_S:
+            self._tidied_at = now
+            memory.give_back()
         if os.getppid() == self._parent:
             os.kill(os.getpid(), signal.SIGSTOP)
         end_with_parent()

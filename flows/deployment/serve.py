@@ -8,25 +8,31 @@ With a pipe to whoever started it, the server stands still while nobody asks it 
 The authentication string comes in PREFECT_SERVER_API_AUTH_STRING, never on the command line.
 """
 
+import asyncio
 import os
 import socket
 import stat
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
 from prefect.server.api.server import create_app
+from prefect.server.database import provide_database_interface
 from prefect.settings import (
+    PREFECT_API_DATABASE_MIGRATE_ON_START,
     PREFECT_HOME,
     PREFECT_SERVER_API_AUTH_STRING,
     PREFECT_SERVER_API_KEEPALIVE_TIMEOUT,
     PREFECT_SERVER_API_PORT,
     PREFECT_SERVER_LOGGING_LEVEL,
+    temporary_settings,
 )
 
+from autoexp.flows.concurrency import memory
 from autoexp.flows.deployment.dormancy import Dormancy
-from autoexp.flows.deployment.server import bound_socket
+from autoexp.flows.deployment.server import bound_socket, end_with_parent
 from autoexp.flows.deployment.server_lock import App, Lock
 
 # Parameters of runs, results, the key of what blocks keep secret, passwords.
@@ -46,6 +52,9 @@ def main(descriptor: int | None = None, starter: int | None = None) -> None:
     # From here on files are written, and nobody else is to read what stands in the database.
     os.umask(0o077)
     _take_from_others(Path(PREFECT_HOME.value()))
+    memory.use_one_arena()
+    if PREFECT_API_DATABASE_MIGRATE_ON_START.value():
+        _migrate()
     dormancy = Dormancy(app, bound.getsockname()[1], starter) if starter is not None else None
     config = uvicorn.Config(
         Lock(dormancy or app, auth_string),
@@ -55,7 +64,30 @@ def main(descriptor: int | None = None, starter: int | None = None) -> None:
         callback_notify=dormancy.stop_when_quiet if dormancy else None,
         timeout_notify=1,
     )
-    uvicorn.Server(config).run(sockets=[bound])
+    with temporary_settings({PREFECT_API_DATABASE_MIGRATE_ON_START: False}):
+        uvicorn.Server(config).run(sockets=[bound])
+
+
+def _migrate() -> None:
+    """Bring the database up to date, in a process of its own.
+
+    What that takes for a moment, a fifth of the server's memory, would stay with it.
+    """
+    child = os.fork()
+    if child == 0:
+        end_with_parent()
+        status = 1
+        try:
+            asyncio.run(provide_database_interface().create_db())
+            status = 0
+        except BaseException:
+            # Into the server's log, where its starter looks for the reason.
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
+        raise SystemExit("the database could not be brought up to date: see above")
 
 
 def _take_from_others(home: Path) -> None:

@@ -75,6 +75,7 @@ class CancellationWatcher:
                 async with get_events_subscriber(chosen, reconnection_attempts=0) as events:
                     # Earlier changes are read; later ones come as events.
                     self._subscribed, self._next_at = True, time.monotonic()
+                    self._visits.heard()
                     async for event in events:
                         self._process(event)
             except Exception as error:
@@ -86,6 +87,7 @@ class CancellationWatcher:
         run = event.resource.id.removeprefix("prefect.flow-run.")
         if run in {str(mine) for mine in (self._session_run, *self._job_runs)}:
             self._next_at = time.monotonic()
+            self._visits.heard()
 
     def add(self, flow_run_id: str, job: str) -> None:
         """Watch the subflow of a job from now on."""
@@ -115,10 +117,15 @@ class CancellationWatcher:
         return self._recorder.apply(requests.request_cancel, jobs, _WHO)
 
     @property
+    def due_at(self) -> float:
+        """When the next request is due, by the monotonic clock, unless something is heard."""
+        return math.inf if self._session_run is None else self._next_at
+
+    @property
     def is_due(self) -> bool:
         if self._visits.take_change():
             self._next_at = time.monotonic()
-        return self._session_run is not None and time.monotonic() >= self._next_at
+        return time.monotonic() >= self.due_at
 
     async def poll(self) -> list[str] | None:
         """Jobs that are cancelled in Prefect; empty: all of the session's; None: none."""

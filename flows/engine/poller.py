@@ -44,11 +44,23 @@ class SchedulerPoller:
         """True when it is time for a query, and none is under way."""
         return not self._querying and time.monotonic() >= self._next_at
 
+    @property
+    def is_under_way(self) -> bool:
+        """True while an answer is awaited, or waits to be processed."""
+        return self._querying or bool(self._answers)
+
+    def due_at(self, *, is_calm: bool) -> float:
+        """When the next query is due, by the monotonic clock."""
+        return max(self._next_at, self._asked_at + self._calm_s) if is_calm else self._next_at
+
+    @property
+    def _calm_s(self) -> float:
+        return max(self._tick_s, min(_LONGEST_CALM_S, _CALM_TICKS * self._tick_s))
+
     def poll(self, children: Children, refs: list[AttemptRef], *, is_calm: bool = False) -> None:
         """Start a query about these attempts; not at each tick while all are known to run on."""
         now = time.monotonic()
-        calm_s = max(self._tick_s, min(_LONGEST_CALM_S, _CALM_TICKS * self._tick_s))
-        if is_calm and now - self._asked_at < calm_s:
+        if is_calm and now - self._asked_at < self._calm_s:
             self._next_at = now + self._tick_s  # until then a log may fall silent
             return
         self._asked_at = now

@@ -8,12 +8,14 @@ record while that thread may change it.
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefect.runtime import flow_run
 
 from autoexp.errors import SessionHeld
+from autoexp.flows.concurrency import memory
 from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.foreground import foreground
 from autoexp.flows.concurrency.outbox import PrefectOutbox
@@ -24,7 +26,9 @@ from autoexp.flows.engine.condition_checker import ConditionChecker
 from autoexp.flows.engine.phase_runner import PhaseRunner
 from autoexp.flows.engine.poller import SchedulerPoller
 from autoexp.flows.engine.subflows import Subflows
+from autoexp.flows.engine.vigil import Found, Limits, Vigil
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
+from autoexp.flows.publishing.log_lines import LogLines
 from autoexp.monitor import steps
 from autoexp.monitor.job_watch import are_calm
 from autoexp.monitor.monitor import Look, Monitor
@@ -32,7 +36,7 @@ from autoexp.monitor.worklist import Work
 from autoexp.operations import action_runs, requests
 from autoexp.operations.step_runs import carry_out, named
 from autoexp.rules.describe import describe
-from autoexp.schedulers.base import AttemptRef, JobStatus, Scheduler
+from autoexp.schedulers.base import JobStatus, Scheduler
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.inbox import has_requests, left_behind
 from autoexp.session.session import Session
@@ -43,18 +47,7 @@ _AT_ONCE = 64
 _RETRY_S = 5.0
 _REST = 0.25  # of the time of a look that left something to read
 _NOTHING = Work([], [], [], has_conditions=False, is_over=False)
-
-
-class _Found(NamedTuple):
-    """The results of a tick on the session's thread."""
-
-    look: Look
-    work: Work
-    notes: list[str]
-    refs: list[AttemptRef] | None
-    """Attempts to ask the scheduler about; None: it is not time."""
-    is_calm: bool
-    """True if the scheduler would only say what the logs show."""
+_NOTHING_FOUND = Found(Look([], [], set()), _NOTHING, [], None, is_calm=False)
 
 
 class SessionRun:
@@ -66,20 +59,22 @@ class SessionRun:
         self.session = session
         self.log = log
         self.updates = Updates()
-        self.longest_gap = 0.0
-        self._looked_at: float | None = None
         self._lease = lease
         self._writer = SessionWriter(session.path, self.updates, log)
         self._monitor = Monitor(session)
         outbox = PrefectOutbox(self.updates, log)
         terminal = foreground()
         self._visits = Visits(terminal.visits if terminal else None, self.updates.mark_changed)
+        self._log_lines = LogLines()
         self._artifacts = ArtifactPublisher(session, self._writer, outbox, self._visits, log)
         self._poller = SchedulerPoller(scheduler, session.experiment.slurm.scheduler_tick_s, log)
         self._runner = PhaseRunner(scheduler, self._writer, self.updates)
         self._conditions = ConditionChecker(session, self._monitor, self._writer, self.updates, log)
         self._cancellations = CancellationWatcher(
             flow_run.id, self._visits, self._writer, self._monitor.recorder, log
+        )
+        self.vigil = Vigil(
+            session, self._monitor, self.updates, lambda: self._look_once({}, is_time_to_ask=False)
         )
         marks = self._runner.marks
         self._subflows = Subflows(
@@ -93,6 +88,7 @@ class SessionRun:
     async def run(self) -> None:
         """Watch the session until every job has its verdict, or until it is interrupted."""
         use_large_thread_pool()
+        memory.use_one_arena()
         self._visits.listen()
         listening = asyncio.create_task(self._cancellations.listen())
         try:
@@ -105,18 +101,35 @@ class SessionRun:
             await self._flush()
             for left in await self._writer.run(left_behind, self.session):
                 self.log.warning("%s is left: it could neither be processed nor removed", left)
-            await self._artifacts.close()
+            is_interrupted = self.updates.interrupted is not None
+            await self._artifacts.close(is_interrupted=is_interrupted)
         finally:
             listening.cancel()
             self._visits.close()
+            self._log_lines.close()
             self._writer.close()
 
     async def tick(self, children: Children) -> None:
         """Look and decide, spawn what follows, publish."""
-        look, work = await self._look(children)
-        self._has_more = look.has_more
-        self._spawn(children, work)
-        self._artifacts.note(look)
+        # An answer of the scheduler is used once it comes, and never awaited.
+        answers = self._poller.collect()
+        looking = self._writer.run(self._look_once, answers, self._poller.is_due)
+        found = await self._seen(looking, answers)
+        self._process(children, found or _NOTHING_FOUND)
+
+    def _process(self, children: Children, found: Found) -> None:
+        """Log what a look has found, spawn what follows, publish."""
+        for note in found.notes:
+            self.log.info(note)
+        for event in found.look.events:
+            self.log.info(describe(event))
+        for warning in found.look.warnings:
+            self.log.warning(warning)
+        if found.refs is not None:
+            self._poller.poll(children, found.refs, is_calm=found.is_calm)
+        self._has_more = found.look.has_more
+        self._spawn(children, found.work)
+        self._artifacts.note(found.look)
         self._attend_to_prefect(children)
 
     def _attend_to_prefect(self, children: Children) -> None:
@@ -133,15 +146,19 @@ class SessionRun:
 
     # Look
 
-    def _look_once(self, answers: dict[str, JobStatus], is_time_to_ask: bool) -> _Found:
+    def _look_once(self, answers: dict[str, JobStatus], is_time_to_ask: bool) -> Found:
         """Requests, look and next work in one call on the session's thread: each switch costs."""
+        self.vigil.note_look()
+        began = time.monotonic()
         self._lease.beat()
         notes = self._take_requests()
         look = self._monitor.look(answers)
         refs = self._monitor.refs() if is_time_to_ask else None
         jobs, watches = self.session.jobs.values(), self._monitor.watches
         is_calm = is_time_to_ask and are_calm(jobs, watches)
-        return _Found(look, self._monitor.worklist.next_work(), notes, refs, is_calm)
+        found = Found(look, self._monitor.worklist.next_work(), notes, refs, is_calm)
+        self._look_s = time.monotonic() - began
+        return found
 
     def _take_requests(self) -> list[str]:
         """Process requests of other processes; returns a line for each."""
@@ -157,32 +174,22 @@ class SessionRun:
         self._inbox_fails = False
         return notes
 
-    async def _look(self, children: Children) -> tuple[Look, Work]:
-        """Read what is new; an answer of the scheduler is used once it comes, and never awaited."""
-        answers = self._poller.collect()
-        self._note_gap()
-        began = time.monotonic()
+    async def _seen(
+        self, looking: Awaitable[Found | None], answers: dict[str, JobStatus]
+    ) -> Found | None:
+        """What a look has found; None also where it failed."""
         try:
-            found = await self._writer.run(self._look_once, answers, self._poller.is_due)
-            self._look_s = time.monotonic() - began
+            found = await looking
         except SessionHeld as error:
             self.updates.interrupt(str(error))
-            return Look([], [], set()), _NOTHING
+            return None
         except Exception as error:
             self._note_write_failure(answers, error)
-            return Look([], [], set()), _NOTHING
-        if self._write_failures:
+            return None
+        if found is not None and self._write_failures:
             self.log.warning("written again after %d failures", self._write_failures)
             self._write_failures = 0
-        for note in found.notes:
-            self.log.info(note)
-        for event in found.look.events:
-            self.log.info(describe(event))
-        for warning in found.look.warnings:
-            self.log.warning(warning)
-        if found.refs is not None:
-            self._poller.poll(children, found.refs, is_calm=found.is_calm)
-        return found.look, found.work
+        return found
 
     def _note_write_failure(self, answers: dict[str, JobStatus], error: Exception) -> None:
         """Log what a look raised, and go on with the next one: jobs are running."""
@@ -196,13 +203,6 @@ class SessionRun:
             )
         else:
             self.log.error("%s: a look failed; retrying", self.session.path, exc_info=error)
-
-    def _note_gap(self) -> None:
-        """Remember the longest time between two looks: nothing may ever block them."""
-        now = time.monotonic()
-        if self._looked_at is not None:
-            self.longest_gap = max(self.longest_gap, now - self._looked_at)
-        self._looked_at = now
 
     # Spawn
 
@@ -236,17 +236,39 @@ class SessionRun:
     # Sleep
 
     async def _sleep(self, children: Children) -> None:
-        """Sleep until the next look; what ends before may call for more, spawned at once."""
+        """Sleep until the loop has to look; what ends before may call for more, spawned at once."""
+        self._rest()
+        while not self.updates.is_over and time.monotonic() < self.vigil.next_at:
+            if self.updates.take_changed():
+                self._spawn(children, await self._next_work())
+                self._attend_to_prefect(children)
+                continue
+            if found := await self._seen(self._stand(), {}):
+                self._process(children, found)
+                self._rest()
+            if self._log_lines.rest_if_quiet(children):
+                children.spawn("memory", asyncio.to_thread(memory.give_back))
+
+    def _rest(self) -> None:
         tick = self.session.experiment.monitoring.file_tick_s
         if self._has_more:
             # A log that is behind is read on soon, without taking a whole core.
             tick = min(tick, self._look_s * _REST)
-        until = time.monotonic() + tick
-        while not self.updates.is_over and (left := until - time.monotonic()) > 0:
-            await self.updates.wait_for_change(left)
-            if self.updates.take_changed() and not self.updates.is_over:
-                self._spawn(children, await self._next_work())
-                self._attend_to_prefect(children)
+        self.vigil.next_at = time.monotonic() + tick
+
+    async def _stand(self) -> Found | None:
+        """Have the session's thread look by itself, until the loop has something to do."""
+        is_well = self._write_failures == 0
+        limits = Limits(
+            may_look=is_well and not (self._poller.is_under_way or self._has_more),
+            until=min(self._cancellations.due_at, self._artifacts.due_at),
+            numbers_at=self._artifacts.numbers_at,
+            poll_at=lambda is_calm: self._poller.due_at(is_calm=is_calm),
+        )
+        found = await self._writer.stand(lambda: self.vigil.stand(limits), self.vigil.busy_s)
+        if changed := self.vigil.take_changed():
+            self._artifacts.note(Look([], [], changed))
+        return found
 
     async def _next_work(self) -> Work:
         try:

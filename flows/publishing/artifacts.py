@@ -7,10 +7,13 @@ not be sent goes with the next publication.
 import asyncio
 import base64
 import logging
+import math
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from prefect import get_client, runtime
@@ -36,11 +39,12 @@ from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm_commands import SlurmCommandFailed, run
 from autoexp.session.session import Session
 
-if TYPE_CHECKING:
-    from autoexp.reports.plot import Subject
-
-# Drawing takes a few tenths of a second of a core: not at every publication.
+# Drawing takes two seconds of a core, in a process of its own: what it imports would stay here for
+# days. So not at every publication, and less and less often, as a long curve changes little.
 _PLOT_EVERY = 10
+_LEAST_PLOT_S, _LONGEST_PLOT_S = 60.0, 3600.0
+_PLOT_SHARE = 20
+_DRAWING_S = 300.0
 
 
 class ArtifactPublisher:
@@ -65,7 +69,8 @@ class ArtifactPublisher:
         self._dirty = True
         self._urgent = True
         self._published_at = 0.0
-        self._plotted_at = 0.0
+        self._began_at = self._plotted_at = time.monotonic()
+        self._is_ending = self._draws_here = False
         self._is_tagged = False
         self._artifacts: dict[str, UUID] = {}
         self._bars: dict[str, tuple[UUID, float, str]] = {}
@@ -82,6 +87,18 @@ class ArtifactPublisher:
         self._dirty |= bool(look.changed)
         self._urgent |= bool(look.events)
 
+    @property
+    def numbers_at(self) -> float:
+        """From when on numbers that have moved call for a publication, by the monotonic clock."""
+        if self._publishing or not self._visits.is_watched:
+            return math.inf
+        return self._published_at + self._every_s
+
+    @property
+    def due_at(self) -> float:
+        """When the next publication is due, by the monotonic clock."""
+        return self.numbers_at if self._dirty or self._urgent else math.inf
+
     def publish_if_due(self, children: Children) -> None:
         """Publish in the background if something changed, it is time, and somebody may look."""
         if self._visits.take_new():
@@ -92,12 +109,16 @@ class ArtifactPublisher:
         self._publishing = True
         children.spawn("publication", self._try_to_publish())
 
-    async def close(self) -> None:
-        """Publish the end of the session, plot included; wait for a server that is away."""
+    async def close(self, *, is_interrupted: bool) -> None:
+        """Publish the end of the session, plot included; wait for a server that is away.
+
+        What is interrupted may have little CPU time left: others draw for it.
+        """
+        self._draws_here = not is_interrupted
         await self._outbox.send_with_retry("the session's artifacts", self._publish_all)
 
     async def _publish_all(self) -> None:
-        self._plotted_at = 0.0
+        self._is_ending = True
         await self._publish()
 
     def _is_wanted(self) -> bool:
@@ -131,6 +152,7 @@ class ArtifactPublisher:
         finally:
             self._published_at = time.monotonic()
             self._publishing = False
+            self._visits.heard()
 
     async def _publish(self) -> None:
         async with self._outbox.write_lock:
@@ -149,8 +171,15 @@ class ArtifactPublisher:
         for job in status.jobs:
             if job.name in self._started:
                 await self._publish_bar(job)
-        if time.monotonic() - self._plotted_at >= _PLOT_EVERY * self._every_s:
+        if self._is_ending or self._is_plot_due:
             await self._publish_plot()
+
+    @property
+    def _is_plot_due(self) -> bool:
+        now = time.monotonic()
+        least_s = max(_LEAST_PLOT_S, _PLOT_EVERY * self._every_s)
+        wanted_s = max(least_s, (now - self._began_at) / _PLOT_SHARE)
+        return now - self._plotted_at >= min(wanted_s, max(least_s, _LONGEST_PLOT_S))
 
     def _read(self) -> tuple[Status, str]:
         """Read the status and render the page; runs on the session's thread."""
@@ -193,9 +222,15 @@ class ArtifactPublisher:
             self._bars[job.name] = (known[0], share, text)
 
     async def _publish_plot(self) -> None:
-        # Drawing imports matplotlib, which takes most of a second.
-        subject = await self._writer.run(_subject, self._session)
-        path = await asyncio.to_thread(_draw, subject)
+        try:
+            # The last one may be drawn here: the process is about to end.
+            draw = _draw_here if self._draws_here else _draw_elsewhere
+            path = await asyncio.to_thread(draw, self._session)
+        except subprocess.SubprocessError as error:
+            self._log.debug("the curves could not be drawn: %s", error)
+            return
+        finally:
+            self._plotted_at = time.monotonic()
         if path is None:
             return  # nothing is logged yet
         picture = base64.b64encode(path.read_bytes()).decode()
@@ -207,7 +242,6 @@ class ArtifactPublisher:
             key = _key(self._session.id, "plot")
             made = await acreate_image_artifact(url, key=key, description=description)
             self._artifacts["plot"] = _id(made)
-        self._plotted_at = time.monotonic()
 
 
 def share_done(job: JobSummary) -> float:
@@ -226,16 +260,18 @@ def _described(text: str) -> str:
     return sinks.markdown(sinks.title(text))
 
 
-def _subject(session: Session) -> "Subject":
+def _draw_here(session: Session) -> Path | None:
+    """Draw the curves of a session that is over; None where nothing is logged."""
     from autoexp.reports import plot
 
-    return plot.Subject.of(session)
+    return plot.draw(plot.Subject.of(session))
 
 
-def _draw(subject: "Subject") -> Path | None:
-    from autoexp.reports import plot
-
-    return plot.draw(subject)
+def _draw_elsewhere(session: Session) -> Path:
+    """Draw the curves of a session that goes on, as any other process would."""
+    command = [sys.executable, "-m", "autoexp", "plot", str(session.path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=_DRAWING_S)
+    return session.path / "plot.png"
 
 
 def _id(made: Any) -> UUID:

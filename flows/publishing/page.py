@@ -92,7 +92,7 @@ def _ends_of_logs(session: Session) -> str:
     """The last lines of the logs of jobs that failed."""
     parts = [
         f"**{markdown(log.job)}**\n\n" + "  \n".join(filter(None, map(markdown_code, log.lines())))
-        for log in failed_logs(session)
+        for log in failed_logs(session.jobs.values())
     ]
     return "\n\n".join(["## Ends of logs", *parts]) if parts else ""
 

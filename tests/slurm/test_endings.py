@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.reports.status import waits
+from autoexp.jobs.summary import waits
 from autoexp.schedulers.base import JobStatus
 from autoexp.schedulers.slurm import SlurmScheduler
 from autoexp.states import Verdict

@@ -155,6 +155,14 @@ def test_a_plan_imports_neither_prefect_nor_what_draws() -> None:
     assert not {"prefect", "matplotlib", "numpy", "submitit"} & modules_of("plan", "demo")
 
 
+def test_reading_a_session_imports_nothing_that_composes_or_draws(tmp_path: Path) -> None:
+    with sessions.unsynced():
+        path = sessions.build(tmp_path, 1, lines=1)
+    heavy = {"prefect", "hydra", "omegaconf", "antlr4", "matplotlib", "numpy", "submitit"}
+    for words in (("status", path), ("explain", path, "run00000"), ("events", path)):
+        assert not heavy & modules_of(*map(str, words)), words
+
+
 def modules_of(*words: str) -> set[str]:
     """Packages that a command has imported by its end."""
     code = (

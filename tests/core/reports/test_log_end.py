@@ -69,18 +69,18 @@ def test_the_end_of_a_failed_jobs_log_is_shown_and_of_nothing_else(
     assert attempt is not None
     log = Path(attempt.log)
     log.write_bytes(b"".join(b"line %d\n" % n for n in range(40)) + b"\x1b[31mlast\x1b[0m")
-    assert failed_logs(story.session) == []
+    assert failed_logs(story.session.jobs.values()) == []
     story.look(state="FAILED", exit_code=1)
-    (found,) = failed_logs(story.session)
+    (found,) = failed_logs(story.session.jobs.values())
     assert found == FailedLog("tiny", log)
     assert found.lines() == [*(f"line {n}" for n in range(31, 40)), "last"]
     found.say()
     said = capsys.readouterr().out.splitlines()
     assert said == [f"tiny: the end of {log}", *found.lines()]
     log.write_text("")
-    assert failed_logs(story.session) == []  # a path to nothing is no help
+    assert failed_logs(story.session.jobs.values()) == []  # a path to nothing is no help
     log.unlink()
-    assert failed_logs(story.session) == []
+    assert failed_logs(story.session.jobs.values()) == []
 
 
 def test_a_job_that_somebody_cancelled_needs_no_end_of_its_log(story_of: StoryOf) -> None:
@@ -88,7 +88,7 @@ def test_a_job_that_somebody_cancelled_needs_no_end_of_its_log(story_of: StoryOf
     story.log(10)
     story.session.change_job(story.job(), cancel_requested="ann")
     story.look(state="CANCELLED")
-    assert failed_logs(story.session) == []
+    assert failed_logs(story.session.jobs.values()) == []
 
 
 def test_a_page_shows_the_end_of_a_log_of_any_bytes_in_bounds(tmp_path: Path) -> None:

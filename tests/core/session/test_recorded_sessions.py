@@ -14,7 +14,7 @@ from autoexp.monitor.monitor import Monitor
 from autoexp.operations import action_runs, requests
 from autoexp.operations.phases import Phase, Phases, do, in_turns
 from autoexp.operations.step_runs import carry_out
-from autoexp.reports.explain import explain
+from autoexp.reports.explain import explain_job
 from autoexp.reports.results import compared
 from autoexp.reports.status import status_of
 from autoexp.rules.describe import describe
@@ -97,7 +97,7 @@ def test_a_recorded_session_is_read_and_not_changed(root: Path, name: str) -> No
     session = Session.load(path)
     shown = status_of(session)
     assert [job.name for job in shown.jobs] == list(session.jobs) == session.meta.jobs
-    assert all(list(explain(session, job)) for job in session.jobs.values())
+    assert all(list(explain_job(path, job)) for job in session.jobs)
     assert all(describe(entry.event) for entry in session.journal.entries)
     assert [row["job"] for row in compared([session])]
     assert _files(path) == before

@@ -1,6 +1,8 @@
 """What a tick of the session flow costs, in calls. The seconds are `make bench`."""
 
 import asyncio
+import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,15 +11,18 @@ from typing import Any
 import httpx
 import pytest
 
-from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.session_run import use_large_thread_pool
+from autoexp.flows.engine.stillness import Stillness
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.train import train
 from autoexp.monitor.worklist import JobView
 from bench.cases import flow_tick
+from bench.cases.reaction import set_tick
 from bench.world import sessions
 from tests.flows.sessions import Make
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.prefect
 
@@ -128,3 +133,74 @@ async def test_the_session_writes_to_its_server_in_turn(
     state = await train(session=path.name, return_state=True)  # type: ignore[var-annotated]
     assert state.is_completed(), state.message
     assert met == []
+
+
+def test_a_session_that_waits_wakes_nobody_but_its_own_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, stats = list[str](), list[bool]()
+    processed = list[int]()
+    holds = Stillness.__dict__["holds"].fget
+
+    def counted(stillness: Stillness) -> bool:
+        stats.append(holds(stillness))
+        return stats[-1]
+
+    async def watch(run: flow_tick.Still) -> None:
+        async with Children(run.log) as children:
+            await flow_tick.settle(run, children)
+            run.updates.take_changed()
+            # The scheduler would be asked at once, were it not known that all is calm.
+            monkeypatch.setattr(run._poller, "due_at", due_unless_calm)
+            monkeypatch.setattr("autoexp.flows.engine.vigil.are_calm", lambda *_: True)
+            monkeypatch.setattr(Stillness, "holds", property(counted))
+            look_once = run._look_once
+            monkeypatch.setattr(
+                run, "_look_once", lambda *a, **k: looks.append("") or look_once(*a, **k)
+            )
+            monkeypatch.setattr(run, "_process", lambda _, found: processed.append(len(stats)))
+            sleeping = asyncio.create_task(run._sleep(children))
+            await until_async(lambda: stats.count(True) >= 5)
+            # What the settling has saved is told once; from then on it is still.
+            assert len(processed) <= 1 and len(looks) <= 4
+            processed.clear()
+            # Somebody wants the thread, or has changed something: the sleeper makes way at once.
+            assert await run._writer.run(str) == ""
+            first = next(iter(run.session.jobs.values()))
+            sessions.save(Path(first.spec.save_dir), 900)
+            await until_async(lambda: bool(processed))
+            assert 900 in first.checkpoints
+            flow_tick.end(run)
+            await sleeping
+
+    with flow_tick.watched(tmp_path, 2) as (run, _):
+        set_tick(run, 0.05)
+        asyncio.run(watch(run))
+
+
+def due_unless_calm(*, is_calm: bool) -> float:
+    return math.inf if is_calm else 0.0
+
+
+async def until_async(condition: Callable[[], bool]) -> None:
+    """Wait for a condition on the running loop."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_a_filesystem_that_hangs_while_the_thread_is_by_itself_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("autoexp.flows.concurrency.writer._PATIENCE_S", 0.05)
+    answers, loop, busy = threading.Event(), asyncio.get_running_loop(), 1.0
+    disk = SessionWriter(Path("/scratch/s1"), Updates(), logging.getLogger("standing"))
+    standing = asyncio.create_task(disk.stand(answers.wait, lambda: busy))
+    await until_async(lambda: bool(caplog.messages))
+    loop.call_soon(answers.set)
+    assert await standing
+    disk.close()
+
+    hangs, back = caplog.messages
+    assert "/scratch/s1: the filesystem has not answered" in hangs
+    assert "/scratch/s1: the filesystem answers again" in back

@@ -124,7 +124,8 @@ async def test_a_publication_works_out_the_status_of_its_session_once(
     face = ArtifactPublisher.__new__(ArtifactPublisher)
     face._session, face._artifacts, face._started = session, {"plan": uuid4()}, set(session.jobs)
     face._writer = SimpleNamespace(run=run)  # type: ignore[assignment]
-    face._plotted_at = time.monotonic()
+    face._began_at = face._plotted_at = time.monotonic()
+    face._is_ending = False
     for name, stub in (("_tag", nothing), ("_publish_page", nothing), ("_publish_bar", note)):
         monkeypatch.setattr(face, name, stub)
     await face._publish_artifacts()

@@ -1,0 +1,1 @@
+"""Indexes of a session: derived, and never trusted over its files."""
