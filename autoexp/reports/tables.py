@@ -197,7 +197,7 @@ def print_table(plan: "Plan", out: Console) -> None:
     out.print(_table_of(rows, out.width))
 
 
-def print_commands(plan: Plan, out: Console) -> None:
+def print_commands(plan: "Plan", out: Console) -> None:
     """Print the command line of each job."""
     for job in plan.jobs:
         out.print(f"\n{job.name}:", style="bold")

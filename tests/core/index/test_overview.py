@@ -147,13 +147,13 @@ def test_a_session_that_cannot_be_written_is_read_all_the_same(
 
 
 def test_an_explanation_reads_one_job_of_many(path: Path) -> None:
-    told = list(explain_job(path, "f00002-cd3"))
+    told = explain_job(path, "f00002-cd3").sentences
     assert told[0] == "f00002-cd3 has finished: reached its target."
     assert any("rule start-f00002-cd3 did" in line for line in told)
     # Records of it, its parent and its action, session.json, an index, and the journal twice.
-    assert opened(lambda: list(explain_job(path, "f00002-cd3"))) <= 8
+    assert opened(lambda: explain_job(path, "f00002-cd3").sentences) <= 8
     with pytest.raises(BadInput, match="no such job"):
-        list(explain_job(path, "../../etc/passwd"))
+        explain_job(path, "../../etc/passwd").sentences
 
 
 def test_what_a_look_reads_is_its_index(path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_recorded_session_is_read_and_not_changed(root: Path, name: str) -> No
     session = Session.load(path)
     shown = status_of(session)
     assert [job.name for job in shown.jobs] == list(session.jobs) == session.meta.jobs
-    assert all(list(explain_job(path, job)) for job in session.jobs)
+    assert all(explain_job(path, job).sentences for job in session.jobs)
     assert all(describe(entry.event) for entry in session.journal.entries)
     assert [row["job"] for row in compared([session])]
     assert _files(path) == before
