@@ -1,6 +1,7 @@
 """The part that is the same for all backends, given their checkpoint layout and peak rate."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -10,11 +11,13 @@ from autoexp.backends.checkpoints import Layout
 from autoexp.backends.decay import decayed
 from autoexp.backends.protocol import (
     Branch,
+    Change,
     CheckpointScan,
     FoundCheckpoint,
     PinChanges,
     Progress,
     Unread,
+    fixed,
 )
 from autoexp.model import FrozenModel
 
@@ -29,6 +32,12 @@ class BackendBase(FrozenModel):
     LOGS_DONE: ClassVar[bool] = True
     UNIT: ClassVar[str] = "iterations"
     """The trainer's word for iterations."""
+    SHAPES: ClassVar[Mapping[str, str]] = {}
+    """The decay shapes that the trainer has, and its own names for them."""
+    HOLDS: ClassVar[bool] = False
+    """True if the trainer can stay at `min_lr` before the end."""
+    BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = {}
+    """Whether a branch may change an argument; the longest key that fits counts."""
 
     @property
     @abstractmethod
@@ -75,7 +84,26 @@ class BackendBase(FrozenModel):
             reasons.append(f"inside the warm-up of {self.warmup} {self.UNIT}")
         if self.peak_lr is not None and branch.min_lr >= self.peak_lr:
             reasons.append(f"min_lr {branch.min_lr:g} is not below lr {self.peak_lr:g}")
+        shapes = self.decay_shapes()
+        if branch.shape not in shapes:
+            reasons.append(
+                f"the trainer has no decay of the shape {branch.shape}; "
+                f"there are: {', '.join(shapes) or 'none'}"
+            )
+        if branch.hold_iterations and not self.HOLDS:
+            reasons.append("the trainer ends with its decay, and has no `hold`")
         return reasons
+
+    def decay_shapes(self) -> Mapping[str, str]:
+        """The decay shapes that the trainer has, and its own names for them."""
+        return self.SHAPES
+
+    def branch_change(self, key: str) -> Change:
+        parts = key.split(".")
+        prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+        known = (self.BRANCH_CHANGES.get(prefix) for prefix in prefixes)
+        found = (change for change in known if change is not None)
+        return next(found, fixed("it is what a training and its branches share"))
 
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         return self.layout.watched(self.checkpoint_folder(save_dir))

@@ -1,6 +1,7 @@
 """Any trainer, described in YAML: its command, checkpoints and progress lines."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -14,12 +15,22 @@ from autoexp.backends.placeholders import change_options, names_of, pattern_of, 
 from autoexp.backends.progress_line import ProgressPattern
 from autoexp.backends.protocol import (
     Branch,
+    Change,
     Progress,
     Unread,
+    fixed,
+    may,
 )
 from autoexp.logs.linear import refuse_slow
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.redaction import Variables
+
+_CHANGES = {
+    "variables": may(),
+    "args": may("autoexp cannot know what your trainer keeps: try it from a checkpoint"),
+    "args.train_iters": fixed("a branch ends with its decay"),
+    "args.lr_warmup_iters": fixed("the warm-up is over"),
+}
 
 
 class CommandArgs(FrozenModel):
@@ -93,6 +104,7 @@ class CommandBackend(BackendBase):
     """Your own trainer, without Python code in autoexp."""
 
     LOGS_DONE: ClassVar[bool] = False
+    BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 
     kind: Literal["command"] = "command"
     command: tuple[str, ...] = Field(
@@ -200,13 +212,14 @@ class CommandBackend(BackendBase):
             "python": sys.executable,
         }
 
+    def decay_shapes(self) -> Mapping[str, str]:
+        return self.shapes
+
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", **self.variables}
 
     def refusals(self, branch: Branch) -> list[str]:
         reasons = super().refusals(branch)
-        if branch.shape not in self.shapes:
-            reasons.append(f"the trainer has no shape {branch.shape}: {', '.join(self.shapes)}")
         if not self.cooldown:
             reasons.append("`backend.cooldown` does not define what a cooldown changes")
         return reasons

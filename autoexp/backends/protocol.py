@@ -20,10 +20,43 @@ class Branch(FrozenModel):
     shape: str
     min_lr: float
     """Learning rate at the end of the decay."""
+    power: float | None = None
+    """Of the shape `power`."""
+    points: tuple[tuple[float, float], ...] | None = None
+    """Of the shape `points`: shares of the length, and of the way from `min_lr` to the peak."""
+    hold_iterations: int = 0
+    """Iterations at the end that stay at `min_lr`; part of `decay_iterations`."""
+    samples: int | None = None
+    """Samples seen at the branch point, where the batches before it were others than its own."""
+    tokens: int | None = None
+    """Tokens seen there, where its iterations have others than its parent's."""
 
     @property
     def target(self) -> int:
         return self.iteration + self.decay_iterations
+
+    @property
+    def falls_until(self) -> int:
+        """The iteration at which the rate has reached `min_lr`."""
+        return self.target - self.hold_iterations
+
+
+class Change(NamedTuple):
+    """Whether a branch may change an argument of its parent while optimizer state is kept."""
+
+    may: bool
+    how: str = ""
+    """How it takes effect, for the plan; or why it cannot change."""
+
+
+def may(how: str = "") -> Change:
+    """An argument that a branch may change."""
+    return Change(True, how)
+
+
+def fixed(why: str) -> Change:
+    """An argument that a branch has to share with its parent."""
+    return Change(False, why)
 
 
 class Unread(NamedTuple):
@@ -127,6 +160,9 @@ class Backend(Protocol):
 
     def refusals(self, branch: Branch) -> list[str]:
         """Reasons why this trainer cannot run `branch`; empty when it can."""
+
+    def branch_change(self, key: str) -> Change:
+        """Whether a branch may change a setting, as `args.lr`, and keep optimizer state."""
 
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         """Paths whose stat changes when a checkpoint may have become complete."""

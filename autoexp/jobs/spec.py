@@ -65,6 +65,8 @@ class JobSpec(FrozenModel):
     """Conditions, besides its checkpoint, that have to hold before a cooldown starts."""
     start_within_s: float = 86400.0
     """Deadline for these conditions, in seconds."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """The settings of a branch that are not its parent's, by dotted key."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """The settings of its sweep point that differ from other points, by dotted key."""
     awaits: tuple[Awaited, ...] = ()
@@ -80,6 +82,24 @@ class JobSpec(FrozenModel):
     def trainer(self) -> Backend:
         """The backend, as the protocol that all backends implement."""
         return self.backend
+
+    def samples_at(self, iteration: int) -> int | None:
+        """Samples that the model has seen at an iteration, its parent's included."""
+        batches = self.trainer.batches(self.machine.workers)
+        if batches is None:
+            return None
+        if self.branch is None or self.branch.samples is None:
+            return batches.samples(iteration)
+        own = batches.samples(iteration) - batches.samples(self.branch.iteration)
+        return self.branch.samples + own
+
+    def tokens_at(self, iteration: int) -> int | None:
+        """Tokens that the model has seen at an iteration, its parent's included."""
+        batches = self.trainer.batches(self.machine.workers)
+        own = None if batches is None else batches.tokens(iteration)
+        if batches is None or own is None or self.branch is None or self.branch.tokens is None:
+            return own
+        return self.branch.tokens + own - (batches.tokens(self.branch.iteration) or 0)
 
     @property
     def configured_limit_min(self) -> float | None:
@@ -97,4 +117,14 @@ class JobSpec(FrozenModel):
         """Title for display: `train demo`, `cooldown demo @1000`."""
         if self.branch is None:
             return f"{self.kind} {self.name}"
-        return f"{self.kind} {self.parent or self.name} @{self.branch.iteration}"
+        named = self.name.rpartition(f"-cd{self.branch.iteration}")[2].replace("-", " ", 1)
+        return f"{self.kind} {self.parent or self.name} @{self.branch.iteration}{named}"
+
+
+def pace(spec: JobSpec, other: JobSpec) -> float:
+    """How many tokens an iteration of a job has for one of another job's; 1 where unknown."""
+    found = [each.trainer.batches(each.machine.workers) for each in (spec, other)]
+    if found[0] is None or found[1] is None or found[0] == found[1]:
+        return 1.0
+    own, others = (each.size * (each.tokens_per_sample or 1) for each in found if each)
+    return own / others

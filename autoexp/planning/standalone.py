@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from autoexp.config.compose import Composed
-from autoexp.config.experiment import CheckpointSource, Cooldown, Experiment
+from autoexp.config.cooldowns import Cooldown
+from autoexp.config.experiment import CheckpointSource, Experiment
 from autoexp.errors import BadInput
 from autoexp.rules.actions import Decay
 

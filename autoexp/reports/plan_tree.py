@@ -13,6 +13,7 @@ from autoexp.jobs.order import walk
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.approval import headline
 from autoexp.planning.plan import Plan
+from autoexp.reports.results import in_words
 from autoexp.reports.terminal import canvas, console
 from autoexp.states import Kind
 
@@ -49,6 +50,8 @@ def _label(job: JobSpec, specs: Mapping[str, JobSpec]) -> Text:
 def _parts(job: JobSpec) -> Iterator[str]:
     if job.kind is Kind.TRAIN and job.settings:
         yield ", ".join(f"{key}={as_word(value)}" for key, value in job.settings.items())
+    if job.changes:
+        yield in_words(job.changes)
     if job.target_iteration is not None:
         start = job.branch.iteration if job.branch else 0
         yield f"{start} → {job.target_iteration}"

@@ -1,8 +1,9 @@
 """Results of a study: a row for each job and branch, with settings, losses, scores, hours."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from autoexp.config.sweep_names import as_word
 from autoexp.dotted import flat
 from autoexp.jobs.gpu_hours import spent_gpu_hours
 from autoexp.jobs.record import JobRecord
@@ -34,7 +35,6 @@ def _row(session: Session, job: JobRecord) -> Row:
     started = [a.started_at for a in job.attempts if a.started_at is not None]
     ended = [a.ended_at for a in job.attempts if a.ended_at is not None]
     trains = spec.target_iteration is not None
-    batches = spec.trainer.batches(spec.machine.workers) if trains else None
     return {
         "session": session.id,
         "job": spec.name,
@@ -49,7 +49,8 @@ def _row(session: Session, job: JobRecord) -> Row:
         "decay_fraction": branch.decay_iterations / branch.target if branch else None,
         "decay_shape": branch.shape if branch else None,
         "min_lr": branch.min_lr if branch else None,
-        "tokens": batches.tokens(job.iteration or 0) if batches else None,
+        "changes": in_words(spec.changes) or None,
+        "tokens": spec.tokens_at(job.iteration or 0) if trains else None,
         "final_loss": sum(tail) / len(tail) if tail and trains and not ended_wrongly(job) else None,
         "gpus": spec.machine.gpus,
         "gpu_hours_planned": spec.planned.gpu_hours if spec.planned else None,
@@ -71,6 +72,14 @@ def _settings(job: JobRecord) -> Row:
     # A key without a dot, as a group's choice, would look like a column of every job.
     named = {key if "." in key else f"setting.{key}": value for key, value in found.items()}
     return {key: str(v) if isinstance(v, list | dict) else v for key, v in named.items()}
+
+
+def in_words(changes: Mapping[str, Any]) -> str:
+    """What a branch changes: `mix=code, lr=0.005`."""
+    return ", ".join(
+        f"{key.removeprefix('backend.').removeprefix('args.')}={as_word(value)}"
+        for key, value in changes.items()
+    )
 
 
 def compared(sessions: Sequence[Session]) -> list[Row]:

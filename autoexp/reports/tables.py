@@ -190,8 +190,7 @@ def print_plan(plan: Plan, out: Console) -> None:
     rows: list[dict[str, str]] = []
     for job in plan.jobs:
         branch = job.branch
-        batches = job.trainer.batches(job.machine.workers)
-        tokens = batches.tokens(job.target_iteration) if batches and job.target_iteration else None
+        tokens = job.tokens_at(job.target_iteration) if job.target_iteration else None
         rows.append(
             {
                 "job": job.name,

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -23,9 +24,12 @@ from autoexp.backends.huggingface.arguments import OURS, TrainerArgs
 from autoexp.backends.protocol import (
     UNDECIDED,
     Branch,
+    Change,
     CheckpointScan,
     FoundCheckpoint,
     Progress,
+    fixed,
+    may,
 )
 from autoexp.logs.numbers import MOST_ITERATIONS
 from autoexp.model import COMPOSING
@@ -57,12 +61,42 @@ _RESUME = (
     "os.execv(sys.executable,[sys.executable,*w])"
 )
 _SHAPES = {"minus_sqrt": "1-sqrt", "linear": "linear", "cosine": "cosine"}
+_DATA = may(
+    "the Trainer skips as many batches of the new data as it has trained, unless "
+    "`ignore_data_skip: true`"
+)
+# Source: trainer.py, _inner_training_loop and _load_optimizer_and_scheduler: what is in
+# `optimizer.pt`, `scheduler.pt` and `trainer_state.json` of the checkpoint wins.
+_IN_STATE = fixed("the Trainer takes it from the checkpoint's own state")
+_CHANGES = {
+    "variables": may(),
+    "python": may(),
+    "script_args": _DATA,
+    "tokens_per_sample": may(),
+    "args": may(),
+    "args.max_steps": fixed("a branch ends with its decay"),
+    "args.learning_rate": _IN_STATE,
+    "args.warmup_steps": fixed("the warm-up is over"),
+    "args.per_device_train_batch_size": fixed(
+        "the Trainer takes it from trainer_state.json; change gradient_accumulation_steps"
+    ),
+    "args.weight_decay": _IN_STATE,
+    "args.adam_beta1": _IN_STATE,
+    "args.adam_beta2": _IN_STATE,
+    "args.adam_epsilon": _IN_STATE,
+    "args.optim": fixed("the optimizer's state in the checkpoint is of another one"),
+    "args.optim_args": _IN_STATE,
+    "args.optim_target_modules": fixed("the optimizer's state in the checkpoint has no others"),
+    "args.seed": may(),
+}
 
 
 class HuggingFaceBackend(BackendBase):
     """Trains with a script whose arguments are TrainingArguments and its own."""
 
     UNIT: ClassVar[str] = "steps"
+    SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
+    BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 
     kind: Literal["huggingface"] = "huggingface"
     script: AbsolutePath = Field(

@@ -6,7 +6,7 @@ Defaults that would lose the optimizer or delete branch points are overridden. S
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,8 +19,11 @@ from autoexp.backends.command_line import refuse_names, word
 from autoexp.backends.progress_line import ProgressPattern
 from autoexp.backends.protocol import (
     Branch,
+    Change,
     Progress,
     Unread,
+    fixed,
+    may,
 )
 from autoexp.backends.torchtitan.arguments import OURS, SECTIONS, TorchtitanArgs
 from autoexp.logs.lines import without_escapes
@@ -37,12 +40,42 @@ _LINE = ProgressPattern(
 # Source: torchtitan 0.2.2, train.py; main of August 2026 has the same line in trainer.py.
 _BEGINS = re.compile(rb"\bTraining starts at step (\d{1,18})\b")
 _SHAPES = {"minus_sqrt": "sqrt", "linear": "linear", "cosine": "cosine"}
+_DATA = may(
+    "the dataloader's state goes on in it; `checkpoint.exclude_from_loading: [dataloader]` "
+    "begins at its start"
+)
+_IN_STATE = fixed("it is part of the optimizer's state in the checkpoint, which wins")
+_CHANGES = {
+    "variables": may(),
+    "python": may(),
+    "args": fixed("the checkpoint's tensors and states are of the parent's"),
+    "args.job": may(),
+    "args.training": may(),
+    "args.training.steps": fixed("a branch ends with its decay"),
+    "args.training.dataset": _DATA,
+    "args.training.dataset_path": _DATA,
+    "args.training.seq_len": may("from the first step of the branch on, in new samples"),
+    "args.training.dtype": fixed("the weights in the checkpoint have this type"),
+    "args.optimizer": _IN_STATE,
+    "args.lr_scheduler": fixed("the warm-up is over, and the decay says where it ends"),
+    "args.checkpoint": may(),
+    "args.parallelism": may("distributed checkpoints are read in any layout"),
+    "args.metrics": may(),
+    "args.profiling": may(),
+    "args.activation_checkpoint": may(),
+    "args.compile": may(),
+    "args.comm": may(),
+    "args.validation": may(),
+    "args.debug": may(),
+}
 
 
 class TorchtitanBackend(BackendBase):
     """Trains with `python -m torchtitan.train`."""
 
     UNIT: ClassVar[str] = "steps"
+    SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
+    BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 
     kind: Literal["torchtitan"] = "torchtitan"
     module: str = Field("torchtitan.train", description="the module that runs")
