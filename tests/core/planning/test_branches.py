@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.protocol import Branch
 from autoexp.backends.registry import CommandBackend, DemoBackend, MegatronBackend
 from autoexp.backends.torchtitan.backend import TorchtitanBackend
@@ -128,16 +129,20 @@ def test_megatrons_scheduler_counts_samples_so_its_decay_begins_at_the_branch_po
     assert option(branch, "--lr-wsd-decay-iters") == "50"
 
 
-@pytest.mark.parametrize(
-    "backend", [DemoBackend, MegatronBackend, TorchtitanBackend, CommandBackend]
-)
-def test_every_argument_that_a_backend_describes_is_decided(backend: Any) -> None:
+BACKENDS = (DemoBackend, MegatronBackend, TorchtitanBackend, CommandBackend, HuggingFaceBackend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_a_backend_says_of_a_change_is_of_arguments_that_it_has(backend: Any) -> None:
     """Of what has no entry of its own, the entry of the whole says what happens."""
     known = backend.BRANCH_CHANGES
     assert "args" in known
-    fields = backend.model_fields["args"].annotation.model_fields
-    decided = {key.split(".")[1] for key in known if key.startswith("args.")}
-    assert decided <= set(fields) | {"train_data_path"}
+    model = backend.model_fields["args"].annotation
+    has = set(model.model_fields)
+    if hasattr(model, "also_known"):
+        has |= model.also_known()
+    assert {key.split(".")[1] for key in known if key.startswith("args.")} <= has
+    assert all(change.how for change in known.values() if not change.may)
 
 
 # Counting
@@ -304,9 +309,8 @@ def test_a_chain_that_cannot_be_is_refused_with_the_branch_that_it_follows() -> 
 
 def test_each_cooldown_of_a_chain_has_its_stages() -> None:
     stages = {"score": {"each": "cooldown", "command": ["x", "{sibling.cooldown.checkpoint_path}"]}}
-    composed = compose(
-        "demo", TINY[:-1], setting({"cooldowns": [CHAIN | {"at": [100]}], "stages": stages})
-    )
+    settings = {"cooldowns": [CHAIN | {"at": [100]}], "stages": stages}
+    composed = compose("demo", TINY[:-1], setting(settings))
     found = [job.name for job in plan_study(composed, OUT).jobs if "score" in job.name]
     assert len(found) == 6
     assert "tiny-cd100-web-cd150-long-score" in found
