@@ -1,11 +1,12 @@
 """The part that is the same for all backends, given their checkpoint layout and peak rate."""
 
+import sys
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field, model_validator
 
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.decay import decayed
@@ -20,7 +21,10 @@ from autoexp.backends.protocol import (
     fixed,
 )
 from autoexp.model import FrozenModel
+from autoexp.templates import fill, refuse_unknown
 
+_EACH = ("checkpoints", "weights")
+_MERGED = ("output", "python")
 # A job runs in its output directory, whatever directory a path was said in.
 AbsolutePath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
 
@@ -38,6 +42,21 @@ class BackendBase(FrozenModel):
     """True if the trainer can stay at `min_lr` before the end."""
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = {}
     """Whether a branch may change an argument; the longest key that fits counts."""
+
+    merger: tuple[str, ...] = Field(
+        (),
+        description="words of a command that merges checkpoints: `{checkpoints}` and `{weights}` "
+        "stand for a word each, `{output}` for what it writes, `{python}` for autoexp's",
+    )
+
+    @model_validator(mode="after")
+    def _merger_has_all(self) -> Self:
+        if self.merger:
+            refuse_unknown(iter(self.merger), (*_EACH, *_MERGED))
+            missing = [name for name in ("{checkpoints}", "{output}") if name not in self.merger]
+            if missing:
+                raise ValueError(f"merger: `{missing[0]}` has to be a word of it")
+        return self
 
     @property
     @abstractmethod
@@ -90,6 +109,8 @@ class BackendBase(FrozenModel):
                 f"the trainer has no decay of the shape {branch.shape}; "
                 f"there are: {', '.join(shapes) or 'none'}"
             )
+        if (deleted := self.retention_refusal(branch.iteration)) is not None:
+            reasons.append(deleted)
         if branch.hold_iterations and not self.HOLDS:
             reasons.append("the trainer ends with its decay, and has no `hold`")
         return reasons
@@ -104,6 +125,28 @@ class BackendBase(FrozenModel):
         known = (self.BRANCH_CHANGES.get(prefix) for prefix in prefixes)
         found = (change for change in known if change is not None)
         return next(found, fixed("it is what a training and its branches share"))
+
+    @property
+    def merge_scores(self) -> str | None:
+        return None
+
+    def merge_command(
+        self, checkpoints: Sequence[Path], weights: Sequence[float], output: Path
+    ) -> tuple[str, ...]:
+        several = {
+            "{checkpoints}": [str(path) for path in checkpoints],
+            "{weights}": [repr(weight) for weight in weights],
+        }
+        values = {"output": str(output), "python": sys.executable}
+        return tuple(
+            part
+            for word in self.merger
+            for part in (several[word] if word in several else [fill(word, values)])
+        )
+
+    def retention_refusal(self, iteration: int) -> str | None:
+        del iteration
+        return None
 
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         return self.layout.watched(self.checkpoint_folder(save_dir))

@@ -1,7 +1,7 @@
 """The demo backend: the small NumPy language model that ships with the project."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -147,6 +147,21 @@ class DemoBackend(BackendBase):
         directories = ("--save", str(save_dir), "--load", str(save_dir))
         trainer = (sys.executable, "-m", "autoexp.demo.trainer")
         return (*trainer, *directories, "--train-iters", str(train_iters), *flags)
+
+    @property
+    def merge_scores(self) -> str | None:
+        return None if self.merger else "scores.json"
+
+    def merge_command(
+        self, checkpoints: Sequence[Path], weights: Sequence[float], output: Path
+    ) -> tuple[str, ...]:
+        if self.merger:
+            return super().merge_command(checkpoints, weights, output)
+        return (
+            *(sys.executable, "-m", "autoexp.demo.merge", *map(str, checkpoints)),
+            *("--weights", *map(repr, weights)),
+            *("--output", str(output), "--scores", str(output.parent / "scores.json")),
+        )
 
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

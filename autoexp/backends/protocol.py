@@ -1,5 +1,6 @@
 """The protocol of backends: knowledge about one trainer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -163,6 +164,18 @@ class Backend(Protocol):
 
     def branch_change(self, key: str) -> Change:
         """Whether a branch may change a setting, as `args.lr`, and keep optimizer state."""
+
+    @property
+    def merge_scores(self) -> str | None:
+        """File of scores that its merger writes in the job's output directory, if any."""
+
+    def merge_command(
+        self, checkpoints: Sequence[Path], weights: Sequence[float], output: Path
+    ) -> tuple[str, ...]:
+        """The command that writes the weighted sum of checkpoints to `output`; empty: no merger."""
+
+    def retention_refusal(self, iteration: int) -> str | None:
+        """Reason why a checkpoint is deleted before anybody sees it; None when it stays."""
 
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         """Paths whose stat changes when a checkpoint may have become complete."""

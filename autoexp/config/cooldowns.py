@@ -1,8 +1,8 @@
-"""Cooldowns as written: branch points, decays, settings of their own, and what follows them."""
+"""Cooldowns and merges as written: branch points, decays, settings of their own, chains."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -22,6 +22,7 @@ _LONGEST_NAME = 40
 MOST_VARIANTS = 1000
 """Most branches of one entry from one checkpoint: more are a mistake."""
 
+MergeShape = Literal["minus_sqrt", "equal", "linear", "cosine", "exponential"]
 Choices = list[Any] | dict[str, dict[str, Any]]
 BranchName = Annotated[
     str,
@@ -182,6 +183,26 @@ class Cooldown(BranchSettings):
         if self.budgets is None and len(self.lengths) != 1:
             raise ValueError("give exactly one of `decay.iterations` and `decay.fraction`")
         return self
+
+
+class Merge(FrozenModel):
+    """A model merged from checkpoints of the trunk, in place of a cooldown (arXiv 2507.17634)."""
+
+    at: tuple[int, ...] = Field(min_length=1, description="the last checkpoint, iterations")
+    last: int = Field(gt=0, description="iterations before it whose checkpoints are merged with it")
+    shape: MergeShape = Field(
+        "minus_sqrt",
+        description="the decay that the weights imitate, or `equal` weights",
+    )
+    name: BranchName | None = None
+    slurm: dict[str, Any] = Field(
+        default_factory=dict,
+        description="changes to its resources, which are one node without GPUs",
+    )
+    minutes: float | None = Field(None, gt=0, description="its estimated length, for the budget")
+    scores: str | None = Field(
+        None, description="JSON file of numbers that the merger writes, in its output directory"
+    )
 
 
 def _refusal(path: Sequence[str], reason: str) -> BadInput:

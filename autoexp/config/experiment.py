@@ -6,7 +6,7 @@ from pydantic import Field
 
 from autoexp.backends.protocol import Backend
 from autoexp.backends.registry import AnyBackend
-from autoexp.config.cooldowns import Cooldown
+from autoexp.config.cooldowns import Cooldown, Merge
 from autoexp.config.stages import Stage, StageName
 from autoexp.config.sweep import Sweep
 from autoexp.jobs.budget import Budget
@@ -81,6 +81,7 @@ class Experiment(FrozenModel):
         default_factory=NoContainer, description="the image that the trainer runs in"
     )
     cooldowns: tuple[Cooldown, ...] = ()
+    merges: tuple[Merge, ...] = ()
     start: CheckpointSource | None = Field(
         None,
         description="a checkpoint to branch from instead of training; set by `--from`, and by the "

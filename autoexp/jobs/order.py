@@ -38,4 +38,4 @@ def walk(specs: Iterable["JobSpec"]) -> Iterator[tuple[str, int]]:
 def _place(spec: "JobSpec") -> tuple[bool, int]:
     if spec.parent is None:
         return False, 0
-    return spec.branch is None, spec.branch.iteration if spec.branch else 0
+    return spec.starts_at is None, spec.starts_at or 0

@@ -1,5 +1,6 @@
 """Specifications of jobs: fixed when a job is added to a session."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -41,6 +42,19 @@ class Draft(FrozenModel):
     """Names of siblings and whose checkpoint `sibling.NAME.checkpoint_path` is."""
 
 
+class MergeInputs(FrozenModel):
+    """Checkpoints of a parent that are merged, each pinned as soon as it is complete."""
+
+    iterations: tuple[int, ...]
+    """Ascending; the merge starts at the last one."""
+    weights: tuple[float, ...]
+    shape: str
+
+    @property
+    def at(self) -> int:
+        return self.iterations[-1]
+
+
 class JobSpec(FrozenModel):
     """The specification of a job: fixed when the job is added to the session."""
 
@@ -49,6 +63,7 @@ class JobSpec(FrozenModel):
     kind: Kind
     parent: str | None = None
     branch: Branch | None = None
+    merge: MergeInputs | None = None
     backend: AnyBackend
     """The trainer: how to read its log and where its checkpoints land."""
     machine: Machine
@@ -109,12 +124,36 @@ class JobSpec(FrozenModel):
     @property
     def waits(self) -> bool:
         """True if something has to happen in the session before it may be submitted."""
-        branches = self.branch is not None and self.parent is not None
-        return branches or bool(self.awaits)
+        return self.starts_at is not None or bool(self.awaits)
+
+    @property
+    def starts_at(self) -> int | None:
+        """The iteration of its parent's checkpoint at which it starts, if it does so."""
+        if self.parent is None:
+            return None
+        if self.merge is not None:
+            return self.merge.at
+        return self.branch.iteration if self.branch else None
+
+    @property
+    def merge_weights(self) -> tuple[float, ...]:
+        return self.merge.weights if self.merge else ()
+
+    @property
+    def merged_path(self) -> Path:
+        """Where a merge writes its model."""
+        return Path(self.output_dir) / "merged"
+
+    def input_dir(self, iteration: int) -> Path:
+        """Where a merge has its own copy of a checkpoint, in a save directory of its own."""
+        return Path(self.output_dir) / "inputs" / str(iteration)
 
     @property
     def title(self) -> str:
         """Title for display: `train demo`, `cooldown demo @1000`."""
+        if self.merge is not None:
+            count = len(self.merge.iterations)
+            return f"{self.kind} {self.parent} @{self.merge.at} ({count} {self.merge.shape})"
         if self.branch is None:
             return f"{self.kind} {self.name}"
         named = self.name.rpartition(f"-cd{self.branch.iteration}")[2].replace("-", " ", 1)

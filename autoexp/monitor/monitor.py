@@ -23,7 +23,7 @@ from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.session_events import overview
 from autoexp.monitor.steps import NextStep, Submit, next_step, not_done, together
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Keep, Restart, Start
 from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
 from autoexp.schedulers.base import AttemptRef, JobStatus, apply
 from autoexp.session.action_records import ActionRecord, ActionStatus
@@ -324,7 +324,7 @@ class Monitor:
             found.append(action.model_copy())
         self._ready.clear()
         self._acting |= {action.key for action in found}
-        self._starting |= {a.key for a in found if isinstance(a.action, Start)}
+        self._starting |= {a.key for a in found if isinstance(a.action, Start | Keep)}
         return found, has_conditions
 
     def waiting_actions(self) -> list[ActionRecord]:

@@ -163,8 +163,8 @@ def waits(job: JobRecord, stopped: str | None = None) -> str | None:
         return None
     if not job.launched and job.spec.awaits:
         return f"waits for {', '.join(str(awaited) for awaited in job.spec.awaits)}"
-    if not job.launched and job.spec.branch is not None:
-        return f"waits for checkpoint {job.spec.branch.iteration} of {job.spec.parent}"
+    if not job.launched and job.spec.starts_at is not None:
+        return f"waits for checkpoint {job.spec.starts_at} of {job.spec.parent}"
     if job.wants_attempt():
         return stopped or "waits for a place in the queue (slurm.max_jobs)"
     attempt = job.attempt

@@ -78,6 +78,13 @@ class Start(Templated):
     job: str
 
 
+class Keep(Templated):
+    """Pin a checkpoint as an input of a planned merge; a plan implies it for each of them."""
+
+    kind: Literal["keep"] = "keep"
+    job: str
+
+
 class Launch(Templated):
     """Submit another job in the same session: a cooldown, a command, or any configuration."""
 
@@ -247,6 +254,7 @@ class ExcludeNodes(Templated):
 
 Action = Annotated[
     Start
+    | Keep
     | Launch
     | Restart
     | RunCommand

@@ -58,6 +58,7 @@ def compose_from(
     branch = job.spec.branch
     if origin.iteration is None and branch is None:
         return _composed(base, overrides, fill_in, origin)
+    base["merges"] = []  # of checkpoints that are not there
     # Stages of the training itself have nothing to follow here.
     stages = base["stages"].items()
     base["stages"] = {name: stage for name, stage in stages if stage and stage["each"]}

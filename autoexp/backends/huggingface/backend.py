@@ -182,15 +182,15 @@ class HuggingFaceBackend(BackendBase):
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", **self.variables}
 
-    def refusals(self, branch: Branch) -> list[str]:
-        reasons = super().refusals(branch)
+    def retention_refusal(self, iteration: int) -> str | None:
+        del iteration
         limit = self.args.save_total_limit
-        if limit is not None:
-            reasons.append(
-                f"save_total_limit {limit} deletes its checkpoint, perhaps before "
-                "anybody sees it; leave it out where cooldowns branch"
-            )
-        return reasons
+        if limit is None:
+            return None
+        return (
+            f"save_total_limit {limit} deletes its checkpoint, perhaps before "
+            "anybody sees it; leave it out where cooldowns branch"
+        )
 
     @property
     def layout(self) -> Layout:

@@ -190,13 +190,16 @@ class MegatronBackend(BackendBase):
                 f"global_batch_size {args.global_batch_size}: Megatron's scheduler counts "
                 "samples, and the decay would begin within an iteration"
             )
-        kept = args.save_retain_interval
-        if kept is not None and branch.iteration % kept:
-            reasons.append(
-                f"save_retain_interval {kept} deletes its checkpoint as soon as there is a newer "
-                "one; branch at multiples of it"
-            )
         return reasons
+
+    def retention_refusal(self, iteration: int) -> str | None:
+        kept = self.args.save_retain_interval
+        if kept is None or iteration % kept == 0:
+            return None
+        return (
+            f"save_retain_interval {kept} deletes its checkpoint as soon as there is a newer "
+            "one; branch at multiples of it"
+        )
 
     @property
     def peak_lr(self) -> float:
