@@ -14,6 +14,7 @@ from autoexp.rules.actions import Keep, Start
 from autoexp.session.action_records import ActionStatus
 from autoexp.states import Verdict
 from tests.builders import TINY, create
+from tests.core.planning.stages import ask
 from tests.core.story import Story, perform
 from tests.killing import KilledAt
 
@@ -128,26 +129,54 @@ def test_a_chain_whose_branch_fails_never_starts_and_is_retried_with_it(story: S
     story.look()
     assert story.job(LONG).verdict is Verdict.FAILED
     assert f"never started: {FIRST} ended" in str(story.job(LONG).reason)
+    ask(story, FIRST)
+    assert (story.job(FIRST).verdict, story.job(LONG).verdict) == (None, None)
+    story.submit(FIRST)
+    story.look(name=FIRST, state="RUNNING")
+    story.save(150, name=FIRST)
+    assert act(story) == [LONG]
 
 
+def test_an_input_that_was_rolled_back_is_pinned_anew(story: Story) -> None:
+    """The training writes iteration 200 once more, and it is another model."""
+    for iteration in (100, 200):
+        story.save(iteration)
+        act(story)
+    shutil.rmtree(story.folder(200))
+    story.track("100")
+    story.session.change_job(story.job(), checkpoints=[100], roll_backs=[100])
+    (story.save(200) / "model").write_text("the second one")
+    act(story)
+    story.save(300)
+    assert MERGE in act(story)
+    pinned = story.job(MERGE).spec.input_dir(200)
+    assert [path.read_text() for path in pinned.glob("iter_*/model")] == ["the second one"]
+    assert (pinned.parent / "200-set-aside-1").exists()
+
+
+@pytest.mark.parametrize("dying_at", [200, 300])
 def test_a_merge_killed_at_any_durable_step_is_started_once_with_all_its_inputs(
-    story: Story, tmp_path: Path, killed_at: KilledAt
+    story: Story, tmp_path: Path, killed_at: KilledAt, dying_at: int
 ) -> None:
-    """The monitor dies at each step of each checkpoint, and the parent deletes what it has kept."""
+    """The monitor dies over an input or the last one; the parent deletes what it has kept."""
+    for iteration in range(100, dying_at, 100):
+        story.save(iteration)
+        act(story)
     for step in itertools.count(1):
         copy = moved(story, tmp_path / f"killed-{step}")
-        killed = False
-        for iteration in (100, 200, 300):
-            copy.open().save(iteration)
-            killed |= killed_at(step, lambda copy=copy: act(copy.open()))  # type: ignore[misc]
-            started = act(copy.open())
-            assert (MERGE in started) == (iteration == 300)
+        copy.open().save(dying_at)
+        killed = killed_at(step, lambda copy=copy: act(copy.open()))  # type: ignore[misc]
+        assert (MERGE in act(copy.open())) == (dying_at == 300)
+        for iteration in range(100, dying_at + 1, 100):
             shutil.rmtree(copy.folder(iteration))
+        if dying_at == 200:
+            copy.save(300)
+            assert MERGE in act(copy.open())
         check_once(copy)
         assert kept(copy) == [100, 200, 300]
         if not killed:
             break
-    assert step > 8
+    assert step > 5
 
 
 def test_a_chain_killed_at_any_durable_step_is_started_once(

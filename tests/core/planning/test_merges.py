@@ -124,12 +124,8 @@ def test_two_merges_of_one_name_are_refused() -> None:
 def test_a_trainer_without_a_merger_is_refused_with_the_key() -> None:
     args = {"training": {"steps": 100}, "optimizer": {"lr": 1e-3}, "checkpoint": {"interval": 10}}
     backend = TorchtitanBackend.model_validate({"args": args})
-    content = {
-        "project": {"name": "p"},
-        "backend": backend.model_dump(),
-        "slurm": {"kind": "local"},
-    }
-    content["merges"] = [{"at": [50], "last": 20}]
+    content: dict[str, Any] = {"project": {"name": "p"}, "slurm": {"kind": "local"}}
+    content |= {"backend": backend.model_dump(), "merges": [{"at": [50], "last": 20}]}
     with pytest.raises(BadInput, match=r"torchtitan has no merger; give `backend.merger`"):
         make_plan(Experiment.model_validate(content), OUT)
 
