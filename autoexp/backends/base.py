@@ -18,6 +18,7 @@ from autoexp.backends.protocol import (
     PinChanges,
     Progress,
     Unread,
+    Validation,
     fixed,
 )
 from autoexp.model import FrozenModel
@@ -170,6 +171,11 @@ class BackendBase(FrozenModel):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         """The log has no iterations in it."""
+        del line
+        return None
+
+    def validation(self, line: bytes) -> Validation | None:
+        """The log has no validation losses in it."""
         del line
         return None
 

@@ -19,6 +19,7 @@ from autoexp.backends.protocol import (
     Change,
     Progress,
     Unread,
+    Validation,
     fixed,
     may,
 )
@@ -36,7 +37,7 @@ _CHANGES = {
     "args.lr": may("the decay begins at this rate, at once"),
     "args.lr_warmup_iters": fixed("the warm-up is over"),
     "args.global_batch_size": may("from the first iteration of the branch on"),
-    "args.mix": may("other text, drawn by the checkpoint's random state"),
+    "args.mix": may("other text, drawn by the checkpoint's random state", data=True),
     "args.hidden_size": _WEIGHTS,
     "args.embedding_size": _WEIGHTS,
     "args.seq_length": _WEIGHTS,
@@ -180,6 +181,9 @@ class DemoBackend(BackendBase):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return formats.progress(line)
+
+    def validation(self, line: bytes) -> Validation | None:
+        return formats.validation(line)
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         return formats.read_start(line, earlier)

@@ -48,11 +48,13 @@ class Change(NamedTuple):
     may: bool
     how: str = ""
     """How it takes effect, for the plan; or why it cannot change."""
+    data: bool = False
+    """True if the loss of the branch may be of other data, and so begin anywhere."""
 
 
-def may(how: str = "") -> Change:
+def may(how: str = "", *, data: bool = False) -> Change:
     """An argument that a branch may change."""
-    return Change(True, how)
+    return Change(True, how, data)
 
 
 def fixed(why: str) -> Change:
@@ -78,6 +80,21 @@ class Progress(NamedTuple):
     seconds_per_iteration: float | None
     unread: str | None = None
     """A text in place of a number, as `loss 'n/a'`."""
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    """As the trainer prints it: of one GPU, where it does so."""
+    tflops: float | None = None
+    """TFLOP/s of one GPU."""
+
+
+class Validation(NamedTuple):
+    """A validation loss of one log line."""
+
+    iteration: int
+    loss: float
+    """Nats per token."""
+    name: str = "validation"
+    """Of the set of data."""
 
 
 class FoundCheckpoint(NamedTuple):
@@ -94,6 +111,8 @@ class CheckpointScan(NamedTuple):
     """By iteration."""
     unfinished: bool = False
     """True if a checkpoint there may become complete without a change to the watched paths."""
+    validations: tuple[Validation, ...] = ()
+    """The validation losses in that history."""
     progress: tuple[Progress, ...] = ()
     """The history of the training in the newest checkpoint, where the log does not have it."""
     problem: str | None = None
@@ -201,6 +220,9 @@ class Backend(Protocol):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         """Read the progress in a log line, if there is any; never raises."""
+
+    def validation(self, line: bytes) -> Validation | None:
+        """Read a validation loss in a log line that says no progress; never raises."""
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         """The iteration that the training begins from, where a log line says so.

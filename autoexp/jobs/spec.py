@@ -98,6 +98,12 @@ class JobSpec(FrozenModel):
         """The backend, as the protocol that all backends implement."""
         return self.backend
 
+    @property
+    def changes_data(self) -> bool:
+        """True if a branch trains on other data than its parent, as far as its settings say."""
+        keys = (key.partition(".")[2] for key in self.changes)
+        return any(self.trainer.branch_change(key).data for key in keys)
+
     def samples_at(self, iteration: int) -> int | None:
         """Samples that the model has seen at an iteration, its parent's included."""
         batches = self.trainer.batches(self.machine.workers)

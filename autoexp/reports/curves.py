@@ -1,17 +1,14 @@
 """Loss curves of a session and the gain of each cooldown over its trunk."""
 
-import csv
-import io
 from bisect import bisect_right
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp.errors import SessionDamaged
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.starts import branch_was_seen
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from autoexp.storage import atomic
+from autoexp.storage import metrics_file
 
 # Number of logged points averaged at a curve's end, against noise of single batches.
 _TAIL = 3
@@ -48,26 +45,11 @@ class Gain(NamedTuple):
 
 def read_curve(session: Path, job: str) -> Curve:
     """Read a job's metrics; where an iteration stands twice (a restart), the last one counts."""
-    rows: dict[int, tuple[float, float]] = {}
-    try:
-        raw = atomic.open_to_read(session / "metrics" / f"{job}.csv")
-        with io.TextIOWrapper(raw, newline="") as file:
-            for row in csv.reader(file):
-                # A row that is being written, or was torn by a kill, has too few cells.
-                if len(row) == 4 and row[1]:
-                    rows[int(row[0])] = (float(row[1]), float(row[2] or "nan"))
-    except FileNotFoundError:
-        pass
-    except (atomic.WrongFile, ValueError, csv.Error) as error:
-        raise SessionDamaged(
-            f"{session / 'metrics' / job}.csv cannot be read: {error}; move it away, and the "
-            "losses of this job are not shown"
-        ) from error
-    iterations = sorted(rows)
+    rows = metrics_file.read(session, job)
     return Curve(
-        iterations,
-        [rows[iteration][0] for iteration in iterations],
-        [rows[iteration][1] for iteration in iterations],
+        [row.iteration for row in rows],
+        [row.loss for row in rows],
+        [row.learning_rate for row in rows],
     )
 
 

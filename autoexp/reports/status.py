@@ -45,6 +45,10 @@ class JobSummary(BaseModel):
     target_iteration: int | None
     loss: float | None
     learning_rate: float | None
+    validation_losses: dict[str, float] = {}
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    tflops: float | None = None
     seconds_left: float | None
     gpu_hours: float
     planned_gpu_hours: float | None
@@ -131,6 +135,10 @@ def _job_status(job: JobRecord, stopped: str | None) -> JobSummary:
         target_iteration=spec.target_iteration,
         loss=job.loss,
         learning_rate=job.learning_rate,
+        validation_losses={name: loss for name, (_, loss) in job.validations.items()},
+        grad_norm=job.grad_norm,
+        tokens_per_s=job.tokens_per_s,
+        tflops=job.tflops,
         seconds_left=_seconds_left(job),
         gpu_hours=sum(spent_gpu_hours(attempt) for attempt in job.attempts),
         planned_gpu_hours=spec.planned.gpu_hours if spec.planned else None,

@@ -25,6 +25,7 @@ from autoexp.backends.protocol import (
     Change,
     Progress,
     Unread,
+    Validation,
 )
 from autoexp.model import COMPOSING
 
@@ -216,6 +217,9 @@ class MegatronBackend(BackendBase):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return formats.progress(line)
+
+    def validation(self, line: bytes) -> Validation | None:
+        return formats.validation(line)
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         return formats.read_start(line, earlier)

@@ -11,7 +11,8 @@ _MODEL = fixed("Megatron compares it with the checkpoint's, or its tensors have 
 _GROUPS = fixed("Megatron finds the checkpoint's parameter groups by it, and refuses another")
 _STATE = fixed("it is in the optimizer's state of the checkpoint, which wins")
 _DATA = may(
-    "the sampler goes on behind as many samples of the new data as the checkpoint has consumed"
+    "the sampler goes on behind as many samples of the new data as the checkpoint has consumed",
+    data=True,
 )
 _LAYOUT = may("torch_dist checkpoints are read in any layout; `ckpt_format: torch` refuses it")
 _OVER = fixed("the warm-up is over")
@@ -19,7 +20,7 @@ _OVER = fixed("the warm-up is over")
 BRANCH_CHANGES: dict[str, Change] = {
     "python": may(),
     # What has no entry passes through, and Megatron decides.
-    "args": may("passes through: autoexp does not know what Megatron keeps"),
+    "args": may("passes through: autoexp does not know what Megatron keeps", data=True),
     **dict.fromkeys(("args.lr", "args.min_lr"), _GROUPS),
     **dict.fromkeys(("args.lr_warmup_iters", "args.rampup_batch_size"), _OVER),
     "args.train_iters": fixed("a branch ends with its decay"),
@@ -40,9 +41,11 @@ BRANCH_CHANGES: dict[str, Change] = {
     **dict.fromkeys(
         ("args.data_path", "args.split", "args.mock_data", "args.train_data_path"), _DATA
     ),
-    "args.seq_length": may("new samples are of this length; the position goes on in samples"),
+    "args.seq_length": may(
+        "new samples are of this length; the position goes on in samples", data=True
+    ),
     "args.max_position_embeddings": may("rotary embeddings alone: learned ones have this shape"),
-    "args.rotary_base": may("from the first iteration of the branch on"),
+    "args.rotary_base": may("from the first iteration of the branch on", data=True),
     "args.global_batch_size": may("the decay is counted in samples, as Megatron's scheduler does"),
     "args.micro_batch_size": may(),
     **dict.fromkeys(
