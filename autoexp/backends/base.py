@@ -50,6 +50,13 @@ class BackendBase(FrozenModel):
         "stand for a word each, `{output}` for what it writes, `{python}` for autoexp's",
     )
 
+    parameters: int | None = Field(
+        None,
+        gt=0,
+        description="the model's parameters, for scaling laws; the demo's and Megatron's are "
+        "counted where it is not given",
+    )
+
     @model_validator(mode="after")
     def _merger_has_all(self) -> Self:
         if self.merger:
@@ -126,6 +133,9 @@ class BackendBase(FrozenModel):
         known = (self.BRANCH_CHANGES.get(prefix) for prefix in prefixes)
         found = (change for change in known if change is not None)
         return next(found, fixed("it is what a training and its branches share"))
+
+    def parameter_count(self) -> int | None:
+        return self.parameters
 
     @property
     def merge_scores(self) -> str | None:

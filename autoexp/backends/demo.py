@@ -149,6 +149,13 @@ class DemoBackend(BackendBase):
         trainer = (sys.executable, "-m", "autoexp.demo.trainer")
         return (*trainer, *directories, "--train-iters", str(train_iters), *flags)
 
+    def parameter_count(self) -> int | None:
+        """Embeddings, one hidden layer, and the softmax over 27 characters."""
+        args = self.args
+        hidden = args.hidden_size * (args.seq_length * args.embedding_size + 1)
+        own = 27 * args.embedding_size + hidden + 27 * (args.hidden_size + 1)
+        return self.parameters or own
+
     @property
     def merge_scores(self) -> str | None:
         return None if self.merger else "scores.json"

@@ -184,6 +184,9 @@ class Backend(Protocol):
     def branch_change(self, key: str) -> Change:
         """Whether a branch may change a setting, as `args.lr`, and keep optimizer state."""
 
+    def parameter_count(self) -> int | None:
+        """The model's parameters, for scaling laws; None where unknown."""
+
     @property
     def merge_scores(self) -> str | None:
         """File of scores that its merger writes in the job's output directory, if any."""

@@ -55,7 +55,9 @@ def _row(session: Session, job: JobRecord) -> Row:
         "decay_shape": branch.shape if branch else None,
         "min_lr": branch.min_lr if branch else None,
         "changes": in_words(spec.changes) or None,
+        "parameters": spec.trainer.parameter_count() if trains else None,
         "tokens": spec.tokens_at(job.iteration or 0) if trains else None,
+        "flops": _flops(job),
         "final_loss": sum(tail) / len(tail) if tail and trains and not ended_wrongly(job) else None,
         "validation_loss": validation_loss(job),
         "grad_norm": job.grad_norm,
@@ -73,6 +75,15 @@ def _row(session: Session, job: JobRecord) -> Row:
         **{f"score.{name}": value for name, value in job.scores.items()},
         **_settings(job),
     }
+
+
+def _flops(job: JobRecord) -> float | None:
+    """The compute that made the model: 6 for each parameter and token (Kaplan et al.)."""
+    if job.spec.target_iteration is None:
+        return None
+    parameters = job.spec.trainer.parameter_count()
+    tokens = job.spec.tokens_at(job.iteration or 0)
+    return None if parameters is None or tokens is None else 6.0 * parameters * tokens
 
 
 def _settings(job: JobRecord) -> Row:

@@ -111,6 +111,9 @@ class MegatronBackend(BackendBase):
             found.append("no data: give `backend.args.data_path`, or `mock_data: true`")
         return found
 
+    def parameter_count(self) -> int | None:
+        return self.parameters or self.args.parameters
+
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         schedule: dict[str, object] = {
             "lr_decay_style": "constant",
