@@ -105,7 +105,7 @@ def plot(
     """
     from autoexp.reports import curves
     from autoexp.reports.plot import Subject, draw
-    from autoexp.reports.tables import gains_lines
+    from autoexp.reports.tables import gains_lines, merges_lines
     from autoexp.reports.terminal import say
 
     opened = _opened(sessions or [None])
@@ -113,6 +113,8 @@ def plot(
     say(draw(*map(Subject.of, opened), path=path))
     for session in opened:
         for line in gains_lines(curves.gains(session), curves.without_seen_start(session)):
+            say(line)
+        for line in merges_lines(curves.merges(session)):
             say(line)
     return 0
 

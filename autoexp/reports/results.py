@@ -8,7 +8,7 @@ from autoexp.dotted import flat
 from autoexp.jobs.gpu_hours import spent_gpu_hours
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.starts import ended_wrongly
-from autoexp.reports.curves import read_curve
+from autoexp.reports.curves import read_curve, validation_loss
 from autoexp.session.session import Session
 from autoexp.states import Kind
 
@@ -93,14 +93,6 @@ def _settings(job: JobRecord) -> Row:
     # A key without a dot, as a group's choice, would look like a column of every job.
     named = {key if "." in key else f"setting.{key}": value for key, value in found.items()}
     return {key: str(v) if isinstance(v, list | dict) else v for key, v in named.items()}
-
-
-def validation_loss(job: JobRecord) -> float | None:
-    """The last loss on the set `validation`, else on the first set; of a merge its own score."""
-    if job.spec.merge is not None:
-        return job.scores.get("validation_loss")
-    last = job.validations.get("validation") or next(iter(job.validations.values()), None)
-    return None if last is None else last[1]
 
 
 def in_words(changes: Mapping[str, Any]) -> str:

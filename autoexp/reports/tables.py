@@ -16,7 +16,7 @@ from autoexp.jobs.limits import is_measured
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.cost import Cost
 from autoexp.planning.plan import Plan
-from autoexp.reports.curves import Gain
+from autoexp.reports.curves import Gain, Merged
 from autoexp.reports.status import JobSummary, Status
 from autoexp.states import Kind, Verdict
 
@@ -200,6 +200,19 @@ def gains_lines(found: Iterable[Gain], unseen: Iterable[str] = ()) -> list[str]:
     ]
     if names := ", ".join(unseen):
         lines.append(f"{names}: no gain is shown, as its log does not say where it began")
+    return lines
+
+
+def merges_lines(found: Iterable[Merged]) -> list[str]:
+    """Merged models, each against the cooldown that it may replace."""
+    lines = []
+    for each in found:
+        line = f"{each.job}: merged {each.loss:.3f}"
+        if each.cooled is not None:
+            line += f", cooled {each.cooled:.3f} ({each.cooldown})"
+        if each.saved_gpu_hours:
+            line += f", saved {each.saved_gpu_hours:,.2f} GPU hours"
+        lines.append(line)
     return lines
 
 
