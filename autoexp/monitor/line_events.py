@@ -72,8 +72,9 @@ def _add(
 
 def _expectation(job: JobRecord, attempt: Attempt) -> Expectation:
     branch, trainer = job.spec.branch, job.spec.trainer
-    is_other = job.spec.changes_data and attempt.number == 1
-    before = None if is_other else attempt.before
+    before = attempt.before
+    if branch and before and before.iteration == branch.iteration and job.spec.changes_data:
+        before = None  # its own first losses are of other data than its parent's
     first = next(iter(attempt.first_logged), None)
     if branch is None:
         return Expectation(job.logs_loss, _no_plan, None, before, first)

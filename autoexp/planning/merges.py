@@ -14,7 +14,8 @@ from autoexp.names import check_job
 from autoexp.planning.stage_jobs import machine_with
 from autoexp.states import Kind
 
-_ONE_NODE = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1}
+# Not the time limit of a training, with which it would wait for days.
+_ONE_NODE = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "time_limit_min": 120.0}
 
 
 class MergeJobs(NamedTuple):

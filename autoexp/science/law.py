@@ -51,7 +51,8 @@ class Law(NamedTuple):
 
     def loss(self, parameters: float, tokens: float) -> float:
         """The loss of a model of this size on this many tokens."""
-        return self.e + self.a * parameters**-self.alpha + self.b * tokens**-self.beta
+        by_size = self.a * math.pow(parameters, -self.alpha)
+        return self.e + by_size + self.b * math.pow(tokens, -self.beta)
 
 
 class Interval(NamedTuple):

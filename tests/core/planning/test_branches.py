@@ -339,3 +339,26 @@ def test_a_record_of_a_branch_is_read_back_as_it_was(tmp_path: Path) -> None:
     session = Session.load(create(composed, tmp_path / "sessions", session_id="s1"))
     assert session.jobs["tiny-cd100-code"].spec.changes == {"backend.args.mix": "code"}
     assert flat(session.experiment.model_dump(mode="json"))["cooldowns"][0]["then"]
+
+
+# The examples that ship
+
+
+def test_the_annealing_study_has_mixes_rates_a_chain_and_merges() -> None:
+    plan = plan_study(compose("annealing"), OUT)
+    kinds = [str(job.kind) for job in plan.jobs]
+    assert (kinds.count("cooldown"), kinds.count("merge")) == (8, 2)
+    assert {job.changes.get("backend.args.mix") for job in plan.cooldowns} >= {
+        "web",
+        "code",
+        "math",
+    }
+    assert "anneal-cd1200-chain-cd1300-long" in names(plan)
+
+
+def test_the_ladder_has_five_sizes_and_four_budgets_that_its_trunks_reach() -> None:
+    plan = plan_study(compose("ladder"), OUT)
+    ends = {(job.trainer.parameter_count(), job.target_iteration) for job in plan.cooldowns}
+    assert len(ends) == len(plan.cooldowns) == 20
+    assert len({parameters for parameters, _ in ends}) == 5
+    assert not plan.notes

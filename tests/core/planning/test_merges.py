@@ -68,7 +68,7 @@ def test_a_merge_is_a_job_on_one_node_without_gpus_that_starts_at_its_last_check
     slurm = {"kind": "slurm", "nodes": 8, "gpus_per_node": 4, "launcher": "srun"}
     job = planned({"at": [1000], "last": 300, "slurm": {"partition": "cpu"}}, slurm=slurm).jobs[-1]
     assert (job.kind, job.name, job.parent, job.starts_at) == (Kind.MERGE, "p-merge1000", "p", 1000)
-    assert job.machine.gpus == 0
+    assert (job.machine.gpus, job.configured_limit_min) == (0, 120)
     assert getattr(job.machine, "partition", None) == "cpu"
     assert job.merge is not None
     assert job.merge.iterations == (700, 800, 900, 1000)

@@ -15,6 +15,7 @@ from autoexp.config.compose import compose
 from autoexp.demo import model as language
 from autoexp.dotted import setting
 from autoexp.errors import BadInput
+from autoexp.planning.study import plan_study
 from autoexp.science import law
 from autoexp.science.branches import ends_of
 from autoexp.science.law_plot import draw_law
@@ -22,6 +23,7 @@ from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.builders import TINY, create
 from tests.core.backends.conformance.megatron import ARGS, STAND_IN
+from tests.sources import ROOT
 
 # Of Hoffmann et al., approach 3.
 TRUE = law.Law(e=1.69, a=406.4, b=410.7, alpha=0.34, beta=0.28)
@@ -66,6 +68,23 @@ def test_a_prediction_beyond_the_table_has_an_interval_that_covers_it() -> None:
     found = law.fit(table(2e-3), resampled=60)
     predicted = found.predict(7e10, 1.4e12)
     assert predicted.low <= TRUE.loss(7e10, 1.4e12) <= predicted.high
+
+
+def test_the_entropy_of_the_demos_language_is_within_the_interval_of_its_ladder() -> None:
+    """Recorded losses of its trainer, on the sizes and budgets of `configs/ladder.yaml`."""
+    recorded = json.loads((ROOT / "tests" / "data" / "science" / "ladder.json").read_text())
+    runs = [law.Run(**run) for run in recorded["runs"]]
+    planned = plan_study(compose("ladder"), Path("/out")).cooldowns
+    ends = {
+        (job.trainer.parameter_count(), job.tokens_at(job.branch.target))
+        for job in planned
+        if job.branch
+    }
+    assert {(run.parameters, run.tokens) for run in runs} == ends
+    found = law.fit(runs)
+    interval = found.intervals["E"]
+    assert interval.low <= language.draw_language(1234).entropy_floor <= interval.high
+    assert interval.high - interval.low < 0.15
 
 
 @pytest.mark.parametrize(
