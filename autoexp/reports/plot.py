@@ -18,7 +18,12 @@ from autoexp.states import Kind
 from autoexp.storage import atomic
 
 _TRUNK = "#4a5568"
-_MERGED = "#0f766e"
+_MERGED = "#000000"
+# Of Okabe and Ito, for readers who see fewer; of many branches, hues in their order.
+_HUES = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"),
+    *("#7F3C8D", "#8C6D31", "#A5A5A5"),
+)
 # Beside the hue, for readers who cannot tell one from another.
 _STYLES: tuple[str, ...] = ("-", "--", "-.")
 _INSIDE = 6  # lines whose legend fits beside the curves
@@ -71,7 +76,10 @@ def draw(*sessions: Subject, path: Path | None = None) -> Path:
         else:
             place = branches.index(spec) / max(1, len(branches) - 1)
             curve = _joined(session, spec.parent or "", curve)
-            hue, style = colours(0.1 + 0.7 * place), _STYLES[branches.index(spec) % len(_STYLES)]
+            number = branches.index(spec)
+            few = 2 < len(branches) <= len(_HUES)
+            hue = _HUES[number] if few else colours(0.1 + 0.7 * place)
+            style = _STYLES[number % len(_STYLES)]
             _line(loss, rate, curve, hue, label, width=2.0, style=style)
             _planned(rate, spec, hue)
             if (last := session.losses.get(spec.name)) is not None:
@@ -87,8 +95,8 @@ def draw(*sessions: Subject, path: Path | None = None) -> Path:
 
 
 def _is_branch(spec: JobSpec) -> bool:
-    """True if its curve branches from another one; a training after another begins on its own."""
-    return spec.parent is not None and spec.kind is not Kind.TRAIN
+    """True if its curve branches from another one."""
+    return spec.branch is not None
 
 
 def _line(
