@@ -1,6 +1,7 @@
 """Any trainer, described in YAML: its command, checkpoints and progress lines."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -11,15 +12,26 @@ from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.command_line import Argument, refuse_names, word
 from autoexp.backends.placeholders import change_options, names_of, pattern_of, substitute
-from autoexp.backends.progress_line import ProgressPattern
+from autoexp.backends.progress_line import ProgressPattern, ValidationPattern
 from autoexp.backends.protocol import (
     Branch,
+    Change,
     Progress,
     Unread,
+    Validation,
+    fixed,
+    may,
 )
 from autoexp.logs.linear import refuse_slow
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.redaction import Variables
+
+_CHANGES = {
+    "variables": may(),
+    "args": may("autoexp cannot know what your trainer keeps: try it", data=True),
+    "args.train_iters": fixed("a branch ends with its decay"),
+    "args.lr_warmup_iters": fixed("the warm-up is over"),
+}
 
 
 class CommandArgs(FrozenModel):
@@ -93,6 +105,7 @@ class CommandBackend(BackendBase):
     """Your own trainer, without Python code in autoexp."""
 
     LOGS_DONE: ClassVar[bool] = False
+    BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 
     kind: Literal["command"] = "command"
     command: tuple[str, ...] = Field(
@@ -112,8 +125,14 @@ class CommandBackend(BackendBase):
     saves: Checkpoints = Field(description="its checkpoints")
     log_line: str = Field(
         description="regular expression of a progress line, with groups `iteration`, `loss`, "
-        "`learning_rate`, `seconds`; colours are taken out before, and of a long line it sees the "
-        "first 1 to 64 KiB, the less the more repeats it has",
+        "`learning_rate`, `seconds`, `grad_norm`, `tokens_per_s`, `tflops`; colours are taken out "
+        "before, and of a long line it sees the first 1 to 64 KiB, the less the more repeats it "
+        "has",
+    )
+    validation_line: str | None = Field(
+        None,
+        description="regular expression of a line with a validation loss, with groups `iteration` "
+        "and `loss`, and `set` where there are several sets",
     )
     start_line: str | None = Field(
         None,
@@ -131,8 +150,10 @@ class CommandBackend(BackendBase):
         ProgressPattern(self.log_line)
         if self.start_line is not None:
             ProgressPattern(self.start_line)
+        if self.validation_line is not None:
+            ValidationPattern(self.validation_line)
         if info.context == COMPOSING:
-            for pattern in (self.log_line, self.start_line):
+            for pattern in (self.log_line, self.start_line, self.validation_line):
                 if pattern is not None:
                     refuse_slow(pattern)
         own = self._values(self.args.train_iters, Path())
@@ -200,13 +221,14 @@ class CommandBackend(BackendBase):
             "python": sys.executable,
         }
 
+    def decay_shapes(self) -> Mapping[str, str]:
+        return self.shapes
+
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", **self.variables}
 
     def refusals(self, branch: Branch) -> list[str]:
         reasons = super().refusals(branch)
-        if branch.shape not in self.shapes:
-            reasons.append(f"the trainer has no shape {branch.shape}: {', '.join(self.shapes)}")
         if not self.cooldown:
             reasons.append("`backend.cooldown` does not define what a cooldown changes")
         return reasons
@@ -233,6 +255,10 @@ class CommandBackend(BackendBase):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return ProgressPattern(self.log_line).read(line)
+
+    def validation(self, line: bytes) -> Validation | None:
+        written = self.validation_line
+        return None if written is None else ValidationPattern(written).read(line)
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         del earlier

@@ -1,5 +1,6 @@
 """The protocol of backends: knowledge about one trainer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -20,10 +21,45 @@ class Branch(FrozenModel):
     shape: str
     min_lr: float
     """Learning rate at the end of the decay."""
+    power: float | None = None
+    """Of the shape `power`."""
+    points: tuple[tuple[float, float], ...] | None = None
+    """Of the shape `points`: shares of the length, and of the way from `min_lr` to the peak."""
+    hold_iterations: int = 0
+    """Iterations at the end that stay at `min_lr`; part of `decay_iterations`."""
+    samples: int | None = None
+    """Samples seen at the branch point, where the batches before it were others than its own."""
+    tokens: int | None = None
+    """Tokens seen there, where its iterations have others than its parent's."""
 
     @property
     def target(self) -> int:
         return self.iteration + self.decay_iterations
+
+    @property
+    def falls_until(self) -> int:
+        """The iteration at which the rate has reached `min_lr`."""
+        return self.target - self.hold_iterations
+
+
+class Change(NamedTuple):
+    """Whether a branch may change an argument of its parent while optimizer state is kept."""
+
+    may: bool
+    how: str = ""
+    """How it takes effect, for the plan; or why it cannot change."""
+    data: bool = False
+    """True if the loss of the branch may be of other data, and so begin anywhere."""
+
+
+def may(how: str = "", *, data: bool = False) -> Change:
+    """An argument that a branch may change."""
+    return Change(True, how, data)
+
+
+def fixed(why: str) -> Change:
+    """An argument that a branch has to share with its parent."""
+    return Change(False, why)
 
 
 class Unread(NamedTuple):
@@ -44,6 +80,21 @@ class Progress(NamedTuple):
     seconds_per_iteration: float | None
     unread: str | None = None
     """A text in place of a number, as `loss 'n/a'`."""
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    """As the trainer prints it: of one GPU, where it does so."""
+    tflops: float | None = None
+    """TFLOP/s of one GPU."""
+
+
+class Validation(NamedTuple):
+    """A validation loss of one log line."""
+
+    iteration: int
+    loss: float
+    """Nats per token."""
+    name: str = "validation"
+    """Of the set of data."""
 
 
 class FoundCheckpoint(NamedTuple):
@@ -60,6 +111,8 @@ class CheckpointScan(NamedTuple):
     """By iteration."""
     unfinished: bool = False
     """True if a checkpoint there may become complete without a change to the watched paths."""
+    validations: tuple[Validation, ...] = ()
+    """The validation losses in that history."""
     progress: tuple[Progress, ...] = ()
     """The history of the training in the newest checkpoint, where the log does not have it."""
     problem: str | None = None
@@ -128,6 +181,24 @@ class Backend(Protocol):
     def refusals(self, branch: Branch) -> list[str]:
         """Reasons why this trainer cannot run `branch`; empty when it can."""
 
+    def branch_change(self, key: str) -> Change:
+        """Whether a branch may change a setting, as `args.lr`, and keep optimizer state."""
+
+    def parameter_count(self) -> int | None:
+        """The model's parameters, for scaling laws; None where unknown."""
+
+    @property
+    def merge_scores(self) -> str | None:
+        """File of scores that its merger writes in the job's output directory, if any."""
+
+    def merge_command(
+        self, checkpoints: Sequence[Path], weights: Sequence[float], output: Path
+    ) -> tuple[str, ...]:
+        """The command that writes the weighted sum of checkpoints to `output`; empty: no merger."""
+
+    def retention_refusal(self, iteration: int) -> str | None:
+        """Reason why a checkpoint is deleted before anybody sees it; None when it stays."""
+
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         """Paths whose stat changes when a checkpoint may have become complete."""
 
@@ -152,6 +223,9 @@ class Backend(Protocol):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         """Read the progress in a log line, if there is any; never raises."""
+
+    def validation(self, line: bytes) -> Validation | None:
+        """Read a validation loss in a log line that says no progress; never raises."""
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         """The iteration that the training begins from, where a log line says so.

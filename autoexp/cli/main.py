@@ -70,6 +70,7 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "plot": results.plot,
         "export": results.export,
         "compare": results.compare,
+        "fit": results.fit,
         "rules": CommandGroup("Try rules on an existing log.", {"test": rules.rules_test}),
         "cancel": sessions.cancel,
         "retry": requests.retry,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs.matcher import Matcher, matcher
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Start
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Keep, Start
 from autoexp.rules.conditions import Condition
 from autoexp.rules.events import CheckpointComplete, Event, JobReady
 from autoexp.rules.metrics import window
@@ -175,7 +175,7 @@ class RuleBook:
         """True if a checkpoint starts one of these jobs."""
         starts = self._starts.get((event.job, event.iteration), [])
         return any(
-            isinstance(asked.action, Start) and asked.action.job in names
+            isinstance(asked.action, Start | Keep) and asked.action.job in names
             for rule in starts
             for asked in rule.then
         )
@@ -187,22 +187,34 @@ def is_about(rule: RuleBase, spec: JobSpec) -> bool:
 
 
 def implied(jobs: Iterable[JobSpec]) -> tuple[Rule, ...]:
-    """The rules that planned jobs imply: they start jobs that wait for others."""
-    return tuple(
+    """The rules that planned jobs imply: they start jobs that wait for others, and pin inputs."""
+    rules: list[Rule] = []
+    for job in jobs:
+        rules += _keeps(job)
+        if (on := _start_of(job)) is not None:
+            start = Asked(Start(job=job.name), job.start_when, job.start_within_s)
+            rules.append(Rule(f"start-{job.name}", on, (start,)))
+    return tuple(rules)
+
+
+def _keeps(job: JobSpec) -> list[Rule]:
+    """The checkpoints of a merge before its last one, each pinned before it may be deleted."""
+    if job.merge is None or job.parent is None:
+        return []
+    return [
         Rule(
-            f"start-{job.name}",
-            on,
-            (Asked(Start(job=job.name), job.start_when, job.start_within_s),),
+            f"keep-{job.name}",
+            OnCheckpoint(job=job.parent, iteration=iteration),
+            (Asked(Keep(job=job.name)),),
         )
-        for job in jobs
-        if (on := _start_of(job)) is not None
-    )
+        for iteration in job.merge.iterations[:-1]
+    ]
 
 
 def _start_of(job: JobSpec) -> OnCheckpoint | OnReady | None:
-    """A cooldown starts at its parent's checkpoint, other jobs once their dependencies are done."""
+    """A branch or merge starts at its parent's checkpoint, others once what they wait for is."""
     if job.awaits:
         return OnReady(job=job.name)
-    if job.parent is not None and job.branch is not None:
-        return OnCheckpoint(job=job.parent, iteration=job.branch.iteration)
+    if job.parent is not None and job.starts_at is not None:
+        return OnCheckpoint(job=job.parent, iteration=job.starts_at)
     return None

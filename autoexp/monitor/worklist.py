@@ -13,7 +13,7 @@ from autoexp.jobs.record import JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.steps import NextStep, Submit, next_step, not_done, together
-from autoexp.rules.actions import Start
+from autoexp.rules.actions import Keep, Start
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.inbox import is_done
 from autoexp.session.session import Session
@@ -233,7 +233,7 @@ class Worklist:
             found.append(action.model_copy())
         self._ready.clear()
         self._acting |= {action.key for action in found}
-        self._starting |= {a.key for a in found if isinstance(a.action, Start)}
+        self._starting |= {a.key for a in found if isinstance(a.action, Start | Keep)}
         return found, has_conditions
 
     def waiting_actions(self) -> list[ActionRecord]:

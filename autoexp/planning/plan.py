@@ -9,6 +9,7 @@ from autoexp.jobs.budget import Budget, total
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import FrozenModel
 from autoexp.planning.cost import Cost, alone, together
+from autoexp.planning.merges import merge_jobs
 from autoexp.planning.stage_graph import stage_jobs
 from autoexp.planning.trainings import training
 from autoexp.states import Kind
@@ -44,11 +45,12 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     Raises BadInput with every impossible cooldown, and the reason.
     """
     own = training(experiment, output_root, save_dir)
-    stages = stage_jobs(experiment, own.jobs)
+    merges = merge_jobs(experiment, output_root, {job.name for job in own.jobs})
+    stages = stage_jobs(experiment, [*own.jobs, *merges.jobs])
     cost = alone(together([own.cost, *stages.costs])) if stages.costs else own.cost
     return Plan(
-        jobs=(*own.jobs, *stages.jobs),
-        notes=(*own.notes, *stages.notes),
+        jobs=(*own.jobs, *merges.jobs, *stages.jobs),
+        notes=(*own.notes, *merges.notes, *stages.notes),
         cost=cost,
     )
 

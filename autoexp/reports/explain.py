@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from autoexp.jobs.record import JobRecord
 from autoexp.monitor.template_values import values_of
 from autoexp.reports.status import waits
-from autoexp.rules.actions import Start
+from autoexp.rules.actions import Keep, Start
 from autoexp.rules.describe import describe, describe_action
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.session import Session
@@ -33,7 +33,7 @@ def explain(session: Session, job: JobRecord) -> Iterator[str]:
         when = entry.time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         yield f"{when}  {describe(entry.event)}"
         for action in session.actions.values():
-            if action.event.key == entry.event.key and not isinstance(action.action, Start):
+            if action.event.key == entry.event.key and not isinstance(action.action, Start | Keep):
                 yield f"    {_action(session, action)}"
     for action in session.actions.values():
         if isinstance(action.action, Start) and action.action.job == name:

@@ -45,6 +45,10 @@ class JobSummary(BaseModel):
     target_iteration: int | None
     loss: float | None
     learning_rate: float | None
+    validation_losses: dict[str, float] = {}
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    tflops: float | None = None
     seconds_left: float | None
     gpu_hours: float
     planned_gpu_hours: float | None
@@ -131,6 +135,10 @@ def _job_status(job: JobRecord, stopped: str | None) -> JobSummary:
         target_iteration=spec.target_iteration,
         loss=job.loss,
         learning_rate=job.learning_rate,
+        validation_losses={name: loss for name, (_, loss) in job.validations.items()},
+        grad_norm=job.grad_norm,
+        tokens_per_s=job.tokens_per_s,
+        tflops=job.tflops,
         seconds_left=_seconds_left(job),
         gpu_hours=sum(spent_gpu_hours(attempt) for attempt in job.attempts),
         planned_gpu_hours=spec.planned.gpu_hours if spec.planned else None,
@@ -163,8 +171,8 @@ def waits(job: JobRecord, stopped: str | None = None) -> str | None:
         return None
     if not job.launched and job.spec.awaits:
         return f"waits for {', '.join(str(awaited) for awaited in job.spec.awaits)}"
-    if not job.launched and job.spec.branch is not None:
-        return f"waits for checkpoint {job.spec.branch.iteration} of {job.spec.parent}"
+    if not job.launched and job.spec.starts_at is not None:
+        return f"waits for checkpoint {job.spec.starts_at} of {job.spec.parent}"
     if job.wants_attempt():
         return stopped or "waits for a place in the queue (slurm.max_jobs)"
     attempt = job.attempt

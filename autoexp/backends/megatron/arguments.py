@@ -113,6 +113,23 @@ class MegatronArgs(FrozenModel):
         """Arguments that no field describes."""
         return self.__pydantic_extra__
 
+    @property
+    def parameters(self) -> int | None:
+        """Weights of attention and MLPs, without embeddings, norms and biases.
+
+        None for a mixture of experts. Source: Megatron-LM, num_floating_point_operations and the
+        defaults of validate_args.
+        """
+        if "num_experts" in self.passed_through:
+            return None
+        hidden, heads = self.hidden_size, self.num_attention_heads
+        head = self.kv_channels or hidden // heads
+        groups = (self.num_query_groups or 1) if self.group_query_attention else heads
+        attention = 2 * hidden * head * (heads + groups)
+        narrow = int(4 * hidden * 2 / 3 / 64) * 64
+        ffn = self.ffn_hidden_size or (narrow if self.swiglu else 4 * hidden)
+        return self.num_layers * (attention + hidden * ffn * (3 if self.swiglu else 2))
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         """Refuse what Megatron answers with a bare AssertionError, or not at all."""

@@ -5,7 +5,7 @@ its own progress. It keeps the trunk's `--lr` and `--min-lr`, with which checkpo
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -17,12 +17,15 @@ from autoexp.backends.checkpoints import Layout
 from autoexp.backends.command_line import flags, refuse_names
 from autoexp.backends.megatron import formats
 from autoexp.backends.megatron.arguments import MegatronArgs
+from autoexp.backends.megatron.branch_changes import BRANCH_CHANGES
 from autoexp.backends.megatron.known_arguments import OURS, PASSED_THROUGH
 from autoexp.backends.megatron.source_reader import names_in
 from autoexp.backends.protocol import (
     Branch,
+    Change,
     Progress,
     Unread,
+    Validation,
 )
 from autoexp.model import COMPOSING
 
@@ -31,6 +34,11 @@ class MegatronBackend(BackendBase):
     """Trains with Megatron-LM's own script."""
 
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
+    SHAPES: ClassVar[Mapping[str, str]] = {
+        name: name for name in ("minus_sqrt", "linear", "cosine", "exponential")
+    }
+    HOLDS: ClassVar[bool] = True
+    BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = BRANCH_CHANGES
 
     kind: Literal["megatron"] = "megatron"
     source: AbsolutePath = Field(
@@ -103,6 +111,9 @@ class MegatronBackend(BackendBase):
             found.append("no data: give `backend.args.data_path`, or `mock_data: true`")
         return found
 
+    def parameter_count(self) -> int | None:
+        return self.parameters or self.args.parameters
+
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         schedule: dict[str, object] = {
             "lr_decay_style": "constant",
@@ -115,11 +126,31 @@ class MegatronBackend(BackendBase):
             "exit_on_missing_checkpoint": True,
             "lr_decay_style": "WSD",
             "lr_wsd_decay_style": branch.shape,
-            **self._lengths(branch.target, branch.iteration),
+            **self._lengths(branch.target),
+            **self._decay(branch),
         }
         return self._command(save_dir, schedule)
 
-    def _lengths(self, target: int, start: int | None = None) -> dict[str, int]:
+    def _decay(self, branch: Branch) -> dict[str, int]:
+        """Where the decay ends, and its length.
+
+        Megatron's scheduler counts samples, and has those of the trunk in its state: with another
+        batch size, its iterations are those that the trunk would have taken with that size.
+        """
+        falls = branch.falls_until - branch.iteration
+        if self.args.rampup_batch_size is not None:
+            end, start = map(self.args.batches.samples, (branch.falls_until, branch.iteration))
+            return {"lr_decay_samples": end, "lr_wsd_decay_samples": end - start}
+        before = branch.iteration
+        if branch.samples is not None:
+            before = branch.samples // self.args.global_batch_size
+        return {
+            "lr_decay_iters": before + falls,
+            "lr_wsd_decay_iters": falls,
+            "lr_warmup_iters": min(self.args.lr_warmup_iters, before),
+        }
+
+    def _lengths(self, target: int) -> dict[str, int]:
         """Lengths of training, warm-up and decay: in samples where the batch size grows.
 
         Megatron refuses a ramp with iterations, and its scheduler counts samples.
@@ -128,14 +159,11 @@ class MegatronBackend(BackendBase):
         count: Callable[[int], int] = int
         if self.args.rampup_batch_size is not None:
             unit, count = "samples", self.args.batches.samples
-        lengths = {
+        return {
             f"train_{unit}": count(target),
             f"lr_decay_{unit}": count(target),
             f"lr_warmup_{unit}": count(self.args.lr_warmup_iters),
         }
-        if start is not None:
-            lengths[f"lr_wsd_decay_{unit}"] = count(target) - count(start)
-        return lengths
 
     def _command(self, save_dir: Path, schedule: dict[str, object]) -> tuple[str, ...]:
         return (
@@ -160,13 +188,22 @@ class MegatronBackend(BackendBase):
                 "finds a checkpoint's parameter groups by it and refuses another; "
                 "set backend.args.min_lr"
             )
-        kept = args.save_retain_interval
-        if kept is not None and branch.iteration % kept:
+        if branch.samples is not None and branch.samples % args.global_batch_size:
             reasons.append(
-                f"save_retain_interval {kept} deletes its checkpoint as soon as there is a newer "
-                "one; branch at multiples of it"
+                f"{branch.samples} samples at the branch point are no multiple of "
+                f"global_batch_size {args.global_batch_size}: Megatron's scheduler counts "
+                "samples, and the decay would begin within an iteration"
             )
         return reasons
+
+    def retention_refusal(self, iteration: int) -> str | None:
+        kept = self.args.save_retain_interval
+        if kept is None or iteration % kept == 0:
+            return None
+        return (
+            f"save_retain_interval {kept} deletes its checkpoint as soon as there is a newer "
+            "one; branch at multiples of it"
+        )
 
     @property
     def peak_lr(self) -> float:
@@ -183,6 +220,9 @@ class MegatronBackend(BackendBase):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return formats.progress(line)
+
+    def validation(self, line: bytes) -> Validation | None:
+        return formats.validation(line)
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         return formats.read_start(line, earlier)
