@@ -282,7 +282,7 @@ class Session:
             log=str(self.path / "attempts" / key / "job.log"),
             intended_at=now(),
             first_iteration=job.saved_iteration,
-            before=self._before(job),
+            before=self.losses_before(job),
             gpus=job.spec.machine.gpus,
             time_limit_min=time_limit(job, self.jobs.get(job.spec.parent or "")),
             after=ahead[-1].job_id if ahead else None,
@@ -290,7 +290,7 @@ class Session:
         self.change_job(job, attempts=[*job.attempts, attempt])
         return attempt
 
-    def _before(self, job: JobRecord) -> Before | None:
+    def losses_before(self, job: JobRecord) -> Before | None:
         """What was logged before the checkpoint that the next attempt begins from."""
         rules = self.experiment.monitoring.metric_events.values()
         if not any(rule is not None and rule.continuity is not None for rule in rules):

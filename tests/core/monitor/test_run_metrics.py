@@ -18,6 +18,7 @@ from autoexp.config.compose import compose
 from autoexp.demo import checkpoints, trainer
 from autoexp.demo import model as language
 from autoexp.dotted import setting
+from autoexp.operations import arrays
 from autoexp.reports import results
 from autoexp.reports.status import status_of
 from autoexp.rules.events import MetricAlarm
@@ -211,7 +212,7 @@ def test_a_start_is_no_alarm_where_it_is_usual_better_or_cannot_be_compared() ->
     assert started(2.61, 2.5, 2.45, before=Before(1000, (1.95, 1.96), 1e-2)) is None
 
 
-def branched(tmp_path: Path, **cooldown: Any) -> Story:
+def branched(tmp_path: Path, *, submit: bool = True, **cooldown: Any) -> Story:
     rules = {"monitoring.metric_events": {"start": {"continuity": {"over": 5}}}}
     settings = {"cooldowns": [{"at": [100], "decay": {"iterations": 50}, **cooldown}], **rules}
     composed = compose("demo", TINY[:-1], setting(settings))
@@ -222,7 +223,8 @@ def branched(tmp_path: Path, **cooldown: Any) -> Story:
         story.log(iteration)
     story.look()
     story.session.change_job(story.job("tiny-cd100"), launched=True)
-    story.submit("tiny-cd100")
+    if submit:
+        story.submit("tiny-cd100")
     return story
 
 
@@ -243,6 +245,14 @@ def test_a_branch_is_compared_with_its_parent_unless_it_changes_its_data(
             )
     found = of(story.look(name="tiny-cd100", state="RUNNING"), MetricAlarm)
     assert len(found) == alarms
+
+
+def test_a_branch_in_an_array_knows_what_was_before_it_too(tmp_path: Path) -> None:
+    story = branched(tmp_path, submit=False)
+    array = arrays.begin(story.session, ["tiny-cd100"])
+    assert array is not None
+    (task,) = array.tasks
+    assert task.attempt.before is not None and task.attempt.before.iteration == 100
 
 
 def test_no_branch_of_the_demo_is_a_false_alarm_in_twenty_seeds(
