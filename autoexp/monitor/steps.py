@@ -56,7 +56,9 @@ def next_step(job: JobRecord, asked: Collection[str] = ()) -> NextStep | None:
     if not job.launched:
         return None
     if attempt is not None:
-        return Withdraw((name,)) if job.is_ending else Submit((name,), _is_task(attempt))
+        return (
+            Withdraw((name,)) if job.is_ending else Submit((name,), intended_array(job) is not None)
+        )
     if job.wants_attempt(chain_length(job)):
         return Submit((name,), can_join(job))
     return None
@@ -73,8 +75,10 @@ def to_cancel(job: JobRecord, asked: Collection[str] = ()) -> list[Attempt]:
     ]
 
 
-def _is_task(attempt: Attempt) -> bool:
-    return attempt.array_index is not None
+def intended_array(job: JobRecord) -> str | None:
+    """Name of the array in which the job's intended attempt is to be submitted."""
+    attempt = job.unsubmitted
+    return attempt.name if attempt is not None and attempt.array_index is not None else None
 
 
 def together(
@@ -113,9 +117,8 @@ def groups(jobs: Iterable[JobRecord], longest: int) -> list[JobGroup]:
     fresh: dict[tuple[str, str], JobGroup] = {}
     alone: list[JobGroup] = []
     for job in jobs:
-        attempt = job.unsubmitted
-        if attempt is not None and attempt.array_index is not None:
-            begun.setdefault(attempt.name, []).append(job)
+        if (array := intended_array(job)) is not None:
+            begun.setdefault(array, []).append(job)
         elif can_join(job):
             alike = (job.spec.kind, job.spec.machine.model_dump_json())
             fresh.setdefault(alike, []).append(job)

@@ -12,7 +12,14 @@ from autoexp.backoff import delay_s
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.recorder import Recorder
-from autoexp.monitor.steps import NextStep, Submit, next_step, not_done, together
+from autoexp.monitor.steps import (
+    NextStep,
+    Submit,
+    intended_array,
+    next_step,
+    not_done,
+    together,
+)
 from autoexp.rules.actions import Keep, Start
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.inbox import is_done
@@ -67,12 +74,6 @@ class _Failure(NamedTuple):
     retry_at: float
 
 
-def _array(job: JobRecord) -> str | None:
-    """Name of the array in which the job's intended attempt is to be submitted."""
-    attempt = job.unsubmitted
-    return attempt.name if attempt is not None and attempt.array_index is not None else None
-
-
 class Worklist:
     """Hands out steps and actions, and keeps track of those under way.
 
@@ -124,8 +125,9 @@ class Worklist:
     def _next_steps(self, *, wait: bool) -> list[NextStep]:
         now = self._clock()
         due = {name for name, failure in self._failures.items() if failure.retry_at <= now}
-        chosen = self._with_whole_arrays((self._candidates | due) - self._under_way)
+        chosen = (self._candidates | due) - self._under_way
         self._candidates &= self._under_way
+        chosen = self._with_whole_arrays(chosen)
         waiting = self._waiting_for_room - self._under_way
         if not chosen and not waiting:
             return []
@@ -166,12 +168,12 @@ class Worklist:
 
         A part of them would be taken for the whole: an array is found by its name.
         """
-        wanted = {_array(self._session.jobs[name]) for name in names} - {None}
+        wanted = {intended_array(self._session.jobs[name]) for name in names} - {None}
         if not wanted:
             return names
         tasks: dict[str, set[str]] = {}
         for name, job in self._session.jobs.items():
-            if (array := _array(job)) in wanted:
+            if (array := intended_array(job)) in wanted:
                 tasks.setdefault(str(array), set()).add(name)
         whole = set(names)
         for task_names in tasks.values():

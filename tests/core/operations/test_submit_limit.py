@@ -141,3 +141,21 @@ def test_an_array_waits_for_the_one_of_it_that_is_withdrawn(
         steps_once_due(made)
     made.driver.monitor.worklist.end_step(withdrawal)
     assert Submit((whole.jobs[0], *whole.jobs[2:]), as_array=True) in steps_once_due(made)
+
+
+def test_the_others_of_an_array_are_not_forgotten_while_one_is_withdrawn(
+    tmp_path: Path, composed: Composed
+) -> None:
+    made, whole = refused_array(tmp_path, composed)
+    second = made.driver.session.jobs[whole.jobs[1]]
+    made.driver.session.change_job(second, cancel_requested="by ann")
+    (withdrawal,) = steps_once_due(made)
+    worklist = made.driver.monitor.worklist
+    worklist._failures.clear()  # as in a monitor that has just resumed the session
+    worklist.consider(whole.jobs)
+    assert worklist.next_work().steps == []
+    # What was withdrawn names no array any longer.
+    made.driver.session.refuse(second, second.attempts[-1], "withdrawn")
+    worklist.end_step(withdrawal)
+    rest = Submit((whole.jobs[0], *whole.jobs[2:]), as_array=True)
+    assert rest in steps_once_due(made)

@@ -2,6 +2,7 @@
 
 import http.client
 import http.server
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -98,7 +99,9 @@ def test_jobs_end_right_and_the_exit_code_is_theirs_whatever_the_server_answers(
 
     assert monitor.returncode == 0, output
     assert between.given > 0
-    assert "Traceback" not in output
+    # Prefect logs its own for a subflow that it has begun and cannot end.
+    frames = re.findall(r'File "([^"]+)", line', output)
+    assert [file for file in frames if not re.search(r"site-packages|/lib/python3", file)] == []
     jobs = Session.load(path).jobs.values()
     assert {(job.verdict, len(job.attempts)) for job in jobs} == {(Verdict.FINISHED, 1)}
     assert "finished (reached iteration" in output
