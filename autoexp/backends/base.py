@@ -12,6 +12,7 @@ from autoexp.backends.protocol import (
     Branch,
     CheckpointScan,
     FoundCheckpoint,
+    LimitWarning,
     PinChanges,
     Progress,
     Unread,
@@ -68,6 +69,10 @@ class BackendBase(FrozenModel):
     def problems(self, workers: int) -> list[str]:
         del workers
         return []
+
+    @property
+    def warning(self) -> LimitWarning:
+        return LimitWarning()
 
     def refusals(self, branch: Branch) -> list[str]:
         reasons = []

@@ -77,6 +77,18 @@ class PinChanges(NamedTuple):
     """The checkpoint that was pinned."""
 
 
+class LimitWarning(NamedTuple):
+    """How a trainer is told to save and end, as its time limit is near."""
+
+    signal: str = "SIGTERM"
+    file: str | None = None
+    """A file that it looks for, in place of a signal; `{save_dir}` is its save directory."""
+
+    def file_in(self, save_dir: Path) -> str | None:
+        """The file's path."""
+        return None if self.file is None else self.file.replace("{save_dir}", str(save_dir))
+
+
 class Backend(Protocol):
     """One trainer: command lines, checkpoints, progress, cooldowns."""
 
@@ -124,6 +136,10 @@ class Backend(Protocol):
 
     def environment(self) -> dict[str, str]:
         """Variables that the trainer needs."""
+
+    @property
+    def warning(self) -> LimitWarning:
+        """How it is told that its time limit is near."""
 
     def refusals(self, branch: Branch) -> list[str]:
         """Reasons why this trainer cannot run `branch`; empty when it can."""

@@ -8,6 +8,7 @@ from autoexp.model import FrozenModel
 from autoexp.planning.cost import Cost, alone, together
 from autoexp.planning.stage_graph import stage_jobs
 from autoexp.planning.trainings import training
+from autoexp.resources.machines import SlurmCluster
 from autoexp.states import Kind
 
 
@@ -43,8 +44,10 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     own = training(experiment, output_root, save_dir)
     stages = stage_jobs(experiment, own.jobs)
     cost = alone(together([own.cost, *stages.costs])) if stages.costs else own.cost
+    machine = experiment.slurm
+    limits = machine.beyond_known_limits() if isinstance(machine, SlurmCluster) else ()
     return Plan(
         jobs=(*own.jobs, *stages.jobs),
-        notes=(*own.notes, *stages.notes),
+        notes=(*limits, *own.notes, *stages.notes),
         cost=cost,
     )

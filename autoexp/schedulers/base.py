@@ -16,6 +16,7 @@ from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.payload import TASKS
+from autoexp.resources import node
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.events import Event, StateChanged
 from autoexp.storage import atomic, locks
@@ -76,6 +77,16 @@ class PayloadSpec(NamedTuple):
     """True if the trainer runs in steps of srun, which signals kill instead of being passed on."""
     umask: int | None = None
     """Umask of the command, where the payload itself has another one."""
+    warning_signal: str = "SIGTERM"
+    """The signal that tells the trainer that its time limit is near."""
+    warning_file: str | None = None
+    """The file that tells it so, in place of a signal."""
+    before: tuple[str, ...] = ()
+    """A command that has to succeed before: the set-up of the nodes."""
+    node_environment: dict[str, str] = {}  # noqa: RUF012
+    """Variables that are filled in on each node."""
+    rendezvous: dict[str, str | bool] = {}  # noqa: RUF012
+    """The rule by which processes find the first node; empty for its own name."""
 
 
 class SubmitOptions(NamedTuple):
@@ -139,6 +150,7 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
     output, session = Path(spec.output_dir), directory.parent.parent
     atomic.make_directory(output, by_umask=not output.is_relative_to(session))
     atomic.write(directory / "payload.py", Path(payload.__file__).read_bytes())
+    atomic.write(directory / payload.NODE_FILE, Path(node.__file__).read_bytes())
     content = {
         "key": ref.key,
         "command": list(payload_spec.command),
@@ -146,10 +158,18 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
         "cwd": spec.output_dir,
         "log": attempt.log,
         "grace_s": payload_spec.grace_s,
-        "warning_signal": "SIGTERM",
+        "warning_signal": payload_spec.warning_signal,
         "signal_steps": payload_spec.signal_steps,
-    } | ({} if payload_spec.umask is None else {"umask": payload_spec.umask})
-    atomic.write_json(directory / "spec.json", content)
+    }
+    optional = {
+        "umask": payload_spec.umask,
+        "warning_file": payload_spec.warning_file,
+        "before": list(payload_spec.before) or None,
+        "node_environment": payload_spec.node_environment or None,
+        "rendezvous": payload_spec.rendezvous or None,
+    }
+    given = {name: value for name, value in optional.items() if value is not None}
+    atomic.write_json(directory / "spec.json", content | given)
 
 
 def submit_once(

@@ -11,7 +11,8 @@ from autoexp.config.compose import compose
 from autoexp.planning.plan import make_plan
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
-from autoexp.schedulers.slurm_script import body, executor_for, launched
+from autoexp.schedulers.launch import payload_spec
+from autoexp.schedulers.slurm_script import body, executor_for
 from autoexp.storage.places import SHIPPED
 from tests.sources import ROOT
 
@@ -31,9 +32,13 @@ def script_of(site: str, directory: Path, *overrides: str) -> str:
         "s1-demo-a1", str(directory / "job.log"), machine, machine.time_limit_min, "4711"
     )
     text = executor_for(machine, directory / "batch.sh", request).script(body(machine, directory))
-    command = shlex.join(launched(machine, spec, "s1-demo-a1"))
-    text += f"# runs: {command}\n"
-    text += "".join(f"# with: {name}={value}\n" for name, value in machine.environment.items())
+    ran = payload_spec(machine, spec, "s1-demo-a1")
+    text += f"# first: {shlex.join(ran.before)}\n" if ran.before else ""
+    text += f"# runs: {shlex.join(ran.command)}\n"
+    own = {name: x for name, x in ran.environment.items() if name not in spec.environment}
+    text += "".join(f"# with: {name}={value}\n" for name, value in own.items())
+    text += "".join(f"# on each node: {name}={x}\n" for name, x in ran.node_environment.items())
+    text += f"# meets by: {ran.rendezvous}\n" if ran.rendezvous else ""
     return text.replace(sys.executable, "PYTHON").replace(str(directory), "/attempt")
 
 

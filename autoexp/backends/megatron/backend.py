@@ -148,8 +148,10 @@ class MegatronBackend(BackendBase):
         )
 
     def environment(self) -> dict[str, str]:
-        # Python buffers what goes into a file; the other is required by Megatron on GPUs.
-        return {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+        # Python buffers what goes into a file. The ranks are those of a single process, which
+        # Megatron asks for too; a launcher sets others.
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        return {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", **alone}
 
     def refusals(self, branch: Branch) -> list[str]:
         args = self.args
