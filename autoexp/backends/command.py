@@ -14,6 +14,7 @@ from autoexp.backends.placeholders import change_options, names_of, pattern_of, 
 from autoexp.backends.progress_line import ProgressPattern
 from autoexp.backends.protocol import (
     Branch,
+    LimitWarning,
     Progress,
     Unread,
 )
@@ -120,6 +121,14 @@ class CommandBackend(BackendBase):
         description="regular expression of the line with which it says where it begins, with a "
         "group `iteration`: the checkpoint's, 0 without one",
     )
+    warn_signal: Literal["TERM", "USR1", "USR2"] = Field(
+        "TERM", description="signal at which it saves and ends, as its time limit is near"
+    )
+    warn_file: str | None = Field(
+        None,
+        description="file at which it saves and ends, in place of a signal: an absolute path, or "
+        "below `{save_dir}`; it is made at the warning and removed before the next attempt",
+    )
     source: AbsolutePath | None = Field(None, description="its checkout, as seen by the job")
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
     args: CommandArgs
@@ -135,6 +144,8 @@ class CommandBackend(BackendBase):
             for pattern in (self.log_line, self.start_line):
                 if pattern is not None:
                     refuse_slow(pattern)
+        if self.warn_file is not None and not self.warn_file.startswith(("/", "{save_dir}/")):
+            raise ValueError("`warn_file` has to be absolute, or to begin with `{save_dir}/`")
         own = self._values(self.args.train_iters, Path())
         used = names_of(self.command, own, "command")
         branch = {
@@ -217,6 +228,10 @@ class CommandBackend(BackendBase):
 
     def checkpoint_folder(self, save_dir: Path) -> Path:
         return save_dir / self.saves.folder
+
+    @property
+    def warning(self) -> LimitWarning:
+        return LimitWarning(f"SIG{self.warn_signal}", self.warn_file)
 
     @property
     def peak_lr(self) -> float | None:

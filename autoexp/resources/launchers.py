@@ -72,7 +72,7 @@ class Launching(FrozenModel):
     environment: Variables = Field(default_factory=dict, description="variables for the trainer")
     node_environment: Variables = Field(
         default_factory=dict,
-        description="variables that are filled in on each node: "
+        description="variables that are filled in on each node, and win over the others: "
         + ", ".join(f"`{{{name}}}` ({what})" for name, what in NODE_VALUES.items()),
     )
     node_setup: tuple[str, ...] = Field(
@@ -93,8 +93,6 @@ def refuse_misfits(machine: Launching, launcher: str) -> None:
             }[name]
             raise ValueError(f"`{name}` needs `launcher: torchrun`; {instead}")
     _refuse_unknown_values(machine.node_environment, launcher)
-    if twice := sorted(machine.node_environment.keys() & machine.environment.keys()):
-        raise ValueError(f"`{twice[0]}` is given in `environment` and in `node_environment`")
 
 
 def _refuse_unknown_values(variables: Mapping[str, str], launcher: str) -> None:

@@ -88,6 +88,9 @@ class SlurmCluster(Launching):
     query_timeout_s: float = Field(30.0, gt=0, description="seconds a SLURM command may take")
     max_jobs: int | None = Field(None, gt=0, description="jobs of a session in the queue at once")
 
+    hosts: tuple[str, ...] = Field(
+        (), description="names of its nodes, with `*`: `slurm=auto` chooses by them"
+    )
     clusters: str | None = Field(
         None,
         description="which cluster, where the login node serves several (`sbatch --clusters`): one",
@@ -195,24 +198,22 @@ class SlurmCluster(Launching):
 
     def beyond_known_limits(self) -> list[str]:
         """Sentences on what is asked for and is more than the site says that it allows."""
-        found = []
-        asked = {"time_limit_min": self.time_limit_min}
-        asked["cooldown_time_limit_min"] = self.cooldown_time_limit_min
-        for name in (self.partition, self.qos):
-            known = self.known_limits.get(name or "")
-            if known is None:
-                continue
-            found += [
-                f"`slurm.{key}: {minutes:g}` is more than the {known.time_min:g} minutes that "
-                f"{name} allows; the job will ask for what SLURM allows when it is submitted"
-                for key, minutes in asked.items()
-                if minutes is not None and known.time_min is not None and minutes > known.time_min
-            ]
-            if known.nodes is not None and self.nodes > known.nodes:
-                found.append(
-                    f"`slurm.nodes: {self.nodes}` is more than the {known.nodes} that {name} "
-                    "allows: such a job waits for ever"
-                )
+        # A QOS is chosen for its limits, which win over the partition's.
+        name = self.qos if self.qos in self.known_limits else self.partition
+        known = self.known_limits.get(name or "", KnownLimit())
+        limits = ("time_limit_min", "cooldown_time_limit_min")
+        asked = {limit: getattr(self, limit) for limit in limits}
+        found = [
+            f"`slurm.{limit}: {minutes:g}` is more than the {known.time_min:g} minutes that "
+            f"{name} allows by its site's pages: jobs get what SLURM says that it allows"
+            for limit, minutes in asked.items()
+            if minutes is not None and known.time_min is not None and minutes > known.time_min
+        ]
+        if known.nodes is not None and self.nodes > known.nodes:
+            found.append(
+                f"`slurm.nodes: {self.nodes}` is more than the {known.nodes} that {name} allows by "
+                "its site's pages: such a job waits for ever"
+            )
         return found
 
     @field_validator("options")

@@ -7,6 +7,7 @@ standard library alone. `start` becomes the command that follows it; `warn` sign
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -16,11 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
+_IS_COPY = __name__ == "__main__"
+if _IS_COPY:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    import payload  # type: ignore[import-not-found,unused-ignore]  # the copy beside this one
-else:
-    from autoexp import payload
+payload: Any = importlib.import_module("payload" if _IS_COPY else "autoexp.payload")
 
 STARTED = (
     "import os,runpy; "
@@ -108,5 +108,5 @@ def main(words: list[str], directory: Path) -> int:
     return os.execvp(words[1], words[1:])
 
 
-if __name__ == "__main__":
+if _IS_COPY:
     sys.exit(main(sys.argv[1:], Path(__file__).resolve().parent))

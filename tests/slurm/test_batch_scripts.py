@@ -79,7 +79,7 @@ def test_srun_is_told_the_cpus_of_a_task_which_it_does_not_inherit(
 ) -> None:
     # srun(1), --cpus-per-task: since 22.05 it no longer reads SLURM_CPUS_PER_TASK, and binds the
     # task, with all its threads, to one core.
-    text = script_of("lumi", tmp_path, f"slurm.launcher={launcher}")
+    text = script_of("leonardo", tmp_path, f"slurm.launcher={launcher}")
     (runs,) = (line for line in text.splitlines() if line.startswith("# runs: "))
     launch = runs.partition("srun ")[2]
-    assert "--cpus-per-task=56" in launch or "SRUN_CPUS_PER_TASK" in text
+    assert "--cpus-per-task=32" in launch or "SRUN_CPUS_PER_TASK" in text
