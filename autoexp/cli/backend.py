@@ -40,6 +40,7 @@ def backend_check(
     kinds = (
         ("missing", "autoexp gives it, the checkout does not take it", found.missing),
         ("changed", "the checkout takes it in another way", found.changed),
+        ("meaning", "it is taken, and is not what it was", found.meanings),
         ("unknown", "only the checkout knows it; it passes through", found.unknown),
     )
     for kind, meaning, names in kinds:

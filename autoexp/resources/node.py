@@ -67,7 +67,8 @@ def trainers(key: str, directory: Path) -> list[int]:
     trainer along; nor torchrun's agent, which kills its workers after a time of its own; nor srun,
     which ends its step.
     """
-    found = {pid: _read(pid, "cmdline") for pid in payload.processes_with_cookie(key, directory)}
+    own = payload.processes_with_cookie(key, directory)
+    found = {pid: _read(pid, "cmdline") for pid in own if _is_on_this_node(pid)}
     stats = {pid: _read(pid, "stat").rpartition(b")")[2].split() for pid in found}
     parent = {pid: int(stat[1]) for pid, stat in stats.items() if stat}
     environ = {pid: _read(pid, "environ") for pid in found}
@@ -81,6 +82,13 @@ def trainers(key: str, directory: Path) -> list[int]:
     helpers = {pid for pid, words in found.items() if _HELPERS.search(words)}
     sruns = {pid for pid in found if _read(pid, "comm") == b"srun\n"}
     return sorted(found.keys() - agents - forked - helpers - sruns)
+
+
+def _is_on_this_node(pid: int) -> bool:
+    """False for a process of another one of SLURM's nodes, of which a machine may have several."""
+    node = f"SLURMD_NODENAME={os.environ.get('SLURMD_NODENAME', '')}\0".encode()
+    environ = b"\0" + _read(pid, "environ")
+    return b"\0SLURMD_NODENAME=" not in environ or b"\0" + node in environ
 
 
 def _read(pid: int, file: str) -> bytes:
