@@ -24,6 +24,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -264,6 +265,16 @@ def is_owned_elsewhere(spec: dict[str, Any], directory: Path) -> bool:
     return away or process_identity(started["pid"]) is not None
 
 
+def command_of(spec: dict[str, Any]) -> list[str]:
+    """The command; for trainers that have to be told, another one where there is a checkpoint."""
+    resumed = spec.get("resumed")
+    if resumed and Path(resumed["folder"]).is_dir():
+        there = Path(resumed["folder"]).iterdir()
+        if any(re.fullmatch(resumed["name"], path.name) for path in there):
+            return list(resumed["command"])
+    return list(spec["command"])
+
+
 def take_over(spec: dict[str, Any], *, wait: bool) -> None:
     """Become the owner of the output directory; `wait` until an earlier one must have noticed."""
     path = Path(spec["cwd"]) / OWNER
@@ -440,7 +451,7 @@ def main(directory: Path) -> int:
             Path(file).unlink(missing_ok=True)
         code = supervisor.run(spec["before"]) if spec.get("before") else 0
         if code == 0:
-            code = supervisor.run(spec["command"])
+            code = supervisor.run(command_of(spec))
         else:
             reason = "the set-up of the nodes failed (`node_setup`)"
         end_leftovers(spec["key"], directory)

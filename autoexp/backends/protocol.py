@@ -138,6 +138,19 @@ class Backend(Protocol):
         """Variables that the trainer needs."""
 
     @property
+    def working_directory(self) -> str | None:
+        """The directory that it has to run in; None: the job's own."""
+
+    def resumed(self, command: tuple[str, ...], save_dir: Path) -> tuple[str, ...]:
+        """The command where `save_dir` has a checkpoint, for trainers that have to be told."""
+
+    def checkpoint_names(self, save_dir: Path) -> tuple[Path, str]:
+        """The folder of its checkpoints, and the regular expression of their names."""
+
+    def files(self, branch: Branch | None, save_dir: Path) -> dict[str, str]:
+        """Files that a job needs, by path, with their content: its settings."""
+
+    @property
     def warning(self) -> LimitWarning:
         """How it is told that its time limit is near."""
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from autoexp.jobs.spec import JobSpec
+from autoexp.resources.containers import NoContainer
 from autoexp.resources.machines import LocalMachine, SlurmCluster, torchrun_workers
 from autoexp.resources.node import STARTED
 from autoexp.schedulers.base import PayloadSpec
@@ -22,14 +23,19 @@ _LOCAL_GRACE_S = 10.0
 def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> PayloadSpec:
     """What the payload of a job runs on its machine."""
     has_steps = isinstance(machine, SlurmCluster) and _is_launched(machine, spec)
-    warning = spec.trainer.warning
+    warning, save_dir = spec.trainer.warning, Path(spec.save_dir)
+    trains = _trains(spec)
+    resumed = spec.trainer.resumed(spec.command, save_dir) if trains else spec.command
+    again = spec.model_copy(update={"command": resumed})
     return PayloadSpec(
         launched(machine, spec, key),
         variables_of(machine, spec),
         machine.grace_s if isinstance(machine, SlurmCluster) else _LOCAL_GRACE_S,
         signal_steps=has_steps,
-        warning_signal=warning.signal if _trains(spec) else "SIGTERM",
-        warning_file=warning.file_in(Path(spec.save_dir)) if _trains(spec) else None,
+        warning_signal=warning.signal if trains else "SIGTERM",
+        warning_file=warning.file_in(save_dir) if trains else None,
+        resumed=() if resumed == spec.command else launched(machine, again, key),
+        files=spec.trainer.files(spec.branch, save_dir) if trains else {},
         before=_node_setup(machine),
         node_environment=machine.node_environment,
         rendezvous=_rule(machine),
@@ -98,7 +104,13 @@ def _on_node(
 ) -> tuple[str, ...]:
     """The command of one task, on its node: variables of the node, NUMA binding, container."""
     names = {**spec.environment, **machine.environment, **machine.node_environment}
-    inside = spec.container.inside(command, spec.output_dir, names | spec.container.environment())
+    place = spec.trainer.working_directory if _trains(spec) else None
+    container, own = spec.container, names | spec.container.environment()
+    if place is not None and isinstance(container, NoContainer):
+        command = ("env", f"--chdir={place}", *command)
+    elif place is not None and not isinstance(container, NoContainer) and not container.workdir:
+        container = container.model_copy(update={"workdir": place})
+    inside = container.inside(command, spec.output_dir, own)
     if machine.numactl and _trains(spec):
         inside = ("numactl", *machine.numactl, *inside)
     if machine.node_environment or (_rule(machine) and _is_launched(machine, spec)):

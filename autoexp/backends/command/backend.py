@@ -1,6 +1,7 @@
 """Any trainer, described in YAML: its command, checkpoints and progress lines."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -9,8 +10,9 @@ from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 from autoexp.backends.base import AbsolutePath, BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
+from autoexp.backends.command.placeholders import change_options, names_of, pattern_of, substitute
+from autoexp.backends.command.settings_file import SettingsFile
 from autoexp.backends.command_line import Argument, refuse_names, word
-from autoexp.backends.placeholders import change_options, names_of, pattern_of, substitute
 from autoexp.backends.progress_line import ProgressPattern
 from autoexp.backends.protocol import (
     Branch,
@@ -99,12 +101,26 @@ class CommandBackend(BackendBase):
     command: tuple[str, ...] = Field(
         min_length=1,
         description="words of the command line; `{save_dir}`, `{source}`, `{python}` and each "
-        "argument's name in braces stand for its value",
+        "argument's name in braces stand for its value, and so does arithmetic, "
+        "`{train_iters * 2}`",
     )
     cooldown: dict[str, Argument] = Field(
         default_factory=dict,
         description="options that a cooldown adds or changes; null removes one. Beside the others: "
-        "`{branch_iteration}`, `{decay_iterations}`, `{shape}`",
+        "`{branch_iteration}`, `{decay_iterations}`, `{decay_fraction}`, `{shape}`",
+    )
+    resume: dict[str, Argument] = Field(
+        default_factory=dict,
+        description="options that are added where there is a checkpoint to go on from, such as "
+        "`{--init_from: resume}`",
+    )
+    settings: SettingsFile | None = Field(
+        None,
+        description="a settings file that is made for each job from a template; `{settings}` is "
+        "its path",
+    )
+    cwd: AbsolutePath | None = Field(
+        None, description="directory that it runs in; the job's own if unset"
     )
     shapes: dict[str, str] = Field(
         default_factory=lambda: {x: x for x in ("minus_sqrt", "linear", "cosine")},
@@ -154,15 +170,29 @@ class CommandBackend(BackendBase):
                 Branch(iteration=1, decay_iterations=1, shape="linear", min_lr=0.0), "linear"
             ),
         }
-        texts = [value for value in self.cooldown.values() if isinstance(value, str)]
-        used |= names_of(texts, branch, "cooldown")
+        for where, options in (("cooldown", self.cooldown), ("resume", self.resume)):
+            texts = [value for value in options.values() if isinstance(value, str)]
+            used |= names_of(texts, branch if where == "cooldown" else own, where)
+        if self.settings is not None:
+            used |= names_of(self.settings.texts(), branch, "settings")
+            if "settings" not in used:
+                raise ValueError("`settings`: write {settings} where `command` takes its path")
         unused = [name for name in extra if name not in used]
         if unused:
             raise ValueError(
                 f"nothing reads {', '.join(f'`args.{name}`' for name in unused)}: "
                 f"write {{{unused[0]}}} where it belongs in `command`"
             )
+        self._try(info)
         return self
+
+    def _try(self, info: ValidationInfo) -> None:
+        """Refuse arithmetic with what is no number while the configuration is composed."""
+        if info.context == COMPOSING:
+            example = Branch(iteration=1, decay_iterations=1, shape="linear", min_lr=0.0)
+            self.trunk_command(Path("/"))
+            self.cooldown_command(example, Path("/"))
+            self.files(example, Path("/"))
 
     @property
     def train_iters(self) -> int:
@@ -190,25 +220,45 @@ class CommandBackend(BackendBase):
         return tuple(substitute(text, values) for text in self.command)
 
     def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
+        values = self._of_branch(branch, save_dir)
+        command = [substitute(text, values) for text in self.command]
+        return tuple(change_options(command, _filled(self.cooldown, values)))
+
+    def resumed(self, command: tuple[str, ...], save_dir: Path) -> tuple[str, ...]:
+        values = self._values(self.args.train_iters, save_dir)
+        return tuple(change_options(command, _filled(self.resume, values)))
+
+    def files(self, branch: Branch | None, save_dir: Path) -> dict[str, str]:
+        if self.settings is None:
+            return {}
+        values = self._values(self.args.train_iters, save_dir)
+        if branch is not None:
+            values = self._of_branch(branch, save_dir)
+        content = self.settings.written(
+            lambda text: substitute(text, values), cooldown=branch is not None
+        )
+        return {values["settings"]: content}
+
+    def _of_branch(self, branch: Branch, save_dir: Path) -> dict[str, str]:
+        """Values of placeholders of a cooldown."""
         values = self._values(branch.target, save_dir)
         values |= _branch_values(branch, self.shapes.get(branch.shape, branch.shape))
-        values["min_lr"] = word(branch.min_lr)
-        command = [substitute(text, values) for text in self.command]
-        options = {
-            name: substitute(value, values) if isinstance(value, str) else value
-            for name, value in self.cooldown.items()
-        }
-        return tuple(change_options(command, options))
+        return values | {"min_lr": word(branch.min_lr)}
 
     def _values(self, target: int, save_dir: Path) -> dict[str, str]:
         """Values of placeholders, by name."""
         arguments = self.args.model_dump(exclude_none=True)
+        batches = self.batches(1)
+        tokens = None if batches is None else batches.tokens(target)
+        name = None if self.settings is None else self.settings.name
         return {
             **{name: word(value) for name, value in arguments.items()},
             "train_iters": str(target),
             "save_dir": str(save_dir),
             "source": self.source or "",
             "python": sys.executable,
+            **({} if tokens is None else {"tokens": str(tokens)}),
+            **({} if name is None else {"settings": str(save_dir / name)}),
         }
 
     def environment(self) -> dict[str, str]:
@@ -218,7 +268,7 @@ class CommandBackend(BackendBase):
         reasons = super().refusals(branch)
         if branch.shape not in self.shapes:
             reasons.append(f"the trainer has no shape {branch.shape}: {', '.join(self.shapes)}")
-        if not self.cooldown:
+        if not self.cooldown and not (self.settings and self.settings.cooldown):
             reasons.append("`backend.cooldown` does not define what a cooldown changes")
         return reasons
 
@@ -228,6 +278,10 @@ class CommandBackend(BackendBase):
 
     def checkpoint_folder(self, save_dir: Path) -> Path:
         return save_dir / self.saves.folder
+
+    @property
+    def working_directory(self) -> str | None:
+        return self.cwd
 
     @property
     def warning(self) -> LimitWarning:
@@ -255,9 +309,17 @@ class CommandBackend(BackendBase):
         return found.iteration if isinstance(found, Progress) else None
 
 
+def _filled(options: Mapping[str, Argument], values: Mapping[str, str]) -> dict[str, Argument]:
+    return {
+        name: substitute(value, values) if isinstance(value, str) else value
+        for name, value in options.items()
+    }
+
+
 def _branch_values(branch: Branch, shape: str) -> dict[str, str]:
     return {
         "branch_iteration": str(branch.iteration),
         "decay_iterations": str(branch.decay_iterations),
+        "decay_fraction": word(branch.decay_iterations / branch.target),
         "shape": shape,
     }
