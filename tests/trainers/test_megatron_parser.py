@@ -50,8 +50,9 @@ def test_the_names_that_are_read_are_those_that_the_parser_takes(checkout: Path)
 def test_the_parser_takes_every_word_of_a_plan(checkout: Path, preset: str) -> None:
     overrides = [
         *(f"backend={preset}", f"backend.source={checkout}", "project.name=p"),
+        *("backend.args.train_iters=5000", "backend.args.save_interval=1000"),
         *("slurm.gpus_per_node=8", "slurm.launcher=torchrun"),
-        "cooldowns=[{at: [1000], decay: {iterations: 100}}]",
+        "cooldowns=[{at: [4000], decay: {iterations: 100}}]",
     ]
     data = ["backend.args.data_path=[/data]"] if preset == "megatron_8b" else []
     plan = make_plan(compose(None, [*overrides, *data]).experiment, Path("/out"))

@@ -14,7 +14,7 @@ from autoexp.schedulers.base import prepare
 from autoexp.schedulers.launch import payload_spec
 from tests.processes import Job, JobOf, wait_for
 
-# Four processes that train together, with a data loader each. At a SIGTERM the first one tells the
+# Four processes that train together, perhaps with a data loader each. At a SIGTERM the first one tells the
 # others, and all save a shard slowly: three seconds, where torchrun's agent would wait for one.
 TRAINER = """
 import os, signal, sys, time
@@ -34,7 +34,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, tell)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    loader = iter(torch.utils.data.DataLoader(Numbers(), num_workers=1))
+    loader = iter(torch.utils.data.DataLoader(Numbers(), num_workers=int(os.environ["LOADERS"])))
     print("ready", dist.get_world_size(), flush=True)
     for iteration in range(100_000):
         total = next(loader).sum()
@@ -60,7 +60,11 @@ def job(job_of: JobOf, torch: str) -> Job:
     machine = LocalMachine(
         launcher="torchrun",
         workers_per_node=4,
-        environment={"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1", "OMP_NUM_THREADS": "1"},
+        environment={
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1",
+            "OMP_NUM_THREADS": "1",
+            "LOADERS": "1",
+        },
     )
     spec = made.spec.model_copy(update={"machine": machine})
     prepare(made.ref, spec, made.attempt, payload_spec(machine, spec, made.ref.key))
@@ -95,10 +99,13 @@ def test_a_save_that_takes_longer_than_torchruns_time_out_is_whole_after_the_war
 def test_torchruns_own_time_out_is_the_variable_that_autoexp_sets(
     job: Job, wait_s: int, whole: bool
 ) -> None:
-    """A cancellation, or a warning that only the whole job can be sent, reaches the agent too."""
+    """A cancellation, or a warning that only the whole job can be sent, reaches the agent too.
+
+    And it reaches data loaders, of which a trainer dies, whatever is set: here it has none.
+    """
     path = job.directory / "spec.json"
     spec = json.loads(path.read_text())
-    spec["environment"]["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(wait_s)
+    spec["environment"] |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(wait_s), "LOADERS": "0"}
     path.write_text(json.dumps(spec | {"grace_s": 60}))
     with start(job) as process:
         wait_for(lambda: job.log.count(b"ready 4") == 4, "four processes that train")

@@ -62,7 +62,7 @@ def change_options(command: Sequence[str], options: Mapping[str, Argument]) -> l
         )
         joined = place is not None and words[place] != name
         if place is None:
-            place, joined = len(words), joins or not name.startswith("-")
+            place, joined = len(words), (joins and value is not True) or name[:1] != "-"
         elif not joined and _has_value(words, place):
             del words[place : place + 2]
         else:
