@@ -1,4 +1,4 @@
-"""`autoexp backend check`: compares autoexp's arguments with those of a trainer's checkout."""
+"""`backend check` and `doctor`: checks of what is around autoexp, before anything is submitted."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,3 +53,38 @@ def backend_check(
         soft_wrap=True,
     )
     return 0 if found.fits else 1
+
+
+def doctor(
+    experiment: options.Experiment = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Check this host and its cluster for an experiment; submits nothing.
+
+    Account, partition, QOS, limits and the batch script are asked of SLURM. The exit code is 1
+    when something is to be mended.
+
+    \b
+    Examples:
+      autoexp doctor slurm=lumi
+      autoexp doctor study slurm=jupiter container=jupiter container.image=/e/images/train.sif
+    """
+    from autoexp.cli.plan import wanted
+    from autoexp.operations.doctor import examine
+    from autoexp.reports.terminal import console, say_json
+    from autoexp.session.create import plan_of
+    from autoexp.storage.places import sessions_root
+
+    words = list(experiment or [])
+    composed = wanted(words if any("=" not in word for word in words) else ["demo", *words], None)
+    trunk = plan_of(composed).trunk
+    found = examine(composed.experiment, trunk, sessions_root())
+    if as_json:
+        lines = [finding._asdict() for finding in found]
+        say_json(lines)
+        return int(any(line["verdict"] == "to mend" for line in lines))
+    out, mending = console(), False
+    for finding in found:
+        mending |= finding.verdict == "to mend"
+        out.print(f"{finding.verdict:<10}{finding.what:<15} {finding.text}", soft_wrap=True)
+    return int(mending)

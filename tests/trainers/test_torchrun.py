@@ -14,8 +14,8 @@ from autoexp.schedulers.base import prepare
 from autoexp.schedulers.launch import payload_spec
 from tests.processes import Job, JobOf, wait_for
 
-# Four processes that train together, perhaps with a data loader each. At a SIGTERM the first one tells the
-# others, and all save a shard slowly: three seconds, where torchrun's agent would wait for one.
+# Four processes that train together, perhaps with a data loader each. At a SIGTERM the first one
+# tells the others, and all save a shard slowly: three seconds, and torchrun's agent waits for one.
 TRAINER = """
 import os, signal, sys, time
 import torch, torch.distributed as dist
