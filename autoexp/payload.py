@@ -45,6 +45,8 @@ OWNER = ".owner"
 CLAIMS = ("claim", "claim.2", "claim.3")
 TASKS = "tasks.json"
 NODE_FILE = "node.py"
+CHECKPOINT = "{checkpoint}"
+"""In the options of a resumed trainer: the path of its newest checkpoint."""
 _CLAIM_PATIENCE_S = 10.0
 _OWNER_CHECK_S = 5.0
 _LEFTOVERS_PATIENCE_S = 5.0
@@ -270,8 +272,11 @@ def command_of(spec: dict[str, Any]) -> list[str]:
     resumed = spec.get("resumed")
     if resumed and Path(resumed["folder"]).is_dir():
         there = Path(resumed["folder"]).iterdir()
-        if any(re.fullmatch(resumed["name"], path.name) for path in there):
-            return list(resumed["command"])
+        matches = (re.fullmatch(resumed["name"], path.name) for path in there)
+        found = {int(match["iteration"]): match[0] for match in matches if match}
+        if found:
+            newest = str(Path(resumed["folder"]) / found[max(found)])
+            return [word.replace(CHECKPOINT, newest) for word in resumed["command"]]
     return list(spec["command"])
 
 

@@ -112,7 +112,7 @@ class CommandBackend(BackendBase):
     resume: dict[str, Argument] = Field(
         default_factory=dict,
         description="options that are added where there is a checkpoint to go on from, such as "
-        "`{--init_from: resume}`",
+        "`{--init_from: resume}`; `{checkpoint}` is the newest one's path",
     )
     settings: SettingsFile | None = Field(
         None,
@@ -170,9 +170,13 @@ class CommandBackend(BackendBase):
                 Branch(iteration=1, decay_iterations=1, shape="linear", min_lr=0.0), "linear"
             ),
         }
-        for where, options in (("cooldown", self.cooldown), ("resume", self.resume)):
+        resuming = {**own, "checkpoint": ""}  # known once the job starts
+        for where, options, known in (
+            ("cooldown", self.cooldown, branch),
+            ("resume", self.resume, resuming),
+        ):
             texts = [value for value in options.values() if isinstance(value, str)]
-            used |= names_of(texts, branch if where == "cooldown" else own, where)
+            used |= names_of(texts, known, where)
         if self.settings is not None:
             used |= names_of(self.settings.texts(), branch, "settings")
             if "settings" not in used:

@@ -139,12 +139,13 @@ SHOWS = [sys.executable, "-c", "import os, sys; print(os.getcwd(), *sys.argv[1:]
 
 
 def test_a_trainer_is_told_to_resume_once_there_is_a_checkpoint(job_of: JobOf) -> None:
-    trainer = described(command=SHOWS, resume={"--init_from": "resume"})
+    trainer = described(command=SHOWS, resume={"--from": "{checkpoint}"})
     job = laid_out(job_of, trainer)
     assert run(job) == f"{job.output} --steps=3\n"
-    (Path(job.spec.save_dir) / "step100").mkdir(parents=True)
+    for name in ("step100", "step1000", "step200", "other"):
+        (Path(job.spec.save_dir) / name).mkdir(parents=True)
     Path(job.attempt.log).unlink()
-    assert run(job) == f"{job.output} --steps=3 --init_from=resume\n"
+    assert run(job) == f"{job.output} --steps=3 --from={job.spec.save_dir}/step1000\n"
 
 
 def test_a_trainer_runs_where_it_has_to(job_of: JobOf, tmp_path: Path) -> None:
