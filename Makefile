@@ -44,7 +44,7 @@ fuzz: setup  ## random kills, raising children, log bytes and rules at a session
 	FUZZ_S=$$(( $(FUZZ_S) * 3 / 4 )) AUTOEXP_TEST_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/core/monitor/test_invariants.py -k whatever_happens
 
 TRAINERS := .venv-trainers
-test-trainers: setup $(TRAINERS)/.installed  ## real trainers on this machine's CPU; clones by AUTOEXP_TEST_MEGATRON, AUTOEXP_TEST_TORCHTITAN
+test-trainers: setup $(TRAINERS)/.installed  ## real trainers on this machine's CPU; clones by AUTOEXP_TEST_MEGATRON and others
 	AUTOEXP_TEST_TORCH_PYTHON=$${AUTOEXP_TEST_TORCH_PYTHON:-$(CURDIR)/$(TRAINERS)/bin/python} \
 	  $(BIN)/python -m pytest -n0 -rs tests/trainers tests/flows/test_huggingface.py
 
