@@ -31,7 +31,9 @@ from autoexp.redaction import Variables
 _FOLDER = "checkpoint"
 # No `renames`: torch.distributed.checkpoint opens its shards for writing under their names, and
 # renames `.metadata` alone. Source: torch 2.13, distributed/checkpoint/filesystem.py.
-_LAYOUT = Layout(name=re.compile(r"step-(?P<iteration>\d+)"), must_exist=(".metadata",))
+_LAYOUT = Layout(
+    name=re.compile(r"step-(?P<iteration>\d+)"), must_exist=(".metadata",), index=".metadata"
+)
 _LINE = ProgressPattern(
     r"\bstep:\s{0,9}(?P<iteration>[0-9,]+)\s{1,9}loss:\s{0,9}(?P<loss>[-+]?(?:nan|inf|[0-9.eE+-]+))"
 )
