@@ -52,7 +52,8 @@ class MegatronArgs(FrozenModel):
     save_interval: int = Field(gt=0, description="iterations between checkpoints")
     log_interval: int = Field(10, gt=0, description="iterations between log lines")
     # Always given: since core_v0.16 Megatron has no default of its own, and divides by it.
-    eval_interval: int = Field(1000, gt=0, description="iterations between evaluations")
+    # Null in sessions that are older than this.
+    eval_interval: int | None = Field(1000, gt=0, description="iterations between evaluations")
     eval_iters: int | None = Field(None, ge=0, description="iterations of an evaluation; 0: none")
     save_retain_interval: int | None = Field(
         None, gt=0, description="older checkpoints are deleted, but for multiples of this"
@@ -182,11 +183,6 @@ class MegatronArgs(FrozenModel):
                     f"{self.global_batch_size}"
                 )
             del samples
-        if self.overlap_param_gather and not self._shards_parameters:
-            raise ValueError(
-                "`overlap_param_gather` needs `use_distributed_optimizer: true` and "
-                "`overlap_grad_reduce: true`"
-            )
         if self.step_batch_size_schedule is not None:
             if self.rampup_batch_size is not None:
                 raise ValueError("give `rampup_batch_size` or `step_batch_size_schedule`")
@@ -194,7 +190,8 @@ class MegatronArgs(FrozenModel):
         return self
 
     @property
-    def _shards_parameters(self) -> bool:
+    def may_overlap_gathers(self) -> bool:
+        """True if Megatron takes `overlap_param_gather` with the others."""
         others = self.passed_through
         sharded = self.use_distributed_optimizer or others.get("optimizer") == "dist_muon"
         return self.overlap_grad_reduce and (sharded or bool(others.get("use_megatron_fsdp")))

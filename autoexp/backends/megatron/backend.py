@@ -105,6 +105,16 @@ class MegatronBackend(BackendBase):
         others = {"data_args_path", "train_data_path", "per_split_data_args_path", "sft"}
         if args.data_path is None and not args.mock_data and not others & set(args.model_dump()):
             found.append("no data: give `backend.args.data_path`, or `mock_data: true`")
+        if args.overlap_param_gather and not args.may_overlap_gathers:
+            found.append(
+                "`overlap_param_gather` needs `use_distributed_optimizer: true` and "
+                "`overlap_grad_reduce: true`"
+            )
+        if args.passed_through.get("lr_warmup_fraction") is not None:
+            found.append(
+                "lr_warmup_fraction: it moves with the length, which a branch changes: "
+                "give lr_warmup_iters"
+            )
         return found + self._misread_growth()
 
     def _misread_growth(self) -> list[str]:

@@ -21,7 +21,6 @@ OURS = {
     **dict.fromkeys(
         ("train_samples", "lr_warmup_samples"), "counted from iterations where a ramp asks for it"
     ),
-    "lr_warmup_fraction": "it moves with the length, which a branch changes: give lr_warmup_iters",
     "override_opt_param_scheduler": "always given: a checkpoint's schedule must not win",
     "use_checkpoint_opt_param_scheduler": "a branch would keep its parent's constant rate",
     "exit_on_missing_checkpoint": "given for every branch",
