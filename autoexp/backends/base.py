@@ -15,6 +15,7 @@ from autoexp.backends.protocol import (
     Change,
     CheckpointScan,
     FoundCheckpoint,
+    LimitWarning,
     PinChanges,
     Progress,
     Unread,
@@ -104,6 +105,27 @@ class BackendBase(FrozenModel):
     def problems(self, workers: int) -> list[str]:
         del workers
         return []
+
+    @property
+    def working_directory(self) -> str | None:
+        return None
+
+    def resumed(self, command: tuple[str, ...], save_dir: Path) -> tuple[str, ...]:
+        """The same: it goes on by itself."""
+        del save_dir
+        return command
+
+    def checkpoint_names(self, save_dir: Path) -> tuple[Path, str]:
+        return self.checkpoint_folder(save_dir), self.layout.name.pattern
+
+    def files(self, branch: Branch | None, save_dir: Path) -> dict[str, str]:
+        """None: all of it is on the command line."""
+        del branch, save_dir
+        return {}
+
+    @property
+    def warning(self) -> LimitWarning:
+        return LimitWarning()
 
     def refusals(self, branch: Branch) -> list[str]:
         reasons = []

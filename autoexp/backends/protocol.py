@@ -130,6 +130,18 @@ class PinChanges(NamedTuple):
     """The checkpoint that was pinned."""
 
 
+class LimitWarning(NamedTuple):
+    """How a trainer is told to save and end, as its time limit is near."""
+
+    signal: str = "SIGTERM"
+    file: str | None = None
+    """A file that it looks for, in place of a signal; `{save_dir}` is its save directory."""
+
+    def file_in(self, save_dir: Path) -> str | None:
+        """The file's path."""
+        return None if self.file is None else self.file.replace("{save_dir}", str(save_dir))
+
+
 class Backend(Protocol):
     """One trainer: command lines, checkpoints, progress, cooldowns."""
 
@@ -177,6 +189,23 @@ class Backend(Protocol):
 
     def environment(self) -> dict[str, str]:
         """Variables that the trainer needs."""
+
+    @property
+    def working_directory(self) -> str | None:
+        """The directory that it has to run in; None: the job's own."""
+
+    def resumed(self, command: tuple[str, ...], save_dir: Path) -> tuple[str, ...]:
+        """The command where `save_dir` has a checkpoint, for trainers that have to be told."""
+
+    def checkpoint_names(self, save_dir: Path) -> tuple[Path, str]:
+        """The folder of its checkpoints, and the regular expression of their names."""
+
+    def files(self, branch: Branch | None, save_dir: Path) -> dict[str, str]:
+        """Files that a job needs, by path, with their content: its settings."""
+
+    @property
+    def warning(self) -> LimitWarning:
+        """How it is told that its time limit is near."""
 
     def refusals(self, branch: Branch) -> list[str]:
         """Reasons why this trainer cannot run `branch`; empty when it can."""

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from autoexp.backends.command import CommandBackend
+from autoexp.backends.command.backend import CommandBackend
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron.backend import MegatronBackend

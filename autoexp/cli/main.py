@@ -60,6 +60,7 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
     return {
         "run": run.run,
         "plan": plan.plan,
+        "doctor": backend.doctor,
         "submit": submit.submit,
         "adopt": submit.adopt,
         "resume": run.resume,

@@ -302,7 +302,7 @@ def _decay_length(decay: Decay, start: int, parent: _Parent, own: Experiment) ->
 def _tokens_each(experiment: Experiment) -> int | None:
     """Tokens of an iteration, once any growth of the batch is over."""
     batches = experiment.trainer.batches(experiment.slurm.workers)
-    if batches is None or batches.tokens_per_sample is None or batches.ramp is not None:
+    if batches is None or batches.tokens_per_sample is None or batches.grows:
         return None
     return batches.size * batches.tokens_per_sample
 

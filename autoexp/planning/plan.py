@@ -12,6 +12,7 @@ from autoexp.planning.cost import Cost, alone, together
 from autoexp.planning.merges import merge_jobs
 from autoexp.planning.stage_graph import stage_jobs
 from autoexp.planning.trainings import training
+from autoexp.resources.machines import SlurmCluster
 from autoexp.states import Kind
 
 
@@ -48,9 +49,11 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     merges = merge_jobs(experiment, output_root, {job.name for job in own.jobs})
     stages = stage_jobs(experiment, [*own.jobs, *merges.jobs])
     cost = alone(together([own.cost, *stages.costs])) if stages.costs else own.cost
+    machine = experiment.slurm
+    limits = machine.beyond_known_limits() if isinstance(machine, SlurmCluster) else ()
     return Plan(
         jobs=(*own.jobs, *merges.jobs, *stages.jobs),
-        notes=(*own.notes, *merges.notes, *stages.notes),
+        notes=(*limits, *own.notes, *merges.notes, *stages.notes),
         cost=cost,
     )
 

@@ -46,6 +46,11 @@ class MegatronBackend(BackendBase):
     )
     script: str = Field("pretrain_gpt.py", description="the script in it")
     python: str = Field(sys.executable, description="the Python that runs it")
+    takes_rampup: bool = Field(
+        False,
+        description="true says of a checkout that cannot be read from here, as inside an image, "
+        "that it is older than core_v0.18, which ignores `rampup_batch_size`",
+    )
     args: MegatronArgs
 
     @model_validator(mode="after")
@@ -99,8 +104,7 @@ class MegatronBackend(BackendBase):
             found.append(f"{workers} processes are no multiple of the {replica} of a model replica")
         else:
             step = args.micro_batch_size * (workers // replica)
-            sizes = (args.global_batch_size, *(args.rampup_batch_size or ())[:2])
-            if any(size % step for size in sizes):
+            if any(size % step for size in args.batch_sizes):
                 found.append(
                     f"batch sizes have to be multiples of {step}: micro_batch_size "
                     f"{args.micro_batch_size} on {workers // replica} replicas"
@@ -109,7 +113,36 @@ class MegatronBackend(BackendBase):
         others = {"data_args_path", "train_data_path", "per_split_data_args_path", "sft"}
         if args.data_path is None and not args.mock_data and not others & set(args.model_dump()):
             found.append("no data: give `backend.args.data_path`, or `mock_data: true`")
-        return found
+        if args.overlap_param_gather and not args.may_overlap_gathers:
+            found.append(
+                "`overlap_param_gather` needs `use_distributed_optimizer: true` and "
+                "`overlap_grad_reduce: true`"
+            )
+        if args.passed_through.get("lr_warmup_fraction") is not None:
+            found.append(
+                "lr_warmup_fraction: it moves with the length, which a branch changes: "
+                "give lr_warmup_iters"
+            )
+        return found + self._misread_growth()
+
+    def _misread_growth(self) -> list[str]:
+        """Reasons why this checkout would not grow its batches as they are counted here."""
+        args, names = self.args, names_in(Path(self.source), self.script)
+        steps = "step_batch_size_schedule"
+        if args.rampup_batch_size is not None and steps in names:
+            return [
+                "rampup_batch_size: this checkout takes it and ignores it, as all since core_v0.18 "
+                f"(April 2026): lengths would be wrong; give `{steps}`"
+            ]
+        if args.rampup_batch_size is not None and not names and not self.takes_rampup:
+            return [
+                f"rampup_batch_size: Megatron-LM ignores it since core_v0.18, and {self.source} "
+                f"cannot be read from here: give `{steps}`, or `backend.takes_rampup: true` for an "
+                "older one"
+            ]
+        if args.step_batch_size_schedule is not None and names and steps not in names:
+            return [f"{steps}: this checkout is older than core_v0.18; give `rampup_batch_size`"]
+        return []
 
     def parameter_count(self) -> int | None:
         return self.parameters or self.args.parameters
@@ -138,7 +171,7 @@ class MegatronBackend(BackendBase):
         batch size, its iterations are those that the trunk would have taken with that size.
         """
         falls = branch.falls_until - branch.iteration
-        if self.args.rampup_batch_size is not None:
+        if self.args.grows:
             end, start = map(self.args.batches.samples, (branch.falls_until, branch.iteration))
             return {"lr_decay_samples": end, "lr_wsd_decay_samples": end - start}
         before = branch.iteration
@@ -157,7 +190,7 @@ class MegatronBackend(BackendBase):
         """
         unit = "iters"
         count: Callable[[int], int] = int
-        if self.args.rampup_batch_size is not None:
+        if self.args.grows:
             unit, count = "samples", self.args.batches.samples
         return {
             f"train_{unit}": count(target),
@@ -176,8 +209,12 @@ class MegatronBackend(BackendBase):
         )
 
     def environment(self) -> dict[str, str]:
-        # Python buffers what goes into a file; the other is required by Megatron on GPUs.
-        return {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+        # Python buffers what goes into a file. The ranks are those of a single process, which
+        # Megatron asks for too; a launcher sets others.
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        # Megatron asks for it with tensor parallelism, and refuses it with FSDP.
+        connections = {} if self.args.uses_fsdp else {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+        return {"PYTHONUNBUFFERED": "1", **connections, **alone}
 
     def refusals(self, branch: Branch) -> list[str]:
         args = self.args
@@ -187,6 +224,12 @@ class MegatronBackend(BackendBase):
                 f"min_lr {branch.min_lr:g} is not the training's own {args.min_lr:g}: Megatron "
                 "finds a checkpoint's parameter groups by it and refuses another; "
                 "set backend.args.min_lr"
+            )
+        growth = args.passed_through.get("weight_decay_incr_style")
+        if growth not in (None, "constant"):
+            reasons.append(
+                f"weight_decay_incr_style {growth} spreads over the whole length, which a branch "
+                "changes: the weight decay would jump at the branch point"
             )
         if branch.samples is not None and branch.samples % args.global_batch_size:
             reasons.append(

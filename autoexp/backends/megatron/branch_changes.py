@@ -22,7 +22,9 @@ BRANCH_CHANGES: dict[str, Change] = {
     # What has no entry passes through, and Megatron decides.
     "args": may("passes through: autoexp does not know what Megatron keeps", data=True),
     **dict.fromkeys(("args.lr", "args.min_lr"), _GROUPS),
-    **dict.fromkeys(("args.lr_warmup_iters", "args.rampup_batch_size"), _OVER),
+    **dict.fromkeys(
+        ("args.lr_warmup_iters", "args.rampup_batch_size", "args.step_batch_size_schedule"), _OVER
+    ),
     "args.train_iters": fixed("a branch ends with its decay"),
     "args.weight_decay": may("`--override-opt_param-scheduler` is given: the new one holds"),
     **dict.fromkeys(("args.adam_beta1", "args.adam_beta2"), _STATE),

@@ -21,7 +21,11 @@ _FOLDER = re.compile(r"iter_(?P<iteration>\d{7,})")
 # Shards, then `.metadata`, then `metadata.json`, and the tracker last: a folder above the tracker
 # is still being written, or is torn.
 TORCH_DIST = Layout(
-    name=_FOLDER, must_exist=(".metadata",), must_parse=("metadata.json",), tracker=TRACKER
+    name=_FOLDER,
+    must_exist=(".metadata",),
+    must_parse=("metadata.json",),
+    index=".metadata",
+    tracker=TRACKER,
 )
 # In the legacy format only the tracker says that a folder is complete.
 TORCH = Layout(name=_FOLDER, must_exist=("*",), tracker=TRACKER)

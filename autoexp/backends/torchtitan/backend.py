@@ -27,6 +27,7 @@ from autoexp.backends.protocol import (
     may,
 )
 from autoexp.backends.torchtitan.arguments import OURS, SECTIONS, TorchtitanArgs
+from autoexp.backends.torchtitan.compatibility import NEW, dialect
 from autoexp.logs.lines import without_escapes
 from autoexp.logs.numbers import finite, number
 from autoexp.model import COMPOSING
@@ -35,7 +36,9 @@ from autoexp.redaction import Variables
 _FOLDER = "checkpoint"
 # No `renames`: torch.distributed.checkpoint opens its shards for writing under their names, and
 # renames `.metadata` alone. Source: torch 2.13, distributed/checkpoint/filesystem.py.
-_LAYOUT = Layout(name=re.compile(r"step-(?P<iteration>\d+)"), must_exist=(".metadata",))
+_LAYOUT = Layout(
+    name=re.compile(r"step-(?P<iteration>\d+)"), must_exist=(".metadata",), index=".metadata"
+)
 # Source: torchtitan 0.2.2, components/metrics.py, log and log_validation.
 _LINE = ProgressPattern(
     r"\bstep:\s{0,9}(?P<iteration>[0-9,]+)\s{1,9}loss:\s{0,9}(?P<loss>[-+]?(?:nan|inf|[0-9.eE+-]+))"
@@ -136,9 +139,26 @@ class TorchtitanBackend(BackendBase):
 
     def problems(self, workers: int) -> list[str]:
         replica = self.args.replica
+        found = []
         if workers % replica:
-            return [f"{workers} processes are no multiple of the {replica} of a model replica"]
-        return []
+            found.append(f"{workers} processes are no multiple of the {replica} of a model replica")
+        if self.source is not None and dialect(Path(self.source)) == NEW:
+            found.append(
+                f"{self.source} is torchtitan {NEW}, which wants `--module` and `--config`: "
+                "choose `backend=torchtitan_main`"
+            )
+        assets = str(self.args.model.__pydantic_extra__.get("hf_assets_path") or "/")
+        if self.source is None and not assets.startswith("/"):
+            found.append(
+                f"model.hf_assets_path {assets} is a path of torchtitan's checkout: give "
+                "`backend.source`, in which it then runs, or an absolute path"
+            )
+        return found
+
+    @property
+    def working_directory(self) -> str | None:
+        """Its checkout, of which the paths in its configurations are."""
+        return self.source
 
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         # Without a ratio it would decay from the end of the warm-up on.

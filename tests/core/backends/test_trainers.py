@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from autoexp.backends.command.placeholders import change_options, pattern_of, substitute
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
-from autoexp.backends.placeholders import change_options, pattern_of, substitute
 from autoexp.config.compose import compose
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from autoexp.backends.command import CommandBackend
+from autoexp.backends.command.backend import CommandBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron import formats
 from autoexp.backends.protocol import Progress, Validation

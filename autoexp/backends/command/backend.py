@@ -10,12 +10,14 @@ from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 from autoexp.backends.base import AbsolutePath, BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
+from autoexp.backends.command.placeholders import change_options, names_of, pattern_of, substitute
+from autoexp.backends.command.settings_file import SettingsFile
 from autoexp.backends.command_line import Argument, refuse_names, word
-from autoexp.backends.placeholders import change_options, names_of, pattern_of, substitute
 from autoexp.backends.progress_line import ProgressPattern, ValidationPattern
 from autoexp.backends.protocol import (
     Branch,
     Change,
+    LimitWarning,
     Progress,
     Unread,
     Validation,
@@ -111,12 +113,26 @@ class CommandBackend(BackendBase):
     command: tuple[str, ...] = Field(
         min_length=1,
         description="words of the command line; `{save_dir}`, `{source}`, `{python}` and each "
-        "argument's name in braces stand for its value",
+        "argument's name in braces stand for its value, and so does arithmetic, "
+        "`{train_iters * 2}`",
     )
     cooldown: dict[str, Argument] = Field(
         default_factory=dict,
         description="options that a cooldown adds or changes; null removes one. Beside the others: "
-        "`{branch_iteration}`, `{decay_iterations}`, `{shape}`",
+        "`{branch_iteration}`, `{decay_iterations}`, `{decay_fraction}`, `{shape}`",
+    )
+    resume: dict[str, Argument] = Field(
+        default_factory=dict,
+        description="options that are added where there is a checkpoint to go on from, such as "
+        "`{--init_from: resume}`; `{checkpoint}` is the newest one's path",
+    )
+    settings: SettingsFile | None = Field(
+        None,
+        description="a settings file that is made for each job from a template; `{settings}` is "
+        "its path",
+    )
+    cwd: AbsolutePath | None = Field(
+        None, description="directory that it runs in; the job's own if unset"
     )
     shapes: dict[str, str] = Field(
         default_factory=lambda: {x: x for x in ("minus_sqrt", "linear", "cosine")},
@@ -139,6 +155,14 @@ class CommandBackend(BackendBase):
         description="regular expression of the line with which it says where it begins, with a "
         "group `iteration`: the checkpoint's, 0 without one",
     )
+    warn_signal: Literal["TERM", "USR1", "USR2"] = Field(
+        "TERM", description="signal at which it saves and ends, as its time limit is near"
+    )
+    warn_file: str | None = Field(
+        None,
+        description="file at which it saves and ends, in place of a signal: an absolute path, or "
+        "below `{save_dir}`; it is made at the warning and removed before the next attempt",
+    )
     source: AbsolutePath | None = Field(None, description="its checkout, as seen by the job")
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
     args: CommandArgs
@@ -156,6 +180,8 @@ class CommandBackend(BackendBase):
             for pattern in (self.log_line, self.start_line, self.validation_line):
                 if pattern is not None:
                     refuse_slow(pattern)
+        if self.warn_file is not None and not self.warn_file.startswith(("/", "{save_dir}/")):
+            raise ValueError("`warn_file` has to be absolute, or to begin with `{save_dir}/`")
         own = self._values(self.args.train_iters, Path())
         used = names_of(self.command, own, "command")
         branch = {
@@ -164,15 +190,33 @@ class CommandBackend(BackendBase):
                 Branch(iteration=1, decay_iterations=1, shape="linear", min_lr=0.0), "linear"
             ),
         }
-        texts = [value for value in self.cooldown.values() if isinstance(value, str)]
-        used |= names_of(texts, branch, "cooldown")
+        resuming = {**own, "checkpoint": ""}  # known once the job starts
+        for where, options, known in (
+            ("cooldown", self.cooldown, branch),
+            ("resume", self.resume, resuming),
+        ):
+            texts = [value for value in options.values() if isinstance(value, str)]
+            used |= names_of(texts, known, where)
+        if self.settings is not None:
+            used |= names_of(self.settings.texts(), branch, "settings")
+            if "settings" not in used:
+                raise ValueError("`settings`: write {settings} where `command` takes its path")
         unused = [name for name in extra if name not in used]
         if unused:
             raise ValueError(
                 f"nothing reads {', '.join(f'`args.{name}`' for name in unused)}: "
                 f"write {{{unused[0]}}} where it belongs in `command`"
             )
+        self._try(info)
         return self
+
+    def _try(self, info: ValidationInfo) -> None:
+        """Refuse arithmetic with what is no number while the configuration is composed."""
+        if info.context == COMPOSING:
+            example = Branch(iteration=1, decay_iterations=1, shape="linear", min_lr=0.0)
+            self.trunk_command(Path("/"))
+            self.cooldown_command(example, Path("/"))
+            self.files(example, Path("/"))
 
     @property
     def train_iters(self) -> int:
@@ -200,25 +244,45 @@ class CommandBackend(BackendBase):
         return tuple(substitute(text, values) for text in self.command)
 
     def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
+        values = self._of_branch(branch, save_dir)
+        command = [substitute(text, values) for text in self.command]
+        return tuple(change_options(command, _filled(self.cooldown, values)))
+
+    def resumed(self, command: tuple[str, ...], save_dir: Path) -> tuple[str, ...]:
+        values = self._values(self.args.train_iters, save_dir)
+        return tuple(change_options(command, _filled(self.resume, values)))
+
+    def files(self, branch: Branch | None, save_dir: Path) -> dict[str, str]:
+        if self.settings is None:
+            return {}
+        values = self._values(self.args.train_iters, save_dir)
+        if branch is not None:
+            values = self._of_branch(branch, save_dir)
+        content = self.settings.written(
+            lambda text: substitute(text, values), cooldown=branch is not None
+        )
+        return {values["settings"]: content}
+
+    def _of_branch(self, branch: Branch, save_dir: Path) -> dict[str, str]:
+        """Values of placeholders of a cooldown."""
         values = self._values(branch.target, save_dir)
         values |= _branch_values(branch, self.shapes.get(branch.shape, branch.shape))
-        values["min_lr"] = word(branch.min_lr)
-        command = [substitute(text, values) for text in self.command]
-        options = {
-            name: substitute(value, values) if isinstance(value, str) else value
-            for name, value in self.cooldown.items()
-        }
-        return tuple(change_options(command, options))
+        return values | {"min_lr": word(branch.min_lr)}
 
     def _values(self, target: int, save_dir: Path) -> dict[str, str]:
         """Values of placeholders, by name."""
         arguments = self.args.model_dump(exclude_none=True)
+        batches = self.batches(1)
+        tokens = None if batches is None else batches.tokens(target)
+        name = None if self.settings is None else self.settings.name
         return {
             **{name: word(value) for name, value in arguments.items()},
             "train_iters": str(target),
             "save_dir": str(save_dir),
             "source": self.source or "",
             "python": sys.executable,
+            **({} if tokens is None else {"tokens": str(tokens)}),
+            **({} if name is None else {"settings": str(save_dir / name)}),
         }
 
     def decay_shapes(self) -> Mapping[str, str]:
@@ -229,7 +293,7 @@ class CommandBackend(BackendBase):
 
     def refusals(self, branch: Branch) -> list[str]:
         reasons = super().refusals(branch)
-        if not self.cooldown:
+        if not self.cooldown and not (self.settings and self.settings.cooldown):
             reasons.append("`backend.cooldown` does not define what a cooldown changes")
         return reasons
 
@@ -239,6 +303,14 @@ class CommandBackend(BackendBase):
 
     def checkpoint_folder(self, save_dir: Path) -> Path:
         return save_dir / self.saves.folder
+
+    @property
+    def working_directory(self) -> str | None:
+        return self.cwd
+
+    @property
+    def warning(self) -> LimitWarning:
+        return LimitWarning(f"SIG{self.warn_signal}", self.warn_file)
 
     @property
     def peak_lr(self) -> float | None:
@@ -266,9 +338,17 @@ class CommandBackend(BackendBase):
         return found.iteration if isinstance(found, Progress) else None
 
 
+def _filled(options: Mapping[str, Argument], values: Mapping[str, str]) -> dict[str, Argument]:
+    return {
+        name: substitute(value, values) if isinstance(value, str) else value
+        for name, value in options.items()
+    }
+
+
 def _branch_values(branch: Branch, shape: str) -> dict[str, str]:
     return {
         "branch_iteration": str(branch.iteration),
         "decay_iterations": str(branch.decay_iterations),
+        "decay_fraction": word(branch.decay_iterations / branch.target),
         "shape": shape,
     }
