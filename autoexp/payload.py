@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import importlib
 import json
 import os
 import re
@@ -45,6 +46,7 @@ OWNER = ".owner"
 CLAIMS = ("claim", "claim.2", "claim.3")
 TASKS = "tasks.json"
 NODE_FILE = "node.py"
+COPIES_FILE = "copies.py"
 CHECKPOINT = "{checkpoint}"
 """In the options of a resumed trainer: the path of its newest checkpoint."""
 _CLAIM_PATIENCE_S = 10.0
@@ -428,6 +430,15 @@ def _succeeds(command: list[str]) -> bool:
     return False
 
 
+def _copies(spec: dict[str, Any], directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Keeps copies of a checkpoint file that is written over, where the trainer has one."""
+    if "copies" not in spec:
+        return contextlib.nullcontext()
+    sys.path.insert(0, str(directory))
+    found: Any = importlib.import_module(Path(COPIES_FILE).stem)
+    return found.Copies(spec["copies"])  # type: ignore[no-any-return]
+
+
 def _die_with_parent() -> None:
     # A supervisor killed with -9 leaves no trainer behind without supervision.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -456,7 +467,8 @@ def main(directory: Path) -> int:
             Path(file).unlink(missing_ok=True)
         code = supervisor.run(spec["before"]) if spec.get("before") else 0
         if code == 0:
-            code = supervisor.run(command_of(spec))
+            with _copies(spec, directory):
+                code = supervisor.run(command_of(spec))
         else:
             reason = "the set-up of the nodes failed (`node_setup`)"
         end_leftovers(spec["key"], directory)

@@ -123,6 +123,11 @@ class BackendBase(FrozenModel):
         del branch, save_dir
         return {}
 
+    def copies(self, save_dir: Path) -> dict[str, str]:
+        """None: each save has a name of its own."""
+        del save_dir
+        return {}
+
     @property
     def warning(self) -> LimitWarning:
         return LimitWarning()

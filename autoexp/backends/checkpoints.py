@@ -60,6 +60,8 @@ class Layout:
     """A file inside that names all shards, as torch's `.metadata`: each of them has to be there."""
     tracker: str | None = None
     """A file in the root that names the newest complete iteration; it is written last."""
+    overwritten: str | None = None
+    """The file of which the checkpoints are copies, if each save overwrites one."""
     renames: bool = False
     """True if the trainer writes every file under another name and renames it, so that files are
     replaced and never changed. Only then are checkpoints pinned by hard links: whatever is opened
@@ -250,6 +252,12 @@ class Layout:
         if self.tracker is not None and (newest is None or not first <= newest <= after):
             atomic.write(root / self.tracker, str(max(kept)))
         renamed = []
+        if self.overwritten is not None and (root / self.overwritten).exists():
+            # It would be the newest again; the job puts the newest copy in its place.
+            file = root / self.overwritten
+            file.rename(_unused(file.with_name(f"{_ASIDE}-{file.name}")))
+            renamed.append(file.name)
+            atomic.step()
         for found in sorted(self._candidates(root)):
             if not first <= found.iteration <= after:
                 atomic.step()

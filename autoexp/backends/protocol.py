@@ -203,6 +203,13 @@ class Backend(Protocol):
     def files(self, branch: Branch | None, save_dir: Path) -> dict[str, str]:
         """Files that a job needs, by path, with their content: its settings."""
 
+    def copies(self, save_dir: Path) -> dict[str, str]:
+        """A checkpoint file that each save overwrites, of which the job keeps copies; or empty.
+
+        `file` is its path, `name` that of a copy beside it, with `{iteration}`, `key` where the
+        file says its iteration.
+        """
+
     @property
     def warning(self) -> LimitWarning:
         """How it is told that its time limit is near."""

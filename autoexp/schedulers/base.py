@@ -16,7 +16,7 @@ from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.payload import TASKS
-from autoexp.resources import node
+from autoexp.resources import copies, node
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.events import Event, StateChanged
 from autoexp.storage import atomic, locks
@@ -89,6 +89,8 @@ class PayloadSpec(NamedTuple):
     """A command that has to succeed before: the set-up of the nodes."""
     node_environment: dict[str, str] = {}  # noqa: RUF012
     """Variables that are filled in on each node."""
+    copies: dict[str, str] = {}  # noqa: RUF012
+    """The checkpoint file that each save overwrites, names of its copies, key of its iteration."""
     rendezvous: dict[str, str | bool] = {}  # noqa: RUF012
     """The rule by which processes find the first node; empty for its own name."""
 
@@ -172,8 +174,12 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
         "before": list(payload_spec.before) or None,
         "node_environment": payload_spec.node_environment or None,
         "rendezvous": payload_spec.rendezvous or None,
+        "copies": payload_spec.copies or None,
         "resumed": _resumed(spec, payload_spec),
     }
+    if payload_spec.copies:
+        code = Path(copies.__file__).read_bytes()
+        atomic.write(directory / payload.COPIES_FILE, code)
     for path, text in payload_spec.files.items():
         atomic.make_directory(Path(path).parent, by_umask=by_umask)
         atomic.write(Path(path), text)

@@ -37,6 +37,7 @@ def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) 
         resumed=() if resumed == spec.command else with_launcher(machine, again, key),
         files=spec.trainer.files(spec.branch, save_dir) if trains else {},
         before=_node_setup(machine),
+        copies=spec.trainer.copies(save_dir) if trains else {},
         node_environment=machine.node_environment,
         rendezvous=_rule(machine),
     )

@@ -55,7 +55,17 @@ class Checkpoints(FrozenModel):
     """Location of checkpoints below the save directory, and how a complete one is recognized."""
 
     name: str = Field(
-        description="name of the file or folder, with `{iteration}`; `*` matches anything"
+        "", description="name of the file or folder, with `{iteration}`; `*` matches anything"
+    )
+    one_file: str | None = Field(
+        None,
+        pattern=r"^[^/{}*]+$",
+        description="in place of a name, the one file that each save overwrites: the job keeps a "
+        "copy of each beside it, as `ckpt-1000.pt` of `ckpt.pt`",
+    )
+    iteration_name: str | None = Field(
+        None,
+        description="what the iteration is called in that file, by torch.save or of JSON",
     )
     folder: str = Field("", description="folder below the save directory that contains them")
     must_exist: tuple[str, ...] = Field(
@@ -82,7 +92,13 @@ class Checkpoints(FrozenModel):
 
     @model_validator(mode="after")
     def _tells_complete_from_torn(self) -> Self:
-        pattern_of(self.name)
+        if bool(self.name) == (self.one_file is not None):
+            raise ValueError("give `name`, or `one_file` where each save overwrites the one before")
+        if (self.one_file is None) != (self.iteration_name is None):
+            raise ValueError("`one_file` and `iteration_name` belong together")
+        pattern_of(self.names)
+        if self.one_file is not None:
+            return self._copied_as_they_are()
         signs = (self.must_exist, self.must_not_exist, self.must_parse, self.tracker, self.renamed)
         if not any(signs):
             raise ValueError(
@@ -91,8 +107,26 @@ class Checkpoints(FrozenModel):
             )
         return self
 
+    def _copied_as_they_are(self) -> Self:
+        """Refuse what would be said of copies, which are always complete."""
+        said = self.model_fields_set - {"one_file", "iteration_name", "folder"}
+        if said:
+            raise ValueError(f"`{min(said)}` does not go with `one_file`")
+        return self
+
+    @property
+    def names(self) -> str:
+        """Names of checkpoints, with `{iteration}`."""
+        if self.one_file is None:
+            return self.name
+        path = Path(self.one_file)
+        return f"{path.stem}-{{iteration}}{path.suffix}"
+
     @property
     def layout(self) -> Layout:
+        if self.one_file is not None:
+            # The job renames its copies into place, and nobody writes into them.
+            return Layout(name=pattern_of(self.names), overwritten=self.one_file, renames=True)
         return Layout(
             name=pattern_of(self.name),
             must_exist=self.must_exist,
@@ -262,6 +296,13 @@ class CommandBackend(BackendBase):
             lambda text: substitute(text, values), cooldown=branch is not None
         )
         return {values["settings"]: content}
+
+    def copies(self, save_dir: Path) -> dict[str, str]:
+        file, key = self.saves.one_file, self.saves.iteration_name
+        if file is None or key is None:
+            return {}
+        folder = self.checkpoint_folder(save_dir)
+        return {"file": str(folder / file), "name": self.saves.names, "key": key}
 
     def _of_branch(self, branch: Branch, save_dir: Path) -> dict[str, str]:
         """Values of placeholders of a cooldown."""
