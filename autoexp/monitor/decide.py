@@ -13,7 +13,7 @@ from autoexp.logs.matcher import Matcher, matcher
 from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Keep, Start
 from autoexp.rules.conditions import Condition
 from autoexp.rules.events import CheckpointComplete, Event, JobReady
-from autoexp.rules.metrics import window
+from autoexp.rules.metrics import of_validation, window
 from autoexp.rules.rules import (
     AnyRule,
     CheckpointRule,
@@ -94,6 +94,8 @@ class Watched(NamedTuple):
     lines: Matcher
     log_rules: dict[str, LogRule]
     metric_rules: dict[str, MetricRule]
+    """About progress lines."""
+    validation_rules: dict[str, MetricRule]
     inactivity_rules: dict[str, InactivityRule]
     window: int
     """Number of logged iterations that metric rules look back."""
@@ -155,7 +157,8 @@ class RuleBook:
             self._watched[key] = Watched(
                 lines=matcher(rule.wanted(name) for name, rule in logs.items()),
                 log_rules=logs,
-                metric_rules=metrics,
+                metric_rules={n: rule for n, rule in metrics.items() if not of_validation(rule)},
+                validation_rules={n: rule for n, rule in metrics.items() if of_validation(rule)},
                 inactivity_rules={n: r for n, r in own.items() if isinstance(r, InactivityRule)},
                 window=max((window(rule) for rule in metrics.values()), default=0),
             )

@@ -14,7 +14,7 @@ from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs.lines import LogLine, Piece
 from autoexp.logs.matcher import Hit
-from autoexp.logs.numbers import MOST_ITERATIONS, finite
+from autoexp.logs.numbers import MOST_ITERATIONS
 from autoexp.logs.tail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
 from autoexp.monitor.decide import Watched
 from autoexp.monitor.line_events import (
@@ -39,6 +39,7 @@ def as_logged(progress: Progress) -> Logged:
     """
     iteration, loss, rate = progress.iteration, progress.loss, progress.learning_rate
     seconds = progress.seconds_per_iteration
+    more = (progress.grad_norm, progress.tokens_per_s, progress.tflops)
     if not 0 <= iteration < MOST_ITERATIONS:
         raise ValueError(f"iteration {str(iteration)[:_SHOWN]} is not a step number")
     return Logged(
@@ -46,9 +47,7 @@ def as_logged(progress: Progress) -> Logged:
         loss if loss is None or isfinite(loss) else None,
         rate if rate is None or isfinite(rate) else None,
         seconds if seconds is None or isfinite(seconds) else None,
-        finite(progress.grad_norm),
-        finite(progress.tokens_per_s),
-        finite(progress.tflops),
+        *[number if number is None or isfinite(number) else None for number in more],
     )
 
 
@@ -275,8 +274,12 @@ class JobWatch:
         if logged.learning_rate != job.learning_rate:
             job.learning_rate = logged.learning_rate
         job.seconds_per_iteration = logged.seconds
-        job.grad_norm, job.tokens_per_s = logged.grad_norm, logged.tokens_per_s
-        job.tflops = logged.tflops
+        if logged.grad_norm != job.grad_norm:
+            job.grad_norm = logged.grad_norm
+        if logged.tokens_per_s != job.tokens_per_s:
+            job.tokens_per_s = logged.tokens_per_s
+        if logged.tflops != job.tflops:
+            job.tflops = logged.tflops
         job.mean_seconds_per_iteration = smoothed(job.mean_seconds_per_iteration, logged.seconds)
         if self.rows and self._row_of == logged.iteration:
             self.rows.pop()  # the same step again, as a progress bar shows it
@@ -300,8 +303,8 @@ class JobWatch:
         job.validation_tail = [*job.validation_tail[1 - _VALIDATIONS :], point]
         self.rows.append(metrics_file.validation_row(*point, printable(found.name)))
         self._row_of = None
-        if watched.metric_rules:
-            add_validation_alarms(job, attempt, watched.metric_rules, events)
+        if watched.validation_rules:
+            add_validation_alarms(job, attempt, watched.validation_rules, events)
 
     def _note_movement(self) -> None:
         now = time.monotonic()

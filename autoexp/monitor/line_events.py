@@ -7,7 +7,7 @@ from autoexp.logs.lines import LogLine
 from autoexp.logs.matcher import Hit
 from autoexp.rules.event_values import typed
 from autoexp.rules.events import Event, LogMatched, MetricAlarm
-from autoexp.rules.metrics import Expectation, Logged, alarm, of_validation
+from autoexp.rules.metrics import Expectation, Logged, alarm
 from autoexp.rules.rules import LogRule, MetricRule
 from autoexp.storage import metrics_file
 
@@ -34,7 +34,7 @@ def add_alarms(
     job: JobRecord, attempt: Attempt, rules: Mapping[str, MetricRule], events: list[Event]
 ) -> None:
     """Add an event for each metric rule that the job's tail breaks, once in an attempt."""
-    _add(job, attempt, {n: r for n, r in rules.items() if not of_validation(r)}, job.tail, events)
+    _add(job, attempt, rules, job.tail, events)
 
 
 def add_validation_alarms(
@@ -42,7 +42,7 @@ def add_validation_alarms(
 ) -> None:
     """The same for the rules about validation losses, of which one was just logged."""
     tail = [Logged(iteration, loss, None, None) for iteration, loss in job.validation_tail]
-    _add(job, attempt, {n: r for n, r in rules.items() if of_validation(r)}, tail, events)
+    _add(job, attempt, rules, tail, events)
 
 
 def _add(

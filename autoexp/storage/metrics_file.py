@@ -35,9 +35,11 @@ def row(cells: Sequence[float | None]) -> str:
 
     What was not logged is empty, and left out at the end.
     """
-    last = max((n for n, cell in enumerate(cells, 1) if cell is not None), default=0)
-    kept = cells[: max(_LEAST, last)]
-    return ",".join("" if cell is None else repr(cell) for cell in kept) + "\n"
+    # Of each line of each log: no calls that it can do without.
+    last = len(cells)
+    while last > _LEAST and cells[last - 1] is None:
+        last -= 1
+    return ",".join(["" if cell is None else repr(cell) for cell in cells[:last]]) + "\n"
 
 
 def validation_row(iteration: int, loss: float, name: str) -> str:
