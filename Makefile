@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo deploy slurm-demo test test-local test-slurm fuzz test-slow test-slow-machine test-newest bench check format docs docs-site megatron-names clean
+.PHONY: help setup demo deploy slurm-demo test test-local test-slurm fuzz test-slow test-slow-machine test-newest test-trainers bench check format docs docs-site megatron-names clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -42,6 +42,17 @@ FUZZ_SEED ?= $(shell date +%s)
 fuzz: setup  ## random kills, raising children, log bytes and rules at a session, texts at what makes them safe, for FUZZ_S seconds (600)
 	FUZZ_S=$$(( $(FUZZ_S) / 4 )) AUTOEXP_TEST_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/core/house/test_promises.py -k any_text
 	FUZZ_S=$$(( $(FUZZ_S) * 3 / 4 )) AUTOEXP_TEST_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/core/monitor/test_invariants.py -k whatever_happens
+
+TRAINERS := .venv-trainers
+test-trainers: setup $(TRAINERS)/.installed  ## real trainers on this machine's CPU; clones by AUTOEXP_TEST_MEGATRON and others
+	AUTOEXP_TEST_TORCH_PYTHON=$${AUTOEXP_TEST_TORCH_PYTHON:-$(CURDIR)/$(TRAINERS)/bin/python} \
+	  $(BIN)/python -m pytest -n0 -rs tests/trainers tests/flows/test_huggingface.py
+
+$(TRAINERS)/.installed:
+	if [ -z "$$AUTOEXP_TEST_TORCH_PYTHON" ]; then $(PYTHON) -m venv $(TRAINERS) && \
+	  $(TRAINERS)/bin/pip install --quiet torch==2.13.0 transformers==5.24.0 accelerate==1.15.0; \
+	  else mkdir -p $(TRAINERS); fi
+	@touch $@
 
 test-slow: setup  ## tests that take minutes each on a SLURM cluster: how jobs end, long sessions
 	$(BIN)/python -m pytest -m slow

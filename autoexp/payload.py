@@ -4,7 +4,7 @@ A copy of this file lies in the attempt's directory and runs as a script, so cod
 disk while a job is queued does not change what it runs. Hence the standard library alone, and
 nothing of Prefect: compute nodes reach no server.
 
-    spec.json      what to run: key, command, environment, cwd, log, grace_s, warning_signal
+    spec.json      what to run: key, command, environment, cwd, log, grace_s, warning_signal, …
     claim          who runs it: created exclusively, on disk before it counts; a second copy that
                    finds it exits 0
     started.json   the running process: host, pid, start ticks, boot id
@@ -21,10 +21,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
+import importlib
 import json
 import os
+import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -41,12 +45,18 @@ OWNER = ".owner"
 # which again only one can take.
 CLAIMS = ("claim", "claim.2", "claim.3")
 TASKS = "tasks.json"
+NODE_FILE = "node.py"
+COPIES_FILE = "copies.py"
+CHECKPOINT = "{checkpoint}"
+"""In the options of a resumed trainer: the path of its newest checkpoint."""
 _CLAIM_PATIENCE_S = 10.0
 _OWNER_CHECK_S = 5.0
 _LEFTOVERS_PATIENCE_S = 5.0
 _EXIT_FILE_PATIENCE_S = 60.0
+_STEP_PATIENCE_S = 30.0
 _REQUEUE = 144
 _PR_SET_PDEATHSIG = 1
+_SIOCGIFADDR = 0x8915
 _SCRUBBED = ("PREFECT_", "SUBMITIT_")
 _ANEW = os.O_WRONLY | os.O_TRUNC
 _AT_END = os.O_WRONLY | os.O_APPEND
@@ -259,6 +269,19 @@ def is_owned_elsewhere(spec: dict[str, Any], directory: Path) -> bool:
     return away or process_identity(started["pid"]) is not None
 
 
+def command_of(spec: dict[str, Any]) -> list[str]:
+    """The command; for trainers that have to be told, another one where there is a checkpoint."""
+    resumed = spec.get("resumed")
+    if resumed and Path(resumed["folder"]).is_dir():
+        there = Path(resumed["folder"]).iterdir()
+        matches = (re.fullmatch(resumed["name"], path.name) for path in there)
+        found = {int(match["iteration"]): match[0] for match in matches if match}
+        if found:
+            newest = str(Path(resumed["folder"]) / found[max(found)])
+            return [word.replace(CHECKPOINT, newest) for word in resumed["command"]]
+    return list(spec["command"])
+
+
 def take_over(spec: dict[str, Any], *, wait: bool) -> None:
     """Become the owner of the output directory; `wait` until an earlier one must have noticed."""
     path = Path(spec["cwd"]) / OWNER
@@ -270,12 +293,27 @@ def take_over(spec: dict[str, Any], *, wait: bool) -> None:
         time.sleep(2 * _OWNER_CHECK_S)
 
 
-def rendezvous(key: str) -> dict[str, str]:
+def local_address(rule: dict[str, Any]) -> str:
+    """This node's name or address by the rule in `slurm.rendezvous`; raises OSError without one."""
+    host = socket.gethostname()
+    if interface := rule.get("interface"):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+            request = struct.pack("256s", interface.encode()[:15])
+            return socket.inet_ntoa(fcntl.ioctl(asked.fileno(), _SIOCGIFADDR, request)[20:24])
+    if suffix := rule.get("suffix"):
+        host = os.environ.get("SLURMD_NODENAME", host.partition(".")[0]) + suffix
+    return socket.gethostbyname(host) if rule.get("address") else host
+
+
+def rendezvous(spec: dict[str, Any]) -> dict[str, str]:
     """Rendezvous of a distributed job's processes: this host, which is the job's first node."""
     if "SLURM_JOB_ID" not in os.environ:
-        return {}
-    port = str(20000 + zlib.crc32(key.encode()) % 20000)
-    host = socket.gethostname()
+        # Jobs of one machine run side by side: each has a port of its own.
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    port = str(20000 + zlib.crc32(spec["key"].encode()) % 20000)
+    host = local_address(spec.get("rendezvous", {}))
     return {"MASTER_ADDR": host, "MASTER_PORT": port, "PET_RDZV_ENDPOINT": f"{host}:{port}"}
 
 
@@ -289,14 +327,14 @@ class Supervisor:
         self._early: list[int] = []
         self.notes = dict.fromkeys(("warned", "terminated", "limit", "superseded"), False)
 
-    def run(self) -> int:
-        """Run the command to its end; returns its exit code, negative for a signal."""
+    def run(self, command: list[str]) -> int:
+        """Run a command to its end; returns its exit code, negative for a signal."""
         for name in ("TERM", "USR1", "USR2", "INT"):
             signal.signal(signal.Signals[f"SIG{name}"], self._on_signal)
         signal.signal(signal.SIGALRM, lambda *_: self._send(signal.SIGKILL))
         with os.fdopen(open_own(Path(self._spec["log"]), _AT_END), "ab", buffering=0) as log:
             self._child = subprocess.Popen(
-                self._spec["command"],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -320,7 +358,7 @@ class Supervisor:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
         key = self._spec["key"]
         cookie = {COOKIE: key} | ({ATTEMPT: str(self._directory)} if self._directory else {})
-        return {**kept, **rendezvous(key), **self._spec["environment"], **cookie}
+        return {**kept, **rendezvous(self._spec), **self._spec["environment"], **cookie}
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
@@ -333,11 +371,20 @@ class Supervisor:
             self.notes["terminated"] = True
             self._send(signal.SIGTERM)
         else:
-            # The warning before the time limit: passed on as the signal that the trainer handles.
             self.notes["warned"] = True
-            name = self._spec["warning_signal"]
-            if not (self._spec.get("signal_steps") and _signal_steps(name)):
-                self._send(getattr(signal, name))
+            self._warn(self._spec["warning_signal"])
+
+    def _warn(self, name: str) -> None:
+        """Tell the trainer that the time limit is near, by the signal that it handles or a file."""
+        if file := self._spec.get("warning_file"):
+            with contextlib.suppress(OSError):
+                Path(file).touch()
+            return
+        steps = bool(self._spec.get("signal_steps"))
+        known = self._child is not None and self._directory is not None
+        told = known and _warn_trainers(self._directory or Path(), name, steps=steps)
+        if not (told or (steps and _signal_steps(name))):
+            self._send(getattr(signal, name))
 
     def _send(self, signum: int) -> None:
         if self._child is None:
@@ -359,16 +406,37 @@ def end_leftovers(key: str, directory: Path) -> None:
         time.sleep(0.01)
 
 
+def _warn_trainers(directory: Path, name: str, *, steps: bool) -> bool:
+    """Have `node.py` signal the trainers, on every node of the job; True if it found some."""
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    step = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    step += ["--cpus-per-task=1", "--cpu-bind=none", "--input=none"]
+    warn = [sys.executable, str(directory / NODE_FILE), "warn", name]
+    return _succeeds([*step, *warn] if steps else warn)
+
+
 def _signal_steps(name: str) -> bool:
-    """Signal the tasks of this job's steps; True if that worked.
+    """Signal all processes of this job's steps; True if that worked.
 
     srun itself ends the whole step on a SIGTERM. scancel reaches the tasks, and not the batch
     process, which we are.
     """
+    return _succeeds(["scancel", f"--signal={name[3:]}", scheduler_job_id()])
+
+
+def _succeeds(command: list[str]) -> bool:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["scancel", f"--signal={name[3:]}", scheduler_job_id()]
-        return subprocess.run(command, timeout=30).returncode == 0
+        return subprocess.run(command, timeout=_STEP_PATIENCE_S).returncode == 0
     return False
+
+
+def _copies(spec: dict[str, Any], directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Keeps copies of a checkpoint file that is written over, where the trainer has one."""
+    if "copies" not in spec:
+        return contextlib.nullcontext()
+    sys.path.insert(0, str(directory))
+    found: Any = importlib.import_module(Path(COPIES_FILE).stem)
+    return found.Copies(spec["copies"])  # type: ignore[no-any-return]
 
 
 def _die_with_parent() -> None:
@@ -395,7 +463,14 @@ def main(directory: Path) -> int:
     supervisor, reason = Supervisor(spec, directory), None
     try:
         take_over(spec, wait=wait)
-        code = supervisor.run()
+        if file := spec.get("warning_file"):  # an earlier attempt's
+            Path(file).unlink(missing_ok=True)
+        code = supervisor.run(spec["before"]) if spec.get("before") else 0
+        if code == 0:
+            with _copies(spec, directory):
+                code = supervisor.run(command_of(spec))
+        else:
+            reason = "the set-up of the nodes failed (`node_setup`)"
         end_leftovers(spec["key"], directory)
     except OSError as error:
         code, reason = 127, f"could not start: {error}"

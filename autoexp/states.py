@@ -169,6 +169,7 @@ class Kind(StrEnum):
 
     TRAIN = "train"
     COOLDOWN = "cooldown"
+    MERGE = "merge"
     EVALUATE = "evaluate"
     COMMAND = "command"
 

@@ -23,9 +23,10 @@ class Job(NamedTuple):
     spec: JobSpec
     attempt: Attempt
 
-    def prepare(self, *, grace_s: float = 10.0) -> None:
+    def prepare(self, *, grace_s: float = 10.0, **others: Any) -> None:
+        """Lay out what its payload runs; `others` are fields of PayloadSpec."""
         payload_spec = PayloadSpec(self.spec.command, self.spec.environment, grace_s)
-        prepare(self.ref, self.spec, self.attempt, payload_spec)
+        prepare(self.ref, self.spec, self.attempt, payload_spec._replace(**others))
 
     @property
     def directory(self) -> Path:

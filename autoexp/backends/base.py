@@ -1,23 +1,32 @@
 """The part that is the same for all backends, given their checkpoint layout and peak rate."""
 
+import sys
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field, model_validator
 
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.decay import decayed
 from autoexp.backends.protocol import (
     Branch,
+    Change,
     CheckpointScan,
     FoundCheckpoint,
+    LimitWarning,
     PinChanges,
     Progress,
     Unread,
+    Validation,
+    fixed,
 )
 from autoexp.model import FrozenModel
+from autoexp.templates import fill, refuse_unknown
 
+_EACH = ("checkpoints", "weights")
+_MERGED = ("output", "python")
 # A job runs in its output directory, whatever directory a path was said in.
 AbsolutePath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
 
@@ -30,6 +39,34 @@ class BackendBase(FrozenModel):
     LOGS_DONE: ClassVar[bool] = True
     UNIT: ClassVar[str] = "iterations"
     """The trainer's word for iterations."""
+    SHAPES: ClassVar[Mapping[str, str]] = {}
+    """The decay shapes that the trainer has, and its own names for them."""
+    HOLDS: ClassVar[bool] = False
+    """True if the trainer can stay at `min_lr` before the end."""
+    BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = {}
+    """Whether a branch may change an argument; the longest key that fits counts."""
+
+    merger: tuple[str, ...] = Field(
+        (),
+        description="words of a command that merges checkpoints: `{checkpoints}` and `{weights}` "
+        "stand for a word each, `{output}` for what it writes, `{python}` for autoexp's",
+    )
+
+    parameters: int | None = Field(
+        None,
+        gt=0,
+        description="the model's parameters, for scaling laws; the demo's and Megatron's are "
+        "counted where it is not given",
+    )
+
+    @model_validator(mode="after")
+    def _merger_has_all(self) -> Self:
+        if self.merger:
+            refuse_unknown(iter(self.merger), (*_EACH, *_MERGED))
+            missing = [name for name in ("{checkpoints}", "{output}") if name not in self.merger]
+            if missing:
+                raise ValueError(f"merger: `{missing[0]}` has to be a word of it")
+        return self
 
     @property
     @abstractmethod
@@ -70,13 +107,85 @@ class BackendBase(FrozenModel):
         del workers
         return []
 
+    @property
+    def working_directory(self) -> str | None:
+        return None
+
+    def resumed(self, command: tuple[str, ...], save_dir: Path) -> tuple[str, ...]:
+        """The same: it goes on by itself."""
+        del save_dir
+        return command
+
+    def checkpoint_names(self, save_dir: Path) -> tuple[Path, str]:
+        return self.checkpoint_folder(save_dir), self.layout.name.pattern
+
+    def files(self, branch: Branch | None, save_dir: Path) -> dict[str, str]:
+        """None: all of it is on the command line."""
+        del branch, save_dir
+        return {}
+
+    def copies(self, save_dir: Path) -> dict[str, str]:
+        """None: each save has a name of its own."""
+        del save_dir
+        return {}
+
+    @property
+    def warning(self) -> LimitWarning:
+        return LimitWarning()
+
     def refusals(self, branch: Branch) -> list[str]:
         reasons = []
         if branch.iteration < self.warmup:
             reasons.append(f"inside the warm-up of {self.warmup} {self.UNIT}")
         if self.peak_lr is not None and branch.min_lr >= self.peak_lr:
             reasons.append(f"min_lr {branch.min_lr:g} is not below lr {self.peak_lr:g}")
+        shapes = self.decay_shapes()
+        if branch.shape not in shapes:
+            reasons.append(
+                f"the trainer has no decay of the shape {branch.shape}; "
+                f"there are: {', '.join(shapes) or 'none'}"
+            )
+        if (deleted := self.retention_refusal(branch.iteration)) is not None:
+            reasons.append(deleted)
+        if branch.hold_iterations and not self.HOLDS:
+            reasons.append("the trainer ends with its decay, and has no `hold`")
         return reasons
+
+    def decay_shapes(self) -> Mapping[str, str]:
+        """The decay shapes that the trainer has, and its own names for them."""
+        return self.SHAPES
+
+    def branch_change(self, key: str) -> Change:
+        parts = key.split(".")
+        prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+        known = (self.BRANCH_CHANGES.get(prefix) for prefix in prefixes)
+        found = (change for change in known if change is not None)
+        return next(found, fixed("it is what a training and its branches share"))
+
+    def parameter_count(self) -> int | None:
+        return self.parameters
+
+    @property
+    def merge_scores(self) -> str | None:
+        return None
+
+    def merge_command(
+        self, checkpoints: Sequence[Path], weights: Sequence[float], output: Path
+    ) -> tuple[str, ...]:
+        several = {
+            "{checkpoints}": [str(path) for path in checkpoints],
+            "{weights}": [repr(weight) for weight in weights],
+        }
+        values = {"output": str(output), "python": sys.executable}
+        return tuple(
+            part
+            for word in self.merger
+            for part in (several[word] if word in several else [fill(word, values)])
+        )
+
+    def retention_refusal(self, iteration: int) -> str | None:
+        del iteration
+        return None
 
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         return self.layout.watched(self.checkpoint_folder(save_dir))
@@ -100,6 +209,11 @@ class BackendBase(FrozenModel):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         """The log has no iterations in it."""
+        del line
+        return None
+
+    def validation(self, line: bytes) -> Validation | None:
+        """The log has no validation losses in it."""
         del line
         return None
 

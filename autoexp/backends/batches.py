@@ -14,13 +14,28 @@ class Ramp(NamedTuple):
     """Samples over which it grows to the final size."""
 
 
+class Stage(NamedTuple):
+    """A batch size that holds until some samples are consumed."""
+
+    size: int
+    until: int
+    """Consumed samples at which the next size begins."""
+
+
 class Batches(NamedTuple):
     """Samples of each iteration, from the first one on."""
 
     size: int
-    """Samples of an iteration, once any ramp is over."""
+    """Samples of an iteration, once all growth is over."""
     tokens_per_sample: int | None = None
     ramp: Ramp | None = None
+    stages: tuple[Stage, ...] = ()
+    """Other sizes before, as by Megatron's `--step-batch-size-schedule`."""
+
+    @property
+    def grows(self) -> bool:
+        """True if the first iterations have fewer samples than the last ones."""
+        return self.ramp is not None or bool(self.stages)
 
     def samples(self, iterations: int) -> int:
         """Samples consumed by the first `iterations` iterations."""
@@ -49,10 +64,12 @@ class Batches(NamedTuple):
         return self.samples(iterations) * self.tokens_per_sample
 
     def _stages(self) -> Iterator[tuple[int, int]]:
-        """Batch sizes of the ramp, and the consumed samples at which each ends.
+        """Batch sizes before the last one, and the consumed samples at which each ends.
 
-        Source: Megatron-LM, RampupBatchsizeNumMicroBatchesCalculator.
+        Source: Megatron-LM, RampupBatchsizeNumMicroBatchesCalculator and, from core_v0.18,
+        StepBatchsizeNumMicroBatchesCalculator.
         """
+        yield from self.stages
         if self.ramp is None:
             return
         steps = (self.size - self.ramp.start) // self.ramp.increment

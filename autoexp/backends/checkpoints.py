@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ _TRIES = 3
 # A tracker that is written in place is empty meanwhile; one that stays so was cut by a crash.
 _BEING_WRITTEN_S = 60.0
 _LARGEST_JSON = 64 * 2**20
+_LARGEST_INDEX = 256 * 2**20
+# As torch.distributed.checkpoint names shards (filesystem.py, DEFAULT_SUFFIX).
+_SHARD = re.compile(rb"__\d+_\d+\.distcp")
 # What Megatron's own converters write for a model without an iteration (checkpointing.py).
 _RELEASE = b"release"
 
@@ -52,8 +56,12 @@ class Layout:
     when they begin with `../`."""
     must_parse: tuple[str, ...] = ()
     """Files inside that have to be valid JSON."""
+    index: str | None = None
+    """A file inside that names all shards, as torch's `.metadata`: each of them has to be there."""
     tracker: str | None = None
     """A file in the root that names the newest complete iteration; it is written last."""
+    overwritten: str | None = None
+    """The file of which the checkpoints are copies, if each save overwrites one."""
     renames: bool = False
     """True if the trainer writes every file under another name and renames it, so that files are
     replaced and never changed. Only then are checkpoints pinned by hard links: whatever is opened
@@ -125,7 +133,9 @@ class Layout:
                 return False
         if not all(_matches(path, pattern) for pattern in self.must_exist):
             return False
-        return all(_parses(path / name) for name in self.must_parse)
+        if not all(_parses(path / name) for name in self.must_parse):
+            return False
+        return self.index is None or shards_are_there(path, self.index) is not False
 
     def seed(self, checkpoint: FoundCheckpoint, root: Path) -> int:
         """Give a branch its own start, `checkpoint`, and a tracker that names it.
@@ -242,6 +252,12 @@ class Layout:
         if self.tracker is not None and (newest is None or not first <= newest <= after):
             atomic.write(root / self.tracker, str(max(kept)))
         renamed = []
+        if self.overwritten is not None and (root / self.overwritten).exists():
+            # It would be the newest again; the job puts the newest copy in its place.
+            file = root / self.overwritten
+            file.rename(_unused(file.with_name(f"{_ASIDE}-{file.name}")))
+            renamed.append(file.name)
+            atomic.step()
         for found in sorted(self._candidates(root)):
             if not first <= found.iteration <= after:
                 atomic.step()
@@ -284,6 +300,44 @@ class Layout:
                         yield FoundCheckpoint(int(match["iteration"]), Path(entry.path))
         except FileNotFoundError:
             return
+
+
+def shards_are_there(path: Path, index: str) -> bool | None:
+    """True if every shard that a checkpoint's index names is there; None: that cannot be told.
+
+    The index is a pickle, which is searched for names and never loaded.
+    """
+    try:
+        state = (path / index).stat()
+        return _shards_are_there(path, index, state.st_mtime_ns, state.st_size)
+    except _Missing:
+        return False
+    except (OSError, _Unclear):
+        return None
+
+
+class _Missing(Exception):
+    """A shard is missing."""
+
+
+class _Unclear(Exception):
+    """Its index names no shards, or those of another folder."""
+
+
+@lru_cache(maxsize=4096)
+def _shards_are_there(path: Path, index: str, changed_ns: int, size: int) -> bool:
+    """True; raises otherwise, so that only a whole checkpoint is remembered."""
+    del changed_ns
+    if size > _LARGEST_INDEX:
+        raise _Unclear
+    named = {name.decode() for name in _SHARD.findall((path / index).read_bytes())}
+    with os.scandir(path) as entries:
+        there = {entry.name for entry in entries if entry.name in named}
+    if not there:
+        raise _Unclear
+    if named - there:
+        raise _Missing
+    return True
 
 
 def _set_aside(path: Path, iteration: int) -> None:

@@ -1,6 +1,7 @@
 """The demo backend: the small NumPy language model that ships with the project."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -10,18 +11,41 @@ from pydantic import Field
 from autoexp.backends.base import BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
+from autoexp.backends.decay import DEFAULT_POWER
 from autoexp.backends.megatron import formats
 from autoexp.backends.megatron.formats import TORCH_DIST
 from autoexp.backends.protocol import (
     Branch,
+    Change,
     Progress,
     Unread,
+    Validation,
+    fixed,
+    may,
 )
 from autoexp.model import FrozenModel
 
 # The folder is written under another name, and replaces an older one as a whole.
 # Source: autoexp/demo/checkpoints.py, save_checkpoint.
 _RENAMING = replace(TORCH_DIST, renames=True)
+
+
+_WEIGHTS = fixed("the weights in the checkpoint have this shape")
+_CHANGES = {
+    "args": may(),
+    "args.train_iters": fixed("a branch ends with its decay"),
+    "args.lr": may("the decay begins at this rate, at once"),
+    "args.lr_warmup_iters": fixed("the warm-up is over"),
+    "args.global_batch_size": may("from the first iteration of the branch on"),
+    "args.mix": may("other text, drawn by the checkpoint's random state", data=True),
+    "args.hidden_size": _WEIGHTS,
+    "args.embedding_size": _WEIGHTS,
+    "args.seq_length": _WEIGHTS,
+    "args.seed": fixed("it gives the language, and the random state is the checkpoint's"),
+    "args.pretrained_checkpoint": fixed("a branch begins with its own checkpoint"),
+}
+# One name for each shape of its own, and of `autoexp.backends.decay`.
+_SHAPES = ("minus_sqrt", "linear", "cosine", "exponential", "power", "points")
 
 
 class DemoArgs(FrozenModel):
@@ -38,6 +62,15 @@ class DemoArgs(FrozenModel):
     seq_length: int = Field(12, gt=0, description="characters of context")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
     seed: int = Field(1234, ge=0, description="seed of the language, the weights and the batches")
+    mix: str | None = Field(
+        None,
+        pattern=r"^[a-z]+(:[0-9.]+)?(,[a-z]+(:[0-9.]+)?)*$",
+        max_length=100,
+        description="kinds of text in the language, with weights: `web:3,code:1`; by default web",
+    )
+    eval_interval: int | None = Field(
+        None, gt=0, description="iterations between two measures of the validation loss"
+    )
     pretrained_checkpoint: str | None = Field(
         None, description="checkpoint of another training, whose weights this one begins with"
     )
@@ -63,6 +96,9 @@ class DemoBackend(BackendBase):
     """Trains `autoexp.demo.trainer` on one CPU core."""
 
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
+    SHAPES: ClassVar[Mapping[str, str]] = {name: name for name in _SHAPES}
+    HOLDS: ClassVar[bool] = True
+    BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 
     kind: Literal["demo"] = "demo"
     args: DemoArgs = DemoArgs()
@@ -88,14 +124,16 @@ class DemoBackend(BackendBase):
         return self._command(save_dir, self.args.train_iters)
 
     def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
+        falling = branch.decay_iterations - branch.hold_iterations
         return (
             *self._command(save_dir, branch.target),
             "--exit-on-missing-checkpoint",
             "--override-opt_param-scheduler",
             *("--lr-decay-style", "WSD"),
-            *("--lr-decay-iters", str(branch.target)),
-            *("--lr-wsd-decay-iters", str(branch.decay_iterations)),
+            *("--lr-decay-iters", str(branch.falls_until)),
+            *("--lr-wsd-decay-iters", str(falling)),
             *("--lr-wsd-decay-style", branch.shape),
+            *_curve(branch),
             *("--min-lr", repr(branch.min_lr)),
         )
 
@@ -110,6 +148,28 @@ class DemoBackend(BackendBase):
         directories = ("--save", str(save_dir), "--load", str(save_dir))
         trainer = (sys.executable, "-m", "autoexp.demo.trainer")
         return (*trainer, *directories, "--train-iters", str(train_iters), *flags)
+
+    def parameter_count(self) -> int | None:
+        """Embeddings, one hidden layer, and the softmax over 27 characters."""
+        args = self.args
+        hidden = args.hidden_size * (args.seq_length * args.embedding_size + 1)
+        own = 27 * args.embedding_size + hidden + 27 * (args.hidden_size + 1)
+        return self.parameters or own
+
+    @property
+    def merge_scores(self) -> str | None:
+        return None if self.merger else "scores.json"
+
+    def merge_command(
+        self, checkpoints: Sequence[Path], weights: Sequence[float], output: Path
+    ) -> tuple[str, ...]:
+        if self.merger:
+            return super().merge_command(checkpoints, weights, output)
+        return (
+            *(sys.executable, "-m", "autoexp.demo.merge", *map(str, checkpoints)),
+            *("--weights", *map(repr, weights)),
+            *("--output", str(output), "--scores", str(output.parent / "scores.json")),
+        )
 
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -129,5 +189,18 @@ class DemoBackend(BackendBase):
     def progress(self, line: bytes) -> Progress | Unread | None:
         return formats.progress(line)
 
+    def validation(self, line: bytes) -> Validation | None:
+        return formats.validation(line)
+
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         return formats.read_start(line, earlier)
+
+
+def _curve(branch: Branch) -> tuple[str, ...]:
+    """The arguments of the shapes that take more than a name."""
+    if branch.shape == "power":
+        return ("--lr-wsd-decay-power", repr(branch.power or DEFAULT_POWER))
+    if branch.shape == "points":
+        pairs = ",".join(f"{share!r}:{height!r}" for share, height in branch.points or ())
+        return ("--lr-wsd-decay-points", pairs)
+    return ()

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp.backends.protocol import Progress, Unread
+from autoexp.backends.protocol import Progress, Unread, Validation
 from autoexp.logs.linear import LinePattern
 from autoexp.logs.lines import without_escapes
 from autoexp.logs.numbers import finite, number, whole
@@ -14,6 +14,7 @@ from autoexp.logs.patterns import groups_of
 from autoexp.logs.tail import LogCursor, read_new
 
 _GROUPS = ("iteration", "loss", "learning_rate", "seconds")
+_MORE = ("grad_norm", "tokens_per_s", "tflops")
 _SEEN = 1 << 16
 """Bytes of a line that a pattern sees."""
 _MOST_SECONDS = 1e6  # an iteration of eleven days: a date, or a counter, read by mistake
@@ -78,6 +79,27 @@ def check_log(log: Path, read: Callable[[bytes], Progress | Unread | None]) -> L
     return LogCheck(lines, last_line, found, first, last, tuple(unread.values()))
 
 
+class ValidationPattern:
+    """A regular expression with groups `iteration` and `loss`, and perhaps `set`."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = _compiled(pattern)
+        if "loss" not in groups_of(pattern):
+            raise ValueError(f"{pattern!r} has no group `(?P<loss>[0-9.]+)`")
+
+    def read(self, line: bytes) -> Validation | None:
+        """Read the line; None where it has no validation loss that is a number."""
+        found = self._pattern.search(without_escapes(line))
+        if found is None:
+            return None
+        iteration = whole(found["iteration"] or b"")
+        loss = finite(number(found["loss"] or b""))
+        if iteration is None or loss is None:
+            return None
+        name = (found.get("set") or b"validation")[:_SHOWN].decode(errors="backslashreplace")
+        return Validation(iteration, loss, name)
+
+
 def _progress(found: Mapping[str, bytes]) -> Progress | Unread | None:
     text = found["iteration"]
     if not text:
@@ -89,6 +111,8 @@ def _progress(found: Mapping[str, bytes]) -> Progress | Unread | None:
     seconds = values["seconds"]
     if seconds is not None and not math.isnan(seconds) and not 0 <= seconds <= _MOST_SECONDS:
         values["seconds"] = None
+    # What few trainers print is no reason for a warning where it cannot be read.
+    more = {name: finite(number(found.get(name) or b"nan")) for name in _MORE}
     unread = [_said(name, found[name]) for name, value in values.items() if value is None]
     return Progress(
         iteration=iteration,
@@ -97,6 +121,7 @@ def _progress(found: Mapping[str, bytes]) -> Progress | Unread | None:
         learning_rate=finite(values["learning_rate"]),
         seconds_per_iteration=finite(values["seconds"]),
         unread=", ".join(unread) or None,
+        **more,
     )
 
 
@@ -109,6 +134,7 @@ def _compiled(pattern: str) -> LinePattern:
     groups = set(groups_of(pattern))
     if "iteration" not in groups:
         raise ValueError(f"{pattern!r} has no group `(?P<iteration>[0-9]+)`")
-    if unknown := groups - set(_GROUPS):
-        raise ValueError(f"group `{min(unknown)}`: there are {', '.join(_GROUPS)}")
+    known = (*_GROUPS, *_MORE, "set")
+    if unknown := groups - set(known):
+        raise ValueError(f"group `{min(unknown)}`: there are {', '.join(known)}")
     return LinePattern(pattern, _SEEN)

@@ -1,5 +1,6 @@
 """The protocol of backends: knowledge about one trainer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -20,10 +21,45 @@ class Branch(FrozenModel):
     shape: str
     min_lr: float
     """Learning rate at the end of the decay."""
+    power: float | None = None
+    """Of the shape `power`."""
+    points: tuple[tuple[float, float], ...] | None = None
+    """Of the shape `points`: shares of the length, and of the way from `min_lr` to the peak."""
+    hold_iterations: int = 0
+    """Iterations at the end that stay at `min_lr`; part of `decay_iterations`."""
+    samples: int | None = None
+    """Samples seen at the branch point, where the batches before it were others than its own."""
+    tokens: int | None = None
+    """Tokens seen there, where its iterations have others than its parent's."""
 
     @property
     def target(self) -> int:
         return self.iteration + self.decay_iterations
+
+    @property
+    def falls_until(self) -> int:
+        """The iteration at which the rate has reached `min_lr`."""
+        return self.target - self.hold_iterations
+
+
+class Change(NamedTuple):
+    """Whether a branch may change an argument of its parent while optimizer state is kept."""
+
+    may: bool
+    how: str = ""
+    """How it takes effect, for the plan; or why it cannot change."""
+    data: bool = False
+    """True if the loss of the branch may be of other data, and so begin anywhere."""
+
+
+def may(how: str = "", *, data: bool = False) -> Change:
+    """An argument that a branch may change."""
+    return Change(True, how, data)
+
+
+def fixed(why: str) -> Change:
+    """An argument that a branch has to share with its parent."""
+    return Change(False, why)
 
 
 class Unread(NamedTuple):
@@ -44,6 +80,21 @@ class Progress(NamedTuple):
     seconds_per_iteration: float | None
     unread: str | None = None
     """A text in place of a number, as `loss 'n/a'`."""
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    """As the trainer prints it: of one GPU, where it does so."""
+    tflops: float | None = None
+    """TFLOP/s of one GPU."""
+
+
+class Validation(NamedTuple):
+    """A validation loss of one log line."""
+
+    iteration: int
+    loss: float
+    """Nats per token."""
+    name: str = "validation"
+    """Of the set of data."""
 
 
 class FoundCheckpoint(NamedTuple):
@@ -60,6 +111,8 @@ class CheckpointScan(NamedTuple):
     """By iteration."""
     unfinished: bool = False
     """True if a checkpoint there may become complete without a change to the watched paths."""
+    validations: tuple[Validation, ...] = ()
+    """The validation losses in that history."""
     progress: tuple[Progress, ...] = ()
     """The history of the training in the newest checkpoint, where the log does not have it."""
     problem: str | None = None
@@ -75,6 +128,18 @@ class PinChanges(NamedTuple):
     """In the checkpoint that was pinned, changed in place."""
     path: str = ""
     """The checkpoint that was pinned."""
+
+
+class LimitWarning(NamedTuple):
+    """How a trainer is told to save and end, as its time limit is near."""
+
+    signal: str = "SIGTERM"
+    file: str | None = None
+    """A file that it looks for, in place of a signal; `{save_dir}` is its save directory."""
+
+    def file_in(self, save_dir: Path) -> str | None:
+        """The file's path."""
+        return None if self.file is None else self.file.replace("{save_dir}", str(save_dir))
 
 
 class Backend(Protocol):
@@ -127,8 +192,50 @@ class Backend(Protocol):
     def environment(self) -> dict[str, str]:
         """Variables that the trainer needs."""
 
+    @property
+    def working_directory(self) -> str | None:
+        """The directory that it has to run in; None: the job's own."""
+
+    def resumed(self, command: tuple[str, ...], save_dir: Path) -> tuple[str, ...]:
+        """The command where `save_dir` has a checkpoint, for trainers that have to be told."""
+
+    def checkpoint_names(self, save_dir: Path) -> tuple[Path, str]:
+        """The folder of its checkpoints, and the regular expression of their names."""
+
+    def files(self, branch: Branch | None, save_dir: Path) -> dict[str, str]:
+        """Files that a job needs, by path, with their content: its settings."""
+
+    def copies(self, save_dir: Path) -> dict[str, str]:
+        """A checkpoint file that each save overwrites, of which the job keeps copies; or empty.
+
+        `file` is its path, `name` that of a copy beside it, with `{iteration}`, `key` where the
+        file says its iteration.
+        """
+
+    @property
+    def warning(self) -> LimitWarning:
+        """How it is told that its time limit is near."""
+
     def refusals(self, branch: Branch) -> list[str]:
         """Reasons why this trainer cannot run `branch`; empty when it can."""
+
+    def branch_change(self, key: str) -> Change:
+        """Whether a branch may change a setting, as `args.lr`, and keep optimizer state."""
+
+    def parameter_count(self) -> int | None:
+        """The model's parameters, for scaling laws; None where unknown."""
+
+    @property
+    def merge_scores(self) -> str | None:
+        """File of scores that its merger writes in the job's output directory, if any."""
+
+    def merge_command(
+        self, checkpoints: Sequence[Path], weights: Sequence[float], output: Path
+    ) -> tuple[str, ...]:
+        """The command that writes the weighted sum of checkpoints to `output`; empty: no merger."""
+
+    def retention_refusal(self, iteration: int) -> str | None:
+        """Reason why a checkpoint is deleted before anybody sees it; None when it stays."""
 
     def watched(self, save_dir: Path) -> tuple[Path, ...]:
         """Paths whose stat changes when a checkpoint may have become complete."""
@@ -154,6 +261,9 @@ class Backend(Protocol):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         """Read the progress in a log line, if there is any; never raises."""
+
+    def validation(self, line: bytes) -> Validation | None:
+        """Read a validation loss in a log line that says no progress; never raises."""
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         """The iteration that the training begins from, where a log line says so.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Union, get_args
 from pydantic import Field
 
 from autoexp.backends.base import BackendBase
-from autoexp.backends.command import CommandBackend
+from autoexp.backends.command.backend import CommandBackend
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron.backend import MegatronBackend

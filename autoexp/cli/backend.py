@@ -1,4 +1,4 @@
-"""`autoexp backend`: checks a trainer's arguments, and what is read of its log."""
+"""`autoexp backend` and `doctor`: check a trainer's arguments, its log, and the cluster."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,14 +15,14 @@ _SHOWN = 120  # bytes of a line
 
 
 def backend_check(
-    backend: Annotated[Literal["megatron"], typer.Argument(help="Whose arguments.")],
+    backend: Annotated[Literal["megatron", "torchtitan"], typer.Argument(help="Whose arguments.")],
     source: Annotated[
         str, options.option("--source", metavar="DIR", text="The checkout that will run.")
     ],
     script: Annotated[
         str,
         options.option(
-            "--script", metavar="FILE", text="The script in it; pretrain_gpt.py by default."
+            "--script", metavar="FILE", text="Megatron's script; pretrain_gpt.py by default."
         ),
     ] = "pretrain_gpt.py",
     as_json: options.AsJson = False,
@@ -32,31 +32,37 @@ def backend_check(
     The exit code is 1 when they differ.
 
     \b
-    Example:
+    Examples:
       autoexp backend check megatron --source ~/Megatron-LM
+      autoexp backend check torchtitan --source ~/torchtitan
     """
-    from autoexp.backends.megatron.compatibility import compare
+    from autoexp.backends.megatron import compatibility as megatron
+    from autoexp.backends.torchtitan import compatibility as torchtitan
     from autoexp.reports.terminal import console, say_json
 
-    found = compare(Path(source), script)
+    own = torchtitan.compare(Path(source)) if backend == "torchtitan" else None
+    found = own or megatron.compare(Path(source), script)
     if as_json:
         say_json(found.model_dump(mode="json"))
         return 0 if found.fits else 1
     out = console()
+    passes = "it is refused" if own else "it passes through"
     kinds = (
         ("missing", "autoexp gives it, the checkout does not take it", found.missing),
-        ("changed", "the checkout takes it in another way", found.changed),
-        ("unknown", "only the checkout knows it; it passes through", found.unknown),
+        ("changed", "the checkout takes it in another way", getattr(found, "changed", ())),
+        ("meaning", "it is taken, and is not what it was", getattr(found, "meanings", ())),
+        ("unknown", f"only the checkout knows it; {passes}", found.unknown),
     )
     for kind, meaning, names in kinds:
         for name in names:
             out.print(f"{kind}  {name}  ({meaning})", soft_wrap=True)
     verdict = "fits" if found.fits else "does not fit"
-    counts = f"{len(found.missing)} missing, {len(found.changed)} changed"
-    out.print(
-        f"{source}: {verdict}: {found.read} arguments, {counts}, {len(found.unknown)} unknown",
-        soft_wrap=True,
-    )
+    counts = ", ".join(f"{len(names)} {kind}" for kind, _, names in kinds if kind != "meaning")
+    if own is not None:
+        out.print(f"{source}: torchtitan {own.speaks}: backend={own.backend}", soft_wrap=True)
+    else:
+        counts = f"{megatron.compare(Path(source), script).read} arguments, {counts}"
+    out.print(f"{source}: {verdict}: {counts}", soft_wrap=True)
     return 0 if found.fits else 1
 
 
@@ -120,3 +126,38 @@ def _read_as(line: "ReadLine") -> str:
     known = [f"{name} {value:g}" for name, value in numbers.items() if value is not None]
     text = line.text[:_SHOWN].decode(errors="backslashreplace").strip()
     return f"{', '.join([f'iteration {progress.iteration}', *known])}:  {text}"
+
+
+def doctor(
+    experiment: options.Experiment = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Check this host and its cluster for an experiment; submits nothing.
+
+    Account, partition, QOS, limits and the batch script are asked of SLURM. The exit code is 1
+    when something is to be mended.
+
+    \b
+    Examples:
+      autoexp doctor slurm=lumi
+      autoexp doctor study slurm=jupiter container=jupiter container.image=/e/images/train.sif
+    """
+    from autoexp.cli.plan import wanted
+    from autoexp.operations.doctor import examine
+    from autoexp.reports.terminal import console, say_json
+    from autoexp.session.create import plan_of
+    from autoexp.storage.places import sessions_root
+
+    words = list(experiment or [])
+    composed = wanted(words if any("=" not in word for word in words) else ["demo", *words], None)
+    trunk = plan_of(composed).trunk
+    found = examine(composed.experiment, trunk, sessions_root())
+    if as_json:
+        lines = [finding._asdict() for finding in found]
+        say_json(lines)
+        return int(any(line["verdict"] == "to mend" for line in lines))
+    out, mending = console(), False
+    for finding in found:
+        mending |= finding.verdict == "to mend"
+        out.print(f"{finding.verdict:<10}{finding.what:<15} {finding.text}", soft_wrap=True)
+    return int(mending)

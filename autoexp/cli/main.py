@@ -61,6 +61,7 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
     return {
         "run": run.run,
         "plan": plan.plan,
+        "doctor": backend.doctor,
         "submit": submit.submit,
         "adopt": submit.adopt,
         "resume": run.resume,
@@ -72,6 +73,7 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "export": results.export,
         "compare": results.compare,
         "report": results.report,
+        "fit": results.fit,
         "rules": CommandGroup("Try rules on an existing log.", {"test": rules.rules_test}),
         "init": init.init,
         "config": CommandGroup(

@@ -129,7 +129,7 @@ def plot(
     """
     from autoexp.reports import curves
     from autoexp.reports.plot import Options, Subject, draw
-    from autoexp.reports.tables import gains_lines
+    from autoexp.reports.tables import gains_lines, merges_lines
     from autoexp.reports.terminal import say
 
     opened = _opened(sessions or [None])
@@ -141,6 +141,8 @@ def plot(
     say(drawn)
     for session in opened:
         for line in gains_lines(curves.gains(session), curves.without_seen_start(session)):
+            say(line)
+        for line in merges_lines(curves.merges(session)):
             say(line)
     return 0
 
@@ -199,6 +201,94 @@ def _serve(path: Path, port: int) -> int:
         except KeyboardInterrupt:
             say("")
     return 0
+
+
+def fit(
+    sessions: options.AnySessions = None,
+    predict: Annotated[
+        list[str] | None,
+        options.option("--predict", metavar="N=..,D=..", text="The loss of another model."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        options.option("--output", "-o", metavar="FILE", text="Picture: .png, .pdf or .svg."),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Fit a scaling law through the ends of cooldowns: L(N, D) = E + A/N^alpha + B/D^beta.
+
+    \b
+    Examples:
+      autoexp fit
+      autoexp fit ladder-1a2b -o law.png
+      autoexp fit ladder-1a2b --predict N=1.4B,D=30B --json
+    """
+    from autoexp.reports.terminal import say, say_json
+    from autoexp.science import law
+    from autoexp.science.branches import ends_of
+
+    if output and Path(output).suffix not in (".png", ".pdf", ".svg"):
+        raise BadInput(f"{output}: give a name that ends with .png, .pdf or .svg")
+    wanted = [_model(text) for text in predict or []]
+    opened = _opened(sessions or [None])
+    ends = ends_of(opened)
+    try:
+        found = law.fit(ends.runs)
+    except BadInput as error:
+        why = "".join(f"\n  left out: {each.name}: {each.reason}" for each in ends.left_out)
+        raise BadInput(f"{error}{why}") from error
+    if output:
+        from autoexp.science.law_plot import draw_law
+
+        title = f"{', '.join(session.id for session in opened)}: {len(found.runs)} cooldowns"
+        draw_law(found, title, Path(output).absolute())
+    predictions = [(n, d, found.predict(n, d)) for n, d in wanted]
+    if as_json:
+        say_json(
+            {
+                "measured": ends.measured,
+                "law": {name: each._asdict() for name, each in found.intervals.items()},
+                "covered": law.COVERED,
+                "runs": [
+                    {**run._asdict(), "residual": left}
+                    for run, left in zip(found.runs, found.residuals, strict=True)
+                ],
+                "left_out": [each._asdict() for each in ends.left_out],
+                "predictions": [
+                    {"parameters": n, "tokens": d, **loss._asdict()} for n, d, loss in predictions
+                ],
+            }
+        )
+        return 0
+    say(f"L(N, D) = E + A/N^alpha + B/D^beta, {ends.measured.replace('_', ' ')}, "
+        f"{len(found.runs)} cooldowns, {law.COVERED:.0%} intervals")  # fmt: skip
+    for name, each in found.intervals.items():
+        say(f"  {name:5}  {each.value:<10.4g}  {each.low:.4g} to {each.high:.4g}")
+    worst = max(found.residuals, key=abs)
+    say(f"  largest residual: {worst:+.2%}")
+    for left in ends.left_out:
+        say(f"left out: {left.name}: {left.reason}")
+    for n, d, loss in predictions:
+        say(f"N={n:g}, D={d:g}: loss {loss.value:.4f}, {loss.low:.4f} to {loss.high:.4f}")
+    if output:
+        say(f"plot: {output}")
+    return 0
+
+
+def _model(text: str) -> tuple[float, float]:
+    """The size and the tokens of `N=1.4B,D=30B`."""
+    from autoexp.config.quantities import read_quantity
+
+    parts = dict(part.strip().partition("=")[::2] for part in text.split(","))
+    try:
+        if sorted(parts) != ["D", "N"]:
+            raise ValueError
+        n, d = (read_quantity(parts[key].strip(), "tokens")["amount"] for key in ("N", "D"))
+    except ValueError as error:
+        raise BadInput(f"--predict {text}: write it as N=1.4B,D=30B") from error
+    if not n or not d:
+        raise BadInput(f"--predict {text}: both have to be above 0")
+    return float(n), float(d)
 
 
 def _opened(names: Sequence[str | None]) -> "list[Session]":

@@ -379,13 +379,15 @@ def _say_how_to_go_on(session: "Session", out: "Console") -> None:
 
 def _print_end(session: "Session", out: "Console") -> None:
     from autoexp.reports import log_end
-    from autoexp.reports.curves import gains, without_seen_start
+    from autoexp.reports.curves import gains, merges, without_seen_start
     from autoexp.reports.status import status_of
-    from autoexp.reports.tables import gains_lines, status_view
+    from autoexp.reports.tables import gains_lines, merges_lines, status_view
 
     out.print(status_view(status_of(session)))
     out.print()
     for line in gains_lines(gains(session), without_seen_start(session)):
+        out.print(line)
+    for line in merges_lines(merges(session)):
         out.print(line)
     for log in log_end.failed_logs(session.jobs.values()):
         log.say()

@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from autoexp import redaction, scalars
 from autoexp.config.experiment import Experiment
-from autoexp.config.search_path import ConfigGroups, locate, merged
+from autoexp.config.search_path import ConfigGroups, locate, merged, with_site
 from autoexp.config.sweep import Sweep
 from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep, some, swept
 from autoexp.config.validation import Origins, find_file, validation_message, with_paths
@@ -58,6 +58,7 @@ def compose(
     Raises BadInput with one message that names the key, where it came from and the nearest name.
     """
     paths, name = locate(config)
+    overrides = with_site(overrides)
     try:
         read = _read(paths, name, overrides)
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:

@@ -1,20 +1,19 @@
 """The experiment as validated: closed, frozen and described, so that a typo is an error."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from autoexp.backends.protocol import Backend
 from autoexp.backends.registry import AnyBackend
-from autoexp.config.quantities import Quantity, Unit, read_quantity
+from autoexp.config.cooldowns import Cooldown, Merge
 from autoexp.config.stages import Stage, StageName
 from autoexp.config.sweep import Sweep
 from autoexp.jobs.budget import Budget
 from autoexp.model import FrozenModel
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
-from autoexp.rules.actions import Decay, Shape
 from autoexp.rules.ruleset import Rules
 
 JobName = Annotated[
@@ -41,59 +40,6 @@ class Project(FrozenModel):
     )
 
 
-class Budgets(FrozenModel):
-    """Cooldowns by the total length of the model that each one yields, trunk plus decay."""
-
-    totals: tuple[Quantity, ...] = Field(
-        min_length=1, description="such as 6B (tokens), `3M samples`, or 1200 (iterations)"
-    )
-    unit: Unit | None = Field(
-        None, description="of totals that name none: tokens after a suffix, else iterations"
-    )
-    fraction: float = Field(0.2, gt=0, lt=1, description="share of the total that decays")
-    shape: Shape | None = Field(None, description="the same as `decay.shape`")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_totals(cls, values: Any) -> Any:
-        totals = values.get("totals") if isinstance(values, dict) else None
-        if not isinstance(totals, list | tuple):
-            return values
-        return {**values, "totals": [read_quantity(x, values.get("unit")) for x in totals]}
-
-
-class Cooldown(FrozenModel):
-    """Branch points on the trunk, and the decay."""
-
-    at: tuple[int, ...] | None = Field(None, min_length=1, description="branch points, iterations")
-    every: int | None = Field(None, gt=0, description="a branch point every so many iterations")
-    budgets: Budgets | None = Field(None, description="branch points from total budgets")
-    decay: Decay = Field(default_factory=Decay, description="how the learning rate decays")
-    name: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z0-9._-]+$",
-        max_length=40,
-        description="tells two cooldowns from one checkpoint apart; part of the job's name",
-    )
-
-    @model_validator(mode="after")
-    def _one_way_to_say_it(self) -> Self:
-        if sum(way is not None for way in (self.at, self.every, self.budgets)) != 1:
-            raise ValueError("give exactly one of `at`, `every` and `budgets`")
-        lengths = sum(x is not None for x in (self.decay.iterations, self.decay.fraction))
-        if self.budgets is not None and lengths:
-            raise ValueError("`budgets` gives the decay's length: leave it out of `decay`")
-        if (
-            self.budgets is not None
-            and self.budgets.shape
-            and "shape" in self.decay.model_fields_set
-        ):
-            raise ValueError("give `shape` in `budgets` or in `decay`")
-        if self.budgets is None and lengths != 1:
-            raise ValueError("give exactly one of `decay.iterations` and `decay.fraction`")
-        return self
-
-
 class CheckpointSource(FrozenModel):
     """A complete checkpoint that is on disk already, from which cooldowns branch."""
 
@@ -101,6 +47,10 @@ class CheckpointSource(FrozenModel):
     job: str | None = Field(None, description="the job of that session that wrote it")
     iteration: int = Field(gt=0, description="its iteration")
     path: str = Field(description="its path")
+    samples: int | None = Field(
+        None, gt=0, description="samples seen there, where the backend's settings do not say it"
+    )
+    tokens: int | None = Field(None, gt=0, description="tokens seen there, in the same case")
 
 
 class Monitoring(Rules):
@@ -132,6 +82,7 @@ class Experiment(FrozenModel):
         default_factory=NoContainer, description="the image that the trainer runs in"
     )
     cooldowns: tuple[Cooldown, ...] = ()
+    merges: tuple[Merge, ...] = ()
     start: CheckpointSource | None = Field(
         None,
         description="a checkpoint to branch from instead of training; set by `--from`, and by the "

@@ -1,10 +1,14 @@
 """The search path of configurations: the user's own YAML files before those of autoexp."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
+
+import yaml
 
 from autoexp.config.validation import defaults_of, find_file, references
 from autoexp.errors import BadInput
@@ -13,6 +17,7 @@ from autoexp.scalars import marked_yaml
 from autoexp.storage import places
 
 DEFAULT_CONFIG = "default"
+AUTO = "slurm=auto"
 
 
 @contextmanager
@@ -117,6 +122,48 @@ class ConfigGroups:
             return False
         # Only the directory of this name is read: a folder may hold many, of many files.
         return any(any((path / name).glob("*.y*ml")) for path in self._paths)
+
+
+def with_site(overrides: Sequence[str]) -> list[str]:
+    """The overrides, `slurm=auto` replaced by the site whose `hosts` have this machine's name.
+
+    Raises BadInput where none has, or several.
+    """
+    return [f"slurm={_site_of_host()}" if word == AUTO else word for word in overrides]
+
+
+def _site_of_host() -> str:
+    host = socket.gethostname()
+    files = _files_of(directories(), "slurm/*")
+    hosts = {name.partition("/")[2]: _hosts_in(file) for name, file in files}
+    names = (host, host.partition(".")[0])
+    found = sorted(
+        site
+        for site, patterns in hosts.items()
+        if any(fnmatch(n, p) for n in names for p in patterns)
+    )
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise BadInput(
+            f"`{AUTO}`: no site in configs/slurm/ names this host, {host}, in its `hosts`; "
+            "say which it is, as in `slurm=lumi`"
+        )
+    raise BadInput(f"`{AUTO}`: this host, {host}, may be one of {', '.join(found)}; say which")
+
+
+def _hosts_in(file: Path) -> list[str]:
+    """The `hosts` of a site's file; empty for one that cannot be read."""
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CBaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return []
+    found = content.get("hosts") if isinstance(content, dict) else None
+    return (
+        [pattern for pattern in found if isinstance(pattern, str)]
+        if isinstance(found, list)
+        else []
+    )
 
 
 def group_choices(overrides: Sequence[str]) -> dict[str, str]:

@@ -18,12 +18,14 @@ LATE = ("checkpoint_path", "checkpoint_iteration")
 
 def is_first(sibling: str) -> bool:
     """True if a sibling is the point's first training or a cooldown of it, not a stage."""
-    return sibling in (TRUNK, EACH) or re.match("cd[0-9]", sibling) is not None
+    return sibling in (TRUNK, EACH) or re.match("(cd|merge)[0-9]", sibling) is not None
 
 
 def _not_a_training(name: str) -> str:
     if is_first(name):
-        raise ValueError("the training is `stable`, its cooldowns are `cd1000` and the like")
+        raise ValueError(
+            "the training is `stable`, its cooldowns are `cd1000`, its merges `merge1000` and so on"
+        )
     return name
 
 

@@ -26,18 +26,23 @@ def name_points(
     Raises BadInput when a template gives one name to two points, or one that is too long.
     """
     if template is not None:
-        names = [f"{project}-{_filled(template, values)}" for values in known]
+        names = [f"{project}-{_point_name(template, values)}" for values in known]
         _refuse_doubles(template, names)
         return names
-    return [f"{project}-{name}" for name in _derived(points, LONGEST - len(project) - 1)]
+    return [f"{project}-{name}" for name in derived_names(points, LONGEST - len(project) - 1)]
 
 
-def _filled(template: str, values: Mapping[str, Any]) -> str:
-    texts = {key: as_word(value) for key, value in flat(values).items()}
+def _point_name(template: str, values: Mapping[str, Any]) -> str:
     try:
-        refuse_unknown(iter([template]), texts)
+        return filled_name(template, flat(values))
     except ValueError as error:
         raise BadInput(f"sweep.name: {error}") from error
+
+
+def filled_name(template: str, values: Mapping[str, Any]) -> str:
+    """A name from a template; raises ValueError for a name in it without a value."""
+    texts = {key: as_word(value) for key, value in values.items()}
+    refuse_unknown(iter([template]), texts)
     return _slug(fill(template, texts))
 
 
@@ -51,8 +56,8 @@ def _refuse_doubles(template: str, names: Sequence[str]) -> None:
         first[name] = number
 
 
-def _derived(points: Sequence[Settings], room: int) -> list[str]:
-    """Name a point by all values that differ, with their keys; shortened where too long."""
+def derived_names(points: Sequence[Settings], room: int) -> list[str]:
+    """Name each point by all values that differ, with their keys; shortened where too long."""
     differing = _differing(points)
     short = short_names(differing)
     ways = [short, {key: _initials(name) for key, name in short.items()}]

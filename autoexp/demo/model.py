@@ -33,9 +33,20 @@ _PAIR_STRENGTH = 1.0
 _LINES = 16_384
 LINE_LENGTH = 256
 
+# Batches of the training come from the third stream of the seed, those of a validation from this.
+_HELD_OUT_STREAM = 7
+_HELD_OUT = 32_768
+
 # Multiplies the logits, and with them the noise that a constant learning rate leaves in the loss.
 # At 1.5 a cooldown from a rate of 1e-2 gains about 0.2 nats, at 1.0 only 0.13.
 LOGIT_SCALE = 1.5
+
+
+# Kinds of text: each has pairs of its own in part, and shares the rest with `web`, which is the
+# language itself. So a model of one is a start for the others, and each gains from its own text.
+WEB = "web"
+MIXES = {WEB: 0.0, "code": 0.5, "math": 0.7, "prose": 0.3}
+_MIX_STREAM = 11
 
 
 @dataclass(frozen=True)
@@ -47,13 +58,43 @@ class Language:
     text: Characters
 
 
-def draw_language(seed: int) -> Language:
-    """Draw a language and a text in it; the same seed gives the same both."""
+def read_mix(written: str | None) -> dict[str, float]:
+    """Shares of the kinds of text, from `web:3,code:1`; raises ValueError for another."""
+    parts = [part.partition(":") for part in (written or WEB).split(",")]
+    weights = {name: float(weight or 1) for name, _, weight in parts}
+    if unknown := [name for name in weights if name not in MIXES]:
+        raise ValueError(f"there is no text of the kind {unknown[0]!r}: {', '.join(MIXES)}")
+    total = sum(weights.values())
+    if len(weights) < len(parts) or not 0 < total < math.inf or min(weights.values()) < 0:
+        raise ValueError(f"{written!r} is no mix, such as `web:3,code:1`")
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def draw_mix(seed: int, mix: str | None) -> Language:
+    """A text of several kinds, line by line by their shares; its floor is that of knowing which."""
+    shares = read_mix(mix)
+    if list(shares) == [WEB]:
+        return draw_language(seed)
+    kinds = [draw_language(seed, name) for name in shares]
+    rng = np.random.default_rng([seed, _MIX_STREAM])
+    chosen = rng.choice(len(kinds), size=_LINES, p=list(shares.values()))
+    text = np.stack([kind.text for kind in kinds])[chosen, np.arange(_LINES)]
+    floor = sum(k.entropy_floor * share for k, share in zip(kinds, shares.values(), strict=True))
+    return Language(kinds[0].successors, floor, text)
+
+
+def draw_language(seed: int, kind: str = WEB) -> Language:
+    """Draw a language and a text in it; the same seed and kind give the same both."""
     rng = np.random.default_rng([seed, 1])
     v = VOCABULARY
     logits = _SINGLE_STRENGTH * rng.standard_normal((v, 1, v))
     logits = logits + _SINGLE_STRENGTH * rng.standard_normal((1, v, v))
-    logits = logits + _PAIR_STRENGTH * rng.standard_normal((v, v, v))
+    pairs_of_web = rng.standard_normal((v, v, v))
+    if own := MIXES[kind]:
+        rng = np.random.default_rng([seed, 1, *kind.encode()])
+        other = rng.standard_normal((v, v, v))
+        pairs_of_web = math.sqrt(1 - own) * pairs_of_web + math.sqrt(own) * other
+    logits = logits + _PAIR_STRENGTH * pairs_of_web
     weights = np.exp(logits)
     cumulative = (weights / weights.sum(-1, keepdims=True)).cumsum(-1)
     quantiles = (np.arange(SUCCESSORS) + 0.5) / SUCCESSORS
@@ -189,6 +230,20 @@ class CharacterModel:
         return loss
 
 
+class HeldOut:
+    """The same windows of a text each time: they are drawn apart from those of the training."""
+
+    def __init__(self, text: Characters, seed: int, context: int) -> None:
+        dice = np.random.default_rng([seed, _HELD_OUT_STREAM])
+        lines = dice.integers(0, len(text), (_HELD_OUT, 1))
+        starts = dice.integers(0, text.shape[1] - context, (_HELD_OUT, 1))
+        self.windows = text[lines, starts + np.arange(context + 1)]
+
+    def loss(self, model: CharacterModel) -> float:
+        """Nats per character; the model's gradients are those of these windows afterwards."""
+        return float(model.loss_and_gradient(self.windows))
+
+
 class AdamW:
     """Adam with decoupled weight decay (arXiv 1711.05101), biases excepted."""
 
@@ -225,6 +280,7 @@ DECAY_SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda x: 1 - x,
     "minus_sqrt": lambda x: 1 - math.sqrt(x),
     "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
+    "exponential": lambda x: 2 * math.pow(0.5, x) - 1,  # Megatron's
 }
 
 
@@ -239,6 +295,8 @@ class Schedule:
     lr_decay_style: str = "constant"
     lr_wsd_decay_iters: int | None = None
     lr_wsd_decay_style: str = "minus_sqrt"
+    lr_wsd_decay_power: float = 2.0
+    lr_wsd_decay_points: tuple[tuple[float, float], ...] | None = None
 
     def rate(self, iteration: int) -> float:
         """The rate of the step that follows `iteration` finished ones, as Megatron counts.
@@ -252,9 +310,17 @@ class Schedule:
         decayed = iteration - (self.lr_decay_iters - self.lr_wsd_decay_iters)
         if decayed <= 0:
             return self.lr
-        shape = DECAY_SHAPES[self.lr_wsd_decay_style]
-        share = shape(min(1.0, decayed / self.lr_wsd_decay_iters))
+        share = self._share(min(1.0, decayed / self.lr_wsd_decay_iters))
         return self.min_lr + (self.lr - self.min_lr) * share
+
+    def _share(self, done: float) -> float:
+        if self.lr_wsd_decay_style == "power":
+            return float((1 - done) ** self.lr_wsd_decay_power)
+        if self.lr_wsd_decay_style == "points":
+            assert self.lr_wsd_decay_points is not None
+            at, heights = zip(*self.lr_wsd_decay_points, strict=True)
+            return float(np.interp(done, at, heights))
+        return DECAY_SHAPES[self.lr_wsd_decay_style](done)
 
     def refusal(self) -> str | None:
         """Reason why the schedule is invalid, or None."""
@@ -263,6 +329,9 @@ class Schedule:
             return f"--min-lr {self.min_lr} is above --lr {self.lr}"
         if decay is None:
             return "--lr-decay-style WSD needs --lr-wsd-decay-iters"
+        has_points = self.lr_wsd_decay_points is not None
+        if decay and (self.lr_wsd_decay_style == "points") != has_points:
+            return "--lr-wsd-decay-style points and --lr-wsd-decay-points go together"
         if decay + self.lr_warmup_iters > self.lr_decay_iters:
             return (
                 f"--lr-warmup-iters {self.lr_warmup_iters} and --lr-wsd-decay-iters {decay} are "

@@ -36,7 +36,13 @@ def schedule(args: Namespace) -> language.Schedule:
     return language.Schedule(**{field.name: getattr(args, field.name) for field in fields})
 
 
-def train(run: Learner, text: Characters, args: Namespace, stop: list[int]) -> None:
+def train(
+    run: Learner,
+    text: Characters,
+    args: Namespace,
+    stop: list[int],
+    held_out: language.HeldOut | None = None,
+) -> None:
     """Train to the end, or to the end of the iteration in which a signal lands in `stop`."""
     losses: list[float] = []
     begun = time.perf_counter()
@@ -53,9 +59,14 @@ def train(run: Learner, text: Characters, args: Namespace, stop: list[int]) -> N
             say(iteration_line(run, args, losses, grad_norm, milliseconds))
             losses, begun = [], time.perf_counter()
 
+        is_last = run.iteration == args.train_iters
+        if held_out and (is_last or run.iteration % args.eval_interval == 0):
+            paused = time.perf_counter()
+            say(validation_line(run.iteration, held_out.loss(run.model)))
+            begun += time.perf_counter() - paused
         stopping = bool(stop)
         due = args.save_interval and run.iteration % args.save_interval == 0
-        if due or stopping or run.iteration == args.train_iters:
+        if due or stopping or is_last:
             paused = time.perf_counter()
             save_checkpoint(run, args)
             begun += time.perf_counter() - paused
@@ -84,6 +95,14 @@ def iteration_line(
     return " | ".join([*parts, f"number of nan iterations: {0:3d} |"])
 
 
+def validation_line(iteration: int, loss: float) -> str:
+    """Megatron's line for a validation."""
+    return (
+        f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | "
+        f"lm loss PPL: {math.exp(min(20, loss)):.6E} | "
+    )
+
+
 def parse_arguments(argv: list[str] | None = None) -> Namespace:
     """The arguments under Megatron's names; bad ones, alone or together, are exit 2."""
     parser = ArgumentParser(
@@ -107,13 +126,17 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     add("--lr-decay-style", choices=("constant", "WSD"), default="constant", help="(%(default)s)")
     add("--lr-decay-iters", type=_count, help="where the decay ends (--train-iters)")
     add("--lr-wsd-decay-iters", type=_count, help="length of a WSD decay")
-    shapes = tuple(language.DECAY_SHAPES)
+    add("--lr-wsd-decay-power", type=_amount, default=2.0, help="(1 - x)^N (%(default)s)")
+    add("--lr-wsd-decay-points", type=_points, metavar="X:Y,…", help="a broken line, 0:1,1:0")
+    shapes = (*language.DECAY_SHAPES, "power", "points")
     add("--lr-wsd-decay-style", choices=shapes, default="minus_sqrt", help="(%(default)s)")
     add("--global-batch-size", type=_count, default=256, help="windows an iteration (%(default)s)")
     add("--hidden-size", type=_count, default=256, help="(%(default)s)")
     add("--embedding-size", type=_count, default=24, help="(%(default)s)")
     add("--seq-length", type=_count, default=12, help="characters the model sees (%(default)s)")
     add("--weight-decay", type=_amount, default=0.01, help="biases excepted (%(default)s)")
+    add("--mix", type=_mix, help=f"kinds of text, as web:3,code:1: {', '.join(language.MIXES)}")
+    add("--eval-interval", type=_count, help="iterations between validation losses, on web")
     add("--seed", type=int, default=1, help="of language, weights and batches (%(default)s)")
     add = parser.add_argument_group("faults, to test supervision").add_argument
     add("--fail-at-iteration", type=_count, help="raise instead of iteration N, exit 1")
@@ -141,6 +164,21 @@ def _amount(text: str) -> float:
     return value
 
 
+def _mix(text: str) -> str:
+    try:
+        language.read_mix(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _points(text: str) -> tuple[tuple[float, float], ...]:
+    found = [tuple(map(float, pair.split(":"))) for pair in text.split(",")]
+    if any(len(pair) != 2 for pair in found) or sorted(found) != found:
+        raise ArgumentTypeError(f"{text!r} is no line, such as 0:1,0.5:0.2,1:0")
+    return tuple((share, height) for share, height in found)
+
+
 def refusal(args: Namespace) -> str | None:
     """Reason why the arguments are invalid, or None."""
     if args.lr_warmup_iters >= args.train_iters:
@@ -154,7 +192,7 @@ def refusal(args: Namespace) -> str | None:
 
 def main(argv: list[str] | None = None, stop: list[int] | None = None) -> int:
     args = parse_arguments(argv)
-    spoken = language.draw_language(args.seed)
+    spoken = language.draw_mix(args.seed, args.mix)
     say(f" entropy floor of the synthetic language: {spoken.entropy_floor:.6E} nats per character")
     sizes = language.Sizes(args.seq_length, args.embedding_size, args.hidden_size)
     run = Learner(sizes, args.seed, args.weight_decay)
@@ -165,7 +203,9 @@ def main(argv: list[str] | None = None, stop: list[int] | None = None) -> int:
     if run.iteration >= args.train_iters:
         say(f" nothing to train: iteration {run.iteration} of {args.train_iters} is reached")
         return 0
-    train(run, spoken.text, args, [] if stop is None else stop)
+    text = language.draw_language(args.seed).text if args.mix else spoken.text
+    held_out = language.HeldOut(text, args.seed, sizes.context) if args.eval_interval else None
+    train(run, spoken.text, args, [] if stop is None else stop, held_out)
     return 0
 
 

@@ -78,7 +78,7 @@ class Overview:
         ).values()
         rows = {row.name: row for row in self._jobs.rows(files).values()}
         find.refuse_missing(self.path, self.session.jobs, rows)
-        places = {name: Place(name, row.parent, row.branch_iteration) for name, row in rows.items()}
+        places = {name: Place(name, row.parent, row.starts_at) for name, row in rows.items()}
         self.jobs = {name: rows[name] for name in in_order(places, self.session.jobs)}
         return self
 

@@ -57,10 +57,13 @@ def total(jobs: Iterable["JobSpec"]) -> Total:
     return Total(hours, sum(estimate is None for estimate in found))
 
 
-def estimate(spec: "JobSpec", budget: Budget, minutes: float | None = None) -> Estimate | None:
+def estimate(
+    spec: "JobSpec", budget: Budget, minutes: float | None = None, *, pace: float = 1.0
+) -> Estimate | None:
     """Planned GPU hours of a job; None when its length is unknown.
 
-    `minutes` is how long a job without iterations takes.
+    `minutes` is how long a job without iterations takes, `pace` how much longer one of its
+    iterations is than the training's.
     """
     if spec.machine.gpus == 0:
         return Estimate(gpu_hours=0.0, source="no GPUs")
@@ -68,9 +71,10 @@ def estimate(spec: "JobSpec", budget: Budget, minutes: float | None = None) -> E
     if spec.target_iteration is not None and budget.seconds_per_iteration is not None:
         start = spec.branch.iteration if spec.branch else 0
         iterations = spec.target_iteration - start
-        seconds = budget.startup_s + iterations * budget.seconds_per_iteration
+        each = budget.seconds_per_iteration * pace
+        seconds = budget.startup_s + iterations * each
         measured = f", measured in {budget.measured_in}" if budget.measured_in else ""
-        source = f"{budget.seconds_per_iteration:g} s per iteration{measured}"
+        source = f"{each:g} s per iteration{measured}"
     elif minutes is not None:
         seconds, source = budget.startup_s + minutes * 60, f"{minutes:g} minutes"
     elif limit is not None:

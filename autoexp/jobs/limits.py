@@ -71,7 +71,11 @@ def time_limit(job: "JobRecord", parent: "JobRecord | None") -> float | None:
     if branch is None or parent is None or parent.mean_seconds_per_iteration is None:
         return configured
     done = max([branch.iteration, *job.checkpoints]) - branch.iteration
-    training_s = (branch.decay_iterations - done) * parent.mean_seconds_per_iteration
+    # An iteration of more samples, or of longer ones, takes as much longer.
+    from autoexp.jobs.spec import pace
+
+    each_s = parent.mean_seconds_per_iteration * pace(job.spec, parent.spec)
+    training_s = (branch.decay_iterations - done) * each_s
     derived = machine.startup_min + training_s / 60 * machine.time_margin
     derived = max(derived, machine.warn_before_limit_s / 60 + 1)  # else it is warned as it starts
     return derived if configured is None else min(derived, configured)

@@ -9,7 +9,7 @@ from autoexp import states
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs.tail import LogCursor
 from autoexp.model import FrozenModel
-from autoexp.rules.metrics import Logged
+from autoexp.rules.metrics import Before, Logged
 from autoexp.states import Verdict
 from autoexp.storage import migrations
 
@@ -65,6 +65,8 @@ class Attempt(BaseModel):
     """The same of one line alone, which may be garbled: the next one decides."""
     saved: int | None = None
     """The newest checkpoint that was found while it was the one that ran."""
+    before: Before | None = None
+    """What was logged before the checkpoint that it begins from, for the rule `continuity`."""
     wrong_start: str | None = None
     """Reason why it did not begin where it had to; it never counts as finished."""
     verdict: Verdict | None = None
@@ -115,6 +117,13 @@ class JobRecord(BaseModel):
     seconds_per_iteration: float | None = None
     mean_seconds_per_iteration: float | None = None
     """Exponentially weighted, so that a slow first step is forgotten."""
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    tflops: float | None = None
+    validations: dict[str, tuple[int, float]] = Field(default_factory=dict)
+    """Iteration and loss of the last validation, by the name of its set."""
+    validation_tail: list[tuple[int, float]] = Field(default_factory=list)
+    """The last validations of all sets, for metric rules."""
     checkpoints: list[int] = Field(default_factory=list)
     logs_loss: bool = False
     """True if a loss was ever logged: only then is a missing one an alarm."""

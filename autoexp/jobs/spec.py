@@ -1,5 +1,6 @@
 """Specifications of jobs: fixed when a job is added to a session."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -41,6 +42,19 @@ class Draft(FrozenModel):
     """Names of siblings and whose checkpoint `sibling.NAME.checkpoint_path` is."""
 
 
+class MergeInputs(FrozenModel):
+    """Checkpoints of a parent that are merged, each pinned as soon as it is complete."""
+
+    iterations: tuple[int, ...]
+    """Ascending; the merge starts at the last one."""
+    weights: tuple[float, ...]
+    shape: str
+
+    @property
+    def at(self) -> int:
+        return self.iterations[-1]
+
+
 class JobSpec(FrozenModel):
     """The specification of a job: fixed when the job is added to the session."""
 
@@ -49,6 +63,7 @@ class JobSpec(FrozenModel):
     kind: Kind
     parent: str | None = None
     branch: Branch | None = None
+    merge: MergeInputs | None = None
     backend: AnyBackend
     """The trainer: how to read its log and where its checkpoints land."""
     machine: Machine
@@ -65,6 +80,8 @@ class JobSpec(FrozenModel):
     """Conditions, besides its checkpoint, that have to hold before a cooldown starts."""
     start_within_s: float = 86400.0
     """Deadline for these conditions, in seconds."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """The settings of a branch that are not its parent's, by dotted key."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """The settings of its sweep point that differ from other points, by dotted key."""
     awaits: tuple[Awaited, ...] = ()
@@ -82,6 +99,30 @@ class JobSpec(FrozenModel):
         return self.backend
 
     @property
+    def changes_data(self) -> bool:
+        """True if a branch trains on other data than its parent, as far as its settings say."""
+        keys = (key.partition(".")[2] for key in self.changes)
+        return any(self.trainer.branch_change(key).data for key in keys)
+
+    def samples_at(self, iteration: int) -> int | None:
+        """Samples that the model has seen at an iteration, its parent's included."""
+        batches = self.trainer.batches(self.machine.workers)
+        if batches is None:
+            return None
+        if self.branch is None or self.branch.samples is None:
+            return batches.samples(iteration)
+        own = batches.samples(iteration) - batches.samples(self.branch.iteration)
+        return self.branch.samples + own
+
+    def tokens_at(self, iteration: int) -> int | None:
+        """Tokens that the model has seen at an iteration, its parent's included."""
+        batches = self.trainer.batches(self.machine.workers)
+        own = None if batches is None else batches.tokens(iteration)
+        if batches is None or own is None or self.branch is None or self.branch.tokens is None:
+            return own
+        return self.branch.tokens + own - (batches.tokens(self.branch.iteration) or 0)
+
+    @property
     def configured_limit_min(self) -> float | None:
         """Configured time limit in minutes, if one is known before submission."""
         return self.machine.configured_limit_min(cooldown=self.kind is Kind.COOLDOWN)
@@ -89,12 +130,46 @@ class JobSpec(FrozenModel):
     @property
     def waits(self) -> bool:
         """True if something has to happen in the session before it may be submitted."""
-        branches = self.branch is not None and self.parent is not None
-        return branches or bool(self.awaits)
+        return self.starts_at is not None or bool(self.awaits)
+
+    @property
+    def starts_at(self) -> int | None:
+        """The iteration of its parent's checkpoint at which it starts, if it does so."""
+        if self.parent is None:
+            return None
+        if self.merge is not None:
+            return self.merge.at
+        return self.branch.iteration if self.branch else None
+
+    @property
+    def merge_weights(self) -> tuple[float, ...]:
+        return self.merge.weights if self.merge else ()
+
+    @property
+    def merged_path(self) -> Path:
+        """Where a merge writes its model."""
+        return Path(self.output_dir) / "merged"
+
+    def input_dir(self, iteration: int) -> Path:
+        """Where a merge has its own copy of a checkpoint, in a save directory of its own."""
+        return Path(self.output_dir) / "inputs" / str(iteration)
 
     @property
     def title(self) -> str:
         """Title for display: `train demo`, `cooldown demo @1000`."""
+        if self.merge is not None:
+            count = len(self.merge.iterations)
+            return f"{self.kind} {self.parent} @{self.merge.at} ({count} {self.merge.shape})"
         if self.branch is None:
             return f"{self.kind} {self.name}"
-        return f"{self.kind} {self.parent or self.name} @{self.branch.iteration}"
+        named = self.name.rpartition(f"-cd{self.branch.iteration}")[2].replace("-", " ", 1)
+        return f"{self.kind} {self.parent or self.name} @{self.branch.iteration}{named}"
+
+
+def pace(spec: JobSpec, other: JobSpec) -> float:
+    """How many tokens an iteration of a job has for one of another job's; 1 where unknown."""
+    found = [each.trainer.batches(each.machine.workers) for each in (spec, other)]
+    if found[0] is None or found[1] is None or found[0] == found[1]:
+        return 1.0
+    own, others = (each.size * (each.tokens_per_sample or 1) for each in found if each)
+    return own / others

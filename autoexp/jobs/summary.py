@@ -48,6 +48,10 @@ class JobSummary(BaseModel):
     target_iteration: int | None
     loss: float | None
     learning_rate: float | None
+    validation_losses: dict[str, float] = {}
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    tflops: float | None = None
     seconds_left: float | None
     gpu_hours: float
     planned_gpu_hours: float | None
@@ -62,7 +66,8 @@ class JobRow(BaseModel):
 
     name: str
     parent: str | None
-    branch_iteration: int | None
+    starts_at: int | None
+    """The iteration of its parent that it starts at."""
     state: str
     verdict: Verdict | None
     in_queue: bool
@@ -133,6 +138,10 @@ def summary_of(job: "JobRecord", stopped: str | None = None) -> JobSummary:
         target_iteration=spec.target_iteration,
         loss=job.loss,
         learning_rate=job.learning_rate,
+        validation_losses={name: loss for name, (_, loss) in job.validations.items()},
+        grad_norm=job.grad_norm,
+        tokens_per_s=job.tokens_per_s,
+        tflops=job.tflops,
         seconds_left=_seconds_left(job),
         gpu_hours=sum(spent_gpu_hours(attempt) for attempt in job.attempts),
         planned_gpu_hours=spec.planned.gpu_hours if spec.planned else None,
@@ -149,7 +158,7 @@ def row_of(job: "JobRecord") -> JobRow:
     return JobRow(
         name=summary.name,
         parent=summary.parent,
-        branch_iteration=summary.branch_iteration,
+        starts_at=job.spec.starts_at,
         state=summary.state,
         verdict=summary.verdict,
         in_queue=bool(job.open_attempts),
@@ -199,8 +208,8 @@ def waits(job: "JobRecord", stopped: str | None = None) -> str | None:
         return None
     if not job.launched and job.spec.awaits:
         return f"waits for {', '.join(str(awaited) for awaited in job.spec.awaits)}"
-    if not job.launched and job.spec.branch is not None:
-        return f"waits for checkpoint {job.spec.branch.iteration} of {job.spec.parent}"
+    if not job.launched and job.spec.starts_at is not None:
+        return f"waits for checkpoint {job.spec.starts_at} of {job.spec.parent}"
     if job.wants_attempt():
         return stopped or (_NEXT if job.spec.machine.max_jobs is None else _NO_ROOM)
     attempt = job.attempt
@@ -218,12 +227,12 @@ class Place(NamedTuple):
 
     name: str
     parent: str | None
-    branch_iteration: int | None
+    starts_at: int | None
 
 
 def place_of(spec: "JobSpec") -> Place:
     """The place of a job."""
-    return Place(spec.name, spec.parent, spec.branch.iteration if spec.branch else None)
+    return Place(spec.name, spec.parent, spec.starts_at)
 
 
 def in_order(places: Mapping[str, Place], known: Iterable[str]) -> list[str]:
@@ -257,4 +266,4 @@ def walk(places: Iterable[Place]) -> Iterator[tuple[str, int]]:
 def _among_siblings(place: Place) -> tuple[bool, int]:
     if place.parent is None:
         return False, 0
-    return place.branch_iteration is None, place.branch_iteration or 0
+    return place.starts_at is None, place.starts_at or 0

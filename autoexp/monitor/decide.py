@@ -11,10 +11,10 @@ from typing import NamedTuple
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs.matcher import Matcher, matcher
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Restart, Start
+from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Keep, Restart, Start
 from autoexp.rules.conditions import Condition
 from autoexp.rules.events import CheckpointComplete, Event, JobReady
-from autoexp.rules.metrics import window
+from autoexp.rules.metrics import of_validation, window
 from autoexp.rules.rules import (
     AnyRule,
     CheckpointRule,
@@ -95,6 +95,8 @@ class Watched(NamedTuple):
     lines: Matcher
     log_rules: dict[str, LogRule]
     metric_rules: dict[str, MetricRule]
+    """About progress lines."""
+    validation_rules: dict[str, MetricRule]
     inactivity_rules: dict[str, InactivityRule]
     window: int
     """Number of logged iterations that metric rules look back."""
@@ -156,7 +158,8 @@ class RuleBook:
             self._watched[key] = Watched(
                 lines=matcher(rule.wanted(name) for name, rule in logs.items()),
                 log_rules=logs,
-                metric_rules=metrics,
+                metric_rules={n: rule for n, rule in metrics.items() if not of_validation(rule)},
+                validation_rules={n: rule for n, rule in metrics.items() if of_validation(rule)},
                 inactivity_rules={n: r for n, r in own.items() if isinstance(r, InactivityRule)},
                 window=max((window(rule) for rule in metrics.values()), default=0),
             )
@@ -176,7 +179,7 @@ class RuleBook:
         """True if a checkpoint starts one of these jobs."""
         starts = self._starts.get((event.job, event.iteration), [])
         return any(
-            isinstance(asked.action, Start) and asked.action.job in names
+            isinstance(asked.action, Start | Keep) and asked.action.job in names
             for rule in starts
             for asked in rule.then
         )
@@ -187,24 +190,36 @@ def _is_about(rule: RuleBase, spec: JobSpec) -> bool:
 
 
 def implied(jobs: Iterable[JobSpec]) -> tuple[Rule, ...]:
-    """The rules that planned jobs imply: they start jobs that wait for others."""
-    return tuple(
+    """The rules that planned jobs imply: they start jobs that wait for others, and pin inputs."""
+    rules: list[Rule] = []
+    for job in jobs:
+        rules += _keeps(job)
+        if (on := _start_of(job)) is not None:
+            start = Asked(Start(job=job.name), job.start_when, job.start_within_s)
+            rules.append(Rule(f"start-{job.name}", on, (start,)))
+    return tuple(rules)
+
+
+def _keeps(job: JobSpec) -> list[Rule]:
+    """The checkpoints of a merge before its last one, each pinned before it may be deleted."""
+    if job.merge is None or job.parent is None:
+        return []
+    return [
         Rule(
-            f"start-{job.name}",
-            on,
-            (Asked(Start(job=job.name), job.start_when, job.start_within_s),),
+            f"keep-{job.name}",
+            OnCheckpoint(job=job.parent, iteration=iteration),
+            (Asked(Keep(job=job.name)),),
         )
-        for job in jobs
-        if (on := _start_of(job)) is not None
-    )
+        for iteration in job.merge.iterations[:-1]
+    ]
 
 
 def _start_of(job: JobSpec) -> OnCheckpoint | OnReady | None:
-    """A cooldown starts at its parent's checkpoint, other jobs once their dependencies are done."""
+    """A branch or merge starts at its parent's checkpoint, others once what they wait for is."""
     if job.awaits:
         return OnReady(job=job.name)
-    if job.parent is not None and job.branch is not None:
-        return OnCheckpoint(job=job.parent, iteration=job.branch.iteration)
+    if job.parent is not None and job.starts_at is not None:
+        return OnCheckpoint(job=job.parent, iteration=job.starts_at)
     return None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 
 from autoexp import states
-from autoexp.backends.protocol import Progress, Unread
+from autoexp.backends.protocol import Progress, Unread, Validation
 from autoexp.jobs import starts
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
@@ -20,6 +20,7 @@ from autoexp.monitor.decide import Watched
 from autoexp.monitor.line_events import (
     SilentLines,
     add_alarms,
+    add_validation_alarms,
     in_words,
     log_matched,
     metrics_row,
@@ -37,6 +38,7 @@ from autoexp.rules.events import (
 )
 from autoexp.rules.metrics import _SHOWN, Logged, smoothed, with_logged
 from autoexp.rules.rules import LogRule
+from autoexp.storage import metrics_file
 
 
 def as_logged(progress: Progress) -> Logged:
@@ -44,7 +46,9 @@ def as_logged(progress: Progress) -> Logged:
 
     Raises ValueError for a step number that no training has.
     """
-    iteration, _, loss, rate, seconds, _ = progress
+    iteration, loss, rate = progress.iteration, progress.loss, progress.learning_rate
+    seconds = progress.seconds_per_iteration
+    more = (progress.grad_norm, progress.tokens_per_s, progress.tflops)
     if not 0 <= iteration < MOST_ITERATIONS:
         raise ValueError(f"iteration {str(iteration)[:_SHOWN]} is not a step number")
     return Logged(
@@ -52,6 +56,7 @@ def as_logged(progress: Progress) -> Logged:
         loss if loss is None or isfinite(loss) else None,
         rate if rate is None or isfinite(rate) else None,
         seconds if seconds is None or isfinite(seconds) else None,
+        *[number if number is None or isfinite(number) else None for number in more],
     )
 
 
@@ -67,6 +72,7 @@ _NEAR_END_S = 120.0
 """The last part of a job, in which the scheduler is asked often: what follows waits for its end."""
 MOST_AT_END_S = 20.0  # for which an ended job's log is read, before its end alone is
 END = 1 << 20  # bytes of a log that are its end
+_VALIDATIONS = 20  # that rules look back at
 _LIMIT_OF_EVENTS = BLOCK >> 4  # bytes of one call where every line may be an event
 
 Stamp = tuple[int, int, int] | None
@@ -260,6 +266,8 @@ class JobWatch:
                     )
                 starts.note_logged(job, attempt, progress.iteration)
                 self._advance(job, attempt, watched, progress, alarms)
+            elif (validation := job.spec.trainer.validation(line.text)) is not None:
+                self._note_validation(job, attempt, watched, validation, alarms)
         except Exception as error:
             self.warn_skipped(job, place_of(attempt, line), error)
         return alarms
@@ -283,6 +291,12 @@ class JobWatch:
         if logged.learning_rate != job.learning_rate:
             job.learning_rate = logged.learning_rate
         job.seconds_per_iteration = logged.seconds
+        if logged.grad_norm != job.grad_norm:
+            job.grad_norm = logged.grad_norm
+        if logged.tokens_per_s != job.tokens_per_s:
+            job.tokens_per_s = logged.tokens_per_s
+        if logged.tflops != job.tflops:
+            job.tflops = logged.tflops
         job.mean_seconds_per_iteration = smoothed(job.mean_seconds_per_iteration, logged.seconds)
         if self.rows and self._row_of == logged.iteration:
             self.rows.pop()  # the same step again, as a progress bar shows it
@@ -291,6 +305,23 @@ class JobWatch:
         if watched.metric_rules:
             job.tail = with_logged(job.tail, logged, watched.window)
             add_alarms(job, attempt, watched.metric_rules, events)
+
+    def _note_validation(
+        self,
+        job: JobRecord,
+        attempt: Attempt,
+        watched: Watched,
+        found: Validation,
+        events: list[Event],
+    ) -> None:
+        self.dirty = True
+        point = (found.iteration, found.loss)
+        job.validations = {**job.validations, printable(found.name): point}
+        job.validation_tail = [*job.validation_tail[1 - _VALIDATIONS :], point]
+        self.rows.append(metrics_file.validation_row(*point, printable(found.name)))
+        self._row_of = None
+        if watched.validation_rules:
+            add_validation_alarms(job, attempt, watched.validation_rules, events)
 
     def _note_movement(self) -> None:
         now = time.monotonic()
@@ -404,6 +435,10 @@ class JobWatch:
             # A checkpoint holds the whole history, a branch's its parent's too.
             if progress.iteration > max(start, job.iteration or 0):
                 self._advance(job, attempt, watched, progress, events)
+        seen = max((at for at, _ in job.validations.values()), default=start)
+        for validation in scan.validations:
+            if validation.iteration > seen:
+                self._note_validation(job, attempt, watched, validation, events)
         complete = [
             CheckpointComplete(
                 job=job.spec.name,

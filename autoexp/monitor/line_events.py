@@ -1,6 +1,6 @@
 """Turns log lines into events and warnings of their job; all of it is printable."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.logs.lines import LogLine, Piece
@@ -9,6 +9,7 @@ from autoexp.rules.event_values import typed
 from autoexp.rules.events import Event, LogMatched, MetricAlarm, ProgressMissing
 from autoexp.rules.metrics import Expectation, Logged, alarm
 from autoexp.rules.rules import LogRule, MetricRule
+from autoexp.storage import metrics_file
 
 _SHOWN = 1000  # bytes of a line that an event keeps
 
@@ -33,7 +34,25 @@ def add_alarms(
     job: JobRecord, attempt: Attempt, rules: Mapping[str, MetricRule], events: list[Event]
 ) -> None:
     """Add an event for each metric rule that the job's tail breaks, once in an attempt."""
-    known, tail = _expectation(job), job.tail
+    _add(job, attempt, rules, job.tail, events)
+
+
+def add_validation_alarms(
+    job: JobRecord, attempt: Attempt, rules: Mapping[str, MetricRule], events: list[Event]
+) -> None:
+    """The same for the rules about validation losses, of which one was just logged."""
+    tail = [Logged(iteration, loss, None, None) for iteration, loss in job.validation_tail]
+    _add(job, attempt, rules, tail, events)
+
+
+def _add(
+    job: JobRecord,
+    attempt: Attempt,
+    rules: Mapping[str, MetricRule],
+    tail: Sequence[Logged],
+    events: list[Event],
+) -> None:
+    known = _expectation(job, attempt)
     for name, rule in rules.items():
         found = None if name in attempt.matches else alarm(rule, tail, known)
         if found is not None:
@@ -51,14 +70,20 @@ def add_alarms(
             events.append(event)
 
 
-def _expectation(job: JobRecord) -> Expectation:
+def _expectation(job: JobRecord, attempt: Attempt) -> Expectation:
     branch, trainer = job.spec.branch, job.spec.trainer
+    before = attempt.before
+    if branch and before and before.iteration == branch.iteration and job.spec.changes_data:
+        before = None  # its own first losses are of other data than its parent's
+    first = next(iter(attempt.first_logged), None)
     if branch is None:
-        return Expectation(job.logs_loss, _no_plan, None)
+        return Expectation(job.logs_loss, _no_plan, None, before, first)
     return Expectation(
         logs_loss=job.logs_loss,
         planned_rate=lambda at: trainer.planned_rate(branch, at),
         peak_rate=trainer.planned_rate(branch, branch.iteration),
+        before=before,
+        first_logged=first,
     )
 
 
@@ -110,8 +135,8 @@ class SilentLines:
 
 
 def metrics_row(logged: Logged) -> str:
-    """A line of the metrics file: iteration, loss, learning rate, seconds per iteration."""
-    return ",".join(["" if cell is None else repr(cell) for cell in logged]) + "\n"
+    """A line of the metrics file."""
+    return metrics_file.row(logged)
 
 
 def place_of(attempt: Attempt, line: LogLine) -> str:

@@ -65,7 +65,12 @@ class Rehearsal:
     def silent(self) -> list[str]:
         """The rules about log lines and metrics that did not fire."""
         watched = self._book.watched(self._job.spec)
-        return [n for n in (*watched.log_rules, *watched.metric_rules) if n not in self.counts]
+        return [
+            name
+            for rules in (watched.log_rules, watched.metric_rules, watched.validation_rules)
+            for name in rules
+            if name not in self.counts
+        ]
 
     @property
     def warning(self) -> str | None:

@@ -4,6 +4,7 @@ Waiting jobs: which are ready, which can never start, and the final command of o
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from autoexp.config.stages import LATE
@@ -93,11 +94,11 @@ def unsatisfiable_reason(session: Session, job: JobRecord) -> str | None:
     if job.spec.awaits:
         return _unsatisfiable_dependency(job.spec, session.jobs)
     parent = session.jobs.get(job.spec.parent or "")
-    if parent is None or not parent.is_over or job.spec.branch is None:
+    if parent is None or not parent.is_over or job.spec.starts_at is None:
         return None
     return (
-        f"never started: {parent.spec.name} {parent.verdict} "
-        f"without a complete checkpoint at iteration {job.spec.branch.iteration}"
+        f"never started: {parent.spec.name} ended ({parent.reason}) "
+        f"without a complete checkpoint at iteration {job.spec.starts_at}"
     )
 
 
@@ -132,6 +133,10 @@ def filled(session: Session, spec: JobSpec) -> JobSpec:
     Raises SessionError when a sibling has no checkpoint that its command names, and BadInput when
     its trainer does not take what is put in.
     """
+    if spec.merge is not None:
+        found = [_input(spec, iteration) for iteration in spec.merge.iterations]
+        command = spec.trainer.merge_command(found, spec.merge_weights, spec.merged_path)
+        return spec.model_copy(update={"command": command})
     draft = spec.draft
     if draft is None:
         return spec
@@ -145,6 +150,22 @@ def filled(session: Session, spec: JobSpec) -> JobSpec:
         "environment": {key: fill(text, values) for key, text in draft.environment.items()},
     }
     return spec.model_copy(update=changes)
+
+
+def _input(spec: JobSpec, iteration: int) -> Path:
+    path = pinned_input(spec, iteration)
+    if path is None:
+        raise SessionError(
+            f"checkpoint {iteration} of {spec.parent} was not pinned for {spec.name} before it was "
+            "deleted, or was set aside"
+        )
+    return path
+
+
+def pinned_input(spec: JobSpec, iteration: int) -> Path | None:
+    """A merge's own copy of a checkpoint, if it is there."""
+    complete = spec.trainer.checkpoints(spec.input_dir(iteration)).complete
+    return next((found.path for found in complete if found.iteration == iteration), None)
 
 
 def _late_values(session: Session, name: str, awaited: Awaited) -> dict[str, str]:

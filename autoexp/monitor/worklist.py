@@ -21,7 +21,7 @@ from autoexp.monitor.steps import (
     not_done,
     together,
 )
-from autoexp.rules.actions import Start
+from autoexp.rules.actions import Keep, Start
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.inbox import is_done
 from autoexp.session.session import Session
@@ -242,7 +242,7 @@ class Worklist:
             found.append(action.model_copy())
         self._ready.clear()
         self._acting |= {action.key for action in found}
-        self._starting |= {a.key for a in found if isinstance(a.action, Start)}
+        self._starting |= {a.key for a in found if isinstance(a.action, Start | Keep)}
         return found, has_conditions
 
     def waiting_actions(self) -> list[ActionRecord]:

@@ -24,6 +24,7 @@ from autoexp.rules.actions import (
     ExcludeNodes,
     Fail,
     Finish,
+    Keep,
     Launch,
     Log,
     Publish,
@@ -67,7 +68,7 @@ class CheckpointMark(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """Pin a branch's start, so that the parent's retention cannot delete it."""
+    """Pin a branch's start, or a merge's input: the parent's retention cannot delete it then."""
 
     event: CheckpointComplete
     spec: JobSpec
@@ -82,11 +83,12 @@ class Pin(NamedTuple):
     def run(self, scheduler: Scheduler) -> int:
         """Seed the branch; returns how many bytes were copied."""
         del scheduler
-        event, save_dir = self.event, Path(self.spec.save_dir)
+        event, spec = self.event, self.spec
+        save_dir = spec.input_dir(event.iteration) if spec.merge else Path(spec.save_dir)
         aside = save_dir.with_name(f"{save_dir.name}-set-aside-{event.generation}")
         if self.fresh and event.generation and save_dir.exists() and not aside.exists():
             save_dir.rename(aside)
-        return self.spec.trainer.seed(FoundCheckpoint(event.iteration, Path(event.path)), save_dir)
+        return spec.trainer.seed(FoundCheckpoint(event.iteration, Path(event.path)), save_dir)
 
 
 class LogMessage(NamedTuple):
@@ -182,6 +184,8 @@ def carry_out(action: ActionRecord, monitor: "Monitor", log: Logger) -> Phases:
         about = yield OnSession(partial(_begin, recorder, action.key))
         if isinstance(action.action, Start):
             yield from _start(action, about, recorder, log)
+        elif isinstance(action.action, Keep):
+            yield from _keep(action, about, recorder, log)
         else:
             result = yield from _do(action, about, recorder)
             yield _change(recorder, actions.done, action, result)
@@ -226,7 +230,7 @@ def _note_failure(
     action: ActionRecord, error: Exception, recorder: Recorder, log: Logger
 ) -> Phases:
     # A server that fails in the middle of a task run must not cost a cooldown.
-    is_passing = isinstance(error, TryAgain) and isinstance(action.action, Start)
+    is_passing = isinstance(error, TryAgain) and isinstance(action.action, Start | Keep)
     if is_passing or (isinstance(error, OSError) and atomic.is_passing(error)):
         log.warning("action %s: %s; retrying", action.key, error)
         yield _change(recorder, actions.postpone, action, str(error))
@@ -252,7 +256,26 @@ def _start(action: ActionRecord, about: _About, recorder: Recorder, log: Logger)
     yield _change(recorder, _complete, action, spec.name)
 
 
+def _keep(action: ActionRecord, about: _About, recorder: Recorder, log: Logger) -> Phases:
+    """Pin an input of a merge; of one that has started, the inputs stay what they were."""
+    event, spec = action.event, about.job
+    assert spec is not None and isinstance(event, CheckpointComplete)
+    if not about.is_launched:
+        copied = yield Pin(event, spec, fresh=True)
+        if copied:
+            log.info("%s: pinned %s by a copy of %.1f MB", spec.title, event.path, copied / 1e6)
+    yield _change(recorder, actions.done, action)
+
+
+def _refuse_while_pinning(session: Session, spec: JobSpec) -> None:
+    """Raise TryAgain while an input of a merge is still to be pinned."""
+    for other in session.pending_actions():
+        if isinstance(other.action, Keep) and other.action.job == spec.name:
+            raise TryAgain(f"{other.key} is still to be done")
+
+
 def _complete(session: Session, action: ActionRecord, name: str) -> None:
+    _refuse_while_pinning(session, session.jobs[name].spec)
     actions.complete(session, action, session.jobs[name])
 
 
@@ -293,8 +316,8 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
         case ExcludeNodes():
             ask = partial(_ask, actions.exclude_nodes, values)
             return (yield from _request_and_avoid(action, recorder, ask))
-        case Start():
-            raise AssertionError("a start has phases of its own")
+        case Start() | Keep():
+            raise AssertionError("these have phases of their own")
 
 
 Ask = Callable[[Recorder, ActionRecord], str]

@@ -18,6 +18,7 @@ from autoexp.rules.actions import (
     ExcludeNodes,
     Fail,
     Finish,
+    Keep,
     Publish,
     Restart,
     Start,
@@ -39,9 +40,9 @@ Values = Mapping[str, str]
 
 def begin(session: Session, action: ActionRecord) -> JobRecord | None:
     """Record that an action is running, and return its job, if it has one."""
-    name = action.action.job if isinstance(action.action, Start) else action.event.job
+    name = action.action.job if isinstance(action.action, Start | Keep) else action.event.job
     job = session.jobs.get(name)
-    if job is None and isinstance(action.action, (Start, *ENDS_AN_ATTEMPT)):
+    if job is None and isinstance(action.action, (Start, Keep, *ENDS_AN_ATTEMPT)):
         raise SessionError(f"{action.key}: its job {name or '(none)'} is not in this session")
     attempt = action.attempt
     if attempt is None and job is not None and isinstance(action.action, ENDS_AN_ATTEMPT):
@@ -189,7 +190,7 @@ def _taint(session: Session, parent: JobRecord, back: int) -> None:
     for action in session.pending_actions():
         event = action.event
         if (
-            isinstance(action.action, Start)
+            isinstance(action.action, Start | Keep)
             and isinstance(event, CheckpointComplete)
             and (event.job, action.status) == (parent.spec.name, ActionStatus.PENDING)
             and event.iteration > back
@@ -197,8 +198,8 @@ def _taint(session: Session, parent: JobRecord, back: int) -> None:
             why = f"{parent.spec.name} was rolled back to {back}: the checkpoint is set aside"
             fail(session, action, why)
     for job in session.jobs.values():
-        branch = job.spec.branch
-        if branch is None or job.spec.parent != parent.spec.name or branch.iteration <= back:
+        last = job.spec.starts_at
+        if last is None or job.spec.parent != parent.spec.name or last <= back:
             continue
         started = any(
             isinstance(a.action, Start)
@@ -207,7 +208,8 @@ def _taint(session: Session, parent: JobRecord, back: int) -> None:
             for a in session.actions.values()
         )
         if started and job.tainted is None:
-            why = f"branched from {branch.iteration}, before {parent.spec.name} went back to {back}"
+            what = "merged up to" if job.spec.merge else "branched from"
+            why = f"{what} {last}, before {parent.spec.name} went back to {back}"
             session.change_job(job, tainted=why)
 
 

@@ -88,6 +88,7 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
             log=_log(session, name, index),
             intended_at=now(),
             first_iteration=job.saved_iteration,
+            before=session.losses_before(job),
             gpus=job.spec.machine.gpus,
             time_limit_min=longest,
         )

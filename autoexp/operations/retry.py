@@ -10,7 +10,7 @@ from autoexp.jobs.starts import ended_wrongly
 from autoexp.logs.tail import LogCursor
 from autoexp.model import now
 from autoexp.operations import adopt
-from autoexp.rules.actions import Start
+from autoexp.rules.actions import Keep, Start
 from autoexp.rules.events import RetryAsked
 from autoexp.session.action_records import ActionStatus
 from autoexp.session.session import Session
@@ -95,7 +95,7 @@ def _reset_for_retry(session: Session, job: JobRecord, by: str) -> None:
     # Repeated after a kill in between, the event has the same key and is recorded once.
     session.record([RetryAsked(job=job.spec.name, by=by, retries=job.retries + 1)])
     for action in session.actions.values():
-        mine = isinstance(action.action, Start) and action.action.job == job.spec.name
+        mine = isinstance(action.action, Start | Keep) and action.action.job == job.spec.name
         if mine and not job.launched and action.status is ActionStatus.FAILED:
             changes: dict[str, Any] = {"reason": None, "result": None, "asked_at": now()}
             session.change_action(action, status=ActionStatus.PENDING, **changes)

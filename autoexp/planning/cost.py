@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from autoexp.backends.batches import Batches
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import FrozenModel
 
@@ -24,22 +23,20 @@ class Cost(FrozenModel):
     """Bytes of these copies, where no blocks are shared; None for a future checkpoint."""
 
 
-def cost_of(
-    jobs: Sequence[JobSpec], batches: Batches | None, *, copies: bool, size: int | None = None
-) -> Cost:
+def cost_of(jobs: Sequence[JobSpec], *, copies: bool, size: int | None = None) -> Cost:
     """The cost of a trunk and its branches; without a trunk, of the branches alone.
 
     `copies` says that each branch begins with a copy of a checkpoint; `size` is its bytes.
     """
     own = [(job.branch.iteration if job.branch else 0, job.target_iteration or 0) for job in jobs]
     ends = [job.target_iteration or 0 for job in jobs if job.branch]
-    separate = [(0, end) for end in ends]
+    models = [job for job in jobs if job.branch]
     return Cost(
         iterations=sum(end - start for start, end in own),
-        tokens=_tokens(own, batches),
+        tokens=_sum([_tokens(job) for job in jobs]),
         models=len(ends),
         separate_iterations=sum(ends),
-        separate_tokens=_tokens(separate, batches),
+        separate_tokens=_sum([job.tokens_at(job.target_iteration or 0) for job in models]),
         copied_checkpoints=len(ends) if copies else 0,
         copied_bytes=None if copies and ends and size is None else len(ends) * (size or 0) * copies,
     )
@@ -68,7 +65,8 @@ def _sum(amounts: Sequence[int | None]) -> int | None:
     return sum(known) if len(known) == len(amounts) else None
 
 
-def _tokens(spans: Sequence[tuple[int, int]], batches: Batches | None) -> int | None:
-    if batches is None or batches.tokens_per_sample is None:
-        return None
-    return sum((batches.tokens(end) or 0) - (batches.tokens(start) or 0) for start, end in spans)
+def _tokens(job: JobSpec) -> int | None:
+    """Tokens of a job's own iterations."""
+    end = job.tokens_at(job.target_iteration or 0)
+    start = job.tokens_at(job.branch.iteration) if job.branch else 0
+    return None if end is None or start is None else end - start

@@ -10,8 +10,10 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.model import FrozenModel
 from autoexp.planning.cost import Cost, alone, together
 from autoexp.planning.launches import Launches, launches_of, total_with_launches
+from autoexp.planning.merges import merge_jobs
 from autoexp.planning.stage_graph import stage_jobs
 from autoexp.planning.trainings import training
+from autoexp.resources.machines import SlurmCluster
 from autoexp.states import Kind
 
 
@@ -52,12 +54,15 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     Raises BadInput with every impossible cooldown, and the reason.
     """
     own = training(experiment, output_root, save_dir)
-    stages = stage_jobs(experiment, own.jobs)
+    merges = merge_jobs(experiment, output_root, {job.name for job in own.jobs})
+    stages = stage_jobs(experiment, [*own.jobs, *merges.jobs])
     cost = alone(together([own.cost, *stages.costs])) if stages.costs else own.cost
-    jobs = (*own.jobs, *stages.jobs)
+    machine = experiment.slurm
+    limits = machine.beyond_known_limits() if isinstance(machine, SlurmCluster) else ()
+    jobs = (*own.jobs, *merges.jobs, *stages.jobs)
     return Plan(
         jobs=jobs,
-        notes=(*own.notes, *stages.notes),
+        notes=(*limits, *own.notes, *merges.notes, *stages.notes),
         cost=cost,
         launches=tuple(launches_of(experiment, jobs)),
     )

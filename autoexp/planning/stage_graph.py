@@ -10,6 +10,7 @@ from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.cost import Cost
 from autoexp.planning.stage_jobs import Made, StageJobs, references
+from autoexp.states import Kind
 
 
 class Staged(NamedTuple):
@@ -30,9 +31,10 @@ def stage_jobs(experiment: Experiment, jobs: Sequence[JobSpec]) -> Staged:
     stages = {name: stage for name, stage in experiment.stages.items() if stage is not None}
     if not stages:
         return Staged()
-    shared = {_name_of(spec): spec for spec in jobs}
+    trunk = experiment.project.name
+    shared = {_name_of(spec, trunk): spec for spec in jobs}
     by_cooldown: dict[str, dict[str, JobSpec]] = {
-        spec.name: {EACH: spec} for spec in jobs if spec.branch is not None
+        spec.name: {EACH: spec} for spec in jobs if spec.kind is not Kind.TRAIN
     }
     found: list[Made] = []
     for name in _order(stages, shared):
@@ -53,11 +55,9 @@ def stage_jobs(experiment: Experiment, jobs: Sequence[JobSpec]) -> Staged:
     )
 
 
-def _name_of(spec: JobSpec) -> str:
+def _name_of(spec: JobSpec, trunk: str) -> str:
     """`stable`, or `cd1000`: the job's name without its trunk's."""
-    if spec.branch is None:
-        return TRUNK
-    return spec.name[spec.name.index(f"-cd{spec.branch.iteration}") + 1 :]
+    return TRUNK if spec.kind is Kind.TRAIN else spec.name.removeprefix(f"{trunk}-")
 
 
 # The order

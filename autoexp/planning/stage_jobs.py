@@ -105,6 +105,9 @@ class StageJobs:
             "project.name": self._experiment.project.name,
         }
 
+    def _machine(self) -> LocalMachine | SlurmCluster:
+        return machine_with(self._experiment, f"stages.{self._name}.slurm", self._stage.slurm)
+
     def _command(self) -> Made:
         experiment, stage = self._experiment, self._stage
         spec = JobSpec(
@@ -112,7 +115,7 @@ class StageJobs:
             kind=Kind(stage.kind),
             parent=self._parent,
             backend=experiment.backend,
-            machine=_machine(experiment, self._name, stage),
+            machine=self._machine(),
             container=experiment.container,
             command=tuple(fill(text, self._shown) for text in stage.command),
             environment={k: fill(text, self._shown) for k, text in stage.environment.items()},
@@ -148,7 +151,7 @@ class StageJobs:
     def _changed(self, changes: Mapping[str, Any]) -> Experiment:
         inherited = {"backend", "container", "budget", "project"}
         values = self._experiment.model_dump(include=inherited)
-        values["slurm"] = _machine(self._experiment, self._name, self._stage).model_dump()
+        values["slurm"] = self._machine().model_dump()
         for section in ("backend", "container"):
             if f"{section}.kind" in changes:
                 values[section] = {}  # of another kind, nothing of the old one fits
@@ -261,6 +264,9 @@ def _values_of(spec: JobSpec) -> dict[str, str]:
         "scores": spec.scores or "",
         "target_iteration": str(spec.target_iteration or ""),
     }
+    if spec.merge is not None:
+        made = (str(spec.merged_path), str(spec.merge.at))
+        values |= dict(zip(LATE, made, strict=True))
     parameters = flat({"backend": spec.backend.model_dump(mode="json")})
     return {**{key: _text(value) for key, value in parameters.items()}, **values}
 
@@ -270,13 +276,14 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _machine(experiment: Experiment, name: str, stage: Stage) -> LocalMachine | SlurmCluster:
-    """Where the session's jobs run, with the stage's changes."""
+def machine_with(
+    experiment: Experiment, where: str, changes: Mapping[str, Any]
+) -> LocalMachine | SlurmCluster:
+    """Where the session's jobs run, with the changes that are written there."""
     machine = experiment.slurm
     for key in ("kind", "max_jobs", "scheduler_tick_s"):
-        if key in stage.slurm:
-            raise BadInput(f"stages.{name}.slurm.{key}: belongs to the session")
-    changes = stage.slurm
+        if key in changes:
+            raise BadInput(f"{where}.{key}: belongs to the session")
     if isinstance(machine, LocalMachine):
         # A stage is written once, for the cluster and for a test on a laptop.
         foreign = SlurmCluster.model_fields.keys() - LocalMachine.model_fields.keys()
@@ -284,4 +291,4 @@ def _machine(experiment: Experiment, name: str, stage: Stage) -> LocalMachine | 
     try:
         return type(machine).model_validate({**machine.model_dump(), **changes}, context=COMPOSING)
     except ValidationError as error:
-        raise BadInput(first_problem(error, "stages", name, "slurm")) from error
+        raise BadInput(first_problem(error, *where.split("."))) from error

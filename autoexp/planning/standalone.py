@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from autoexp.config.compose import Composed
-from autoexp.config.experiment import CheckpointSource, Cooldown, Experiment
+from autoexp.config.cooldowns import Cooldown
+from autoexp.config.experiment import CheckpointSource, Experiment
 from autoexp.errors import BadInput
 from autoexp.rules.actions import Decay
 
@@ -20,7 +21,7 @@ def branch_alone(composed: Composed, checkpoint: Path, decay: Decay) -> Composed
     start = find_checkpoint(checkpoint.absolute(), experiment)
     branch = Cooldown(at=(start.iteration,), decay=decay)
     stages = {name: s for name, s in experiment.stages.items() if s is not None and s.each}
-    changes = {"cooldowns": (branch,), "start": start, "stages": stages}
+    changes = {"cooldowns": (branch,), "merges": (), "start": start, "stages": stages}
     return composed._replace(experiment=experiment.model_copy(update=changes))
 
 

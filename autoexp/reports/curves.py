@@ -1,17 +1,15 @@
 """Loss curves of a session and the gain of each cooldown over its trunk."""
 
-import csv
-import io
 from bisect import bisect_right
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp.errors import SessionDamaged
+from autoexp.jobs.limits import spent_gpu_hours
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.starts import branch_was_seen
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from autoexp.storage import atomic
+from autoexp.storage import metrics_file
 
 # Number of logged points averaged at a curve's end, against noise of single batches.
 _TAIL = 3
@@ -46,29 +44,59 @@ class Gain(NamedTuple):
         return self.trunk_loss - self.loss
 
 
+class Merged(NamedTuple):
+    """A merged model against the cooldown that it may replace; losses in nats per token."""
+
+    job: str
+    iteration: int
+    loss: float
+    cooldown: str | None
+    """The best one from the same checkpoint, on the same data; None: there is none."""
+    cooled: float | None
+    saved_gpu_hours: float | None
+
+
 def read_curve(session: Path, job: str) -> Curve:
     """Read a job's metrics; where an iteration stands twice (a restart), the last one counts."""
-    rows: dict[int, tuple[float, float]] = {}
-    try:
-        raw = atomic.open_to_read(session / "metrics" / f"{job}.csv")
-        with io.TextIOWrapper(raw, newline="") as file:
-            for row in csv.reader(file):
-                # A row that is being written, or was torn by a kill, has too few cells.
-                if len(row) == 4 and row[1]:
-                    rows[int(row[0])] = (float(row[1]), float(row[2] or "nan"))
-    except FileNotFoundError:
-        pass
-    except (atomic.WrongFile, ValueError, csv.Error) as error:
-        raise SessionDamaged(
-            f"{session / 'metrics' / job}.csv cannot be read: {error}; move it away, and the "
-            "losses of this job are not shown"
-        ) from error
-    iterations = sorted(rows)
+    rows = metrics_file.read(session, job)
     return Curve(
-        iterations,
-        [rows[iteration][0] for iteration in iterations],
-        [rows[iteration][1] for iteration in iterations],
+        [row.iteration for row in rows],
+        [row.loss for row in rows],
+        [row.learning_rate for row in rows],
     )
+
+
+def validation_loss(job: JobRecord) -> float | None:
+    """The last loss on the set `validation`, else on the first set; of a merge its own score."""
+    if job.spec.merge is not None:
+        return job.scores.get("validation_loss")
+    last = job.validations.get("validation") or next(iter(job.validations.values()), None)
+    return None if last is None else last[1]
+
+
+def merges(session: Session) -> list[Merged]:
+    """The merges that have a loss, each with the best cooldown from its last checkpoint."""
+    found = []
+    for job in session.jobs.values():
+        loss, inputs = validation_loss(job), job.spec.merge
+        if inputs is None or loss is None:
+            continue
+        rivals = [
+            (other_loss, other)
+            for other in _ended_branches(session)
+            if (other.spec.parent, other.spec.starts_at) == (job.spec.parent, inputs.at)
+            and not other.spec.changes_data
+            and (other_loss := validation_loss(other)) is not None
+        ]
+        cooled, rival = min(rivals, key=lambda pair: pair[0], default=(None, None))
+        saved = None if rival is None else _hours(rival) - _hours(job)
+        name = None if rival is None else rival.spec.name
+        found.append(Merged(job.spec.name, inputs.at, loss, name, cooled, saved))
+    return found
+
+
+def _hours(job: JobRecord) -> float:
+    return sum(spent_gpu_hours(attempt) for attempt in job.attempts)
 
 
 def gains(session: Session) -> list[Gain]:

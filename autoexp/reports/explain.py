@@ -9,7 +9,7 @@ from autoexp.index.overview import Overview, job_names
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.summary import waits
 from autoexp.monitor.template_values import values_of
-from autoexp.rules.actions import Start
+from autoexp.rules.actions import Keep, Start
 from autoexp.rules.describe import describe, describe_action
 from autoexp.session import find
 from autoexp.session.action_records import ActionRecord, ActionStatus
@@ -64,7 +64,7 @@ def explain(session: Session, job: JobRecord, entries: Iterable[Entry]) -> Itera
         when = entry.time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         yield f"{when}  {describe(entry.event)}"
         for action in session.actions.values():
-            if action.event.key == entry.event.key and not isinstance(action.action, Start):
+            if action.event.key == entry.event.key and not isinstance(action.action, Start | Keep):
                 yield f"    {_action(session, action)}"
     for action in session.actions.values():
         if isinstance(action.action, Start) and action.action.job == name:

@@ -13,6 +13,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.summary import place_of, walk
 from autoexp.planning.launches import Launches
 from autoexp.planning.plan import Plan, headline
+from autoexp.reports.results import in_words
 from autoexp.reports.terminal import canvas, console
 from autoexp.states import Kind
 
@@ -66,6 +67,11 @@ def _label(job: JobSpec, specs: Mapping[str, JobSpec]) -> Text:
 def _parts(job: JobSpec) -> Iterator[str]:
     if job.kind is Kind.TRAIN and job.settings:
         yield ", ".join(f"{key}={as_word(value)}" for key, value in job.settings.items())
+    if job.changes:
+        yield in_words(job.changes)
+    if job.merge is not None:
+        first, count = job.merge.iterations[0], len(job.merge.iterations)
+        yield f"{count} checkpoints, {first} to {job.merge.at}, {job.merge.shape}"
     if job.target_iteration is not None:
         start = job.branch.iteration if job.branch else 0
         yield f"{start} → {job.target_iteration}"
@@ -92,10 +98,10 @@ def conditions(job: JobSpec, specs: Mapping[str, JobSpec]) -> Sequence[str]:
         )
         names = " or ".join(dict.fromkeys(awaited.job for awaited in job.awaits))
         return [f"starts when {starts}; cancelled when {names} fails"]
-    if job.branch is None or job.parent is None or job.parent not in specs:
+    if job.starts_at is None or job.parent not in specs:
         return []
     extra = f" and {len(job.start_when)} conditions hold" if job.start_when else ""
-    return [f"starts at checkpoint {job.branch.iteration}{extra}; cancelled if there never is one"]
+    return [f"starts at checkpoint {job.starts_at}{extra}; cancelled if there never is one"]
 
 
 _WIDTH = 120

@@ -4,6 +4,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from autoexp import sinks
 from autoexp.config.sweep_names import as_word
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
-from autoexp.reports.curves import Curve, read_curve
+from autoexp.reports.curves import Curve, read_curve, validation_loss
 from autoexp.session.session import Session
 from autoexp.states import Kind
 from autoexp.storage import atomic
@@ -27,11 +28,15 @@ FORMATS = ("png", "pdf", "svg")
 # faint on white, comes last.
 _HUES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 _TRUNK = "#4a5568"
+_MERGED = "#000000"
+# Of cooldowns, beside the hue, for readers who cannot tell one from another: on, off, on, off …
+_DASHES = ((2.2, 0.7), (0.9, 0.7), (4.5, 0.8, 0.9, 0.8))
 _RAW, _AGAIN = 0.22, 0.55  # opacity of the raw loss; of hues that are used a second time
 _INSIDE = 6  # lines whose legend fits beside the curves
 _LEGEND = 24  # lines that a legend has room for
 _POINTS = 40  # that a smoothed curve has room for: more of them are noise to the eye
 _LEAST = 4  # that are left of a short one
+_PLANNED = 200  # points of a planned learning rate
 
 # Losses as they are drawn, by session and job, and by iteration.
 Drawn = dict[tuple[str, str], dict[int, float]]
@@ -43,10 +48,15 @@ class Subject(NamedTuple):
     id: str
     path: Path
     jobs: tuple[JobSpec, ...]
+    losses: Mapping[str, float] = MappingProxyType({})
+    """Validation losses at the end of cooldowns, and of merges, by job."""
 
     @classmethod
     def of(cls, session: Session) -> "Subject":
-        return cls(session.id, session.path, tuple(job.spec for job in session.jobs.values()))
+        records = session.jobs.values()
+        found = {job.spec.name: validation_loss(job) for job in records if job.spec.starts_at}
+        losses = {name: loss for name, loss in found.items() if loss is not None}
+        return cls(session.id, session.path, tuple(job.spec for job in records), losses)
 
 
 class Options(NamedTuple):
@@ -67,9 +77,23 @@ class _Line(NamedTuple):
     root: str
     """The training that it comes from, with its session."""
     curve: Curve
-    is_branch: bool
+    number: int | None
+    """Among the branches of its session; None for what is no branch."""
     seed: int
     """Points of the parent at its beginning: the lines meet."""
+
+    @property
+    def is_branch(self) -> bool:
+        return self.number is not None
+
+
+class _Merged(NamedTuple):
+    """A merged model as it is drawn."""
+
+    spec: JobSpec
+    session: Subject
+    at: int
+    loss: float
 
 
 def draw(
@@ -87,6 +111,7 @@ def draw(
     lines = [line for session in sessions for line in _lines_of(session)]
     if not lines:
         return None
+    merged = [each for session in sessions for each in _merged_of(session)]
     figure = Figure(figsize=(10, 6.5), dpi=110, layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     hues, drawn = _hues(lines), Drawn()
@@ -95,10 +120,15 @@ def draw(
         longest[line.root] = max(longest[line.root], len(line.curve.losses))
     for line in lines:
         smooth = options.smooth or _window(longest[line.root], len(line.curve.losses))
-        hue = hues[_hued_by(line, hues)]
-        _draw_line(loss, rate, line, hue, options._replace(smooth=smooth), drawn)
-    _dress(loss, rate, lines, options)
-    _legend(loss, _labels(lines, hues, many=len(sessions) > 1))
+        key = _hued_by(line, hues)
+        smoothed = options._replace(smooth=smooth)
+        _draw_line(loss, rate, line, hues[key], smoothed, drawn, by_point=key == line.root)
+    for each in merged:
+        at = _place(each.spec, each.session, each.at, options)
+        loss.plot(at, each.loss, "*", color=_MERGED, ms=11, zorder=6)
+    _dress(loss, rate, lines, merged, options)
+    entries = _labels(lines, hues, many=len(sessions) > 1)
+    _legend(loss, [*entries, *_merged_labels(merged, many=len(sessions) > 1)])
     if options.title:
         names = sinks.picture(", ".join(session.id for session in sessions))
         cooldowns = sum(line.spec.kind is Kind.COOLDOWN for line in lines)
@@ -113,19 +143,31 @@ def draw(
 def _lines_of(session: Subject) -> list[_Line]:
     """The curves of a session that have a point; what has no iterations has none."""
     specs = {spec.name: spec for spec in session.jobs}
-    found = []
+    found: list[_Line] = []
+    branches = 0
     for spec in session.jobs:
         curve = read_curve(session.path, spec.name)
         if spec.branch is not None:
             curve = curve.behind(spec.branch.iteration)
         if not curve.iterations:
             continue
-        is_branch = spec.parent is not None and spec.kind is not Kind.TRAIN
+        is_branch = spec.branch is not None
         joined = _joined(session, spec.parent or "", curve) if is_branch else curve
         seed = len(joined.iterations) - len(curve.iterations)
         root = f"{session.id}/{_root(spec, specs)}"
-        found.append(_Line(spec, session, root, joined, is_branch, seed))
+        found.append(_Line(spec, session, root, joined, branches if is_branch else None, seed))
+        branches += is_branch
     return found
+
+
+def _merged_of(session: Subject) -> list[_Merged]:
+    """The merged models of a session whose validation loss is known."""
+    merges = [(spec, spec.merge, session.losses.get(spec.name)) for spec in session.jobs]
+    return [
+        _Merged(spec, session, merge.at, loss)
+        for spec, merge, loss in merges
+        if merge is not None and loss is not None
+    ]
 
 
 def _root(spec: JobSpec, specs: Mapping[str, JobSpec]) -> str:
@@ -177,11 +219,18 @@ def _hued_by(line: _Line, hues: Mapping[str, tuple[str, float]]) -> str:
 
 
 def _draw_line(
-    loss: Axes, rate: Axes, line: _Line, hue: tuple[str, float], options: Options, drawn: Drawn
+    loss: Axes,
+    rate: Axes,
+    line: _Line,
+    hue: tuple[str, float],
+    options: Options,
+    drawn: Drawn,
+    *,
+    by_point: bool,
 ) -> None:
     colour, opacity = hue
     at = _places(line, options)
-    style, width = _look(is_branch=line.is_branch)
+    style, width = _look(0 if by_point and line.is_branch else line.number)
     losses = np.asarray(line.curve.losses)
     window = options.smooth or 1
     if window > 1:
@@ -196,6 +245,23 @@ def _draw_line(
     rate.plot(at, line.curve.learning_rates, color=colour, lw=width, ls=style, alpha=opacity)
     if line.is_branch:
         loss.plot(at[0], shown[0], "o", color=colour, ms=4.5, alpha=opacity, zorder=5)
+        _draw_planned(rate, line, hue, options)
+    if (end := line.session.losses.get(line.spec.name)) is not None:
+        loss.plot(at[-1], end, "D", color=colour, ms=6, mec="white", zorder=5)
+
+
+def _draw_planned(rate: Axes, line: _Line, hue: tuple[str, float], options: Options) -> None:
+    """The planned rate, dotted under the measured one."""
+    spec, branch = line.spec, line.spec.branch
+    if branch is None:
+        return
+    points = min(_PLANNED, branch.target - branch.iteration + 1)
+    steps = [int(at) for at in np.linspace(branch.iteration, branch.target, points)]
+    found = [(step, spec.trainer.planned_rate(branch, step)) for step in steps]
+    known = [(_place(spec, line.session, step, options), r) for step, r in found if r is not None]
+    if len(known) == len(found):
+        at, planned = zip(*known, strict=True)
+        rate.plot(at, planned, color=hue[0], lw=1.0, ls=":", alpha=hue[1], zorder=1)
 
 
 def _window(longest: int, points: int) -> int:
@@ -203,20 +269,43 @@ def _window(longest: int, points: int) -> int:
     return max(1, min(longest // _POINTS, points // _LEAST))
 
 
-def _look(*, is_branch: bool) -> tuple[str | tuple[int, tuple[float, float]], float]:
-    """Line style and width: trainings are solid, cooldowns dashed and thicker."""
-    return ((0, (2.2, 0.7)), 2.4) if is_branch else ("-", 1.3)
+def _look(number: int | None) -> tuple[str | tuple[int, tuple[float, ...]], float]:
+    """Line style and width: trainings are solid, cooldowns dashed by their number and thicker."""
+    return ("-", 1.3) if number is None else ((0, _DASHES[number % len(_DASHES)]), 2.4)
 
 
 def _places(line: _Line, options: Options) -> list[float]:
+    return [_place(line.spec, line.session, at, options) for at in line.curve.iterations]
+
+
+def _place(spec: JobSpec, session: Subject, iteration: int, options: Options) -> float:
+    """Where an iteration of a job stands on the horizontal axis."""
     if not options.tokens:
-        return [float(at) for at in line.curve.iterations]
-    batches = line.spec.trainer.batches(line.spec.machine.workers)
-    tokens = [batches.tokens(at) if batches else None for at in line.curve.iterations]
-    known = [float(amount) for amount in tokens if amount is not None]
-    if len(known) < len(tokens):
-        raise BadInput(f"{line.spec.name}: its tokens are not known; leave out --tokens")
-    return known
+        return float(iteration)
+    tokens = _tokens(spec, {each.name: each for each in session.jobs}, iteration)
+    if tokens is None:
+        raise BadInput(f"{spec.name}: its tokens are not known; leave out --tokens")
+    return float(tokens)
+
+
+def _tokens(spec: JobSpec, specs: Mapping[str, JobSpec], iteration: int) -> int | None:
+    """Tokens until an iteration; up to its branch point its parent's, whose batch may differ."""
+    found = 0
+    seen: set[str] = set()
+    while True:
+        seen.add(spec.name)
+        batches = spec.trainer.batches(spec.machine.workers)
+        parent = specs.get(spec.parent or "")
+        has_parent = parent is not None and parent.name not in seen
+        start = spec.starts_at if has_parent else None
+        first = min(start or 0, iteration)
+        ends = [None if batches is None else batches.tokens(at) for at in (iteration, first)]
+        if ends[0] is None or ends[1] is None:
+            return None
+        found += ends[0] - ends[1]
+        if parent is None or start is None:
+            return found + ends[1]
+        spec, iteration = parent, first
 
 
 def _smoothed(values: "NDArray[np.float64]", window: int) -> "NDArray[np.float64]":
@@ -243,16 +332,25 @@ def _labels(
     for line in lines:
         key = _hued_by(line, hues)
         colour, opacity = hues[key]
-        style, width = ("-", 2.4) if by_point else _look(is_branch=line.is_branch)
+        style, width = ("-", 2.4) if by_point else _look(line.number)
         label = sinks.picture(_label(line, by_point=by_point, many=many))
         entry = Line2D([], [], color=colour, alpha=opacity, ls=style, lw=width, label=label)
         found.setdefault(key, entry)
     entries = list(found.values())
     if by_point and any(line.is_branch for line in lines):
-        for name, is_branch in (("training", False), ("cooldown", True)):
-            style, width = _look(is_branch=is_branch)
+        for name, number in (("training", None), ("cooldown", 0)):
+            style, width = _look(number)
             entries.append(Line2D([], [], color="0.3", ls=style, lw=width, label=name))
     return entries
+
+
+def _merged_labels(merged: Sequence[_Merged], *, many: bool) -> list[Line2D]:
+    """An entry of the legend for each merged model."""
+    names = [f"{each.session.id} {each.spec.title}" if many else each.spec.title for each in merged]
+    return [
+        Line2D([], [], color=_MERGED, marker="*", ms=11, ls="", label=sinks.picture(name))
+        for name in names
+    ]
 
 
 def _label(line: _Line, *, by_point: bool, many: bool) -> str:
@@ -267,8 +365,12 @@ def _label(line: _Line, *, by_point: bool, many: bool) -> str:
     return f"{line.session.id} {label}" if many else label
 
 
-def _dress(loss: Axes, rate: Axes, lines: Sequence[_Line], options: Options) -> None:
-    loss.set_ylabel("loss (nats per token)")
+def _dress(
+    loss: Axes, rate: Axes, lines: Sequence[_Line], merged: Sequence[_Merged], options: Options
+) -> None:
+    ends = [line.session.losses.get(line.spec.name) for line in lines]
+    validated = [each for each in ends if each is not None] + [each.loss for each in merged]
+    loss.set_ylabel("loss (nats per token)" + (", ◆ ★ on validation" if validated else ""))
     rate.set_ylabel("learning rate")
     rate.set_xlabel("tokens" if options.tokens else "iteration")
     rate.set_ylim(bottom=0)
@@ -278,7 +380,7 @@ def _dress(loss: Axes, rate: Axes, lines: Sequence[_Line], options: Options) -> 
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     # The first iterations would squeeze everything of interest into the lowest tenth.
-    shown = sorted(value for line in lines for value in line.curve.losses)
+    shown = sorted([*validated, *(value for line in lines for value in line.curve.losses)])
     settled = shown[int(0.97 * (len(shown) - 1))]
     margin = 0.08 * (settled - shown[0]) or 0.1
     loss.set_ylim(shown[0] - margin, settled + margin)

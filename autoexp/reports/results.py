@@ -1,20 +1,26 @@
 """Results of a study: a row for each job and branch, with settings, losses, scores, hours."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from autoexp.config.sweep_names import as_word
 from autoexp.dotted import flat
 from autoexp.jobs.limits import spent_gpu_hours
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.starts import ended_wrongly
-from autoexp.reports.curves import read_curve
+from autoexp.reports.curves import read_curve, validation_loss
 from autoexp.session.session import Session
+from autoexp.states import Kind
 
 Row = dict[str, Any]
 """Values by column; None where a job has none."""
 
 _TAIL = 3
 """Number of logged points that a final loss is averaged over, against noise of single batches."""
+
+
+_MODELS = frozenset({Kind.TRAIN, Kind.COOLDOWN, Kind.MERGE})
+_RESULTS = ("score.", "validation.")
 
 
 def rows(sessions: Iterable[Session]) -> list[Row]:
@@ -34,7 +40,6 @@ def _row(session: Session, job: JobRecord) -> Row:
     started = [a.started_at for a in job.attempts if a.started_at is not None]
     ended = [a.ended_at for a in job.attempts if a.ended_at is not None]
     trains = spec.target_iteration is not None
-    batches = spec.trainer.batches(spec.machine.workers) if trains else None
     return {
         "session": session.id,
         "job": spec.name,
@@ -49,8 +54,15 @@ def _row(session: Session, job: JobRecord) -> Row:
         "decay_fraction": branch.decay_iterations / branch.target if branch else None,
         "decay_shape": branch.shape if branch else None,
         "min_lr": branch.min_lr if branch else None,
-        "tokens": batches.tokens(job.iteration or 0) if batches else None,
+        "changes": in_words(spec.changes) or None,
+        "parameters": spec.trainer.parameter_count() if trains else None,
+        "tokens": spec.tokens_at(job.iteration or 0) if trains else None,
+        "flops": _flops(job),
         "final_loss": sum(tail) / len(tail) if tail and trains and not ended_wrongly(job) else None,
+        "validation_loss": validation_loss(job),
+        "grad_norm": job.grad_norm,
+        "tokens_per_s": job.tokens_per_s,
+        "tflops": job.tflops,
         "gpus": spec.machine.gpus,
         "gpu_hours_planned": spec.planned.gpu_hours if spec.planned else None,
         "gpu_hours_spent": sum(spent_gpu_hours(attempt) for attempt in job.attempts),
@@ -59,9 +71,19 @@ def _row(session: Session, job: JobRecord) -> Row:
         "started_at": min(started).isoformat() if started else None,
         "ended_at": max(ended).isoformat() if ended else None,
         "git_commit": session.meta.git.get("commit"),
+        **{f"validation.{name}": loss for name, (_, loss) in job.validations.items()},
         **{f"score.{name}": value for name, value in job.scores.items()},
         **_settings(job),
     }
+
+
+def _flops(job: JobRecord) -> float | None:
+    """The compute that made the model: 6 for each parameter and token (Kaplan et al.)."""
+    if job.spec.target_iteration is None:
+        return None
+    parameters = job.spec.trainer.parameter_count()
+    tokens = job.spec.tokens_at(job.iteration or 0)
+    return None if parameters is None or tokens is None else 6.0 * parameters * tokens
 
 
 def _settings(job: JobRecord) -> Row:
@@ -73,13 +95,27 @@ def _settings(job: JobRecord) -> Row:
     return {key: str(v) if isinstance(v, list | dict) else v for key, v in named.items()}
 
 
+def in_words(changes: Mapping[str, Any]) -> str:
+    """What a branch changes: `mix=code, lr=0.005`."""
+    return ", ".join(
+        f"{key.removeprefix('backend.').removeprefix('args.')}={as_word(value)}"
+        for key, value in changes.items()
+    )
+
+
 def compared(sessions: Sequence[Session]) -> list[Row]:
     """Rows of trainings and cooldowns, with the settings that differ, and the results."""
-    found = [row for row in rows(sessions) if row["target_iteration"] is not None]
+    found = [row for row in rows(sessions) if row["kind"] in _MODELS]
     scored = _scores_below(sessions)
-    settings = [key for key in (found[0] if found else {}) if "." in key and key[:6] != "score."]
+    keys = [key for key in (found[0] if found else {}) if "." in key]
+    settings = [key for key in keys if not key.startswith(_RESULTS)]
+    has_validation = any(row["validation_loss"] is not None for row in found)
     differ = [key for key in settings if len({repr(row[key]) for row in found}) > 1]
-    columns = ["session", "job", *differ, "iteration", "verdict", "final_loss", "gpu_hours_spent"]
+    validation = ["validation_loss"] if has_validation else []
+    columns = [
+        *("session", "job", *differ, "iteration", "verdict", "final_loss", *validation),
+        "gpu_hours_spent",
+    ]
     return [
         {
             **{column: row[column] for column in columns},
@@ -97,6 +133,7 @@ def _scores_below(sessions: Sequence[Session]) -> dict[tuple[str, str], Row]:
     found: dict[tuple[str, str], Row] = {}
     for session in sessions:
         for job in session.jobs.values():
-            place = (session.id, job.spec.parent or job.spec.name)
+            own = job.spec.merge is not None
+            place = (session.id, job.spec.name if own else job.spec.parent or job.spec.name)
             found.setdefault(place, {}).update(job.scores)
     return found

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the models of plans take longer to import than a large sess
     from autoexp.jobs.spec import JobSpec
     from autoexp.planning.cost import Cost
     from autoexp.planning.plan import Plan
-    from autoexp.reports.curves import Gain
+    from autoexp.reports.curves import Gain, Merged
 
 _FEW = 8
 _SCORES = 3
@@ -37,10 +37,17 @@ class _Layout(NamedTuple):
     bar: int
     learning_rate: bool = True
     hours: bool = True
+    validation: bool = True
 
 
 _WHOLE = (_Layout(20), _Layout(8))
-_LAYOUTS = (*_WHOLE, _Layout(8, False), _Layout(8, False, False), _Layout(0, False, False))
+_LAYOUTS = (
+    *_WHOLE,
+    _Layout(8, learning_rate=False),
+    _Layout(8, learning_rate=False, hours=False),
+    _Layout(0, learning_rate=False, hours=False),
+    _Layout(0, learning_rate=False, hours=False, validation=False),
+)
 
 
 class StatusTable:
@@ -54,6 +61,7 @@ class StatusTable:
     def __init__(self, shown: Shown) -> None:
         self._jobs = shown.jobs
         self._hours = shown.gpu_hours > 0 or shown.planned_gpu_hours > 0
+        self._validation = any(job.validation_losses for job in self._jobs)
         self._notes = [_note(job) for job in self._jobs]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -88,6 +96,7 @@ class StatusTable:
             "iteration": "right",
             **({"": "left"} if layout.bar else {}),
             "loss": "right",
+            **({"val": "right"} if layout.validation and self._validation else {}),
             **({"lr": "right"} if layout.learning_rate else {}),
             **({"GPU h": "right"} if layout.hours and self._hours else {}),
             "left": "right",
@@ -97,7 +106,11 @@ class StatusTable:
         if notes:
             table.add_column("", overflow="fold")
         for job, note in zip(self._jobs, self._notes, strict=True):
-            cells = _cells(job, layout._replace(hours=layout.hours and self._hours))
+            shows = {
+                "hours": layout.hours and self._hours,
+                "validation": layout.validation and self._validation,
+            }
+            cells = _cells(job, layout._replace(**shows))
             table.add_row(*cells, *([note] if notes else []))
         return table
 
@@ -139,6 +152,10 @@ def _cells(job: JobSummary, layout: _Layout) -> list[RenderableType]:
     colour = {"finished": "green", "failed": "red", "RUNNING": "cyan"}.get(state, "yellow")
     trains = job.target_iteration is not None
     rate = "" if job.learning_rate is None else f"{job.learning_rate:.1e}"
+    # One of several sets: `--json` has all.
+    losses = job.validation_losses
+    last = losses.get("validation", next(iter(losses.values()), None))
+    validation = "" if last is None else f"{last:.4f}"
     planned = "?" if job.planned_gpu_hours is None else f"{job.planned_gpu_hours:.2f}"
     bar = ProgressBar(target, min(done, target), layout.bar or None) if trains else ""
     return [
@@ -147,6 +164,7 @@ def _cells(job: JobSummary, layout: _Layout) -> list[RenderableType]:
         f"{done}/{job.target_iteration}" if trains else "",
         *([bar] if layout.bar else []),
         "" if job.loss is None else f"{job.loss:.4f}",
+        *([validation] if layout.validation else []),
         *([rate] if layout.learning_rate else []),
         *([f"{job.gpu_hours:.2f}/{planned}"] if layout.hours else []),
         _duration(job.seconds_left),
@@ -173,13 +191,25 @@ def gains_lines(found: "Iterable[Gain]", unseen: Iterable[str] = ()) -> list[str
     return lines
 
 
+def merges_lines(found: "Iterable[Merged]") -> list[str]:
+    """Merged models, each against the cooldown that it may replace."""
+    lines = []
+    for each in found:
+        line = f"{each.job}: merged {each.loss:.3f}"
+        if each.cooled is not None:
+            line += f", cooled {each.cooled:.3f} ({each.cooldown})"
+        if each.saved_gpu_hours:
+            line += f", saved {each.saved_gpu_hours:,.2f} GPU hours"
+        lines.append(line)
+    return lines
+
+
 def print_table(plan: "Plan", out: Console) -> None:
     """Print jobs, branch points, decay lengths and tokens."""
     rows: list[dict[str, str]] = []
     for job in plan.jobs:
         branch = job.branch
-        batches = job.trainer.batches(job.machine.workers)
-        tokens = batches.tokens(job.target_iteration) if batches and job.target_iteration else None
+        tokens = job.tokens_at(job.target_iteration) if job.target_iteration else None
         rows.append(
             {
                 "job": job.name,

@@ -13,6 +13,7 @@ from autoexp.redaction import Variables
 # Variables that the payload and the launcher set inside the job; Docker passes none on by itself.
 _OF_THE_JOB = (
     *("AUTOEXP_KEY", "AUTOEXP_ATTEMPT", "MASTER_ADDR", "MASTER_PORT", "PET_RDZV_ENDPOINT"),
+    *("PET_LOCAL_ADDR", "PET_RDZV_CONF"),
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     *("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NODEID"),
 )

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp import sinks
 from autoexp.model import COMPOSING, FrozenModel, nearest
-from autoexp.redaction import Variables
+from autoexp.resources.launchers import Launching, Rendezvous, refuse_misfits
 from autoexp.resources.sbatch_options import OPTIONS, OURS
 
 _CHOOSES_CLUSTER = ("SBATCH_CLUSTERS", "SLURM_CLUSTERS")
@@ -17,7 +17,14 @@ _CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 OptionValue = str | int | float | bool
 
 
-class LocalMachine(FrozenModel):
+class KnownLimit(FrozenModel):
+    """The most that a partition or QOS allows, as the site says."""
+
+    time_min: float | None = Field(None, gt=0, description="minutes of a job")
+    nodes: int | None = Field(None, gt=0, description="nodes of a job")
+
+
+class LocalMachine(Launching):
     """Jobs run as processes on this machine, through submitit's local executor."""
 
     kind: Literal["local"] = "local"
@@ -31,6 +38,9 @@ class LocalMachine(FrozenModel):
         validate_default=True,
     )
     gpus_per_node: int = Field(0, ge=0, description="GPUs a job may see")
+    launcher: Literal["none", "torchrun"] = Field(
+        "none", description="torchrun: a process for each GPU, or `workers_per_node` of them"
+    )
 
     @property
     def gpus(self) -> int:
@@ -40,7 +50,7 @@ class LocalMachine(FrozenModel):
     @property
     def workers(self) -> int:
         """Processes of a trainer."""
-        return 1
+        return torchrun_workers(self) if self.launcher == "torchrun" else 1
 
     def configured_limit_min(self, *, cooldown: bool) -> float | None:
         """Minutes that a job may run."""
@@ -52,6 +62,11 @@ class LocalMachine(FrozenModel):
     def _warns_in_time(cls, warning_s: int, info: ValidationInfo) -> int:
         _refuse_early_warning(warning_s, info, "time_limit_min")
         return warning_s
+
+    @model_validator(mode="after")
+    def _launcher_fits(self) -> Self:
+        refuse_misfits(self, self.launcher)
+        return self
 
 
 def _refuse_early_warning(warning_s: int, info: ValidationInfo, *limits: str) -> None:
@@ -65,7 +80,7 @@ def _refuse_early_warning(warning_s: int, info: ValidationInfo, *limits: str) ->
             )
 
 
-class SlurmCluster(FrozenModel):
+class SlurmCluster(Launching):
     """Jobs run on a SLURM cluster, one batch job per attempt."""
 
     kind: Literal["slurm"] = "slurm"
@@ -78,6 +93,9 @@ class SlurmCluster(FrozenModel):
         description="seconds of CPU that a login node gives a process, besides `ulimit -t`",
     )
 
+    hosts: tuple[str, ...] = Field(
+        (), description="names of its nodes, with `*`: `slurm=auto` chooses by them"
+    )
     clusters: str | None = Field(
         None,
         description="which cluster, where the login node serves several (`sbatch --clusters`): one",
@@ -87,6 +105,9 @@ class SlurmCluster(FrozenModel):
     qos: str | None = Field(None, description="quality of service")
     nodes: int = Field(1, gt=0, description="nodes of a job")
     gpus_per_node: int = Field(0, ge=0, description="GPUs on each node")
+    request_gpus: bool = Field(
+        True, description="ask sbatch for them; off where whole nodes are given, or by `options`"
+    )
     tasks_per_node: int = Field(1, gt=0, description="tasks that srun starts on each node")
     cpus_per_task: int | None = Field(None, gt=0, description="CPU cores for each task")
     options: dict[str, OptionValue] = Field(
@@ -103,6 +124,10 @@ class SlurmCluster(FrozenModel):
         None,
         gt=0,
         description="minutes for a cooldown; if unset, derived from the training's measured speed",
+    )
+    known_limits: dict[str, KnownLimit] = Field(
+        default_factory=dict,
+        description="what partitions and QOSes allow, by name: a plan warns above it",
     )
     time_margin: float = Field(
         1.3, ge=1, description="a derived time is the measured one times this, plus start-up"
@@ -132,10 +157,17 @@ class SlurmCluster(FrozenModel):
         "none", description="launcher of the trainer inside the job"
     )
     srun_arguments: tuple[str, ...] = Field((), description="further arguments for srun")
+    cpu_bind: str | None = Field(
+        None, description="srun's `--cpu-bind`: `cores`, `none`, `mask_cpu:0xfe,0xfe00`"
+    )
+    gpu_bind: str | None = Field(None, description="srun's `--gpu-bind`: `closest`, `none`")
+    rendezvous: Rendezvous = Field(
+        default_factory=Rendezvous,
+        description="the name or address by which processes find the job's first node",
+    )
     setup: tuple[str, ...] = Field(
         (), description="shell lines before the trainer, such as `module load`; trusted as they are"
     )
-    environment: Variables = Field(default_factory=dict, description="variables for the trainer")
     python: str | None = Field(
         None, description="Python on the compute nodes, 3.8 or later; the current one if unset"
     )
@@ -160,7 +192,7 @@ class SlurmCluster(FrozenModel):
         each = {
             "none": 1,
             "srun": self.nodes * self.tasks_per_node,
-            "torchrun": self.nodes * max(1, self.gpus_per_node),
+            "torchrun": self.nodes * torchrun_workers(self),
         }
         return each[self.launcher]
 
@@ -168,6 +200,26 @@ class SlurmCluster(FrozenModel):
         """Configured or largest time limit of a job in minutes; None leaves it to the partition."""
         fixed = self.cooldown_time_limit_min if cooldown else None
         return self.time_limit_min if fixed is None else fixed
+
+    def beyond_known_limits(self) -> list[str]:
+        """Sentences on what is asked for and is more than the site says that it allows."""
+        # A QOS is chosen for its limits, which win over the partition's.
+        name = self.qos if self.qos in self.known_limits else self.partition
+        known = self.known_limits.get(name or "", KnownLimit())
+        limits = ("time_limit_min", "cooldown_time_limit_min")
+        asked = {limit: getattr(self, limit) for limit in limits}
+        found = [
+            f"`slurm.{limit}: {minutes:g}` is more than the {known.time_min:g} minutes that "
+            f"{name} allows by its site's pages: jobs get what SLURM says that it allows"
+            for limit, minutes in asked.items()
+            if minutes is not None and known.time_min is not None and minutes > known.time_min
+        ]
+        if known.nodes is not None and self.nodes > known.nodes:
+            found.append(
+                f"`slurm.nodes: {self.nodes}` is more than the {known.nodes} that {name} allows by "
+                "its site's pages: such a job waits for ever"
+            )
+        return found
 
     @field_validator("options")
     @classmethod
@@ -216,7 +268,16 @@ class SlurmCluster(FrozenModel):
     def _launcher_fits(self) -> Self:
         if self.nodes > 1 and self.launcher == "none":
             raise ValueError("several nodes need a `launcher`: srun or torchrun")
+        refuse_misfits(self, self.launcher)
+        for name in ("cpu_bind", "gpu_bind"):
+            if self.launcher == "none" and getattr(self, name):
+                raise ValueError(f"`{name}` is an option of srun: it needs a `launcher`")
         return self
+
+
+def torchrun_workers(machine: LocalMachine | SlurmCluster) -> int:
+    """Processes that torchrun starts on each node."""
+    return machine.workers_per_node or max(1, machine.gpus_per_node)
 
 
 Machine = Annotated[LocalMachine | SlurmCluster, Field(discriminator="kind")]

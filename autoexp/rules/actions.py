@@ -11,7 +11,8 @@ from autoexp.rules.durations import Duration
 from autoexp.scalars import AsWritten
 from autoexp.templates import Templated, texts_in
 
-Shape = Literal["minus_sqrt", "linear", "cosine"]
+Shape = Literal["minus_sqrt", "linear", "cosine", "exponential", "power", "points"]
+Points = tuple[tuple[float, float], ...]
 Jobs = Annotated[
     tuple[str, ...], Field(description="names or kinds of jobs; by default the event's own job")
 ]
@@ -24,10 +25,38 @@ class Decay(FrozenModel):
     fraction: float | None = Field(
         None, gt=0, lt=1, description="length as a share of the branch's total iterations"
     )
-    shape: Shape = Field("minus_sqrt", description="1 - sqrt(x), linear, or half a cosine")
+    shape: Shape = Field(
+        "minus_sqrt",
+        description="1 - sqrt(x), linear, half a cosine, 2 / 2^x - 1 (exponential), (1 - x)^power, "
+        "or `points`",
+    )
     min_lr: float | None = Field(
         None, ge=0, description="learning rate at the end; the backend's own if unset"
     )
+    power: float | None = Field(None, gt=0, description="of the shape `power`; 2 if unset")
+    points: Points | None = Field(
+        None,
+        min_length=2,
+        description="of the shape `points`: pairs of a share of the length and a share of the way "
+        "from `min_lr` up to the peak, joined by lines: `[[0, 1], [0.5, 0.2], [1, 0]]`",
+    )
+    hold: float = Field(
+        0.0, ge=0, lt=1, description="share of the length, at its end, that stays at `min_lr`"
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_shape(self) -> Self:
+        if self.power is not None and self.shape != "power":
+            raise ValueError(f"`power` is for the shape `power`, and this is `{self.shape}`")
+        if (self.points is None) == (self.shape == "points"):
+            raise ValueError("`points` and the shape `points` go together")
+        if self.points is not None:
+            shares = [share for share, _ in self.points]
+            if shares[0] != 0 or shares[-1] != 1 or sorted(set(shares)) != shares:
+                raise ValueError("`points` go from 0 to 1, each behind the one before")
+            if any(not 0 <= height <= 1 for _, height in self.points):
+                raise ValueError("the second number of each of `points` is from 0 to 1")
+        return self
 
 
 class LaunchedCooldown(FrozenModel):
@@ -46,6 +75,13 @@ class Start(Templated):
     """Start a job that was planned; a plan implies it for each of its cooldowns."""
 
     kind: Literal["start"] = "start"
+    job: str
+
+
+class Keep(Templated):
+    """Pin a checkpoint as an input of a planned merge; a plan implies it for each of them."""
+
+    kind: Literal["keep"] = "keep"
     job: str
 
 
@@ -218,6 +254,7 @@ class ExcludeNodes(Templated):
 
 Action = Annotated[
     Start
+    | Keep
     | Launch
     | Restart
     | RunCommand

@@ -7,6 +7,7 @@ from autoexp.rules.actions import (
     ExcludeNodes,
     Fail,
     Finish,
+    Keep,
     Launch,
     Log,
     Publish,
@@ -110,6 +111,8 @@ def describe_action(action: Action) -> str:
     match action:
         case Start(job=job):
             return f"start {job}"
+        case Keep(job=job):
+            return f"pin the checkpoint for {job}"
         case Launch(name=name):
             return f"launch {name or 'a cooldown'}"
         case Restart(roll_back=back):

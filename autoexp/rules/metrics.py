@@ -1,12 +1,16 @@
 """Metric rules: logged values against expected ones. Pure functions of a job's tail."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import sqrt
 from operator import itemgetter
-from statistics import median
+from statistics import mean, median, stdev
 from typing import NamedTuple
 
 from autoexp.rules.metric_tests import (
+    Continuity,
     LossAbove,
+    MetricTest,
     NotANumber,
     OffSchedule,
     Spike,
@@ -23,6 +27,19 @@ class Logged(NamedTuple):
     """None: not a number, or left out."""
     learning_rate: float | None
     seconds: float | None
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    tflops: float | None = None
+
+
+class Before(NamedTuple):
+    """What was logged before a start: by the job itself, or by the parent of a branch."""
+
+    iteration: int
+    """The checkpoint to begin from."""
+    losses: tuple[float, ...]
+    """The last ones up to there."""
+    learning_rate: float | None
 
 
 _SHOWN = 40  # characters of a number
@@ -48,6 +65,10 @@ class Expectation(NamedTuple):
     planned_rate: Callable[[int], float | None]
     """The planned learning rate at an iteration; None where there is no plan."""
     peak_rate: float | None
+    before: Before | None = None
+    """What was logged before the attempt's start; None where nothing can be compared with it."""
+    first_logged: int | None = None
+    """The first iteration that the attempt logged."""
 
 
 def window(rule: MetricRule) -> int:
@@ -61,6 +82,7 @@ def alarm(rule: MetricRule, tail: Sequence[Logged], known: Expectation) -> Alarm
     test = rule.tests[0]
     if len(tail) < test.logged:
         return None
+    tail = _named(test, tail)
     recent = tail[-test.logged :]
     last_good = tail[-test.logged - 1].iteration if len(tail) > test.logged else None
     match test:
@@ -72,8 +94,62 @@ def alarm(rule: MetricRule, tail: Sequence[Logged], known: Expectation) -> Alarm
             return _spike(test, tail, recent, last_good)
         case ThroughputBelow():
             return _slow(test, tail, recent, last_good)
+        case Continuity():
+            return _continuity(test, tail, known)
         case OffSchedule():
             return _off_schedule(test, recent, last_good, known)
+
+
+def _named(test: MetricTest, tail: Sequence[Logged]) -> Sequence[Logged]:
+    """The tail with the value that a test names in the place of the usual one."""
+    match test:
+        case LossAbove(of="grad_norm") | Spike(of="grad_norm"):
+            return [row._replace(loss=row.grad_norm) for row in tail]
+        case ThroughputBelow(of="tokens_per_s"):
+            return [row._replace(seconds=_inverse(row.tokens_per_s)) for row in tail]
+        case ThroughputBelow(of="tflops"):
+            return [row._replace(seconds=_inverse(row.tflops)) for row in tail]
+    return tail
+
+
+def _inverse(speed: float | None) -> float | None:
+    return 1 / speed if speed else None
+
+
+def of_validation(rule: MetricRule) -> bool:
+    """True if a rule is about validation losses, which have lines of their own."""
+    return getattr(rule.tests[0], "of", None) == "validation_loss"
+
+
+_LEAST_SPREAD = 0.002  # of the mean: a loss that hardly moves has a spread of rounding
+_LEAST_BEFORE = 5  # losses that say what is usual
+_SAME_RATE = 1.1  # times the parent's: above it the loss may well rise
+
+
+def _continuity(test: Continuity, tail: Sequence[Logged], known: Expectation) -> Alarm | None:
+    """The middle one of the first losses against those before: lost weights begin far above."""
+    before, first = known.before, known.first_logged
+    if before is None or first is None or len(before.losses) < _LEAST_BEFORE:
+        return None
+    rows = [row for row in tail if row.iteration >= first]
+    losses = [row.loss for row in rows if row.loss is not None]
+    if len(rows) != test.logged or not losses:
+        return None
+    rate, parents = rows[0].learning_rate, before.learning_rate
+    if rate is not None and parents is not None and rate > _SAME_RATE * parents:
+        return None
+    usual = before.losses[-test.over :]
+    middle = mean(usual[-_LEAST_BEFORE:])
+    # Of one loss to the next: a loss that falls is spread widely, and not by noise.
+    noise = stdev(after - loss for loss, after in pairwise(usual)) / sqrt(2)
+    spread = max(noise, _LEAST_SPREAD * abs(middle))
+    if median(losses) <= middle + test.spreads * spread:
+        return None
+    message = (
+        f"starts at {losses[0]:.4g}, and before iteration {before.iteration} the loss was "
+        f"{middle:.4g} ± {spread:.1g}: weights or data are not what was saved there"
+    )
+    return Alarm(losses[0], middle, None, message)
 
 
 def _not_a_number(
@@ -107,7 +183,7 @@ def _spike(
     least = min(losses)
     if _is_usual(least, test.times, before, _LOSS):
         return None
-    usual = [loss for _, loss, _, _ in before if loss is not None]
+    usual = [row.loss for row in before if row.loss is not None]
     if len(usual) < test.over:
         return None
     middle = median(usual)
@@ -129,7 +205,7 @@ def _slow(
     least = min(now) * test.share
     if _is_usual(least, 1, before, _SECONDS):
         return None
-    usual = [seconds for _, _, _, seconds in before if seconds is not None]
+    usual = [row.seconds for row in before if row.seconds is not None]
     if len(usual) < test.over:
         return None
     middle = median(usual)

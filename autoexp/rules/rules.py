@@ -27,6 +27,7 @@ from autoexp.rules.events import (
     TrunksFinished,
 )
 from autoexp.rules.metric_tests import (
+    Continuity,
     LossAbove,
     MetricTest,
     NotANumber,
@@ -237,6 +238,9 @@ class MetricRule(RuleBase):
     spike: Spike | None = Field(None, description="a loss above its moving median")
     throughput_below: ThroughputBelow | None = Field(None, description="slower than the median")
     off_schedule: OffSchedule | None = Field(None, description="a learning rate other than planned")
+    continuity: Continuity | None = Field(
+        None, description="first losses far above those before the checkpoint"
+    )
 
     @cached_property
     def tests(self) -> list[MetricTest]:
@@ -249,8 +253,8 @@ class MetricRule(RuleBase):
     def _one_test(self) -> Self:
         if len(self.tests) != 1:
             raise ValueError(
-                "give exactly one of `not_a_number`, `loss_above`, `spike`, `throughput_below` "
-                "and `off_schedule`"
+                "give exactly one of `not_a_number`, `loss_above`, `spike`, `throughput_below`, "
+                "`off_schedule` and `continuity`"
             )
         return self
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from autoexp import payload, states
 from autoexp.errors import SubmissionUncertain
@@ -16,6 +16,7 @@ from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.payload import TASKS
+from autoexp.resources import copies, node
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.events import Event, StateChanged
 from autoexp.storage import atomic, locks
@@ -76,6 +77,22 @@ class PayloadSpec(NamedTuple):
     """True if the trainer runs in steps of srun, which signals kill instead of being passed on."""
     umask: int | None = None
     """Umask of the command, where the payload itself has another one."""
+    warning_signal: str = "SIGTERM"
+    """The signal that tells the trainer that its time limit is near."""
+    warning_file: str | None = None
+    """The file that tells it so, in place of a signal."""
+    resumed: tuple[str, ...] = ()
+    """The command where there is a checkpoint to go on from; empty: it is the same."""
+    files: dict[str, str] = {}  # noqa: RUF012
+    """Files that the trainer reads, by path, with their content."""
+    before: tuple[str, ...] = ()
+    """A command that has to succeed before: the set-up of the nodes."""
+    node_environment: dict[str, str] = {}  # noqa: RUF012
+    """Variables that are filled in on each node."""
+    copies: dict[str, str] = {}  # noqa: RUF012
+    """The checkpoint file that each save overwrites, names of its copies, key of its iteration."""
+    rendezvous: dict[str, str | bool] = {}  # noqa: RUF012
+    """The rule by which processes find the first node; empty for its own name."""
 
 
 class SubmitOptions(NamedTuple):
@@ -137,8 +154,10 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
         return
     atomic.make_directory(directory)
     output, session = Path(spec.output_dir), directory.parent.parent
-    atomic.make_directory(output, by_umask=not output.is_relative_to(session))
+    by_umask = not output.is_relative_to(session)
+    atomic.make_directory(output, by_umask=by_umask)
     atomic.write(directory / "payload.py", Path(payload.__file__).read_bytes())
+    atomic.write(directory / payload.NODE_FILE, Path(node.__file__).read_bytes())
     content = {
         "key": ref.key,
         "command": list(payload_spec.command),
@@ -146,10 +165,34 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
         "cwd": spec.output_dir,
         "log": attempt.log,
         "grace_s": payload_spec.grace_s,
-        "warning_signal": "SIGTERM",
+        "warning_signal": payload_spec.warning_signal,
         "signal_steps": payload_spec.signal_steps,
-    } | ({} if payload_spec.umask is None else {"umask": payload_spec.umask})
-    atomic.write_json(directory / "spec.json", content)
+    }
+    optional = {
+        "umask": payload_spec.umask,
+        "warning_file": payload_spec.warning_file,
+        "before": list(payload_spec.before) or None,
+        "node_environment": payload_spec.node_environment or None,
+        "rendezvous": payload_spec.rendezvous or None,
+        "copies": payload_spec.copies or None,
+        "resumed": _resumed(spec, payload_spec),
+    }
+    if payload_spec.copies:
+        code = Path(copies.__file__).read_bytes()
+        atomic.write(directory / payload.COPIES_FILE, code)
+    for path, text in payload_spec.files.items():
+        atomic.make_directory(Path(path).parent, by_umask=by_umask)
+        atomic.write(Path(path), text)
+    given = {name: value for name, value in optional.items() if value is not None}
+    atomic.write_json(directory / "spec.json", content | given)
+
+
+def _resumed(spec: JobSpec, payload_spec: PayloadSpec) -> dict[str, Any] | None:
+    """What a payload needs to know where the command differs once there is a checkpoint."""
+    if not payload_spec.resumed:
+        return None
+    folder, name = spec.trainer.checkpoint_names(Path(spec.save_dir))
+    return {"command": list(payload_spec.resumed), "folder": str(folder), "name": name}
 
 
 def submit_once(

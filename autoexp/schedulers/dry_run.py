@@ -7,7 +7,8 @@ from pathlib import Path
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
-from autoexp.schedulers.slurm_script import executor_for, with_launcher
+from autoexp.schedulers.launch import variables_of, with_launcher
+from autoexp.schedulers.slurm_script import executor_for
 from autoexp.storage import atomic
 
 
@@ -30,10 +31,9 @@ def write_scripts(jobs: tuple[JobSpec, ...], directory: Path) -> list[Path]:
 
 def _script(job: JobSpec, directory: Path) -> str:
     machine = job.machine
-    variables = dict(job.environment)
+    lines = _lines(with_launcher(machine, job, job.name), variables_of(machine, job))
     if not isinstance(machine, SlurmCluster):
-        return "\n".join(["#!/bin/bash", *_lines(job.command, variables), ""])
-    command = with_launcher(machine, job, job.name)
+        return "\n".join(["#!/bin/bash", *lines, ""])
     options = SubmitOptions(
         name=job.name,
         log=str(directory / f"{job.name}.log"),
@@ -41,7 +41,7 @@ def _script(job: JobSpec, directory: Path) -> str:
         time_limit_min=job.configured_limit_min,
     )
     executor = executor_for(machine, directory / "batch.sh", options)
-    return executor.script("\n".join(_lines(command, {**machine.environment, **variables})))
+    return executor.script("\n".join(lines))
 
 
 def _lines(command: tuple[str, ...], variables: dict[str, str]) -> list[str]:

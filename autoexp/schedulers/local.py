@@ -20,9 +20,11 @@ import submitit
 from submitit.local import local as submitit_local
 
 from autoexp import payload, proxies
-from autoexp.errors import SchedulerUnavailable
+from autoexp.errors import SchedulerUnavailable, SubmissionRefused
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
+from autoexp.resources.machines import LocalMachine
+from autoexp.schedulers import launch
 from autoexp.schedulers.base import (
     WITHDRAWN,
     AttemptRef,
@@ -35,7 +37,6 @@ from autoexp.schedulers.base import (
 from autoexp.schedulers.exit_files import ExitFile, read_exit_file, read_start_file
 from autoexp.storage import atomic, processes
 
-_GRACE_S = 10.0
 _START_PATIENCE_S = 2.0
 
 
@@ -98,10 +99,9 @@ class LocalScheduler:
         self._children: list[submitit.LocalJob[Any]] = []
 
     def payload_spec(self, spec: JobSpec, attempt: Attempt) -> PayloadSpec:
-        del attempt
-        variables = {**spec.environment, **spec.container.environment()}
-        command = spec.container.inside(spec.command, spec.output_dir, variables)
-        return PayloadSpec(command, variables, _GRACE_S, umask=_umask())
+        if not isinstance(spec.machine, LocalMachine):
+            raise SubmissionRefused("a job for SLURM cannot join a session on this machine")
+        return launch.payload_spec(spec.machine, spec, attempt.key)._replace(umask=_umask())
 
     def submit(self, ref: AttemptRef, options: SubmitOptions, lock: int) -> str:
         executor = DetachedExecutor(ref.directory, lock)

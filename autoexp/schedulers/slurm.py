@@ -19,7 +19,7 @@ from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.resources.machines import LocalMachine, SlurmCluster
-from autoexp.schedulers import slurm_commands
+from autoexp.schedulers import launch, slurm_commands
 from autoexp.schedulers.base import (
     NOT_OURS,
     AttemptRef,
@@ -43,7 +43,7 @@ from autoexp.schedulers.slurm_parsing import (
     read_scripts,
     read_squeue,
 )
-from autoexp.schedulers.slurm_script import REFUSAL, as_time, body, executor_for, with_launcher
+from autoexp.schedulers.slurm_script import REFUSAL, as_time, body, executor_for
 
 # After "Socket timed out" the first healthy squeue did not show an accepted job yet, in 6 of 6
 # tries; 60 ms later it did. Several seconds are required, to be sure.
@@ -92,15 +92,7 @@ class SlurmScheduler:
         self._said: set[str] = set()
 
     def payload_spec(self, spec: JobSpec, attempt: Attempt) -> PayloadSpec:
-        cluster = _asked(spec.machine)
-        command = with_launcher(cluster, spec, attempt.key)
-        variables = {
-            **spec.environment,
-            **cluster.environment,
-            **spec.container.environment(),
-        }
-        steps = cluster.launcher != "none"
-        return PayloadSpec(command, variables, cluster.grace_s, signal_steps=steps)
+        return launch.payload_spec(_asked(spec.machine), spec, attempt.key)
 
     def submit(self, ref: AttemptRef, options: SubmitOptions, lock: int) -> str:
         cluster = _asked(options.machine)

@@ -15,7 +15,6 @@ from autoexp.errors import (
     SubmissionUncertain,
     SubmitLimitReached,
 )
-from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.slurm_commands import (
@@ -24,7 +23,6 @@ from autoexp.schedulers.slurm_commands import (
     in_one_line,
     run,
 )
-from autoexp.states import Kind
 from autoexp.storage import atomic
 
 # sbatch's words for transient failures. No answer at all is another matter (NO_ANSWER), and
@@ -147,7 +145,7 @@ def executor_for(
         "account": cluster.account,
         "partition": cluster.partition,
         "qos": cluster.qos,
-        "gpus_per_node": cluster.gpus_per_node or None,
+        "gpus_per_node": (cluster.gpus_per_node or None) if cluster.request_gpus else None,
         "cpus_per_task": cluster.cpus_per_task,
     }
     executor.update_parameters(
@@ -209,38 +207,3 @@ def body(cluster: SlurmCluster, directory: Path) -> str:
     """The last line of the script. `exec` makes the payload the batch process itself."""
     python = cluster.python or sys.executable
     return f"exec {shlex.join([python, '-u', str(directory / 'payload.py')])}"
-
-
-# Of a process under srun, what torch.distributed asks for. The text is fixed: the command follows
-# as arguments of its own.
-_RANKS = 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"'
-
-
-def with_launcher(cluster: SlurmCluster, spec: JobSpec, key: str) -> tuple[str, ...]:
-    """The trainer's command with its launcher: srun, or torchrun on every node.
-
-    The launcher runs on the node; torchrun, which is a part of torch, inside the container.
-    """
-    if cluster.launcher == "none" or spec.kind not in (Kind.TRAIN, Kind.COOLDOWN):
-        return _contained(cluster, spec, spec.command)
-    # Since 22.05 srun does not take the CPUs of a task over from sbatch (srun(1)).
-    cpus = (f"--cpus-per-task={cluster.cpus_per_task}",) if cluster.cpus_per_task else ()
-    srun = ("srun", "--kill-on-bad-exit=1", *cpus, *cluster.srun_arguments)
-    if cluster.launcher == "srun":
-        return (*srun, "sh", "-c", _RANKS, "sh", *_contained(cluster, spec, spec.command))
-    # The rendezvous endpoint is known only inside the job: the payload sets PET_RDZV_ENDPOINT.
-    torchrun = (
-        *("-m", "torch.distributed.run"),
-        f"--nnodes={cluster.nodes}",
-        f"--nproc-per-node={max(1, cluster.gpus_per_node)}",
-        "--rdzv-backend=c10d",
-        f"--rdzv-id={key}",
-    )
-    python, *script = spec.command
-    command = _contained(cluster, spec, (python, *torchrun, *script))
-    return (*srun, "--ntasks-per-node=1", *command)
-
-
-def _contained(cluster: SlurmCluster, spec: JobSpec, command: tuple[str, ...]) -> tuple[str, ...]:
-    names = {**spec.environment, **cluster.environment, **spec.container.environment()}
-    return spec.container.inside(command, spec.output_dir, names)

@@ -58,6 +58,7 @@ def compose_from(
     branch = job.spec.branch
     if origin.iteration is None and branch is None:
         return _composed(base, overrides, fill_in, origin)
+    base["merges"] = []  # of checkpoints that are not there
     # Stages of the training itself have nothing to follow here.
     stages = base["stages"].items()
     base["stages"] = {name: stage for name, stage in stages if stage and stage["each"]}
@@ -67,12 +68,15 @@ def compose_from(
         assert branch is not None
         found = _start_of(session, job, branch.iteration)
         base["cooldowns"] = [_as_it_was(branch)]
-    start = {
+    start: Values = {
         "session": session.id,
         "job": job.spec.name,
         "iteration": found.iteration,
         "path": str(found.path),
     }
+    if branch is not None and branch.samples is not None:
+        start["samples"] = job.spec.samples_at(found.iteration)
+        start["tokens"] = job.spec.tokens_at(found.iteration)
 
     def branch_there(values: Values) -> Values:
         values = fill_in(values)
@@ -90,6 +94,9 @@ def _as_it_was(branch: Branch) -> Values:
         "iterations": branch.decay_iterations,
         "shape": branch.shape,
         "min_lr": branch.min_lr,
+        "power": branch.power,
+        "points": branch.points and [list(point) for point in branch.points],
+        "hold": branch.hold_iterations / branch.decay_iterations,
     }
     return {"at": [branch.iteration], "decay": decay}
 

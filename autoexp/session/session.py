@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from functools import wraps
+from math import isnan
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from autoexp import names, sinks, states
 from autoexp.config.experiment import Experiment
-from autoexp.errors import BadInput
+from autoexp.errors import BadInput, SessionDamaged
 from autoexp.jobs.limits import chain_length, room, time_limit
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
@@ -19,14 +20,18 @@ from autoexp.jobs.summary import in_order, place_of
 from autoexp.model import now
 from autoexp.planning.plan import Plan
 from autoexp.rules.events import AttemptRefused, CancelAnswered, CheckpointComplete, Event, JobReady
+from autoexp.rules.metrics import Before
 from autoexp.schedulers.base import AttemptRef
 from autoexp.session import find, remove
 from autoexp.session.action_records import ActionRecord, Actions
 from autoexp.session.journal import Journal
 from autoexp.session.meta import SessionMeta
 from autoexp.states import Verdict
-from autoexp.storage import atomic, lease, migrations, permissions
+from autoexp.storage import atomic, lease, metrics_file, migrations, permissions
 from autoexp.storage.lease import Lease
+
+_MOST_BEFORE = 50
+"""Logged losses that the rule `continuity` may look back at."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -290,12 +295,34 @@ class Session:
             log=str(self.path / "attempts" / key / "job.log"),
             intended_at=now(),
             first_iteration=job.saved_iteration,
+            before=self.losses_before(job),
             gpus=job.spec.machine.gpus,
             time_limit_min=time_limit(job, self.jobs.get(job.spec.parent or "")),
             after=ahead[-1].job_id if ahead else None,
         )
         self.change_job(job, attempts=[*job.attempts, attempt])
         return attempt
+
+    def losses_before(self, job: JobRecord) -> Before | None:
+        """What was logged before the checkpoint that the next attempt begins from."""
+        rules = self.experiment.monitoring.metric_events.values()
+        if not any(rule is not None and rule.continuity is not None for rule in rules):
+            return None
+        at, branch = job.saved_iteration, job.spec.branch
+        is_branching = branch is not None and at == branch.iteration
+        source = self.jobs.get(job.spec.parent or "") if is_branching else job
+        if source is None or at == 0 or job.spec.target_iteration is None:
+            return None
+        try:
+            rows = metrics_file.read(self.path, source.spec.name)
+        except SessionDamaged:
+            return None
+        last = [row for row in rows if row.iteration <= at][-_MOST_BEFORE:]
+        if not last:
+            return None
+        rate = last[-1].learning_rate
+        losses = tuple(row.loss for row in last)
+        return Before(at, losses, None if isnan(rate) else rate)
 
     def record_submission(self, job: JobRecord, attempt: Attempt, job_id: str) -> None:
         """Record that the scheduler accepted the attempt."""

@@ -177,8 +177,8 @@ def test_a_signal_that_comes_while_the_command_is_being_started_is_passed_on_too
     job.prepare()
     early = (
         "import json, sys; from autoexp.payload import Supervisor\n"
-        "supervisor = Supervisor(json.load(open(sys.argv[1])))\n"
-        "supervisor._on_signal(15, None); print(supervisor.run())"
+        "spec = json.load(open(sys.argv[1])); supervisor = Supervisor(spec)\n"
+        "supervisor._on_signal(15, None); print(supervisor.run(spec['command']))"
     )
     spec = str(job.directory / "spec.json")
     assert subprocess.check_output([sys.executable, "-c", early, spec], timeout=120) == b"-15\n"

@@ -11,7 +11,8 @@ from autoexp.config.compose import compose
 from autoexp.planning.plan import make_plan
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
-from autoexp.schedulers.slurm_script import body, executor_for, with_launcher
+from autoexp.schedulers.launch import payload_spec
+from autoexp.schedulers.slurm_script import body, executor_for
 from autoexp.storage.places import SHIPPED
 from tests.sources import ROOT
 
@@ -31,9 +32,13 @@ def script_of(site: str, directory: Path, *overrides: str) -> str:
         "s1-demo-a1", str(directory / "job.log"), machine, machine.time_limit_min, "4711"
     )
     text = executor_for(machine, directory / "batch.sh", request).script(body(machine, directory))
-    command = shlex.join(with_launcher(machine, spec, "s1-demo-a1"))
-    text += f"# runs: {command}\n"
-    text += "".join(f"# with: {name}={value}\n" for name, value in machine.environment.items())
+    ran = payload_spec(machine, spec, "s1-demo-a1")
+    text += f"# first: {shlex.join(ran.before)}\n" if ran.before else ""
+    text += f"# runs: {shlex.join(ran.command)}\n"
+    own = {name: x for name, x in ran.environment.items() if name not in spec.environment}
+    text += "".join(f"# with: {name}={value}\n" for name, value in own.items())
+    text += "".join(f"# on each node: {name}={x}\n" for name, x in ran.node_environment.items())
+    text += f"# meets by: {ran.rendezvous}\n" if ran.rendezvous else ""
     return text.replace(sys.executable, "PYTHON").replace(str(directory), "/attempt")
 
 
@@ -74,7 +79,7 @@ def test_srun_is_told_the_cpus_of_a_task_which_it_does_not_inherit(
 ) -> None:
     # srun(1), --cpus-per-task: since 22.05 it no longer reads SLURM_CPUS_PER_TASK, and binds the
     # task, with all its threads, to one core.
-    text = script_of("lumi", tmp_path, f"slurm.launcher={launcher}")
+    text = script_of("leonardo", tmp_path, f"slurm.launcher={launcher}")
     (runs,) = (line for line in text.splitlines() if line.startswith("# runs: "))
     launch = runs.partition("srun ")[2]
-    assert "--cpus-per-task=56" in launch or "SRUN_CPUS_PER_TASK" in text
+    assert "--cpus-per-task=32" in launch or "SRUN_CPUS_PER_TASK" in text

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -23,9 +24,13 @@ from autoexp.backends.huggingface.arguments import OURS, TrainerArgs
 from autoexp.backends.protocol import (
     UNDECIDED,
     Branch,
+    Change,
     CheckpointScan,
     FoundCheckpoint,
     Progress,
+    Validation,
+    fixed,
+    may,
 )
 from autoexp.logs.numbers import MOST_ITERATIONS
 from autoexp.model import COMPOSING
@@ -46,6 +51,7 @@ _RESUMED = re.compile(
     rb"\bResuming training from checkpoint with epoch \d+ and global step (\d{1,18})"
     rb"|\bContinuing training from global step (\d{1,18})"
 )
+_EVALUATED = re.compile(r"eval_(?:([\w.-]{1,40})_)?loss")
 _LOGGED = re.compile(rb"\{.*'(?:train_)?loss': ")
 # Runs in the job at each start: finds the newest checkpoint saved meanwhile.
 _RESUME = (
@@ -57,12 +63,43 @@ _RESUME = (
     "os.execv(sys.executable,[sys.executable,*w])"
 )
 _SHAPES = {"minus_sqrt": "1-sqrt", "linear": "linear", "cosine": "cosine"}
+_DATA = may(
+    "the Trainer skips as many batches of the new data as it has trained, unless "
+    "`ignore_data_skip: true`",
+    data=True,
+)
+# Source: trainer.py, _inner_training_loop and _load_optimizer_and_scheduler: what is in
+# `optimizer.pt`, `scheduler.pt` and `trainer_state.json` of the checkpoint wins.
+_IN_STATE = fixed("the Trainer takes it from the checkpoint's own state")
+_CHANGES = {
+    "variables": may(),
+    "python": may(),
+    "script_args": _DATA,
+    "tokens_per_sample": may(),
+    "args": may(),
+    "args.max_steps": fixed("a branch ends with its decay"),
+    "args.learning_rate": _IN_STATE,
+    "args.warmup_steps": fixed("the warm-up is over"),
+    "args.per_device_train_batch_size": fixed(
+        "the Trainer takes it from trainer_state.json; change gradient_accumulation_steps"
+    ),
+    "args.weight_decay": _IN_STATE,
+    "args.adam_beta1": _IN_STATE,
+    "args.adam_beta2": _IN_STATE,
+    "args.adam_epsilon": _IN_STATE,
+    "args.optim": fixed("the optimizer's state in the checkpoint is of another one"),
+    "args.optim_args": _IN_STATE,
+    "args.optim_target_modules": fixed("the optimizer's state in the checkpoint has no others"),
+    "args.seed": may(),
+}
 
 
 class HuggingFaceBackend(BackendBase):
     """Trains with a script whose arguments are TrainingArguments and its own."""
 
     UNIT: ClassVar[str] = "steps"
+    SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
+    BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 
     kind: Literal["huggingface"] = "huggingface"
     script: AbsolutePath = Field(
@@ -148,15 +185,15 @@ class HuggingFaceBackend(BackendBase):
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", **self.variables}
 
-    def refusals(self, branch: Branch) -> list[str]:
-        reasons = super().refusals(branch)
+    def retention_refusal(self, iteration: int) -> str | None:
+        del iteration
         limit = self.args.save_total_limit
-        if limit is not None:
-            reasons.append(
-                f"save_total_limit {limit} deletes its checkpoint, perhaps before "
-                "anybody sees it; leave it out where cooldowns branch"
-            )
-        return reasons
+        if limit is None:
+            return None
+        return (
+            f"save_total_limit {limit} deletes its checkpoint, perhaps before "
+            "anybody sees it; leave it out where cooldowns branch"
+        )
 
     @property
     def layout(self) -> Layout:
@@ -176,7 +213,12 @@ class HuggingFaceBackend(BackendBase):
         own = [
             found for found in scan.complete if _state(found).get("global_step") == found.iteration
         ]
-        return scan._replace(complete=own, progress=_history(own[-1]) if own else ())
+        if not own:
+            return scan._replace(complete=own)
+        state = _state(own[-1])
+        return scan._replace(
+            complete=own, progress=_history(state), validations=tuple(_validations(state))
+        )
 
     def clear_torn(self, save_dir: Path) -> list[str]:
         # The Trainer would resume from a torn one, and crash.
@@ -199,9 +241,21 @@ def _state(found: FoundCheckpoint) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _history(found: FoundCheckpoint) -> tuple[Progress, ...]:
+def _validations(state: dict[str, Any]) -> Iterator[Validation]:
+    """The validation losses in a checkpoint's history: `eval_loss`, or `eval_NAME_loss`."""
+    history = state.get("log_history")
+    for entry in history if isinstance(history, list) else ():
+        if not isinstance(entry, dict) or not _is_iteration(entry.get("step")):
+            continue
+        for key, value in entry.items():
+            match = _EVALUATED.fullmatch(str(key))
+            loss = None if match is None else _finite(value)
+            if match is not None and loss is not None:
+                yield Validation(entry["step"], loss, match[1] or "validation")
+
+
+def _history(state: dict[str, Any]) -> tuple[Progress, ...]:
     """The history in a checkpoint; a loss that is not finite becomes None."""
-    state = _state(found)
     target, history = state.get("max_steps"), state.get("log_history")
     return tuple(
         Progress(
@@ -210,6 +264,7 @@ def _history(found: FoundCheckpoint) -> tuple[Progress, ...]:
             loss=_finite(entry["loss"]),
             learning_rate=_finite(entry.get("learning_rate")),
             seconds_per_iteration=None,
+            grad_norm=_finite(entry.get("grad_norm")),
         )
         for entry in (history if isinstance(history, list) else ())
         if isinstance(entry, dict) and "loss" in entry and _is_iteration(entry.get("step"))

@@ -4,10 +4,41 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from autoexp.backends.batches import Batches, Ramp
+from autoexp.backends.batches import Batches, Ramp, Stage
 from autoexp.backends.command_line import Argument
 from autoexp.backends.megatron.known_arguments import PASSED_THROUGH
 from autoexp.model import FrozenModel
+
+_SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def read_schedule(text: str, seq_length: int, last: int) -> tuple[Stage, ...]:
+    """The stages of `0:768 250B:1536` before the last size, which has to be `last`.
+
+    Source: Megatron-LM, megatron/core/num_microbatches_calculator.py. Raises ValueError.
+    """
+    try:
+        pairs = [entry.split(":") for entry in text.replace(",", " ").split()]
+        found = sorted((_number(tokens) // seq_length, _number(size)) for tokens, size in pairs)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"step_batch_size_schedule {text!r}: pairs of tokens and batch size, `0:768 250B:1536`"
+        ) from None
+    starts, sizes = [start for start, _ in found], [size for _, size in found]
+    if not found or starts[0] != 0 or len(set(starts)) < len(starts) or min(sizes) < 1:
+        raise ValueError(
+            f"step_batch_size_schedule {text!r}: the first pair is for 0 tokens, each one for more"
+        )
+    if sizes[-1] != last:
+        raise ValueError(
+            f"step_batch_size_schedule ends with {sizes[-1]}: set global_batch_size to it"
+        )
+    return tuple(map(Stage, sizes[:-1], starts[1:]))
+
+
+def _number(text: str) -> int:
+    factor = _SUFFIXES.get(text[-1:].upper(), 1)
+    return int(float(text[:-1] if factor > 1 else text) * factor)
 
 
 class MegatronArgs(FrozenModel):
@@ -20,7 +51,9 @@ class MegatronArgs(FrozenModel):
     train_iters: int = Field(gt=0, description="iterations of the trunk")
     save_interval: int = Field(gt=0, description="iterations between checkpoints")
     log_interval: int = Field(10, gt=0, description="iterations between log lines")
-    eval_interval: int | None = Field(None, gt=0, description="iterations between evaluations")
+    # Always given: since core_v0.16 Megatron has no default of its own, and divides by it.
+    # Null in sessions that are older than this.
+    eval_interval: int | None = Field(1000, gt=0, description="iterations between evaluations")
     eval_iters: int | None = Field(None, ge=0, description="iterations of an evaluation; 0: none")
     save_retain_interval: int | None = Field(
         None, gt=0, description="older checkpoints are deleted, but for multiples of this"
@@ -43,7 +76,14 @@ class MegatronArgs(FrozenModel):
     micro_batch_size: int = Field(gt=0, description="samples in one pass of one model replica")
     global_batch_size: int = Field(gt=0, description="samples of an iteration")
     rampup_batch_size: tuple[int, int, int] | None = Field(
-        None, description="first batch size, its increment, samples until the final one"
+        None,
+        description="first batch size, its increment, samples until the final one; up to "
+        "core_v0.17, ignored from core_v0.18 on",
+    )
+    step_batch_size_schedule: str | None = Field(
+        None,
+        description="batch sizes from tokens on, `0:768 250B:1536`, the last one "
+        "`global_batch_size`; from core_v0.18 on",
     )
     seq_length: int = Field(gt=0, description="tokens of a sample")
     max_position_embeddings: int = Field(gt=0, description="longest sequence; at least seq_length")
@@ -113,6 +153,23 @@ class MegatronArgs(FrozenModel):
         """Arguments that no field describes."""
         return self.__pydantic_extra__
 
+    @property
+    def parameters(self) -> int | None:
+        """Weights of attention and MLPs, without embeddings, norms and biases.
+
+        None for a mixture of experts. Source: Megatron-LM, num_floating_point_operations and the
+        defaults of validate_args.
+        """
+        if "num_experts" in self.passed_through:
+            return None
+        hidden, heads = self.hidden_size, self.num_attention_heads
+        head = self.kv_channels or hidden // heads
+        groups = (self.num_query_groups or 1) if self.group_query_attention else heads
+        attention = 2 * hidden * head * (heads + groups)
+        narrow = int(4 * hidden * 2 / 3 / 64) * 64
+        ffn = self.ffn_hidden_size or (narrow if self.swiglu else 4 * hidden)
+        return self.num_layers * (attention + hidden * ffn * (3 if self.swiglu else 2))
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         """Refuse what Megatron answers with a bare AssertionError, or not at all."""
@@ -143,15 +200,52 @@ class MegatronArgs(FrozenModel):
                     f"{self.global_batch_size}"
                 )
             del samples
+        if self.step_batch_size_schedule is not None:
+            if self.rampup_batch_size is not None:
+                raise ValueError("give `rampup_batch_size` or `step_batch_size_schedule`")
+            read_schedule(self.step_batch_size_schedule, self.seq_length, self.global_batch_size)
         return self
+
+    @property
+    def may_overlap_gathers(self) -> bool:
+        """True if Megatron takes `overlap_param_gather` with the others."""
+        others = self.passed_through
+        sharded = self.use_distributed_optimizer or others.get("optimizer") == "dist_muon"
+        return self.overlap_grad_reduce and (sharded or bool(others.get("use_megatron_fsdp")))
+
+    @property
+    def uses_fsdp(self) -> bool:
+        """True if parameters are sharded by FSDP, torch's or Megatron's own."""
+        names = ("use_torch_fsdp2", "use_megatron_fsdp", "use_custom_fsdp")
+        return any(self.passed_through.get(name) for name in names)
+
+    @property
+    def grows(self) -> bool:
+        """True if the batch size changes, so that lengths are given in samples."""
+        return self.rampup_batch_size is not None or self.step_batch_size_schedule is not None
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """What all batch sizes are sums of: a number of processes has to fit each."""
+        return (
+            self.global_batch_size,
+            *(self.rampup_batch_size or ())[:2],
+            *(stage.size for stage in self.batches.stages),
+        )
 
     @property
     def batches(self) -> Batches:
         """Samples of each iteration."""
+        size, length = self.global_batch_size, self.seq_length
+        if self.step_batch_size_schedule is not None:
+            stages = read_schedule(self.step_batch_size_schedule, length, size)
+            return Batches(size, length, stages=stages)
         ramp = Ramp(*self.rampup_batch_size) if self.rampup_batch_size else None
-        return Batches(self.global_batch_size, self.seq_length, ramp)
+        return Batches(size, length, ramp)
 
     def for_command_line(self) -> dict[str, Any]:
         """Arguments without those that differ between a trunk and its branches."""
         apart = {"train_iters", "lr_warmup_iters"}
+        if self.step_batch_size_schedule is not None:
+            apart |= {"global_batch_size"}  # Megatron takes one of the two
         return self.model_dump(exclude=apart, exclude_none=True)

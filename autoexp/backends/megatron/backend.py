@@ -5,7 +5,7 @@ its own progress. It keeps the trunk's `--lr` and `--min-lr`, with which checkpo
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -17,12 +17,15 @@ from autoexp.backends.checkpoints import Layout
 from autoexp.backends.command_line import flags, refuse_names
 from autoexp.backends.megatron import formats
 from autoexp.backends.megatron.arguments import MegatronArgs
+from autoexp.backends.megatron.branch_changes import BRANCH_CHANGES
 from autoexp.backends.megatron.known_arguments import OURS, PASSED_THROUGH
 from autoexp.backends.megatron.source_reader import names_in
 from autoexp.backends.protocol import (
     Branch,
+    Change,
     Progress,
     Unread,
+    Validation,
 )
 from autoexp.model import COMPOSING
 
@@ -31,6 +34,11 @@ class MegatronBackend(BackendBase):
     """Trains with Megatron-LM's own script."""
 
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
+    SHAPES: ClassVar[Mapping[str, str]] = {
+        name: name for name in ("minus_sqrt", "linear", "cosine", "exponential")
+    }
+    HOLDS: ClassVar[bool] = True
+    BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = BRANCH_CHANGES
 
     kind: Literal["megatron"] = "megatron"
     source: AbsolutePath = Field(
@@ -38,6 +46,11 @@ class MegatronBackend(BackendBase):
     )
     script: str = Field("pretrain_gpt.py", description="the script in it")
     python: str = Field(sys.executable, description="the Python that runs it")
+    takes_rampup: bool = Field(
+        False,
+        description="true says of a checkout that cannot be read from here, as inside an image, "
+        "that it is older than core_v0.18, which ignores `rampup_batch_size`",
+    )
     args: MegatronArgs
 
     @model_validator(mode="after")
@@ -91,8 +104,7 @@ class MegatronBackend(BackendBase):
             found.append(f"{workers} processes are no multiple of the {replica} of a model replica")
         else:
             step = args.micro_batch_size * (workers // replica)
-            sizes = (args.global_batch_size, *(args.rampup_batch_size or ())[:2])
-            if any(size % step for size in sizes):
+            if any(size % step for size in args.batch_sizes):
                 found.append(
                     f"batch sizes have to be multiples of {step}: micro_batch_size "
                     f"{args.micro_batch_size} on {workers // replica} replicas"
@@ -101,7 +113,39 @@ class MegatronBackend(BackendBase):
         others = {"data_args_path", "train_data_path", "per_split_data_args_path", "sft"}
         if args.data_path is None and not args.mock_data and not others & set(args.model_dump()):
             found.append("no data: give `backend.args.data_path`, or `mock_data: true`")
-        return found
+        if args.overlap_param_gather and not args.may_overlap_gathers:
+            found.append(
+                "`overlap_param_gather` needs `use_distributed_optimizer: true` and "
+                "`overlap_grad_reduce: true`"
+            )
+        if args.passed_through.get("lr_warmup_fraction") is not None:
+            found.append(
+                "lr_warmup_fraction: it moves with the length, which a branch changes: "
+                "give lr_warmup_iters"
+            )
+        return found + self._misread_growth()
+
+    def _misread_growth(self) -> list[str]:
+        """Reasons why this checkout would not grow its batches as they are counted here."""
+        args, names = self.args, names_in(Path(self.source), self.script)
+        steps = "step_batch_size_schedule"
+        if args.rampup_batch_size is not None and steps in names:
+            return [
+                "rampup_batch_size: this checkout takes it and ignores it, as all since core_v0.18 "
+                f"(April 2026): lengths would be wrong; give `{steps}`"
+            ]
+        if args.rampup_batch_size is not None and not names and not self.takes_rampup:
+            return [
+                f"rampup_batch_size: Megatron-LM ignores it since core_v0.18, and {self.source} "
+                f"cannot be read from here: give `{steps}`, or `backend.takes_rampup: true` for an "
+                "older one"
+            ]
+        if args.step_batch_size_schedule is not None and names and steps not in names:
+            return [f"{steps}: this checkout is older than core_v0.18; give `rampup_batch_size`"]
+        return []
+
+    def parameter_count(self) -> int | None:
+        return self.parameters or self.args.parameters
 
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         schedule: dict[str, object] = {
@@ -115,27 +159,44 @@ class MegatronBackend(BackendBase):
             "exit_on_missing_checkpoint": True,
             "lr_decay_style": "WSD",
             "lr_wsd_decay_style": branch.shape,
-            **self._lengths(branch.target, branch.iteration),
+            **self._lengths(branch.target),
+            **self._decay(branch),
         }
         return self._command(save_dir, schedule)
 
-    def _lengths(self, target: int, start: int | None = None) -> dict[str, int]:
+    def _decay(self, branch: Branch) -> dict[str, int]:
+        """Where the decay ends, and its length.
+
+        Megatron's scheduler counts samples, and has those of the trunk in its state: with another
+        batch size, its iterations are those that the trunk would have taken with that size.
+        """
+        falls = branch.falls_until - branch.iteration
+        if self.args.grows:
+            end, start = map(self.args.batches.samples, (branch.falls_until, branch.iteration))
+            return {"lr_decay_samples": end, "lr_wsd_decay_samples": end - start}
+        before = branch.iteration
+        if branch.samples is not None:
+            before = branch.samples // self.args.global_batch_size
+        return {
+            "lr_decay_iters": before + falls,
+            "lr_wsd_decay_iters": falls,
+            "lr_warmup_iters": min(self.args.lr_warmup_iters, before),
+        }
+
+    def _lengths(self, target: int) -> dict[str, int]:
         """Lengths of training, warm-up and decay: in samples where the batch size grows.
 
         Megatron refuses a ramp with iterations, and its scheduler counts samples.
         """
         unit = "iters"
         count: Callable[[int], int] = int
-        if self.args.rampup_batch_size is not None:
+        if self.args.grows:
             unit, count = "samples", self.args.batches.samples
-        lengths = {
+        return {
             f"train_{unit}": count(target),
             f"lr_decay_{unit}": count(target),
             f"lr_warmup_{unit}": count(self.args.lr_warmup_iters),
         }
-        if start is not None:
-            lengths[f"lr_wsd_decay_{unit}"] = count(target) - count(start)
-        return lengths
 
     def _command(self, save_dir: Path, schedule: dict[str, object]) -> tuple[str, ...]:
         return (
@@ -148,8 +209,12 @@ class MegatronBackend(BackendBase):
         )
 
     def environment(self) -> dict[str, str]:
-        # Python buffers what goes into a file; the other is required by Megatron on GPUs.
-        return {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+        # Python buffers what goes into a file. The ranks are those of a single process, which
+        # Megatron asks for too; a launcher sets others.
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        # Megatron asks for it with tensor parallelism, and refuses it with FSDP.
+        connections = {} if self.args.uses_fsdp else {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+        return {"PYTHONUNBUFFERED": "1", **connections, **alone}
 
     def refusals(self, branch: Branch) -> list[str]:
         args = self.args
@@ -160,13 +225,28 @@ class MegatronBackend(BackendBase):
                 "finds a checkpoint's parameter groups by it and refuses another; "
                 "set backend.args.min_lr"
             )
-        kept = args.save_retain_interval
-        if kept is not None and branch.iteration % kept:
+        growth = args.passed_through.get("weight_decay_incr_style")
+        if growth not in (None, "constant"):
             reasons.append(
-                f"save_retain_interval {kept} deletes its checkpoint as soon as there is a newer "
-                "one; branch at multiples of it"
+                f"weight_decay_incr_style {growth} spreads over the whole length, which a branch "
+                "changes: the weight decay would jump at the branch point"
+            )
+        if branch.samples is not None and branch.samples % args.global_batch_size:
+            reasons.append(
+                f"{branch.samples} samples at the branch point are no multiple of "
+                f"global_batch_size {args.global_batch_size}: Megatron's scheduler counts "
+                "samples, and the decay would begin within an iteration"
             )
         return reasons
+
+    def retention_refusal(self, iteration: int) -> str | None:
+        kept = self.args.save_retain_interval
+        if kept is None or iteration % kept == 0:
+            return None
+        return (
+            f"save_retain_interval {kept} deletes its checkpoint as soon as there is a newer "
+            "one; branch at multiples of it"
+        )
 
     @property
     def peak_lr(self) -> float:
@@ -183,6 +263,9 @@ class MegatronBackend(BackendBase):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         return formats.progress(line)
+
+    def validation(self, line: bytes) -> Validation | None:
+        return formats.validation(line)
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         return formats.read_start(line, earlier)

@@ -1,6 +1,6 @@
 """Compares the arguments that autoexp gives Megatron-LM with those of a checkout."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -19,6 +19,10 @@ _FLAGS = {"override_opt_param_scheduler", "exit_on_missing_checkpoint"}
 _SHAPES = {"minus_sqrt", "linear", "cosine"}
 
 
+# Growing batches: which of them there is depends on the release, and a plan refuses the other.
+_ONE_OR_THE_OTHER = {"rampup_batch_size", "step_batch_size_schedule"}
+
+
 class Comparison(FrozenModel):
     """Differences between autoexp's model of Megatron-LM and a checkout."""
 
@@ -30,6 +34,8 @@ class Comparison(FrozenModel):
     """Arguments that the checkout takes in another form."""
     unknown: tuple[str, ...]
     """Arguments of the checkout that autoexp does not know; they pass through."""
+    meanings: tuple[str, ...] = ()
+    """Arguments that are taken, and mean something else than in other releases."""
 
     @property
     def fits(self) -> bool:
@@ -45,7 +51,7 @@ def compare(source: Path, script: str = "pretrain_gpt.py") -> Comparison:
             "megatron/, and there is no --train-iters"
         )
     fields = MegatronArgs.model_fields
-    given = (*fields, *_ALWAYS_GIVEN)
+    given = (*(name for name in fields if name not in _ONE_OR_THE_OTHER), *_ALWAYS_GIVEN)
     return Comparison(
         read=len(options),
         missing=tuple(name for name in given if name not in options),
@@ -56,7 +62,20 @@ def compare(source: Path, script: str = "pretrain_gpt.py") -> Comparison:
             for difference in _differences(name, options[name])
         ),
         unknown=tuple(sorted(set(options) - set(given) - set(OURS) - PASSED_THROUGH)),
+        meanings=tuple(_meanings(options)),
     )
+
+
+def _meanings(options: Mapping[str, Option]) -> Iterator[str]:
+    """What changed without a change of names.
+
+    Source: num_microbatches_calculator.py, training_config.py of core_v0.15.3 to core_v0.19.0.
+    """
+    if options.keys() >= _ONE_OR_THE_OTHER:
+        yield "rampup_batch_size: ignored, as since core_v0.18; use step_batch_size_schedule"
+    interval = options.get("eval_interval")
+    if interval is not None and interval.default is None:
+        yield "eval_interval: no default, as since core_v0.16; autoexp always gives it"
 
 
 def _differences(name: str, option: Option) -> Iterator[str]:

@@ -7,7 +7,7 @@ import math
 import re
 
 from autoexp.backends.checkpoints import Layout
-from autoexp.backends.protocol import Progress, Unread
+from autoexp.backends.protocol import Progress, Unread, Validation
 from autoexp.logs.lines import without_escapes
 from autoexp.logs.numbers import number, whole
 
@@ -21,7 +21,11 @@ _FOLDER = re.compile(r"iter_(?P<iteration>\d{7,})")
 # Shards, then `.metadata`, then `metadata.json`, and the tracker last: a folder above the tracker
 # is still being written, or is torn.
 TORCH_DIST = Layout(
-    name=_FOLDER, must_exist=(".metadata",), must_parse=("metadata.json",), tracker=TRACKER
+    name=_FOLDER,
+    must_exist=(".metadata",),
+    must_parse=("metadata.json",),
+    index=".metadata",
+    tracker=TRACKER,
 )
 # In the legacy format only the tracker says that a folder is complete.
 TORCH = Layout(name=_FOLDER, must_exist=("*",), tracker=TRACKER)
@@ -32,6 +36,15 @@ _ITERATION = re.compile(rb"iteration\s+(\d+)/\s*(\d+)\s*\|")
 _LOSS = re.compile(rb"\|\s*lm[ _]loss:\s*([-+0-9.eE]+)\s*\|")
 _LEARNING_RATE = re.compile(rb"\|\s*learning rate:\s*([-+0-9.eE]+)\s*\|")
 _ELAPSED = re.compile(rb"\|\s*elapsed time per iteration \(ms\):\s*([0-9.,]+)\s*\|")
+
+_GRAD_NORM = re.compile(rb"\|\s*grad norm:\s*([-+0-9.eE]+)\s*\|")
+_TFLOPS = re.compile(rb"\|\s*throughput per GPU \(TFLOP/s/GPU\):\s*([0-9.,]+)\s*\|")
+# Source: megatron/training/training.py, evaluate_and_print_results.
+_VALIDATION = re.compile(
+    rb"\bvalidation(?:-([\w.-]{1,40}))? loss at iteration (\d{1,18})(?: on (\w{1,40}) set)? \|"
+    rb"(?:[^|]{0,200}\|){0,20}? ?lm[ _]loss value: ([-+0-9.eE]{1,30})"
+)
+_VALIDATION_MARK = b" loss at iteration "
 
 # Source: megatron/training/checkpointing.py, load_checkpoint and _load_base_checkpoint.
 _LOADED = re.compile(rb"\bsuccessfully loaded checkpoint from .* at iteration\s+(\d{1,18})\s*$")
@@ -60,7 +73,21 @@ def progress(line: bytes) -> Progress | Unread | None:
         _value(_LOSS, line, start),
         _value(_LEARNING_RATE, line, start),
         None if milliseconds is None else milliseconds / 1000,
+        grad_norm=_value(_GRAD_NORM, line, start),
+        tflops=_value(_TFLOPS, line, start),
     )
+
+
+def validation(line: bytes) -> Validation | None:
+    """Read a validation's line; of several sets each has its own."""
+    if _VALIDATION_MARK not in line:
+        return None
+    match = _VALIDATION.search(without_escapes(line))
+    loss = None if match is None else number(match[4])
+    if match is None or loss is None or not math.isfinite(loss):
+        return None
+    name = match[1] or match[3] or b"validation"
+    return Validation(int(match[2]), loss, name.decode("ascii", "replace"))
 
 
 def read_start(line: bytes, earlier: int | None) -> int | None:

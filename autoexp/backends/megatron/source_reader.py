@@ -1,6 +1,7 @@
 """Reads the arguments of a Megatron-LM checkout from its source: nothing of it is run."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import NamedTuple
 # Where arguments are declared, in releases and in main: plainly, and as fields of dataclasses from
 # which `ArgumentGroupFactory` makes arguments.
 _WHERE = ("megatron/training", "megatron/core", "megatron/post_training", "megatron/rl")
+
+
+_BOTH = "BooleanOptionalAction"
+_MAIN = re.compile(r"^if __name__ == ['\"]__main__['\"]", re.MULTILINE)
 
 
 class Option(NamedTuple):
@@ -39,14 +44,26 @@ def options_in(source: Path, script: str) -> dict[str, Option]:
     }
     found: dict[str, Option] = {}
     for tree in trees:
+        lists = _lists(tree)
         for node in ast.walk(tree):
             if not isinstance(node, ast.Call):
                 continue
             if isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
                 found |= {option.name: option for option in _declared(node)}
             elif _called(node).endswith("Factory"):
-                found |= {option.name: option for option in _generated(node, classes)}
+                found |= {option.name: option for option in _generated(node, classes, lists)}
     return found
+
+
+def _lists(tree: ast.Module) -> dict[str, ast.List]:
+    """Lists that are assigned to a name, such as those of fields that are no arguments."""
+    return {
+        target.id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
 
 
 def _trees(source: Path, script: str) -> Iterator[ast.Module]:
@@ -60,9 +77,12 @@ def _trees(source: Path, script: str) -> Iterator[ast.Module]:
             continue
         if "add_argument" in text or "Factory(" in text or "dataclass" in text:
             try:
-                yield ast.parse(text)
+                tree = ast.parse(text)
             except SyntaxError:
                 continue
+            # A program of its own has arguments of its own.
+            if path == source / script or not _MAIN.search(text):
+                yield tree
 
 
 def _called(call: ast.Call) -> str:
@@ -72,24 +92,32 @@ def _called(call: ast.Call) -> str:
 def _declared(call: ast.Call) -> Iterator[Option]:
     """`add_argument('--train-iters', type=int, default=None)`."""
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
-    action = _constant(keywords.get("action"))
+    action_node = keywords.get("action")
+    action = _constant(action_node)
     for argument in call.args:
         spelled = _constant(argument)
         if isinstance(spelled, str) and spelled.startswith("--"):
-            yield Option(
-                _name(spelled),
-                action in ("store_true", "store_false"),
-                _choices(keywords.get("choices")),
-                _default(keywords.get("default")),
-            )
+            # `argparse.BooleanOptionalAction` takes `--no-NAME` as well.
+            both = isinstance(action_node, ast.Attribute) and action_node.attr == _BOTH
+            for name in (_name(spelled), f"no_{_name(spelled)}")[: 1 + both]:
+                yield Option(
+                    name,
+                    both or action in ("store_true", "store_false"),
+                    _choices(keywords.get("choices")),
+                    _default(keywords.get("default")),
+                )
 
 
-def _generated(call: ast.Call, classes: dict[str, ast.ClassDef]) -> Iterator[Option]:
+def _generated(
+    call: ast.Call, classes: dict[str, ast.ClassDef], lists: dict[str, ast.List]
+) -> Iterator[Option]:
     """`ArgumentGroupFactory(TrainingConfig, exclude=[...])`: an argument for each field."""
     if not call.args or not isinstance(call.args[0], ast.Name):
         return
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
-    excluded = _choices(keywords.get("exclude")) or frozenset()
+    without = keywords.get("exclude")
+    without = lists.get(without.id) if isinstance(without, ast.Name) else without
+    excluded = _choices(without) or frozenset()
     for field in _fields(call.args[0].id, classes):
         assert isinstance(field.target, ast.Name)
         name, meta = field.target.id, ast.unparse(field)

@@ -6,7 +6,7 @@ Defaults that would lose the optimizer or delete branch points are overridden. S
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,33 +16,79 @@ from autoexp.backends.base import AbsolutePath, BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.command_line import refuse_names, word
-from autoexp.backends.progress_line import ProgressPattern
+from autoexp.backends.progress_line import ProgressPattern, ValidationPattern
 from autoexp.backends.protocol import (
     Branch,
+    Change,
     Progress,
     Unread,
+    Validation,
+    fixed,
+    may,
 )
 from autoexp.backends.torchtitan.arguments import OURS, SECTIONS, TorchtitanArgs
+from autoexp.backends.torchtitan.compatibility import NEW, dialect
 from autoexp.logs.lines import without_escapes
+from autoexp.logs.numbers import finite, number
 from autoexp.model import COMPOSING
 from autoexp.redaction import Variables
 
 _FOLDER = "checkpoint"
 # No `renames`: torch.distributed.checkpoint opens its shards for writing under their names, and
 # renames `.metadata` alone. Source: torch 2.13, distributed/checkpoint/filesystem.py.
-_LAYOUT = Layout(name=re.compile(r"step-(?P<iteration>\d+)"), must_exist=(".metadata",))
+_LAYOUT = Layout(
+    name=re.compile(r"step-(?P<iteration>\d+)"), must_exist=(".metadata",), index=".metadata"
+)
+# Source: torchtitan 0.2.2, components/metrics.py, log and log_validation.
 _LINE = ProgressPattern(
     r"\bstep:\s{0,9}(?P<iteration>[0-9,]+)\s{1,9}loss:\s{0,9}(?P<loss>[-+]?(?:nan|inf|[0-9.eE+-]+))"
+    r"(?:\s{1,9}grad_norm:\s{0,9}(?P<grad_norm>[0-9.eE+-]+))?"
 )
+_SPEED = re.compile(rb"\btps:\s{0,9}([0-9,]{1,20})(?:\s{1,9}tflops:\s{0,9}([0-9,.]{1,20}))?")
+_VALIDATION = ValidationPattern(
+    r"\bvalidate step:\s{0,9}(?P<iteration>[0-9,]+)\s{1,9}loss:\s{0,9}(?P<loss>[0-9.eE+-]+)"
+)
+_VALIDATES = b"validate step:"
 # Source: torchtitan 0.2.2, train.py; main of August 2026 has the same line in trainer.py.
 _BEGINS = re.compile(rb"\bTraining starts at step (\d{1,18})\b")
 _SHAPES = {"minus_sqrt": "sqrt", "linear": "linear", "cosine": "cosine"}
+_DATA = may(
+    "the dataloader's state goes on in it; `checkpoint.exclude_from_loading: [dataloader]` "
+    "begins at its start",
+    data=True,
+)
+_IN_STATE = fixed("it is part of the optimizer's state in the checkpoint, which wins")
+_CHANGES = {
+    "variables": may(),
+    "python": may(),
+    "args": fixed("the checkpoint's tensors and states are of the parent's"),
+    "args.job": may(),
+    "args.training": may(),
+    "args.training.steps": fixed("a branch ends with its decay"),
+    "args.training.dataset": _DATA,
+    "args.training.dataset_path": _DATA,
+    "args.training.seq_len": may("from the first step of the branch on, in new samples", data=True),
+    "args.training.dtype": fixed("the weights in the checkpoint have this type"),
+    "args.optimizer": _IN_STATE,
+    "args.lr_scheduler": fixed("the warm-up is over, and the decay says where it ends"),
+    "args.checkpoint": may(),
+    "args.parallelism": may("distributed checkpoints are read in any layout"),
+    "args.metrics": may(),
+    "args.profiling": may(),
+    "args.activation_checkpoint": may(),
+    "args.compile": may(),
+    "args.comm": may(),
+    "args.validation": may(),
+    "args.debug": may(),
+}
 
 
 class TorchtitanBackend(BackendBase):
     """Trains with `python -m torchtitan.train`."""
 
     UNIT: ClassVar[str] = "steps"
+    SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
+    BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 
     kind: Literal["torchtitan"] = "torchtitan"
     module: str = Field("torchtitan.train", description="the module that runs")
@@ -93,9 +139,26 @@ class TorchtitanBackend(BackendBase):
 
     def problems(self, workers: int) -> list[str]:
         replica = self.args.replica
+        found = []
         if workers % replica:
-            return [f"{workers} processes are no multiple of the {replica} of a model replica"]
-        return []
+            found.append(f"{workers} processes are no multiple of the {replica} of a model replica")
+        if self.source is not None and dialect(Path(self.source)) == NEW:
+            found.append(
+                f"{self.source} is torchtitan {NEW}, which wants `--module` and `--config`: "
+                "choose `backend=torchtitan_main`"
+            )
+        assets = str(self.args.model.__pydantic_extra__.get("hf_assets_path") or "/")
+        if self.source is None and not assets.startswith("/"):
+            found.append(
+                f"model.hf_assets_path {assets} is a path of torchtitan's checkout: give "
+                "`backend.source`, in which it then runs, or an absolute path"
+            )
+        return found
+
+    @property
+    def working_directory(self) -> str | None:
+        """Its checkout, of which the paths in its configurations are."""
+        return self.source
 
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         # Without a ratio it would decay from the end of the warm-up on.
@@ -145,7 +208,20 @@ class TorchtitanBackend(BackendBase):
         return self.args.lr_scheduler.warmup_steps
 
     def progress(self, line: bytes) -> Progress | Unread | None:
-        return _LINE.read(line)
+        if _VALIDATES in line:
+            return None
+        found = _LINE.read(line)
+        if (
+            not isinstance(found, Progress)
+            or (speed := _SPEED.search(without_escapes(line))) is None
+        ):
+            return found
+        return found._replace(
+            tokens_per_s=finite(number(speed[1])), tflops=finite(number(speed[2] or b"nan"))
+        )
+
+    def validation(self, line: bytes) -> Validation | None:
+        return _VALIDATION.read(line) if _VALIDATES in line else None
 
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         del earlier

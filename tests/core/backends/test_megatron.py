@@ -14,6 +14,7 @@ import pytest
 
 from autoexp.backends.megatron import known_arguments, release, release_names
 from autoexp.backends.megatron.compatibility import compare
+from autoexp.backends.megatron.source_reader import options_in
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.config.compose import Composed, compose
 from autoexp.errors import BadInput
@@ -382,3 +383,116 @@ def test_the_names_are_those_of_the_releases_in_a_clone_of_megatron(tmp_path: Pa
     target = tmp_path / "release_names.py"
     release.main(Path(os.environ["AUTOEXP_TEST_MEGATRON"]), release_names.RELEASES, target)
     assert target.read_text() == release.TARGET.read_text()
+
+
+# What changes with the release
+
+
+def of_release(tmp_path: Path, *names: str) -> str:
+    """A checkout that declares the stand-in's arguments and these, and is read, not run."""
+    declared = tmp_path / "megatron" / "training" / "arguments.py"
+    declared.parent.mkdir(parents=True)
+    own = (STAND_IN / "pretrain_gpt.py").read_text()
+    (tmp_path / "pretrain_gpt.py").write_text(own)
+    declared.write_text("".join(f"group.add_argument('--{name}')\n" for name in names))
+    return f"backend.source={tmp_path}"
+
+
+RAMP = ("backend.args.rampup_batch_size=[8,8,800]", "backend.args.global_batch_size=32")
+STEPS = "backend.args.step_batch_size_schedule='0:8 409600:16 1M:32'"
+
+
+def test_a_ramp_that_the_checkout_ignores_is_refused_with_what_replaces_it(tmp_path: Path) -> None:
+    newer = of_release(tmp_path, "step-batch-size-schedule")
+    told = refusal(*RAMP, newer)
+    assert "ignores it, as all since core_v0.18" in told
+    assert "give `step_batch_size_schedule`" in told
+    assert compare(tmp_path).meanings[0].startswith("rampup_batch_size: ignored")
+
+
+def test_a_ramp_of_a_checkout_that_nobody_can_read_has_to_be_said_to_be_taken() -> None:
+    image = ("container=apptainer", "container.image=x.sif", "backend.source=/opt/megatron")
+    assert "backend.takes_rampup: true" in refusal(*RAMP, *image)
+    assert planned(*RAMP, *image, "backend.takes_rampup=true").cooldowns
+
+
+def test_steps_of_batch_sizes_are_counted_as_megatron_counts_them(tmp_path: Path) -> None:
+    newer = of_release(tmp_path, "step-batch-size-schedule")
+    plan = planned(newer, STEPS, "backend.args.global_batch_size=32")
+    consumed = 0
+    for _ in range(140):  # tokens are samples of 512
+        consumed += 8 if consumed < 800 else 16 if consumed < 1953 else 32
+    branch = options(plan.cooldowns[0].command)
+    assert branch["--train-samples"] == str(consumed)
+    assert branch["--step-batch-size-schedule"] == "0:8 409600:16 1M:32"
+    assert "--global-batch-size" not in branch
+    assert not any(name.endswith("-iters") and "eval" not in name for name in branch)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("0:8 1M:16", "ends with 16: set global_batch_size to it"),
+        ("5K:8 1M:32", "the first pair is for 0 tokens"),
+        ("0:8 1:16 2:32", "each one for more"),
+        ("0:8 soon:32", "pairs of tokens and batch size"),
+        ("32", "pairs of tokens and batch size"),
+    ],
+)
+def test_steps_that_megatron_refuses_are_refused_in_words(text: str, told: str) -> None:
+    wanted = f"backend.args.step_batch_size_schedule='{text}'"
+    assert told in refusal(wanted, "backend.args.global_batch_size=32")
+
+
+def test_steps_are_refused_by_a_checkout_without_them() -> None:
+    told = refusal(STEPS, "backend.args.global_batch_size=32")
+    assert "step_batch_size_schedule: this checkout is older than core_v0.18" in told
+
+
+def test_the_interval_of_evaluations_is_always_given_as_megatron_divides_by_it() -> None:
+    assert options(planned().trunk.command)["--eval-interval"] == "1000"
+
+
+def test_the_variables_follow_the_arguments(tmp_path: Path) -> None:
+    connections = "CUDA_DEVICE_MAX_CONNECTIONS"
+    trunk = planned().trunk
+    assert trunk.environment[connections] == "1"
+    assert trunk.environment["RANK"] == trunk.environment["LOCAL_RANK"] == "0"
+    newer = of_release(tmp_path, "use-megatron-fsdp")
+    sharded = planned(newer, "backend.args.use_megatron_fsdp=true")
+    assert connections not in sharded.trunk.environment
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("weight_decay_incr_style=cosine", "the weight decay would jump at the branch point"),
+        ("lr_warmup_fraction=0.1", "it moves with the length, which a branch changes"),
+        ("overlap_param_gather=true", "needs `use_distributed_optimizer: true`"),
+    ],
+)
+def test_what_megatron_accepts_and_a_branch_breaks_is_refused(
+    tmp_path: Path, override: str, told: str
+) -> None:
+    newer = of_release(tmp_path, "weight-decay-incr-style", "lr-warmup-fraction")
+    assert told in refusal(newer, f"backend.args.{override}")
+
+
+def test_fields_that_the_checkout_excludes_are_no_arguments(tmp_path: Path) -> None:
+    of_release(tmp_path)
+    (tmp_path / "megatron" / "core").mkdir()
+    (tmp_path / "megatron" / "core" / "config.py").write_text(
+        "@dataclass\nclass Config:\n    kept: int = 1\n    internal: int = 2\n"
+    )
+    (tmp_path / "megatron" / "training" / "more.py").write_text(
+        "def add(parser):\n"
+        "    exclude = [\n        'internal',\n    ]\n"
+        "    ArgumentGroupFactory(Config, exclude=exclude).build_group(parser, 'c')\n"
+        "    parser.add_argument('--wandb', action=argparse.BooleanOptionalAction)\n"
+    )
+    (tmp_path / "megatron" / "core" / "tool.py").write_text(
+        "parser.add_argument('--of-a-tool')\nif __name__ == '__main__':\n    main()\n"
+    )
+    found = options_in(tmp_path, "pretrain_gpt.py")
+    assert {"kept", "wandb", "no_wandb"} <= found.keys()
+    assert not {"internal", "of_a_tool"} & found.keys()

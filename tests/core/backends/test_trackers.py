@@ -1,11 +1,13 @@
 """Tracker files that a crash has emptied or filled with NULs: no checkpoint is lost over them."""
 
 import os
+import pickle
+import re
 from pathlib import Path
 
 import pytest
 
-from autoexp.backends.checkpoints import Layout
+from autoexp.backends.checkpoints import Layout, shards_are_there
 from autoexp.backends.megatron.formats import TORCH, TORCH_DIST, TRACKER
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.errors import SessionError
@@ -134,3 +136,50 @@ def test_an_unreadable_tracker_is_a_warning_and_its_checkpoints_start_cooldowns(
     story.trunk.warning = None
     story.look()
     assert story.trunk.warning is None  # said once
+
+
+# The index of a distributed checkpoint
+
+
+def sharded(path: Path, *shards: str, named: tuple[str, ...]) -> Layout:
+    """A checkpoint whose index is a pickle of the names, as torch writes it."""
+    path.mkdir(parents=True)
+    (path / ".metadata").write_bytes(pickle.dumps({name: {"path": name} for name in named}))
+    for shard in shards:
+        (path / shard).write_text("x")
+    return Layout(re.compile(r"step-(?P<iteration>\d+)"), must_exist=("*",), index=".metadata")
+
+
+BOTH = ("__0_0.distcp", "__1_0.distcp")
+
+
+@pytest.mark.parametrize(
+    ("shards", "named", "whole"),
+    [
+        (BOTH, BOTH, True),
+        (BOTH[:1], BOTH, False),
+        ((), BOTH, None),  # they lie elsewhere: cannot be told
+        (BOTH, (), None),
+    ],
+)
+def test_a_checkpoint_without_a_shard_that_its_index_names_is_torn(
+    tmp_path: Path, shards: tuple[str, ...], named: tuple[str, ...], whole: bool | None
+) -> None:
+    layout = sharded(tmp_path / "step-10", *shards, named=named)
+    assert shards_are_there(tmp_path / "step-10", ".metadata") is whole
+    found = [x.iteration for x in layout.scan(tmp_path).complete]
+    assert found == ([] if whole is False else [10])
+    if whole is False:  # once it is there, it counts
+        (tmp_path / "step-10" / BOTH[1]).write_text("x")
+        assert [x.iteration for x in layout.scan(tmp_path).complete] == [10]
+
+
+def test_an_index_is_never_loaded(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (tmp_path / "harmed",)  # type: ignore[return-value]
+
+    layout = sharded(tmp_path / "step-10", *BOTH, named=BOTH)
+    (tmp_path / "step-10" / ".metadata").write_bytes(pickle.dumps([Harm(), *BOTH]))
+    assert len(layout.scan(tmp_path).complete) == 1
+    assert not (tmp_path / "harmed").exists()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from autoexp.backends.command.placeholders import change_options, pattern_of, substitute
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
-from autoexp.backends.placeholders import change_options, pattern_of, substitute
 from autoexp.config.compose import compose
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
@@ -157,7 +157,7 @@ def test_a_description_that_cannot_work_is_refused(changes: dict[str, Any], expe
 def test_a_cooldown_is_refused_without_a_word_on_it_or_with_a_shape_the_trainer_lacks() -> None:
     with pytest.raises(BadInput, match="does not define what a cooldown changes"):
         planned(MARKED, cooldown={})
-    with pytest.raises(BadInput, match="the trainer has no shape minus_sqrt: linear"):
+    with pytest.raises(BadInput, match="no decay of the shape minus_sqrt; there are: linear"):
         planned(MARKED, shapes={"linear": "lin"})
 
 

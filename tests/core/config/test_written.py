@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.backends.command import CommandBackend
+from autoexp.backends.command.backend import CommandBackend
 from autoexp.config.compose import Composed, compose
 from autoexp.errors import BadInput
 from autoexp.jobs.backend_changes import changed_backend

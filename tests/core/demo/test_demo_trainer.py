@@ -35,7 +35,7 @@ def spoken() -> language.Language:
 @pytest.fixture(autouse=True)
 def one_language(monkeypatch: pytest.MonkeyPatch, spoken: language.Language) -> None:
     """Drawing it takes 0.1 s, and many tests run the trainer several times."""
-    monkeypatch.setattr(language, "draw_language", lambda _seed: spoken)
+    monkeypatch.setattr(language, "draw_language", lambda _seed, _kind="web": spoken)
 
 
 def run(save: Path, *options: str, stop: list[int] | None = None) -> int:

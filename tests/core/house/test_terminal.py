@@ -13,7 +13,10 @@ from tests.sources import MODULES, name_of
 HOSTILE = "a\x1b[31mred\x1b]0;title\x07\x9b2J\u202ec\rd[bold]e[/bold]:smile:"
 PLAIN = "ared\\x9b2J\\u202ec\\x0dd[bold]e[/bold]:smile:"
 # These print into the log of their own job, in a process of their own, or a constant.
-JOBS = {"payload.py", "demo/convert.py", "demo/evaluate.py", "demo/checkpoints.py", "__main__.py"}
+JOBS = {
+    *("payload.py", "__main__.py", "demo/checkpoints.py", "demo/convert.py", "demo/evaluate.py"),
+    *("demo/merge.py", "resources/copies.py"),
+}
 
 
 def _writes(path: Path) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from autoexp.backends.command import CommandBackend
+from autoexp.backends.command.backend import CommandBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron.formats import TRACKER
 from autoexp.backends.protocol import UNDECIDED, Branch, FoundCheckpoint

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from autoexp.backends.command import CommandBackend
+from autoexp.backends.command.backend import CommandBackend
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.backends.megatron.formats import progress as megatron_progress

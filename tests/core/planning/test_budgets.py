@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from autoexp.backends.batches import Batches, Ramp
-from autoexp.config.experiment import Budgets, Experiment
+from autoexp.config.cooldowns import Budgets
+from autoexp.config.experiment import Experiment
 from autoexp.config.quantities import Quantity
 from autoexp.errors import BadInput
 from autoexp.planning.plan import Plan, make_plan

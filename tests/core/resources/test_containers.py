@@ -16,6 +16,7 @@ from autoexp.planning.plan import make_plan
 from autoexp.schedulers.base import PayloadSpec
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm import SlurmScheduler
+from tests.builders import attempt_of
 
 FEW = ("cooldowns=[]", "project.name=boxed")
 
@@ -26,9 +27,8 @@ def trunk(*overrides: str) -> JobSpec:
 
 
 def payload_spec(spec: JobSpec) -> PayloadSpec:
-    attempt = None
     if spec.machine.kind == "local":
-        return LocalScheduler().payload_spec(spec, attempt)  # type: ignore[arg-type]
+        return LocalScheduler().payload_spec(spec, attempt_of())
     raise AssertionError(spec.machine.kind)
 
 
@@ -85,10 +85,7 @@ def test_the_launcher_stands_outside_and_the_trainer_inside() -> None:
     machine = spec.machine
     assert machine.kind == "slurm"
 
-    class Key:
-        key = "key"
-
-    command = SlurmScheduler(machine).payload_spec(spec, Key()).command  # type: ignore[arg-type]
+    command = SlurmScheduler(machine).payload_spec(spec, attempt_of()).command
     assert command[0] == "srun"
     assert command.index("srun") < command.index("apptainer") < command.index("python3")
 

@@ -24,6 +24,7 @@ from autoexp.rules.events import (
     StateChanged,
     TrunksFinished,
 )
+from autoexp.rules.metrics import Before
 from autoexp.rules.rules import InactivityRule, LogRule, MetricRule, RuleBase
 from autoexp.rules.ruleset import named
 from autoexp.states import Kind, Verdict
@@ -142,6 +143,7 @@ def fired(preset: str, rule: str, recorded: str, log: Path) -> bool:
     kind = Kind.COOLDOWN if on.jobs == ("cooldown",) else Kind.TRAIN
     spec = next(job for job in jobs if job.kind is kind)
     attempt = Attempt(number=1, key="k", name="k", log=str(log), state="RUNNING", intended_at=now())
+    attempt.before = Before(100, (2.40, 2.41, 2.39, 2.42, 2.38, 2.40), 1e-2)
     job, watch = JobRecord(spec=spec, attempts=[attempt], launched=True), JobWatch()
     seen: list[Event]
     if isinstance(on, LogRule | MetricRule):

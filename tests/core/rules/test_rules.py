@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoexp.config.compose import Composed
-from autoexp.config.experiment import Cooldown, Decay, Experiment, Project
+from autoexp.config.cooldowns import Cooldown
+from autoexp.config.experiment import Experiment, Project
 from autoexp.monitor.decide import Asked, Rule, action_key, decide, implied
 from autoexp.planning.plan import make_plan
-from autoexp.rules.actions import Start
+from autoexp.rules.actions import Decay, Start
 from autoexp.rules.events import AttemptJudged, CheckpointComplete, Event, JobGivenUp, StateChanged
 from autoexp.rules.rules import OnCheckpoint
 from autoexp.session.action_records import ActionRecord

@@ -3,6 +3,7 @@
 # Parameters
 #SBATCH --cpus-per-task=32
 #SBATCH --dependency=afterany:4711
+#SBATCH --exclusive
 #SBATCH --gpus-per-node=4
 #SBATCH --job-name=s1-demo-a1
 #SBATCH --no-requeue
@@ -17,8 +18,12 @@
 # command
 export SUBMITIT_EXECUTOR=slurm
 exec PYTHON -u /attempt/payload.py
-# runs: srun --kill-on-bad-exit=1 --cpus-per-task=32 --ntasks-per-node=1 PYTHON -m torch.distributed.run --nnodes=1 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-id=s1-demo-a1 pretrain.py --lr 1e-3
-# with: TRITON_CACHE_DIR=/tmp/somebody/triton
-# with: TORCHINDUCTOR_CACHE_DIR=/tmp/somebody/inductor
-# with: NCCL_SOCKET_IFNAME=ib0
-# with: GLOO_SOCKET_IFNAME=ib0
+# runs: srun --kill-on-bad-exit=1 --cpus-per-task=32 --ntasks-per-node=1 PYTHON -c 'import os,runpy; runpy.run_path(os.path.join(os.environ['"'"'AUTOEXP_ATTEMPT'"'"'],'"'"'node.py'"'"'),run_name='"'"'__main__'"'"')' start PYTHON -m torch.distributed.run --nnodes=1 --rdzv-backend=c10d --rdzv-id=s1-demo-a1 --nproc-per-node=4 pretrain.py --lr 1e-3
+# with: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=115
+# with: TRITON_CACHE_DIR=/dev/shm/somebody/triton
+# with: TORCHINDUCTOR_CACHE_DIR=/dev/shm/somebody/inductor
+# with: WANDB_MODE=offline
+# with: HF_HUB_OFFLINE=1
+# with: TRANSFORMERS_OFFLINE=1
+# with: HF_DATASETS_OFFLINE=1
+# meets by: {'address': True}

@@ -17,7 +17,9 @@
 # command
 export SUBMITIT_EXECUTOR=slurm
 exec PYTHON -u /attempt/payload.py
-# runs: srun --kill-on-bad-exit=1 --cpus-per-task=64 --ntasks-per-node=1 PYTHON -m torch.distributed.run --nnodes=1 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-id=s1-demo-a1 pretrain.py --lr 1e-3
+# runs: srun --kill-on-bad-exit=1 --cpus-per-task=64 --ntasks-per-node=1 PYTHON -m torch.distributed.run --nnodes=1 --rdzv-backend=c10d --rdzv-id=s1-demo-a1 --nproc-per-node=4 pretrain.py --lr 1e-3
+# with: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=115
 # with: TRITON_CACHE_DIR=/tmp/somebody/triton
 # with: TORCHINDUCTOR_CACHE_DIR=/tmp/somebody/inductor
-# with: NCCL_SOCKET_IFNAME=eno
+# with: NCCL_SOCKET_IFNAME=eno2np0
+# with: GLOO_SOCKET_IFNAME=eno2np0

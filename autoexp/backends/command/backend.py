@@ -1,6 +1,7 @@
 """Any trainer, described in YAML: its command, checkpoints and progress lines."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -9,17 +10,30 @@ from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 from autoexp.backends.base import AbsolutePath, BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
+from autoexp.backends.command.placeholders import change_options, names_of, pattern_of, substitute
+from autoexp.backends.command.settings_file import SettingsFile
 from autoexp.backends.command_line import Argument, refuse_names, word
-from autoexp.backends.placeholders import change_options, names_of, pattern_of, substitute
-from autoexp.backends.progress_line import ProgressPattern
+from autoexp.backends.progress_line import ProgressPattern, ValidationPattern
 from autoexp.backends.protocol import (
     Branch,
+    Change,
+    LimitWarning,
     Progress,
     Unread,
+    Validation,
+    fixed,
+    may,
 )
 from autoexp.logs.linear import refuse_slow
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.redaction import Variables
+
+_CHANGES = {
+    "variables": may(),
+    "args": may("autoexp cannot know what your trainer keeps: try it", data=True),
+    "args.train_iters": fixed("a branch ends with its decay"),
+    "args.lr_warmup_iters": fixed("the warm-up is over"),
+}
 
 
 class CommandArgs(FrozenModel):
@@ -41,7 +55,17 @@ class Checkpoints(FrozenModel):
     """Location of checkpoints below the save directory, and how a complete one is recognized."""
 
     name: str = Field(
-        description="name of the file or folder, with `{iteration}`; `*` matches anything"
+        "", description="name of the file or folder, with `{iteration}`; `*` matches anything"
+    )
+    one_file: str | None = Field(
+        None,
+        pattern=r"^[^/{}*]+$",
+        description="in place of a name, the one file that each save overwrites: the job keeps a "
+        "copy of each beside it, as `ckpt-1000.pt` of `ckpt.pt`",
+    )
+    iteration_name: str | None = Field(
+        None,
+        description="what the iteration is called in that file, by torch.save or of JSON",
     )
     folder: str = Field("", description="folder below the save directory that contains them")
     must_exist: tuple[str, ...] = Field(
@@ -68,7 +92,13 @@ class Checkpoints(FrozenModel):
 
     @model_validator(mode="after")
     def _tells_complete_from_torn(self) -> Self:
-        pattern_of(self.name)
+        if bool(self.name) == (self.one_file is not None):
+            raise ValueError("give `name`, or `one_file` where each save overwrites the one before")
+        if (self.one_file is None) != (self.iteration_name is None):
+            raise ValueError("`one_file` and `iteration_name` belong together")
+        pattern_of(self.names)
+        if self.one_file is not None:
+            return self._copied_as_they_are()
         signs = (self.must_exist, self.must_not_exist, self.must_parse, self.tracker, self.renamed)
         if not any(signs):
             raise ValueError(
@@ -77,8 +107,26 @@ class Checkpoints(FrozenModel):
             )
         return self
 
+    def _copied_as_they_are(self) -> Self:
+        """Refuse what would be said of copies, which are always complete."""
+        said = self.model_fields_set - {"one_file", "iteration_name", "folder"}
+        if said:
+            raise ValueError(f"`{min(said)}` does not go with `one_file`")
+        return self
+
+    @property
+    def names(self) -> str:
+        """Names of checkpoints, with `{iteration}`."""
+        if self.one_file is None:
+            return self.name
+        path = Path(self.one_file)
+        return f"{path.stem}-{{iteration}}{path.suffix}"
+
     @property
     def layout(self) -> Layout:
+        if self.one_file is not None:
+            # The job renames its copies into place, and nobody writes into them.
+            return Layout(name=pattern_of(self.names), overwritten=self.one_file, renames=True)
         return Layout(
             name=pattern_of(self.name),
             must_exist=self.must_exist,
@@ -95,17 +143,32 @@ class CommandBackend(BackendBase):
     # A pattern of somebody's own may be wrong; other trainers print hundreds of settings first.
     LINES_BEFORE_PROGRESS: ClassVar[int | None] = 40
     LOGS_DONE: ClassVar[bool] = False
+    BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 
     kind: Literal["command"] = "command"
     command: tuple[str, ...] = Field(
         min_length=1,
         description="words of the command line; `{save_dir}`, `{source}`, `{python}` and each "
-        "argument's name in braces stand for its value",
+        "argument's name in braces stand for its value, and so does arithmetic, "
+        "`{train_iters * 2}`",
     )
     cooldown: dict[str, Argument] = Field(
         default_factory=dict,
         description="options that a cooldown adds or changes; null removes one. Beside the others: "
-        "`{branch_iteration}`, `{decay_iterations}`, `{shape}`",
+        "`{branch_iteration}`, `{decay_iterations}`, `{decay_fraction}`, `{shape}`",
+    )
+    resume: dict[str, Argument] = Field(
+        default_factory=dict,
+        description="options that are added where there is a checkpoint to go on from, such as "
+        "`{--init_from: resume}`; `{checkpoint}` is the newest one's path",
+    )
+    settings: SettingsFile | None = Field(
+        None,
+        description="a settings file that is made for each job from a template; `{settings}` is "
+        "its path",
+    )
+    cwd: AbsolutePath | None = Field(
+        None, description="directory that it runs in; the job's own if unset"
     )
     shapes: dict[str, str] = Field(
         default_factory=lambda: {x: x for x in ("minus_sqrt", "linear", "cosine")},
@@ -114,13 +177,27 @@ class CommandBackend(BackendBase):
     saves: Checkpoints = Field(description="its checkpoints")
     log_line: str = Field(
         description="regular expression of a progress line, with groups `iteration`, `loss`, "
-        "`learning_rate`, `seconds`; colours are taken out before, and of a long line it sees the "
-        "first 1 to 64 KiB, the less the more repeats it has",
+        "`learning_rate`, `seconds`, `grad_norm`, `tokens_per_s`, `tflops`; colours are taken out "
+        "before, and of a long line it sees the first 1 to 64 KiB, the less the more repeats it "
+        "has",
+    )
+    validation_line: str | None = Field(
+        None,
+        description="regular expression of a line with a validation loss, with groups `iteration` "
+        "and `loss`, and `set` where there are several sets",
     )
     start_line: str | None = Field(
         None,
         description="regular expression of the line with which it says where it begins, with a "
         "group `iteration`: the checkpoint's, 0 without one",
+    )
+    warn_signal: Literal["TERM", "USR1", "USR2"] = Field(
+        "TERM", description="signal at which it saves and ends, as its time limit is near"
+    )
+    warn_file: str | None = Field(
+        None,
+        description="file at which it saves and ends, in place of a signal: an absolute path, or "
+        "below `{save_dir}`; it is made at the warning and removed before the next attempt",
     )
     source: AbsolutePath | None = Field(None, description="its checkout, as seen by the job")
     python: str | None = Field(
@@ -139,10 +216,14 @@ class CommandBackend(BackendBase):
         ProgressPattern(self.log_line)
         if self.start_line is not None:
             ProgressPattern(self.start_line)
+        if self.validation_line is not None:
+            ValidationPattern(self.validation_line)
         if info.context == COMPOSING:
-            for pattern in (self.log_line, self.start_line):
+            for pattern in (self.log_line, self.start_line, self.validation_line):
                 if pattern is not None:
                     refuse_slow(pattern)
+        if self.warn_file is not None and not self.warn_file.startswith(("/", "{save_dir}/")):
+            raise ValueError("`warn_file` has to be absolute, or to begin with `{save_dir}/`")
         own = self._values(self.args.train_iters, Path())
         used = names_of(self.command, own, "command")
         branch = {
@@ -151,15 +232,33 @@ class CommandBackend(BackendBase):
                 Branch(iteration=1, decay_iterations=1, shape="linear", min_lr=0.0), "linear"
             ),
         }
-        texts = [value for value in self.cooldown.values() if isinstance(value, str)]
-        used |= names_of(texts, branch, "cooldown")
+        resuming = {**own, "checkpoint": ""}  # known once the job starts
+        for where, options, known in (
+            ("cooldown", self.cooldown, branch),
+            ("resume", self.resume, resuming),
+        ):
+            texts = [value for value in options.values() if isinstance(value, str)]
+            used |= names_of(texts, known, where)
+        if self.settings is not None:
+            used |= names_of(self.settings.texts(), branch, "settings")
+            if "settings" not in used:
+                raise ValueError("`settings`: write {settings} where `command` takes its path")
         unused = [name for name in extra if name not in used]
         if unused:
             raise ValueError(
                 f"nothing reads {', '.join(f'`args.{name}`' for name in unused)}: "
                 f"write {{{unused[0]}}} where it belongs in `command`"
             )
+        self._try(info)
         return self
+
+    def _try(self, info: ValidationInfo) -> None:
+        """Refuse arithmetic with what is no number while the configuration is composed."""
+        if info.context == COMPOSING:
+            example = Branch(iteration=1, decay_iterations=1, shape="linear", min_lr=0.0)
+            self.trunk_command(Path("/"))
+            self.cooldown_command(example, Path("/"))
+            self.files(example, Path("/"))
 
     @property
     def train_iters(self) -> int:
@@ -187,35 +286,63 @@ class CommandBackend(BackendBase):
         return tuple(substitute(text, values) for text in self.command)
 
     def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
+        values = self._of_branch(branch, save_dir)
+        command = [substitute(text, values) for text in self.command]
+        return tuple(change_options(command, _filled(self.cooldown, values)))
+
+    def resumed(self, command: tuple[str, ...], save_dir: Path) -> tuple[str, ...]:
+        values = self._values(self.args.train_iters, save_dir)
+        return tuple(change_options(command, _filled(self.resume, values)))
+
+    def files(self, branch: Branch | None, save_dir: Path) -> dict[str, str]:
+        if self.settings is None:
+            return {}
+        values = self._values(self.args.train_iters, save_dir)
+        if branch is not None:
+            values = self._of_branch(branch, save_dir)
+        content = self.settings.written(
+            lambda text: substitute(text, values), cooldown=branch is not None
+        )
+        return {values["settings"]: content}
+
+    def copies(self, save_dir: Path) -> dict[str, str]:
+        file, key = self.saves.one_file, self.saves.iteration_name
+        if file is None or key is None:
+            return {}
+        folder = self.checkpoint_folder(save_dir)
+        return {"file": str(folder / file), "name": self.saves.names, "key": key}
+
+    def _of_branch(self, branch: Branch, save_dir: Path) -> dict[str, str]:
+        """Values of placeholders of a cooldown."""
         values = self._values(branch.target, save_dir)
         values |= _branch_values(branch, self.shapes.get(branch.shape, branch.shape))
-        values["min_lr"] = word(branch.min_lr)
-        command = [substitute(text, values) for text in self.command]
-        options = {
-            name: substitute(value, values) if isinstance(value, str) else value
-            for name, value in self.cooldown.items()
-        }
-        return tuple(change_options(command, options))
+        return values | {"min_lr": word(branch.min_lr)}
 
     def _values(self, target: int, save_dir: Path) -> dict[str, str]:
         """Values of placeholders, by name."""
         arguments = self.args.model_dump(exclude_none=True)
+        batches = self.batches(1)
+        tokens = None if batches is None else batches.tokens(target)
+        name = None if self.settings is None else self.settings.name
         return {
             **{name: word(value) for name, value in arguments.items()},
             "train_iters": str(target),
             "save_dir": str(save_dir),
             "source": self.source or "",
             "python": self.python or sys.executable,
+            **({} if tokens is None else {"tokens": str(tokens)}),
+            **({} if name is None else {"settings": str(save_dir / name)}),
         }
+
+    def decay_shapes(self) -> Mapping[str, str]:
+        return self.shapes
 
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", **self.variables}
 
     def refusals(self, branch: Branch) -> list[str]:
         reasons = super().refusals(branch)
-        if branch.shape not in self.shapes:
-            reasons.append(f"the trainer has no shape {branch.shape}: {', '.join(self.shapes)}")
-        if not self.cooldown:
+        if not self.cooldown and not (self.settings and self.settings.cooldown):
             reasons.append("`backend.cooldown` does not define what a cooldown changes")
         return reasons
 
@@ -225,6 +352,14 @@ class CommandBackend(BackendBase):
 
     def checkpoint_folder(self, save_dir: Path) -> Path:
         return save_dir / self.saves.folder
+
+    @property
+    def working_directory(self) -> str | None:
+        return self.cwd
+
+    @property
+    def warning(self) -> LimitWarning:
+        return LimitWarning(f"SIG{self.warn_signal}", self.warn_file)
 
     @property
     def peak_lr(self) -> float | None:
@@ -242,15 +377,27 @@ class CommandBackend(BackendBase):
     def progress(self, line: bytes) -> Progress | Unread | None:
         return ProgressPattern(self.log_line).read(line)
 
+    def validation(self, line: bytes) -> Validation | None:
+        written = self.validation_line
+        return None if written is None else ValidationPattern(written).read(line)
+
     def read_start(self, line: bytes, earlier: int | None) -> int | None:
         del earlier
         found = None if self.start_line is None else ProgressPattern(self.start_line).read(line)
         return found.iteration if isinstance(found, Progress) else None
 
 
+def _filled(options: Mapping[str, Argument], values: Mapping[str, str]) -> dict[str, Argument]:
+    return {
+        name: substitute(value, values) if isinstance(value, str) else value
+        for name, value in options.items()
+    }
+
+
 def _branch_values(branch: Branch, shape: str) -> dict[str, str]:
     return {
         "branch_iteration": str(branch.iteration),
         "decay_iterations": str(branch.decay_iterations),
+        "decay_fraction": word(branch.decay_iterations / branch.target),
         "shape": shape,
     }

@@ -1,0 +1,1 @@
+"""Any trainer, described in YAML."""

@@ -1,0 +1,142 @@
+"""The command of a job with its launcher, container and variables, as the payload runs it."""
+
+import sys
+from pathlib import Path
+
+from autoexp.jobs.spec import JobSpec
+from autoexp.resources.containers import NoContainer
+from autoexp.resources.machines import LocalMachine, SlurmCluster, torchrun_workers
+from autoexp.resources.node import STARTED
+from autoexp.schedulers.base import PayloadSpec
+from autoexp.states import Kind
+
+# Of a process under srun, what torch.distributed asks for. The text is fixed: the command follows
+# as arguments of its own.
+_RANKS = 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"'
+_SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""Seconds from torchrun's SIGTERM to its SIGKILL, 30 unless set; read by torch 2.12 and later."""
+_AGENT_S = 5
+"""Seconds that its agent needs to end after its workers."""
+_LOCAL_GRACE_S = 10.0
+
+
+def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> PayloadSpec:
+    """What the payload of a job runs on its machine."""
+    has_steps = isinstance(machine, SlurmCluster) and _is_launched(machine, spec)
+    warning, save_dir = spec.trainer.warning, Path(spec.save_dir)
+    trains = _trains(spec)
+    resumed = spec.trainer.resumed(spec.command, save_dir) if trains else spec.command
+    again = spec.model_copy(update={"command": resumed})
+    return PayloadSpec(
+        with_launcher(machine, spec, key),
+        variables_of(machine, spec),
+        machine.grace_s if isinstance(machine, SlurmCluster) else _LOCAL_GRACE_S,
+        signal_steps=has_steps,
+        warning_signal=warning.signal if trains else "SIGTERM",
+        warning_file=warning.file_in(save_dir) if trains else None,
+        resumed=() if resumed == spec.command else with_launcher(machine, again, key),
+        files=spec.trainer.files(spec.branch, save_dir) if trains else {},
+        before=_node_setup(machine),
+        copies=spec.trainer.copies(save_dir) if trains else {},
+        node_environment=machine.node_environment,
+        rendezvous=_rule(machine),
+    )
+
+
+def variables_of(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[str, str]:
+    """The variables of a job, those of the machine and the container over the trainer's own."""
+    shutdown: dict[str, str] = {}
+    if machine.launcher == "torchrun" and _trains(spec):
+        shutdown[_SHUTDOWN] = str(max(30, machine.warn_before_limit_s - _AGENT_S))
+    return {
+        **shutdown,
+        **spec.environment,
+        **machine.environment,
+        **spec.container.environment(),
+    }
+
+
+def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> tuple[str, ...]:
+    """The trainer's command with its launcher: srun, or torchrun on every node.
+
+    The launcher runs on the node; torchrun, which is a part of torch, inside the container.
+    """
+    if not _is_launched(machine, spec):
+        return _on_node(machine, spec, spec.command)
+    if isinstance(machine, LocalMachine):
+        return _on_node(machine, spec, _under_torchrun(machine, spec.command, "--standalone"))
+    # Since 22.05 srun does not take the CPUs of a task over from sbatch (srun(1)).
+    cpus = (f"--cpus-per-task={machine.cpus_per_task}",) if machine.cpus_per_task else ()
+    binds = {"cpu-bind": machine.cpu_bind, "gpu-bind": machine.gpu_bind}
+    bound = (f"--{name}={how}" for name, how in binds.items() if how)
+    srun = ("srun", "--kill-on-bad-exit=1", *cpus, *bound, *machine.srun_arguments)
+    if machine.launcher == "srun":
+        return (*srun, "sh", "-c", _RANKS, "sh", *_on_node(machine, spec, spec.command))
+    # The rendezvous endpoint is known only inside the job: the payload sets PET_RDZV_ENDPOINT.
+    rendezvous = ("--rdzv-backend=c10d", f"--rdzv-id={key}")
+    torchrun = _under_torchrun(machine, spec.command, f"--nnodes={machine.nodes}", *rendezvous)
+    return (*srun, "--ntasks-per-node=1", *_on_node(machine, spec, torchrun))
+
+
+def _is_launched(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> bool:
+    return machine.launcher != "none" and _trains(spec)
+
+
+def _trains(spec: JobSpec) -> bool:
+    return spec.kind in (Kind.TRAIN, Kind.COOLDOWN)
+
+
+def _under_torchrun(
+    machine: LocalMachine | SlurmCluster, command: tuple[str, ...], *options: str
+) -> tuple[str, ...]:
+    binding = (f"--numa-binding={machine.numa_binding}",) if machine.numa_binding else ()
+    words = (*options, f"--nproc-per-node={torchrun_workers(machine)}", *binding)
+    words = (*words, *machine.launcher_arguments)
+    python, *script = command
+    if not Path(python).name.startswith("python"):
+        return ("torchrun", *words, "--no-python", *command)
+    torchrun = (python, "-m", "torch.distributed.run", *words)
+    # It takes a file or a module, and no program's text.
+    return (*torchrun, "--no-python", *command) if script[:1] == ["-c"] else (*torchrun, *script)
+
+
+def _on_node(
+    machine: LocalMachine | SlurmCluster, spec: JobSpec, command: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The command of one task, on its node: variables of the node, NUMA binding, container."""
+    names = {**spec.environment, **machine.environment, **machine.node_environment}
+    place = spec.trainer.working_directory if _trains(spec) else None
+    container, own = spec.container, names | spec.container.environment()
+    if place is not None and isinstance(container, NoContainer):
+        command = ("env", f"--chdir={place}", *command)
+    elif place is not None and not isinstance(container, NoContainer) and not container.workdir:
+        container = container.model_copy(update={"workdir": place})
+    inside = container.inside(command, spec.output_dir, own)
+    if machine.numactl and _trains(spec):
+        inside = ("numactl", *machine.numactl, *inside)
+    if machine.node_environment or (_rule(machine) and _is_launched(machine, spec)):
+        return (_python(machine), "-c", STARTED, "start", *inside)
+    return inside
+
+
+def _node_setup(machine: LocalMachine | SlurmCluster) -> tuple[str, ...]:
+    """The command that runs the set-up once on each node; empty without one."""
+    if not machine.node_setup:
+        return ()
+    shell = ("sh", "-e", "-c", "\n".join(machine.node_setup))
+    if isinstance(machine, LocalMachine):
+        return shell
+    nodes = machine.nodes
+    return ("srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *shell)
+
+
+def _rule(machine: LocalMachine | SlurmCluster) -> dict[str, str | bool]:
+    """The rule of the rendezvous, as the payload reads it; empty for the node's own name."""
+    if isinstance(machine, LocalMachine):
+        return {}
+    return machine.rendezvous.model_dump(exclude_defaults=True)
+
+
+def _python(machine: LocalMachine | SlurmCluster) -> str:
+    own = machine.python if isinstance(machine, SlurmCluster) else None
+    return own or sys.executable

@@ -1,0 +1,1 @@
+"""What the ends of branches say together: scaling laws."""

@@ -1,0 +1,91 @@
+"""Rows of `metrics/<job>.csv`: logged iterations and validations, appended and read."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from autoexp.errors import SessionDamaged
+from autoexp.storage import atomic
+
+_LEAST = 4  # cells: a row that is being written, or was torn by a kill, has fewer
+_VALIDATION = 9  # cells of a validation's row
+
+
+class MetricsRow(NamedTuple):
+    """A logged iteration."""
+
+    iteration: int
+    loss: float
+    learning_rate: float
+    """NaN where it was not logged."""
+
+
+class ValidationRow(NamedTuple):
+    """A validation."""
+
+    iteration: int
+    loss: float
+    name: str
+
+
+def row(cells: Sequence[float | None]) -> str:
+    """A line: iteration, loss, learning rate, seconds, gradient norm, tokens/s, TFLOP/s.
+
+    What was not logged is empty, and left out at the end.
+    """
+    # Of each line of each log: no calls that it can do without.
+    last = len(cells)
+    while last > _LEAST and cells[last - 1] is None:
+        last -= 1
+    return ",".join(["" if cell is None else repr(cell) for cell in cells[:last]]) + "\n"
+
+
+def validation_row(iteration: int, loss: float, name: str) -> str:
+    """A line of a validation: its loss and its set stand behind empty cells."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([iteration, *[""] * 6, repr(loss), name])
+    return text.getvalue()
+
+
+def read(session: Path, job: str) -> list[MetricsRow]:
+    """A job's iterations, ascending; of one that stands twice, as after a restart, the last.
+
+    Points without a loss are left out. Raises SessionDamaged for what is no such file.
+    """
+    found = {
+        int(cells[0]): MetricsRow(int(cells[0]), float(cells[1]), float(cells[2] or "nan"))
+        for cells in _cells(session, job)
+        if cells[1]
+    }
+    return [found[iteration] for iteration in sorted(found)]
+
+
+def read_validations(session: Path, job: str) -> list[ValidationRow]:
+    """A job's validations, ascending; of one that stands twice the last."""
+    found = {
+        (cells[8], int(cells[0])): ValidationRow(int(cells[0]), float(cells[7]), cells[8])
+        for cells in _cells(session, job)
+        if len(cells) == _VALIDATION and cells[7]
+    }
+    return [found[key] for key in sorted(found)]
+
+
+def _cells(session: Path, job: str) -> Iterator[list[str]]:
+    """The cells of each whole row; raises SessionDamaged where a number is none."""
+    path = session / "metrics" / f"{job}.csv"
+    try:
+        with io.TextIOWrapper(atomic.open_to_read(path), newline="") as file:
+            for cells in csv.reader(file):
+                if len(cells) >= _LEAST:
+                    [float(cell) for cell in cells[:8] if cell]
+                    int(cells[0])
+                    yield cells
+    except FileNotFoundError:
+        return
+    except (atomic.WrongFile, ValueError, csv.Error) as error:
+        raise SessionDamaged(
+            f"{path} cannot be read: {error}; move it away, and the losses of this job are not "
+            "shown"
+        ) from error

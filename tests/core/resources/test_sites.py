@@ -1,0 +1,101 @@
+"""The sites of configs/slurm: what they ask for, what their pages allow, whose nodes they are."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from autoexp.config.compose import compose
+from autoexp.errors import BadInput
+from autoexp.planning.study import plan_study
+from autoexp.resources.machines import SlurmCluster
+from autoexp.storage.places import SHIPPED
+
+SITES = sorted(
+    path.stem
+    for path in (SHIPPED / "slurm").glob("*.yaml")
+    if path.stem not in ("base", "local", "block")
+)
+
+
+def cluster(site: str, *overrides: str) -> SlurmCluster:
+    machine = compose("demo", [f"slurm={site}", *overrides]).experiment.slurm
+    assert isinstance(machine, SlurmCluster)
+    return machine
+
+
+def notes(site: str, *overrides: str) -> str:
+    composed = compose("demo", [f"slurm={site}", "cooldowns=[]", *overrides])
+    return "\n".join(plan_study(composed, Path("/out")).notes)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_site_asks_for_no_more_than_its_pages_allow(site: str) -> None:
+    assert cluster(site).beyond_known_limits() == []
+
+
+@pytest.mark.parametrize("site", [site for site in SITES if site.endswith("_debug")])
+def test_short_tests_of_a_site_are_short_and_its_own(site: str) -> None:
+    own, whole = cluster(site), cluster(site.removesuffix("_debug"))
+    assert own.time_limit_min is not None
+    assert whole.time_limit_min is not None
+    assert own.time_limit_min < whole.time_limit_min
+    assert (own.partition, own.qos) != (whole.partition, whole.qos)
+    assert own.gpus_per_node == whole.gpus_per_node
+
+
+def test_a_plan_says_what_a_partition_does_not_allow() -> None:
+    told = notes("jupiter", "slurm.time_limit_min=1440", "slurm.cooldown_time_limit_min=800")
+    assert "`slurm.time_limit_min: 1440` is more than the 720 minutes that booster allows" in told
+    assert "`slurm.cooldown_time_limit_min: 800` is more than the 720" in told
+    assert notes("jupiter") == ""
+
+
+def test_a_plan_says_what_a_qos_does_not_allow_in_place_of_its_partition() -> None:
+    told = notes("leonardo", "slurm.qos=boost_qos_dbg", "slurm.nodes=3")
+    assert "`slurm.nodes: 3` is more than the 2 that boost_qos_dbg allows" in told
+    assert "than the 30 minutes that boost_qos_dbg allows" in told
+    assert notes("leonardo", "slurm.qos=boost_qos_bprod", "slurm.nodes=100") == ""
+
+
+@pytest.mark.parametrize(
+    ("host", "site"),
+    [
+        ("jpbl-s01-02", "jupiter"),
+        ("jwlogin07.juwels", "juwels"),
+        ("login02.leonardo.local", "leonardo"),
+        ("uan01", "lumi"),
+        ("alogin1", "marenostrum"),
+        ("clariden-ln002", "clariden"),
+        ("login1.vista.tacc.utexas.edu", "vista"),
+    ],
+)
+def test_a_site_is_known_by_the_name_of_its_hosts(
+    host: str, site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    composed = compose("demo", ["slurm=auto"])
+    assert composed.overrides == (f"slurm={site}",)
+    assert composed.experiment.slurm == cluster(site)
+
+
+def test_a_host_of_no_site_or_of_several_is_refused_with_what_to_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "desk.example.org")
+    with pytest.raises(BadInput, match=r"names this host, desk\.example\.org.*slurm=lumi"):
+        compose("demo", ["slurm=auto"])
+    monkeypatch.setattr(socket, "gethostname", lambda: "nid001234")
+    with pytest.raises(BadInput, match="may be one of clariden, lumi, perlmutter; say which"):
+        compose("demo", ["slurm=auto"])
+
+
+def test_a_site_of_ones_own_is_known_by_its_hosts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "ours.yaml").write_text("defaults: [base]\nhosts: ['head?']\n")
+    (tmp_path / "slurm" / "torn.yaml").write_text("hosts: [")
+    monkeypatch.setenv("AUTOEXP_CONFIGS", str(tmp_path))
+    monkeypatch.setattr(socket, "gethostname", lambda: "head1.cluster.local")
+    assert compose("demo", ["slurm=auto"]).overrides == ("slurm=ours",)

@@ -1,0 +1,78 @@
+"""Runs the parser of a Megatron-LM checkout: `PYTHON megatron_parser.py CHECKOUT < argv.json`.
+
+Prints the names of all arguments, and what of each command line the parser does not take. What it
+imports for GPUs alone is stood in for.
+"""
+
+import argparse
+import importlib.abc
+import importlib.machinery
+import json
+import sys
+import types
+import typing
+
+import torch._dynamo
+import torch._inductor.runtime.triton_compat
+import torch._inductor.runtime.triton_heuristics
+import torch.utils._triton
+import torch.utils.flop_counter
+import typing_extensions
+
+
+class Anything:
+    """Whatever is asked of it."""
+
+    def __call__(self, *arguments, **keywords):
+        decorates = len(arguments) == 1 and callable(arguments[0]) and not keywords
+        return arguments[0] if decorates else self
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __mro_entries__(self, bases):
+        return ()
+
+
+class StandIn(types.ModuleType):
+    """A module of whatever is asked for."""
+
+    __version__ = "3.9.9"
+    __path__ = ()
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything()
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds stand-ins for triton."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "triton":
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        return StandIn(spec.name)
+
+    def exec_module(self, module):
+        module.__path__ = []
+
+
+if __name__ == "__main__":
+    torch.utils._triton.has_triton_package()  # torch remembers that there is none
+    torch.utils._triton.has_triton()
+    typing.override = typing_extensions.override  # Python 3.11
+    sys.meta_path.insert(0, Finder())
+    sys.path.insert(0, sys.argv[1])
+    from megatron.training.arguments import add_megatron_arguments
+
+    parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+    spelled = [word for action in parser._actions for word in action.option_strings]
+    names = sorted(word[2:].replace("-", "_") for word in spelled if word.startswith("--"))
+    unknown = [parser.parse_known_args(line)[1] for line in json.load(sys.stdin)]
+    print(json.dumps({"names": names, "unknown": unknown}))
