@@ -4,7 +4,7 @@ from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
 from autoexp.resources.machines import SlurmCluster as SlurmSettings
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 
 
 class SlurmCluster(Block):

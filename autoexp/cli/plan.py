@@ -60,7 +60,7 @@ def ask_slurm(found: "Plan") -> None:
     """Raise BadInput for a plan of which SLURM, where it answers, would not take a job."""
     if all(job.machine.kind == "local" for job in found.jobs):
         return
-    from autoexp.schedulers.slurm_probe import refusals
+    from autoexp.schedulers.slurm.probe import refusals
 
     if reasons := refusals(found.jobs):
         raise BadInput("\n  ".join([*reasons, "nothing was submitted"]))

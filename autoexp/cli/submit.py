@@ -100,7 +100,7 @@ def adopt(
     from autoexp.planning.plan import make_plan
     from autoexp.planning.rule_checks import validate_rules
     from autoexp.resources.machines import SlurmCluster
-    from autoexp.schedulers.slurm_queue import cluster_name, describe
+    from autoexp.schedulers.slurm.queue import cluster_name, describe
     from autoexp.session.find import own_session_path, session_exists
     from autoexp.session.meta import output_root
     from autoexp.session.session import Session

@@ -21,9 +21,9 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.resources.containers import NoContainer
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
-from autoexp.schedulers.slurm_commands import SlurmCommandFailed, at, run
-from autoexp.schedulers.slurm_parsing import read_longest
-from autoexp.schedulers.slurm_script import body, executor_for
+from autoexp.schedulers.slurm.commands import SlurmCommandFailed, at, run
+from autoexp.schedulers.slurm.parsing import read_longest
+from autoexp.schedulers.slurm.script import body, executor_for
 
 Verdict = Literal["ok", "to mend", "not known"]
 

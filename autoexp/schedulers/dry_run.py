@@ -8,7 +8,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.launch import variables_of, with_launcher
-from autoexp.schedulers.slurm_script import executor_for
+from autoexp.schedulers.slurm.script import executor_for
 from autoexp.storage import atomic
 
 

@@ -10,7 +10,7 @@ def scheduler_for(experiment: Experiment) -> Scheduler:
     # Imported here: submitit takes a moment, and most commands submit nothing.
     machine = experiment.slurm
     if isinstance(machine, SlurmCluster):
-        from autoexp.schedulers.slurm import SlurmScheduler
+        from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 
         return SlurmScheduler(machine)
     from autoexp.schedulers.local import LocalScheduler

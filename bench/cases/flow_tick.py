@@ -12,7 +12,7 @@ from autoexp.flows.concurrency.children import Children
 from autoexp.flows.engine.session_run import SessionRun
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from autoexp.session.session import Session
 from autoexp.storage.lease import Lease
 from bench.world import sessions, yardstick

@@ -10,7 +10,7 @@ from prefect import get_client
 from autoexp.flows.engine.session_run import SessionRun
 from autoexp.jobs.record import JobRecord
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from bench.cases.reaction import fake_cluster, until, watch, with_cooldowns
 from bench.cases.served import Relay
 from bench.world import sessions

@@ -8,7 +8,7 @@ from pathlib import Path
 from autoexp.jobs.record import Attempt
 from autoexp.monitor.monitor import Monitor
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from autoexp.session.session import Session
 from bench.world import sessions
 from bench.world.measure import Figure, cpu_s, wall_s

@@ -36,7 +36,7 @@ from autoexp.flows.publishing.events import EventEmitter
 from autoexp.monitor.monitor import Look
 from autoexp.reports.status import JobSummary, Status, status_of
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.slurm_commands import SlurmCommandFailed, run
+from autoexp.schedulers.slurm.commands import SlurmCommandFailed, run
 from autoexp.session.session import Session
 
 # Drawing takes two seconds of a core, in a process of its own: what it imports would stay here for

@@ -28,7 +28,7 @@ from autoexp.rules.events import (
     StateChanged,
 )
 from autoexp.rules.rules import OnReady
-from autoexp.schedulers.slurm_parsing import SQUEUE_FORMAT
+from autoexp.schedulers.slurm.parsing import SQUEUE_FORMAT
 from autoexp.session.meta import new_id
 from autoexp.session.session import Session
 from autoexp.storage import atomic

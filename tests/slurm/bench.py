@@ -14,7 +14,7 @@ from autoexp.payload import processes_with_cookie
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.events import StateChanged
 from autoexp.schedulers.base import AttemptRef, JobStatus, SubmitOptions, prepare, submit_once
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from autoexp.session.session import Session
 from autoexp.states import Kind
 from tests.builders import create

@@ -12,7 +12,7 @@ from autoexp.planning.plan import make_plan
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.launch import payload_spec
-from autoexp.schedulers.slurm_script import body, executor_for
+from autoexp.schedulers.slurm.script import body, executor_for
 from autoexp.storage.places import SHIPPED
 from tests.sources import ROOT
 

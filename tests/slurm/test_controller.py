@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from autoexp.errors import SubmissionUncertain
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from autoexp.states import Verdict
 from tests.slurm.bench import Bench, slurm
 from tests.slurm.bench import cluster as small_job

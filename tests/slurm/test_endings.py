@@ -7,7 +7,7 @@ import pytest
 
 from autoexp.jobs.summary import waits
 from autoexp.schedulers.base import JobStatus
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from autoexp.states import Verdict
 from tests.patience import until
 from tests.slurm import crowd

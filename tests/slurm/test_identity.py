@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from autoexp.schedulers.base import SubmitOptions, prepare, submit_once
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from autoexp.states import Verdict
 from tests.patience import until
 from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm
@@ -89,7 +89,7 @@ def test_where_sacct_never_answers_a_job_that_left_no_trace_comes_to_an_end(
     bench.wait("RUNNING", "job")
     commands.fails("sacct", "sacct: error: Problem talking to the database: Connection refused")
     commands.tell("squeue", HIDE_ENDED)
-    monkeypatch.setattr("autoexp.schedulers.slurm_missing._SHORTEST_SILENCE_S", 2.0)
+    monkeypatch.setattr("autoexp.schedulers.slurm.missing._SHORTEST_SILENCE_S", 2.0)
     bench.scheduler = SlurmScheduler(cluster(lost_after_s=0.5))
     (payload,) = until(lambda: payloads(bench), "the payload")
     os.kill(payload, signal.SIGKILL)

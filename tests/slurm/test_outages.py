@@ -12,7 +12,7 @@ from autoexp.errors import (
 )
 from autoexp.jobs.record import Attempt
 from autoexp.schedulers.base import AttemptRef, JobStatus
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from tests.patience import until
 from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm
 from tests.slurm.commands import HIDE_ENDED, Commands
@@ -245,7 +245,7 @@ def test_a_job_that_only_accounting_knows_lives_for_an_hour_and_is_ended_before_
     assert bench.attempt("runs").state == "RUNNING"
     assert not commands.calls("scancel")
 
-    monkeypatch.setattr("autoexp.schedulers.slurm_missing._RUNAWAY_AFTER_S", 1.0)
+    monkeypatch.setattr("autoexp.schedulers.slurm.missing._RUNAWAY_AFTER_S", 1.0)
     bench.wait("LOST", "runs")
     assert [call.arguments for call in commands.calls("scancel")] == [
         f"--name {ref.name} {ref.job_id}"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from autoexp.schedulers.slurm_probe import refusals
+from autoexp.schedulers.slurm.probe import refusals
 from tests.builders import spec_of
 from tests.slurm.bench import cluster, slurm
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from tests.slurm.bench import FOR_EVER, Bench, cluster, slurm
 from tests.slurm.commands import HIDE_ENDED, Commands
 

@@ -32,7 +32,8 @@ from autoexp.rules.condition_checks import Facts, check
 from autoexp.rules.conditions import FileContains, FileExists, Glob
 from autoexp.rules.describe import describe
 from autoexp.rules.events import LogMatched
-from autoexp.schedulers import exit_files, slurm_parsing
+from autoexp.schedulers import exit_files
+from autoexp.schedulers.slurm import parsing as slurm_parsing
 from autoexp.session.meta import SessionMeta
 from autoexp.storage import atomic, claims, migrations, processes
 from tests.core.rules.facts import facts
@@ -402,9 +403,9 @@ PROMISES: dict[str, Promise] = {
     "autoexp.logs.linear.LinePattern": _search,
     "autoexp.logs.numbers.number": _number,
     "autoexp.logs.tail.read_new": _read_new,
-    "autoexp.schedulers.slurm_parsing.read_squeue": _squeue,
-    "autoexp.schedulers.slurm_parsing.read_sacct": _sacct,
-    "autoexp.schedulers.slurm_parsing.read_longest": _longest,
+    "autoexp.schedulers.slurm.parsing.read_squeue": _squeue,
+    "autoexp.schedulers.slurm.parsing.read_sacct": _sacct,
+    "autoexp.schedulers.slurm.parsing.read_longest": _longest,
     "autoexp.backends.checkpoints.Layout": _scan,
     "autoexp.jobs.scores.read_scores": _scores,
     "autoexp.jobs.tracebacks.last_exception": _exception,

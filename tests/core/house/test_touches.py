@@ -17,7 +17,7 @@ KINDS = (
 )
 IMPORTS = {
     "Prefect": r"prefect(_shell)?(\.|$)|autoexp\.tasks\.",
-    "scheduler": r"submitit\.|autoexp\.schedulers\.slurm_commands\.(run|ask)$",
+    "scheduler": r"submitit\.|autoexp\.schedulers\.slurm\.commands\.(run|ask)$",
     "processes": r"subprocess$",
     "network": r"urllib\.request$|http\.client$|http\.cookies$|httpx$|uvicorn$",
     "environment": r"autoexp\.storage\.places\.(sessions_root|own_configs)$",

@@ -17,7 +17,7 @@ from autoexp.rules.actions import Cancel, ExcludeNodes, Launch
 from autoexp.rules.events import BudgetPassed, LogMatched, TrunksFinished
 from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.local import LocalScheduler
-from autoexp.schedulers.slurm_script import executor_for
+from autoexp.schedulers.slurm.script import executor_for
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.inbox import ActionRequest, SubmitRequest, enqueue
 from autoexp.session.session import ExcludedNode, Session

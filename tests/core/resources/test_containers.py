@@ -15,7 +15,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.planning.plan import make_plan
 from autoexp.schedulers.base import PayloadSpec
 from autoexp.schedulers.local import LocalScheduler
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from tests.builders import attempt_of
 
 FEW = ("cooldowns=[]", "project.name=boxed")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from autoexp.errors import SchedulerUnavailable, SubmissionUncertain
-from autoexp.schedulers.slurm_commands import run
-from autoexp.schedulers.slurm_script import _sbatch
+from autoexp.schedulers.slurm.commands import run
+from autoexp.schedulers.slurm.script import _sbatch
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from autoexp.cli.main import main
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.slurm_probe import refusals
+from autoexp.schedulers.slurm.probe import refusals
 from tests.builders import spec_of
 from tests.fakes.slurm import Fakes
 

@@ -21,10 +21,10 @@ from autoexp.errors import (
 from autoexp.operations.cancel import cancel_directly
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import AttemptRef, JobStatus, SubmitOptions
-from autoexp.schedulers.slurm import SlurmScheduler
-from autoexp.schedulers.slurm_commands import run
-from autoexp.schedulers.slurm_parsing import read_limit, read_sacct, read_squeue
-from autoexp.schedulers.slurm_script import is_passing, read_answer
+from autoexp.schedulers.slurm.commands import run
+from autoexp.schedulers.slurm.parsing import read_limit, read_sacct, read_squeue
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
+from autoexp.schedulers.slurm.script import is_passing, read_answer
 from autoexp.session.session import Session
 from tests.builders import TINY, create
 from tests.fakes.slurm import COMMANDS, Fakes
@@ -46,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         passed += seconds
 
     mine = SimpleNamespace(monotonic=lambda: passed, sleep=go)
-    monkeypatch.setattr("autoexp.schedulers.slurm.time", mine)
+    monkeypatch.setattr("autoexp.schedulers.slurm.scheduler.time", mine)
     return go
 
 

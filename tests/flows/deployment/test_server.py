@@ -24,7 +24,7 @@ from autoexp.errors import AutoexpError
 from autoexp.flows.concurrency import foreground
 from autoexp.flows.concurrency.foreground import Foreground, run_in_thread
 from autoexp.flows.deployment import deploy, server, server_checks
-from autoexp.schedulers import slurm_commands
+from autoexp.schedulers.slurm import commands as slurm_commands
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.builders import create

@@ -14,7 +14,7 @@ from autoexp.errors import BadInput
 from autoexp.flows.engine.compose import compose
 from autoexp.resources import machines
 from autoexp.resources.containers import Apptainer
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from tests.flows.commands import autoexp
 
 pytestmark = pytest.mark.prefect

@@ -18,7 +18,7 @@ from autoexp.jobs.record import JobRecord
 from autoexp.monitor.worklist import JobView
 from autoexp.operations import action_runs
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.slurm import SlurmScheduler
+from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from autoexp.tasks import effects
 from tests.builders import attempt_of, spec_of
 

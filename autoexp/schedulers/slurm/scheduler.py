@@ -19,7 +19,7 @@ from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.resources.machines import LocalMachine, SlurmCluster
-from autoexp.schedulers import launch, slurm_commands
+from autoexp.schedulers import launch
 from autoexp.schedulers.base import (
     NOT_OURS,
     AttemptRef,
@@ -31,9 +31,10 @@ from autoexp.schedulers.base import (
     read_claim,
 )
 from autoexp.schedulers.exit_files import from_exit_file, merge_exit_file
-from autoexp.schedulers.slurm_commands import NO_ANSWER, SlurmCommandFailed, run
-from autoexp.schedulers.slurm_missing import MissingJobs, ended_by_us
-from autoexp.schedulers.slurm_parsing import (
+from autoexp.schedulers.slurm import commands
+from autoexp.schedulers.slurm.commands import NO_ANSWER, SlurmCommandFailed, run
+from autoexp.schedulers.slurm.missing import MissingJobs, ended_by_us
+from autoexp.schedulers.slurm.parsing import (
     SACCT_FORMAT,
     SQUEUE_FORMAT,
     Row,
@@ -43,7 +44,7 @@ from autoexp.schedulers.slurm_parsing import (
     read_scripts,
     read_squeue,
 )
-from autoexp.schedulers.slurm_script import REFUSAL, as_time, body, executor_for
+from autoexp.schedulers.slurm.script import REFUSAL, as_time, body, executor_for
 
 # After "Socket timed out" the first healthy squeue did not show an accepted job yet, in 6 of 6
 # tries; 60 ms later it did. Several seconds are required, to be sure.
@@ -126,7 +127,7 @@ class SlurmScheduler:
     def _take_back(self, job_id: str, name: str, cluster: str | None) -> None:
         """Refuse a job that went to a cluster other than the one that is queried."""
         with suppress(SchedulerUnavailable, SlurmCommandFailed):
-            command = slurm_commands.at(cluster, ["scancel", "--name", name, job_id])
+            command = commands.at(cluster, ["scancel", "--name", name, job_id])
             run(command, self._cluster.query_timeout_s)
         raise SubmissionRefused(
             f"sbatch sent it as job {job_id} to cluster {cluster}, where it was cancelled: "
@@ -384,7 +385,7 @@ class SlurmScheduler:
         try:
             self._run(["scancel", *only, *(str(t.job_id) for t in refs)])
         except SlurmCommandFailed as error:
-            refused = {t.key: slurm_commands.about(str(t.job_id), error.stderr) for t in refs}
+            refused = {t.key: commands.about(str(t.job_id), error.stderr) for t in refs}
             if only and _NO_SUCH.search(error.stderr):  # it names no job then
                 refused = {key: words or error.stderr for key, words in refused.items()}
             if NO_ANSWER.search(error.stderr) or not any(refused.values()):
@@ -401,7 +402,7 @@ class SlurmScheduler:
         try:
             self._run(["scancel", "--name", ref.name, job_id])
         except SlurmCommandFailed as error:
-            if not slurm_commands.about(job_id, error.stderr):
+            if not commands.about(job_id, error.stderr):
                 raise SchedulerUnavailable(str(error)) from error
 
     def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
@@ -428,7 +429,7 @@ class SlurmScheduler:
     # Asking
 
     def _run(self, command: Sequence[str]) -> str:
-        asked = slurm_commands.at(self._cluster.at, command)
+        asked = commands.at(self._cluster.at, command)
         return run(asked, self._cluster.query_timeout_s)
 
     def _ask(self, command: Sequence[str]) -> str:

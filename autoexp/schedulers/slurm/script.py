@@ -17,7 +17,7 @@ from autoexp.errors import (
 )
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
-from autoexp.schedulers.slurm_commands import (
+from autoexp.schedulers.slurm.commands import (
     NO_ANSWER,
     SlurmCommandFailed,
     in_one_line,

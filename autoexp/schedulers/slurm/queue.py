@@ -4,7 +4,7 @@ import re
 
 from autoexp.errors import BadInput
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.slurm_commands import SlurmCommandFailed, at, run
+from autoexp.schedulers.slurm.commands import SlurmCommandFailed, at, run
 
 _JOB_ID = re.compile(r"[1-9][0-9]*(_(0|[1-9][0-9]*))?")
 # Each of these ends its line, so that names may hold spaces.

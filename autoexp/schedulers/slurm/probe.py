@@ -11,9 +11,9 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.model import nearest
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
-from autoexp.schedulers.slurm_commands import NO_ANSWER, SlurmCommandFailed, at, in_one_line, run
-from autoexp.schedulers.slurm_parsing import read_longest
-from autoexp.schedulers.slurm_script import executor_for, is_passing
+from autoexp.schedulers.slurm.commands import NO_ANSWER, SlurmCommandFailed, at, in_one_line, run
+from autoexp.schedulers.slurm.parsing import read_longest
+from autoexp.schedulers.slurm.script import executor_for, is_passing
 from autoexp.storage import atomic
 
 _MOST_KINDS = 8

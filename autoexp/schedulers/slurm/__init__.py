@@ -1,0 +1,1 @@
+"""SLURM: its commands, and what their answers mean."""
