@@ -37,7 +37,9 @@ class MegatronBackend(BackendBase):
         description="the Megatron-LM checkout that runs, as seen by the job"
     )
     script: str = Field("pretrain_gpt.py", description="the script in it")
-    python: str = Field(sys.executable, description="the Python that runs it")
+    python: str = Field(
+        default_factory=lambda: sys.executable, description="the Python that runs it"
+    )
     args: MegatronArgs
 
     @model_validator(mode="after")
