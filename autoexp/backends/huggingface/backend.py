@@ -105,7 +105,9 @@ class HuggingFaceBackend(BackendBase):
     script: AbsolutePath = Field(
         description="the script; it passes on `resume_from_checkpoint`, or resumes by itself"
     )
-    python: str = Field(sys.executable, description="the Python that runs it")
+    python: str = Field(
+        default_factory=lambda: sys.executable, description="the Python that runs it"
+    )
     resume: bool = Field(
         True,
         description="give it `--resume_from_checkpoint` with its last checkpoint; off for a "

@@ -45,7 +45,9 @@ class MegatronBackend(BackendBase):
         description="the Megatron-LM checkout that runs, as seen by the job"
     )
     script: str = Field("pretrain_gpt.py", description="the script in it")
-    python: str = Field(sys.executable, description="the Python that runs it")
+    python: str = Field(
+        default_factory=lambda: sys.executable, description="the Python that runs it"
+    )
     takes_rampup: bool = Field(
         False,
         description="true says of a checkout that cannot be read from here, as inside an image, "

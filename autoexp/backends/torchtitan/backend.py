@@ -95,7 +95,9 @@ class TorchtitanBackend(BackendBase):
     source: AbsolutePath | None = Field(
         None, description="a checkout, if torchtitan is not installed"
     )
-    python: str = Field(sys.executable, description="the Python that runs it")
+    python: str = Field(
+        default_factory=lambda: sys.executable, description="the Python that runs it"
+    )
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
     args: TorchtitanArgs
 

@@ -304,7 +304,7 @@ def test_claims_on_jobs_go_once_no_session_has_the_job_and_no_other_goes(
         session.change_attempt(
             job, job.attempts[0], {"state": "COMPLETED", "verdict": Verdict.CONTINUE}
         )
-    assert sessions_remove("a46") == 0
+    assert sessions_remove("a46", yes=True) == 0
     assert claimed() == {"41", "43", "45"}
     assert ask("a48", tmp_path / "48", job_id="48") == 0
     assert claimed() == {"41", "43", "45", "48"}
