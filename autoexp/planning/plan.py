@@ -50,7 +50,7 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     stages = stage_jobs(experiment, [*own.jobs, *merges.jobs])
     cost = alone(together([own.cost, *stages.costs])) if stages.costs else own.cost
     machine = experiment.slurm
-    limits = machine.beyond_known_limits() if isinstance(machine, SlurmCluster) else ()
+    limits = machine.remarks() if isinstance(machine, SlurmCluster) else ()
     return Plan(
         jobs=(*own.jobs, *merges.jobs, *stages.jobs),
         notes=(*limits, *own.notes, *merges.notes, *stages.notes),
