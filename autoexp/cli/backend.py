@@ -54,7 +54,7 @@ def backend_check(
     verdict = "fits" if found.fits else "does not fit"
     counts = ", ".join(f"{len(names)} {kind}" for kind, _, names in kinds if kind != "meaning")
     if own is not None:
-        out.print(f"{source}: torchtitan {own.speaks}: backend={own.backend}", soft_wrap=True)
+        out.print(f"{source}: torchtitan {own.speaks}", soft_wrap=True)
     else:
         counts = f"{megatron.compare(Path(source), script).read} arguments, {counts}"
     out.print(f"{source}: {verdict}: {counts}", soft_wrap=True)
