@@ -378,6 +378,7 @@ class Supervisor:
         """Tell the trainer that the time limit is near, by the signal that it handles or a file."""
         if file := self._spec.get("warning_file"):
             with contextlib.suppress(OSError):
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
                 Path(file).touch()
             return
         steps = bool(self._spec.get("signal_steps"))

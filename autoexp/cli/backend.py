@@ -1,5 +1,6 @@
 """`autoexp backend` and `doctor`: check a trainer's arguments, its log, and the cluster."""
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -59,7 +60,7 @@ def backend_check(
     verdict = "fits" if found.fits else "does not fit"
     counts = ", ".join(f"{len(names)} {kind}" for kind, _, names in kinds if kind != "meaning")
     if own is not None:
-        out.print(f"{source}: torchtitan {own.speaks}: backend={own.backend}", soft_wrap=True)
+        out.print(f"{source}: torchtitan {own.speaks}", soft_wrap=True)
     else:
         counts = f"{megatron.compare(Path(source), script).read} arguments, {counts}"
     out.print(f"{source}: {verdict}: {counts}", soft_wrap=True)
@@ -130,20 +131,27 @@ def _read_as(line: "ReadLine") -> str:
 
 def doctor(
     experiment: options.Experiment = None,
+    job: Annotated[
+        bool,
+        typer.Option("--job", help="Also submit a job of three minutes, which reports and ends."),
+    ] = False,
     as_json: options.AsJson = False,
 ) -> int:
-    """Check this host and its cluster for an experiment; submits nothing.
+    """Check this host and its cluster for an experiment; submits nothing unless it is told to.
 
-    Account, partition, QOS, limits and the batch script are asked of SLURM. The exit code is 1
-    when something is to be mended.
+    Account, partition, QOS, limits and the batch script are asked of SLURM. With --job, a job with
+    the experiment's resources says which processes begin, what they see, and if a warning reaches
+    them. The exit code is 1 when something is to be mended.
 
     \b
     Examples:
       autoexp doctor slurm=lumi
+      autoexp doctor slurm=lumi slurm.nodes=2 --job
       autoexp doctor study slurm=jupiter container=jupiter container.image=/e/images/train.sif
     """
     from autoexp.cli.plan import wanted
-    from autoexp.operations.doctor import examine
+    from autoexp.operations.doctor.host import examine
+    from autoexp.operations.doctor.job import examine_job
     from autoexp.reports.terminal import console, say_json
     from autoexp.session.create import plan_of
     from autoexp.storage.places import sessions_root
@@ -151,12 +159,20 @@ def doctor(
     words = list(experiment or [])
     composed = wanted(words if any("=" not in word for word in words) else ["demo", *words], None)
     trunk = plan_of(composed).trunk
-    found = examine(composed.experiment, trunk, sessions_root())
+    out, root = console(), sessions_root()
+    found = examine(composed.experiment, trunk, root)
+    if job:
+
+        def notify(words: str) -> None:
+            if not as_json:
+                out.print(words, soft_wrap=True)
+
+        found = chain(found, examine_job(composed.experiment, trunk, root, notify))
     if as_json:
         lines = [finding._asdict() for finding in found]
         say_json(lines)
         return int(any(line["verdict"] == "to mend" for line in lines))
-    out, mending = console(), False
+    mending = False
     for finding in found:
         mending |= finding.verdict == "to mend"
         out.print(f"{finding.verdict:<10}{finding.what:<15} {finding.text}", soft_wrap=True)

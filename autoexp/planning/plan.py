@@ -58,8 +58,8 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     stages = stage_jobs(experiment, [*own.jobs, *merges.jobs])
     cost = alone(together([own.cost, *stages.costs])) if stages.costs else own.cost
     machine = experiment.slurm
-    limits = machine.beyond_known_limits() if isinstance(machine, SlurmCluster) else ()
     jobs = (*own.jobs, *merges.jobs, *stages.jobs)
+    limits = machine.remarks() if isinstance(machine, SlurmCluster) else ()
     return Plan(
         jobs=jobs,
         notes=(*limits, *own.notes, *merges.notes, *stages.notes),

@@ -28,8 +28,8 @@ def training(experiment: Experiment, output_root: Path, save_dir: Path | None = 
 
     Raises BadInput with every impossible cooldown, and the reason.
     """
-    trainer, workers = experiment.trainer, experiment.slurm.workers
-    refused = [f"backend: {problem}" for problem in trainer.problems(workers)]
+    trainer = experiment.trainer
+    refused = [f"backend: {problem}" for problem in _problems(experiment)]
     if isinstance(experiment.container, NoContainer):
         missing = [path for path in trainer.sources if not path.exists()]
         refused += [f"backend: {path}: no such file" for path in missing]
@@ -51,6 +51,19 @@ def training(experiment: Experiment, output_root: Path, save_dir: Path | None = 
     cost = cost_of(jobs, copies=copies, size=size)
     estimated = tuple(_with_estimate(job, trunk, experiment) for job in jobs)
     return Training(estimated, tuple(notes), cost)
+
+
+def _problems(experiment: Experiment) -> list[str]:
+    """What keeps the trainer from running on each number of processes that a job may have."""
+    trainer, worlds = experiment.trainer, experiment.slurm.worlds
+    found = dict.fromkeys(problem for workers in worlds for problem in trainer.problems(workers))
+    if len({trainer.batches(workers) for workers in worlds}) > 1:
+        changes = (
+            "an iteration has other samples on fewer processes, so its lengths would change as "
+            "nodes fail: give `slurm.nodes` one number"
+        )
+        return [*found, changes]
+    return list(found)
 
 
 def _with_estimate(job: JobSpec, trunk: JobSpec, experiment: Experiment) -> JobSpec:

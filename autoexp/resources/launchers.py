@@ -22,6 +22,13 @@ NODE_VALUES = {
 }
 """What `{name}` stands for in `node_environment`; filled in by `autoexp/schedulers/node.py`."""
 _OF_A_PROCESS = ("rank", "local_rank")
+_OF_TORCHRUN = {
+    "launcher_arguments": "srun's own are `srun_arguments`",
+    "restarts": "under srun and alone, rules restart attempts",
+    "numa_binding": "it is an option of torchrun; ft_launcher reads $NVRX_GPUS_PER_NUMA",
+    "workers_per_node": "under srun that is `tasks_per_node`",
+}
+_RESTARTS = ("--max-restarts", "--max_restarts")
 
 
 class Rendezvous(FrozenModel):
@@ -52,16 +59,26 @@ class Rendezvous(FrozenModel):
         return self == Rendezvous()
 
 
+ELASTIC = ("torchrun", "ft_launcher")
+"""Launchers that run once a node, start the trainer's processes there, and start them again."""
+
+
 class Launching(FrozenModel):
     """What a machine says about the processes of a trainer."""
 
     launcher_arguments: tuple[str, ...] = Field(
-        (), description="further arguments for torchrun, such as `--max-restarts=1`"
+        (), description="further arguments for torchrun or ft_launcher"
+    )
+    restarts: int = Field(
+        0,
+        ge=0,
+        description="times that torchrun or ft_launcher starts the trainer again within an "
+        "attempt, from its newest checkpoint, when a process or a node of it fails",
     )
     workers_per_node: int | None = Field(
         None,
         gt=0,
-        description="processes that torchrun starts on each node; one for each GPU if unset",
+        description="processes that torchrun or ft_launcher starts a node; one a GPU if unset",
     )
     numa_binding: Literal["node", "socket", "exclusive", "core-complex"] | None = Field(
         None, description="torchrun binds each process to its GPU's cores (torch 2.9 or later)"
@@ -84,14 +101,12 @@ class Launching(FrozenModel):
 
 def refuse_misfits(machine: Launching, launcher: str) -> None:
     """Raise ValueError for settings that this launcher would ignore, or cannot fill in."""
-    for name in ("launcher_arguments", "numa_binding", "workers_per_node"):
-        if launcher != "torchrun" and getattr(machine, name):
-            instead = {
-                "launcher_arguments": "srun's own are `srun_arguments`",
-                "numa_binding": "it is an option of torchrun",
-                "workers_per_node": "under srun that is `tasks_per_node`",
-            }[name]
-            raise ValueError(f"`{name}` needs `launcher: torchrun`; {instead}")
+    for name, instead in _OF_TORCHRUN.items():
+        takes = ("torchrun",) if name == "numa_binding" else ELASTIC
+        if launcher not in takes and getattr(machine, name):
+            raise ValueError(f"`{name}` needs `launcher: {' or '.join(takes)}`; {instead}")
+    if machine.restarts and any(word.startswith(_RESTARTS) for word in machine.launcher_arguments):
+        raise ValueError("`restarts` and `launcher_arguments` both say --max-restarts")
     _refuse_unknown_values(machine.node_environment, launcher)
 
 
@@ -103,8 +118,8 @@ def _refuse_unknown_values(variables: Mapping[str, str], launcher: str) -> None:
                 hint = nearest(name, NODE_VALUES, braces=True)
                 known = ", ".join(f"{{{known}}}" for known in NODE_VALUES)
                 raise ValueError(f"{where}: nothing is called {{{name}}}{hint} There are {known}")
-            if name in _OF_A_PROCESS and launcher == "torchrun":
+            if name in _OF_A_PROCESS and launcher in ELASTIC:
                 raise ValueError(
-                    f"{where}: {{{name}}} is not known before torchrun starts the processes; it "
+                    f"{where}: {{{name}}} is not known before {launcher} starts the processes; it "
                     f"sets ${name.upper()} for each of them"
                 )

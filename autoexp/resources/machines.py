@@ -2,13 +2,13 @@
 
 import os
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp import sinks
 from autoexp.model import COMPOSING, FrozenModel, nearest
-from autoexp.resources.launchers import Launching, Rendezvous, refuse_misfits
+from autoexp.resources.launchers import ELASTIC, Launching, Rendezvous, refuse_misfits
 from autoexp.resources.sbatch_options import OPTIONS, OURS
 
 _CHOOSES_CLUSTER = ("SBATCH_CLUSTERS", "SLURM_CLUSTERS")
@@ -51,6 +51,11 @@ class LocalMachine(Launching):
     def workers(self) -> int:
         """Processes of a trainer."""
         return torchrun_workers(self) if self.launcher == "torchrun" else 1
+
+    @property
+    def worlds(self) -> tuple[int, ...]:
+        """The numbers of processes with which a trainer may go on in one job."""
+        return (self.workers,)
 
     def configured_limit_min(self, *, cooldown: bool) -> float | None:
         """Minutes that a job may run."""
@@ -103,7 +108,17 @@ class SlurmCluster(Launching):
     account: str | None = Field(None, description="account to charge; often required")
     partition: str | None = Field(None, description="partition; the cluster's default if unset")
     qos: str | None = Field(None, description="quality of service")
-    nodes: int = Field(1, gt=0, description="nodes of a job")
+    nodes: int = Field(
+        1,
+        gt=0,
+        description="nodes of a job; `2:4` are four, of which it goes on with two where nodes fail",
+    )
+    min_nodes: int | None = Field(
+        None,
+        gt=0,
+        description="the fewest nodes, the same as the first number of `nodes: 2:4`: torchrun goes "
+        "on with as few, ft_launcher trains on as many, and the others stand by",
+    )
     gpus_per_node: int = Field(0, ge=0, description="GPUs on each node")
     request_gpus: bool = Field(
         True, description="ask sbatch for them; off where whole nodes are given, or by `options`"
@@ -153,7 +168,7 @@ class SlurmCluster(Launching):
         1, ge=1, description="number of attempts queued ahead (SLURM `afterany` dependencies)"
     )
 
-    launcher: Literal["none", "srun", "torchrun"] = Field(
+    launcher: Literal["none", "srun", "torchrun", "ft_launcher"] = Field(
         "none", description="launcher of the trainer inside the job"
     )
     srun_arguments: tuple[str, ...] = Field((), description="further arguments for srun")
@@ -193,16 +208,30 @@ class SlurmCluster(Launching):
             "none": 1,
             "srun": self.nodes * self.tasks_per_node,
             "torchrun": self.nodes * torchrun_workers(self),
+            "ft_launcher": (self.nodes - self.spares) * torchrun_workers(self),
         }
         return each[self.launcher]
+
+    @property
+    def spares(self) -> int:
+        """Nodes that stand by: their GPUs train nothing until another node fails."""
+        return self.nodes - (self.min_nodes or self.nodes) if self.launcher == "ft_launcher" else 0
+
+    @property
+    def worlds(self) -> tuple[int, ...]:
+        """The numbers of processes with which a trainer may go on in one job."""
+        if self.launcher != "torchrun":
+            return (self.workers,)
+        least = self.min_nodes or self.nodes
+        return tuple(nodes * torchrun_workers(self) for nodes in range(self.nodes, least - 1, -1))
 
     def configured_limit_min(self, *, cooldown: bool) -> float | None:
         """Configured or largest time limit of a job in minutes; None leaves it to the partition."""
         fixed = self.cooldown_time_limit_min if cooldown else None
         return self.time_limit_min if fixed is None else fixed
 
-    def beyond_known_limits(self) -> list[str]:
-        """Sentences on what is asked for and is more than the site says that it allows."""
+    def remarks(self) -> list[str]:
+        """Sentences for a plan: more than the site says that it allows, and what spares cost."""
         # A QOS is chosen for its limits, which win over the partition's.
         name = self.qos if self.qos in self.known_limits else self.partition
         known = self.known_limits.get(name or "", KnownLimit())
@@ -214,12 +243,44 @@ class SlurmCluster(Launching):
             for limit, minutes in asked.items()
             if minutes is not None and known.time_min is not None and minutes > known.time_min
         ]
+        if self.spares:
+            found.append(
+                f"{self.spares} of the {self.nodes} nodes of a job stand by: they cost as much as "
+                f"those that train ({self.spares * self.gpus_per_node} of {self.gpus} GPUs)"
+            )
         if known.nodes is not None and self.nodes > known.nodes:
             found.append(
                 f"`slurm.nodes: {self.nodes}` is more than the {known.nodes} that {name} allows by "
                 "its site's pages: such a job waits for ever"
             )
         return found
+
+    @model_validator(mode="before")
+    @classmethod
+    def _range_of_nodes(cls, value: Any) -> Any:
+        nodes = value.get("nodes") if isinstance(value, dict) else None
+        if isinstance(nodes, str) and ":" in nodes:
+            if value.get("min_nodes") is not None:
+                raise ValueError(f"`nodes: {nodes}` says `min_nodes` too: give one of them")
+            least, _, most = nodes.partition(":")
+            return {**value, "nodes": most.strip(), "min_nodes": least.strip()}
+        return value
+
+    def _refuse_misfit_spares(self) -> None:
+        elastic = self.launcher in ELASTIC
+        if self.launcher == "ft_launcher" and self.tasks_per_node > 1:
+            raise ValueError("ft_launcher runs once a node: `tasks_per_node` has to be 1")
+        if self.min_nodes is None:
+            return
+        if not elastic:
+            raise ValueError("`min_nodes` needs `launcher: torchrun` or `ft_launcher`")
+        if self.min_nodes > self.nodes:
+            raise ValueError(f"`min_nodes` {self.min_nodes} is more than the {self.nodes} nodes")
+        if self.min_nodes < self.nodes and self.restarts == 0:
+            raise ValueError(
+                "with fewer nodes than it began with it goes on only by a restart: give "
+                "`slurm.restarts`, such as 3"
+            )
 
     @field_validator("options")
     @classmethod
@@ -269,6 +330,7 @@ class SlurmCluster(Launching):
         if self.nodes > 1 and self.launcher == "none":
             raise ValueError("several nodes need a `launcher`: srun or torchrun")
         refuse_misfits(self, self.launcher)
+        self._refuse_misfit_spares()
         for name in ("cpu_bind", "gpu_bind"):
             if self.launcher == "none" and getattr(self, name):
                 raise ValueError(f"`{name}` is an option of srun: it needs a `launcher`")

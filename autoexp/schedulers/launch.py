@@ -13,6 +13,11 @@ from autoexp.states import Kind
 # Of a process under srun, what torch.distributed asks for. The text is fixed: the command follows
 # as arguments of its own.
 _RANKS = 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"'
+_MODULES = {
+    "torchrun": "torch.distributed.run",
+    # Of nvidia-resiliency-ext, which takes torchrun's options, and its variables PET_….
+    "ft_launcher": "nvidia_resiliency_ext.fault_tolerance.launcher",
+}
 _SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 """Seconds from torchrun's SIGTERM to its SIGKILL, 30 unless set; read by torch 2.12 and later."""
 _AGENT_S = 5
@@ -57,7 +62,7 @@ def variables_of(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[st
 
 
 def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> tuple[str, ...]:
-    """The trainer's command with its launcher: srun, or torchrun on every node.
+    """The trainer's command with its launcher: srun, or torchrun or ft_launcher on every node.
 
     The launcher runs on the node; torchrun, which is a part of torch, inside the container.
     """
@@ -69,12 +74,16 @@ def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str)
     cpus = (f"--cpus-per-task={machine.cpus_per_task}",) if machine.cpus_per_task else ()
     binds = {"cpu-bind": machine.cpu_bind, "gpu-bind": machine.gpu_bind}
     bound = (f"--{name}={how}" for name, how in binds.items() if how)
-    srun = ("srun", "--kill-on-bad-exit=1", *cpus, *bound, *machine.srun_arguments)
+    # Where nodes may fail, neither the step nor the others end with one.
+    fails = machine.min_nodes is not None and machine.min_nodes < machine.nodes
+    ends = ("--no-kill", "--kill-on-bad-exit=0") if fails else ("--kill-on-bad-exit=1",)
+    srun = ("srun", *ends, *cpus, *bound, *machine.srun_arguments)
     if machine.launcher == "srun":
         return (*srun, "sh", "-c", _RANKS, "sh", *_on_node(machine, spec, spec.command))
     # The rendezvous endpoint is known only inside the job: the payload sets PET_RDZV_ENDPOINT.
     rendezvous = ("--rdzv-backend=c10d", f"--rdzv-id={key}")
-    torchrun = _under_torchrun(machine, spec.command, f"--nnodes={machine.nodes}", *rendezvous)
+    nodes = f"{machine.min_nodes}:{machine.nodes}" if fails else machine.nodes
+    torchrun = _under_torchrun(machine, spec.command, f"--nnodes={nodes}", *rendezvous)
     return (*srun, "--ntasks-per-node=1", *_on_node(machine, spec, torchrun))
 
 
@@ -91,11 +100,12 @@ def _under_torchrun(
 ) -> tuple[str, ...]:
     binding = (f"--numa-binding={machine.numa_binding}",) if machine.numa_binding else ()
     words = (*options, f"--nproc-per-node={torchrun_workers(machine)}", *binding)
-    words = (*words, *machine.launcher_arguments)
+    again = (f"--max-restarts={machine.restarts}",) if machine.restarts else ()
+    words = (*words, *again, *machine.launcher_arguments)
     python, *script = command
     if not Path(python).name.startswith("python"):
-        return ("torchrun", *words, "--no-python", *command)
-    torchrun = (python, "-m", "torch.distributed.run", *words)
+        return (machine.launcher, *words, "--no-python", *command)
+    torchrun = (python, "-m", _MODULES[machine.launcher], *words)
     # It takes a file or a module, and no program's text.
     return (*torchrun, "--no-python", *command) if script[:1] == ["-c"] else (*torchrun, *script)
 

@@ -57,7 +57,7 @@ def test_torchtitan_lists_every_option_of_a_plan(tmp_path: Path) -> None:
         for element in node.elts
         if isinstance(element, ast.Constant)
     }
-    for job in planned("torchtitan_main", checkout).jobs:
+    for job in planned("torchtitan", checkout).jobs:
         words = [word.partition("=")[0][2:] for word in job.command if word.startswith("--")]
         own = {word.replace(".no_", ".") for word in words} - {"module", "config"}
         assert own - listed == set()
@@ -65,4 +65,4 @@ def test_torchtitan_lists_every_option_of_a_plan(tmp_path: Path) -> None:
 
 def test_the_checkout_is_known_by_its_source(tmp_path: Path) -> None:
     checkout = clone_at("AUTOEXP_TEST_TORCHTITAN", tmp_path, "torchtitan")
-    assert compare(checkout).backend == "torchtitan_main"
+    assert compare(checkout).speaks == "0.3"

@@ -292,7 +292,11 @@ class CommandBackend(BackendBase):
 
     def resumed(self, command: tuple[str, ...], save_dir: Path) -> tuple[str, ...]:
         values = self._values(self.args.train_iters, save_dir)
-        return tuple(change_options(command, _filled(self.resume, values)))
+        changed = change_options(command, _filled(self.resume, values))
+        if self.settings is not None:
+            again = str(save_dir / self.settings.name_to_resume)
+            changed = [word.replace(values["settings"], again) for word in changed]
+        return tuple(changed)
 
     def files(self, branch: Branch | None, save_dir: Path) -> dict[str, str]:
         if self.settings is None:
@@ -300,10 +304,10 @@ class CommandBackend(BackendBase):
         values = self._values(self.args.train_iters, save_dir)
         if branch is not None:
             values = self._of_branch(branch, save_dir)
-        content = self.settings.written(
+        found = self.settings.files(
             lambda text: substitute(text, values), cooldown=branch is not None
         )
-        return {values["settings"]: content}
+        return {str(save_dir / name): content for name, content in found.items()}
 
     def copies(self, save_dir: Path) -> dict[str, str]:
         file, key = self.saves.one_file, self.saves.iteration_name

@@ -42,6 +42,10 @@ class SettingsFile(FrozenModel):
     cooldown: dict[str, Argument] = Field(
         default_factory=dict, description="keys that a cooldown sets besides, as `cooldown` does"
     )
+    resume: dict[str, Argument] = Field(
+        default_factory=dict,
+        description="keys that are set besides where there is a checkpoint to go on from",
+    )
     content: str = Field("", description="the template as it was read: a session keeps it")
 
     @model_validator(mode="before")
@@ -66,7 +70,7 @@ class SettingsFile(FrozenModel):
         data = self._data()
         if secret := found_in(self.content):
             raise ValueError(f"{self.template}: {secret}, and a session keeps its content")
-        for key in (*self.set, *self.cooldown):
+        for key in (*self.set, *self.cooldown, *self.resume):
             _refuse_unknown(data, key, self.template)
         return self
 
@@ -75,14 +79,27 @@ class SettingsFile(FrozenModel):
         """The file's name in a job's save directory."""
         return f"autoexp-settings{Path(self.template).suffix}"
 
+    @property
+    def name_to_resume(self) -> str:
+        """The name of the file for an attempt that goes on from a checkpoint."""
+        return f"autoexp-resume{Path(self.template).suffix}" if self.resume else self.name
+
     def texts(self) -> list[str]:
         """Values that may have placeholders in them."""
-        return [v for v in (*self.set.values(), *self.cooldown.values()) if isinstance(v, str)]
+        values = (*self.set.values(), *self.cooldown.values(), *self.resume.values())
+        return [value for value in values if isinstance(value, str)]
 
-    def written(self, fill: Callable[[str], str], *, cooldown: bool) -> str:
-        """The file of a job; `fill` fills in placeholders."""
+    def files(self, fill: Callable[[str], str], *, cooldown: bool) -> dict[str, str]:
+        """The files of a job by name; `fill` fills in placeholders."""
+        given = {**self.set, **(self.cooldown if cooldown else {})}
+        found = {self.name: self._written(given, fill)}
+        if self.resume:
+            found[self.name_to_resume] = self._written({**given, **self.resume}, fill)
+        return found
+
+    def _written(self, values: Mapping[str, Argument], fill: Callable[[str], str]) -> str:
         data = copy.deepcopy(self._data())
-        for key, value in {**self.set, **(self.cooldown if cooldown else {})}.items():
+        for key, value in values.items():
             *path, last = key.split(".")
             node = _at(data, path)
             node[int(last) if isinstance(node, list) else last] = _filled(value, fill)

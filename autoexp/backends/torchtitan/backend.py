@@ -27,7 +27,8 @@ from autoexp.backends.protocol import (
     may,
 )
 from autoexp.backends.torchtitan.arguments import OURS, SECTIONS, TorchtitanArgs
-from autoexp.backends.torchtitan.compatibility import NEW, dialect
+from autoexp.backends.torchtitan.compatibility import NEW, OLD, Dialect, dialect
+from autoexp.backends.torchtitan.dialects import in_new_words, without_a_word
 from autoexp.logs.lines import without_escapes
 from autoexp.logs.numbers import finite, number
 from autoexp.model import COMPOSING
@@ -98,8 +99,27 @@ class TorchtitanBackend(BackendBase):
     python: str = Field(
         default_factory=lambda: sys.executable, description="the Python that runs it"
     )
+    speaks: Dialect | None = Field(
+        None,
+        description="0.2, or 0.3 (and main since February 2026); as the checkout says, else 0.2",
+    )
+    config: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_.]+/[A-Za-z0-9_]+$",
+        description="for 0.3: its module and the function in it, `llama3/llama3_8b`; from "
+        "`model.name` and `model.flavor` if unset",
+    )
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
     args: TorchtitanArgs
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_checkout(cls, values: Any, info: ValidationInfo) -> Any:
+        if info.context != COMPOSING or not isinstance(values, dict) or values.get("speaks"):
+            return values
+        source = values.get("source")
+        found = dialect(Path(str(source)).expanduser()) if source else None
+        return {**values, "speaks": found or OLD}
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> Self:
@@ -144,11 +164,8 @@ class TorchtitanBackend(BackendBase):
         found = []
         if workers % replica:
             found.append(f"{workers} processes are no multiple of the {replica} of a model replica")
-        if self.source is not None and dialect(Path(self.source)) == NEW:
-            found.append(
-                f"{self.source} is torchtitan {NEW}, which wants `--module` and `--config`: "
-                "choose `backend=torchtitan_main`"
-            )
+        if self.speaks == NEW:
+            found += self._unsaid()
         assets = str(self.args.model.__pydantic_extra__.get("hf_assets_path") or "/")
         if self.source is None and not assets.startswith("/"):
             found.append(
@@ -156,6 +173,28 @@ class TorchtitanBackend(BackendBase):
                 "`backend.source`, in which it then runs, or an absolute path"
             )
         return found
+
+    def _unsaid(self) -> list[str]:
+        """Reasons why 0.3 would not do what is written here."""
+        found = [
+            f"args.{name}: torchtitan 0.3 has no option for it: it is said in the function "
+            f"{self._function}; leave it out here"
+            for name in without_a_word(self.args.flat())
+        ]
+        parallel = self.args.parallelism.pipeline_parallel_degree > 1
+        if parallel and self.args.training.global_batch_size is None:
+            found.append(
+                "give `args.training.global_batch_size`: in torchtitan 0.3 the samples of a step "
+                "depend on the microbatches of its pipeline"
+            )
+        return found
+
+    @property
+    def _function(self) -> str:
+        """The module and the function of 0.3's configuration."""
+        model = self.args.model.__pydantic_extra__
+        name, flavor = model.get("name") or "llama3", model.get("flavor") or "debugmodel"
+        return self.config or f"{name}/{name}_{str(flavor).lower()}"
 
     @property
     def working_directory(self) -> str | None:
@@ -188,7 +227,12 @@ class TorchtitanBackend(BackendBase):
             "lr_scheduler.total_steps": schedule["training.steps"],
             **schedule,
         }
-        return (self.python, "-m", self.module, *_flags(values))
+        command = (self.python, "-m", self.module)
+        if self.speaks != NEW:
+            return (*command, *_flags(values))
+        module, _, function = self._function.partition("/")
+        chosen = (f"--module={module}", f"--config={function}")
+        return (*command, *chosen, *_flags(in_new_words(values)))
 
     def environment(self) -> dict[str, str]:
         path = {} if self.source is None else {"PYTHONPATH": self.source}
@@ -238,7 +282,7 @@ def _flags(values: dict[str, Any]) -> Iterator[str]:
         if value is True:
             yield f"--{name}"
         elif value is False:
-            yield f"--{section}.no_{key}"
+            yield f"--{section}.no_{key}" if key else f"--no_{section}"
         elif isinstance(value, tuple | list):
             yield from (f"--{name}", *map(word, value))
         elif value is not None:

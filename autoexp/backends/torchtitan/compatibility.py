@@ -1,7 +1,8 @@
-"""Which torchtitan a checkout is, and if it has what autoexp gives: its source is read, not run."""
+"""Tells which torchtitan a checkout is, and if it has what autoexp gives: it is read, not run."""
 
 import ast
 from pathlib import Path
+from typing import Literal
 
 from autoexp.backends.torchtitan.arguments import OURS, SECTIONS, TorchtitanArgs
 from autoexp.errors import BadInput
@@ -9,16 +10,16 @@ from autoexp.model import FrozenModel
 
 _JOB_CONFIG = "torchtitan/config/job_config.py"
 _MANAGER = "torchtitan/config/manager.py"
-OLD, NEW = "0.2", "since February 2026"
+Dialect = Literal["0.2", "0.3"]
+OLD: Dialect = "0.2"
+NEW: Dialect = "0.3"
 
 
 class Comparison(FrozenModel):
     """What a checkout speaks, and its differences from what autoexp gives."""
 
     speaks: str
-    """`0.2`, with job files; or `since February 2026`, with `--module` and `--config`."""
-    backend: str
-    """The preset for it."""
+    """`0.2`, with job files; or `0.3`, as main since February 2026, with `--module`, `--config`."""
     missing: tuple[str, ...] = ()
     """Arguments that `backend=torchtitan` may give and that the checkout does not take."""
     unknown: tuple[str, ...] = ()
@@ -29,7 +30,7 @@ class Comparison(FrozenModel):
         return not self.missing
 
 
-def dialect(source: Path) -> str | None:
+def dialect(source: Path) -> Dialect | None:
     """How a checkout is configured; None where that cannot be read."""
     if (source / _JOB_CONFIG).is_file():
         return OLD
@@ -46,11 +47,10 @@ def compare(source: Path) -> Comparison:
     if speaks is None:
         raise BadInput(f"{source}: no torchtitan: neither {_JOB_CONFIG} nor {_MANAGER} says so")
     if speaks == NEW:
-        return Comparison(speaks=NEW, backend="torchtitan_main")
+        return Comparison(speaks=NEW)
     declared, known = _declared(source / _JOB_CONFIG), _known()
     return Comparison(
         speaks=OLD,
-        backend="torchtitan",
         missing=tuple(sorted(known - declared)),
         unknown=tuple(sorted(name for name in declared - known if name.split(".")[0] in SECTIONS)),
     )

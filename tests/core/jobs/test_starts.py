@@ -19,7 +19,7 @@ from autoexp.reports.curves import gains, without_seen_start
 from autoexp.reports.results import rows
 from autoexp.rules.events import StartedElsewhere
 from autoexp.states import Kind, Verdict
-from autoexp.storage import migrations
+from autoexp.storage import metrics_file, migrations
 from tests.builders import attempt_of, spec_of
 from tests.core.story import Story
 
@@ -316,6 +316,27 @@ def test_a_requeued_attempt_that_begins_again_at_0_fails(session_path: Path) -> 
     story.log(20)
     (event,) = started_elsewhere(story.look())
     assert "its log goes back to iteration 10" in event.reason
+
+
+def test_a_launcher_that_starts_the_trainer_again_within_an_attempt_is_no_other_start(
+    session_path: Path,
+) -> None:
+    story = Story(session_path)
+    story.submit()
+    for iteration in range(10, 171, 10):
+        story.log(iteration)
+    story.save(100)
+    story.look(state="RUNNING")
+    for again in range(3):
+        story.log(110)
+        for iteration in range(120, 171 + 10 * again, 10):
+            story.log(iteration)
+        assert started_elsewhere(story.look()) == []
+    job = story.job()
+    assert len(job.attempts) == 1
+    assert job.iteration == 190
+    found = metrics_file.read(session_path, "tiny")
+    assert [row.iteration for row in found] == list(range(10, 191, 10))
 
 
 def test_an_attempt_that_ran_unseen_behind_another_may_have_saved_what_is_found(

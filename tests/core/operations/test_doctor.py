@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from autoexp.config.compose import compose
-from autoexp.operations import doctor
-from autoexp.operations.doctor import Finding, examine
+from autoexp.operations.doctor import host as doctor
+from autoexp.operations.doctor.host import Finding, examine
 from autoexp.planning.plan import make_plan
 from tests.fakes.slurm import Fakes
 

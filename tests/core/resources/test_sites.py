@@ -31,7 +31,7 @@ def notes(site: str, *overrides: str) -> str:
 
 @pytest.mark.parametrize("site", SITES)
 def test_a_site_asks_for_no_more_than_its_pages_allow(site: str) -> None:
-    assert cluster(site).beyond_known_limits() == []
+    assert cluster(site).remarks() == []
 
 
 @pytest.mark.parametrize("site", [site for site in SITES if site.endswith("_debug")])

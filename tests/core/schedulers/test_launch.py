@@ -15,7 +15,9 @@ from autoexp import payload
 from autoexp.resources import node
 from autoexp.resources.launchers import NODE_VALUES
 from autoexp.resources.machines import LocalMachine, SlurmCluster
+from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.launch import payload_spec
+from autoexp.schedulers.slurm_script import executor_for
 from autoexp.states import Kind
 from tests.builders import spec_of
 from tests.processes import JobOf, WaitFor
@@ -109,11 +111,66 @@ def test_torchruns_agent_waits_as_long_as_the_warning_is_early() -> None:
     assert found["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "7"
 
 
+def elastic(launcher: str, **settings: object) -> SlurmCluster:
+    words = {"launcher": launcher, "nodes": "2:4", "restarts": 3, "gpus_per_node": 8}
+    return SlurmCluster.model_validate({**words, **settings})
+
+
+@pytest.mark.parametrize(
+    ("launcher", "module", "workers", "worlds"),
+    [
+        ("torchrun", "torch.distributed.run", 32, (32, 24, 16)),
+        ("ft_launcher", "nvidia_resiliency_ext.fault_tolerance.launcher", 16, (16,)),
+    ],
+)
+def test_two_to_four_nodes_are_four_that_may_fail_to_two(
+    launcher: str, module: str, workers: int, worlds: tuple[int, ...]
+) -> None:
+    machine = elastic(launcher)
+    assert (machine.nodes, machine.min_nodes, machine.gpus) == (4, 2, 32)
+    assert (machine.workers, machine.worlds) == (workers, worlds)
+    words = launched(machine)
+    assert words[:3] == ["srun", "--no-kill", "--kill-on-bad-exit=0"]
+    assert words[words.index(module) + 1 :] == [
+        *("--nnodes=2:4", "--rdzv-backend=c10d", "--rdzv-id=key", "--nproc-per-node=8"),
+        *("--max-restarts=3", *TRAINER[1:]),
+    ]
+    options = SubmitOptions("name", "/log", machine)
+    script = executor_for(machine, Path("/batch.sh"), options).script("true")
+    assert {"#SBATCH --nodes=4", "#SBATCH --no-kill"} <= set(script.splitlines())
+    # As a session reads it again.
+    assert SlurmCluster.model_validate(machine.model_dump(mode="json")) == machine
+
+
+def test_ft_launcher_starts_what_is_no_script_of_python_as_it_is() -> None:
+    machine = elastic("ft_launcher", nodes=1, restarts=0)
+    words = launched(machine, "litgpt", "pretrain")
+    assert words[words.index("ft_launcher") + 1] == "--nnodes=1"
+    assert words[-3:] == ["--no-python", "litgpt", "pretrain"]
+    assert "--no-kill" not in words
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
         ({"launcher_arguments": ["--x"]}, "srun's own are `srun_arguments`"),
         ({"numa_binding": "node"}, "`numa_binding` needs `launcher: torchrun`"),
+        ({"numa_binding": "node", "launcher": "ft_launcher"}, "$NVRX_GPUS_PER_NUMA"),
+        ({"restarts": 2, "launcher": "srun"}, "rules restart attempts"),
+        (
+            {
+                "restarts": 2,
+                "launcher": "torchrun",
+                "launcher_arguments": ["--max-restarts=1"],
+            },
+            "both say --max-restarts",
+        ),
+        ({"nodes": "2:4", "launcher": "srun"}, "needs `launcher: torchrun` or `ft_launcher`"),
+        ({"nodes": "2:4", "launcher": "torchrun"}, "goes on only by a restart"),
+        ({"nodes": "4:2", "launcher": "torchrun"}, "`min_nodes` 4 is more than the 2 nodes"),
+        ({"nodes": "2:x", "launcher": "torchrun"}, "nodes\n  Input should be a valid integer"),
+        ({"nodes": "2:4", "min_nodes": 2}, "give one of them"),
+        ({"tasks_per_node": 2, "launcher": "ft_launcher"}, "runs once a node"),
         ({"workers_per_node": 2}, "`tasks_per_node`"),
         ({"cpu_bind": "cores"}, "`cpu_bind` is an option of srun"),
         ({"rendezvous": {"suffix": "i", "interface": "ib0"}}, "give `suffix` or `interface`"),
