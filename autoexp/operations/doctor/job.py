@@ -33,7 +33,7 @@ from autoexp.schedulers.base import (
 )
 from autoexp.schedulers.exit_files import read_start_file
 from autoexp.schedulers.registry import scheduler_for
-from autoexp.schedulers.slurm_commands import SlurmCommandFailed, at, run
+from autoexp.schedulers.slurm.commands import SlurmCommandFailed, at, run
 
 _LIMIT_MIN = 3.0
 _WARN_S = 30

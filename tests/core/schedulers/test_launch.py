@@ -17,7 +17,7 @@ from autoexp.resources.launchers import NODE_VALUES
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.launch import payload_spec
-from autoexp.schedulers.slurm_script import executor_for
+from autoexp.schedulers.slurm.script import executor_for
 from autoexp.states import Kind
 from tests.builders import spec_of
 from tests.processes import JobOf, WaitFor
