@@ -138,6 +138,8 @@ def _loosen(schema: dict[str, Any], name: str) -> None:
             part["anyOf"] = part.pop("oneOf")
         if part.get("additionalProperties") is False:
             part["properties"] = {**part.get("properties", {}), **extra}
+        if part.get("additionalProperties") == {"type": "string"}:  # numbers become text
+            part["additionalProperties"] = {"type": ["string", "number", "boolean"]}
         if part.get("type") in ("number", "integer", "boolean", "array"):
             own = {key: part.pop(key) for key in list(part) if key not in ("title", "description")}
             part["anyOf"] = [own, _WRITTEN]

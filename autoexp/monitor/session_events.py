@@ -97,7 +97,7 @@ def unsatisfiable_reason(session: Session, job: JobRecord) -> str | None:
     if parent is None or not parent.is_over or job.spec.starts_at is None:
         return None
     return (
-        f"never started: {parent.spec.name} ended ({parent.reason}) "
+        f"never started: {parent.spec.name} {parent.verdict} "
         f"without a complete checkpoint at iteration {job.spec.starts_at}"
     )
 

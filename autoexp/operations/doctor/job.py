@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -91,13 +90,13 @@ def examine_job(
     Its files lie in `root` meanwhile. However this ends, the job is cancelled and they are removed.
     """
     root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root))
-    try:
-        yield from _Job(experiment, trunk, folder).run(notify)
-    except (AutoexpError, SlurmCommandFailed, OSError) as error:
-        yield Finding("job", "to mend", str(error))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix=".doctor-", dir=root, ignore_cleanup_errors=True
+    ) as folder:
+        try:
+            yield from _Job(experiment, trunk, Path(folder)).run(notify)
+        except (AutoexpError, SlurmCommandFailed, OSError) as error:
+            yield Finding("job", "to mend", str(error))
 
 
 class _Job:
