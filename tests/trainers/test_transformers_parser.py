@@ -1,0 +1,94 @@
+"""Transformers' own parser and schedules, against what plans give them."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autoexp.config.compose import compose
+from autoexp.jobs.spec import JobSpec
+from autoexp.planning.plan import make_plan
+from autoexp.schedulers.launch import payload_spec
+from tests.sources import ROOT
+from tests.trainers.real import torch_python
+
+PARSE = """
+import json, sys
+from transformers import HfArgumentParser, TrainingArguments
+for line in json.load(sys.stdin):
+    parsed, rest = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(
+        line, return_remaining_strings=True
+    )
+    names = ("output_dir", "max_steps", "lr_scheduler_type", "lr_scheduler_kwargs")
+    print(json.dumps([*(getattr(parsed, name) for name in names), rest]))
+"""
+RATES = """
+import json, sys, torch
+from transformers import get_scheduler
+for settings in json.load(sys.stdin):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=settings["learning_rate"])
+    schedule = get_scheduler(
+        settings["lr_scheduler"],
+        optimizer,
+        num_warmup_steps=settings["warmup_steps"],
+        num_training_steps=settings["max_steps"],
+        scheduler_specific_kwargs=settings["lr_scheduler_kwargs"],
+    )
+    rates = []
+    for _ in range(settings["max_steps"]):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    print(json.dumps(rates))
+"""
+
+
+def asked(code: str, value: object) -> list[object]:
+    python = torch_python("torch", "transformers", "accelerate")
+    answer = subprocess.run(
+        [python, "-c", code], input=json.dumps(value), capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    return [json.loads(line) for line in answer.stdout.splitlines()]
+
+
+def planned(*overrides: str, at: int, length: int, shape: str) -> tuple[JobSpec, ...]:
+    cooldown = f"cooldowns=[{{at: [{at}], decay: {{iterations: {length}, shape: {shape}}}}}]"
+    words = ["project.name=p", *overrides, cooldown]
+    return make_plan(compose(None, words).experiment, Path("/out")).jobs
+
+
+@pytest.mark.parametrize(("shape", "real"), [("minus_sqrt", "1-sqrt"), ("linear", "linear")])
+def test_the_parser_takes_every_word_of_a_plan_but_those_of_the_script(
+    shape: str, real: str
+) -> None:
+    jobs = planned("backend=huggingface", at=200, length=60, shape=shape)
+    lines = [list(job.command[job.command.index("--output_dir") :]) for job in jobs]
+    trunk, branch = asked(PARSE, lines)
+    own = ["--hidden_size", "64", "--layers", "2", "--sequence_length", "32"]
+    decay = {"num_decay_steps": 60, "decay_type": real, "min_lr_ratio": 0.0}
+    assert isinstance(trunk, list)
+    assert isinstance(branch, list)
+    assert [trunk[0], trunk[1], trunk[-1]] == ["/out/p/checkpoints", 400, own]
+    name = "/out/p-cd200/checkpoints"
+    assert branch == [name, 260, "warmup_stable_decay", decay, own]
+
+
+@pytest.mark.parametrize("shape", ["minus_sqrt", "linear", "cosine"])
+def test_the_schedules_that_axolotl_is_told_are_the_planned_ones(shape: str) -> None:
+    template = ROOT / "tests" / "data" / "settings" / "axolotl.yaml"
+    lengths = ["backend.args.train_iters=300", "backend.args.save_interval=100"]
+    own = ["backend=axolotl", f"backend.settings.template={template}", *lengths]
+    trunk, branch = planned(*own, at=200, length=80, shape=shape)
+    files = [payload_spec(job.machine, job, "k").files for job in (trunk, branch)]
+    first, cooled = asked(RATES, [yaml.safe_load(next(iter(each.values()))) for each in files])
+    assert isinstance(first, list)
+    assert isinstance(cooled, list)
+    assert branch.branch is not None
+    assert {round(rate, 12) for rate in first[50:]} == {2e-5}
+    for at in range(200, 280):
+        wanted = branch.trainer.planned_rate(branch.branch, at)
+        assert cooled[at] == pytest.approx(wanted, abs=0.01 * 2e-5)
