@@ -18,7 +18,7 @@ from autoexp.storage.places import sessions_root
 
 
 @flow(
-    name="autoexp",
+    name="autoexp-train",
     flow_run_name=run_name,
     validate_parameters=False,
     on_cancellation=[cancel_jobs],
