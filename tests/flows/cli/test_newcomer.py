@@ -121,7 +121,8 @@ def test_a_newcomers_trainer_is_trained_cooled_down_reported_and_deployed(
     worker = newcomer.start("autoexp", "worker")
     try:
         # Without parameters: a deployment of this project runs this project's configuration.
-        newcomer.run("prefect", "deployment", "run", "autoexp-train/lab-train", "--watch")
+        run = ("deployment", "run", "autoexp-train/lab-train", "--watch")
+        newcomer.run("python", "-m", "prefect", *run)
     finally:
         worker.send_signal(signal.SIGINT)
         said, _ = worker.communicate(timeout=PATIENCE_S)
