@@ -153,7 +153,7 @@ def test_an_explanation_reads_one_job_of_many(path: Path) -> None:
     # Records of it, its parent and its action, session.json, an index, and the journal twice.
     assert opened(lambda: explain_job(path, "f00002-cd3").sentences) <= 8
     with pytest.raises(BadInput, match="no such job"):
-        explain_job(path, "../../etc/passwd").sentences
+        assert explain_job(path, "../../etc/passwd").sentences
 
 
 def test_what_a_look_reads_is_its_index(path: Path) -> None:
