@@ -5,15 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import yaml
-
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
@@ -54,6 +54,7 @@ PROFILE = "autoexp"
 """In Prefect's profiles, with the server's URL and the string that opens it."""
 _SHIPPED = Path(__file__).resolve().parents[2] / "prefect.yaml"
 _ENTRYPOINTS = "autoexp.flows."
+_PLACES = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS")
 _LOOKS_EVERY_S = 1.0
 # Prefect's worker gives a flow that it ends half a minute.
 _STOPS_WITHIN_S = 60.0
@@ -78,7 +79,9 @@ def deploy() -> None:
             # One that exists stays as its owner has set it.
             _prefect("work-pool", "create", pool, "--type", "process", environment=environment)
     _prefect("block", "register", "-m", "autoexp.blocks", environment=environment)
-    _prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(file), environment=environment)
+    with _with_places(file) as filled:
+        words = ["--no-prompt", "deploy", "--all", "--prefect-file", str(filled)]
+        _prefect(*words, environment=environment)
     _autoexp("automations", "install", environment=environment)
     _say_how_to_go_on(url, auth_string, found)
 
@@ -122,6 +125,25 @@ def _read_deployments(file: Path) -> list[_Deployment]:
             f"{file}: cannot be read as a file of deployments, each with an entrypoint, a name and "
             f"a work_pool with a name ({type(error).__name__}: {error})"
         ) from error
+
+
+@contextmanager
+def _with_places(file: Path) -> Iterator[Path]:
+    """The file of deployments, whose runs find configurations and sessions where we do."""
+    places = {name: os.environ[name] for name in _PLACES if os.environ.get(name)}
+    if not places:
+        yield file
+        return
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for entry in content["deployments"]:
+        variables = dict(entry["work_pool"].get("job_variables") or {})
+        absolute = {name: str(Path(place).absolute()) for name, place in places.items()}
+        variables["env"] = {**(variables.get("env") or {}), **absolute}
+        entry["work_pool"] = {**entry["work_pool"], "job_variables": variables}
+    with tempfile.TemporaryDirectory(prefix="autoexp-deploy-") as folder:
+        filled = Path(folder) / "prefect.yaml"
+        filled.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        yield filled
 
 
 def _say_how_to_go_on(url: str, auth_string: str | None, found: Sequence[_Deployment]) -> None:

@@ -72,7 +72,8 @@ def refusal(deployed: Deployed, parameters: object) -> str:
 def test_the_form_describes_the_experiment_and_refuses_what_is_out_of_bounds(
     deployed: Deployed,
 ) -> None:
-    schema = deployed.ask("GET", "/deployments/name/autoexp-train/train")["parameter_openapi_schema"]
+    deployment = deployed.ask("GET", "/deployments/name/autoexp-train/train")
+    schema = deployment["parameter_openapi_schema"]
     arguments = schema["definitions"]["DemoArgs"]["properties"]
     assert arguments["train_iters"] == {
         "default": 2000,

@@ -17,7 +17,7 @@ import pytest
 
 from tests.flows.no_network import no_network
 from tests.flows.prefect_home import prefect_home
-from tests.patience import PATIENCE_S, until
+from tests.patience import PATIENCE_S
 from tests.sources import ROOT
 
 pytestmark = pytest.mark.prefect
@@ -41,7 +41,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Newcomer:
-    """Somebody in a directory of their own, with nothing in the environment but what a login sets."""
+    """Somebody in a directory of their own, in the environment of a login."""
 
     def __init__(self, programs: Path, offline: list[str], home: Path) -> None:
         self.directory = home / "lab"
