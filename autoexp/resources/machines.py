@@ -2,67 +2,21 @@
 
 import os
 import re
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self, Union
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from autoexp import sinks
+from autoexp import extensions, sinks
 from autoexp.model import COMPOSING, FrozenModel, nearest
 from autoexp.redaction import Variables
+from autoexp.resources.local import LocalMachine as LocalMachine
+from autoexp.resources.local import OwnMachine, refuse_early_warning
 from autoexp.resources.sbatch_options import OPTIONS, OURS
 
 _CHOOSES_CLUSTER = ("SBATCH_CLUSTERS", "SLURM_CLUSTERS")
 _CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 OptionValue = str | int | float | bool
-
-
-class LocalMachine(FrozenModel):
-    """Jobs run as processes on this machine, through submitit's local executor."""
-
-    kind: Literal["local"] = "local"
-    scheduler_tick_s: float = Field(1.0, gt=0, description="seconds between two looks at the jobs")
-    max_jobs: int | None = Field(None, gt=0, description="jobs of a session at the same time")
-    time_limit_min: float | None = Field(None, gt=0, description="minutes an attempt may run")
-    warn_before_limit_s: int = Field(
-        30,
-        ge=0,
-        description="seconds before the limit at which the trainer is signalled to save",
-        validate_default=True,
-    )
-    gpus_per_node: int = Field(0, ge=0, description="GPUs a job may see")
-
-    @property
-    def gpus(self) -> int:
-        """GPUs that a job holds."""
-        return self.gpus_per_node
-
-    @property
-    def workers(self) -> int:
-        """Processes of a trainer."""
-        return 1
-
-    def configured_limit_min(self, *, cooldown: bool) -> float | None:
-        """Minutes that a job may run."""
-        del cooldown  # is nothing special here
-        return self.time_limit_min
-
-    @field_validator("warn_before_limit_s")
-    @classmethod
-    def _warns_in_time(cls, warning_s: int, info: ValidationInfo) -> int:
-        _refuse_early_warning(warning_s, info, "time_limit_min")
-        return warning_s
-
-
-def _refuse_early_warning(warning_s: int, info: ValidationInfo, *limits: str) -> None:
-    """Raise where a trainer would be signalled to save before it has started."""
-    for name in limits:
-        minutes = info.data.get(name)
-        if minutes is not None and warning_s + 1 > minutes * 60:
-            raise ValueError(
-                f"`{name}: {minutes:g}` leaves no time before the warning, which comes "
-                f"{warning_s} s earlier; raise `{name}` or lower `warn_before_limit_s`"
-            )
 
 
 class SlurmCluster(FrozenModel):
@@ -187,7 +141,7 @@ class SlurmCluster(FrozenModel):
     @classmethod
     def _warns_in_time(cls, warning_s: int, info: ValidationInfo) -> int:
         if info.context == COMPOSING:  # not of a session that runs already
-            _refuse_early_warning(warning_s, info, "time_limit_min", "cooldown_time_limit_min")
+            refuse_early_warning(warning_s, info, "time_limit_min", "cooldown_time_limit_min")
         return warning_s
 
     @field_validator("account", "partition", "qos")
@@ -219,4 +173,11 @@ class SlurmCluster(FrozenModel):
         return self
 
 
-Machine = Annotated[LocalMachine | SlurmCluster, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    Machine = Annotated[LocalMachine | SlurmCluster, Field(discriminator="kind")]
+else:
+    _KINDS = ("local", "slurm")
+    _INSTALLED = extensions.installed(extensions.SCHEDULERS, OwnMachine, extensions.kinds, _KINDS)
+    Machine = Annotated[
+        Union[(LocalMachine, SlurmCluster, *_INSTALLED)], Field(discriminator="kind")
+    ]

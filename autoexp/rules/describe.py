@@ -1,6 +1,7 @@
 """Descriptions of events and actions."""
 
 from autoexp import sinks
+from autoexp.extensions import OwnAction
 from autoexp.rules.actions import (
     Action,
     Cancel,
@@ -130,3 +131,5 @@ def describe_action(action: Action) -> str:
             return f"write a line to {path}"
         case ExcludeNodes():
             return "exclude nodes"
+        case OwnAction(kind=kind):
+            return kind

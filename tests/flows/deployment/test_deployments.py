@@ -1,4 +1,4 @@
-"""Which deployments `autoexp deploy` makes: the project's own, else those that come with autoexp."""
+"""Which deployments `autoexp deploy` makes: the project's own, else those of autoexp."""
 
 from pathlib import Path
 
