@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoexp import proxies, sinks
 from autoexp.backends.protocol import FoundCheckpoint
-from autoexp.extensions import OwnAction
+from autoexp.extensions.bases import OwnAction
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.monitor.recorder import Recorder

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, Union
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from autoexp import extensions, sinks
+from autoexp import sinks
+from autoexp.extensions import entry_points
 from autoexp.model import COMPOSING, FrozenModel, nearest
 from autoexp.redaction import Variables
 from autoexp.resources.local import LocalMachine as LocalMachine
@@ -177,7 +178,9 @@ if TYPE_CHECKING:
     Machine = Annotated[LocalMachine | SlurmCluster, Field(discriminator="kind")]
 else:
     _KINDS = ("local", "slurm")
-    _INSTALLED = extensions.installed(extensions.SCHEDULERS, OwnMachine, extensions.kinds, _KINDS)
+    _INSTALLED = entry_points.installed(
+        entry_points.SCHEDULERS, OwnMachine, entry_points.kinds, _KINDS
+    )
     Machine = Annotated[
         Union[(LocalMachine, SlurmCluster, *_INSTALLED)], Field(discriminator="kind")
     ]

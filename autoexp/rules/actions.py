@@ -11,8 +11,8 @@ from pydantic import (
     model_validator,
 )
 
-from autoexp import extensions
-from autoexp.extensions import OwnAction
+from autoexp.extensions import entry_points
+from autoexp.extensions.bases import OwnAction
 from autoexp.model import FrozenModel
 from autoexp.rules.conditions import Condition
 from autoexp.rules.durations import Duration
@@ -237,9 +237,9 @@ _Shipped = (
     | WriteFile
     | ExcludeNodes
 )
-_KINDS = {kind for model in get_args(_Shipped) for kind in extensions.kinds(model)}
-_INSTALLED = extensions.installed(
-    extensions.ACTIONS, OwnAction, extensions.kinds, {*_KINDS, "when", "within"}
+_KINDS = {kind for model in get_args(_Shipped) for kind in entry_points.kinds(model)}
+_INSTALLED = entry_points.installed(
+    entry_points.ACTIONS, OwnAction, entry_points.kinds, {*_KINDS, "when", "within"}
 )
 if TYPE_CHECKING:
     Action = _Shipped | OwnAction
@@ -305,7 +305,7 @@ if not TYPE_CHECKING and _INSTALLED:
     _BROUGHT = {
         kind: (model | None, Field(None, description=(model.__doc__ or kind).splitlines()[0]))
         for model in _INSTALLED
-        for kind in extensions.kinds(model)
+        for kind in entry_points.kinds(model)
     }
     ConditionalAction = create_model(
         "ConditionalAction", __base__=ConditionalAction, __module__=__name__, **_BROUGHT

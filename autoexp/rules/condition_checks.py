@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from autoexp.extensions import Never, OwnCondition, Situation
+from autoexp.extensions.bases import Never, OwnCondition, Situation
 from autoexp.logs.linear import LinePattern
 from autoexp.logs.numbers import number
 from autoexp.rules.conditions import (

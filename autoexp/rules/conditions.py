@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, Union, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
-from autoexp import extensions
-from autoexp.extensions import OwnCondition
+from autoexp.extensions import entry_points
+from autoexp.extensions.bases import OwnCondition
 from autoexp.model import COMPOSING, FrozenModel, nearest
 from autoexp.rules.durations import Duration
 from autoexp.templates import Templated
@@ -238,7 +238,7 @@ _SHIPPED: tuple[type[Templated], ...] = get_args(_Shipped)
 _KEYS = {str(_key_of(model)) for model in _SHIPPED}
 CONDITIONS: tuple[type[Templated], ...] = (
     *_SHIPPED,
-    *extensions.installed(extensions.CONDITIONS, OwnCondition, extensions.only_field, _KEYS),
+    *entry_points.installed(entry_points.CONDITIONS, OwnCondition, entry_points.only_field, _KEYS),
 )
 """Every condition there is: those of autoexp, and of installed packages."""
 if TYPE_CHECKING:

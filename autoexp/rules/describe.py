@@ -1,7 +1,7 @@
 """Descriptions of events and actions."""
 
 from autoexp import sinks
-from autoexp.extensions import OwnAction
+from autoexp.extensions.bases import OwnAction
 from autoexp.rules.actions import (
     Action,
     Cancel,

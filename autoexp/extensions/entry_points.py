@@ -1,19 +1,11 @@
-"""What installed packages add by entry points: trainers, conditions, actions, schedulers.
-
-What they derive their classes from stands here, or in a module that loads no package.
-"""
+"""Entry points by which packages bring trainers, conditions, actions and schedulers."""
 
 import warnings
-from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
+from collections.abc import Callable, Collection
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel
-
-from autoexp.templates import Templated
 
 BACKENDS = "autoexp.backends"
 CONDITIONS = "autoexp.conditions"
@@ -21,55 +13,6 @@ ACTIONS = "autoexp.actions"
 SCHEDULERS = "autoexp.schedulers"
 
 Names = Callable[[type[BaseModel]], tuple[str, ...]]
-
-
-class Situation(NamedTuple):
-    """What a condition may look at, taken at one moment."""
-
-    now: datetime
-    asked_at: datetime
-    """When the rule's event happened."""
-    acted_at: datetime | None
-    """When the rule last acted on this job."""
-    values: Mapping[str, str]
-    """Values of the event and its job by their names in templates: data, which may be anything."""
-    states: Mapping[str, str]
-    """States of all jobs by name, in SLURM's spelling."""
-    verdicts: Mapping[str, str | None]
-    attempts: int
-    """Attempts that the job has made."""
-    directory: Path
-    """The session's directory."""
-
-
-class Never(Exception):
-    """Raised by a condition that will never hold, with the reason."""
-
-
-class OwnCondition(Templated):
-    """A condition of a package: one field, whose name is its key in a rule."""
-
-    @abstractmethod
-    def waits_for(self, situation: Situation) -> str | None:
-        """What it waits for, in words; None: it holds. Raises Never where it never will.
-
-        Called every tick in a thread, until the action's `within` is over. It changes nothing, and
-        the text stays the same while nothing changes.
-        """
-
-
-class OwnAction(Templated):
-    """An action of a package: `kind: Literal["notify"] = "notify"` is its key in a rule."""
-
-    kind: str
-
-    @abstractmethod
-    def run(self, values: Mapping[str, str], session: Path) -> str | None:
-        """Do it, once for each event, in a thread; returns what came of it, for the records.
-
-        A kill may have it run again. What it raises becomes the action's reason. `values` are
-        those of the event, as data: they may be anything.
-        """
 
 
 def kinds(model: type[BaseModel]) -> tuple[str, ...]:
