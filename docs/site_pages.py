@@ -11,7 +11,7 @@ ABOVE = {name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md
 PAGES = {"README.md": "index.md", **ABOVE}
 # Files that pages link to; the rest of the checkout is not on the site.
 SOURCES = (
-    *("examples/first_steps.py", "LICENSE"),
+    *("examples/first_steps.ipynb", "LICENSE"),
     *("autoexp/backends/protocol.py", "autoexp/schedulers/base.py"),
 )
 
