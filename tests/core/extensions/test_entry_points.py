@@ -109,3 +109,12 @@ def test_groups_are_described() -> None:
 
 def test_conditions_are_those_of_the_pages_where_no_package_brings_any() -> None:
     assert {model.__module__ for model in CONDITIONS} == {"autoexp.rules.conditions"}
+
+
+def test_on_a_terminal_each_is_one_line(tmp_path: Path) -> None:
+    install(tmp_path, {"autoexp.actions": "gone = no_such_module:X"})
+    code = "from autoexp.cli.main import main; main(['config', 'show', 'demo'])"
+    answer = printed(tmp_path, code)
+    (said,) = answer.stderr.splitlines()
+    assert said.startswith("warning: autoexp.actions: gone = no_such_module:X: cannot be imported")
+    assert "train_iters: 2000" in answer.stdout

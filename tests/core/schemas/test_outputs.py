@@ -28,7 +28,7 @@ COMMANDS: dict[str, list[str]] = {
 }
 
 
-FIRES = str(ROOT / "tests" / "data" / "rules" / "nccl.txt")
+FIRES = str(ROOT / "tests" / "data" / "rules" / "nccl_timeout.txt")
 
 
 @pytest.fixture
