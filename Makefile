@@ -61,7 +61,7 @@ NEWEST := .venv/newest
 NEWEST_TESTS ?= tests/core tests/flows
 test-newest:  ## tests without a cluster, with the newest packages that pyproject.toml takes (NEWEST_TESTS: some of them)
 	[ -x $(NEWEST)/bin/python ] || $(PYTHON) -m venv $(NEWEST)
-	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check 'hatchling>=1.27' editables
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check 'hatchling>=1.27' editables setuptools
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager --no-build-isolation -e '.[dev,parquet,tensorboard]'
 	$(NEWEST)/bin/pip list --disable-pip-version-check | grep -iE '^(prefect|fastapi|pydantic|typer|rich|hydra-core) '
 	home=$$(mktemp -d) && PREFECT_HOME=$$home $(NEWEST)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(NEWEST_TESTS); \

@@ -10,7 +10,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ABOVE = {name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")}
 PAGES = {"README.md": "index.md", **ABOVE}
 # Files that pages link to; the rest of the checkout is not on the site.
-SOURCES = ("examples/first_steps.py", "LICENSE")
+SOURCES = (
+    *("examples/first_steps.ipynb", "LICENSE"),
+    *("autoexp/backends/protocol.py", "autoexp/schedulers/base.py"),
+)
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -15,8 +15,8 @@ from prefect import State, flow
 
 from autoexp.config.compose import Composed
 from autoexp.flows.engine.cancellation_hook import cancel_jobs
-from autoexp.flows.engine.lifecycle import compose_request, find_or_create, run_name, watch
-from autoexp.flows.publishing.form import ExperimentForm
+from autoexp.flows.engine.lifecycle import compose_request, create_and_watch, run_name
+from autoexp.flows.publishing.form import ConfigName, ExperimentForm, SiteName
 from autoexp.planning import standalone
 from autoexp.rules.actions import Decay
 from autoexp.session.create import new_id_of
@@ -31,7 +31,8 @@ from autoexp.session.create import new_id_of
 async def cooldown(
     checkpoint: str,
     decay: Decay,
-    config: str = "demo",
+    config: ConfigName = "demo",
+    site: SiteName = None,
     overrides: tuple[str, ...] = (),
     experiment: ExperimentForm | None = None,
 ) -> State[Any]:
@@ -42,13 +43,14 @@ async def cooldown(
         decay: Length (`iterations` or `fraction`), shape and final learning rate.
         config: The experiment that the checkpoint is of: a configuration's name, or a YAML file
             such as `sessions/ID/config/resolved.yaml`.
-        overrides: Changes to it, such as `slurm=lumi`.
-        experiment: The experiment, filled in here instead of `config` and `overrides`.
+        site: Where jobs run: a file of `configs/slurm/`; as the configuration says by default.
+        overrides: Changes to it, such as `slurm.nodes=4`.
+        experiment: The experiment, filled in here instead of `config`, `site` and `overrides`.
     """
 
     def branch() -> Composed:
-        whole = compose_request(config, overrides, experiment)
+        whole = compose_request(config, site, overrides, experiment)
         return standalone.branch_alone(whole, Path(checkpoint), Decay.model_validate(decay))
 
-    path = await find_or_create(branch, new_id_of)  # pins
-    return await watch(path)  # submits, and awaits the verdict
+    # Pins as it creates, submits and awaits the verdict as it watches.
+    return await create_and_watch(branch, new_id_of)

@@ -7,8 +7,8 @@ from prefect import State, flow
 
 from autoexp.config.compose import Composed
 from autoexp.flows.engine.cancellation_hook import cancel_jobs
-from autoexp.flows.engine.lifecycle import compose_request, find_or_create, run_name, watch
-from autoexp.flows.publishing.form import ExperimentForm
+from autoexp.flows.engine.lifecycle import compose_request, create_and_watch, run_name
+from autoexp.flows.publishing.form import ConfigName, ExperimentForm, SiteName
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.evaluation import evaluation
 from autoexp.planning.plan import Plan
@@ -27,7 +27,8 @@ async def evaluate(
     command: tuple[str, ...],
     scores: str | None = None,
     minutes: float | None = None,
-    config: str = "demo",
+    config: ConfigName = "demo",
+    site: SiteName = None,
     overrides: tuple[str, ...] = (),
     experiment: ExperimentForm | None = None,
 ) -> State[Any]:
@@ -41,8 +42,9 @@ async def evaluate(
         minutes: How long it takes, for the budget; without, its time limit counts.
         config: The experiment that the checkpoint is of: a configuration's name, or a YAML file
             such as `sessions/ID/config/resolved.yaml`.
-        overrides: Changes to it, such as `slurm=lumi` or `slurm.gpus_per_node=1`.
-        experiment: The experiment, filled in here instead of `config` and `overrides`.
+        site: Where jobs run: a file of `configs/slurm/`; as the configuration says by default.
+        overrides: Changes to it, such as `slurm.gpus_per_node=1`.
+        experiment: The experiment, filled in here instead of `config`, `site` and `overrides`.
     """
 
     def job(composed: Composed, outputs: Path) -> JobSpec:
@@ -56,7 +58,6 @@ async def evaluate(
         return Plan(jobs=(job(composed, outputs),))
 
     def compose() -> Composed:
-        return compose_request(config, overrides, experiment)
+        return compose_request(config, site, overrides, experiment)
 
-    path = await find_or_create(compose, id_of, plan)
-    return await watch(path)
+    return await create_and_watch(compose, id_of, plan)

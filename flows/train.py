@@ -12,19 +12,20 @@ from typing import Any
 from prefect import State, flow
 
 from autoexp.flows.engine.cancellation_hook import cancel_jobs
-from autoexp.flows.engine.lifecycle import compose_request, find_or_create, run_name, watch
-from autoexp.flows.publishing.form import ExperimentForm
+from autoexp.flows.engine.lifecycle import compose_request, create_and_watch, run_name, watch
+from autoexp.flows.publishing.form import ConfigName, ExperimentForm, SiteName
 from autoexp.storage.places import sessions_root
 
 
 @flow(
-    name="autoexp",
+    name="autoexp-train",
     flow_run_name=run_name,
     validate_parameters=False,
     on_cancellation=[cancel_jobs],
 )
 async def train(
-    config: str = "demo",
+    config: ConfigName = "demo",
+    site: SiteName = None,
     overrides: tuple[str, ...] = (),
     experiment: ExperimentForm | None = None,
     session: str | None = None,
@@ -33,12 +34,11 @@ async def train(
 
     Args:
         config: Name of a configuration, or path of a YAML file.
-        overrides: Changes to it, such as `backend.args.lr=1e-3` or `slurm=lumi`.
-        experiment: A whole experiment, filled in here instead of `config` and `overrides`.
+        site: Where jobs run: a file of `configs/slurm/`; as the configuration says by default.
+        overrides: Changes to it, such as `backend.args.lr=1e-3` or `slurm.nodes=4`.
+        experiment: A whole experiment, filled in here instead of `config`, `site` and `overrides`.
         session: Id of an existing session; it is resumed, and the rest is ignored.
     """
     if session:
-        path = sessions_root() / session
-    else:
-        path = await find_or_create(lambda: compose_request(config, overrides, experiment))
-    return await watch(path)
+        return await watch(sessions_root() / session)
+    return await create_and_watch(lambda: compose_request(config, site, overrides, experiment))

@@ -117,6 +117,7 @@ TASKS: dict[type, Task[..., Any]] = {
     action_runs.CheckpointMark: _task("checkpoint"),
     action_runs.Pin: _task("pin"),
     action_runs.LogMessage: log,
+    action_runs.OwnRun: _task("own action"),
     action_runs.Publication: publish,
     action_runs.Line: _task("write file", retries=2),
     action_runs.Avoidance: _task("avoid nodes", retries=2, retry_delay_seconds=5),

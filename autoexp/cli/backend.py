@@ -1,5 +1,6 @@
 """`autoexp backend` and `doctor`: check a trainer's arguments, its log, and the cluster."""
 
+import math
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -79,6 +80,7 @@ def check_log(
         str | None,
         options.option("--pattern", metavar="REGEX", text="A `log_line` to try instead."),
     ] = None,
+    as_json: options.AsJson = False,
 ) -> int:
     """Show the iterations and losses that are read of a log.
 
@@ -91,7 +93,7 @@ def check_log(
     """
     from autoexp.backends import progress_line
     from autoexp.flows.engine.compose import compose_words
-    from autoexp.reports.terminal import say
+    from autoexp.reports.terminal import say, say_json
 
     if (pattern is None) == (not experiment):
         raise BadInput("give the configuration whose trainer has written it, or a --pattern")
@@ -105,15 +107,51 @@ def check_log(
     if not (path := Path(log)).is_file():
         raise BadInput(f"{log}: no such file")
     found = progress_line.check_log(path, read)
+    if as_json:
+        say_json(
+            {
+                "log": log,
+                "lines": found.lines,
+                "read": found.read,
+                "first": _plain(found.first),
+                "last": _plain(found.last),
+                "last_line": _text(found.last_line),
+                "unread": list(found.unread),
+            }
+        )
+        return 0 if found.read else 1
     counted = f"{log}: {found.read} of {found.lines} lines name an iteration"
     if found.first is None or found.last is None:
-        end = found.last_line[:_SHOWN].decode(errors="backslashreplace")
+        end = _text(found.last_line)
         say(counted + (f"; the last one is {end!r}" if end else ""))
     else:
         say(f"{counted}\nfirst  {_read_as(found.first)}\nlast   {_read_as(found.last)}")
     for text in found.unread:
         say(f"not read: {text} is not a number")
     return 0 if found.read else 1
+
+
+def _text(line: bytes) -> str:
+    return line[:_SHOWN].decode(errors="backslashreplace")
+
+
+def _plain(line: "ReadLine | None") -> dict[str, object] | None:
+    """A progress line for tools."""
+    if line is None:
+        return None
+    read = line.progress
+    return {
+        "line": _text(line.text),
+        "iteration": read.iteration,
+        # NaN is no JSON.
+        "loss": _finite(read.loss),
+        "learning_rate": _finite(read.learning_rate),
+        "seconds_per_iteration": _finite(read.seconds_per_iteration),
+    }
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _read_as(line: "ReadLine") -> str:
@@ -125,7 +163,7 @@ def _read_as(line: "ReadLine") -> str:
         "seconds per iteration": progress.seconds_per_iteration,
     }
     known = [f"{name} {value:g}" for name, value in numbers.items() if value is not None]
-    text = line.text[:_SHOWN].decode(errors="backslashreplace").strip()
+    text = _text(line.text).strip()
     return f"{', '.join([f'iteration {progress.iteration}', *known])}:  {text}"
 
 

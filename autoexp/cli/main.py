@@ -8,6 +8,7 @@ import codecs
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Annotated, Any, NamedTuple
@@ -112,6 +113,7 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     _print_in_any_encoding()
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         code: int | None = get_command(application()).main(
             list(arguments), prog_name="autoexp", standalone_mode=False

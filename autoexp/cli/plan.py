@@ -29,7 +29,7 @@ def plan(
     ] = False,
     svg: Annotated[
         str | None,
-        options.option("--svg", metavar="FILE", text="Also draw the tree, for a paper or a wiki."),
+        options.option("--svg", metavar="FILE", text="Also draw it as a timeline, for a paper."),
     ] = None,
 ) -> int:
     """Show what would be submitted, and submit nothing.
@@ -40,8 +40,7 @@ def plan(
       autoexp plan demo --table --commands
       autoexp plan study sweep=demo --json
     """
-    from autoexp.reports.plan_tree import write_svg
-    from autoexp.reports.terminal import say_json
+    from autoexp.reports.terminal import say, say_json
     from autoexp.session.create import plan_of
 
     composed = wanted(experiment or [], points, origin)
@@ -51,7 +50,10 @@ def plan(
     else:
         show(found, composed, table=table, commands=commands)
     if svg:
-        write_svg(found, composed, Path(svg))
+        from autoexp.reports.plot import draw_plan
+
+        draw_plan(found, composed.experiment.project.name, Path(svg))
+        say(f"drawing: {svg}", error=as_json)
     ask_slurm(found)
     return 0
 

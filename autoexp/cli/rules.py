@@ -1,11 +1,14 @@
 """`autoexp rules test` and `explain`: tests rules on a log; explains the state of a job."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from autoexp.cli import options
+
+if TYPE_CHECKING:
+    from autoexp.session.action_records import ActionRecord
 
 
 def rules_test(
@@ -21,6 +24,7 @@ def rules_test(
     kind: Annotated[
         Literal["train", "cooldown"], typer.Option("--kind", help="Whose log it is.")
     ] = "train",
+    as_json: options.AsJson = False,
 ) -> int:
     """Show what a preset would have done; no session, no cluster.
 
@@ -32,13 +36,35 @@ def rules_test(
     """
     from autoexp.flows.engine.compose import compose_words
     from autoexp.monitor.replay import Rehearsal
-    from autoexp.reports.terminal import say
+    from autoexp.reports.terminal import say, say_json
     from autoexp.rules.describe import describe, describe_action
     from autoexp.rules.events import LogMatched
     from autoexp.states import Kind
 
     composed = compose_words([f"monitoring={preset}", *(experiment or [])])
     rehearsal = Rehearsal(composed.experiment, Path(log), Kind(kind))
+    if as_json:
+        found = list(rehearsal.run())
+        say_json(
+            {
+                "events": [
+                    {
+                        "event": event.model_dump(mode="json"),
+                        "description": describe(event),
+                        "actions": [
+                            {"action": describe_action(each.action), "when": _keys(each)}
+                            for each in actions
+                        ],
+                    }
+                    for event, actions in found
+                ],
+                "counts": dict(rehearsal.counts),
+                "silent": list(rehearsal.silent),
+                "reached": rehearsal.reached,
+                "warning": rehearsal.warning,
+            }
+        )
+        return 0 if found else 1
     fired = 0
     for event, actions in rehearsal.run():
         fired += 1
@@ -47,7 +73,7 @@ def rules_test(
         if isinstance(event, LogMatched) and event.values:
             say("    " + ", ".join(f"{name}={value}" for name, value in event.values.items()))
         for action in actions:
-            conditions = [next(iter(type(condition).model_fields)) for condition in action.when]
+            conditions = _keys(action)
             when = f"  when {', '.join(conditions)}" if conditions else ""
             say(f"    -> {describe_action(action.action)}{when}")
     for name, count in rehearsal.counts.items():
@@ -58,6 +84,11 @@ def rules_test(
     reached = "no iteration" if rehearsal.reached is None else f"iteration {rehearsal.reached}"
     say(f"{fired} events, up to {reached}; silent: {', '.join(rehearsal.silent) or 'no rule'}")
     return 0 if fired else 1
+
+
+def _keys(action: "ActionRecord") -> list[str]:
+    """The keys of an action's conditions."""
+    return [next(iter(type(condition).model_fields)) for condition in action.when]
 
 
 def explain(

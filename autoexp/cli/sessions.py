@@ -203,7 +203,7 @@ def _unknown(found: "Found", state: str) -> dict[str, Any]:
     return {"session": found.path.name, "created": "?", "state": state, "jobs": 0}
 
 
-def sessions_show(name: options.AnySession = None) -> int:
+def sessions_show(name: options.AnySession = None, as_json: options.AsJson = False) -> int:
     """Show what a session is about and where its files are.
 
     \b
@@ -212,13 +212,27 @@ def sessions_show(name: options.AnySession = None) -> int:
     """
     from autoexp.reports.status import status_of
     from autoexp.reports.tables import status_view
-    from autoexp.reports.terminal import console
+    from autoexp.reports.terminal import console, say_json
     from autoexp.session.find import session_path
     from autoexp.session.session import Session
 
     session = Session.load(session_path(name))
+    status = status_of(session)
+    if as_json:
+        say_json(
+            {
+                "session": session.id,
+                "path": str(session.path),
+                "created": session.meta.created.isoformat(),
+                "state": status.state,
+                "config": session.meta.config,
+                "overrides": list(session.meta.overrides),
+                "outputs": {job.spec.name: job.spec.output_dir for job in session.jobs.values()},
+            }
+        )
+        return 0
     out = console()
-    out.print(status_view(status_of(session)))
+    out.print(status_view(status))
     out.print(f"\nmade from  {session.meta.config} {' '.join(session.meta.overrides)}")
     out.print(f"directory  {session.path}", soft_wrap=True)
     for job in session.jobs.values():

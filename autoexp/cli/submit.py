@@ -73,13 +73,16 @@ def register(composed: "Composed", name: str, *, yes: bool) -> int:
 def adopt(
     name: options.Session,
     job_id: Annotated[str, options.option("--job-id", metavar="ID", text="Its SLURM job id.")],
-    backend: Annotated[
-        str, options.option("--backend", metavar="NAME", text="Which trainer it runs.")
-    ],
     save_dir: Annotated[
         str, options.option("--save-dir", metavar="DIR", text="Where its checkpoints land.")
     ],
     experiment: options.Experiment = None,
+    backend: Annotated[
+        str | None,
+        options.option(
+            "--backend", metavar="NAME", text="Which trainer it runs; the configuration's own."
+        ),
+    ] = None,
     log: Annotated[
         str | None,
         options.option("--log", metavar="FILE", text="Its log; SLURM's StdOut by default."),
@@ -90,9 +93,10 @@ def adopt(
     Its checkpoints count, and cooldowns branch from it. A missing session is created.
 
     \b
-    Example:
+    Examples:
       autoexp adopt mine slurm=lumi --job-id 12345 --backend megatron \\
         --save-dir /scratch/run/checkpoints
+      autoexp adopt mine my-project slurm=lumi --job-id 12345 --save-dir /scratch/run
     """
     from autoexp.flows.engine.compose import compose_words
     from autoexp.operations import adopt as adoption
@@ -105,7 +109,12 @@ def adopt(
     from autoexp.session.meta import output_root
     from autoexp.session.session import Session
 
-    composed = compose_words([*(experiment or []), f"backend={backend}"])
+    words = experiment or []
+    if backend is None and not any(
+        "=" not in word or word.startswith("backend=") for word in words
+    ):
+        raise BadInput("adopt: which trainer does it run? Name your configuration, or --backend")
+    composed = compose_words([*words, *([f"backend={backend}"] if backend else [])])
     wanted = composed.experiment
     if composed.points:
         raise BadInput("adopt takes one job, and this is a sweep")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoexp import proxies, sinks
 from autoexp.backends.protocol import FoundCheckpoint
+from autoexp.extensions.bases import OwnAction
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.monitor.recorder import Recorder
@@ -121,6 +122,23 @@ class CommandRun(NamedTuple):
 
     def run(self, scheduler: Scheduler) -> str:
         raise NotImplementedError  # the flow runs it through prefect-shell
+
+
+class OwnRun(NamedTuple):
+    """Run an action that a package brings."""
+
+    action: OwnAction
+    values: Values
+    session: Path
+
+    @property
+    def title(self) -> str:
+        return sinks.title(self.action.kind)
+
+    def run(self, scheduler: Scheduler) -> str | None:
+        del scheduler
+        came = self.action.run(self.values, self.session)
+        return None if came is None else str(came)
 
 
 class Publication(NamedTuple):
@@ -316,6 +334,9 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
         case ExcludeNodes():
             ask = partial(_ask, actions.exclude_nodes, values)
             return (yield from _request_and_avoid(action, recorder, ask))
+        case OwnAction() as own:
+            came: str | None = yield OwnRun(own, values, about.path)
+            return came
         case Start() | Keep():
             raise AssertionError("these have phases of their own")
 

@@ -127,4 +127,6 @@ def refuse_other_scheduler(session_id: str, own: Experiment, other: Experiment) 
 
 
 def _where(machine: LocalMachine | SlurmCluster) -> str:
-    return "through SLURM" if isinstance(machine, SlurmCluster) else "on this machine"
+    if isinstance(machine, SlurmCluster):
+        return "through SLURM"
+    return "on this machine" if machine.kind == "local" else f"through {machine.kind}"

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from rich.text import Text
 from rich.tree import Tree
@@ -14,7 +13,7 @@ from autoexp.jobs.summary import place_of, walk
 from autoexp.planning.launches import Launches
 from autoexp.planning.plan import Plan, headline
 from autoexp.reports.results import in_words
-from autoexp.reports.terminal import canvas, console
+from autoexp.reports.terminal import canvas
 from autoexp.states import Kind
 
 _SHOWN = 20
@@ -105,15 +104,6 @@ def conditions(job: JobSpec, specs: Mapping[str, JobSpec]) -> Sequence[str]:
 
 
 _WIDTH = 120
-
-
-def write_svg(found: Plan, composed: Composed, path: Path) -> None:
-    drawing = canvas(io.StringIO(), _WIDTH, colours=True)
-    name = composed.experiment.project.name
-    drawing.print(plan_tree(found, name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.save_svg(str(path), title=f"autoexp plan {name}")
-    console().print(f"drawing: {path}", soft_wrap=True)
 
 
 def as_text(found: Plan, composed: Composed) -> str:

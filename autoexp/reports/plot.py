@@ -1,4 +1,4 @@
-"""Plots loss curves with their branches, and the learning rates below."""
+"""Plots loss curves with their branches, learning rates below them, and plans as timelines."""
 
 import io
 from collections import Counter
@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,6 +19,8 @@ from autoexp import sinks
 from autoexp.config.sweep_names import as_word
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
+from autoexp.jobs.summary import place_of, walk
+from autoexp.planning.plan import Plan, headline
 from autoexp.reports.curves import Curve, read_curve, validation_loss
 from autoexp.session.session import Session
 from autoexp.states import Kind
@@ -37,6 +40,7 @@ _LEGEND = 24  # lines that a legend has room for
 _POINTS = 40  # that a smoothed curve has room for: more of them are noise to the eye
 _LEAST = 4  # that are left of a short one
 _PLANNED = 200  # points of a planned learning rate
+_ROWS = 60  # jobs that a plan's picture has room for
 
 # Losses as they are drawn, by session and job, and by iteration.
 Drawn = dict[tuple[str, str], dict[int, float]]
@@ -397,3 +401,85 @@ def _legend(loss: Axes, entries: list[Line2D]) -> None:
             loc="upper left",
             bbox_to_anchor=(1.0, 1.0),
         )
+
+
+# A plan, before anything of it runs
+
+
+def draw_plan(plan: Plan, name: str, path: Path) -> None:
+    """Draw a plan over its iterations: trainings, the decays that branch from them, and stages."""
+    specs = {spec.name: spec for spec in plan.jobs}
+    jobs = [specs[job] for job, _ in walk(map(place_of, plan.jobs))][:_ROWS]
+    roots = list(dict.fromkeys(_root(spec, specs) for spec in plan.jobs))
+    figure = Figure(figsize=(10, 1.3 + 0.32 * len(jobs)), layout="constrained")
+    axes = figure.subplots()
+    rows = {spec.name: row for row, spec in enumerate(jobs)}
+    ends: dict[str, float] = {}
+    for spec in jobs:
+        colour, opacity = _hue(roots.index(_root(spec, specs)))
+        ends[spec.name] = _draw_job(axes, spec, rows, ends, colour, opacity)
+    _dress_plan(axes, plan, jobs, ends)
+    title = sinks.picture(f"{name}: {headline(plan)}")
+    if len(plan.jobs) > len(jobs):
+        title += f"; the first {len(jobs)} are drawn"
+    axes.set_title(title, loc="left", fontsize="medium")
+    picture = io.BytesIO()
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(picture, format="svg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(path, picture.getvalue(), by_umask=True)
+
+
+def _draw_job(
+    axes: Axes,
+    spec: JobSpec,
+    rows: Mapping[str, int],
+    ends: Mapping[str, float],
+    colour: str,
+    opacity: float,
+) -> float:
+    """Draw a job into its row; returns the iteration at which it ends."""
+    row = rows[spec.name]
+    above = [awaited.job for awaited in spec.awaits] or ([spec.parent] if spec.parent else [])
+    if spec.target_iteration is None:  # takes no iterations: a stage
+        at = max((ends[job] for job in above if job in ends), default=0.0)
+        axes.plot(at, row, "D", color=colour, ms=6, alpha=opacity)
+        return at
+    start, end = spec.branch.iteration if spec.branch else 0, spec.target_iteration
+    if spec.branch is None:
+        axes.barh(row, end - start, 0.5, start, color=colour, alpha=opacity)
+    else:  # the learning rate comes down
+        axes.fill([start, start, end], [row - 0.25, row + 0.25, row + 0.25], color=colour, lw=0)
+        if spec.parent is not None and spec.parent in rows:
+            axes.plot([start, start], [rows[spec.parent], row], color=colour, lw=0.8, zorder=0)
+    return float(end)
+
+
+def _dress_plan(axes: Axes, plan: Plan, jobs: Sequence[JobSpec], ends: Mapping[str, float]) -> None:
+    launches = Counter[str]()
+    for each in plan.launches:
+        launches[each.job] += each.count
+    for row, spec in enumerate(jobs):
+        notes = [f"{spec.machine.gpus} GPUs"] if spec.machine.gpus else []
+        if spec.planned is not None and spec.machine.gpus:
+            notes.append(f"{spec.planned.gpu_hours:.2f} GPU h")
+        if launches[spec.name]:
+            notes.append(f"launches {launches[spec.name]} more")
+        axes.annotate(
+            ", ".join(notes),
+            (ends[spec.name], row),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+            color="0.35",
+            bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
+        )
+    axes.set_yticks(range(len(jobs)), [sinks.picture(spec.name) for spec in jobs])
+    axes.set_ylim(len(jobs) - 0.4, -0.6)  # the first job on top
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(0, 1.18 * max([*ends.values(), 1.0]))  # with room for the notes
+    axes.set_xlabel("iteration")
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)

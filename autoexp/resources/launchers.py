@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -97,6 +97,20 @@ class Launching(FrozenModel):
         description="shell lines that run once on each node before the trainer, as a step of their "
         "own; trusted as they are",
     )
+
+
+class _Node(Protocol):
+    """What a machine says of its nodes."""
+
+    @property
+    def workers_per_node(self) -> int | None: ...
+    @property
+    def gpus_per_node(self) -> int: ...
+
+
+def torchrun_workers(machine: _Node) -> int:
+    """Processes that torchrun starts on each node."""
+    return machine.workers_per_node or max(1, machine.gpus_per_node)
 
 
 def refuse_misfits(machine: Launching, launcher: str) -> None:

@@ -2,13 +2,22 @@
 
 import os
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp import sinks
+from autoexp.extensions import entry_points
 from autoexp.model import COMPOSING, FrozenModel, nearest
-from autoexp.resources.launchers import ELASTIC, Launching, Rendezvous, refuse_misfits
+from autoexp.resources.launchers import (
+    ELASTIC,
+    Launching,
+    Rendezvous,
+    refuse_misfits,
+    torchrun_workers,
+)
+from autoexp.resources.local import LocalMachine as LocalMachine
+from autoexp.resources.local import OwnMachine, refuse_early_warning
 from autoexp.resources.sbatch_options import OPTIONS, OURS
 
 _CHOOSES_CLUSTER = ("SBATCH_CLUSTERS", "SLURM_CLUSTERS")
@@ -22,67 +31,6 @@ class KnownLimit(FrozenModel):
 
     time_min: float | None = Field(None, gt=0, description="minutes of a job")
     nodes: int | None = Field(None, gt=0, description="nodes of a job")
-
-
-class LocalMachine(Launching):
-    """Jobs run as processes on this machine, through submitit's local executor."""
-
-    kind: Literal["local"] = "local"
-    scheduler_tick_s: float = Field(1.0, gt=0, description="seconds between two looks at the jobs")
-    max_jobs: int | None = Field(None, gt=0, description="jobs of a session at the same time")
-    time_limit_min: float | None = Field(None, gt=0, description="minutes an attempt may run")
-    warn_before_limit_s: int = Field(
-        30,
-        ge=0,
-        description="seconds before the limit at which the trainer is signalled to save",
-        validate_default=True,
-    )
-    gpus_per_node: int = Field(0, ge=0, description="GPUs a job may see")
-    launcher: Literal["none", "torchrun"] = Field(
-        "none", description="torchrun: a process for each GPU, or `workers_per_node` of them"
-    )
-
-    @property
-    def gpus(self) -> int:
-        """GPUs that a job holds."""
-        return self.gpus_per_node
-
-    @property
-    def workers(self) -> int:
-        """Processes of a trainer."""
-        return torchrun_workers(self) if self.launcher == "torchrun" else 1
-
-    @property
-    def worlds(self) -> tuple[int, ...]:
-        """The numbers of processes with which a trainer may go on in one job."""
-        return (self.workers,)
-
-    def configured_limit_min(self, *, cooldown: bool) -> float | None:
-        """Minutes that a job may run."""
-        del cooldown  # is nothing special here
-        return self.time_limit_min
-
-    @field_validator("warn_before_limit_s")
-    @classmethod
-    def _warns_in_time(cls, warning_s: int, info: ValidationInfo) -> int:
-        _refuse_early_warning(warning_s, info, "time_limit_min")
-        return warning_s
-
-    @model_validator(mode="after")
-    def _launcher_fits(self) -> Self:
-        refuse_misfits(self, self.launcher)
-        return self
-
-
-def _refuse_early_warning(warning_s: int, info: ValidationInfo, *limits: str) -> None:
-    """Raise where a trainer would be signalled to save before it has started."""
-    for name in limits:
-        minutes = info.data.get(name)
-        if minutes is not None and warning_s + 1 > minutes * 60:
-            raise ValueError(
-                f"`{name}: {minutes:g}` leaves no time before the warning, which comes "
-                f"{warning_s} s earlier; raise `{name}` or lower `warn_before_limit_s`"
-            )
 
 
 class SlurmCluster(Launching):
@@ -300,7 +248,7 @@ class SlurmCluster(Launching):
     @classmethod
     def _warns_in_time(cls, warning_s: int, info: ValidationInfo) -> int:
         if info.context == COMPOSING:  # not of a session that runs already
-            _refuse_early_warning(warning_s, info, "time_limit_min", "cooldown_time_limit_min")
+            refuse_early_warning(warning_s, info, "time_limit_min", "cooldown_time_limit_min")
         return warning_s
 
     @field_validator("account", "partition", "qos")
@@ -337,9 +285,13 @@ class SlurmCluster(Launching):
         return self
 
 
-def torchrun_workers(machine: LocalMachine | SlurmCluster) -> int:
-    """Processes that torchrun starts on each node."""
-    return machine.workers_per_node or max(1, machine.gpus_per_node)
-
-
-Machine = Annotated[LocalMachine | SlurmCluster, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    Machine = Annotated[LocalMachine | SlurmCluster, Field(discriminator="kind")]
+else:
+    _KINDS = ("local", "slurm")
+    _INSTALLED = entry_points.installed(
+        entry_points.SCHEDULERS, OwnMachine, entry_points.kinds, _KINDS
+    )
+    Machine = Annotated[
+        Union[(LocalMachine, SlurmCluster, *_INSTALLED)], Field(discriminator="kind")
+    ]

@@ -1,10 +1,18 @@
 """Actions: what a rule does. In YAML each is one key, as `restart: {roll_back: true}`."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
+from autoexp.extensions import entry_points
+from autoexp.extensions.bases import OwnAction
 from autoexp.model import FrozenModel
 from autoexp.rules.conditions import Condition
 from autoexp.rules.durations import Duration
@@ -252,7 +260,7 @@ class ExcludeNodes(Templated):
         yield from self.nodes
 
 
-Action = Annotated[
+_Shipped = (
     Start
     | Keep
     | Launch
@@ -264,9 +272,16 @@ Action = Annotated[
     | Log
     | Publish
     | WriteFile
-    | ExcludeNodes,
-    Field(discriminator="kind"),
-]
+    | ExcludeNodes
+)
+_KINDS = {kind for model in get_args(_Shipped) for kind in entry_points.kinds(model)}
+_INSTALLED = entry_points.installed(
+    entry_points.ACTIONS, OwnAction, entry_points.kinds, {*_KINDS, "when", "within"}
+)
+if TYPE_CHECKING:
+    Action = _Shipped | OwnAction
+else:
+    Action = Annotated[Union[(*get_args(_Shipped), *_INSTALLED)], Field(discriminator="kind")]
 ENDS_AN_ATTEMPT = (Restart, Finish, Fail)
 """Actions that a verdict waits for: they decide what the end of an attempt means."""
 
@@ -321,3 +336,14 @@ class ConditionalAction(FrozenModel):
     def _only_what_is_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = handler(self)
         return {key: value for key, value in content.items() if value is not None}
+
+
+if not TYPE_CHECKING and _INSTALLED:
+    _BROUGHT = {
+        kind: (model | None, Field(None, description=(model.__doc__ or kind).splitlines()[0]))
+        for model in _INSTALLED
+        for kind in entry_points.kinds(model)
+    }
+    ConditionalAction = create_model(
+        "ConditionalAction", __base__=ConditionalAction, __module__=__name__, **_BROUGHT
+    )

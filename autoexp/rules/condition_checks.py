@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from autoexp.extensions.bases import Never, OwnCondition, Situation
 from autoexp.logs.linear import LinePattern
 from autoexp.logs.numbers import number
 from autoexp.rules.conditions import (
@@ -149,6 +150,27 @@ def _check(condition: Condition, facts: Facts) -> Checked:
             return _any_of(inner, facts)
         case NoneOf(none_of=inner):
             return _none_of(inner, facts)
+        case OwnCondition():
+            return _own(condition, facts)
+
+
+def _own(condition: OwnCondition, facts: Facts) -> Checked:
+    """The answer of a condition that a package brings."""
+    situation = Situation(
+        now=facts.now,
+        asked_at=facts.asked_at,
+        acted_at=facts.acted_at,
+        values=facts.values,
+        states={name: job.state for name, job in facts.jobs.items()},
+        verdicts={name: job.verdict for name, job in facts.jobs.items()},
+        attempts=facts.attempts,
+        directory=facts.directory,
+    )
+    try:
+        waits_for = condition.waits_for(situation)
+    except Never as never:
+        return Checked(Answer.NEVER, str(never))
+    return HOLDS if waits_for is None else Checked(Answer.NOT_YET, str(waits_for))
 
 
 def _wait_unless(holds: bool, reason: str) -> Checked:

@@ -1,10 +1,12 @@
 """Conditions: what has to hold before an action is done. Each is one key, as `max_attempts: 4`."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Self, Union, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
+from autoexp.extensions import entry_points
+from autoexp.extensions.bases import OwnCondition
 from autoexp.model import COMPOSING, FrozenModel, nearest
 from autoexp.rules.durations import Duration
 from autoexp.templates import Templated
@@ -196,7 +198,11 @@ def _key(value: Any) -> str | None:
     """The one key that names the condition."""
     if isinstance(value, dict):
         return next(iter(value), None)
-    return next(iter(type(value).model_fields), None)
+    return _key_of(type(value))
+
+
+def _key_of(model: type[Any]) -> str | None:
+    return next(iter(model.model_fields), None)
 
 
 def _one_known_key(value: Any) -> Any:
@@ -212,32 +218,39 @@ def _one_known_key(value: Any) -> Any:
     return value
 
 
-Condition = Annotated[
-    Annotated[
-        Annotated[Value, Tag("value")]
-        | Annotated[FileExists, Tag("file_exists")]
-        | Annotated[Glob, Tag("glob")]
-        | Annotated[FileContains, Tag("file_contains")]
-        | Annotated[Elapsed, Tag("elapsed")]
-        | Annotated[QuietFor, Tag("quiet_for")]
-        | Annotated[MaxAttempts, Tag("max_attempts")]
-        | Annotated[MaxWithoutProgress, Tag("max_attempts_without_progress")]
-        | Annotated[DiedAtStart, Tag("died_at_start")]
-        | Annotated[Job, Tag("job")]
-        | Annotated[CommandSucceeds, Tag("command")]
-        | Annotated[AllOf, Tag("all_of")]
-        | Annotated[AnyOf, Tag("any_of")]
-        | Annotated[NoneOf, Tag("none_of")],
-        Discriminator(_key),
-    ],
-    BeforeValidator(_one_known_key),
-]
+_Shipped = (
+    Value
+    | FileExists
+    | Glob
+    | FileContains
+    | Elapsed
+    | QuietFor
+    | MaxAttempts
+    | MaxWithoutProgress
+    | DiedAtStart
+    | Job
+    | CommandSucceeds
+    | AllOf
+    | AnyOf
+    | NoneOf
+)
+_SHIPPED: tuple[type[Templated], ...] = get_args(_Shipped)
+_KEYS = {str(_key_of(model)) for model in _SHIPPED}
+CONDITIONS: tuple[type[Templated], ...] = (
+    *_SHIPPED,
+    *entry_points.installed(entry_points.CONDITIONS, OwnCondition, entry_points.only_field, _KEYS),
+)
+"""Every condition there is: those of autoexp, and of installed packages."""
+if TYPE_CHECKING:
+    Condition = _Shipped | OwnCondition
+else:
+    _TAGGED = [Annotated[model, Tag(_key_of(model))] for model in CONDITIONS]
+    Condition = Annotated[
+        Annotated[Union[(*_TAGGED,)], Discriminator(_key)],
+        BeforeValidator(_one_known_key),
+    ]
 for _model in (AllOf, AnyOf, NoneOf):
     _model.model_rebuild()
-CONDITIONS: tuple[type[Templated], ...] = tuple(
-    get_args(tagged)[0] for tagged in get_args(get_args(Condition)[0])
-)
-"""Every condition there is: those of the union above, and no second list."""
 
 
 def commands_in(condition: Condition) -> Iterator[CommandTest]:

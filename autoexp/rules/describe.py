@@ -1,6 +1,7 @@
 """Descriptions of events and actions."""
 
 from autoexp import sinks
+from autoexp.extensions.bases import OwnAction
 from autoexp.rules.actions import (
     Action,
     Cancel,
@@ -133,3 +134,5 @@ def describe_action(action: Action) -> str:
             return f"write a line to {path}"
         case ExcludeNodes():
             return "exclude nodes"
+        case OwnAction(kind=kind):
+            return kind

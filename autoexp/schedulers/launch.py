@@ -5,7 +5,8 @@ from pathlib import Path
 
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources.containers import NoContainer
-from autoexp.resources.machines import LocalMachine, SlurmCluster, torchrun_workers
+from autoexp.resources.launchers import torchrun_workers
+from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.resources.node import STARTED
 from autoexp.schedulers.base import PayloadSpec
 from autoexp.states import Kind
@@ -99,7 +100,11 @@ def _under_torchrun(
     machine: LocalMachine | SlurmCluster, command: tuple[str, ...], *options: str
 ) -> tuple[str, ...]:
     binding = (f"--numa-binding={machine.numa_binding}",) if machine.numa_binding else ()
-    words = (*options, f"--nproc-per-node={torchrun_workers(machine)}", *binding)
+    words = (
+        *options,
+        f"--nproc-per-node={torchrun_workers(machine)}",
+        *binding,
+    )
     again = (f"--max-restarts={machine.restarts}",) if machine.restarts else ()
     words = (*words, *again, *machine.launcher_arguments)
     python, *script = command

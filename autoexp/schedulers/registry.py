@@ -1,6 +1,7 @@
 """Makes the scheduler that a configuration names."""
 
 from autoexp.config.experiment import Experiment
+from autoexp.resources.local import OwnMachine
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import Scheduler
 
@@ -13,6 +14,9 @@ def scheduler_for(experiment: Experiment) -> Scheduler:
         from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 
         return SlurmScheduler(machine)
+    if isinstance(machine, OwnMachine):
+        own: Scheduler = machine.scheduler()
+        return own
     from autoexp.schedulers.local import LocalScheduler
 
     return LocalScheduler()

@@ -86,6 +86,72 @@ class Hours(BaseModel):
     stop_above: float | None
 
 
+class ProgressLine(BaseModel):
+    """A line of a log that names an iteration."""
+
+    line: str
+    iteration: int
+    loss: float | None
+    learning_rate: float | None
+    seconds_per_iteration: float | None
+
+
+class LogRead(BaseModel):
+    """`autoexp backend check-log --json`."""
+
+    log: str
+    lines: int
+    read: int
+    """Lines that name an iteration."""
+    first: ProgressLine | None
+    last: ProgressLine | None
+    last_line: str
+    unread: list[str]
+    """Texts in place of numbers, the first of each kind."""
+
+
+class RehearsedAction(BaseModel):
+    """What a rule would have done."""
+
+    action: str
+    when: list[str]
+    """The keys of its conditions."""
+
+
+class RehearsedEvent(BaseModel):
+    """An event that a preset would have seen in a log."""
+
+    event: Event
+    description: str
+    actions: list[RehearsedAction]
+
+
+class RulesTest(BaseModel):
+    """`autoexp rules test --json`."""
+
+    events: list[RehearsedEvent]
+    counts: dict[str, int]
+    """Lines found, by log rule."""
+    silent: list[str]
+    """Rules that found nothing."""
+    reached: int | None
+    """The last iteration in the log."""
+    warning: str | None
+
+
+class SessionPlace(BaseModel):
+    """`autoexp sessions show --json`."""
+
+    session: str
+    path: str
+    created: str
+    state: str
+    config: str
+    overrides: list[str]
+    outputs: dict[str, str]
+    """Output directories by job."""
+
+
 def _of(shape: Any) -> Callable[[], dict[str, Any]]:
     return lambda: TypeAdapter(shape).json_schema(mode="serialization")
 
@@ -104,13 +170,16 @@ SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "plan": _of(PlanOutput),
     "status": _of(Status),
     "sessions-list": _of(list[SessionRow]),
+    "sessions-show": _of(SessionPlace),
     "events": _event_line,
     "explain": _of(Explanation),
     "compare": _of(list[Compared]),
     "budget": _of(Hours),
     "queue-list": _of(list[ActionRecord]),
     "queue-show": _of(ActionRecord),
+    "rules-test": _of(RulesTest),
     "backend-check": _of(Comparison),
+    "backend-check-log": _of(LogRead),
 }
 """By the name of the file: the command that prints it."""
 

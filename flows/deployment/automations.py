@@ -13,7 +13,9 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 _OURS = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.autoexp"}
 _RUN = "prefect.flow-run"
 _ENDED = {f"{_RUN}.{state}" for state in ("Completed", "Failed", "Cancelled")}
-_ALIVE = {f"{_RUN}.{state}" for state in ("Scheduled", "Pending", "Running", "AwaitingRetry")}
+_ALIVE = {
+    f"{_RUN}.{state}" for state in ("Scheduled", "Pending", "Running", "Paused", "AwaitingRetry")
+}
 # Prefect reports some crashes twice; what acts when nothing follows for a while acts once.
 _PAUSE_S = 30.0
 # Reports, some of which come twice and some of which a busy server loses: what dies at every start

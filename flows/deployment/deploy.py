@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
+import yaml
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
@@ -23,7 +26,7 @@ from prefect.settings import (
     save_profiles,
 )
 
-from autoexp.errors import AutoexpError
+from autoexp.errors import AutoexpError, BadInput
 from autoexp.flows.deployment import sockets
 from autoexp.flows.deployment.server import (
     await_answer,
@@ -49,7 +52,9 @@ from autoexp.storage import permissions
 POOL = "slurm-login"
 PROFILE = "autoexp"
 """In Prefect's profiles, with the server's URL and the string that opens it."""
-_DEPLOYMENTS = Path(__file__).resolve().parents[2] / "prefect.yaml"
+_SHIPPED = Path(__file__).resolve().parents[2] / "prefect.yaml"
+_ENTRYPOINTS = "autoexp.flows."
+_PLACES = ("AUTOEXP_CONFIGS", "AUTOEXP_SESSIONS")
 _LOOKS_EVERY_S = 1.0
 # Prefect's worker gives a flow that it ends half a minute.
 _STOPS_WITHIN_S = 60.0
@@ -58,6 +63,7 @@ _STOPS_WITHIN_S = 60.0
 def deploy() -> None:
     """Server (where none answers), pool, blocks, deployments and automations, in one go."""
     url = _url()
+    file, found = _deployments()
     auth_string = _auth_string(url)
     refuse_strangers(url)
     if is_local(url) and not sockets.listeners(port_of(url)) and not answers(url, auth_string):
@@ -68,24 +74,88 @@ def deploy() -> None:
     environment = _environment(url, auth_string)
     if auth_string:
         _save_profile(url, auth_string)
-    if not _succeeds("work-pool", "inspect", POOL, environment=environment):
-        # One that exists stays as its owner has set it.
-        _prefect("work-pool", "create", POOL, "--type", "process", environment=environment)
+    for pool in sorted({entry.pool for entry in found}):
+        if not _succeeds("work-pool", "inspect", pool, environment=environment):
+            # One that exists stays as its owner has set it.
+            _prefect("work-pool", "create", pool, "--type", "process", environment=environment)
     _prefect("block", "register", "-m", "autoexp.blocks", environment=environment)
-    file = ["--prefect-file", str(_DEPLOYMENTS)]
-    _prefect("--no-prompt", "deploy", "--all", *file, environment=environment)
+    with _with_places(file) as filled:
+        words = ["--no-prompt", "deploy", "--all", "--prefect-file", str(filled)]
+        _prefect(*words, environment=environment)
     _autoexp("automations", "install", environment=environment)
-    _say_how_to_go_on(url, auth_string)
+    _say_how_to_go_on(url, auth_string, found)
 
 
-def _say_how_to_go_on(url: str, auth_string: str | None) -> None:
+class _Deployment(NamedTuple):
+    """What a file says about a deployment of one of our flows."""
+
+    name: str
+    flow: str
+    pool: str
+
+
+def _deployments() -> tuple[Path, list[_Deployment]]:
+    """The file with the deployments, and those of our flows in it.
+
+    `prefect.yaml` of the working directory, as `autoexp init` writes it, if it deploys our flows;
+    else the one that comes with autoexp.
+    """
+    own = Path("prefect.yaml").absolute()
+    if own.is_file() and (found := _read_deployments(own)):
+        return own, found
+    return _SHIPPED, _read_deployments(_SHIPPED)
+
+
+def _read_deployments(file: Path) -> list[_Deployment]:
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]
+        ours = [
+            entry for entry in entries if str(entry.get("entrypoint", "")).startswith(_ENTRYPOINTS)
+        ]
+        return [
+            _Deployment(
+                str(entry["name"]),
+                f"autoexp-{entry['entrypoint'].rpartition('.')[2]}",
+                str(entry["work_pool"]["name"]),
+            )
+            for entry in ours
+        ]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"{file}: cannot be read as a file of deployments, each with an entrypoint, a name and "
+            f"a work_pool with a name ({type(error).__name__}: {error})"
+        ) from error
+
+
+@contextmanager
+def _with_places(file: Path) -> Iterator[Path]:
+    """The file of deployments, whose runs find configurations and sessions where we do."""
+    places = {name: os.environ[name] for name in _PLACES if os.environ.get(name)}
+    if not places:
+        yield file
+        return
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for entry in content["deployments"]:
+        variables = dict(entry["work_pool"].get("job_variables") or {})
+        absolute = {name: str(Path(place).absolute()) for name, place in places.items()}
+        variables["env"] = {**(variables.get("env") or {}), **absolute}
+        entry["work_pool"] = {**entry["work_pool"], "job_variables": variables}
+    with tempfile.TemporaryDirectory(prefix="autoexp-deploy-") as folder:
+        filled = Path(folder) / "prefect.yaml"
+        filled.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        yield filled
+
+
+def _say_how_to_go_on(url: str, auth_string: str | None, found: Sequence[_Deployment]) -> None:
     address = url.removesuffix("/api")
+    pools = sorted({entry.pool for entry in found} - {POOL})
+    other = "".join(f" --pool {pool}" for pool in pools[:1])
     use = f"export PREFECT_PROFILE={PROFILE}" if auth_string else f"export PREFECT_API_URL={url}"
     say(
         f"\ndeployed. Runs work in {Path.cwd()}. On the login node:\n"
         f"  {use}\n"
-        f"  autoexp worker\n"
-        f"  prefect deployment run autoexp/train    or in the UI: {address}"
+        f"  autoexp worker{other}\n"
+        f"  prefect deployment run {found[0].flow}/{found[0].name}    or in the UI: {address}"
     )
     if auth_string:
         say(f"the UI's login, and the server's, is in {_profiles_path()} (for you alone)")

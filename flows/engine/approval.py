@@ -1,86 +1,136 @@
-"""Asks in Prefect's UI for approval of a plan above its budget, before anything is submitted."""
+"""Asks in Prefect for approval of a plan above its budget, before anything is submitted.
 
+The flow run itself is paused: its state, its log and an artifact say what it waits for.
+"""
+
+import asyncio
+from datetime import timedelta
+from typing import Any, Literal
 from uuid import UUID
 
-from prefect import State, flow, get_client, get_run_logger, runtime
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterName,
-    FlowRunFilterParentFlowRunId,
-)
-from prefect.flow_runs import apause_flow_run
-from prefect.input import RunInput, keyset_from_base_key
+from prefect import State, get_client, get_run_logger, runtime
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.input import RunInput, keyset_from_base_key, keyset_from_paused_state
 from prefect.input.actions import aread_flow_run_input
-from prefect.states import Cancelled, Completed
+from prefect.states import Paused
+from prefect.utilities.urls import url_for
 from pydantic import Field
 
 from autoexp import sinks
 from autoexp.config.compose import Composed
 from autoexp.errors import NotAgreed
+from autoexp.flows.concurrency.outbox import is_prefect_error
+from autoexp.model import now
 from autoexp.planning.plan import Plan, above_budget
 from autoexp.reports.plan_tree import as_text
 
-_NAME = "approve the plan"
 _PAUSE = "approval"
 _A_WEEK_S = 7 * 24 * 3600
+_POLL_S = 2.0
 
 
 class Approval(RunInput):
     """The answer to the question."""
 
-    go_ahead: bool = Field(False, description="submit the jobs of this plan")
+    # Without a default: whoever only presses the button has not answered.
+    decision: Literal["submit", "cancel"] = Field(
+        description="submit the jobs of this plan, or cancel the run"
+    )
     note: str = Field("", description="why, for the log")
 
 
 async def approved(composed: Composed, found: Plan) -> None:
     """Wait for approval of a plan above `budget.confirm_above`; return at once for others.
 
-    Raises NotAgreed when the answer is no.
+    Raises NotAgreed when the answer is no, or there is none within a week.
     """
     question = above_budget(composed.experiment.budget, found)
     if question is None:
         return
     answer = await _answered_before()
     if answer is None:
-        answer = await _ask(f"{question}\n\n```\n{as_text(found, composed)}\n```")
+        answer = await _ask(question, f"```\n{as_text(found, composed)}\n```")
     note = f": {answer.note}" if answer.note else ""
-    if not answer.go_ahead:
+    if answer.decision == "cancel":
         raise NotAgreed(f"{question}; the plan was rejected{note}")
     get_run_logger().info("approved%s", note)
 
 
-async def _ask(text: str) -> Approval:
-    async def ask() -> Approval:
-        """Pause this subflow until somebody answers in the UI."""
-        with sinks.plain_errors():
-            return await apause_flow_run(
-                wait_for_input=Approval.with_initial_data(description=text, go_ahead=False),
-                timeout=_A_WEEK_S,
-                poll_interval=2,
-                key=_PAUSE,
-            )
+async def _ask(question: str, plan: str) -> Approval:
+    """Pause this flow run until somebody answers."""
+    flow_run_id = UUID(str(runtime.flow_run.id))
+    where = f"`Resume` on this run's page answers: {url_for('flow-run', flow_run_id)}"
+    waits = sinks.line(f"waits for approval of its plan ({question})")
+    paused: State[Any] = Paused(
+        timeout_seconds=_A_WEEK_S,
+        pause_key=_pause_key(runtime.flow_run.run_count),
+        message=f"{waits}. {where}",
+    )
+    keyset = keyset_from_paused_state(paused)
+    paused.state_details.run_input_keyset = {str(key): name for key, name in keyset.items()}
+    form = Approval.with_initial_data(description=f"{question}\n\n{plan}")
+    async with get_client() as client:
+        await form.asave(keyset, flow_run_id)
+        answered = await client.set_flow_run_state(flow_run_id, paused)
+        if answered.status is not SetStateStatus.ACCEPT:
+            raise NotAgreed(f"{question}; the run cannot wait for approval ({answered.details})")
+        get_run_logger().warning("%s. %s", waits, where)
+        shown = await acreate_markdown_artifact(
+            f"This run {waits}. {where}\n\n{plan}", key="approval", description="approval"
+        )
+        try:
+            await _resumed(client, flow_run_id, paused, question)
+            answer = await form.aload(keyset, flow_run_id)
+        except NotAgreed as error:
+            await _close(client, shown, str(error), plan)
+            raise
+        await _close(client, shown, f"answered: {answer.decision} {answer.note}", plan)
+    return answer
 
-    # A flow run that is run again would continue its earlier subflow, which cannot pause twice.
-    ask.__qualname__ = f"ask.{runtime.flow_run.run_count}"
-    return await flow(name="approve", flow_run_name=_NAME)(ask)()
+
+async def _close(client: PrefectClient, artifact: UUID, said: str, plan: str) -> None:
+    """Have the artifact say how the question ended."""
+    data = f"{sinks.line(said.strip())}\n\n{plan}"
+    await client.update_artifact(artifact, ArtifactUpdate(data=data))
+
+
+async def _resumed(
+    client: PrefectClient, flow_run_id: UUID, paused: State[Any], question: str
+) -> None:
+    """Wait until the run is resumed; raises NotAgreed when it is cancelled, or after a week."""
+    ends_at = now() + timedelta(seconds=_A_WEEK_S)
+    while now() < ends_at:
+        await asyncio.sleep(_POLL_S)
+        try:
+            state = (await client.read_flow_run(flow_run_id)).state
+            if state is None or state.is_paused():
+                continue
+            if state.is_running():
+                return
+            if not state.is_crashed():
+                raise NotAgreed(f"{question}; {state.name} while it waited for approval")
+            # A server that was away, and got no heartbeats.
+            await client.set_flow_run_state(flow_run_id, paused, force=True)
+        except Exception as error:
+            if not is_prefect_error(error):
+                raise
+            get_run_logger().warning("Prefect does not answer (%s); asking again", error)
+    raise NotAgreed(f"{question}; nobody approved the plan within a week")
 
 
 async def _answered_before() -> Approval | None:
-    """The answer given after the process that had asked was killed, if there is one.
+    """The answer given after the process that had asked was killed, if there is one."""
+    flow_run_id = UUID(str(runtime.flow_run.id))
+    for run_count in range(1, runtime.flow_run.run_count):
+        key = keyset_from_base_key(f"paused-{_pause_key(run_count)}")["response"]
+        if response := await aread_flow_run_input(key, flow_run_id=flow_run_id):
+            return Approval(**response)
+    return None
 
-    Closes the questions of that process: nobody waits for them.
-    """
-    parent = FlowRunFilterParentFlowRunId(any_=[UUID(str(runtime.flow_run.id))])
-    asked = FlowRunFilter(parent_flow_run_id=parent, name=FlowRunFilterName(any_=[_NAME]))
-    answer = None
-    async with get_client() as client:
-        for run in await client.read_flow_runs(flow_run_filter=asked):
-            if run.state is None or run.state.is_final():
-                continue
-            key = keyset_from_base_key(f"paused-{_PAUSE}")["response"]
-            response = await aread_flow_run_input(key, flow_run_id=run.id)
-            ended: State[None] = Cancelled(message="asked again by a new process")
-            if response is not None:
-                answer, ended = Approval(**response), Completed(message="answered")
-            await client.set_flow_run_state(run.id, ended, force=True)
-    return answer
+
+def _pause_key(run_count: int) -> str:
+    # A flow run that is run again cannot pause twice by one key.
+    return f"{_PAUSE}-{run_count}"

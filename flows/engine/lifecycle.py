@@ -13,12 +13,12 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from autoexp import sinks
 from autoexp.config.compose import Composed
-from autoexp.errors import SessionGivenUp
+from autoexp.errors import NotAgreed, SessionGivenUp
 from autoexp.flows.concurrency.foreground import foreground
 from autoexp.flows.engine.approval import approved
 from autoexp.flows.engine.compose import compose
 from autoexp.flows.engine.session_run import SessionRun, failed_jobs
-from autoexp.flows.publishing import form
+from autoexp.flows.publishing import form, run_names
 from autoexp.logs import engines
 from autoexp.monitor import monitor_starts
 from autoexp.operations import adopt
@@ -44,34 +44,45 @@ for _log in ("prefect.flow_runs", "prefect.task_runs"):
 
 
 def run_name() -> str:
-    """`session demo-1124-k3fq`; a session that is yet to be made is named when it is."""
+    """`train mylab`, then `session mylab-1124-k3fq`; a name that a person gave stays."""
     made = None
     with suppress(OSError):  # whoever looks for the session itself says what is wrong
         made = session_of(str(runtime.flow_run.id), sessions_root())
-    named = runtime.flow_run.parameters.get("session")
-    return f"session {made.name if made else named or 'new'}"
+    return _name(None if made is None else made.name)
 
 
-def compose_request(config: str, overrides: Sequence[str], experiment: Any) -> Composed:
+def _name(session: str | None) -> str:
+    run = runtime.flow_run
+    return run_names.name_of(run.name, run.flow_name, run.parameters, session)
+
+
+def compose_request(
+    config: str, site: str | None, overrides: Sequence[str], experiment: Any
+) -> Composed:
     """Compose the experiment of a flow's parameters: a filled-in form, or a configuration."""
     if experiment is None:
-        return with_measured_speed(compose(config, list(overrides)))
+        where = [f"slurm={site}"] if site else []
+        return with_measured_speed(compose(config, [*where, *overrides]))
     return with_measured_speed(form.composed(experiment))
 
 
-async def find_or_create(
+async def create_and_watch(
     compose: Callable[[], Composed],
     id_of: Callable[[Composed], str] = id_for,
     plan: Callable[[Composed, str], Plan] = plan_of,
-) -> Path:
-    """Create a session of what `compose()` returns, with the id `id_of(composed)`.
+) -> State[Any]:
+    """Create a session of what `compose()` returns, with the id `id_of(composed)`, and watch it.
 
     The `plan(composed, id)` is made once: above its budget it needs approval, and the plan that was
     approved is the one that is submitted. A flow run that is run again finds the session that it
     made the first time.
     """
     with sinks.plain_errors():
-        return await _find_or_create(compose, id_of, plan)
+        try:
+            path = await _find_or_create(compose, id_of, plan)
+        except NotAgreed as no:
+            return Cancelled(message=sinks.terminal(str(no)))
+    return await watch(path)
 
 
 async def _find_or_create(
@@ -98,7 +109,7 @@ async def _find_or_create(
             flow_run_id=flow_run_id,
         )
         async with get_client() as client:
-            await client.update_flow_run(UUID(flow_run_id), name=f"session {path.name}")
+            await client.update_flow_run(UUID(flow_run_id), name=_name(path.name))
     return path
 
 

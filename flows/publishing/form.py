@@ -1,16 +1,39 @@
 """The experiment as a form in Prefect's UI, and from the filled-in form back to an experiment."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import GetJsonSchemaHandler, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from autoexp.config import search_path
 from autoexp.config.compose import Composed, points_of
 from autoexp.config.experiment import Experiment
 from autoexp.dotted import dump
 from autoexp.errors import BadInput
 from autoexp.model import problems
+
+_BEGUN_FROM = {"base", "block"}  # files that others begin from, and one that needs a name
+
+
+class _Names:
+    """A text that a form offers as a choice: of the names that there are, or any other text."""
+
+    def __init__(self, group: str = "") -> None:
+        self._group = group
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        found = handler(schema)
+        names = [name for name in search_path.available(self._group) if name not in _BEGUN_FROM]
+        known = {"type": "string", "title": "one of these", "enum": names}
+        others = [part for part in found.get("anyOf", ()) if part.get("type") != "string"]
+        return {"anyOf": [known, {"type": "string", "title": "another"}, *others]}
+
+
+ConfigName = Annotated[str, _Names()]
+SiteName = Annotated[str | None, _Names("slurm")]
 
 
 class ExperimentForm(Experiment):

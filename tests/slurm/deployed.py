@@ -114,8 +114,8 @@ class Deployed:
         worker.wait(timeout=PATIENCE_S)
 
     def run(self, *overrides: str) -> str:
-        """`prefect deployment run autoexp/train`; returns the flow run's id."""
-        words = ["prefect", "deployment", "run", "autoexp/train", "-p", "config=demo"]
+        """`prefect deployment run autoexp-train/train`; returns the flow run's id."""
+        words = ["prefect", "deployment", "run", "autoexp-train/train", "-p", "config=demo"]
         words += ["-p", f"overrides={json.dumps([*SMALL, *overrides])}"]
         # Tests cannot wait for the three heartbeats of a deployment as it is shipped.
         words += ["-jv", 'env={"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}']

@@ -20,7 +20,7 @@ from tests.slurm.browser import CHROMIUM, open_page
 from tests.slurm.deployed import ROOT, Deployed, Listener, monitor_pid
 
 _DEPLOYMENTS = (
-    *("autoexp/train", "autoexp-cooldown/cooldown"),
+    *("autoexp-train/train", "autoexp-cooldown/cooldown"),
     *("autoexp-evaluate/evaluate", "autoexp-resume/resume"),
 )
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect]
@@ -59,7 +59,7 @@ def assert_each_job_ran_once(path: Path) -> None:
 
 def refusal(deployed: Deployed, parameters: object) -> str:
     """What the server answers to a run with these parameters, which it must not create."""
-    deployment = deployed.ask("GET", "/deployments/name/autoexp/train")["id"]
+    deployment = deployed.ask("GET", "/deployments/name/autoexp-train/train")["id"]
     before = deployed.ask("POST", "/flow_runs/count", {})
     with pytest.raises(urllib.error.HTTPError) as refused:
         body = {"parameters": parameters}
@@ -72,7 +72,8 @@ def refusal(deployed: Deployed, parameters: object) -> str:
 def test_the_form_describes_the_experiment_and_refuses_what_is_out_of_bounds(
     deployed: Deployed,
 ) -> None:
-    schema = deployed.ask("GET", "/deployments/name/autoexp/train")["parameter_openapi_schema"]
+    deployment = deployed.ask("GET", "/deployments/name/autoexp-train/train")
+    schema = deployment["parameter_openapi_schema"]
     arguments = schema["definitions"]["DemoArgs"]["properties"]
     assert arguments["train_iters"] == {
         "default": 2000,
@@ -220,7 +221,7 @@ def test_the_pages_show_the_session_in_a_real_browser(
     shown = open_page(deployed.page(f"/artifacts/artifact/{page}"), pictures / "page.png")
     assert "demo-cd200 attempt 1: finished (reached iteration 250)" in shown
 
-    deployment = deployed.ask("GET", "/deployments/name/autoexp/train")["id"]
+    deployment = deployed.ask("GET", "/deployments/name/autoexp-train/train")["id"]
     form = {"project": {"name": "mine"}, "backend": {"kind": "demo"}, "slurm": {"kind": "slurm"}}
     filled = quote(json.dumps({"experiment": form}))
     url = deployed.page(f"/deployments/deployment/{deployment}/run?parameters={filled}")

@@ -192,5 +192,6 @@ def _deployments(name: str) -> str:
     head = (
         f"# Deployments of {name}: `prefect deploy --all` in this directory, or `autoexp deploy`.\n"
     )
-    body = text.partition("\nname: ")[2]
-    return head + "name: " + body.replace("{config: demo}", f"{{config: {name}}}")
+    body = text.partition("\nname: ")[2].replace("{config: demo}", f"{{config: {name}}}")
+    # A server may have the deployments of several projects.
+    return head + "name: " + body.replace("  - name: ", f"  - name: {name}-")

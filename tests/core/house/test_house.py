@@ -63,14 +63,15 @@ def test_nobody_imports_what_prefect_keeps_to_itself(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if "bench" not in p.parts], ids=name_of)
 def test_whatever_prefect_runs_raises_plain_text(path: Path) -> None:
-    """Prefect shows it as a state's message; `watch` and `find_or_create` do so themselves."""
+    """Prefect shows it as a state's message; `watch` and `create_and_watch` do so themselves."""
     for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef):
             continue
         made_by = {ast.unparse(decorator).split("(")[0] for decorator in node.decorator_list}
         if made_by & {"flow", "task"}:
             body = ast.unparse(node)
-            assert any(word in body for word in ("sinks.plain_errors()", "return await watch"))
+            plain = ("sinks.plain_errors()", "return await watch", "return await create_and_watch")
+            assert any(word in body for word in plain)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

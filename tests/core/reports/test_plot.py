@@ -2,6 +2,7 @@
 
 import math
 import random
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from matplotlib.lines import Line2D
 from autoexp.cli.main import main
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
+from autoexp.jobs.summary import place_of, walk
+from autoexp.planning.plan import headline, make_plan
 from autoexp.reports import plot
-from autoexp.reports.plot import Options, Subject, draw
+from autoexp.reports.plot import Options, Subject, draw, draw_plan
 from autoexp.session.session import Session
 from tests.builders import create
 
@@ -167,3 +170,17 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     path = create(compose("demo", SIZE), tmp_path / "root", session_id="s")
     with pytest.raises(BadInput, match=r"a.jpg: a picture ends in \.png, \.pdf, \.svg"):
         draw(logged(path), path=tmp_path / "a.jpg")
+
+
+def test_a_plan_is_a_timeline_in_the_trees_order_on_white(tmp_path: Path) -> None:
+    stages = "stages={score: {each: cooldown, command: [echo, done]}}"
+    composed = compose("demo", ["cooldowns=[{at: [600, 1000], decay: {iterations: 100}}]", stages])
+    plan = make_plan(composed.experiment, tmp_path)
+    draw_plan(plan, "demo", tmp_path / "pictures" / "plan.svg")
+    svg = ET.parse(tmp_path / "pictures" / "plan.svg").getroot()
+    texts = [element.text or "" for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    names = [name for name, _ in walk(map(place_of, plan.jobs))]
+    assert len(names) == 5 and [text for text in texts if text in names] == names
+    assert f"demo: {headline(plan)}" in texts and "iteration" in texts
+    background = next(svg.iter("{http://www.w3.org/2000/svg}path"))
+    assert background.get("style") == "fill: #ffffff"

@@ -11,6 +11,7 @@ from autoexp.cli.main import main
 from autoexp.schemas.outputs import FOLDER, SCHEMAS, text_of
 from autoexp.session.session import Session
 from tests.core.story import Story, StoryOf
+from tests.sources import ROOT
 
 COMMANDS: dict[str, list[str]] = {
     "status": ["status", "SESSION", "--json"],
@@ -20,8 +21,14 @@ COMMANDS: dict[str, list[str]] = {
     "compare": ["compare", "SESSION", "--json"],
     "budget": ["budget", "SESSION", "--json"],
     "queue-list": ["queue", "SESSION", "list", "--json"],
+    "sessions-show": ["sessions", "show", "SESSION", "--json"],
+    "rules-test": ["rules", "test", "nccl", "FIRES", "--json"],
+    "backend-check-log": ["backend", "check-log", "LOG", "demo", "--json"],
     "plan": ["plan", "demo", "backend.args.seed=1,2", "monitoring=checkpoint_eval", "--json"],
 }
+
+
+FIRES = str(ROOT / "tests" / "data" / "rules" / "nccl_timeout.txt")
 
 
 @pytest.fixture
@@ -55,7 +62,12 @@ def test_a_shipped_schema_is_that_of_the_models(name: str) -> None:
 def test_a_command_prints_what_its_schema_says(
     story: Story, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = printed(capsys, *(word.replace("SESSION", "s1") for word in COMMANDS[name]))
+    attempt = story.job().attempts[0]
+    words = [
+        {"SESSION": "s1", "LOG": attempt.log, "FIRES": FIRES}.get(word, word)
+        for word in COMMANDS[name]
+    ]
+    said = printed(capsys, *words)
     schema = json.loads((FOLDER / f"{name}.json").read_text())
     for text in said.splitlines() if name == "events" else [said]:
         jsonschema.validate(json.loads(text), schema)

@@ -76,7 +76,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 def ask(session: str, save_dir: Path, *overrides: str, job_id: str = "41") -> int:
     """What `autoexp adopt` does."""
-    return adopt(session, job_id, "demo", str(save_dir), [*MINE, *overrides])
+    return adopt(session, job_id, str(save_dir), [*MINE, *overrides], "demo")
 
 
 def process_requests(path: Path) -> None:
@@ -119,6 +119,46 @@ def test_a_job_is_adopted_by_one_session_until_its_record_there_is_over_or_the_s
         ask("a3", save_dir)
     shutil.rmtree(root / "a2")
     assert ask("a3", save_dir) == 0
+
+
+LAB = """
+defaults: [{slurm: local_cluster}, {container: none}, {monitoring: basic}, _self_]
+project: {name: lab}
+backend:
+  kind: command
+  command: [train, --out, '{save_dir}', --steps, '{train_iters}']
+  cooldown: {--decay-from: '{branch_iteration}'}
+  saves: {folder: ckpt, name: '{iteration}', must_parse: [state.json]}
+  log_line: 'step (?P<iteration>[0-9]+)'
+  args: {train_iters: 200, save_interval: 50}
+slurm: {gpus_per_node: 0}
+cooldowns: [{at: [100], decay: {iterations: 50, shape: linear}}]
+"""
+
+
+def test_a_job_of_a_trainer_that_is_described_in_yaml_is_adopted(
+    site: Site, tmp_path: Path
+) -> None:
+    del site
+    config, save_dir = tmp_path / "lab.yaml", tmp_path / "saves"
+    config.write_text(LAB)
+    assert adopt("a1", "41", str(save_dir), [str(config)]) == 0
+    process_requests(tmp_path / "sessions" / "a1")
+    session = Session.load(tmp_path / "sessions" / "a1")
+    trunk, branch = session.jobs.values()
+    assert trunk.attempts[0].job_id == "41" and trunk.spec.save_dir == str(save_dir)
+    assert trunk.spec.command == ("train", "--out", str(save_dir), "--steps", "200")
+    (save_dir / "ckpt" / "100").mkdir(parents=True)
+    (save_dir / "ckpt" / "100" / "state.json").write_text("{}")
+    (found,) = trunk.spec.trainer.checkpoints(save_dir).complete
+    assert found.iteration == 100 and branch.spec.parent == "lab"
+
+
+def test_which_trainer_a_job_runs_has_to_be_said(site: Site, tmp_path: Path) -> None:
+    del site
+    with pytest.raises(BadInput, match="Name your configuration, or --backend"):
+        adopt("a1", "41", str(tmp_path / "saves"), ["slurm=local_cluster"])
+    assert not (tmp_path / "sessions").exists()
 
 
 def test_of_many_sessions_that_adopt_a_job_at_once_one_gets_it(site: Site, tmp_path: Path) -> None:

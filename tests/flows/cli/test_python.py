@@ -1,5 +1,7 @@
 """autoexp from Python, with a monitor in a process of its own."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,18 +23,37 @@ def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(prefect_home(tmp_path)))
 
 
-def test_the_example_runs(tmp_path: Path) -> None:
+# Each cell by itself, in one namespace, as Jupyter runs them.
+RUN_CELLS = """
+import json, pathlib, sys
+names = {}
+for number, cell in enumerate(json.loads(pathlib.Path(sys.argv[1]).read_text())["cells"]):
+    if cell["cell_type"] == "code":
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+"""
+
+
+def test_the_example_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> None:
+    notebook = ROOT / "examples" / "first_steps.ipynb"
     answer = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "first_steps.py")],
+        [sys.executable, "-c", RUN_CELLS, str(notebook)],
         cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "Agg"},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "finished at iteration 400, 40 points logged" in answer.stdout
-    assert "steps-cd200: finished at iteration 300" in answer.stdout
-    assert len(list(tmp_path.glob("*.html"))) == 1
+    assert "backend.args.learning_rate: no such key" in answer.stdout
+    assert "steps: finished at iteration 400, loss" in answer.stdout
+    assert "steps-cd300: finished at iteration 400, loss" in answer.stdout
+    assert (tmp_path / "curves.png").exists() and len(list(tmp_path.glob("*.html"))) == 1
+
+
+def test_the_notebook_is_kept_without_output() -> None:
+    cells = json.loads((ROOT / "examples" / "first_steps.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
 
 
 def test_a_monitor_that_was_started_from_python_is_asked_to_cancel() -> None:

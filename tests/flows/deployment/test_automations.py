@@ -7,10 +7,12 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from prefect import flow, get_client
+from prefect import State, flow, get_client
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.events.actions import ChangeFlowRunState
 from prefect.runner import Runner
-from prefect.states import Crashed, Scheduled
+from prefect.states import Cancelled, Completed, Crashed, Failed, Scheduled
 
 from autoexp.flows.deployment import automations
 
@@ -42,6 +44,21 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
     while not await condition():
         assert time.monotonic() < deadline, f"waited in vain for: {what}"
         await asyncio.sleep(0.5)
+
+
+@pytest.mark.parametrize("end", [Completed, Failed, Cancelled])
+async def test_silence_leaves_alone_what_has_ended(end: Callable[..., State[object]]) -> None:
+    """A heartbeat may come after the end of its run; six minutes later there is silence."""
+    (silence, *_) = automations.recovery(360.0)
+    (action,) = silence.actions
+    assert isinstance(action, ChangeFlowRunState)
+    async with get_client() as client:
+        run = await client.create_flow_run(dies, tags=["autoexp"])
+        await client.set_flow_run_state(run.id, end(message="its own end"), force=True)
+        crashed = State[object](type=action.state, message=action.message)
+        answer = await client.set_flow_run_state(run.id, crashed, force=action.force)
+        assert answer.status is SetStateStatus.ABORT
+        assert (await state_of(client, run.id)).endswith(": its own end")
 
 
 async def test_what_dies_at_every_start_before_it_has_a_session_is_left_alone(

@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -12,12 +11,19 @@ import pytest
 from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
     FlowRunFilter,
-    FlowRunFilterName,
-    FlowRunFilterParentFlowRunId,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    LogFilter,
+    LogFilterFlowRunId,
 )
-from prefect.client.schemas.objects import FlowRun
-from prefect.states import AwaitingRetry, Crashed, Pending
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.states import AwaitingRetry, Cancelling, Crashed, Pending
 
 from autoexp.flows.train import train
 from autoexp.session.session import Session
@@ -37,30 +43,42 @@ COSTLY = [
 ]
 
 
-@pytest.mark.parametrize("go_ahead", [True, False])
-async def test_a_deployed_flow_pauses_for_approval_with_the_plan_as_its_text(
-    make_session: Make, tmp_path: Path, go_ahead: bool
+@pytest.mark.parametrize("decision", ["submit", "cancel"])
+async def test_a_flow_run_pauses_for_approval_and_says_what_it_waits_for(
+    make_session: Make, tmp_path: Path, decision: str
 ) -> None:
     del make_session
     root = tmp_path / "sessions"
-    running = asyncio.create_task(train("demo", COSTLY, return_state=True))  # type: ignore[call-overload]
+    running = asyncio.create_task(train(config="demo", overrides=COSTLY, return_state=True))  # type: ignore[call-overload]
     async with get_client() as client:
-        run = await question(client)
+        run = await paused(client)
         assert not list(root.glob("*"))
-        schema = await read_description(client, run.id)
-        assert "1 jobs: 1 train; 50.00 GPU hours: budget.confirm_above is 49" in schema
-        assert "demo  train  0 → 50" in schema
-        await answer(client, run, go_ahead=go_ahead)
-    state = await running
+        asked = "1 jobs: 1 train; 50.00 GPU hours: budget.confirm_above is 49"
+        assert "demo  train  0 → 50" in await read_form(client, run.id)
+        for shown in (
+            str(run.state and run.state.message),
+            await read_form(client, run.id),
+            await read_artifact(client, run.id),
+            await log_of(client, run.id),
+        ):
+            assert asked in shown
+        for shown in (str(run.state and run.state.message), await read_artifact(client, run.id)):
+            assert f"/flow-run/{run.id}" in shown
+        # Whoever only presses the button has not answered.
+        refused = await client.resume_flow_run(run.id, run_input={"note": "said ann"})
+        assert refused.status is SetStateStatus.REJECT and "decision" in str(refused.details)
+        await answer(client, run, decision)
+        state = await running
+        assert f"answered: {decision} said ann" in await read_artifact(client, run.id)
 
     sessions = [path.parent for path in root.glob("[!.]*/session.json")]
-    if go_ahead:
+    if decision == "submit":
         assert state.is_completed(), state.message
         assert {job.verdict for job in Session.load(sessions[0]).jobs.values()} == {
             Verdict.FINISHED
         }
     else:
-        assert state.is_failed()
+        assert state.is_cancelled()
         assert "the plan was rejected: said ann" in str(state.message)
         assert sessions == []
 
@@ -72,28 +90,43 @@ async def test_a_flow_that_is_killed_while_it_waits_asks_again_unless_it_was_ans
     del make_session
     parameters = {"config": "demo", "overrides": COSTLY}
     async with get_client() as client:
-        run = await client.create_flow_run(train, parameters=parameters, state=Pending())
+        run = await client.create_flow_run(
+            train, name="ann's night run", parameters=parameters, state=Pending()
+        )
         process = execute(run.id)
-        first = await question(client, run.id)
+        asked = await paused(client, run.id)
         process.kill()
         process.wait()
         if answered == "while nobody waits":
-            await answer(client, first)
+            await answer(client, asked)
         # As a worker and its automation do.
         for state in (Crashed(), AwaitingRetry(), Pending()):
             await client.set_flow_run_state(run.id, state, force=True)
         process = execute(run.id)
         if answered == "afterwards":
-            await answer(client, await question(client, run.id, besides=[first.id]))
+            await answer(client, await paused(client, run.id))
         assert await asyncio.to_thread(process.wait, 60) == 0
-        ended = (await client.read_flow_run(run.id)).state
-        asked = {run.id: run.state for run in await questions(client, run.id)}
+        ended = await client.read_flow_run(run.id)
 
-    assert ended is not None
-    assert ended.is_completed(), ended.message
+    assert ended.state is not None
+    assert ended.state.is_completed(), ended.state.message
+    assert ended.name == "ann's night run"
     assert len(list((tmp_path / "sessions").glob("[!.]*/session.json"))) == 1
-    assert all(state is not None and state.is_final() for state in asked.values())
-    assert len(asked) == (2 if answered == "afterwards" else 1)
+
+
+async def test_a_flow_run_that_is_marked_as_crashed_while_it_waits_goes_on_waiting(
+    make_session: Make, tmp_path: Path
+) -> None:
+    del make_session
+    running = asyncio.create_task(train(config="demo", overrides=COSTLY, return_state=True))  # type: ignore[call-overload]
+    async with get_client() as client:
+        run = await paused(client)
+        await client.set_flow_run_state(run.id, Crashed(), force=True)
+        assert (await paused(client, run.id)).name == "train demo"
+        await client.set_flow_run_state(run.id, Cancelling(), force=True)
+    state = await running
+    assert state.is_cancelled() and "while it waited for approval" in str(state.message)
+    assert not list((tmp_path / "sessions").glob("*"))
 
 
 def execute(flow_run: UUID) -> "subprocess.Popen[bytes]":
@@ -103,33 +136,43 @@ def execute(flow_run: UUID) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, env=environment)
 
 
-async def questions(client: PrefectClient, parent: UUID | None = None) -> list[FlowRun]:
-    """All that a flow run has asked, or anyone."""
-    below = FlowRunFilterParentFlowRunId(any_=[parent]) if parent else None
-    name = FlowRunFilterName(any_=["approve the plan"])
-    return await client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(name=name, parent_flow_run_id=below)
-    )
-
-
-async def question(
-    client: PrefectClient, parent: UUID | None = None, besides: Sequence[UUID] = ()
-) -> FlowRun:
-    """The one that waits for an answer, once its form is there."""
+async def paused(client: PrefectClient, wanted: UUID | None = None) -> FlowRun:
+    """The run that waits for an answer, once it does."""
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED]))
+    only = FlowRunFilterId(any_=[wanted]) if wanted else None
     for _ in range(1500):
-        for run in await questions(client, parent):
-            waits = run.state is not None and run.state.is_paused() and run.id not in besides
-            if waits and await read_description(client, run.id):
+        for run in await client.read_flow_runs(flow_run_filter=FlowRunFilter(state=state, id=only)):
+            if await read_artifact(client, run.id):
                 return run
         await asyncio.sleep(0.2)
     raise AssertionError("nobody was asked")
 
 
-async def answer(client: PrefectClient, run: FlowRun, *, go_ahead: bool = True) -> None:
-    await client.resume_flow_run(run.id, run_input={"go_ahead": go_ahead, "note": "said ann"})
+async def answer(client: PrefectClient, run: FlowRun, decision: str = "submit") -> None:
+    await client.resume_flow_run(run.id, run_input={"decision": decision, "note": "said ann"})
 
 
-async def read_description(client: PrefectClient, flow_run: UUID) -> str:
-    """The text above the form that the UI shows."""
+async def read_form(client: PrefectClient, flow_run: UUID) -> str:
+    """The form that the UI shows, with the text above it."""
     keys = await client.filter_flow_run_input(flow_run, "paused-", limit=20, exclude_keys=set())
     return "\n".join(entry.value for entry in keys)
+
+
+async def read_artifact(client: PrefectClient, flow_run: UUID) -> str:
+    found = await client.read_artifacts(
+        artifact_filter=ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]),
+            key=ArtifactFilterKey(any_=["approval"]),
+        )
+    )
+    return "\n".join(str(artifact.data) for artifact in found)
+
+
+async def log_of(client: PrefectClient, flow_run: UUID) -> str:
+    """What the run has logged, once Prefect has it."""
+    for _ in range(1500):
+        lines = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run])))
+        if any("waits for approval" in line.message for line in lines):
+            break
+        await asyncio.sleep(0.2)
+    return "\n".join(line.message for line in lines)

@@ -1,5 +1,6 @@
 """The experiment as a form: what Prefect's UI gets to show, and what comes back."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -8,8 +9,10 @@ from pydantic import Field
 
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
+from autoexp.flows.engine.lifecycle import compose_request
 from autoexp.flows.publishing import form
 from autoexp.flows.publishing.form import ExperimentForm
+from autoexp.flows.publishing.run_names import name_of
 from autoexp.flows.train import train
 from autoexp.model import FrozenModel
 
@@ -45,9 +48,49 @@ def test_a_choice_is_offered_as_prefects_form_knows_it_however_deep_it_lies() ->
 
 def test_every_parameter_of_a_deployment_is_described() -> None:
     shown = parameter_schema(train.fn).model_dump()
-    assert {"config", "overrides", "experiment", "session"} == set(shown["properties"])
+    named = {"config", "site", "overrides", "experiment", "session"}
+    assert named == set(shown["properties"])
     assert all(field["description"] for field in shown["properties"].values())
     assert "'oneOf'" not in str(shown)
+
+
+def test_configurations_and_sites_are_choices_and_any_other_text_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "lab.yaml").write_text("defaults: [default]\n")
+    (tmp_path / "slurm" / "site.yaml").write_text("defaults: [base]\n")
+    monkeypatch.setenv("AUTOEXP_CONFIGS", str(tmp_path))
+    shown = parameter_schema(train.fn).model_dump()["properties"]
+    config, site = shown["config"]["anyOf"], shown["site"]["anyOf"]
+    assert config[0]["enum"][0] == "lab" and "demo" in config[0]["enum"]
+    assert {"site", "lumi", "local"} <= set(site[0]["enum"])
+    assert not {"base", "block"} & set(site[0]["enum"])
+    assert [part["type"] for part in (*config, *site)] == [*["string"] * 4, "null"]
+    assert compose_request("demo", "lumi", (), None).experiment.slurm.kind == "slurm"
+
+
+@pytest.mark.parametrize(
+    ("given", "session", "name"),
+    [
+        ("able-ibex", None, "train lab"),  # as Prefect's server names runs
+        ("lambda-ohniaka-sector", None, "train lab"),  # as its form does
+        ("train lab", None, "train lab"),
+        ("train lab", "lab-1129-k3fq", "session lab-1129-k3fq"),
+        ("session lab-1129-k3fq", "lab-1129-k3fq", "session lab-1129-k3fq"),
+        ("ann's night run", None, "ann's night run"),
+        ("ann's night run", "lab-1129-k3fq", "ann's night run"),
+        ("my-run", "lab-1129-k3fq", "my-run"),
+    ],
+)
+def test_a_run_is_named_by_what_it_begins_then_its_session_and_keeps_a_name_that_is_given(
+    given: str, session: str | None, name: str
+) -> None:
+    assert name_of(given, "autoexp-train", {"config": "configs/lab.yaml"}, session) == name
+    assert (
+        name_of(given, "autoexp-train", {"experiment": {"project": {"name": "lab"}}}, session)
+        == name
+    )
 
 
 def test_a_filled_in_form_is_the_experiment_and_can_be_composed_again() -> None:

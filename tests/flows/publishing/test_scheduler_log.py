@@ -93,7 +93,7 @@ async def test_no_escape_reaches_the_state_of_what_fails(tmp_path: Path) -> None
                 return await effects.request("ask", write)
             case "session":
                 return await lifecycle.watch(tmp_path / hostile)
-        return await lifecycle.watch(await lifecycle.find_or_create(lambda: compose(hostile, [])))
+        return await lifecycle.create_and_watch(lambda: compose(hostile, []))
 
     for how in ("task", "session", "new"):
         message = str((await fails(how, return_state=True)).message)
