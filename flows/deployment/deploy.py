@@ -239,7 +239,7 @@ def _start_server(url: str, auth_string: str) -> None:
         process = start_server(bound, auth_string, log)
     # Where `prefect server stop` looks for it.
     write_private(home / "server.pid", str(process.pid))
-    await_answer(process, url, auth_string, f"{url}: the server", log)
+    await_answer(lambda: process.poll() is not None, url, auth_string, f"{url}: the server", log)
 
 
 def _prefect(*arguments: str, environment: dict[str, str]) -> None:

@@ -1,0 +1,322 @@
+"""The embedded Prefect server of `autoexp run`: one for all sessions of a user in the foreground.
+
+The first session starts its keeper (autoexp/flows/deployment/keeper.py), the others become members
+by a socket, and the last one to leave ends both. It is a server of its own, not Prefect's ephemeral
+mode, which drops task runs under load, shows no UI, and dies of a Ctrl-C before the flow run's last
+state is sent.
+"""
+
+import atexit
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from autoexp import __version__
+from autoexp.errors import AutoexpError
+from autoexp.flows.deployment import keeper, sockets
+from autoexp.flows.deployment.server import (
+    COMMAND,
+    await_answer,
+    bound_socket,
+    configured_url,
+    may_be_configured,
+    new_auth_string,
+    open_log,
+    settings,
+    write_private,
+)
+from autoexp.flows.deployment.server_checks import HOST
+from autoexp.storage import atomic, locks, processes
+
+_LARGEST = 4096
+# What a keeper that was just started takes to answer, on a busy machine.
+_ANSWERS_WITHIN_S = 30.0
+_LOCK_PATIENCE_S = 120.0
+# Those who have lost their keeper start another one at once, unless they are stopped (Ctrl-Z).
+_REVIVAL_S = 3.0
+_LEAST_LIFE_S = 60.0
+_LEAVES_WITHIN_S = 15.0
+_LARGEST_LOG = 1 << 20
+# Settings of a server: sessions that differ in them do not share one.
+_OF_SERVERS = ("PREFECT_SERVER_", "PREFECT_API_DATABASE_", "PREFECT_UI_", "PREFECT_PROFILE")
+_RESTING = {
+    # Events are on disk before the server comes to rest.
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
+    # For deployments and their workers, which a session in the foreground has none of.
+    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
+}
+
+
+def embedded_server(folder: Path) -> "Server | None":
+    """Share the embedded server, unless Prefect's settings name one; left after all else in here.
+
+    To be called before Prefect is imported: what Prefect registers for the interpreter's exit then
+    runs before the server is left, and the last events and log lines still reach it.
+    """
+    if configured_url() is not None:
+        return None
+    server = Server(folder)
+    atexit.register(server.stop)
+    return server
+
+
+class _Place(NamedTuple):
+    """Files of the server that sessions of one kind share; the kind is in their names."""
+
+    lock: Path
+    state: Path
+    log: Path
+
+    @classmethod
+    def of_this_process(cls) -> "_Place":
+        home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+        folder, kind = home.absolute() / "autoexp", _kind()
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise AutoexpError(
+                f"{folder}: {error.strerror}; Prefect's server needs a directory that can be "
+                "written: `export PREFECT_HOME=DIRECTORY`"
+            ) from error
+        return cls(*(folder / f"server-{kind}.{end}" for end in ("lock", "json", "log")))
+
+
+def _kind() -> str:
+    """What a server that is shared has to have in common, as a word."""
+    mine = processes.own_identity()
+    words = [
+        # 127.0.0.1 is another one on another host, and in another network namespace.
+        *(str(mine[name]) for name in ("host", "host_id")),
+        os.readlink("/proc/self/ns/net"),  # noqa: PTH115
+        *(sys.prefix, str(Path(__file__).resolve()), version("prefect"), __version__),
+        *sorted(
+            f"{name}={value}"
+            for name, value in os.environ.items()
+            if name.startswith(_OF_SERVERS) and "AUTH_STRING" not in name
+        ),
+        # Prefect reads settings from the working directory, too.
+        str(Path.cwd()) if may_be_configured() else "",
+    ]
+    return sha256("\0".join(words).encode()).hexdigest()[:12]
+
+
+class _Seat(NamedTuple):
+    """A membership: the line to the keeper, and the socket at which the server is asked."""
+
+    line: socket.socket
+    listener: socket.socket
+    auth_string: str
+
+
+class Server:
+    """A session's share in the embedded server, which starts, or runs already, meanwhile.
+
+    While nobody asks it anything the server stands still (autoexp/flows/deployment/dormancy.py),
+    and the next connection has it go on. `folder` holds, while the session is a member and for its
+    owner alone, the string that opens it. The server's socket is this process's as well: nobody
+    else can take its port for as long as a session lives, whatever becomes of server and keeper.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.login = folder / "prefect-login"
+        self._place = _Place.of_this_process()
+        self._environment = dict(os.environ)
+        self._seat = self._enter()
+        self.auth_string = self._seat.auth_string
+        self.url = _url_of(self._seat.listener)
+        write_private(self.login, f"{self.auth_string}\n")
+        self.visits, self._tell = os.pipe()
+        """Where it says that somebody looks at it, or has set a state (concurrency/visits.py)."""
+        os.set_blocking(self.visits, False)
+        os.set_blocking(self._tell, False)
+        self._has_ended = False
+        self._is_stopping = threading.Event()
+        self._attending = threading.Thread(target=self._attend, daemon=True, name="server")
+        self._attending.start()
+
+    @property
+    def log(self) -> Path:
+        """The output of the server."""
+        return self._place.log
+
+    @property
+    def pid(self) -> int:
+        """The server's process; 0: there is none now."""
+        with suppress(OSError, ValueError, KeyError):
+            above = json.loads(self._place.state.read_text())["keeper"]
+            children = Path(f"/proc/{above}/task/{above}/children").read_text().split()
+            return int(children[0]) if children else 0
+        return 0
+
+    def wait(self) -> None:
+        """Wait until it answers; raises AutoexpError with its log when it does not."""
+        who = "the embedded Prefect server"
+        api = f"{self.url}/api"
+        await_answer(lambda: self._has_ended, api, self.auth_string, who, self.log)
+
+    def stop(self) -> None:
+        """Leave; the last one waits until the server has written all it holds and has ended."""
+        self._is_stopping.set()
+        with suppress(OSError):
+            self._seat.line.shutdown(socket.SHUT_WR)
+        self._attending.join(_LEAVES_WITHIN_S)
+        self._seat.line.close()
+        self._seat.listener.close()
+        self.login.unlink(missing_ok=True)
+
+    # The keeper
+
+    def _attend(self) -> None:
+        """Pass on what the keeper says; where it has died, go on with another one."""
+        entered_at, has_begun_again = time.monotonic(), False
+        while True:
+            if news := _heard(self._seat.line):
+                self._has_ended |= keeper.ENDED in news
+                with suppress(OSError):  # enough is said already
+                    os.write(self._tell, news)
+                continue
+            if self._is_stopping.is_set():
+                return
+            if time.monotonic() - entered_at < _LEAST_LIFE_S:
+                # Whatever ends it at once, again and again, is not worth a loop.
+                self._is_stopping.wait(_LEAST_LIFE_S if has_begun_again else 0.0)
+            has_begun_again = True
+            entered_at = time.monotonic()
+            if self._is_stopping.is_set() or not self._enter_again():
+                break
+        with suppress(OSError):
+            self._seat.listener.shutdown(socket.SHUT_RDWR)  # refused at once; the port stays taken
+
+    def _enter(self) -> _Seat:
+        """Become a member: of the keeper that is there, or of one that is started."""
+        give_up_at = time.monotonic() + _REVIVAL_S
+        while True:
+            with self._alone():
+                if (seat := _join(self._place)) is not None:
+                    return seat
+                if time.monotonic() > give_up_at or not _is_held(self._place):
+                    return self._start(bound_socket(0), new_auth_string())
+            time.sleep(0.05)
+
+    def _enter_again(self) -> bool:
+        """Become a member of another keeper with the same socket, started by whoever is first.
+
+        False where others have begun anew at another port: this session goes on without a server.
+        """
+        try:
+            with self._alone():
+                seat = _join(self._place)
+                if seat is None:
+                    seat = self._start(self._seat.listener, self.auth_string)
+        except (AutoexpError, OSError):
+            return False
+        is_same = _url_of(seat.listener) == self.url
+        if seat.listener is not self._seat.listener:
+            seat.listener.close()
+        (self._seat if is_same else seat).line.close()
+        if is_same:
+            self._seat = self._seat._replace(line=seat.line)
+        return is_same
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock under which a keeper is looked for and started."""
+        try:
+            with locks.exclusively(self._place.lock, _LOCK_PATIENCE_S):
+                yield
+        except locks.Busy:
+            raise AutoexpError(
+                f"{self._place.lock}: another session has been starting Prefect's server for "
+                f"{_LOCK_PATIENCE_S:.0f} s; end it (`fuser` names it), then try again"
+            ) from None
+
+    def _start(self, listener: socket.socket, auth_string: str) -> _Seat:
+        """Start a keeper of this socket, with this session as its first member."""
+        name = f"autoexp-{secrets.token_hex(8)}"
+        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate, its:
+            gate.bind(f"\0{name}")  # the kernel's own, of no filesystem
+            gate.listen()
+            kept = [each.fileno() for each in (listener, gate, its)]
+            with suppress(OSError):
+                if self.log.stat().st_size > _LARGEST_LOG:
+                    self.log.unlink()
+            with os.fdopen(open_log(self.log), "ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", keeper.__file__, *map(str, kept), *COMMAND],
+                    env={
+                        **self._environment,
+                        **settings(_url_of(listener), auth_string),
+                        **_RESTING,
+                    },
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=kept,
+                    # Ctrl-C is for the monitor; the server has to take its last states.
+                    start_new_session=True,
+                )
+        port = listener.getsockname()[1]
+        state = {"keeper": process.pid, "socket": name, "port": port}
+        write_private(self._place.state, json.dumps(state) + "\n")
+        return _Seat(mine, listener, auth_string)
+
+
+def _join(place: _Place) -> _Seat | None:
+    """Become a member of the keeper that is there; None: there is none, or it is about to end."""
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    received: list[int] = []
+    try:
+        name = str(_known(place)["socket"])
+        line.settimeout(_ANSWERS_WITHIN_S)
+        line.connect(f"\0{name}")
+        # Whoever has taken the name of a keeper that died is nobody to trust.
+        if keeper.uid_of(line) == os.geteuid():
+            auth_string, received, _, _ = socket.recv_fds(line, _LARGEST, 1)
+            if received and auth_string:
+                line.settimeout(None)
+                listener = socket.socket(fileno=received.pop())
+                return _Seat(line, listener, auth_string.decode())
+    except (OSError, ValueError, KeyError):
+        pass
+    line.close()
+    return None
+
+
+def _is_held(place: _Place) -> bool:
+    """True while sessions of this user wait at the port of a keeper that has died."""
+    try:
+        return os.geteuid() in sockets.listeners(int(_known(place)["port"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _known(place: _Place) -> dict[str, Any]:
+    found = json.loads(atomic.read(place.state, _LARGEST))
+    if not isinstance(found, dict):
+        raise ValueError(place.state)
+    return found
+
+
+def _heard(line: socket.socket) -> bytes:
+    try:
+        return line.recv(_LARGEST)
+    except OSError:
+        return b""
+
+
+def _url_of(listener: socket.socket) -> str:
+    return f"http://{HOST}:{listener.getsockname()[1]}"
