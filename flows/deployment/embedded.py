@@ -24,16 +24,17 @@ from typing import Any, NamedTuple
 
 from autoexp import __version__
 from autoexp.errors import AutoexpError
+from autoexp.flows.concurrency.visits import ENDED
 from autoexp.flows.deployment import keeper, sockets
 from autoexp.flows.deployment.server import (
     COMMAND,
     await_answer,
-    bound_socket,
     configured_url,
     may_be_configured,
     new_auth_string,
     open_log,
     settings,
+    socket_of_its_own,
     write_private,
 )
 from autoexp.flows.deployment.server_checks import HOST
@@ -184,7 +185,7 @@ class Server:
         entered_at, has_begun_again = time.monotonic(), False
         while True:
             if news := _heard(self._seat.line):
-                self._has_ended |= keeper.ENDED in news
+                self._has_ended |= ENDED in news
                 with suppress(OSError):  # enough is said already
                     os.write(self._tell, news)
                 continue
@@ -208,7 +209,7 @@ class Server:
                 if (seat := _join(self._place)) is not None:
                     return seat
                 if time.monotonic() > give_up_at or not _is_held(self._place):
-                    return self._start(bound_socket(0), new_auth_string())
+                    return self._start(socket_of_its_own(), new_auth_string())
             time.sleep(0.05)
 
     def _enter_again(self) -> bool:

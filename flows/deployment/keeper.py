@@ -20,16 +20,15 @@ from collections.abc import Callable
 from contextlib import suppress
 
 AUTH_STRING = "PREFECT_SERVER_API_AUTH_STRING"
-ENDED = b"e"
-"""What members are told beside what the server says: it has ended."""
+# As in autoexp/flows/concurrency/visits.py, which a bare interpreter does not find.
+STARTED, ENDED = b"s", b"e"
 _LARGEST = 4096
 _BACKLOG = 128
 _PR_SET_PDEATHSIG = 1
 _ENDS_WITHIN_S = 10.0
-# A server that ends sooner has not started: for a while connections are refused at once instead of
-# each costing another start.
-_STARTS_WITHIN_S = 60.0
-_LEAST_REFUSAL_S, _LONGEST_REFUSAL_S = 60.0, 3600.0
+# After a start that failed, or the second early end: each connection would cost another start.
+_LASTS_S = 60.0
+_LEAST_REFUSAL_S, _LONGEST_REFUSAL_S = 30.0, 3600.0
 
 
 class Keeper:
@@ -46,8 +45,9 @@ class Keeper:
         """Who left last, and waits until the server has ended."""
         self._pid: int | None = None
         self._stands_still = False
+        self._has_started = False
         self._started_at = 0.0
-        self._refusals = 0
+        self._early_ends = 0
         self._refuses_until: float | None = None
         self._libc = ctypes.CDLL(None)
         self._watched = selectors.DefaultSelector()
@@ -55,8 +55,7 @@ class Keeper:
         self._children, self._wake = os.pipe()
         for descriptor in (self._news, self._tell, self._children, self._wake):
             os.set_blocking(descriptor, False)
-        for ready in (listener, gate):
-            ready.setblocking(False)
+        gate.setblocking(False)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._watch(gate, self._let_in)
@@ -95,7 +94,6 @@ class Keeper:
             auth_string = os.environ[AUTH_STRING].encode()
             socket.send_fds(member, [auth_string], [self._listener.fileno()])
             self._admit(member)
-            self._refusals = 0
             self._need_server()
 
     def _admit(self, member: socket.socket) -> None:
@@ -122,7 +120,10 @@ class Keeper:
 
     def _pass_on(self) -> None:
         with suppress(BlockingIOError):
-            self._say(os.read(self._news, _LARGEST))
+            news = os.read(self._news, _LARGEST)
+            if STARTED in news:
+                self._has_started = True
+            self._say(news)
 
     def _say(self, news: bytes) -> None:
         for member in self._members:
@@ -166,7 +167,7 @@ class Keeper:
             os.kill(self._pid, signal.SIGCONT)
 
     def _start(self) -> None:
-        self._started_at = time.monotonic()
+        self._has_started, self._started_at = False, time.monotonic()
         keeper, kept = os.getpid(), (self._listener.fileno(), self._tell)
         self._pid = os.fork()
         if self._pid == 0:
@@ -195,19 +196,23 @@ class Keeper:
                 self._note_end()
 
     def _note_end(self) -> None:
+        self._pass_on()  # what it has said before
         self._pid, self._stands_still = None, False
         self._say(ENDED)
-        now = time.monotonic()
-        if now - self._started_at < _STARTS_WITHIN_S:
-            refusal_s = min(_LEAST_REFUSAL_S * 2**self._refusals, _LONGEST_REFUSAL_S)
-            self._refuses_until = now + refusal_s
-            self._refusals += 1
-            self._await_none()
-            with suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)  # the port stays taken
-        else:
-            self._refusals = 0
+        has_lasted = time.monotonic() - self._started_at >= _LASTS_S
+        self._early_ends = 0 if has_lasted else self._early_ends + 1
+        if self._has_started and self._early_ends < 2:
             self._await_connection()
+        else:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Refuse connections at once, for longer and longer."""
+        refusal_s = min(_LEAST_REFUSAL_S * 2**self._early_ends, _LONGEST_REFUSAL_S)
+        self._refuses_until = time.monotonic() + refusal_s
+        self._await_none()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # the port stays taken
 
     def _end(self) -> None:
         """End the server, once it has written all it holds; nobody can join any more."""

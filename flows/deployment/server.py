@@ -1,6 +1,7 @@
 """The Prefect server: which one Prefect's settings name, and how one of our own is started."""
 
 import ctypes
+import errno
 import os
 import secrets
 import signal
@@ -23,6 +24,7 @@ _OTHER_VERSION = b"Can't locate revision identified by"
 _LOG_END = 16384
 _PATIENCE_S = 180.0
 _PR_SET_PDEATHSIG = 1
+_TRIES = 10
 COMMAND = (sys.executable, "-m", "autoexp.flows.deployment.serve")
 """Starts a server; the descriptor of its socket follows."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -138,16 +140,33 @@ def new_auth_string() -> str:
 
 
 def bound_socket(port: int) -> socket.socket:
-    """A socket on the loopback address alone, at a port that is free if 0; raises OSError."""
+    """A socket on the loopback address alone, also where one has just been left; raises OSError."""
     bound = socket.socket()
     try:
-        if port:  # what a server has just left
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((HOST, port))
     except OSError:
         bound.close()
         raise
     return bound
+
+
+def socket_of_its_own() -> socket.socket:
+    """A socket at a free port, which nobody else gets while it is open; raises OSError.
+
+    Bound by number: a port of the kernel's choice is free again once nobody listens at it. And not
+    to be shared (SO_REUSEADDR), as one can be at which nobody listens.
+    """
+    for _ in range(_TRIES):
+        with socket.socket() as chosen:
+            chosen.bind((HOST, 0))
+            port = chosen.getsockname()[1]
+        bound = socket.socket()
+        with suppress(OSError):  # somebody has just taken it
+            bound.bind((HOST, port))
+            return bound
+        bound.close()
+    raise OSError(errno.EADDRINUSE, "no port is free")
 
 
 def open_log(path: Path) -> int:
