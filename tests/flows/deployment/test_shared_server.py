@@ -250,24 +250,24 @@ def test_a_session_that_stands_still_holds_up_nobody_whose_keeper_was_killed(hom
         somebody.bind(("127.0.0.1", port))
 
 
-def test_a_server_that_does_not_start_is_not_started_for_each_connection(tmp_path: Path) -> None:
-    home = Home(tmp_path, "open('starts', 'a').write('x')")
+def test_a_server_that_does_not_start_is_not_started_for_each_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (starts := tmp_path / "starts").touch()
-    command = [sys.executable, "-I", "-S", "-c", f"open({str(starts)!r}, 'a').write('x')"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(home.path))
-        patch.setattr(embedded, "COMMAND", command)
-        mine = embedded.Server(tmp_path)
-        try:
-            with pytest.raises(server.AutoexpError, match="did not start"):
-                mine.wait()
-            until(lambda: not sockets.listeners(server_checks.port_of(mine.url)), "a refusal")
-            for _ in range(3):
-                with pytest.raises(urllib.error.URLError, match="refused"):
-                    urllib.request.urlopen(mine.url, timeout=PATIENCE_S)
-            assert starts.read_text() == "x"
-        finally:
-            mine.stop()
+    fails = f"open({str(starts)!r}, 'a').write('x')"
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setattr(embedded, "COMMAND", (sys.executable, "-I", "-S", "-c", fails))
+    mine = embedded.Server(tmp_path)
+    try:
+        with pytest.raises(server.AutoexpError, match="did not start"):
+            mine.wait()
+        until(lambda: not sockets.listeners(server_checks.port_of(mine.url)), "a refusal")
+        for _ in range(3):
+            with pytest.raises(urllib.error.URLError, match="refused"):
+                urllib.request.urlopen(mine.url, timeout=PATIENCE_S)
+        assert starts.read_text() == "x"
+    finally:
+        mine.stop()
 
 
 def test_sessions_that_set_a_server_otherwise_have_one_of_their_own(home: Home) -> None:
