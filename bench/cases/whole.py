@@ -239,10 +239,16 @@ def _parts(pid: int) -> dict[str, Part]:
     """A session's processes by what they are; the jobs' own are left out: a cluster has them."""
     found = {"flow process": _part(pid)}
     for child in _children(pid):
-        found["server" if "deployment.serve" in _command(child) else "another"] = _part(child)
+        found[_kind(_command(child))] = _part(child)
     reaped = _reaped_s(pid)
     found["children that ended"] = Part(reaped, 0.0, 0.0, {})
     return found
+
+
+def _kind(command: str) -> str:
+    if "keeper.py" in command:  # the server's command is in its arguments
+        return "keeper of the server"
+    return "server" if "deployment.serve" in command else "another"
 
 
 def _part(pid: int) -> Part:

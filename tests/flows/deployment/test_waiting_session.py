@@ -35,10 +35,10 @@ def server_below(pid: int) -> int:
     """The server that a process has started through its keeper; 0: there is none."""
     for child in _children(pid):
         command = _command(child)
+        if "keeper.py" in command:
+            return server_below(child)
         if "deployment.serve" in command:
             return child
-        if "keeper.py" in command and (found := server_below(child)):
-            return found
     return 0
 
 
