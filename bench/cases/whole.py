@@ -40,6 +40,7 @@ _JOB = (
     "monitoring.publish_every_s=30",
 )
 _MANY = 100
+_SESSIONS = 20
 _LOG_EVERY_S = 10.0
 _LOOP = """
 import os, subprocess, time
@@ -94,6 +95,31 @@ def whole() -> list[Figure]:
     return figures
 
 
+def many() -> list[Figure]:
+    """Twenty sessions in the foreground of one user, one job each: memory with their one server."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        home = Path(folder) / "prefect"
+        sessions = [
+            stack.enter_context(_queued(Path(folder) / str(number), "RUNNING", 1, home))
+            for number in range(_SESSIONS)
+        ]
+        time.sleep(_SETTLE_S)
+        found = [_parts(pid) for pid in sessions]
+    shares = [(what, part.pss_mb) for parts in found for what, part in parts.items()]
+    servers = [share for what, share in shares if what == "server"]
+    return [
+        Figure(
+            *(f"{_SESSIONS} sessions: all of it, memory (Pss)", "MB"),
+            [sum(share for _, share in shares)],
+            below=2500,
+        ),
+        Figure("servers", "", [float(len(servers))], below=1.5),
+        Figure("the server", "MB", servers, below=150),
+        Figure("a session's process", "MB", [parts["flow process"].pss_mb for parts in found]),
+        Figure("the keeper", "MB", [share for what, share in shares if "keeper" in what]),
+    ]
+
+
 def _figures(
     name: str,
     before: dict[str, Part],
@@ -134,11 +160,11 @@ def _started(command: list[str], **options: Any) -> Iterator[int]:
             process.kill()
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, home: Path | None = None) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     return {
         **kept,
-        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_HOME": str(home or folder / "prefect"),
         "AUTOEXP_SESSIONS": str(folder / "sessions"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "TERM": "xterm",
@@ -149,11 +175,11 @@ _RUN = (sys.executable, "-m", "autoexp", "run", "demo", "--session", "waits", "-
 
 
 @contextmanager
-def _queued(folder: Path, state: str, count: int) -> Iterator[int]:
+def _queued(folder: Path, state: str, count: int, home: Path | None = None) -> Iterator[int]:
     """A session on a made-up cluster, where all its jobs are in this state; yields its process."""
     (folder / "bin").mkdir(parents=True)
     FakeCluster(folder / "bin").takes(state)
-    environment = _environment(folder)
+    environment = _environment(folder, home)
     environment["PATH"] = f"{folder / 'bin'}:{environment['PATH']}"
     rates = ",".join(f"{n / 1e5:.5f}" for n in range(1, count + 1))
     command = [*_RUN, *_JOB, "slurm=base", f"backend.args.lr={rates}"]
