@@ -248,6 +248,8 @@ def _run_flow(path: Path, out: "Console", foreground: "Foreground") -> bool:
             foreground.visits = server.visits
         if out.is_terminal:
             out.print("starting Prefect, which takes some seconds …", style="dim")
+        if server is not None:
+            server.start_sharing_memory()
         # In which the server starts, too.
         from prefect.exceptions import CrashedRun, FailedRun
 

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from autoexp.flows.deployment import keeper
 from bench.world.measure import Figure
 from bench.world.sessions import log_lines
 from bench.world.slurm_commands import FakeCluster
@@ -272,9 +273,10 @@ def _parts(pid: int) -> dict[str, Part]:
 
 
 def _kind(command: str) -> str:
-    if "keeper.py" in command:  # the server's command is in its arguments
+    if command.strip() == keeper.NAME:
         return "keeper of the server"
-    return "server" if "deployment.serve" in command else "another"
+    is_server = command.strip() == keeper.SERVER or "deployment.serve" in command
+    return "server" if is_server else "another"
 
 
 def _part(pid: int) -> Part:

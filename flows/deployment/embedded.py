@@ -7,14 +7,17 @@ state is sent.
 """
 
 import atexit
+import gc
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -24,6 +27,7 @@ from typing import Any, NamedTuple
 
 from autoexp import __version__
 from autoexp.errors import AutoexpError
+from autoexp.flows.concurrency import memory
 from autoexp.flows.concurrency.visits import ENDED
 from autoexp.flows.deployment import keeper, sockets
 from autoexp.flows.deployment.server import (
@@ -41,9 +45,9 @@ from autoexp.flows.deployment.server_checks import HOST
 from autoexp.storage import atomic, locks, processes
 
 _LARGEST = 4096
-# What a keeper that was just started takes to answer, on a busy machine.
-_ANSWERS_WITHIN_S = 30.0
-_LOCK_PATIENCE_S = 120.0
+# A keeper comes once its first session has imported Prefect, on a machine that may be busy.
+_ANSWERS_WITHIN_S = 90.0
+_LOCK_PATIENCE_S = 240.0
 # Those who have lost their keeper start another one at once, unless they are stopped (Ctrl-Z).
 _REVIVAL_S = 3.0
 _LEAST_LIFE_S = 60.0
@@ -122,6 +126,17 @@ class _Seat(NamedTuple):
     auth_string: str
 
 
+class _Opening(NamedTuple):
+    """What a keeper that is yet to be started is given."""
+
+    gate: socket.socket
+    first: socket.socket
+
+    def close(self) -> None:
+        self.gate.close()
+        self.first.close()
+
+
 class Server:
     """A session's share in the embedded server, which starts, or runs already, meanwhile.
 
@@ -135,9 +150,12 @@ class Server:
         self.login = folder / "prefect-login"
         self._place = _Place.of_this_process()
         self._environment = dict(os.environ)
+        self._opening: _Opening | None = None
+        self._keeper = 0
         self._seat = self._enter()
         self.auth_string = self._seat.auth_string
         self.url = _url_of(self._seat.listener)
+        self._settings = {**settings(self.url, self.auth_string), **_RESTING}
         write_private(self.login, f"{self.auth_string}\n")
         self.visits, self._tell = os.pipe()
         """Where it says that somebody looks at it, or has set a state (concurrency/visits.py)."""
@@ -145,8 +163,28 @@ class Server:
         os.set_blocking(self._tell, False)
         self._has_ended = False
         self._is_stopping = threading.Event()
-        self._attending = threading.Thread(target=self._attend, daemon=True, name="server")
-        self._attending.start()
+        self._attending: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start it, unless it runs already."""
+        if self._opening is not None:
+            self._run_keeper(self._opening)
+        if self._attending is None:
+            self._attending = threading.Thread(target=self._attend, daemon=True, name="server")
+            self._attending.start()
+
+    def start_sharing_memory(self) -> None:
+        """Start it, unless it runs already, as a copy of this process once Prefect is imported.
+
+        To be called before there are other threads, which no copy would have, and before Prefect is
+        imported otherwise: it keeps the settings that it finds then.
+        """
+        if self._opening is not None:
+            with _in_environment(self._settings):
+                import_shared()
+                if len(list(Path("/proc/self/task").iterdir())) == 1:
+                    self._fork_keeper(self._opening)
+        self.start()
 
     @property
     def log(self) -> Path:
@@ -155,15 +193,15 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The server's process; 0: there is none now."""
-        with suppress(OSError, ValueError, KeyError):
-            above = json.loads(self._place.state.read_text())["keeper"]
-            children = Path(f"/proc/{above}/task/{above}/children").read_text().split()
-            return int(children[0]) if children else 0
+        """The server's process; 0: there is none now, or another session has started it."""
+        with suppress(OSError):
+            path = Path(f"/proc/{self._keeper}/task/{self._keeper}/children")
+            return int((path.read_text().split() or ["0"])[0])
         return 0
 
     def wait(self) -> None:
         """Wait until it answers; raises AutoexpError with its log when it does not."""
+        self.start()
         who = "the embedded Prefect server"
         api = f"{self.url}/api"
         await_answer(lambda: self._has_ended, api, self.auth_string, who, self.log)
@@ -171,9 +209,12 @@ class Server:
     def stop(self) -> None:
         """Leave; the last one waits until the server has written all it holds and has ended."""
         self._is_stopping.set()
+        if self._opening is not None:
+            self._opening.close()  # nobody has been let in
         with suppress(OSError):
             self._seat.line.shutdown(socket.SHUT_WR)
-        self._attending.join(_LEAVES_WITHIN_S)
+        if self._attending is not None:
+            self._attending.join(_LEAVES_WITHIN_S)
         self._seat.line.close()
         self._seat.listener.close()
         self.login.unlink(missing_ok=True)
@@ -189,6 +230,8 @@ class Server:
                 with suppress(OSError):  # enough is said already
                     os.write(self._tell, news)
                 continue
+            with suppress(OSError):
+                os.waitpid(self._keeper, os.WNOHANG)
             if self._is_stopping.is_set():
                 return
             if time.monotonic() - entered_at < _LEAST_LIFE_S:
@@ -209,7 +252,8 @@ class Server:
                 if (seat := _join(self._place)) is not None:
                     return seat
                 if time.monotonic() > give_up_at or not _is_held(self._place):
-                    return self._start(socket_of_its_own(), new_auth_string())
+                    seat, self._opening = self._open(socket_of_its_own(), new_auth_string())
+                    return seat
             time.sleep(0.05)
 
     def _enter_again(self) -> bool:
@@ -221,7 +265,8 @@ class Server:
             with self._alone():
                 seat = _join(self._place)
                 if seat is None:
-                    seat = self._start(self._seat.listener, self.auth_string)
+                    seat, opening = self._open(self._seat.listener, self.auth_string)
+                    self._run_keeper(opening)
         except (AutoexpError, OSError):
             return False
         is_same = _url_of(seat.listener) == self.url
@@ -244,36 +289,101 @@ class Server:
                 f"{_LOCK_PATIENCE_S:.0f} s; end it (`fuser` names it), then try again"
             ) from None
 
-    def _start(self, listener: socket.socket, auth_string: str) -> _Seat:
-        """Start a keeper of this socket, with this session as its first member."""
+    def _open(self, listener: socket.socket, auth_string: str) -> tuple[_Seat, _Opening]:
+        """Have others wait for a keeper of this socket, with this session as its first member."""
         name = f"autoexp-{secrets.token_hex(8)}"
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate, its:
-            gate.bind(f"\0{name}")  # the kernel's own, of no filesystem
-            gate.listen()
-            kept = [each.fileno() for each in (listener, gate, its)]
-            with suppress(OSError):
-                if self.log.stat().st_size > _LARGEST_LOG:
-                    self.log.unlink()
-            with os.fdopen(open_log(self.log), "ab") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", keeper.__file__, *map(str, kept), *COMMAND],
-                    env={
-                        **self._environment,
-                        **settings(_url_of(listener), auth_string),
-                        **_RESTING,
-                    },
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=kept,
-                    # Ctrl-C is for the monitor; the server has to take its last states.
-                    start_new_session=True,
-                )
-        port = listener.getsockname()[1]
-        state = {"keeper": process.pid, "socket": name, "port": port}
+        gate = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        gate.bind(f"\0{name}")  # the kernel's own, of no filesystem
+        gate.listen()
+        state = {"socket": name, "port": listener.getsockname()[1]}
         write_private(self._place.state, json.dumps(state) + "\n")
-        return _Seat(mine, listener, auth_string)
+        return _Seat(mine, listener, auth_string), _Opening(gate, its)
+
+    def _open_log(self) -> int:
+        with suppress(OSError):
+            if self.log.stat().st_size > _LARGEST_LOG:
+                self.log.unlink()
+        return open_log(self.log)
+
+    def _run_keeper(self, opening: _Opening) -> None:
+        """Start the keeper as a bare interpreter, which starts a server that imports all anew."""
+        kept = [each.fileno() for each in (self._seat.listener, *opening)]
+        with os.fdopen(self._open_log(), "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", keeper.__file__, *map(str, kept), *COMMAND],
+                env={**self._environment, **self._settings},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=kept,
+                # Ctrl-C is for the monitor; the server has to take its last states.
+                start_new_session=True,
+            )
+        self._keeper = process.pid
+        self._forget_opening(opening)
+
+    def _fork_keeper(self, opening: _Opening) -> None:
+        """Fork the keeper, and from it the server: what is imported by now they share with us."""
+        log = self._open_log()
+        memory.give_back()
+        gc.freeze()  # a collection would write into all that is shared
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._keeper = os.fork()
+        if self._keeper == 0:
+            try:
+                os.setsid()
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_DFL)
+                for descriptor, other in (
+                    (os.open(os.devnull, os.O_RDONLY), 0),
+                    (log, 1),
+                    (log, 2),
+                ):
+                    os.dup2(descriptor, other)
+                keeper.keep_only(each.fileno() for each in (self._seat.listener, *opening))
+                keeper.name_process(keeper.NAME)
+                keeper.Keeper(self._seat.listener, *opening, _serve_here).run()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        os.close(log)
+        self._forget_opening(opening)
+
+    def _forget_opening(self, opening: _Opening) -> None:
+        opening.close()
+        self._opening = None
+
+
+@contextmanager
+def _in_environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def import_shared() -> None:
+    """Import what a session and the server both need."""
+    import prefect.artifacts
+    import prefect.events
+    import prefect.flows  # noqa: F401
+
+
+def _serve_here(listener: int, starter: int) -> None:
+    """Serve in this process, which was forked."""
+    from autoexp.flows.deployment import serve
+
+    keeper.name_process(keeper.SERVER)
+    serve.main(listener, starter)
 
 
 def _join(place: _Place) -> _Seat | None:

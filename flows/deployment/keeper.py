@@ -4,8 +4,9 @@
 
 It is the server's parent: it holds the socket at which the server is asked, has the server go on
 when somebody connects while it stands still, starts it again when somebody connects after it has
-died, tells each session who looks, and ends with the last of them. Run by a bare interpreter, so
-that it takes little memory; it takes no CPU while it waits. Needs the standard library alone.
+died, tells each session who looks, and ends with the last of them. It takes no CPU while it waits.
+A session forks it before it has threads (autoexp/flows/deployment/embedded.py); later it is run by
+a bare interpreter, so that it takes little memory: it needs the standard library alone.
 """
 
 import ctypes
@@ -16,7 +17,8 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 AUTH_STRING = "PREFECT_SERVER_API_AUTH_STRING"
@@ -24,7 +26,9 @@ AUTH_STRING = "PREFECT_SERVER_API_AUTH_STRING"
 STARTED, ENDED = b"s", b"e"
 _LARGEST = 4096
 _BACKLOG = 128
-_PR_SET_PDEATHSIG = 1
+NAME, SERVER = "autoexp-keeper", "autoexp-server"
+"""What `ps` shows of the keeper, and of a server that was forked."""
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _ENDS_WITHIN_S = 10.0
 # After a start that failed, or the second early end: each connection would cost another start.
 _LASTS_S = 60.0
@@ -32,14 +36,22 @@ _LEAST_REFUSAL_S, _LONGEST_REFUSAL_S = 30.0, 3600.0
 
 
 class Keeper:
-    """Keeps the server for its members: each is a session at the other end of a socket."""
+    """Keeps the server for its members: each is a session at the other end of a socket.
+
+    `serve(listener, starter)` is called in the server's process, with descriptors: of the socket at
+    which it is asked, and of the pipe into which it says who looks. It does not return.
+    """
 
     def __init__(
-        self, listener: socket.socket, gate: socket.socket, first: socket.socket, command: list[str]
+        self,
+        listener: socket.socket,
+        gate: socket.socket,
+        first: socket.socket,
+        serve: Callable[[int, int], object],
     ) -> None:
         self._listener = listener
         self._gate = gate
-        self._command = command
+        self._serve = serve
         self._members: set[socket.socket] = set()
         self._last: socket.socket | None = None
         """Who left last, and waits until the server has ended."""
@@ -173,12 +185,16 @@ class Keeper:
         if self._pid == 0:
             try:
                 self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-                for descriptor in kept:
-                    os.set_inheritable(descriptor, True)
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                keep_only(kept)
                 if os.getppid() == keeper:
-                    os.execv(self._command[0], [*self._command, *map(str, kept)])
+                    self._serve(*kept)
+            except BaseException:
+                traceback.print_exc()  # into the server's log
             finally:
-                os._exit(127)
+                sys.stderr.flush()
+                os._exit(1)
 
     def _note_children(self) -> None:
         with suppress(BlockingIOError):
@@ -231,6 +247,33 @@ class Keeper:
             time.sleep(0.02)
 
 
+def keep_only(descriptors: Iterable[int]) -> None:
+    """Give up all files but these and the standard ones, in a process that was forked.
+
+    Their numbers stay taken: an object of the parent's that still ends here closes nothing else.
+    """
+    kept = {0, 1, 2, *descriptors}
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(OSError):  # that of the listing
+            if (descriptor := int(name)) not in kept:
+                os.fstat(descriptor)
+                os.dup2(nothing, descriptor, inheritable=False)
+
+
+def name_process(name: str) -> None:
+    """Have `ps` show this process by a name, as far as its arguments have room for it."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_NAME, name.encode())
+    with suppress(OSError, IndexError, ValueError), open("/proc/self/stat") as file:  # noqa: PTH123
+        # Where the kernel finds the arguments: proc(5), arg_start and arg_end.
+        begin, end = map(int, file.read().rpartition(")")[2].split()[45:47])
+        if begin and end > begin:
+            ctypes.memmove(
+                begin, name.encode()[: end - begin - 1].ljust(end - begin, b"\0"), end - begin
+            )
+
+
 def uid_of(peer: socket.socket) -> int:
     """The user at the other end of a socket of this machine."""
     size = struct.calcsize("3i")
@@ -239,9 +282,16 @@ def uid_of(peer: socket.socket) -> int:
 
 def main(arguments: list[str]) -> None:
     """Keep a server for whoever holds the other end of the first member's socket, and others."""
+    name_process(NAME)
     descriptors, command = map(int, arguments[:3]), arguments[3:]
     listener, gate, first = (socket.socket(fileno=descriptor) for descriptor in descriptors)
-    Keeper(listener, gate, first, command).run()
+
+    def serve(*kept: int) -> None:
+        for descriptor in kept:
+            os.set_inheritable(descriptor, True)
+        os.execv(command[0], [*command, *map(str, kept)])
+
+    Keeper(listener, gate, first, serve).run()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.flows.deployment import embedded, server, server_checks, sockets
+from autoexp.flows.deployment import embedded, keeper, server, server_checks, sockets
 from autoexp.flows.deployment.server_lock import token
 from tests.patience import PATIENCE_S, until
 from tests.processes import stands_still, state
@@ -48,9 +48,17 @@ from pathlib import Path
 from autoexp.flows.deployment import embedded
 folder = Path(sys.argv[1])
 folder.mkdir()
-if len(sys.argv) > 2:
-    embedded.COMMAND = (sys.executable, "-I", "-S", "-c", sys.argv[2])
+program, is_forked = sys.argv[2:]
+command = [sys.executable, "-I", "-S", "-c", program]
+embedded.COMMAND = command
+embedded.import_shared = lambda: None
+def serve(*descriptors):
+    sys.argv[1:] = map(str, descriptors)
+    exec(program, {})
+embedded._serve_here = serve
 mine = embedded.Server(folder)
+if is_forked == "forked":
+    mine.start_sharing_memory()
 mine.wait()
 print(mine.url, mine.auth_string, flush=True)
 heard = b""
@@ -68,9 +76,9 @@ mine.stop()
 class Member:
     """A process that is a session to the shared server."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], program: str | None) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], is_forked: str) -> None:
         self.folder = folder
-        command = [sys.executable, "-c", SESSION, str(folder), *([program] if program else [])]
+        command = [sys.executable, "-c", SESSION, str(folder), SERVER, is_forked]
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -112,32 +120,34 @@ class Member:
 class Home:
     """A user's Prefect directory, and the sessions that use it."""
 
-    def __init__(self, path: Path, program: str | None) -> None:
+    def __init__(self, path: Path, is_forked: str) -> None:
         self.path = path
-        self._program = program
+        self._is_forked = is_forked
         self._members: list[Member] = []
 
     def start(self, **variables: str) -> Member:
         environment = {**os.environ, "PREFECT_HOME": str(self.path), **variables}
         environment.pop("PREFECT_API_URL", None)
         folder = self.path / f"session{len(self._members)}"
-        self._members.append(Member(folder, environment, self._program))
+        self._members.append(Member(folder, environment, self._is_forked))
         return self._members[-1]
 
     @property
     def keepers(self) -> list[int]:
         """Keepers of this directory that are alive."""
-        return [pid for pid in self._processes() if "keeper.py" in command_of(pid)]
+        return [pid for pid in self._processes() if is_keeper(pid)]
 
     @property
     def servers(self) -> list[int]:
-        return [pid for pid in self._processes() if state(parent_of(pid)) and is_server(pid)]
+        """Children of keepers that are alive."""
+        return [pid for pid in self._processes() if is_keeper(parent_of(pid))]
 
     def _processes(self) -> Iterator[int]:
         mark = f"PREFECT_HOME={self.path}".encode()
         for entry in Path("/proc").iterdir():
             with suppress(OSError):
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                environ = (entry / "environ").read_bytes() if entry.name.isdigit() else b""
+                if mark in environ.split(b"\0") and state(int(entry.name)) != "Z":
                     yield int(entry.name)
 
     def end(self) -> None:
@@ -157,14 +167,14 @@ def parent_of(pid: int) -> int:
     return 0
 
 
-def is_server(pid: int) -> bool:
-    return "keeper.py" in command_of(parent_of(pid)) and state(pid) != "Z"
+def is_keeper(pid: int) -> bool:
+    return command_of(pid).rstrip() == keeper.NAME
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    """A directory whose server is the small program."""
-    found = Home(tmp_path / "home", SERVER)
+@pytest.fixture(params=["forked", "executed"])
+def home(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Home]:
+    """A directory whose server is the small program, and whose keepers come in one of both ways."""
+    found = Home(tmp_path / "home", request.param)
     found.path.mkdir()
     yield found
     found.end()

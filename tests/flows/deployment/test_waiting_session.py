@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from autoexp.flows.deployment import keeper
 from autoexp.flows.deployment.server_lock import token
 from autoexp.session.session import Session
 from tests.flows.prefect_home import prefect_home
@@ -34,11 +35,8 @@ LONG = (
 def server_below(pid: int) -> int:
     """The server that a process has started through its keeper; 0: there is none."""
     for child in _children(pid):
-        command = _command(child)
-        if "keeper.py" in command:
-            return server_below(child)
-        if "deployment.serve" in command:
-            return child
+        if _command(child).strip() == keeper.NAME:
+            return next(iter(_children(child)), 0)
     return 0
 
 
