@@ -45,7 +45,7 @@ while True:
 SESSION = """
 import os, select, sys
 from pathlib import Path
-from autoexp.flows.deployment import embedded
+from autoexp.flows.deployment import embedded, keeper
 folder = Path(sys.argv[1])
 folder.mkdir()
 program, is_forked = sys.argv[2:]
@@ -54,6 +54,7 @@ embedded.COMMAND = command
 embedded.import_shared = lambda: None
 def serve(*descriptors):
     sys.argv[1:] = map(str, descriptors)
+    keeper.name_process(keeper.SERVER)
     exec(program, {})
 embedded._serve_here = serve
 mine = embedded.Server(folder)
