@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.metadata import version
@@ -34,6 +34,7 @@ from autoexp.flows.deployment.server import (
     COMMAND,
     await_answer,
     configured_url,
+    end_with_parent,
     may_be_configured,
     new_auth_string,
     open_log,
@@ -131,10 +132,13 @@ class _Opening(NamedTuple):
 
     gate: socket.socket
     first: socket.socket
+    pipe: tuple[int, int]
 
     def close(self) -> None:
         self.gate.close()
         self.first.close()
+        for descriptor in self.pipe:
+            os.close(descriptor)
 
 
 class Server:
@@ -183,7 +187,7 @@ class Server:
             with _in_environment(self._settings):
                 import_shared()
                 if len(list(Path("/proc/self/task").iterdir())) == 1:
-                    self._fork_keeper(self._opening)
+                    self._fork_server(self._opening)
         self.start()
 
     @property
@@ -210,7 +214,7 @@ class Server:
         """Leave; the last one waits until the server has written all it holds and has ended."""
         self._is_stopping.set()
         if self._opening is not None:
-            self._opening.close()  # nobody has been let in
+            self._forget_opening(self._opening)  # nobody has been let in
         with suppress(OSError):
             self._seat.line.shutdown(socket.SHUT_WR)
         if self._attending is not None:
@@ -230,8 +234,9 @@ class Server:
                 with suppress(OSError):  # enough is said already
                     os.write(self._tell, news)
                 continue
-            with suppress(OSError):
-                os.waitpid(self._keeper, os.WNOHANG)
+            if self._keeper:
+                with suppress(OSError):
+                    os.waitpid(self._keeper, os.WNOHANG)
             if self._is_stopping.is_set():
                 return
             if time.monotonic() - entered_at < _LEAST_LIFE_S:
@@ -241,6 +246,9 @@ class Server:
             entered_at = time.monotonic()
             if self._is_stopping.is_set() or not self._enter_again():
                 break
+            if self._is_stopping.is_set():  # in the meantime
+                with suppress(OSError):
+                    self._seat.line.shutdown(socket.SHUT_WR)
         with suppress(OSError):
             self._seat.listener.shutdown(socket.SHUT_RDWR)  # refused at once; the port stays taken
 
@@ -298,7 +306,7 @@ class Server:
         gate.listen()
         state = {"socket": name, "port": listener.getsockname()[1]}
         write_private(self._place.state, json.dumps(state) + "\n")
-        return _Seat(mine, listener, auth_string), _Opening(gate, its)
+        return _Seat(mine, listener, auth_string), _Opening(gate, its, os.pipe())
 
     def _open_log(self) -> int:
         with suppress(OSError):
@@ -307,24 +315,31 @@ class Server:
         return open_log(self.log)
 
     def _run_keeper(self, opening: _Opening) -> None:
-        """Start the keeper as a bare interpreter, which starts a server that imports all anew."""
-        kept = [each.fileno() for each in (self._seat.listener, *opening)]
+        """Start the keeper, which starts a server that imports all anew."""
         with os.fdopen(self._open_log(), "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", keeper.__file__, *map(str, kept), *COMMAND],
+                self._keeper_command(opening),
                 env={**self._environment, **self._settings},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=kept,
+                pass_fds=self._kept(opening),
                 # Ctrl-C is for the monitor; the server has to take its last states.
                 start_new_session=True,
             )
         self._keeper = process.pid
         self._forget_opening(opening)
 
-    def _fork_keeper(self, opening: _Opening) -> None:
-        """Fork the keeper, and from it the server: what is imported by now they share with us."""
+    def _kept(self, opening: _Opening) -> list[int]:
+        sockets = (self._seat.listener, opening.gate, opening.first)
+        return [*(each.fileno() for each in sockets), *opening.pipe]
+
+    def _keeper_command(self, opening: _Opening, server: int = 0) -> list[str]:
+        words = map(str, (*self._kept(opening), server))
+        return [sys.executable, "-I", "-S", keeper.__file__, *words, *COMMAND]
+
+    def _fork_server(self, opening: _Opening) -> None:
+        """Fork the server, which shares with us what is imported by now, below its keeper."""
         log = self._open_log()
         memory.give_back()
         gc.freeze()  # a collection would write into all that is shared
@@ -333,24 +348,37 @@ class Server:
         self._keeper = os.fork()
         if self._keeper == 0:
             try:
-                os.setsid()
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(number, signal.SIG_DFL)
-                for descriptor, other in (
-                    (os.open(os.devnull, os.O_RDONLY), 0),
-                    (log, 1),
-                    (log, 2),
-                ):
-                    os.dup2(descriptor, other)
-                keeper.keep_only(each.fileno() for each in (self._seat.listener, *opening))
-                keeper.name_process(keeper.NAME)
-                keeper.Keeper(self._seat.listener, *opening, _serve_here).run()
+                self._become_keeper(opening, log)
             except BaseException:
                 traceback.print_exc()
             finally:
-                os._exit(0)
+                os._exit(1)
         os.close(log)
         self._forget_opening(opening)
+
+    def _become_keeper(self, opening: _Opening, log: int) -> None:
+        """In a copy of this process: begin anew as the keeper, once the server is forked."""
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for standard in (1, 2):
+            os.dup2(log, standard)
+        _keep_only(self._kept(opening))
+        mine = os.getpid()
+        server = os.fork()
+        if server == 0:
+            end_with_parent()
+            if os.getppid() != mine:
+                return
+            serve = (self._seat.listener.fileno(), opening.pipe[1])
+            _keep_only(serve)
+            _serve_here(*serve)
+            return
+        for descriptor in self._kept(opening):
+            os.set_inheritable(descriptor, True)
+        environment = {**self._environment, **self._settings}
+        os.execve(sys.executable, self._keeper_command(opening, server), environment)
 
     def _forget_opening(self, opening: _Opening) -> None:
         opening.close()
@@ -384,6 +412,20 @@ def _serve_here(listener: int, starter: int) -> None:
 
     keeper.name_process(keeper.SERVER)
     serve.main(listener, starter)
+
+
+def _keep_only(descriptors: Iterable[int]) -> None:
+    """Give up all files but these and the standard ones, in a process that was forked.
+
+    Their numbers stay taken: an object of the parent's that still ends here closes nothing else.
+    """
+    kept = {0, 1, 2, *descriptors}
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(OSError):  # that of the listing
+            if (descriptor := int(name)) not in kept:
+                os.fstat(descriptor)
+                os.dup2(nothing, descriptor, inheritable=False)
 
 
 def _join(place: _Place) -> _Seat | None:

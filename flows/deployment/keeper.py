@@ -1,12 +1,11 @@
 """The keeper of the Prefect server that the sessions of a user in the foreground share.
 
-    python -I -S keeper.py LISTENER_FD GATE_FD MEMBER_FD COMMAND...
+    python -I -S keeper.py LISTENER_FD GATE_FD MEMBER_FD NEWS_FD TELL_FD SERVER_PID COMMAND...
 
 It is the server's parent: it holds the socket at which the server is asked, has the server go on
 when somebody connects while it stands still, starts it again when somebody connects after it has
-died, tells each session who looks, and ends with the last of them. It takes no CPU while it waits.
-A session forks it before it has threads (autoexp/flows/deployment/embedded.py); later it is run by
-a bare interpreter, so that it takes little memory: it needs the standard library alone.
+died, tells each session who looks, and ends with the last of them. Run by a bare interpreter, so
+that it takes little memory; it takes no CPU while it waits. Needs the standard library alone.
 """
 
 import ctypes
@@ -17,8 +16,7 @@ import socket
 import struct
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 
 AUTH_STRING = "PREFECT_SERVER_API_AUTH_STRING"
@@ -36,26 +34,24 @@ _LEAST_REFUSAL_S, _LONGEST_REFUSAL_S = 30.0, 3600.0
 
 
 class Keeper:
-    """Keeps the server for its members: each is a session at the other end of a socket.
-
-    `serve(listener, starter)` is called in the server's process, with descriptors: of the socket at
-    which it is asked, and of the pipe into which it says who looks. It does not return.
-    """
+    """Keeps the server for its members: each is a session at the other end of a socket."""
 
     def __init__(
         self,
         listener: socket.socket,
         gate: socket.socket,
         first: socket.socket,
-        serve: Callable[[int, int], object],
+        pipe: tuple[int, int],
+        command: list[str],
+        server: int,
     ) -> None:
         self._listener = listener
         self._gate = gate
-        self._serve = serve
+        self._command = command
         self._members: set[socket.socket] = set()
         self._last: socket.socket | None = None
         """Who left last, and waits until the server has ended."""
-        self._pid: int | None = None
+        self._pid: int | None = server or None
         self._stands_still = False
         self._has_started = False
         self._started_at = 0.0
@@ -63,7 +59,7 @@ class Keeper:
         self._refuses_until: float | None = None
         self._libc = ctypes.CDLL(None)
         self._watched = selectors.DefaultSelector()
-        self._news, self._tell = os.pipe()
+        self._news, self._tell = pipe
         self._children, self._wake = os.pipe()
         for descriptor in (self._news, self._tell, self._children, self._wake):
             os.set_blocking(descriptor, False)
@@ -77,6 +73,7 @@ class Keeper:
 
     def run(self) -> None:
         """Keep the server until the last member has left."""
+        self._note_children()  # one that runs may have said something already
         self._need_server()
         while self._members:
             for key, _ in self._watched.select(self._patience_s):
@@ -185,16 +182,12 @@ class Keeper:
         if self._pid == 0:
             try:
                 self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                keep_only(kept)
+                for descriptor in kept:
+                    os.set_inheritable(descriptor, True)
                 if os.getppid() == keeper:
-                    self._serve(*kept)
-            except BaseException:
-                traceback.print_exc()  # into the server's log
+                    os.execv(self._command[0], [*self._command, *map(str, kept)])
             finally:
-                sys.stderr.flush()
-                os._exit(1)
+                os._exit(127)
 
     def _note_children(self) -> None:
         with suppress(BlockingIOError):
@@ -247,20 +240,6 @@ class Keeper:
             time.sleep(0.02)
 
 
-def keep_only(descriptors: Iterable[int]) -> None:
-    """Give up all files but these and the standard ones, in a process that was forked.
-
-    Their numbers stay taken: an object of the parent's that still ends here closes nothing else.
-    """
-    kept = {0, 1, 2, *descriptors}
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        with suppress(OSError):  # that of the listing
-            if (descriptor := int(name)) not in kept:
-                os.fstat(descriptor)
-                os.dup2(nothing, descriptor, inheritable=False)
-
-
 def name_process(name: str) -> None:
     """Have `ps` show this process by a name, as far as its arguments have room for it."""
     libc = ctypes.CDLL(None)
@@ -283,15 +262,9 @@ def uid_of(peer: socket.socket) -> int:
 def main(arguments: list[str]) -> None:
     """Keep a server for whoever holds the other end of the first member's socket, and others."""
     name_process(NAME)
-    descriptors, command = map(int, arguments[:3]), arguments[3:]
-    listener, gate, first = (socket.socket(fileno=descriptor) for descriptor in descriptors)
-
-    def serve(*kept: int) -> None:
-        for descriptor in kept:
-            os.set_inheritable(descriptor, True)
-        os.execv(command[0], [*command, *map(str, kept)])
-
-    Keeper(listener, gate, first, serve).run()
+    *numbers, server = map(int, arguments[:6])
+    listener, gate, first = (socket.socket(fileno=descriptor) for descriptor in numbers[:3])
+    Keeper(listener, gate, first, (numbers[3], numbers[4]), arguments[6:], server).run()
 
 
 if __name__ == "__main__":
