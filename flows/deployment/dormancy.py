@@ -94,6 +94,7 @@ class Dormancy:
         if now - self._tidied_at >= _TIDY_S:
             self._tidied_at = now
             memory.give_back()
+        memory.give_back_code()
         if os.getppid() == self._parent:
             os.kill(os.getpid(), signal.SIGSTOP)
         end_with_parent()
