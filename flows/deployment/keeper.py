@@ -224,7 +224,7 @@ class Keeper:
             self._listener.shutdown(socket.SHUT_RDWR)  # the port stays taken
 
     def _end(self) -> None:
-        """End the server, once it has written all it holds; nobody can join any more."""
+        """End the server, once it has written all it holds; who comes now begins anew."""
         self._gate.close()
         signal.set_wakeup_fd(-1)
         if self._pid is None:

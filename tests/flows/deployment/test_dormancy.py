@@ -141,6 +141,26 @@ def test_a_server_that_stands_still_is_stopped_like_any_other(
     assert not found.login.exists()
 
 
+@pytest.mark.prefect
+def test_a_server_that_stands_still_holds_no_compiled_code(resting: embedded.Server) -> None:
+    until(lambda: stands_still(resting.pid), "a server that stands still")
+    at_rest = compiled_kb(resting.pid)
+    assert ask(resting, "/api/admin/version") == 200
+    assert compiled_kb(resting.pid) > 2 * at_rest
+
+
+def compiled_kb(pid: int) -> int:
+    """What a process holds of the code in files."""
+    found, is_code = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0]:
+            is_code = words[1] == "r-xp" and words[4] != "0"
+        elif words[0] == "Rss:" and is_code:
+            found += int(words[1])
+    return found
+
+
 # When it stops
 
 

@@ -290,7 +290,7 @@ def test_sessions_that_set_a_server_otherwise_have_one_of_their_own(home: Home) 
     database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///other.db"}
     members = [each.begun() for each in (home.start(), home.start(**database))]
     assert members[0].url != members[1].url
-    assert len(home.servers) == 2
+    until(lambda: len(home.servers) == 2, "two servers, each below its keeper")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
