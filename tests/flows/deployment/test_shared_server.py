@@ -43,7 +43,7 @@ while True:
 """
 # A session's part in it: prints what it has, then what it hears, until its input ends.
 SESSION = """
-import os, select, sys
+import os, select, sys, threading, time
 from pathlib import Path
 from autoexp.flows.deployment import embedded, keeper
 folder = Path(sys.argv[1])
@@ -58,7 +58,9 @@ def serve(*descriptors):
     exec(program, {})
 embedded._serve_here = serve
 mine = embedded.Server(folder)
-if is_forked == "forked":
+if is_forked == "threaded":
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+if is_forked != "executed":
     mine.start_sharing_memory()
 mine.wait()
 print(mine.url, mine.auth_string, flush=True)
@@ -202,6 +204,15 @@ def test_sessions_share_one_server_which_the_last_one_ends(home: Home) -> None:
         assert other.login.stat().st_mode & 0o777 == 0o600
         other.leave()
     assert not home.servers  # whoever leaves last waits for it
+
+
+@pytest.mark.parametrize("home", ["forked", "threaded"], indirect=True)
+def test_a_server_is_forked_from_a_process_of_a_single_thread_alone(
+    home: Home, request: pytest.FixtureRequest
+) -> None:
+    is_forked = request.node.callspec.params["home"] == "forked"
+    server = home.start().begun().ask()
+    assert (command_of(server).strip() == keeper.SERVER) is is_forked
 
 
 def test_sessions_that_are_killed_keep_no_server(home: Home) -> None:
