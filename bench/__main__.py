@@ -32,9 +32,10 @@ CASES = {
     "memory": "bench.cases.memory:memory",
     "start": "bench.cases.cli_start:start",
     "whole": "bench.cases.whole:whole",
+    "many": "bench.cases.whole:many",
 }
 """The cases by name, each with the function that measures it."""
-_LONG = {"whole"}
+_LONG = {"whole", "many"}
 """Cases that take real minutes: measured when they are named."""
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from autoexp.flows.concurrency.foreground import Foreground
-    from autoexp.flows.deployment.server import Server
+    from autoexp.flows.deployment.embedded import Server
     from autoexp.session.session import Session
 
 INTERRUPTED = 130
@@ -225,7 +225,7 @@ def _run_flow(path: Path, out: "Console", foreground: "Foreground") -> bool:
         stopping_on_signals,
     )
     from autoexp.flows.concurrency.visits import OWN_HEADER
-    from autoexp.flows.deployment.server import embedded_server
+    from autoexp.flows.deployment.embedded import embedded_server
     from autoexp.flows.deployment.server_checks import (
         refuse_strangers,
         require_answer,
@@ -234,10 +234,8 @@ def _run_flow(path: Path, out: "Console", foreground: "Foreground") -> bool:
     )
     from autoexp.reports.live import LiveView
     from autoexp.reports.terminal import say
-    from autoexp.storage import atomic
 
     with stopping_on_signals(foreground):
-        atomic.append(path / "prefect-server.log", b"")  # made as all of a session is
         if (server := embedded_server(path)) is not None:
             os.environ["PREFECT_API_URL"] = f"{server.url}/api"
             os.environ["PREFECT_API_AUTH_STRING"] = server.auth_string
@@ -249,6 +247,8 @@ def _run_flow(path: Path, out: "Console", foreground: "Foreground") -> bool:
             foreground.visits = server.visits
         if out.is_terminal:
             out.print("starting Prefect, which takes some seconds …", style="dim")
+        if server is not None:
+            server.start_sharing_memory()
         # In which the server starts, too.
         from prefect.exceptions import CrashedRun, FailedRun
 
@@ -305,7 +305,7 @@ def _quietly() -> Iterator[None]:
     from autoexp.flows.publishing.posted_events import PostedEvents
 
     EventsWorker.set_client_override(PostedEvents)
-    # Heartbeats are for those who would resume a flow that died: such a server dies with it.
+    # Heartbeats are for automations that resume a flow that died: such a server has none.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from autoexp.flows.deployment.server import Server
+from autoexp.flows.deployment.embedded import Server
 from bench.world.measure import Figure
 
 _REQUEST = re.compile(rb"^(GET|POST|PUT|PATCH|DELETE) (/api/\S*) HTTP/1\.1\r$", re.MULTILINE)

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from autoexp.flows.deployment import keeper
 from bench.world.measure import Figure
 from bench.world.sessions import log_lines
 from bench.world.slurm_commands import FakeCluster
@@ -40,6 +41,7 @@ _JOB = (
     "monitoring.publish_every_s=30",
 )
 _MANY = 100
+_SESSIONS = 20
 _LOG_EVERY_S = 10.0
 _LOOP = """
 import os, subprocess, time
@@ -94,6 +96,31 @@ def whole() -> list[Figure]:
     return figures
 
 
+def many() -> list[Figure]:
+    """Twenty sessions in the foreground of one user, one job each: memory with their one server."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        home = Path(folder) / "prefect"
+        sessions = [
+            stack.enter_context(_queued(Path(folder) / str(number), "RUNNING", 1, home))
+            for number in range(_SESSIONS)
+        ]
+        time.sleep(_SETTLE_S)
+        found = [_parts(pid) for pid in sessions]
+    shares = [(what, part.pss_mb) for parts in found for what, part in parts.items()]
+    servers = [share for what, share in shares if what == "server"]
+    return [
+        Figure(
+            *(f"{_SESSIONS} sessions: all of it, memory (Pss)", "MB"),
+            [sum(share for _, share in shares)],
+            below=2500,
+        ),
+        Figure("servers", "", [float(len(servers))], below=1.5),
+        Figure("the server", "MB", servers, below=150),
+        Figure("a session's process", "MB", [parts["flow process"].pss_mb for parts in found]),
+        Figure("the keeper", "MB", [share for what, share in shares if "keeper" in what]),
+    ]
+
+
 def _figures(
     name: str,
     before: dict[str, Part],
@@ -134,11 +161,11 @@ def _started(command: list[str], **options: Any) -> Iterator[int]:
             process.kill()
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, home: Path | None = None) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     return {
         **kept,
-        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_HOME": str(home or folder / "prefect"),
         "AUTOEXP_SESSIONS": str(folder / "sessions"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "TERM": "xterm",
@@ -149,11 +176,11 @@ _RUN = (sys.executable, "-m", "autoexp", "run", "demo", "--session", "waits", "-
 
 
 @contextmanager
-def _queued(folder: Path, state: str, count: int) -> Iterator[int]:
+def _queued(folder: Path, state: str, count: int, home: Path | None = None) -> Iterator[int]:
     """A session on a made-up cluster, where all its jobs are in this state; yields its process."""
     (folder / "bin").mkdir(parents=True)
     FakeCluster(folder / "bin").takes(state)
-    environment = _environment(folder)
+    environment = _environment(folder, home)
     environment["PATH"] = f"{folder / 'bin'}:{environment['PATH']}"
     rates = ",".join(f"{n / 1e5:.5f}" for n in range(1, count + 1))
     command = [*_RUN, *_JOB, "slurm=base", f"backend.args.lr={rates}"]
@@ -239,10 +266,17 @@ def _parts(pid: int) -> dict[str, Part]:
     """A session's processes by what they are; the jobs' own are left out: a cluster has them."""
     found = {"flow process": _part(pid)}
     for child in _children(pid):
-        found["server" if "deployment.serve" in _command(child) else "another"] = _part(child)
+        found[_kind(_command(child))] = _part(child)
     reaped = _reaped_s(pid)
     found["children that ended"] = Part(reaped, 0.0, 0.0, {})
     return found
+
+
+def _kind(command: str) -> str:
+    if command.strip() == keeper.NAME:
+        return "keeper of the server"
+    is_server = command.strip() == keeper.SERVER or "deployment.serve" in command
+    return "server" if is_server else "another"
 
 
 def _part(pid: int) -> Part:

@@ -10,6 +10,8 @@ OWN_HEADER = "X-Autoexp-Monitor"
 """On the requests of the session itself, which is nobody who looks."""
 LOOKED, CHANGED = b"l", b"c"
 """What the server says: somebody looks at it; somebody has set the state of a run."""
+STARTED, ENDED = b"s", b"e"
+"""What its keeper hears and says beside: it has started, it has ended."""
 _SHOWN_S = 60.0
 """How long after a look the page is kept up to date; an open page asks again within seconds."""
 _BYTES = 4096

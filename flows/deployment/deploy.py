@@ -312,11 +312,16 @@ def _start_server(url: str, auth_string: str) -> None:
     pid_file = home / "server.pid"
     write_private(pid_file, str(process.pid))
     try:
-        await_answer(process, url, auth_string, f"{url}: the server", log)
+        await_answer(lambda: _how_it_ended(process), url, auth_string, f"{url}: the server", log)
     except AutoexpError:
         if process.poll() is not None:
             pid_file.unlink(missing_ok=True)
         raise
+
+
+def _how_it_ended(process: "subprocess.Popen[bytes]") -> str | None:
+    code = process.poll()
+    return None if code is None else f" (exit {code})"
 
 
 def _prefect(*arguments: str, environment: dict[str, str]) -> None:

@@ -8,12 +8,14 @@ import math
 import os
 import signal
 import time
+from collections.abc import MutableMapping
 from contextlib import suppress
+from typing import Any
 
 from prefect.server.database import provide_database_interface
 
 from autoexp.flows.concurrency import memory
-from autoexp.flows.concurrency.visits import CHANGED, LOOKED, OWN_HEADER
+from autoexp.flows.concurrency.visits import CHANGED, LOOKED, OWN_HEADER, STARTED
 from autoexp.flows.deployment.server import end_with_parent
 from autoexp.flows.deployment.server_lock import App, Receive, Scope, Send
 from autoexp.flows.deployment.sockets import is_connected
@@ -42,7 +44,7 @@ class Dormancy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, self._tell_start(send))
             return
         is_own = any(name == OWN_HEADER.lower().encode() for name, _ in scope["headers"])
         self._under_way += 1
@@ -56,6 +58,14 @@ class Dormancy:
             self._stay_awake(_QUIET_S if is_own else _QUIET_AFTER_VISIT_S)
             if not is_own and sets_states(scope):
                 self._tell(CHANGED)
+
+    def _tell_start(self, send: Send) -> Send:
+        async def told(message: MutableMapping[str, Any]) -> None:
+            await send(message)
+            if message["type"] == "lifespan.startup.complete":
+                self._tell(STARTED)
+
+        return told
 
     def _report_visit(self) -> None:
         now = time.monotonic()
@@ -84,6 +94,7 @@ class Dormancy:
         if now - self._tidied_at >= _TIDY_S:
             self._tidied_at = now
             memory.give_back()
+        memory.give_back_code()
         if os.getppid() == self._parent:
             os.kill(os.getpid(), signal.SIGSTOP)
         end_with_parent()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from autoexp.errors import AutoexpError
+from autoexp.flows.concurrency.visits import OWN_HEADER
 from autoexp.flows.deployment import sockets
 from autoexp.flows.deployment.server_lock import token
 from autoexp.storage import permissions
@@ -121,7 +122,8 @@ def _advice(url: str) -> str:
 def _get(url: str, auth_string: str | None, timeout_s: float = 3.0) -> _Page:
     """Get a page as Prefect's own client would."""
     handlers = [urllib.request.ProxyHandler({})] if is_local(url) else []
-    request = urllib.request.Request(url)
+    # To an embedded server this is nobody who looks at it.
+    request = urllib.request.Request(url, headers={OWN_HEADER: "1"})
     if auth_string:
         # Not to where a redirection leads.
         request.add_unredirected_header("Authorization", token(auth_string))

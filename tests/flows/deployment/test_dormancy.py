@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from autoexp.flows.concurrency.visits import CHANGED, LOOKED, OWN_HEADER
-from autoexp.flows.deployment import dormancy, server
+from autoexp.flows.deployment import dormancy, embedded
 from autoexp.flows.deployment.dormancy import Dormancy
 from autoexp.flows.deployment.server_lock import Scope, token
 from tests.flows.prefect_home import prefect_home
@@ -27,7 +27,7 @@ from tests.processes import stands_still, state
 STARTER = """
 import sys, time
 from pathlib import Path
-from autoexp.flows.deployment.server import Server
+from autoexp.flows.deployment.embedded import Server
 server = Server(Path(sys.argv[1]))
 server.wait()
 print(server.pid, flush=True)
@@ -36,7 +36,7 @@ time.sleep(3600)
 
 
 def ask(
-    found: server.Server, path: str, auth: str = "", body: bytes | None = None, own: bool = False
+    found: embedded.Server, path: str, auth: str = "", body: bytes | None = None, own: bool = False
 ) -> int:
     """The status of the answer to a request."""
     headers = {"Authorization": token(auth or found.auth_string), "Connection": "close"}
@@ -50,7 +50,7 @@ def ask(
         return error.code
 
 
-def told(found: server.Server, within_s: float = 0.0) -> bytes:
+def told(found: embedded.Server, within_s: float = 0.0) -> bytes:
     """What the server has said since the last call."""
     select.select([found.visits], [], [], within_s)
     with suppress(BlockingIOError):
@@ -59,13 +59,13 @@ def told(found: server.Server, within_s: float = 0.0) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def resting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]:
+def resting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Server]:
     """The embedded server of `autoexp run`, with a home of its own."""
     folder = tmp_path_factory.mktemp("resting")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(prefect_home(folder)))
         patch.delenv("PREFECT_API_URL", raising=False)
-        found = server.Server(folder)
+        found = embedded.Server(folder)
     try:
         found.wait()
         yield found
@@ -75,7 +75,7 @@ def resting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]
 
 @pytest.mark.prefect
 def test_a_server_that_nobody_asks_stands_still_until_the_next_request(
-    resting: server.Server,
+    resting: embedded.Server,
 ) -> None:
     for _ in range(2):
         until(lambda: stands_still(resting.pid), "a server that stands still")
@@ -85,7 +85,7 @@ def test_a_server_that_nobody_asks_stands_still_until_the_next_request(
 
 @pytest.mark.prefect
 def test_a_server_that_stands_still_lets_nobody_in_without_the_string(
-    resting: server.Server,
+    resting: embedded.Server,
 ) -> None:
     until(lambda: stands_still(resting.pid), "a server that stands still")
     told(resting)
@@ -95,7 +95,7 @@ def test_a_server_that_stands_still_lets_nobody_in_without_the_string(
 
 @pytest.mark.prefect
 def test_the_starter_is_told_of_visitors_and_of_states_they_set_but_not_of_itself(
-    resting: server.Server,
+    resting: embedded.Server,
 ) -> None:
     until(lambda: stands_still(resting.pid), "a server that stands still")
     told(resting)
@@ -133,12 +133,32 @@ def test_a_server_that_stands_still_is_stopped_like_any_other(
 ) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(prefect_home(tmp_path)))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    found = server.Server(tmp_path)
+    found = embedded.Server(tmp_path)
     found.wait()
     until(lambda: stands_still(found.pid), "a server that stands still")
     found.stop()
     assert state(found.pid) == ""
     assert not found.login.exists()
+
+
+@pytest.mark.prefect
+def test_a_server_that_stands_still_holds_no_compiled_code(resting: embedded.Server) -> None:
+    until(lambda: stands_still(resting.pid), "a server that stands still")
+    at_rest = compiled_kb(resting.pid)
+    assert ask(resting, "/api/admin/version") == 200
+    assert compiled_kb(resting.pid) > 2 * at_rest
+
+
+def compiled_kb(pid: int) -> int:
+    """What a process holds of the code in files."""
+    found, is_code = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0]:
+            is_code = words[1] == "r-xp" and words[4] != "0"
+        elif words[0] == "Rss:" and is_code:
+            found += int(words[1])
+    return found
 
 
 # When it stops

@@ -61,9 +61,9 @@ def test_deploy_works_in_a_project_of_ones_own_where_there_is_no_network_but_loo
 def test_a_server_that_dies_as_it_starts_is_told_with_the_end_of_its_log_and_leaves_no_pid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_settings", lambda *_: {"PREFECT_SERVER_API_AUTH_STRING": ""})
+    monkeypatch.setattr(server, "settings", lambda *_: {"PREFECT_SERVER_API_AUTH_STRING": ""})
     monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
-    bound = server.bound_socket(0)
+    bound = server.socket_of_its_own()
     port = bound.getsockname()[1]
     bound.close()
     with (

@@ -23,7 +23,7 @@ from autoexp.config.compose import compose
 from autoexp.errors import AutoexpError
 from autoexp.flows.concurrency import foreground
 from autoexp.flows.concurrency.foreground import Foreground, run_in_thread
-from autoexp.flows.deployment import deploy, server, server_checks
+from autoexp.flows.deployment import deploy, embedded, server, server_checks
 from autoexp.schedulers.slurm import commands as slurm_commands
 from autoexp.session.session import Session
 from autoexp.states import Verdict
@@ -183,7 +183,7 @@ def test_a_database_of_a_newer_prefect_is_one_sentence_that_says_what_to_do(
     with closing(sqlite3.connect(tmp_path / "prefect.db")) as database, database:
         database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
         database.execute("INSERT INTO alembic_version VALUES ('fedcba987654')")
-    started = server.Server(tmp_path)
+    started = embedded.Server(tmp_path)
     try:
         with pytest.raises(AutoexpError, match=rf"database in {tmp_path} is of a newer Prefect .*"):
             started.wait()

@@ -27,7 +27,7 @@ from prefect.settings import (
 from rich.console import Console
 
 from autoexp.cli import run
-from autoexp.flows.deployment import deploy, server, server_checks
+from autoexp.flows.deployment import deploy, embedded, server, server_checks
 from autoexp.flows.deployment.server_lock import Lock, Scope
 from autoexp.storage import permissions
 from tests.patience import until
@@ -65,7 +65,7 @@ WEBSOCKET = {
 
 
 @pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]:
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Server]:
     """The embedded server of `autoexp run`, with a home of its own."""
     folder = tmp_path_factory.mktemp("locked")
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +73,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]:
         patch.delenv("PREFECT_API_URL", raising=False)
         before = os.umask(0)
         try:
-            found = server.Server(folder)
+            found = embedded.Server(folder)
         finally:
             os.umask(before)
     try:
@@ -183,11 +183,11 @@ def test_another_user_gets_a_401_whatever_is_asked(
 @as_root
 @pytest.mark.prefect
 def test_another_user_can_read_neither_the_string_nor_what_the_server_writes(
-    locked: server.Server,
+    locked: embedded.Server,
 ) -> None:
     assert locked.login.read_text().strip() == locked.auth_string
     home = locked.login.parent / "prefect"
-    for path in (locked.login, locked.login.with_name("prefect-server.log"), home / "prefect.db"):
+    for path in (locked.login, locked.log, home / "prefect.db"):
         assert path.stat().st_mode & 0o077 == 0, path
     pid = str(locked.pid)
     environ = subprocess.run([*NOBODY, "cat", f"/proc/{pid}/environ"], capture_output=True)
@@ -196,11 +196,11 @@ def test_another_user_can_read_neither_the_string_nor_what_the_server_writes(
     shown = subprocess.run(["ps", "-eo", "args", "ww"], capture_output=True, text=True).stdout
     assert locked.auth_string not in shown
     assert "autoexp.flows.deployment.serve" in shown
-    assert locked.auth_string not in locked.login.with_name("prefect-server.log").read_text()
+    assert locked.auth_string not in locked.log.read_text()
 
 
 @pytest.mark.prefect
-def test_only_the_loopback_address_is_listened_on(locked: server.Server) -> None:
+def test_only_the_loopback_address_is_listened_on(locked: embedded.Server) -> None:
     port = f"{server_checks.port_of(locked.url):04X}"
     rows = [
         line.split()[1:4]
@@ -234,7 +234,7 @@ async def test_a_web_socket_says_nothing_before_the_string_was_said(
 
 
 @pytest.mark.prefect
-async def test_the_owner_is_let_in(locked: server.Server) -> None:
+async def test_the_owner_is_let_in(locked: embedded.Server) -> None:
     assert server_checks.answers(f"{locked.url}/api", locked.auth_string)
     assert not server_checks.lets_in(f"{locked.url}/api")
     assert server_checks.lets_in(f"{locked.url}/api", locked.auth_string)
@@ -249,7 +249,7 @@ async def test_the_owner_is_let_in(locked: server.Server) -> None:
 
 @pytest.mark.prefect
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
-def test_the_printed_address_opens_the_ui(locked: server.Server, tmp_path: Path) -> None:
+def test_the_printed_address_opens_the_ui(locked: embedded.Server, tmp_path: Path) -> None:
     assert "Authentication string" in open_page(f"{locked.url}/flows", tmp_path / "closed.png")
     shown = open_page(f"{locked.url}/flows#{locked.auth_string}", tmp_path / "open.png")
     assert "Authentication string" not in shown
@@ -260,9 +260,10 @@ def test_the_printed_address_opens_the_ui(locked: server.Server, tmp_path: Path)
 def test_the_port_of_a_server_that_died_is_nobody_elses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_settings", lambda *_: {"PREFECT_SERVER_API_AUTH_STRING": ""})
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setattr(embedded, "settings", lambda *_: {"PREFECT_SERVER_API_AUTH_STRING": ""})
     monkeypatch.delenv("PREFECT_API_AUTH_STRING")
-    dead = server.Server(tmp_path)  # it does not serve without a lock, and ends
+    dead = embedded.Server(tmp_path)  # it does not serve without a lock, and ends
     with pytest.raises(server.AutoexpError, match="did not start"):
         dead.wait()
     port = server_checks.port_of(dead.url)
@@ -273,7 +274,7 @@ def test_the_port_of_a_server_that_died_is_nobody_elses(
         return not server_checks.sockets.listeners(port)
 
     until(refused, "the end of listening")
-    assert "needs a lock" in (tmp_path / "prefect-server.log").read_text()
+    assert "needs a lock" in dead.log.read_text()
     dead.stop()
     assert not dead.login.exists()
     server.bound_socket(port).close()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from autoexp.flows.deployment import keeper
 from autoexp.flows.deployment.server_lock import token
 from autoexp.session.session import Session
 from tests.flows.prefect_home import prefect_home
@@ -31,6 +32,28 @@ LONG = (
 )
 
 
+def server_below(pid: int) -> int:
+    """The server that a process has started through its keeper; 0: there is none."""
+    for child in _children(pid):
+        if _command(child).strip() == keeper.NAME:
+            return next(iter(_children(child)), 0)
+    return 0
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
 class Waiting:
     """A session that is watched, and the server that belongs to it."""
 
@@ -41,16 +64,11 @@ class Waiting:
     @property
     def server(self) -> int:
         """The server's process; 0: there is none yet."""
-        for task in Path(f"/proc/{self.monitor.pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                with suppress(OSError):
-                    if b"deployment.serve" in Path(f"/proc/{child}/cmdline").read_bytes():
-                        return int(child)
-        return 0
+        return server_below(self.monitor.pid)
 
     @property
     def url(self) -> str:
-        lines = (self.path.parent / "output").read_text().splitlines()
+        lines = (self.path / "terminal").read_text().splitlines()
         (line,) = [line for line in lines if line.startswith("Prefect UI")]
         return line.split()[5]
 
@@ -75,22 +93,26 @@ class Waiting:
         return Session.load(self.path).jobs["demo"].iteration or 0
 
 
-@pytest.fixture
-def waiting(make_session: Make, tmp_path: Path) -> Iterator[Waiting]:
-    path = make_session(*LONG)
-    environment = {**os.environ, "PREFECT_HOME": str(prefect_home(tmp_path))}
+def watched(path: Path, home: Path) -> Waiting:
+    """Watch a session in the foreground, as a user would, without a server of the user's own."""
+    environment = {**os.environ, "PREFECT_HOME": str(prefect_home(home))}
     environment.pop("PREFECT_API_URL")
-    with (path.parent / "output").open("w") as output:
+    with (path / "terminal").open("w") as output:
         command = [sys.executable, "-m", "autoexp", "resume", path.name]
         monitor = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-    found = Waiting(path, monitor)  # type: ignore[arg-type]
+    return Waiting(path, monitor)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def waiting(make_session: Make, tmp_path: Path) -> Iterator[Waiting]:
+    found = watched(make_session(*LONG), tmp_path)
     try:
         until(lambda: found.iteration > 20, "a training that goes on")
         until(lambda: stands_still(found.server), "a server that stands still")
         yield found
     finally:
-        monitor.kill()
-        monitor.wait()
+        found.monitor.kill()
+        found.monitor.wait()
 
 
 def test_who_looks_at_a_waiting_session_sees_it_as_it_is_and_may_cancel_it(
@@ -120,3 +142,24 @@ def test_a_killed_monitor_leaves_no_server_behind_that_stands_still(waiting: Wai
     waiting.monitor.kill()
     waiting.monitor.wait()
     until(lambda: state(server) in ("", "Z"), "the end of the server")
+
+
+def test_a_session_that_joins_goes_on_with_the_server_when_the_first_is_killed(
+    waiting: Waiting, make_session: Make, tmp_path: Path
+) -> None:
+    server = waiting.server
+    other = watched(make_session(*LONG), tmp_path)
+    try:
+        until(lambda: other.iteration > 20, "another training that goes on")
+        assert (other.url, other.server) == (waiting.url, 0)
+        waiting.monitor.kill()
+        waiting.monitor.wait()
+        assert "session" in other.page() and state(server) in ("R", "S", "T")
+        runs = other.post("/flow_runs/filter", {})
+        (run,) = [each for each in runs if each["name"] == f"session {other.path.name}"]
+        other.post(f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+        assert other.monitor.wait(PATIENCE_S) == 1
+        assert state(server) == ""
+    finally:
+        other.monitor.kill()
+        other.monitor.wait()
