@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 _QUIET_S = 0.1
-_PATIENCE_S = 2.0
+_PATIENCE_S = 4.0
 
 
 class Turns:
@@ -73,11 +73,15 @@ class Precedence:
         """Note that a piece of work has begun, or ended."""
         self._worked_at = time.monotonic()
 
-    async def yield_to_work(self) -> None:
-        """Wait until no work has begun or ended for a moment; for a while at most."""
-        deadline = time.monotonic() + _PATIENCE_S
+    async def yield_to_work(self, since: float) -> None:
+        """Wait until no work has begun or ended for a moment.
+
+        At most for a while, counted from `since` by the monotonic clock; then others of the loop
+        have one turn.
+        """
+        await asyncio.sleep(0)
         while True:
-            left_s = min(deadline, self._worked_at + _QUIET_S) - time.monotonic()
+            left_s = min(since + _PATIENCE_S, self._worked_at + _QUIET_S) - time.monotonic()
             if left_s <= 0:
                 return
             await asyncio.sleep(left_s)

@@ -6,6 +6,7 @@ task run than most effects do, and fifty of them at once would have every job wa
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -110,15 +111,15 @@ class PhaseRunner:
         self, task: Task[..., Any], title: str, under_way: Awaitable[Any]
     ) -> State[Any] | None:
         """Show an effect as a task run; None where Prefect did not accept it."""
-        slot = WriteSlot(self._show_lock)
+        slot, since = WriteSlot(self._show_lock), time.monotonic()
 
         async def outcome() -> Any:
             slot.release()  # however long the effect takes, others are shown
             return await under_way
 
-        await self._precedence.yield_to_work()
         await slot.acquire()
         try:
+            await self._precedence.yield_to_work(since)
             shown: Any = task(title, outcome, return_state=True)
             state: State[Any] = await shown
         except (Exception, PrefectSignal) as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -92,11 +93,12 @@ class Subflows:
 
     async def _run(self, job: JobView) -> bool:
         """Run the job's subflow to its end; False when Prefect did not accept it."""
-        await self._precedence.yield_to_work()
+        since = time.monotonic()
         origins = await self._origins(job.spec)
         slot = WriteSlot(self._outbox.write_lock)
         await slot.acquire()
         try:
+            await self._precedence.yield_to_work(since)
             if self._updates.interrupted is None:
                 await self._run_subflow(job, origins, slot)
         except (Exception, PrefectSignal) as error:

@@ -139,7 +139,7 @@ class ArtifactPublisher:
         return self._session.experiment.monitoring.publish_every_s
 
     async def _try_to_publish(self) -> None:
-        await self._precedence.yield_to_work()
+        await self._precedence.yield_to_work(time.monotonic())
         try:
             await self._publish()
         except Exception as error:
