@@ -86,7 +86,11 @@ class SessionRun:
             flow_run.id, self._visits, self._writer, self._monitor.recorder, log
         )
         self.vigil = Vigil(
-            session, self._monitor, self.updates, lambda: self._look_once({}, is_time_to_ask=False)
+            session,
+            self._monitor,
+            self.updates,
+            lease,
+            lambda: self._look_once({}, is_time_to_ask=False),
         )
         marks = self._runner.marks
         self._subflows = Subflows(
