@@ -67,7 +67,7 @@ def engine() -> list[Figure]:
         what = f"{jobs} jobs: a tick at rest, times as many stats"
         figures.append(Figure(what, "", at_rest.ticks, below=mark))
         what = f"{what}, the look of every {LONGEST_S:.0f} s spread over ticks"
-        figures.append(Figure(what, "", at_rest.with_looks, below=mark))
+        figures.append(Figure(what, "", at_rest.with_looks))
         figures.append(Figure(f"{jobs} jobs: bytes written", "B", [written], below=0))
     return figures
 
