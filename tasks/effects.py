@@ -42,7 +42,8 @@ def _task(name: str, **options: Any) -> Task[..., Any]:
 
     @task(name=name, task_run_name=_TITLE, cache_policy=NO_CACHE, **options)
     async def run(effect: Effect, scheduler: Scheduler) -> Any:
-        return await in_thread(effect, scheduler)
+        with sinks.plain_errors():
+            return await asyncio.to_thread(effect.run, scheduler)
 
     return run
 
@@ -59,7 +60,8 @@ def _shown(name: str) -> Task[..., Any]:
     # Of a function Prefect visits no part: of an effect each word of its command, three times.
     @task(name=name, task_run_name=_TITLE, cache_policy=NO_CACHE)
     async def show(what: str, outcome: Callable[[], Awaitable[Any]]) -> Any:
-        return await outcome()
+        with sinks.plain_errors():
+            return await outcome()
 
     return show
 
