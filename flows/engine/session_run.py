@@ -52,7 +52,7 @@ _SWITCH_S = 0.0005
 _THREADS = 64
 # Jobs that are started, and that are submitted, at once; one that hangs holds its place this long.
 _AT_ONCE = 4
-_LONGEST_TURN_S = 0.2
+_LONGEST_TURN_S = 1.0
 _RETRY_S = 5.0
 _REST = 0.25  # of the time of a look that left something to read
 _NOTHING = Work([], [], [], has_conditions=False, is_over=False)
