@@ -38,6 +38,7 @@ from autoexp.monitor.monitor import Look, Monitor
 from autoexp.monitor.worklist import Work
 from autoexp.operations import action_runs, requests
 from autoexp.operations.step_runs import carry_out, named
+from autoexp.rules.actions import Start
 from autoexp.rules.describe import describe
 from autoexp.schedulers.base import JobStatus, Scheduler
 from autoexp.session.action_records import ActionRecord
@@ -254,8 +255,11 @@ class SessionRun:
 
     async def _run_action(self, children: Children, action: ActionRecord) -> None:
         phases = action_runs.carry_out(action, self._monitor, self.log)
+        # Commands of rules take long, and little of the loop: they need no turn.
+        is_start = isinstance(action.action, Start)
+        turn = self._starts.turn(action.event.job) if is_start else nullcontext()
         try:
-            async with self._starts.turn(action.event.job):
+            async with turn:
                 await self._runner.run(children, phases)
         except Exception:
             await self.updates.pause(_RETRY_S)
