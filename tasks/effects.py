@@ -1,4 +1,4 @@
-"""Every effect of a session as a Prefect task; those that are safe to repeat are retried."""
+"""Every effect of a session as a Prefect task: run by it, and retried, or only shown by it."""
 
 import asyncio
 import shlex
@@ -46,6 +46,24 @@ def _task(name: str, **options: Any) -> Task[..., Any]:
             return await asyncio.to_thread(effect.run, scheduler)
 
     return run
+
+
+async def in_thread(effect: Effect, scheduler: Scheduler) -> Any:
+    """Run an effect in a thread."""
+    with sinks.plain_errors():
+        return await asyncio.to_thread(effect.run, scheduler)
+
+
+def _shown(name: str) -> Task[..., Any]:
+    """A task that shows an effect which is under way, or done; its name is the effect's title."""
+
+    # Of a function Prefect visits no part: of an effect each word of its command, three times.
+    @task(name=name, task_run_name=_TITLE, cache_policy=NO_CACHE)
+    async def show(what: str, outcome: Callable[[], Awaitable[Any]]) -> Any:
+        with sinks.plain_errors():
+            return await outcome()
+
+    return show
 
 
 @task(name="request", task_run_name=_TITLE, cache_policy=NO_CACHE)
@@ -109,16 +127,20 @@ async def publish(effect: action_runs.Publication, scheduler: Scheduler) -> None
 
 
 TASKS: dict[type, Task[..., Any]] = {
-    Submission: _task("submit"),
-    arrays.Array: _task("submit array"),
-    Withdrawal: _task("withdraw"),
-    Replacement: _task("replace"),
-    Cancellation: _task("cancel"),
-    action_runs.CheckpointMark: _task("checkpoint"),
-    action_runs.Pin: _task("pin"),
     action_runs.LogMessage: log,
     action_runs.OwnRun: _task("own action"),
     action_runs.Publication: publish,
     action_runs.Line: _task("write file", retries=2),
     action_runs.Avoidance: _task("avoid nodes", retries=2, retry_delay_seconds=5),
 }
+"""Effects that run as tasks, which Prefect may try again."""
+SHOWN: dict[type, Task[..., Any]] = {
+    Submission: _shown("submit"),
+    arrays.Array: _shown("submit array"),
+    Withdrawal: _shown("withdraw"),
+    Replacement: _shown("replace"),
+    Cancellation: _shown("cancel"),
+    action_runs.CheckpointMark: _shown("checkpoint"),
+    action_runs.Pin: _shown("pin"),
+}
+"""Effects that jobs wait for: done at once, and shown as tasks beside that."""

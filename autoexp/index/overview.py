@@ -1,6 +1,8 @@
 """A session's records as rows, for commands that show much of it: what has not changed is kept."""
 
+import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -50,6 +52,18 @@ class ActionRow(BaseModel):
     """The job that it starts."""
 
 
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Have no garbage looked for while tens of thousands of objects are made that all stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class Overview:
     """The rows of a session, as of the last `read`; reading needs no lease and takes none."""
 
@@ -65,6 +79,10 @@ class Overview:
 
     def read(self) -> "Overview":
         """Take in what has changed; raises SessionNotFound or SessionDamaged, as `Session.load`."""
+        with _nothing_collected():
+            return self._read()
+
+    def _read(self) -> "Overview":
         find.must_exist(self.path)
         files = json_files(self.path / "jobs")
         file = self.path / "session.json"

@@ -25,6 +25,8 @@ from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 
+_LONGEST_SAVE_S = 0.1
+
 
 class Look(NamedTuple):
     """The result of one look."""
@@ -254,17 +256,28 @@ class Monitor:
         self.recorder.write_down()
 
     def _save_records(self) -> None:
+        """Write the records of events, and of progress those that are due, the longest first.
+
+        Those that a look has no time for come with the next: a hundred jobs that log alike would
+        hold everything else up each time.
+        """
         every = self._session.experiment.monitoring.save_progress_every_s
         now = time.monotonic()
         due = {
-            n for n, watch in self.watches.items() if watch.dirty and now - watch.saved_at >= every
+            n: watch.saved_at
+            for n, watch in self.watches.items()
+            if watch.dirty and now - watch.saved_at >= every
         }
         if not due and not self._urgent:
             return
-        for name, job in self._session.jobs.items():
-            if name in due or name in self._urgent:
-                self.recorder.contain(f"{name}: cannot be saved", name, self._save, job)
-                self._urgent.discard(name)
+        first = [name for name in self._session.jobs if name in self._urgent]
+        then = sorted(due.keys() - self._urgent, key=lambda name: due[name])
+        for place, name in enumerate((*first, *then)):
+            if place >= len(first) and time.monotonic() - now > _LONGEST_SAVE_S:
+                return
+            job = self._session.jobs[name]
+            self.recorder.contain(f"{name}: cannot be saved", name, self._save, job)
+            self._urgent.discard(name)
 
     def _save(self, job: JobRecord) -> None:
         watch = self.watches[job.spec.name]

@@ -7,7 +7,9 @@ that watching a job needs, in the same time on the same machine: the floor.
 import json
 import os
 import pty
+import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoexp.flows.deployment import keeper
+from autoexp.flows.deployment.server_checks import answers
 from bench.world.measure import Figure
 from bench.world.sessions import log_lines
 from bench.world.slurm_commands import FakeCluster
@@ -42,6 +45,7 @@ _JOB = (
 )
 _MANY = 100
 _SESSIONS = 20
+_WORKER = "under a worker"
 _LOG_EVERY_S = 10.0
 _LOOP = """
 import os, subprocess, time
@@ -67,30 +71,33 @@ class Part(NamedTuple):
 
 def whole() -> list[Figure]:
     """Sessions in the foreground: one job here, in a terminal and into a file; on SLURM, 100 jobs
-    that run, and one that is pending."""
+    that run, and one that is pending. And one job under a worker, with its server."""
     seconds = float(os.environ.get(SECONDS) or 600)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         bare = stack.enter_context(_started([sys.executable, "-c", _LOOP, folder]))
-        sessions = {
-            name: stack.enter_context(_session(Path(folder) / key, is_terminal=key == "terminal"))
+        sessions: dict[str, tuple[int, ...]] = {
+            name: (
+                stack.enter_context(_session(Path(folder) / key, is_terminal=key == "terminal")),
+            )
             for key, name in (("terminal", "in a terminal"), ("file", "into a file"))
         }
         for key, state in (("many", "RUNNING"), ("pending", "PENDING")):
             count = _MANY if key == "many" else 1
             name = f"{count} on SLURM, {state.lower()}"
             queued = _queued(Path(folder) / key, state, count)
-            sessions[name] = stack.enter_context(queued)
+            sessions[name] = (stack.enter_context(queued),)
+        sessions[_WORKER] = stack.enter_context(_under_a_worker(Path(folder) / "worker"))
         time.sleep(_SETTLE_S)
-        before = {name: _parts(pid) for name, pid in sessions.items()}
+        before = {name: _parts(*pids) for name, pids in sessions.items()}
         floor = sum(part.cpu_s for part in _parts(bare).values())
         began = time.monotonic()
         time.sleep(seconds)
         scale = _DAY_S / (time.monotonic() - began)
-        after = {name: _parts(pid) for name, pid in sessions.items()}
+        after = {name: _parts(*pids) for name, pids in sessions.items()}
         floor = (sum(part.cpu_s for part in _parts(bare).values()) - floor) * scale
         figures.append(Figure("a bare loop: the floor, a day", "s", [floor]))
-        for name, pid in sessions.items():
+        for name, (pid, *_) in sessions.items():
             names = _thread_names(pid)
             figures += _figures(name, before[name], after[name], scale, floor, names)
     return figures
@@ -136,8 +143,10 @@ def _figures(
     total = sum(used.values())
     memory = sum(part.pss_mb for part in after.values())
     note = f"{total / floor:.1f} times the floor" if floor else ""
-    yield Figure(f"{name}: all of it, a day", "s", [total], below=158, note=note)
-    yield Figure(f"{name}: all of it, memory (Pss)", "MB", [memory], below=270)
+    # A server of all sessions, and a worker, are no one session's.
+    marks = (None, None) if name == _WORKER else (158, 270)
+    yield Figure(f"{name}: all of it, a day", "s", [total], below=marks[0], note=note)
+    yield Figure(f"{name}: all of it, memory (Pss)", "MB", [memory], below=marks[1])
     for what, part in after.items():
         yield Figure(f"{name}: {what}, a day", "s", [used[what]], note=f"{part.rss_mb:.0f} MB Rss")
         yield Figure(f"{name}: {what}, memory (Pss)", "MB", [part.pss_mb])
@@ -231,11 +240,56 @@ def _session(folder: Path, *, is_terminal: bool) -> Iterator[int]:
     session = folder / "sessions" / "waits"
     try:
         with _started(command, env=environment, **options) as pid:
-            _until(lambda: _iteration(session) >= 20, f"iteration 20 of {session}")
+            _until(lambda: _goes_on(session), f"iteration 20 of {session}")
             yield pid
     finally:
         cancel = [sys.executable, "-m", "autoexp", "cancel", "waits"]
         subprocess.run(cancel, env=environment, capture_output=True)
+
+
+@contextmanager
+def _under_a_worker(folder: Path) -> Iterator[tuple[int, ...]]:
+    """A session that a worker runs; yields the worker's process and its server's."""
+    folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    url, auth_string = f"http://127.0.0.1:{port}/api", secrets.token_hex(16)
+    environment = {
+        **_environment(folder),
+        "PREFECT_API_URL": url,
+        "PREFECT_API_AUTH_STRING": f"bench:{auth_string}",
+        "PREFECT_SERVER_API_AUTH_STRING": f"bench:{auth_string}",
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    sessions = folder / "sessions"
+    with (folder / "output").open("w") as output:
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        options |= {"env": environment, "cwd": folder}
+
+        def done(*words: str) -> None:
+            subprocess.run([sys.executable, "-m", *words], check=True, **options)
+
+        serve = [sys.executable, "-m", "autoexp.flows.deployment.serve"]
+        worker = [sys.executable, "-m", "autoexp", "worker"]
+        with _started(serve, **options) as server:
+            _until(lambda: answers(url, environment["PREFECT_API_AUTH_STRING"]), "the server")
+            done("autoexp", "deploy")
+            with _started(worker, **options) as pid:
+                asked = ["-p", "config=demo", "-p", f"overrides={json.dumps(_JOB)}"]
+                done("prefect", "deployment", "run", "autoexp/train", *asked)
+                _until(
+                    lambda: any(map(_goes_on, sessions.glob("[!.]*"))), "iteration 20 of a session"
+                )
+                try:
+                    yield pid, server
+                finally:
+                    for path in sessions.glob("[!.]*"):
+                        done("autoexp", "cancel", path.name)
+
+
+def _goes_on(session: Path) -> bool:
+    return _iteration(session) >= 20
 
 
 def _drain(screen: int) -> None:
@@ -262,21 +316,39 @@ def _until(condition: Callable[[], bool], what: str) -> None:
 # What /proc says
 
 
-def _parts(pid: int) -> dict[str, Part]:
+_KINDS = (
+    ("deployment.serve", "server"),
+    (keeper.SERVER, "server"),
+    (keeper.NAME, "keeper of the server"),
+    ("prefect worker", "Prefect's worker"),
+    ("autoexp worker", "what watches the worker"),
+    ("prefect.engine", "flow process"),
+    ("flow_engine", "flow process"),
+    ("autoexp run", "flow process"),
+)
+"""What a process is, by words of its command."""
+
+
+def _parts(*pids: int) -> dict[str, Part]:
     """A session's processes by what they are; the jobs' own are left out: a cluster has them."""
-    found = {"flow process": _part(pid)}
-    for child in _children(pid):
-        found[_kind(_command(child))] = _part(child)
-    reaped = _reaped_s(pid)
+    found: dict[str, Part] = {}
+    for pid in pids:
+        for each in (pid, *_children(pid)):
+            what, part = _kind(each), _part(each)
+            found[what] = _sum(found[what], part) if what in found else part
+    reaped = sum(_reaped_s(each) for pid in pids for each in (pid, *_children(pid)))
     found["children that ended"] = Part(reaped, 0.0, 0.0, {})
     return found
 
 
-def _kind(command: str) -> str:
-    if command.strip() == keeper.NAME:
-        return "keeper of the server"
-    is_server = command.strip() == keeper.SERVER or "deployment.serve" in command
-    return "server" if is_server else "another"
+def _kind(pid: int) -> str:
+    command = _command(pid)
+    return next((kind for words, kind in _KINDS if words in command), "another")
+
+
+def _sum(one: Part, other: Part) -> Part:
+    numbers = (one.cpu_s + other.cpu_s, one.rss_mb + other.rss_mb, one.pss_mb + other.pss_mb)
+    return Part(*numbers, one.threads | other.threads)
 
 
 def _part(pid: int) -> Part:

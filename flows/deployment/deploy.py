@@ -2,13 +2,14 @@
 
 import math
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ from autoexp.flows.deployment.server_checks import (
     refuse_strangers,
 )
 from autoexp.reports.terminal import say
-from autoexp.storage import permissions
+from autoexp.storage import atomic, permissions
 
 POOL = "slurm-login"
 PROFILE = "autoexp"
@@ -229,9 +230,19 @@ def _environment(url: str, auth_string: str | None) -> dict[str, str]:
 
 
 def _ended(process: "subprocess.Popen[bytes]") -> int | None:
-    with suppress(subprocess.TimeoutExpired):
-        return process.wait(timeout=_LOOKS_EVERY_S)
-    return None
+    """Wait a second for a process to end; its exit code, or None.
+
+    Python's own waiting with a time limit wakes up twenty times a second, for days.
+    """
+    if process.poll() is None:
+        try:
+            descriptor = os.pidfd_open(process.pid)
+        except OSError:  # a kernel before Linux 5.3
+            time.sleep(_LOOKS_EVERY_S)
+        else:
+            with atomic.closed_after(descriptor):
+                select.select([descriptor], [], [], _LOOKS_EVERY_S)
+    return process.poll()
 
 
 def _url() -> str:

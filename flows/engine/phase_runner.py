@@ -1,14 +1,21 @@
-"""Runs the phases of steps and actions: effects as tasks, writes on the session's thread."""
+"""Runs the phases of steps and actions: writes on the session's thread, effects in threads.
+
+What jobs wait for is done at once, and shown as a task run beside that: Prefect takes longer over a
+task run than most effects do, and fifty of them at once would have every job wait for all.
+"""
 
 import asyncio
+import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from prefect import State
+from prefect import State, Task
 from prefect.exceptions import PrefectSignal
 
-from autoexp.flows.concurrency.children import Updates
-from autoexp.flows.concurrency.outbox import is_prefect_error
+from autoexp.flows.concurrency.children import Children, Updates
+from autoexp.flows.concurrency.outbox import WriteSlot, is_prefect_error
+from autoexp.flows.concurrency.turns import Precedence
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.operations.action_runs import CheckpointMark, CommandRun
 from autoexp.operations.phases import (
@@ -24,31 +31,47 @@ from autoexp.operations.phases import (
 from autoexp.schedulers.base import Scheduler
 from autoexp.tasks import effects
 
+Mark = asyncio.Future[State[Any] | None]
+
 
 class PhaseRunner:
     """Runs steps and actions beside the loop."""
 
-    def __init__(self, scheduler: Scheduler, writer: SessionWriter, updates: Updates) -> None:
-        self.marks: dict[str, State[Any]] = {}
-        """The task run that stands for a job's checkpoint, by the job's name."""
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        writer: SessionWriter,
+        updates: Updates,
+        precedence: Precedence,
+        log: "logging.Logger | Any",
+    ) -> None:
+        self.marks: dict[str, Mark] = {}
+        """The task run that stands for a job's checkpoint, by the job's name; None: not shown."""
         self._scheduler = scheduler
         self._writer = writer
         self._updates = updates
+        self._precedence = precedence
+        self._log = log
+        # One task run begins at a time: the loop is left to others in between.
+        self._show_lock = asyncio.Lock()
 
-    async def run(self, phases: Phases) -> None:
+    async def run(self, children: Children, phases: Phases) -> None:
         """Run phases to their end; what one raises is thrown into whoever yielded it."""
         answer: Any = None
         error: Exception | None = None
         while (phase := advance(phases, answer, error)) is not None:
             answer, error = None, None
+            self._precedence.note_work()
             try:
-                answer = await self._run(phase)
+                answer = await self._run(children, phase)
             except Exception as raised:
                 error = TryAgain(str(raised)) if is_prefect_error(raised) else raised
             except PrefectSignal as signal:
                 error = TryAgain(f"{type(signal).__name__}: {signal}")
+            finally:
+                self._precedence.note_work()
 
-    async def _run(self, phase: Phase) -> Any:
+    async def _run(self, children: Children, phase: Phase) -> Any:
         match phase:
             case OnSession(call):
                 return await self._writer.persist(call)
@@ -57,19 +80,54 @@ class PhaseRunner:
             case Pause(seconds):
                 return await self._updates.pause(seconds)
             case CheckpointMark():
-                mark: Any = effects.TASKS[CheckpointMark](phase, self._scheduler, return_state=True)
-                self.marks[phase.starts] = state = await mark
-                return await state.aresult()
+                mark: Mark = asyncio.get_running_loop().create_future()
+                self.marks[phase.starts] = mark
+                children.spawn(phase.title, self._mark(phase, mark))
+                return None
             case CommandRun():
                 command = effects.run_command.with_options(retries=phase.retries)
                 return await self._updates.unless_interrupted(command(phase))
-        return await self._run_effect(phase)
+        return await self._run_effect(children, phase)
 
-    async def _run_effect(self, effect: Effect) -> Any:
-        task = effects.TASKS.get(type(effect))
-        if task is None:  # of no interest in the run graph
-            return await asyncio.to_thread(effect.run, self._scheduler)
-        return await task(effect, self._scheduler)
+    async def _run_effect(self, children: Children, effect: Effect) -> Any:
+        kind = type(effect)
+        if (task := effects.TASKS.get(kind)) is not None:
+            return await task(effect, self._scheduler)
+        under_way = asyncio.ensure_future(effects.in_thread(effect, self._scheduler))
+        if (shown := effects.SHOWN.get(kind)) is not None:  # else of no interest in the run graph
+            children.spawn(effect.title, self._show(shown, effect.title, under_way))
+        return await under_way
+
+    async def _mark(self, phase: CheckpointMark, mark: Mark) -> None:
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        done.set_result(phase.run(self._scheduler))
+        try:
+            mark.set_result(await self._show(effects.SHOWN[CheckpointMark], phase.title, done))
+        finally:
+            if not mark.done():
+                mark.set_result(None)
+
+    async def _show(
+        self, task: Task[..., Any], title: str, under_way: Awaitable[Any]
+    ) -> State[Any] | None:
+        """Show an effect as a task run; None where Prefect did not accept it."""
+        slot, since = WriteSlot(self._show_lock), time.monotonic()
+
+        async def outcome() -> Any:
+            slot.release()  # however long the effect takes, others are shown
+            return await under_way
+
+        await slot.acquire()
+        try:
+            await self._precedence.yield_to_work(since)
+            shown: Any = task(title, outcome, return_state=True)
+            state: State[Any] = await shown
+        except (Exception, PrefectSignal) as error:
+            self._log.warning("%s: Prefect could not show it: %s", title, error)
+            return None
+        finally:
+            slot.release()
+        return state
 
     def _written(self, call: Callable[[], str]) -> Callable[[], Awaitable[str]]:
         async def written() -> str:

@@ -7,9 +7,11 @@ record while that thread may change it.
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from prefect.runtime import flow_run
@@ -19,6 +21,7 @@ from autoexp.flows.concurrency import memory
 from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.foreground import foreground
 from autoexp.flows.concurrency.outbox import PrefectOutbox
+from autoexp.flows.concurrency.turns import Precedence, Turns
 from autoexp.flows.concurrency.visits import Visits
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.cancellation import CancellationWatcher
@@ -35,6 +38,7 @@ from autoexp.monitor.monitor import Look, Monitor
 from autoexp.monitor.worklist import Work
 from autoexp.operations import action_runs, requests
 from autoexp.operations.step_runs import carry_out, named
+from autoexp.rules.actions import Start
 from autoexp.rules.describe import describe
 from autoexp.schedulers.base import JobStatus, Scheduler
 from autoexp.session.action_records import ActionRecord
@@ -43,7 +47,13 @@ from autoexp.session.session import Session
 from autoexp.states import Verdict
 from autoexp.storage.lease import Lease
 
-_AT_ONCE = 64
+# Each call into the system has a thread wait this long for the interpreter while the loop computes:
+# a record takes eight, and Python's own 5 ms would make 40 ms of each.
+_SWITCH_S = 0.0005
+_THREADS = 64
+# Jobs that are started, and that are submitted, at once; one that hangs holds its place this long.
+_AT_ONCE = 4
+_LONGEST_TURN_S = 1.0
 _RETRY_S = 5.0
 _REST = 0.25  # of the time of a look that left something to read
 _NOTHING = Work([], [], [], has_conditions=False, is_over=False)
@@ -66,20 +76,30 @@ class SessionRun:
         terminal = foreground()
         self._visits = Visits(terminal.visits if terminal else None, self.updates.mark_changed)
         self._log_lines = LogLines()
-        self._artifacts = ArtifactPublisher(session, self._writer, outbox, self._visits, log)
+        precedence = Precedence()
+        self._artifacts = ArtifactPublisher(
+            session, self._writer, outbox, self._visits, precedence, log
+        )
         self._poller = SchedulerPoller(scheduler, session.experiment.slurm.scheduler_tick_s, log)
-        self._runner = PhaseRunner(scheduler, self._writer, self.updates)
+        self._runner = PhaseRunner(scheduler, self._writer, self.updates, precedence, log)
         self._conditions = ConditionChecker(session, self._monitor, self._writer, self.updates, log)
         self._cancellations = CancellationWatcher(
             flow_run.id, self._visits, self._writer, self._monitor.recorder, log
         )
         self.vigil = Vigil(
-            session, self._monitor, self.updates, lambda: self._look_once({}, is_time_to_ask=False)
+            session,
+            self._monitor,
+            self.updates,
+            lease,
+            lambda: self._look_once({}, is_time_to_ask=False),
         )
         marks = self._runner.marks
         self._subflows = Subflows(
-            self.updates, outbox, self._artifacts, self._cancellations, marks, log
+            self.updates, outbox, self._artifacts, self._cancellations, marks, precedence, log
         )
+        self._starts = Turns(_AT_ONCE, _LONGEST_TURN_S)
+        self._submissions = Turns(_AT_ONCE, _LONGEST_TURN_S)
+        self._families: dict[str, str] = {}
         self._has_more = False
         self._look_s = 0.0
         self._write_failures = 0
@@ -88,6 +108,7 @@ class SessionRun:
     async def run(self) -> None:
         """Watch the session until every job has its verdict, or until it is interrupted."""
         use_large_thread_pool()
+        sys.setswitchinterval(_SWITCH_S)
         memory.use_one_arena()
         self._visits.listen()
         listening = asyncio.create_task(self._cancellations.listen())
@@ -210,24 +231,36 @@ class SessionRun:
         if work.is_over:
             self.updates.end()
         self._subflows.start_new(children, work.jobs)
+        self._families |= {job.spec.name: job.spec.parent or job.spec.name for job in work.jobs}
         for step in work.steps:
-            children.spawn(named(step), self._run_step(step))
+            children.spawn(named(step), self._run_step(children, step))
         for action in work.actions:
-            children.spawn(f"action {action.key}", self._run_action(action))
+            children.spawn(f"action {action.key}", self._run_action(children, action))
         if work.has_conditions:
             self._conditions.start_check(children)
 
-    async def _run_step(self, step: steps.NextStep) -> None:
+    async def _run_step(self, children: Children, step: steps.NextStep) -> None:
         try:
-            await self._runner.run(carry_out(step, self._monitor, self.log))
+            async with self._turn_of(step):
+                await self._runner.run(children, carry_out(step, self._monitor, self.log))
         except Exception as error:
             # Whatever it was: the job's next step is chosen again, after a while.
             await self._writer.persist(self._monitor.worklist.fail_step, step, str(error))
             raise
 
-    async def _run_action(self, action: ActionRecord) -> None:
+    def _turn_of(self, step: steps.NextStep) -> AbstractAsyncContextManager[None]:
+        if not isinstance(step, steps.Submit):
+            return nullcontext()
+        return self._submissions.turn(self._families.get(step.jobs[0], step.jobs[0]))
+
+    async def _run_action(self, children: Children, action: ActionRecord) -> None:
+        phases = action_runs.carry_out(action, self._monitor, self.log)
+        # Commands of rules take long, and little of the loop: they need no turn.
+        is_start = isinstance(action.action, Start)
+        turn = self._starts.turn(action.event.job) if is_start else nullcontext()
         try:
-            await self._runner.run(action_runs.carry_out(action, self._monitor, self.log))
+            async with turn:
+                await self._runner.run(children, phases)
         except Exception:
             await self.updates.pause(_RETRY_S)
             await self._writer.persist(self._monitor.worklist.end_action, action.key)
@@ -283,7 +316,7 @@ def use_large_thread_pool() -> None:
 
     Python would run six at once on a machine of two cores, and the scheduler's answers behind them.
     """
-    threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="effect")
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="effect")
     asyncio.get_running_loop().set_default_executor(threads)
 
 

@@ -10,8 +10,10 @@ from autoexp.monitor.job_watch import Stamp, stamp
 from autoexp.monitor.monitor import Monitor
 from autoexp.session.session import Session
 
-LONGEST_S = 10.0
-"""The longest time without a look: the lease is renewed, and hours of GPUs are added up, in one."""
+LONGEST_S = 30.0
+"""The longest time without a look."""
+ADDING_UP_S = 10.0
+"""The same where there is a budget: a look adds up the hours of GPUs."""
 
 
 class Rest(NamedTuple):
@@ -29,7 +31,7 @@ def rest_of(monitor: Monitor, session: Session) -> Rest:
     """
     every = session.experiment.monitoring.save_progress_every_s
     files: list[str] = []
-    seconds = monitor.due_in_s()
+    seconds = min(monitor.due_in_s(), ADDING_UP_S if _has_budget(monitor, session) else LONGEST_S)
     for job in session.jobs.values():
         watch = monitor.watches.get(job.spec.name)
         if watch is None or watch.log is None or job.is_over:
@@ -37,6 +39,12 @@ def rest_of(monitor: Monitor, session: Session) -> Rest:
         seconds = min(seconds, watch.rest_s(monitor.recorder.book.watched(job.spec), every))
         files += watch.files(job.spec)
     return Rest(tuple(files), seconds)
+
+
+def _has_budget(monitor: Monitor, session: Session) -> bool:
+    rules = monitor.recorder.book.session_rules.values()
+    stops = session.experiment.budget.stop_above is not None
+    return stops or any(rule.gpu_hours_above is not None for rule in rules)
 
 
 class Stillness:
@@ -57,7 +65,7 @@ class Stillness:
         before, self._rest = self._rest, rest_of(self._monitor, self._monitor.recorder.session)
         if self._rest.files != before.files:
             self._stamps = None
-        self._until = time.monotonic() + min(LONGEST_S, self._rest.seconds)
+        self._until = time.monotonic() + self._rest.seconds
 
     def forget(self) -> None:
         """Have the next look made whatever the files say: records may have changed."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -16,7 +17,9 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from autoexp import sinks
 from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.outbox import PrefectOutbox, WriteSlot
+from autoexp.flows.concurrency.turns import Precedence
 from autoexp.flows.engine.cancellation import CancellationWatcher
+from autoexp.flows.engine.phase_runner import Mark
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.worklist import JobView
@@ -36,11 +39,13 @@ class Subflows:
         outbox: PrefectOutbox,
         artifacts: ArtifactPublisher,
         cancellations: CancellationWatcher,
-        marks: Mapping[str, State[Any]],
+        marks: Mapping[str, Mark],
+        precedence: Precedence,
         log: "logging.Logger | Any",
     ) -> None:
         # By job, the task run of the checkpoint that launched it: an arrow in the run graph.
         self._marks = marks
+        self._precedence = precedence
         self._updates = updates
         self._outbox = outbox
         self._artifacts = artifacts
@@ -88,11 +93,14 @@ class Subflows:
 
     async def _run(self, job: JobView) -> bool:
         """Run the job's subflow to its end; False when Prefect did not accept it."""
+        since = time.monotonic()
+        origins = await self._origins(job.spec)
         slot = WriteSlot(self._outbox.write_lock)
         await slot.acquire()
         try:
+            await self._precedence.yield_to_work(since)
             if self._updates.interrupted is None:
-                await self._run_subflow(job, slot)
+                await self._run_subflow(job, origins, slot)
         except (Exception, PrefectSignal) as error:
             slot.release()
             self._log.warning("%s: Prefect could not show it: %s", job.spec.title, error)
@@ -102,7 +110,9 @@ class Subflows:
             self._artifacts.add_progress_bar(job.spec.name)
         return True
 
-    async def _run_subflow(self, job: JobView, slot: WriteSlot) -> None:
+    async def _run_subflow(
+        self, job: JobView, origins: Sequence[State[Any]], slot: WriteSlot
+    ) -> None:
         name = job.spec.name
 
         def begin(flow_run_id: str | None) -> None:
@@ -115,7 +125,7 @@ class Subflows:
         # The session's heartbeat is enough: each subflow's would be hundreds of events a day.
         quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
         with quiet, tags(*self._artifacts.tags):
-            shown: Any = subflow(after=self._origins(job.spec), return_state=True)
+            shown: Any = subflow(after=origins, return_state=True)
             await shown
         self._outbox.note_taken()
 
@@ -144,10 +154,10 @@ class Subflows:
         decorate = flow(name=str(spec.kind), flow_run_name=spec.title, validate_parameters=False)
         return decorate(job_subflow)
 
-    def _origins(self, spec: JobSpec) -> list[State[Any]]:
+    async def _origins(self, spec: JobSpec) -> list[State[Any]]:
         """Sources of its arrows in the run graph: its checkpoint, else the jobs it depends on."""
-        if mark := self._marks.get(spec.name):
-            return [mark]
+        if (mark := self._marks.get(spec.name)) and (checkpoint := await mark):
+            return [checkpoint]
         above = [awaited.job for awaited in spec.awaits]
         if not above and spec.parent is not None:
             above = [spec.parent]

@@ -16,6 +16,7 @@ from autoexp.monitor.worklist import JobView, Work
 from autoexp.schedulers.base import AttemptRef
 from autoexp.session.inbox import has_requests
 from autoexp.session.session import Session
+from autoexp.storage.lease import Lease
 
 # However quiet it is: a process that ends waits for its threads.
 _LONGEST_S = 60.0
@@ -49,7 +50,12 @@ class Vigil:
     """Looks again and again, for as long as nobody else has to know."""
 
     def __init__(
-        self, session: Session, monitor: Monitor, updates: Updates, look: Callable[[], Found]
+        self,
+        session: Session,
+        monitor: Monitor,
+        updates: Updates,
+        lease: Lease,
+        look: Callable[[], Found],
     ) -> None:
         self.next_at = 0.0
         """When the next look is due, by the monotonic clock."""
@@ -59,6 +65,7 @@ class Vigil:
         self._session = session
         self._monitor = monitor
         self._updates = updates
+        self._lease = lease
         self._look = look
         self._stillness = Stillness(monitor)
         self._changed: set[str] = set()
@@ -113,6 +120,7 @@ class Vigil:
 
     def _has_news(self) -> bool:
         self.note_look()
+        self._lease.beat()
         return not self._stillness.holds or has_requests(self._session.path)
 
     def _look_at_all(self) -> Found:

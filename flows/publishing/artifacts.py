@@ -29,6 +29,7 @@ from autoexp import sinks
 from autoexp.errors import SchedulerUnavailable
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.outbox import PrefectOutbox
+from autoexp.flows.concurrency.turns import Precedence
 from autoexp.flows.concurrency.visits import Visits
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.publishing import page
@@ -56,6 +57,7 @@ class ArtifactPublisher:
         writer: SessionWriter,
         outbox: PrefectOutbox,
         visits: Visits,
+        precedence: Precedence,
         log: "logging.Logger | Any",
     ) -> None:
         self.tags: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class ArtifactPublisher:
         self._writer = writer
         self._outbox = outbox
         self._visits = visits
+        self._precedence = precedence
         self._log = log
         self._emitter = EventEmitter(session)
         self._publishing = False
@@ -136,6 +139,7 @@ class ArtifactPublisher:
         return self._session.experiment.monitoring.publish_every_s
 
     async def _try_to_publish(self) -> None:
+        await self._precedence.yield_to_work(time.monotonic())
         try:
             await self._publish()
         except Exception as error:

@@ -3,11 +3,13 @@
 import functools
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from autoexp.jobs.record import JobRecord
 from autoexp.logs import matcher
 from autoexp.logs.engines import Linear
 from autoexp.logs.lines import Piece
@@ -196,3 +198,28 @@ def test_a_simulated_week_loses_nothing_and_doubles_nothing() -> None:
         session.actions["again"] = session.actions[key]
         with pytest.raises(AssertionError, match="decided twice"):
             simulation.check(session)
+
+
+def test_a_look_saves_the_progress_of_as_many_jobs_as_it_has_time_for_and_the_next_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session.load(sessions.build(tmp_path, 9, RULES, lines=5))
+    monitor = core_tick.settled(session)
+    clock, saved = [time.monotonic() + 3600.0], list[str]()
+    save = session.save_job
+
+    def slow(job: JobRecord) -> None:
+        clock[0] += 0.04
+        saved.append(job.spec.name)
+        save(job)
+
+    monkeypatch.setattr(session, "save_job", slow)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    names, looks = list(session.jobs), list[int]()
+    for _ in range(6):
+        sessions.grow(session, 6, 1)
+        before = len(saved)
+        monitor.look({})
+        looks.append(len(saved) - before)
+    assert looks == [3, 3, 3, 0, 0, 0]
+    assert saved == names  # those that have waited longest come first, and none twice

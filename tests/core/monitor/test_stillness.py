@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.flows.engine.stillness import LONGEST_S, Stillness
+from autoexp.flows.engine.stillness import ADDING_UP_S, LONGEST_S, Stillness
 from autoexp.monitor.monitor import Monitor
 from autoexp.session.session import Session
 from bench.cases import core_tick
@@ -84,10 +84,27 @@ def test_what_changes_while_it_is_looked_at_calls_for_another_look(
 
 def test_it_is_looked_at_now_and_then_whatever_the_files_say(tmp_path: Path, clock: Clock) -> None:
     _, monitor, stillness = still(tmp_path)
-    clock.now += LONGEST_S
+    clock.now += LONGEST_S - 1
+    assert stillness.holds
+    clock.now += 1
     assert not stillness.holds
     look(monitor, stillness)
     assert stillness.holds
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        "budget.stop_above=100",
+        "monitoring.session_events.much={gpu_hours_above: 5, actions: [{log: {message: much}}]}",
+    ],
+)
+def test_the_hours_of_a_budget_are_added_up_more_often(
+    budget: str, tmp_path: Path, clock: Clock
+) -> None:
+    _, _, stillness = still(tmp_path, 1, budget)
+    clock.now += ADDING_UP_S
+    assert not stillness.holds
 
 
 def test_a_log_that_has_to_count_as_silent_is_looked_at_in_time(

@@ -17,6 +17,7 @@ from autoexp.config.compose import compose
 from autoexp.flows.concurrency import visits as watched
 from autoexp.flows.concurrency.children import Updates
 from autoexp.flows.concurrency.outbox import PrefectOutbox
+from autoexp.flows.concurrency.turns import Precedence
 from autoexp.flows.concurrency.visits import CHANGED, LOOKED, Visits
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.cancellation import CancellationWatcher
@@ -108,7 +109,7 @@ async def test_the_page_waits_for_somebody_to_look_and_is_true_then(
     with Session.hold(path) as (session, _):
         writer = SessionWriter(path, updates, LOG)
         outbox = PrefectOutbox(updates, LOG)
-        publisher = ArtifactPublisher(session, writer, outbox, visits, LOG)
+        publisher = ArtifactPublisher(session, writer, outbox, visits, Precedence(), LOG)
         children: Any = Spawned()
         publisher.publish_if_due(children)
         assert children.names == ["publication"]  # the first page, when nobody has looked yet

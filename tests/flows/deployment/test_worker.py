@@ -1,7 +1,9 @@
 """How `autoexp worker` ends, in front of a program that stands for Prefect's worker."""
 
+import errno
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.flows.deployment import deploy
+from bench.world.measure import counted_calls
 from tests.patience import until
 
 # Says what it does about Ctrl-C, and ends by it alone, as Prefect's worker does.
@@ -71,6 +74,27 @@ def test_a_worker_that_cannot_stop_is_killed_after_a_while(
     monkeypatch.setattr(deploy, "_STOPS_WITHIN_S", 0.0)
     assert stopped(tmp_path, HANGS) == 128 + signal.SIGKILL
     assert "was killed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kernel", ["new", "old"])
+def test_whoever_watches_a_worker_sleeps_meanwhile(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy, "_LOOKS_EVERY_S", 0.3)
+    if kernel == "old":
+        monkeypatch.setattr(os, "pidfd_open", raising)
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        with counted_calls() as calls:
+            assert deploy._ended(process) is None
+        process.kill()
+        until(lambda: deploy._ended(process) == -signal.SIGKILL, "the end of the process")
+    assert calls["waitpid"] == 2
+    assert calls["sleep"] + calls["select"] == 1
+
+
+def raising(pid: int) -> int:
+    """As `pidfd_open` on a kernel without it."""
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
 def test_ctrl_c_on_a_terminal_reaches_the_worker_once(tmp_path: Path) -> None:
