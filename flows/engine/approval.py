@@ -11,7 +11,6 @@ from uuid import UUID
 from prefect import State, get_client, get_run_logger, runtime
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.input import RunInput, keyset_from_base_key, keyset_from_paused_state
 from prefect.input.actions import aread_flow_run_input
@@ -78,38 +77,46 @@ async def _ask(question: str, plan: str) -> Approval:
         if answered.status is not SetStateStatus.ACCEPT:
             raise NotAgreed(f"{question}; the run cannot wait for approval ({answered.details})")
         get_run_logger().warning("%s. %s", waits, where)
-        shown = await acreate_markdown_artifact(
-            f"This run {waits}. {where}\n\n{plan}", key="approval", description="approval"
-        )
+        await _show(f"This run {waits}. {where}", plan)
         try:
-            await _resumed(client, flow_run_id, paused, question)
-            answer = await form.aload(keyset, flow_run_id)
+            answer = await _answer(client, flow_run_id, paused, form, question)
         except NotAgreed as error:
-            await _close(client, shown, str(error), plan)
+            await _show(str(error), plan)
             raise
-        await _close(client, shown, f"answered: {answer.decision} {answer.note}", plan)
+        await _show(f"answered: {answer.decision} {answer.note}", plan)
     return answer
 
 
-async def _close(client: PrefectClient, artifact: UUID, said: str, plan: str) -> None:
-    """Have the artifact say how the question ended."""
-    data = f"{sinks.line(said.strip())}\n\n{plan}"
-    await client.update_artifact(artifact, ArtifactUpdate(data=data))
+async def _show(said: str, plan: str) -> None:
+    """Have the artifact say what is waited for, or how that ended."""
+    try:
+        text = f"{sinks.line(said)}\n\n{plan}"
+        await acreate_markdown_artifact(text, key="approval", description="approval")
+    except Exception as error:
+        if not is_prefect_error(error):
+            raise
+        get_run_logger().warning("the artifact `approval` could not be sent: %s", error)
 
 
-async def _resumed(
-    client: PrefectClient, flow_run_id: UUID, paused: State[Any], question: str
-) -> None:
+async def _answer(
+    client: PrefectClient,
+    flow_run_id: UUID,
+    paused: State[Any],
+    form: type[Approval],
+    question: str,
+) -> Approval:
     """Wait until the run is resumed; raises NotAgreed when it is cancelled, or after a week."""
-    ends_at = now() + timedelta(seconds=_A_WEEK_S)
+    keyset = keyset_from_paused_state(paused)
+    ends_at, is_away = now() + timedelta(seconds=_A_WEEK_S), False
     while now() < ends_at:
         await asyncio.sleep(_POLL_S)
         try:
             state = (await client.read_flow_run(flow_run_id)).state
+            is_away = False
             if state is None or state.is_paused():
                 continue
             if state.is_running():
-                return
+                return await form.aload(keyset, flow_run_id)
             if not state.is_crashed():
                 raise NotAgreed(f"{question}; {state.name} while it waited for approval")
             # A server that was away, and got no heartbeats.
@@ -117,7 +124,9 @@ async def _resumed(
         except Exception as error:
             if not is_prefect_error(error):
                 raise
-            get_run_logger().warning("Prefect does not answer (%s); asking again", error)
+            if not is_away:
+                get_run_logger().warning("Prefect does not answer (%s); asking again", error)
+            is_away = True
     raise NotAgreed(f"{question}; nobody approved the plan within a week")
 
 
