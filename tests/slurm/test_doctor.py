@@ -23,7 +23,7 @@ def test_a_job_of_two_nodes_reports_from_both_and_is_reached_by_the_warning(
     answers = {x.what: x for x in examine_job(experiment, trunk, tmp_path / "s", said.append)}
     assert {x.verdict for x in answers.values()} == {"ok"}, answers
     assert answers["processes"].text == "4 of 4, on 2 nodes, 2 on each"
-    assert answers["binding"].text.startswith("1 cores for each process")
+    assert "for each process" in answers["binding"].text  # how many, the machine decides
     assert answers["warning"].text.startswith("SIGTERM reached all 4")
     job_id = said[0].split()[1]
     assert slurm("squeue", "-h", "-j", job_id, "-t", "PENDING,RUNNING") == ""

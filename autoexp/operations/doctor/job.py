@@ -258,7 +258,7 @@ def _on_binding(hosts: dict[str, list[Report]], machine: LocalMachine | SlurmClu
     )
     most = max(len(found) for found in hosts.values())
     how = "alone" if most == 1 else "shared" if shared else "apart"
-    text = f"{fewest} cores for each process, {how}"
+    text = f"{fewest} {'core' if fewest == 1 else 'cores'} for each process, {how}"
     wanted = machine.cpus_per_task if isinstance(machine, SlurmCluster) else None
     if wanted is not None and fewest < wanted and machine.launcher == "srun":
         return Finding("binding", "to mend", f"{text}: slurm.cpus_per_task is {wanted}")
