@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo deploy slurm-demo test test-local test-slurm fuzz test-slow test-slow-machine test-newest test-trainers bench check format docs docs-site megatron-names clean
+.PHONY: help setup demo deploy slurm-demo test test-local test-slurm fuzz test-slow test-slow-machine test-newest test-trainers bench check format docs docs-site docs-tools megatron-names clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -85,10 +85,15 @@ docs: setup  ## write the reference in docs/rules.md, and the schemas of outputs
 	$(BIN)/python -m autoexp.schemas.outputs
 
 DOCS := .venv/docs
-docs-site: setup docs/requirements.txt  ## the pages as a site in build/site; a broken link is an error
-	[ -x $(DOCS)/bin/mkdocs ] || $(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+docs-site: setup docs-tools  ## the pages as a site in build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+
+docs-tools: $(DOCS)/.installed
+
+$(DOCS)/.installed: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	touch $@
 
 MEGATRON ?= ../Megatron-LM
 MEGATRON_RELEASES ?= core_v0.12.3 core_v0.13.1 core_v0.14.0 core_v0.15.3 core_v0.16.1 core_v0.17.1 core_v0.18.2 core_v0.19.0
