@@ -28,7 +28,7 @@ def listeners(port: int) -> set[int]:
     try:
         families = (socket.AF_INET, socket.AF_INET6)
         return {uid for family in families for uid in _asked(family, port)}
-    except OSError:  # a kernel without the module, or a container that does not allow it
+    except (OSError, struct.error):  # a kernel without the module, a container that forbids it
         return listed(port)
 
 
