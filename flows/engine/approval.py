@@ -72,10 +72,11 @@ async def _ask(question: str, plan: str) -> Approval:
     paused.state_details.run_input_keyset = {str(key): name for key, name in keyset.items()}
     form = Approval.with_initial_data(description=f"{question}\n\n{plan}")
     async with get_client() as client:
-        await form.asave(keyset, flow_run_id)
         answered = await client.set_flow_run_state(flow_run_id, paused)
         if answered.status is not SetStateStatus.ACCEPT:
             raise NotAgreed(f"{question}; the run cannot wait for approval ({answered.details})")
+        # Prefect 3.9 drops what an earlier attempt has left there as the run is paused.
+        await form.asave(keyset, flow_run_id)
         get_run_logger().warning("%s. %s", waits, where)
         await _show(f"This run {waits}. {where}", plan)
         try:
