@@ -100,6 +100,15 @@ def state(pid: int) -> str:
     return ""
 
 
+def cpu_ticks(pid: int) -> int:
+    """CPU time that a process has used, in ticks of the clock; 0 for one that is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return sum(map(int, text.rpartition(")")[2].split()[11:13]))
+
+
 def stands_still(pid: int) -> bool:
     """True while a process is stopped, as by SIGSTOP."""
     return state(pid) == "T"

@@ -103,7 +103,7 @@ def test_a_merge_never_starts_when_its_training_ends_before_its_last_checkpoint(
     act(story)
     story.look(state="FAILED", exit_code=1)
     story.look()
-    assert "ended" in str(story.job(MERGE).reason)
+    assert "never started: tiny failed" in str(story.job(MERGE).reason)
     assert "without a complete checkpoint at iteration 300" in str(story.job(MERGE).reason)
 
 
@@ -128,7 +128,7 @@ def test_a_chain_whose_branch_fails_never_starts_and_is_retried_with_it(story: S
     story.look(name=FIRST, state="FAILED", exit_code=1)
     story.look()
     assert story.job(LONG).verdict is Verdict.FAILED
-    assert f"never started: {FIRST} ended" in str(story.job(LONG).reason)
+    assert f"never started: {FIRST} failed" in str(story.job(LONG).reason)
     ask(story, FIRST)
     assert (story.job(FIRST).verdict, story.job(LONG).verdict) == (None, None)
     story.submit(FIRST)
