@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -55,6 +56,8 @@ class Subflows:
         self._views: dict[str, JobView] = {}
         self._changes: dict[str, asyncio.Event] = {}
         self._flow_run_ids: dict[str, str] = {}
+        # By job: set once its subflow has begun, or Prefect did not accept it.
+        self._begun: dict[str, asyncio.Event] = {}
 
     def start_new(self, children: Children, changed: Sequence[JobView]) -> None:
         """Start the subflows of jobs that have been submitted, or are about to be; end others."""
@@ -68,6 +71,7 @@ class Subflows:
                 self._started.add((name, job.retries))
                 self._flow_run_ids.pop(name, None)
                 self._changes[name] = asyncio.Event()
+                self._begun[name] = asyncio.Event()
                 children.spawn(job.spec.title, self._show(job))
 
     def stop(self) -> None:
@@ -107,6 +111,7 @@ class Subflows:
             return await self._close_run(job)
         finally:
             slot.release()
+            self._begun[job.spec.name].set()
             self._artifacts.add_progress_bar(job.spec.name)
         return True
 
@@ -119,6 +124,7 @@ class Subflows:
             self._artifacts.add_progress_bar(name)
             if flow_run_id is not None:
                 self._flow_run_ids[name] = flow_run_id
+                self._begun[name].set()
                 self._cancellations.add(flow_run_id, name)
 
         subflow = self._subflow_of(job.spec, slot, begin)
@@ -161,12 +167,20 @@ class Subflows:
         above = [awaited.job for awaited in spec.awaits]
         if not above and spec.parent is not None:
             above = [spec.parent]
+        await self._begin_of(above)
         shown = [(name, self._flow_run_ids[name]) for name in above if name in self._flow_run_ids]
         return [
             # The graph knows a subflow by its flow run's id, also where it has a task run's.
             Completed(data=name, state_details=StateDetails(task_run_id=UUID(flow_run_id)))
             for name, flow_run_id in shown
         ]
+
+    async def _begin_of(self, names: Sequence[str]) -> None:
+        """Wait a while until jobs that were started before are shown: arrows come from them."""
+        begun = [self._begun[name].wait() for name in names if name in self._begun]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_RETRY_S):
+                await asyncio.gather(*begun)
 
     async def _close_run(self, job: JobView) -> bool:
         """Send the final state of a subflow that could not itself; False: it has not begun."""
