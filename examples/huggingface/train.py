@@ -21,13 +21,14 @@ class ModelArguments:
     layers: int = field(default=2, metadata={"help": "transformer layers"})
     symbols: int = field(default=64, metadata={"help": "tokens of the generated language"})
     sequence_length: int = field(default=32, metadata={"help": "tokens of a sample"})
+    dialect: int = field(default=1, metadata={"help": "which of many such languages: the data set"})
 
 
 class Language(Dataset):
     """Sequences of a random language in which each symbol prefers a few followers."""
 
-    def __init__(self, symbols: int, length: int, samples: int = 20_000) -> None:
-        chance = torch.Generator().manual_seed(1)
+    def __init__(self, symbols: int, length: int, dialect: int, samples: int = 20_000) -> None:
+        chance = torch.Generator().manual_seed(dialect)
         follows = torch.softmax(3 * torch.randn(symbols, symbols, generator=chance), dim=-1)
         state = torch.randint(symbols, (samples,), generator=chance)
         steps = [state]
@@ -59,7 +60,7 @@ def main() -> None:
     )
     torch.manual_seed(arguments.seed)
     model = LlamaForCausalLM(config)
-    data = Language(sizes.symbols, sizes.sequence_length)
+    data = Language(sizes.symbols, sizes.sequence_length, sizes.dialect)
     trainer = Trainer(model=model, args=arguments, train_dataset=data)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
 

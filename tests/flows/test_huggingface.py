@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autoexp.reports.curves import gains
+from autoexp.reports.curves import gains, read_curve
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.flows.commands import autoexp
@@ -64,6 +64,32 @@ def test_the_example_trains_and_its_two_cooldowns_end_lower(tmp_path: Path) -> N
     assert all(gain.gain > 0 for gain in found), found
     begun = {name: job.attempts[0].started_from for name, job in session.jobs.items()}
     assert begun == {"huggingface": 0, "huggingface-cd200": 200, "huggingface-cd300": 300}
+
+
+def test_a_branch_goes_on_with_another_data_set(tmp_path: Path) -> None:
+    decay = "at: [200], decay: {iterations: 40}"
+    other = "backend: {script_args: {dialect: 2}}"
+    branches = f"cooldowns=[{{{decay}, name: same}}, {{{decay}, name: other, {other}}}]"
+    session = run(tmp_path / "sessions", branches, code=0)
+
+    assert {job.verdict for job in session.jobs.values()} == {Verdict.FINISHED}
+    losses, starts = {}, {}
+    for name in ("same", "other"):
+        job = session.jobs[f"huggingface-cd200-{name}"]
+        starts[name] = job.attempts[0].started_from
+        curve = read_curve(session.path, job.spec.name)
+        losses[name] = curve.losses[0]
+        assert job.spec.branch is not None
+        for at, rate in zip(curve.iterations, curve.learning_rates, strict=True):
+            # A step is logged with the rate at which it was made, the first being step 0.
+            planned = job.spec.trainer.planned_rate(job.spec.branch, at - 1)
+            assert rate == pytest.approx(planned, rel=0.01, abs=1e-6)
+    assert starts == {"same": 200, "other": 200}
+    # The weights of the checkpoint know one language, and not the other.
+    assert losses["other"] > losses["same"] + 0.5
+    assert session.jobs["huggingface-cd200-other"].spec.changes == {
+        "backend.script_args.dialect": 2
+    }
 
 
 SHORT = ("backend.args.max_steps=80", "backend.args.save_steps=20", "backend.args.warmup_steps=5")
