@@ -60,7 +60,9 @@ def test_a_process_sees_every_gpu_that_its_local_rank_may_name(site: str) -> Non
     # there is number 0 alone.
     machine = compose("demo", [f"slurm={site}"]).experiment.slurm
     assert isinstance(machine, SlurmCluster)
-    asked = [word for word in (*machine.srun_arguments, *machine.options) if "gpus-per-task" in word]
+    asked = [
+        word for word in (*machine.srun_arguments, *machine.options) if "gpus-per-task" in word
+    ]
     assert (machine.gpu_bind or "none", asked) == ("none", [])
 
 
