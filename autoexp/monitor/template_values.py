@@ -38,6 +38,7 @@ def _of_job(job: JobRecord) -> dict[str, str]:
         "attempt": attempt.number if attempt else None,
         "job_id": attempt.job_id if attempt else None,
         "nodes": attempt.nodes if attempt else None,
+        "exit_code": attempt.exit_code if attempt else None,
         "iteration": job.iteration,
         "target_iteration": job.spec.target_iteration,
     }

@@ -54,6 +54,18 @@ def test_the_batch_script_of_a_site_is_the_recorded_one(
     assert script_of(site, tmp_path) == recorded.read_text()
 
 
+@pytest.mark.parametrize("site", CLUSTERS)
+def test_a_process_sees_every_gpu_that_its_local_rank_may_name(site: str) -> None:
+    # A trainer takes the GPU of its LOCAL_RANK: of one GPU, which binding by srun leaves in sight,
+    # there is number 0 alone.
+    machine = compose("demo", [f"slurm={site}"]).experiment.slurm
+    assert isinstance(machine, SlurmCluster)
+    asked = [
+        word for word in (*machine.srun_arguments, *machine.options) if "gpus-per-task" in word
+    ]
+    assert (machine.gpu_bind or "none", asked) == ("none", [])
+
+
 def test_account_partition_and_qos_come_from_the_users_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,11 +5,8 @@ imports for GPUs alone is stood in for.
 """
 
 import argparse
-import importlib.abc
-import importlib.machinery
 import json
 import sys
-import types
 import typing
 
 import torch._dynamo
@@ -18,56 +15,13 @@ import torch._inductor.runtime.triton_heuristics
 import torch.utils._triton
 import torch.utils.flop_counter
 import typing_extensions
-
-
-class Anything:
-    """Whatever is asked of it."""
-
-    def __call__(self, *arguments, **keywords):
-        decorates = len(arguments) == 1 and callable(arguments[0]) and not keywords
-        return arguments[0] if decorates else self
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def __mro_entries__(self, bases):
-        return ()
-
-
-class StandIn(types.ModuleType):
-    """A module of whatever is asked for."""
-
-    __version__ = "3.9.9"
-    __path__ = ()
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Anything()
-
-
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds stand-ins for triton."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "triton":
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec):
-        return StandIn(spec.name)
-
-    def exec_module(self, module):
-        module.__path__ = []
-
+from stand_ins import Finder
 
 if __name__ == "__main__":
     torch.utils._triton.has_triton_package()  # torch remembers that there is none
     torch.utils._triton.has_triton()
     typing.override = typing_extensions.override  # Python 3.11
-    sys.meta_path.insert(0, Finder())
+    sys.meta_path.insert(0, Finder("triton"))
     sys.path.insert(0, sys.argv[1])
     from megatron.training.arguments import add_megatron_arguments
 

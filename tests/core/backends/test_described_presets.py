@@ -184,10 +184,12 @@ def test_a_progress_line_is_read(tmp_path: Path, preset: str) -> None:
 
 # Where the real program's parser is asked, or the program itself runs.
 CHECKED = {
+    "axolotl": "tests/trainers/test_settings_parsers.py",
     "demo": "tests/flows/test_session_flow.py",
     "huggingface": "tests/trainers/test_transformers_parser.py",
     "megatron": "tests/trainers/test_megatron_parser.py",
     "megatron_8b": "tests/trainers/test_megatron_parser.py",
+    "nanotron": "tests/trainers/test_settings_parsers.py",
     "schedules_and_scaling": "tests/trainers/test_described_parsers.py",
     "torchtitan": "tests/trainers/test_described_parsers.py",
 }

@@ -11,10 +11,13 @@ import pytest
 
 from autoexp import payload
 from autoexp.backends.megatron.formats import TORCH_DIST, TRACKER
+from autoexp.config.compose import compose
 from autoexp.jobs.record import RestartRequest
+from autoexp.monitor.template_values import values_of
 from autoexp.operations import actions as acting
 from autoexp.operations.step_runs import Replacement
 from autoexp.rules.actions import Restart, Start
+from autoexp.rules.condition_checks import Answer, check_all
 from autoexp.rules.events import JobGivenUp, LogMatched, MetricAlarm, RestartAsked
 from autoexp.schedulers.base import AttemptRef, JobStatus
 from autoexp.schedulers.local import LocalScheduler
@@ -23,6 +26,7 @@ from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.builders import spec_of
 from tests.core.backends.conformance import megatron
+from tests.core.rules.facts import facts
 from tests.core.story import HANG, Story, StoryOf, go_on, of, perform, say
 from tests.killing import KilledAt
 
@@ -185,6 +189,28 @@ def test_a_crash_and_a_nan_of_the_same_attempt_are_one_restart_with_roll_back(
     assert (len(job.attempts), job.roll_backs, job.checkpoints) == (2, [100], [100])
     assert job.spec.command[job.spec.command.index("--lr") + 1] == "0.005"
     assert {a.status for a in story.session.actions.values() if not is_start(a)} == {"done"}
+
+
+@pytest.mark.parametrize(("exit_code", "verdict"), [(93, Verdict.FAILED), (1, None)])
+def test_production_restarts_a_crash_unless_its_exit_code_asks_for_no_restart(
+    story_of: StoryOf, tmp_path: Path, exit_code: int, verdict: Verdict | None
+) -> None:
+    rules = compose("demo", ["monitoring=production"]).experiment.monitoring.state_events
+    story = story_of(state_events={name: rule.model_dump() for name, rule in rules.items()})
+    story.save(100)
+    story.look(state="FAILED", exit_code=exit_code)
+    known = facts(tmp_path, attempts=1, attempts_without_progress=0)
+    for action in story.session.pending_actions():
+        values = values_of(action.event, action.rule, story.session)
+        answer = check_all(action.when, known._replace(values=values)).answer
+        assert answer is not Answer.NOT_YET
+        if answer is Answer.HOLDS:
+            perform(story, action)
+        else:
+            acting.fail(story.session, action, "not done")
+    go_on(story)
+    assert story.job().verdict is verdict
+    assert len(story.job().attempts) == (1 if verdict else 2)
 
 
 def test_a_restart_without_progress_ends_after_the_sessions_limit(

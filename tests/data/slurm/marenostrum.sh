@@ -38,3 +38,4 @@ exec PYTHON -u /attempt/payload.py
 # with: HF_DATASETS_OFFLINE=1
 # on each node: TRITON_CACHE_DIR={tmpdir}/triton
 # on each node: TORCHINDUCTOR_CACHE_DIR={tmpdir}/inductor
+# on each node: SINGULARITY_BIND={tmpdir}

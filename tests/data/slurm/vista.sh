@@ -1,6 +1,7 @@
 #!/bin/bash
 
 # Parameters
+#SBATCH --cpus-per-task=72
 #SBATCH --dependency=afterany:4711
 #SBATCH --job-name=s1-demo-a1
 #SBATCH --no-requeue
@@ -15,7 +16,7 @@
 # command
 export SUBMITIT_EXECUTOR=slurm
 exec PYTHON -u /attempt/payload.py
-# runs: srun --kill-on-bad-exit=1 --ntasks-per-node=1 PYTHON -m torch.distributed.run --nnodes=1 --rdzv-backend=c10d --rdzv-id=s1-demo-a1 --nproc-per-node=1 pretrain.py --lr 1e-3
+# runs: srun --kill-on-bad-exit=1 --cpus-per-task=72 --ntasks-per-node=1 PYTHON -m torch.distributed.run --nnodes=1 --rdzv-backend=c10d --rdzv-id=s1-demo-a1 --nproc-per-node=1 pretrain.py --lr 1e-3
 # with: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=115
 # with: TRITON_CACHE_DIR=/tmp/somebody/triton
 # with: TORCHINDUCTOR_CACHE_DIR=/tmp/somebody/inductor
