@@ -88,6 +88,14 @@ class BackendBase(FrozenModel):
         return save_dir
 
     @property
+    def extra_saves(self) -> tuple[int, ...]:
+        return ()
+
+    def saving_at(self, iterations: Sequence[int]) -> Self:
+        del iterations
+        return self
+
+    @property
     def log_interval(self) -> int | None:
         return None
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -53,6 +53,9 @@ class DemoArgs(FrozenModel):
 
     train_iters: int = Field(2000, gt=0, description="iterations of the trunk")
     save_interval: int = Field(200, gt=0, description="iterations between checkpoints")
+    save_at: tuple[int, ...] | None = Field(
+        None, description="further iterations at which it saves; branch points are added"
+    )
     log_interval: int = Field(10, gt=0, description="iterations between log lines")
     lr: float = Field(1e-2, gt=0, description="peak learning rate, constant after the warm-up")
     lr_warmup_iters: int = Field(50, ge=0, description="iterations of linear warm-up")
@@ -112,6 +115,15 @@ class DemoBackend(BackendBase):
         return self.args.save_interval
 
     @property
+    def extra_saves(self) -> tuple[int, ...]:
+        return self.args.save_at or ()
+
+    def saving_at(self, iterations: Sequence[int]) -> Self:
+        points = tuple(sorted({*self.extra_saves, *iterations}))
+        args = self.args.model_copy(update={"save_at": points or None})
+        return self.model_copy(update={"args": args})
+
+    @property
     def log_interval(self) -> int | None:
         return self.args.log_interval
 
@@ -121,7 +133,9 @@ class DemoBackend(BackendBase):
         return Batches(self.args.global_batch_size, tokens_per_sample=1)
 
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
-        return self._command(save_dir, self.args.train_iters)
+        saves = ",".join(map(str, self.extra_saves))
+        told = ("--save-at", saves) if saves else ()
+        return (*self._command(save_dir, self.args.train_iters), *told)
 
     def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
         falling = branch.decay_iterations - branch.hold_iterations
@@ -138,7 +152,7 @@ class DemoBackend(BackendBase):
         )
 
     def _command(self, save_dir: Path, train_iters: int) -> tuple[str, ...]:
-        arguments = self.args.model_dump(exclude={"train_iters"}, exclude_none=True)
+        arguments = self.args.model_dump(exclude={"train_iters", "save_at"}, exclude_none=True)
         flags = [
             part
             for name, value in arguments.items()

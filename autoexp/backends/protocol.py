@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 from autoexp.backends.batches import Batches
 from autoexp.model import FrozenModel
@@ -159,7 +159,14 @@ class Backend(Protocol):
 
     @property
     def save_interval(self) -> int:
-        """Iterations between checkpoints: branch points are multiples of it."""
+        """Iterations between checkpoints."""
+
+    @property
+    def extra_saves(self) -> tuple[int, ...]:
+        """Iterations at which it saves besides those of its interval."""
+
+    def saving_at(self, iterations: Sequence[int]) -> Self:
+        """The same trainer, told to save there too; unchanged where it cannot be told."""
 
     @property
     def log_interval(self) -> int | None:

@@ -10,6 +10,7 @@ from autoexp.cli import options
 from autoexp.errors import BadInput
 
 if TYPE_CHECKING:
+    from autoexp.reports.plot import Options
     from autoexp.session.session import Session
 
 
@@ -118,12 +119,21 @@ def plot(
         ),
     ] = None,
     no_title: Annotated[bool, typer.Option("--no-title", help="Without a title.")] = False,
+    score: Annotated[
+        str | None,
+        options.option(
+            "--score",
+            metavar="TASK/METRIC",
+            text="A score over the checkpoints instead; score.png in the session by default.",
+        ),
+    ] = None,
 ) -> int:
-    """Draw loss curves, of several sessions together.
+    """Draw loss curves, or a score, of several sessions together.
 
     \b
     Examples:
       autoexp plot
+      autoexp plot study-1a2b --score hellaswag/acc
       autoexp plot study-1a2b -o study.pdf --tokens --no-title
       autoexp plot demo-1a2b demo-3c4d -o both.png
     """
@@ -135,6 +145,8 @@ def plot(
     opened = _opened(sessions or [None])
     path = Path(output).absolute() if output else None
     wanted = Options(tokens=tokens, smooth=smooth, title=not no_title)
+    if score is not None:
+        return _plot_score(opened, score, path, wanted)
     drawn = draw(*map(Subject.of, opened), path=path, options=wanted)
     if drawn is None:
         raise BadInput("no loss has been logged yet, so there is nothing to plot")
@@ -143,6 +155,24 @@ def plot(
         for line in gains_lines(curves.gains(session), curves.without_seen_start(session)):
             say(line)
         for line in merges_lines(curves.merges(session)):
+            say(line)
+    return 0
+
+
+def _plot_score(
+    sessions: "Sequence[Session]", score: str, path: Path | None, options: "Options"
+) -> int:
+    from autoexp.reports.plot import Subject
+    from autoexp.reports.terminal import say
+    from autoexp.science.score_plot import Scored, draw_scores
+    from autoexp.science.trajectory import trajectory
+
+    if options.smooth is not None:
+        raise BadInput("--score or --smooth: one of them")
+    found = [Scored(Subject.of(session), trajectory(session, score)) for session in sessions]
+    say(draw_scores(found, path, options))
+    for each in found:
+        for line in each.trajectory.lines(each.session.id):
             say(line)
     return 0
 

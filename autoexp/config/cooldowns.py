@@ -168,6 +168,14 @@ class Cooldown(BranchSettings):
     every: int | None = Field(None, gt=0, description="a branch point every so many iterations")
     budgets: Budgets | None = Field(None, description="branch points from total budgets")
 
+    snap_at_most: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="largest share of the model's length by which a branch point may lie before "
+        "the one asked for, where the trainer saves at its interval alone: `0.02`",
+    )
+
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> Self:
         if sum(way is not None for way in (self.at, self.every, self.budgets)) != 1:

@@ -78,7 +78,9 @@ class Stage(FrozenModel):
     )
     minutes: float | None = Field(None, gt=0, description="its estimated length, for the budget")
     scores: str | None = Field(
-        None, description="JSON file of numbers that the command writes, in its output directory"
+        None,
+        description="JSON file of numbers that the command writes, in its output directory; or "
+        "the directory of lm-eval's `--output_path`",
     )
 
     @model_validator(mode="after")

@@ -66,6 +66,7 @@ def train(
             begun += time.perf_counter() - paused
         stopping = bool(stop)
         due = args.save_interval and run.iteration % args.save_interval == 0
+        due = due or run.iteration in args.save_at
         if due or stopping or is_last:
             paused = time.perf_counter()
             save_checkpoint(run, args)
@@ -114,6 +115,7 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     add("--save", type=Path, metavar="DIR", required=True, help="where checkpoints are written")
     add("--load", type=Path, metavar="DIR", help="continue from here if it has a tracker file")
     add("--save-interval", type=_count, help="save every N iterations; in any case at the end")
+    add("--save-at", type=_iterations, default=(), metavar="N,…", help="save at these, too")
     add("--save-retain-interval", type=_count, help="delete older checkpoints but multiples of N")
     add("--pretrained-checkpoint", type=Path, metavar="DIR", help="weights to begin with, else")
     add("--exit-on-missing-checkpoint", action="store_true", help="exit 1 if --load has no tracker")
@@ -156,6 +158,10 @@ def _count(text: str) -> int:
     if (value := int(text)) < 1:
         raise ArgumentTypeError(f"must be at least 1, got {text}")
     return value
+
+
+def _iterations(text: str) -> tuple[int, ...]:
+    return tuple(map(_count, text.split(",")))
 
 
 def _amount(text: str) -> float:

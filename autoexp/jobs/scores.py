@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoexp.dotted import flat
+from autoexp.jobs import lm_eval
 from autoexp.storage import atomic
 
 _LARGEST = 1 << 20
+_LARGEST_RESULTS = 1 << 24  # lm-eval puts the configuration of each task beside its results
 _MOST = 2000
 _LONGEST = 400  # digits: a float has 309 at most
 
@@ -21,15 +23,24 @@ class Scores(NamedTuple):
     """The content of a scores file; texts and switches are left out."""
 
     numbers: dict[str, float]
-    """By dotted name, printable; all of them finite."""
+    """By dotted name, or TASK/METRIC of lm-eval, printable; all of them finite."""
     not_finite: tuple[str, ...]
     """Names of values that are NaN, infinite, or too large for a float."""
 
 
 def read_scores(path: Path) -> Scores:
-    """The numbers in a JSON file. Raises NoScores when there is none that can be used."""
+    """The numbers in a JSON file, or in lm-eval's newest results file in a directory.
+
+    Raises NoScores when there is none that can be used.
+    """
+    most = _LARGEST
     try:
-        content = json.loads(atomic.read(path, _LARGEST), parse_int=_whole)
+        if path.is_dir():
+            most, newest = _LARGEST_RESULTS, lm_eval.newest_results(path)
+            if newest is None:
+                raise NoScores(f"{path}: no results_*.json of lm-eval in this directory")
+            path = newest
+        content = json.loads(atomic.read(path, most), parse_int=_whole)
     except OSError as error:
         raise NoScores(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -54,7 +65,8 @@ def _whole(digits: str) -> int | float:
 
 def _flat(content: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
-        found = flat(content)
+        results = lm_eval.scores_of(content)
+        found = flat(content) if results is None else results
     except RecursionError as error:
         raise NoScores(f"{path}: nested too deeply") from error
     # JSON can hold names that no file can be written with: half of a surrogate pair.

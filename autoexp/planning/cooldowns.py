@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoexp.backends.protocol import Branch
+from autoexp.backends.protocol import Backend, Branch
 from autoexp.config.cooldowns import BranchSettings, Budgets, Cooldown, FollowUp, Variant
 from autoexp.config.experiment import Experiment
 from autoexp.dotted import flat
@@ -116,11 +116,13 @@ def cooldown_jobs(
             if point != branch.iteration and wanted not in moved:
                 moved.add(wanted)
                 found.notes.append(
-                    f"{wanted}: branches at {branch.iteration}, the checkpoint before "
-                    f"{point} (save_interval {experiment.trainer.save_interval})"
+                    f"{wanted}: branches at {branch.iteration}, the checkpoint before {point} "
+                    f"(save_interval {experiment.trainer.save_interval}), "
+                    f"{_moved_by(point, branch, cooldown):.2g} % of its budget earlier"
                 )
             name = _name(experiment.project.name, branch, variant)
             reasons = _impossible(point, branch, experiment, own)
+            reasons += _too_far(point, branch, cooldown)
             if not reasons and branch.iteration in here:
                 other = "another cooldown of this entry"
                 reasons = [f"branches at {branch.iteration}, as {other} does"]
@@ -231,6 +233,70 @@ def _chain(
             _add(name, where, reasons, branch, own, parent, entry, output_root, taken, found)
 
 
+def saving_at_branch_points(experiment: Experiment) -> Experiment:
+    """The experiment whose trainer is told to save at its own branch points off the grid."""
+    trainer = experiment.trainer
+    if experiment.start is not None:
+        return experiment
+    points = {
+        point
+        for cooldown in experiment.cooldowns
+        for _, point, _ in _points(cooldown, experiment)
+        if point is not None and 0 < point < trainer.train_iters and point % trainer.save_interval
+    }
+    if not points:
+        return experiment
+    return experiment.model_copy(update={"backend": experiment.backend.saving_at(sorted(points))})
+
+
+class _Point(NamedTuple):
+    """A branch point as configured."""
+
+    wanted: str
+    point: int | None
+    """Its iteration; None: unknown."""
+    end: int | str
+    """Of a budget the iteration at which its decay ends, or why that is unknown; else 0."""
+
+
+def _points(cooldown: Cooldown, experiment: Experiment) -> Iterator[_Point]:
+    trainer = experiment.trainer
+    if cooldown.budgets is None:
+        every = cooldown.every or trainer.train_iters + 1
+        points = cooldown.at or range(every, trainer.train_iters + 1, every)
+        yield from (_Point(str(point), point, 0) for point in points)
+        return
+    batches = trainer.batches(experiment.slurm.workers)
+    for total in cooldown.budgets.totals:
+        try:
+            point = total.iterations(batches, 1 - cooldown.budgets.fraction)
+            yield _Point(str(total), point, total.iterations(batches))
+        except ValueError as error:
+            yield _Point(str(total), None, str(error))
+
+
+def _last_save(point: int, trainer: Backend) -> int:
+    """The last iteration at which the trainer saves, up to a point."""
+    on_grid = point // trainer.save_interval * trainer.save_interval
+    return max([on_grid, *(at for at in trainer.extra_saves if at <= point)])
+
+
+def _moved_by(point: int, branch: Branch, cooldown: Cooldown) -> float:
+    """By how much of the model's length a branch point has been moved, in per cent."""
+    total = branch.target if cooldown.budgets else point + branch.decay_iterations
+    return 100 * (point - branch.iteration) / total
+
+
+def _too_far(point: int, branch: Branch, cooldown: Cooldown) -> list[str]:
+    most, moved = cooldown.snap_at_most, _moved_by(point, branch, cooldown)
+    if most is None or moved <= 100 * most:
+        return []
+    return [
+        f"branches at {branch.iteration}, {moved:.2g} % of its budget before {point}, and "
+        f"snap_at_most is {100 * most:g} %: move the point, or save more often"
+    ]
+
+
 def _branches(
     cooldown: Cooldown, variant: Variant, trunk: _Parent, own: Experiment
 ) -> Iterator[tuple[str, int, Branch | str]]:
@@ -239,33 +305,22 @@ def _branches(
     In place of the branch there is the reason why the point is unknown.
     """
     trainer, decay = trunk.experiment.trainer, variant.decay
-    interval = trainer.save_interval
-    if cooldown.budgets is not None:
-        batches = trainer.batches(own.slurm.workers)
-        share = 1 - cooldown.budgets.fraction
-        shape = cooldown.budgets.shape
-        decay = decay if shape is None else decay.model_copy(update={"shape": shape})
-        for total in cooldown.budgets.totals:
+    if cooldown.budgets is not None and cooldown.budgets.shape is not None:
+        decay = decay.model_copy(update={"shape": cooldown.budgets.shape})
+    for wanted, point, end in _points(cooldown, trunk.experiment):
+        if point is None or isinstance(end, str):
+            yield wanted, 0, str(end)
+        elif cooldown.budgets is not None:
             # N0 = (1 - f) T, down to a saved checkpoint; the decay takes the rest of the
             # budget (Hägele et al., arXiv 2405.18392).
-            try:
-                point, end = total.iterations(batches, share), total.iterations(batches)
-            except ValueError as error:
-                yield str(total), 0, str(error)
-                continue
-            start = point // interval * interval
+            start = _last_save(point, trainer)
             length = round((end - start) * _pace(trunk, own))
-            yield str(total), point, _branch(decay, trunk, own, start, length)
-        return
-    points = cooldown.at
-    if points is None:
-        assert cooldown.every is not None
-        points = tuple(range(cooldown.every, trainer.train_iters + 1, cooldown.every))
-    for point in points:
-        # An existing checkpoint need not lie on the interval.
-        start = point if own.start else point // interval * interval
-        length = _decay_length(decay, start, trunk, own)
-        yield str(point), point, _branch(decay, trunk, own, start, length)
+            yield wanted, point, _branch(decay, trunk, own, start, length)
+        else:
+            # An existing checkpoint need not lie on the interval.
+            start = point if own.start else _last_save(point, trainer)
+            length = _decay_length(decay, start, trunk, own)
+            yield wanted, point, _branch(decay, trunk, own, start, length)
 
 
 def _branch(decay: Decay, parent: _Parent, own: Experiment, iteration: int, length: int) -> Branch:
@@ -321,7 +376,7 @@ def _impossible(point: int, branch: Branch, experiment: Experiment, own: Experim
     trainer = experiment.trainer
     if experiment.start is not None:
         return own.trainer.refusals(branch)
-    if branch.iteration < trainer.save_interval:
+    if not branch.iteration:
         return [f"before the first checkpoint, which is at {trainer.save_interval}"]
     if point > trainer.train_iters:
         return [f"beyond the trunk's target of {trainer.train_iters} iterations"]

@@ -246,7 +246,8 @@ def _awaited(name: str, stage: Stage, sibling: str, siblings: Mapping[str, JobSp
         raise BadInput(f"stages.{name}: {sibling} makes no checkpoints; wait for its end")
     iteration = after.checkpoint
     first = spec.branch.iteration if spec.branch else 0
-    if not first < iteration <= spec.target_iteration or iteration % trainer.save_interval:
+    is_saved = not iteration % trainer.save_interval or iteration in trainer.extra_saves
+    if not first < iteration <= spec.target_iteration or not is_saved:
         raise BadInput(
             f"stages.{name}: {sibling} has no checkpoint {iteration}: they are at multiples of "
             f"{trainer.save_interval}, up to {spec.target_iteration}"

@@ -7,7 +7,12 @@ from autoexp.config.experiment import CheckpointSource, Experiment
 from autoexp.errors import BadInput
 from autoexp.jobs.budget import estimate
 from autoexp.jobs.spec import JobSpec, pace
-from autoexp.planning.cooldowns import all_cooldowns, cooldown_jobs, job_of
+from autoexp.planning.cooldowns import (
+    all_cooldowns,
+    cooldown_jobs,
+    job_of,
+    saving_at_branch_points,
+)
 from autoexp.planning.cost import Cost, cost_of
 from autoexp.resources.containers import NoContainer
 from autoexp.states import Kind
@@ -28,6 +33,7 @@ def training(experiment: Experiment, output_root: Path, save_dir: Path | None = 
 
     Raises BadInput with every impossible cooldown, and the reason.
     """
+    asked, experiment = experiment.trainer.extra_saves, saving_at_branch_points(experiment)
     trainer = experiment.trainer
     refused = [f"backend: {problem}" for problem in _problems(experiment)]
     if isinstance(experiment.container, NoContainer):
@@ -38,6 +44,9 @@ def training(experiment: Experiment, output_root: Path, save_dir: Path | None = 
     jobs = [] if experiment.start else [trunk]
     start = experiment.start if experiment.start and Path(experiment.start.path).exists() else None
     notes = [_note_on(start)] if start else []
+    if told := [str(at) for at in trainer.extra_saves if at not in asked]:
+        every = f"besides every {trainer.save_interval}"
+        notes.append(f"the training is told to save at {', '.join(told)}, {every}: branch points")
     for place, cooldown, entry in all_cooldowns(experiment):
         found = cooldown_jobs(cooldown, experiment, output_root, {job.name for job in jobs})
         conditions = {"start_when": entry.when, "start_within_s": entry.within} if entry else {}

@@ -30,8 +30,8 @@ FORMATS = ("png", "pdf", "svg")
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart; yellow, which is
 # faint on white, comes last.
 _HUES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
-_TRUNK = "#4a5568"
-_MERGED = "#000000"
+TRUNK = "#4a5568"
+MERGED = "#000000"
 # Of cooldowns, beside the hue, for readers who cannot tell one from another: on, off, on, off …
 _DASHES = ((2.2, 0.7), (0.9, 0.7), (4.5, 0.8, 0.9, 0.8))
 _RAW, _AGAIN = 0.22, 0.55  # opacity of the raw loss; of hues that are used a second time
@@ -128,11 +128,11 @@ def draw(
         smoothed = options._replace(smooth=smooth)
         _draw_line(loss, rate, line, hues[key], smoothed, drawn, by_point=key == line.root)
     for each in merged:
-        at = _place(each.spec, each.session, each.at, options)
-        loss.plot(at, each.loss, "*", color=_MERGED, ms=11, zorder=6)
+        at = place(each.spec, each.session, each.at, options)
+        loss.plot(at, each.loss, "*", color=MERGED, ms=11, zorder=6)
     _dress(loss, rate, lines, merged, options)
     entries = _labels(lines, hues, many=len(sessions) > 1)
-    _legend(loss, [*entries, *_merged_labels(merged, many=len(sessions) > 1)])
+    legend(loss, [*entries, *_merged_labels(merged, many=len(sessions) > 1)])
     if options.title:
         names = sinks.picture(", ".join(session.id for session in sessions))
         cooldowns = sum(line.spec.kind is Kind.COOLDOWN for line in lines)
@@ -204,12 +204,12 @@ def _hues(lines: Sequence[_Line]) -> dict[str, tuple[str, float]]:
     """Colour and opacity by point; of one point alone by job."""
     roots = list(dict.fromkeys(line.root for line in lines))
     if len(roots) > 1:
-        return {root: _hue(number) for number, root in enumerate(roots)}
+        return {root: hue(number) for number, root in enumerate(roots)}
     branches = [line.spec.name for line in lines if line.is_branch]
-    return {name: _hue(number) for number, name in enumerate(branches)} | {"": (_TRUNK, 1.0)}
+    return {name: hue(number) for number, name in enumerate(branches)} | {"": (TRUNK, 1.0)}
 
 
-def _hue(number: int) -> tuple[str, float]:
+def hue(number: int) -> tuple[str, float]:
     return _HUES[number % len(_HUES)], 1.0 if number < len(_HUES) else _AGAIN
 
 
@@ -262,7 +262,7 @@ def _draw_planned(rate: Axes, line: _Line, hue: tuple[str, float], options: Opti
     points = min(_PLANNED, branch.target - branch.iteration + 1)
     steps = [int(at) for at in np.linspace(branch.iteration, branch.target, points)]
     found = [(step, spec.trainer.planned_rate(branch, step)) for step in steps]
-    known = [(_place(spec, line.session, step, options), r) for step, r in found if r is not None]
+    known = [(place(spec, line.session, step, options), r) for step, r in found if r is not None]
     if len(known) == len(found):
         at, planned = zip(*known, strict=True)
         rate.plot(at, planned, color=hue[0], lw=1.0, ls=":", alpha=hue[1], zorder=1)
@@ -279,10 +279,10 @@ def _look(number: int | None) -> tuple[str | tuple[int, tuple[float, ...]], floa
 
 
 def _places(line: _Line, options: Options) -> list[float]:
-    return [_place(line.spec, line.session, at, options) for at in line.curve.iterations]
+    return [place(line.spec, line.session, at, options) for at in line.curve.iterations]
 
 
-def _place(spec: JobSpec, session: Subject, iteration: int, options: Options) -> float:
+def place(spec: JobSpec, session: Subject, iteration: int, options: Options) -> float:
     """Where an iteration of a job stands on the horizontal axis."""
     if not options.tokens:
         return float(iteration)
@@ -352,7 +352,7 @@ def _merged_labels(merged: Sequence[_Merged], *, many: bool) -> list[Line2D]:
     """An entry of the legend for each merged model."""
     names = [f"{each.session.id} {each.spec.title}" if many else each.spec.title for each in merged]
     return [
-        Line2D([], [], color=_MERGED, marker="*", ms=11, ls="", label=sinks.picture(name))
+        Line2D([], [], color=MERGED, marker="*", ms=11, ls="", label=sinks.picture(name))
         for name in names
     ]
 
@@ -390,7 +390,7 @@ def _dress(
     loss.set_ylim(shown[0] - margin, settled + margin)
 
 
-def _legend(loss: Axes, entries: list[Line2D]) -> None:
+def legend(loss: Axes, entries: list[Line2D]) -> None:
     if 0 < len(entries) <= _INSIDE:
         loss.legend(handles=entries, frameon=False)
     elif _INSIDE < len(entries) <= _LEGEND:
@@ -416,7 +416,7 @@ def draw_plan(plan: Plan, name: str, path: Path) -> None:
     rows = {spec.name: row for row, spec in enumerate(jobs)}
     ends: dict[str, float] = {}
     for spec in jobs:
-        colour, opacity = _hue(roots.index(_root(spec, specs)))
+        colour, opacity = hue(roots.index(_root(spec, specs)))
         ends[spec.name] = _draw_job(axes, spec, rows, ends, colour, opacity)
     _dress_plan(axes, plan, jobs, ends)
     title = sinks.picture(f"{name}: {headline(plan)}")

@@ -111,7 +111,9 @@ class Launch(Templated):
     )
     name: str = Field("", description="the new job's name, a template; has to be new each time")
     scores: str | None = Field(
-        None, description="JSON file of numbers that a command writes, in its output directory"
+        None,
+        description="JSON file of numbers that a command writes, in its output directory; or "
+        "the directory of lm-eval's `--output_path`",
     )
     as_kind: Literal["train", "evaluate", "command"] = Field(
         "evaluate", description="the kind of the job: rules for `train` do not apply to others"

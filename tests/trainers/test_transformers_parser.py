@@ -45,6 +45,42 @@ for settings in json.load(sys.stdin):
     print(json.dumps(rates))
 """
 
+# As Trainer.create_scheduler and _load_optimizer_and_scheduler do it.
+RESUMED_RATES = """
+import json, sys, torch
+from transformers import HfArgumentParser, TrainingArguments, get_scheduler
+
+def schedule_of(line):
+    parsed, _ = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(
+        line, return_remaining_strings=True
+    )
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=parsed.learning_rate)
+    return optimizer, get_scheduler(
+        parsed.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=parsed.get_warmup_steps(parsed.max_steps),
+        num_training_steps=parsed.max_steps,
+        scheduler_specific_kwargs=parsed.lr_scheduler_kwargs,
+    )
+
+def stepped(optimizer, schedule, steps):
+    for _ in range(steps):
+        optimizer.step()
+        schedule.step()
+    return schedule.get_last_lr()[0]
+
+for trunk, branch, at, end in json.load(sys.stdin):
+    optimizer, schedule = schedule_of(trunk)
+    stepped(optimizer, schedule, at)
+    states = optimizer.state_dict(), schedule.state_dict()
+    optimizer, schedule = schedule_of(branch)
+    for each, state in zip((optimizer, schedule), states):
+        each.load_state_dict(state)
+    rates = [schedule.get_last_lr()[0]]
+    print(json.dumps(rates + [stepped(optimizer, schedule, 1) for _ in range(at, end)]))
+"""
+
 
 def asked(code: str, value: object) -> list[object]:
     python = torch_python("torch", "transformers", "accelerate")
@@ -55,8 +91,11 @@ def asked(code: str, value: object) -> list[object]:
     return [json.loads(line) for line in answer.stdout.splitlines()]
 
 
-def planned(*overrides: str, at: int, length: int, shape: str) -> tuple[JobSpec, ...]:
-    cooldown = f"cooldowns=[{{at: [{at}], decay: {{iterations: {length}, shape: {shape}}}}}]"
+def planned(
+    *overrides: str, at: int, length: int, shape: str, min_lr: float = 0
+) -> tuple[JobSpec, ...]:
+    decay = f"{{iterations: {length}, shape: {shape}, min_lr: {min_lr}}}"
+    cooldown = f"cooldowns=[{{at: [{at}], decay: {decay}}}]"
     words = ["project.name=p", *overrides, cooldown]
     return make_plan(compose(None, words).experiment, Path("/out")).jobs
 
@@ -92,3 +131,20 @@ def test_the_schedules_that_axolotl_is_told_are_the_planned_ones(shape: str) -> 
     for at in range(200, 280):
         wanted = branch.trainer.planned_rate(branch.branch, at)
         assert cooled[at] == pytest.approx(wanted, abs=0.01 * 2e-5)
+
+
+def test_the_trainers_own_schedule_behind_a_checkpoint_follows_the_planned_curve() -> None:
+    """Of every shape that it has, with and without a floor, at every step."""
+    plans = [
+        planned("backend=huggingface", at=200, length=60, shape=shape, min_lr=min_lr)
+        for shape in ("minus_sqrt", "linear", "cosine")
+        for min_lr in (0, 1e-4)
+    ]
+    lines = [[list(job.command[job.command.index("--output_dir") :]) for job in p] for p in plans]
+    found = asked(RESUMED_RATES, [[*line, 200, 260] for line in lines])
+    for (_, job), rates in zip(plans, found, strict=True):
+        assert isinstance(rates, list)
+        assert job.branch is not None
+        for at, rate in enumerate(rates, start=200):
+            wanted = job.trainer.planned_rate(job.branch, at)
+            assert rate == pytest.approx(wanted, rel=0.01, abs=1e-12), (job.branch, at)

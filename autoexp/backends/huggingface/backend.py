@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -62,6 +62,7 @@ _RESUME = (
     "w+=['--resume_from_checkpoint',h(d,f'checkpoint-{max(n)}')] if n else []; "
     "os.execv(sys.executable,[sys.executable,*w])"
 )
+_MERGER = Path(__file__).parents[1] / "merge.py"
 _SHAPES = {"minus_sqrt": "1-sqrt", "linear": "linear", "cosine": "cosine"}
 _DATA = may(
     "the Trainer skips as many batches of the new data as it has trained, unless "
@@ -183,6 +184,18 @@ class HuggingFaceBackend(BackendBase):
         if not self.resume or "python" not in Path(self.python).name:
             return (self.python, self.script, *words)
         return (self.python, "-c", _RESUME, str(values["output_dir"]), self.script, *words)
+
+    def merge_command(
+        self, checkpoints: Sequence[Path], weights: Sequence[float], output: Path
+    ) -> tuple[str, ...]:
+        """The project's merger by its path, in the script's Python, which has NumPy and torch."""
+        if self.merger:
+            return super().merge_command(checkpoints, weights, output)
+        is_python = "python" in Path(self.python).name
+        return (
+            *(self.python if is_python else sys.executable, str(_MERGER), *map(str, checkpoints)),
+            *("--weights", *map(repr, weights), "--output", str(output)),
+        )
 
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", **self.variables}

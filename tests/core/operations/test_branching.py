@@ -12,10 +12,13 @@ from autoexp.dotted import setting
 from autoexp.monitor.steps import Submit, next_step
 from autoexp.rules.actions import Keep, Start
 from autoexp.session.action_records import ActionStatus
+from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.builders import TINY, create
+from tests.core.monitor.driver import Driver
 from tests.core.planning.stages import ask
 from tests.core.story import Story, perform
+from tests.fakes.scheduler import FakeScheduler, Fate
 from tests.killing import KilledAt
 
 MERGE = "tiny-merge300"
@@ -103,8 +106,9 @@ def test_a_merge_never_starts_when_its_training_ends_before_its_last_checkpoint(
     act(story)
     story.look(state="FAILED", exit_code=1)
     story.look()
-    assert "never started: tiny failed" in str(story.job(MERGE).reason)
-    assert "without a complete checkpoint at iteration 300" in str(story.job(MERGE).reason)
+    assert "tiny failed without a complete checkpoint at iteration 300" in str(
+        story.job(MERGE).reason
+    )
 
 
 def test_a_chain_starts_at_the_end_of_the_branch_before_it_and_is_pinned(story: Story) -> None:
@@ -197,6 +201,48 @@ def test_a_chain_killed_at_any_durable_step_is_started_once(
         if not killed:
             break
     assert step > 5
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_a_study_whose_monitor_dies_again_and_again_runs_each_branch_and_merge_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """It dies at its first durable step, the next one at its second, until one lives to the end.
+
+    The training and the branches delete each checkpoint as soon as the next one is there.
+    """
+    fate, scheduler = Fate(monkeypatch), FakeScheduler()
+    path = create(
+        compose("demo", TINY[:-1], setting(SETTINGS)), tmp_path / "sessions", session_id="s1"
+    )
+    driver, deaths = Driver(path, scheduler), itertools.count(first)
+    is_over, met = False, 0
+    while not is_over:
+        fate.steps_left = next(deaths)
+        while not is_over and fate.spares(driver.round):
+            is_over = driver.session.is_over
+            pending = bool(driver.work or list(driver.session.pending_actions()))
+            for job in scheduler.jobs.values():
+                if not pending and job.state in ("PENDING", "RUNNING"):
+                    job.state = "RUNNING"
+                    job.train()
+                    keep_newest(job.saves)
+        met += not is_over
+        driver = driver if is_over else Driver(path, scheduler)
+    assert met > 10, "nothing was killed"
+    assert set(scheduler.submissions.values()) == {1}
+    jobs = Session.load(path).jobs
+    assert set(jobs) == {"tiny", FIRST, LONG, MERGE}
+    assert {name: job.reason for name, job in jobs.items() if job.verdict != "finished"} == {}
+    assert [len(job.attempts) for job in jobs.values()] == [1] * 4
+    commands = {job.output.name: job.spec["command"] for job in scheduler.jobs.values()}
+    assert [name for name, words in commands.items() if "code" in words] == [FIRST, LONG]
+
+
+def keep_newest(saves: Path) -> None:
+    """Delete all checkpoints but the last, as a trainer's retention does."""
+    for folder in sorted(saves.glob("iter_*"))[:-1]:
+        shutil.rmtree(folder)
 
 
 def moved(story: Story, root: Path) -> Story:

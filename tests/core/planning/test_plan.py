@@ -1,5 +1,6 @@
 """Plans: from an experiment to its jobs, and every cooldown that cannot happen refused at once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoexp.backends.base import BackendBase
+from autoexp.backends.demo import DemoBackend
 from autoexp.config.compose import Composed, compose
 from autoexp.config.experiment import CheckpointSource, Experiment, Project
 from autoexp.errors import BadInput
@@ -16,6 +19,14 @@ from tests.builders import create
 
 ROOT = Path("/out")
 FIFTY = {"iterations": 50}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _saves_at_its_interval_alone() -> Iterator[None]:
+    """As trainers do that cannot be told; tests/core/planning/test_off_grid.py has the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DemoBackend, "saving_at", BackendBase.saving_at)
+        yield
 
 
 def experiment(*cooldowns: dict[str, Any], **args: Any) -> Experiment:
@@ -101,7 +112,8 @@ def test_branch_points_snap_down_to_a_checkpoint_with_a_note() -> None:
     plan = planned({"at": [300, 450], "decay": FIFTY})
     assert branches(plan) == [(300, 50), (400, 50)]
     assert plan.notes == (
-        "cooldowns.0: 450: branches at 400, the checkpoint before 450 (save_interval 100)",
+        "cooldowns.0: 450: branches at 400, the checkpoint before 450 (save_interval 100), "
+        "10 % of its budget earlier",
     )
 
 
@@ -135,7 +147,8 @@ def test_budgets_note_the_branch_point_that_was_moved() -> None:
     plan = planned({"budgets": {"totals": [500, 800], "fraction": 0.2}})
     assert branches(plan) == [(400, 100), (600, 200)]
     assert plan.notes == (
-        "cooldowns.0: 800: branches at 600, the checkpoint before 640 (save_interval 100)",
+        "cooldowns.0: 800: branches at 600, the checkpoint before 640 (save_interval 100), "
+        "5 % of its budget earlier",
     )
 
 

@@ -113,7 +113,7 @@ def test_a_training_alone_gives_each_branch_a_hue_and_its_title(
     assert legend(loss) == ["train demo", "cooldown demo @200", "cooldown demo @400"]
     assert loss.get_title(loc="left") == "s: 2 cooldowns"
     trunk, *branches = (line for line in lines_of(loss) if line.get_alpha() == 1.0)
-    assert to_hex(trunk.get_color()) == plot._TRUNK
+    assert to_hex(trunk.get_color()) == plot.TRUNK
     assert [to_hex(line.get_color()).upper() for line in branches] == list(plot._HUES[:2])
     # A branch begins on the line of the trunk, smoothed as that is.
     at = list(trunk.get_xdata()).index(200)

@@ -46,9 +46,9 @@ def test_a_plan_shows_jobs_branch_points_and_commands_and_submits_nothing(tmp_pa
     assert answer.returncode == 0
     note, tree, *others = answer.stdout.splitlines()
     assert note.startswith("note: ")
-    assert "branches at 1000, the checkpoint before 1050" in note
+    assert "the training is told to save at 1050, besides every 200" in note
     assert tree == "demo  2 jobs: 1 train, 1 cooldown; 0.00 GPU hours"
-    assert any("demo-cd1000  cooldown  1000 → 1200" in line for line in others)
+    assert any("demo-cd1050  cooldown  1050 → 1250" in line for line in others)
     assert "--lr-wsd-decay-iters" not in answer.stdout and "decays over" not in answer.stdout
 
     answer = autoexp(*words, "--table", "--commands", root=root)
