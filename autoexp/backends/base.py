@@ -39,6 +39,8 @@ class BackendBase(FrozenModel):
     LOGS_DONE: ClassVar[bool] = True
     UNIT: ClassVar[str] = "iterations"
     """The trainer's word for iterations."""
+    LENGTH: ClassVar[str] = "args.train_iters"
+    """The key of the training's length, in iterations."""
     SHAPES: ClassVar[Mapping[str, str]] = {}
     """The decay shapes that the trainer has, and its own names for them."""
     HOLDS: ClassVar[bool] = False

@@ -17,6 +17,7 @@ from yaml import YAMLError
 
 from autoexp import redaction, scalars
 from autoexp.config.experiment import Experiment
+from autoexp.config.lengths import as_written
 from autoexp.config.search_path import ConfigGroups, locate, merged, with_site
 from autoexp.config.sweep import Sweep
 from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep, some, swept
@@ -188,7 +189,7 @@ def points_of(experiment: Experiment) -> tuple[Point, ...]:
     """
     if experiment.sweep is None:
         return ()
-    base = experiment.model_dump(exclude={"sweep"})
+    base = as_written(experiment.model_dump(exclude={"sweep"}))
     nothing: DictConfig = OmegaConf.create({})
     trees = Trees(base, lambda _: nothing, (), dict)
     drawn = draw(experiment.project.name, experiment.sweep, trees)

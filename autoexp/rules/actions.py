@@ -14,6 +14,7 @@ from pydantic import (
 from autoexp.extensions import entry_points
 from autoexp.extensions.bases import OwnAction
 from autoexp.model import FrozenModel
+from autoexp.rules.amounts import Tokens
 from autoexp.rules.conditions import Condition
 from autoexp.rules.durations import Duration
 from autoexp.scalars import AsWritten
@@ -30,6 +31,7 @@ class Decay(FrozenModel):
     """Shape and length of a cooldown's decay, from the trunk's peak rate to `min_lr`."""
 
     iterations: int | None = Field(None, gt=0, description="length in iterations")
+    tokens: Tokens | None = Field(None, description="length in tokens: `2B`")
     fraction: float | None = Field(
         None, gt=0, lt=1, description="length as a share of the branch's total iterations"
     )

@@ -88,6 +88,7 @@ class TorchtitanBackend(BackendBase):
     """Trains with `python -m torchtitan.train`."""
 
     UNIT: ClassVar[str] = "steps"
+    LENGTH: ClassVar[str] = "args.training.steps"
     SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 
