@@ -17,11 +17,11 @@ from yaml import YAMLError
 
 from autoexp import redaction, scalars
 from autoexp.config.experiment import Experiment
-from autoexp.config.lengths import as_written
 from autoexp.config.search_path import ConfigGroups, locate, merged, with_site
 from autoexp.config.sweep import Sweep
 from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep, some, swept
 from autoexp.config.validation import Origins, find_file, validation_message, with_paths
+from autoexp.config.values.lengths import as_written
 from autoexp.dotted import dump, escaped, set_value
 from autoexp.errors import BadInput
 from autoexp.model import COMPOSING, nearest

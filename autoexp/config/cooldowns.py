@@ -13,7 +13,7 @@ from autoexp.dotted import flat, set_value
 from autoexp.errors import BadInput
 from autoexp.model import FrozenModel, first_problem
 from autoexp.rules.actions import Decay, Shape
-from autoexp.rules.amounts import Unit
+from autoexp.rules.durations import Unit
 from autoexp.scalars import AsWritten, kept, restored, settled
 from autoexp.templates import names_in
 

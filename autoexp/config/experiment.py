@@ -8,10 +8,10 @@ from pydantic import Field, ValidationInfo, model_validator
 from autoexp.backends.protocol import Backend
 from autoexp.backends.registry import AnyBackend
 from autoexp.config.cooldowns import Cooldown, Merge
-from autoexp.config.lengths import with_iterations
 from autoexp.config.quantities import Quantity
 from autoexp.config.stages import Stage, StageName
 from autoexp.config.sweep import Sweep
+from autoexp.config.values.lengths import with_iterations
 from autoexp.jobs.budget import Budget
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.resources.containers import Container, NoContainer

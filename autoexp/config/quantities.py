@@ -6,7 +6,7 @@ from pydantic import Field
 
 from autoexp.backends.batches import Batches
 from autoexp.model import FrozenModel
-from autoexp.rules.amounts import SUFFIXES, Unit, read_amount
+from autoexp.rules.durations import SUFFIXES, Unit, read_amount
 
 
 class Quantity(FrozenModel):

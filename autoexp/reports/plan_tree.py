@@ -14,7 +14,7 @@ from autoexp.planning.launches import Launches
 from autoexp.planning.plan import Plan, headline
 from autoexp.reports.results import in_words
 from autoexp.reports.terminal import canvas
-from autoexp.rules.amounts import shortened
+from autoexp.rules.durations import shortened
 from autoexp.states import Kind
 
 _SHOWN = 20

@@ -14,9 +14,8 @@ from pydantic import (
 from autoexp.extensions import entry_points
 from autoexp.extensions.bases import OwnAction
 from autoexp.model import FrozenModel
-from autoexp.rules.amounts import Tokens
 from autoexp.rules.conditions import Condition
-from autoexp.rules.durations import Duration
+from autoexp.rules.durations import Duration, Tokens
 from autoexp.scalars import AsWritten
 from autoexp.templates import Templated, texts_in
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from autoexp.backends.protocol import Branch, FoundCheckpoint
 from autoexp.config.compose import Composed, compose
-from autoexp.config.lengths import as_written
 from autoexp.config.search_path import group_choices
+from autoexp.config.values.lengths import as_written
 from autoexp.dotted import dump, escaped
 from autoexp.errors import BadInput
 from autoexp.jobs.record import JobRecord
