@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp.backends.protocol import Backend
 from autoexp.backends.registry import AnyBackend
@@ -12,6 +12,7 @@ from autoexp.config.quantities import Quantity
 from autoexp.config.stages import Stage, StageName
 from autoexp.config.sweep import Sweep
 from autoexp.config.values.lengths import with_iterations
+from autoexp.dotted import flat
 from autoexp.jobs.budget import Budget
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.resources.containers import Container, NoContainer
@@ -96,6 +97,11 @@ class Experiment(FrozenModel):
     )
     sweep: Sweep | None = Field(None, description="many settings of the experiment, in one session")
     budget: Budget = Field(default_factory=Budget, description="GPU hours")
+    derived: dict[str, int | float | str] = Field(
+        default_factory=dict,
+        description="helper values by name, and settings that follow from others by dotted key: "
+        "`{width: 512, backend.args.ffn_hidden_size: 4 * width}`",
+    )
     length: Quantity | None = Field(
         None, description="set by autoexp where the training's length is an amount: `50B`"
     )
@@ -108,6 +114,11 @@ class Experiment(FrozenModel):
         if info.context == COMPOSING and values.get("length") is not None:
             raise ValueError("`length`: give an amount as the trainer's own length: `50B`")
         return with_iterations(values, info.context)
+
+    @field_validator("derived", mode="before")
+    @classmethod
+    def _flat(cls, written: Any) -> Any:
+        return flat(written) if isinstance(written, dict) else written
 
     @property
     def trainer(self) -> Backend:

@@ -9,6 +9,7 @@ from autoexp.config.experiment import Experiment
 from autoexp.config.sweep import Settings, Sweep
 from autoexp.config.sweep_expand import expand, short_names
 from autoexp.config.sweep_names import name_points
+from autoexp.config.values.derived import formulas_of, results_of, with_results
 from autoexp.dotted import escaped, flat, set_value
 from autoexp.errors import BadInput
 
@@ -89,11 +90,15 @@ def draw(project: str, sweep: Sweep, trees: "Trees") -> list[Drawn]:
     """
     for key in sweep.keys():  # noqa: SIM118
         refuse_shared(f"sweep: {key}", key)
+        if key in trees.formulas:
+            raise BadInput(f"sweep: {key}: `derived` sets this key; sweep what it follows from")
     short = short_names(sorted(sweep.keys()))
 
     def known(settings: Settings) -> dict[str, Any]:
         own = {short[key]: value for key, value in settings.items()}
-        return {**flat(trees.values(settings)), **settings, **own}
+        values = trees.values(settings)
+        results = results_of(values)
+        return {**flat(with_results(values, results)), **results, **settings, **own}
 
     settings = expand(sweep, known)
     template_values = [known(each) for each in settings] if sweep.name is not None else []
@@ -153,6 +158,7 @@ class Trees:
         self._base = base
         self._tree_of = tree_of
         self._groups = groups
+        self.formulas = formulas_of(base)
         self._known: dict[tuple[str, ...], tuple[DictConfig | None, Mapping[str, Any]]] = {}
 
     def values(self, settings: Settings) -> dict[str, Any]:

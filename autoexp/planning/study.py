@@ -1,10 +1,14 @@
 """From a composed experiment to the plan of its session: one training, or each point of a sweep."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from autoexp.config.compose import Composed
+from autoexp.config.experiment import Experiment
 from autoexp.config.sweep_expand import chosen
+from autoexp.config.sweep_names import as_word
 from autoexp.config.sweep_points import Point, some
+from autoexp.dotted import flat
 from autoexp.errors import BadInput
 from autoexp.planning.cost import together
 from autoexp.planning.plan import Plan, make_plan
@@ -20,7 +24,10 @@ def plan_study(composed: Composed, output_root: Path) -> Plan:
     validate_rules(composed.experiment)
     if not composed.points:
         assert composed.experiment.sweep is None, "a sweep has points"
-        return make_plan(composed.experiment, output_root)
+        plan = make_plan(composed.experiment, output_root)
+        return plan.model_copy(
+            update={"notes": (*_derived_notes(composed.experiment), *plan.notes)}
+        )
     plans: list[Plan] = []
     refused: list[str] = []
     for point in composed.points:
@@ -37,6 +44,14 @@ def plan_study(composed: Composed, output_root: Path) -> Plan:
     # What follows the end of all trainings follows once, whatever the number of points.
     launches = dict.fromkeys(launched for plan in plans for launched in plan.launches)
     return Plan(jobs=jobs, notes=tuple(notes), cost=cost, launches=tuple(launches))
+
+
+def _derived_notes(experiment: Experiment) -> Iterator[str]:
+    """What is derived: each setting, and how."""
+    found = flat({"backend": experiment.backend.model_dump(mode="json")})
+    for key, formula in experiment.derived.items():
+        if key in found:
+            yield f"{key} = {as_word(found[key])}, derived: {formula}"
 
 
 def _plan_point(point: Point, output_root: Path) -> Plan:
