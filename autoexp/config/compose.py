@@ -24,6 +24,7 @@ from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep,
 from autoexp.config.validation import Origins, find_file, validation_message, with_paths
 from autoexp.config.values.derived import Underived, formulas_of, results_of, with_results
 from autoexp.config.values.lengths import as_written
+from autoexp.config.values.repeats import repeats_of
 from autoexp.dotted import dump, escaped, set_value
 from autoexp.errors import BadInput
 from autoexp.model import COMPOSING, nearest
@@ -132,6 +133,8 @@ def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
         _refuse_derived(formulas, chosen)
         project = str((values.get("project") or {}).get("name"))
         sweep = _sweep(values.pop("sweep", None), several, origins)
+        if sweep is None and repeats_of(values) > 1:
+            sweep = Sweep()
         drawn: Sequence[Drawn] = ()
         if sweep is not None:
             _refuse_twice(sweep, chosen)

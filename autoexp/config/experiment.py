@@ -97,6 +97,9 @@ class Experiment(FrozenModel):
     )
     sweep: Sweep | None = Field(None, description="many settings of the experiment, in one session")
     budget: Budget = Field(default_factory=Budget, description="GPU hours")
+    repeats: int = Field(
+        1, gt=0, le=1000, description="runs of each setting, with seeds that differ"
+    )
     derived: dict[str, int | float | str] = Field(
         default_factory=dict,
         description="helper values by name, and settings that follow from others by dotted key: "

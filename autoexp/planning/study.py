@@ -8,6 +8,7 @@ from autoexp.config.experiment import Experiment
 from autoexp.config.sweep_expand import chosen
 from autoexp.config.sweep_names import as_word
 from autoexp.config.sweep_points import Point, some
+from autoexp.config.values.repeats import seed_key
 from autoexp.dotted import flat
 from autoexp.errors import BadInput
 from autoexp.planning.cost import together
@@ -40,6 +41,8 @@ def plan_study(composed: Composed, output_root: Path) -> Plan:
     jobs = tuple(job for plan in plans for job in plan.jobs)
     _refuse_doubles([job.name for job in jobs])
     notes = dict.fromkeys(note for plan in plans for note in plan.notes)
+    if composed.experiment.repeats > 1 and any(not _has_seed(point) for point in composed.points):
+        notes["repeats: the backend has no seed that is known: these runs differ by chance"] = None
     cost = together([plan.cost for plan in plans if plan.cost is not None])
     # What follows the end of all trainings follows once, whatever the number of points.
     launches = dict.fromkeys(launched for plan in plans for launched in plan.launches)
@@ -52,6 +55,10 @@ def _derived_notes(experiment: Experiment) -> Iterator[str]:
     for key, formula in experiment.derived.items():
         if key in found:
             yield f"{key} = {as_word(found[key])}, derived: {formula}"
+
+
+def _has_seed(point: Point) -> bool:
+    return seed_key(point.experiment.model_dump(include={"backend"})) is not None
 
 
 def _plan_point(point: Point, output_root: Path) -> Plan:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from autoexp import sinks
 from autoexp.config.sweep_names import as_word
+from autoexp.config.values.repeats import REPEAT, without_repeat
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.summary import place_of, walk
@@ -202,11 +203,21 @@ def _joined(session: Subject, parent: str, curve: Curve) -> Curve:
 
 def _hues(lines: Sequence[_Line]) -> dict[str, tuple[str, float]]:
     """Colour and opacity by point; of one point alone by job."""
-    roots = list(dict.fromkeys(line.root for line in lines))
+    roots = {line.root: _point_of(line) for line in lines}
     if len(roots) > 1:
-        return {root: _hue(number) for number, root in enumerate(roots)}
+        points = list(dict.fromkeys(roots.values()))
+        return {root: _hue(points.index(point)) for root, point in roots.items()}
     branches = [line.spec.name for line in lines if line.is_branch]
     return {name: _hue(number) for number, name in enumerate(branches)} | {"": (_TRUNK, 1.0)}
+
+
+def _point_of(line: _Line) -> str:
+    """What its repeats share: they have one hue."""
+    settings, spec = line.spec.settings, line.spec
+    if REPEAT not in settings:
+        return line.root
+    shared = without_repeat(settings, spec.backend.model_dump())
+    return f"{line.session.id}/{sorted(shared.items())!r}"
 
 
 def _hue(number: int) -> tuple[str, float]:
@@ -339,7 +350,7 @@ def _labels(
         style, width = ("-", 2.4) if by_point else _look(line.number)
         label = sinks.picture(_label(line, by_point=by_point, many=many))
         entry = Line2D([], [], color=colour, alpha=opacity, ls=style, lw=width, label=label)
-        found.setdefault(key, entry)
+        found.setdefault(_point_of(line) if by_point else key, entry)
     entries = list(found.values())
     if by_point and any(line.is_branch for line in lines):
         for name, number in (("training", None), ("cooldown", 0)):
@@ -360,7 +371,8 @@ def _merged_labels(merged: Sequence[_Merged], *, many: bool) -> list[Line2D]:
 def _label(line: _Line, *, by_point: bool, many: bool) -> str:
     """The swept values of a point, else the job's title, or the name of a training."""
     if by_point and line.spec.settings:
-        values = line.spec.settings.items()
+        shared = without_repeat(line.spec.settings, line.spec.backend.model_dump())
+        values = (shared or {"": "repeats"}).items()
         label = ", ".join(f"{key.rpartition('.')[2]} {as_word(value)}" for key, value in values)
     elif by_point:
         label = line.root.partition("/")[2]

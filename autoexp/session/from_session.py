@@ -55,6 +55,7 @@ def compose_from(
         return _composed(base, overrides, fill_in, origin)
     job = session.job(origin.job)
     base["sweep"] = None  # one of its points
+    base["repeats"] = 1
     base["derived"] = {}  # its settings are worked out
     base["backend"] = job.spec.backend.model_dump(mode="json")
     branch = job.spec.branch

@@ -99,6 +99,7 @@ class HuggingFaceBackend(BackendBase):
 
     UNIT: ClassVar[str] = "steps"
     LENGTH: ClassVar[str] = "args.max_steps"
+    SEED: ClassVar[str | None] = "args.seed"
     SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 

@@ -89,6 +89,7 @@ class TorchtitanBackend(BackendBase):
 
     UNIT: ClassVar[str] = "steps"
     LENGTH: ClassVar[str] = "args.training.steps"
+    SEED: ClassVar[str | None] = "args.debug.seed"
     SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 
