@@ -133,8 +133,8 @@ def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
         _refuse_derived(formulas, chosen)
         project = str((values.get("project") or {}).get("name"))
         sweep = _sweep(values.pop("sweep", None), several, origins)
-        if sweep is None and repeats_of(values) > 1:
-            sweep = Sweep()
+        if sweep is None or sweep == Sweep():  # as the record of a session with repeats has it
+            sweep = Sweep() if repeats_of(values) > 1 else None
         drawn: Sequence[Drawn] = ()
         if sweep is not None:
             _refuse_twice(sweep, chosen)

@@ -12,6 +12,7 @@ from autoexp.config.quantities import Quantity
 from autoexp.config.stages import Stage, StageName
 from autoexp.config.sweep import Sweep
 from autoexp.config.values.lengths import with_iterations
+from autoexp.config.values.repeats import MOST_REPEATS
 from autoexp.dotted import flat
 from autoexp.jobs.budget import Budget
 from autoexp.model import COMPOSING, FrozenModel
@@ -98,7 +99,7 @@ class Experiment(FrozenModel):
     sweep: Sweep | None = Field(None, description="many settings of the experiment, in one session")
     budget: Budget = Field(default_factory=Budget, description="GPU hours")
     repeats: int = Field(
-        1, gt=0, le=1000, description="runs of each setting, with seeds that differ"
+        1, gt=0, le=MOST_REPEATS, description="runs of each setting, with seeds that differ"
     )
     derived: dict[str, int | float | str] = Field(
         default_factory=dict,

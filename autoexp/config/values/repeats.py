@@ -9,14 +9,15 @@ from autoexp.errors import BadInput
 
 REPEAT = "repeat"
 """The name of a repeat's number among the settings of its point."""
+MOST_REPEATS = 1000
 _SEED = 1234
 """Of the first repeat, where nobody sets it: Megatron's own default, and the demo's."""
 
 
 def repeats_of(values: Mapping[str, Any]) -> int:
-    """How often each point runs; 1 where it is no number, which its model refuses."""
+    """How often each point runs; 1 where it is no such number, which its model refuses."""
     found = values.get("repeats", 1)
-    return max(1, int(found)) if isinstance(found, int) else 1
+    return int(found) if isinstance(found, int) and 1 <= found <= MOST_REPEATS else 1
 
 
 def seed_key(values: Mapping[str, Any]) -> str | None:
