@@ -203,7 +203,7 @@ def _joined(session: Subject, parent: str, curve: Curve) -> Curve:
 
 def _hues(lines: Sequence[_Line]) -> dict[str, tuple[str, float]]:
     """Colour and opacity by point; of one point alone by job."""
-    roots = {line.root: _point_of(line) for line in lines}
+    roots = {line.root: _point_of(line.spec, line.root) for line in lines}
     if len(roots) > 1:
         points = list(dict.fromkeys(roots.values()))
         return {root: _hue(points.index(point)) for root, point in roots.items()}
@@ -211,13 +211,12 @@ def _hues(lines: Sequence[_Line]) -> dict[str, tuple[str, float]]:
     return {name: _hue(number) for number, name in enumerate(branches)} | {"": (_TRUNK, 1.0)}
 
 
-def _point_of(line: _Line) -> str:
-    """What its repeats share: they have one hue."""
-    settings, spec = line.spec.settings, line.spec
-    if REPEAT not in settings:
-        return line.root
-    shared = without_repeat(settings, spec.backend.model_dump())
-    return f"{line.session.id}/{sorted(shared.items())!r}"
+def _point_of(spec: JobSpec, root: str) -> str:
+    """What the repeats of a point share: they have one hue. Of others, the first training."""
+    if REPEAT not in spec.settings:
+        return root
+    shared = without_repeat(spec.settings, spec.backend.model_dump())
+    return f"{root.partition('/')[0]}/{sorted(shared.items())!r}"
 
 
 def _hue(number: int) -> tuple[str, float]:
@@ -350,7 +349,7 @@ def _labels(
         style, width = ("-", 2.4) if by_point else _look(line.number)
         label = sinks.picture(_label(line, by_point=by_point, many=many))
         entry = Line2D([], [], color=colour, alpha=opacity, ls=style, lw=width, label=label)
-        found.setdefault(_point_of(line) if by_point else key, entry)
+        found.setdefault(_point_of(line.spec, line.root) if by_point else key, entry)
     entries = list(found.values())
     if by_point and any(line.is_branch for line in lines):
         for name, number in (("training", None), ("cooldown", 0)):
@@ -372,8 +371,8 @@ def _label(line: _Line, *, by_point: bool, many: bool) -> str:
     """The swept values of a point, else the job's title, or the name of a training."""
     if by_point and line.spec.settings:
         shared = without_repeat(line.spec.settings, line.spec.backend.model_dump())
-        values = (shared or {"": "repeats"}).items()
-        label = ", ".join(f"{key.rpartition('.')[2]} {as_word(value)}" for key, value in values)
+        words = (f"{key.rpartition('.')[2]} {as_word(value)}" for key, value in shared.items())
+        label = ", ".join(words) or "repeats"
     elif by_point:
         label = line.root.partition("/")[2]
     else:
@@ -422,13 +421,14 @@ def draw_plan(plan: Plan, name: str, path: Path) -> None:
     """Draw a plan over its iterations: trainings, the decays that branch from them, and stages."""
     specs = {spec.name: spec for spec in plan.jobs}
     jobs = [specs[job] for job, _ in walk(map(place_of, plan.jobs))][:_ROWS]
-    roots = list(dict.fromkeys(_root(spec, specs) for spec in plan.jobs))
+    points = {spec.name: _point_of(spec, f"/{_root(spec, specs)}") for spec in plan.jobs}
+    hues = list(dict.fromkeys(points.values()))
     figure = Figure(figsize=(10, 1.3 + 0.32 * len(jobs)), layout="constrained")
     axes = figure.subplots()
     rows = {spec.name: row for row, spec in enumerate(jobs)}
     ends: dict[str, float] = {}
     for spec in jobs:
-        colour, opacity = _hue(roots.index(_root(spec, specs)))
+        colour, opacity = _hue(hues.index(points[spec.name]))
         ends[spec.name] = _draw_job(axes, spec, rows, ends, colour, opacity)
     _dress_plan(axes, plan, jobs, ends)
     title = sinks.picture(f"{name}: {headline(plan)}")
