@@ -32,6 +32,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy whose nested mappings can be changed."""
+    return {k: copied(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
 def escaped(value: Any) -> Any:
     """Escape text that looks like an interpolation, so that it stays text when composed again."""
     if isinstance(value, dict):

@@ -4,7 +4,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -39,6 +39,10 @@ class BackendBase(FrozenModel):
     LOGS_DONE: ClassVar[bool] = True
     UNIT: ClassVar[str] = "iterations"
     """The trainer's word for iterations."""
+    LENGTH: ClassVar[str] = "args.train_iters"
+    """The key of the training's length, in iterations."""
+    SEED: ClassVar[str | None] = None
+    """The key of the seed of weights and data; None: it has none."""
     SHAPES: ClassVar[Mapping[str, str]] = {}
     """The decay shapes that the trainer has, and its own names for them."""
     HOLDS: ClassVar[bool] = False
@@ -86,6 +90,12 @@ class BackendBase(FrozenModel):
     def checkpoint_folder(self, save_dir: Path) -> Path:
         """The folder that holds the checkpoints of a training that saves in `save_dir`."""
         return save_dir
+
+    @classmethod
+    def seed_key(cls, values: Mapping[str, Any]) -> str | None:
+        """The key of the seed, for a backend of these values; None where it has none."""
+        del values
+        return cls.SEED
 
     @property
     def extra_saves(self) -> tuple[int, ...]:

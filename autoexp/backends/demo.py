@@ -42,6 +42,7 @@ _CHANGES = {
     "args.embedding_size": _WEIGHTS,
     "args.seq_length": _WEIGHTS,
     "args.seed": fixed("it gives the language, and the random state is the checkpoint's"),
+    "args.run_seed": fixed("the random state is the checkpoint's"),
     "args.pretrained_checkpoint": fixed("a branch begins with its own checkpoint"),
 }
 # One name for each shape of its own, and of `autoexp.backends.decay`.
@@ -65,6 +66,9 @@ class DemoArgs(FrozenModel):
     seq_length: int = Field(12, gt=0, description="characters of context")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
     seed: int = Field(1234, ge=0, description="seed of the language, the weights and the batches")
+    run_seed: int | None = Field(
+        None, ge=0, description="seed of the weights and the batches alone, in the same language"
+    )
     mix: str | None = Field(
         None,
         pattern=r"^[a-z]+(:[0-9.]+)?(,[a-z]+(:[0-9.]+)?)*$",
@@ -101,6 +105,7 @@ class DemoBackend(BackendBase):
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
     SHAPES: ClassVar[Mapping[str, str]] = {name: name for name in _SHAPES}
     HOLDS: ClassVar[bool] = True
+    SEED: ClassVar[str | None] = "args.run_seed"
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 
     kind: Literal["demo"] = "demo"

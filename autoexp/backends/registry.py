@@ -1,6 +1,7 @@
 """The backends that a configuration can name: those of autoexp, and of installed packages."""
 
-from typing import TYPE_CHECKING, Annotated, Union
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 
 from pydantic import Field
 
@@ -24,3 +25,14 @@ else:
         entry_points.BACKENDS, BackendBase, entry_points.kinds, _KINDS
     )
     AnyBackend = Annotated[Union[(*_OURS, *_INSTALLED)], Field(discriminator="kind")]
+
+
+@cache
+def _classes() -> dict[str, type[BackendBase]]:
+    union = get_args(AnyBackend)[0]
+    return {kind: found for found in get_args(union) for kind in entry_points.kinds(found)}
+
+
+def backend_class(kind: Any) -> type[BackendBase] | None:
+    """The backend of a kind; None for an unknown one."""
+    return _classes().get(kind) if isinstance(kind, str) else None

@@ -19,8 +19,12 @@ from autoexp import redaction, scalars
 from autoexp.config.experiment import Experiment
 from autoexp.config.search_path import ConfigGroups, locate, merged, with_site
 from autoexp.config.sweep import Sweep
+from autoexp.config.sweep_names import differing_keys
 from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep, some, swept
 from autoexp.config.validation import Origins, find_file, validation_message, with_paths
+from autoexp.config.values.derived import Underived, formulas_of, results_of, with_results
+from autoexp.config.values.lengths import as_written
+from autoexp.config.values.repeats import repeats_of
 from autoexp.dotted import dump, escaped, set_value
 from autoexp.errors import BadInput
 from autoexp.model import COMPOSING, nearest
@@ -64,12 +68,14 @@ def compose(
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise BadInput(_hydra_message(error, paths, name, overrides)) from error
     values, sweep = fill_in(read.values), read.sweep
+    origins = read.origins.with_derived(formulas_of(values))
     _refuse_secrets({**values, "sweep": sweep.model_dump() if sweep else {}})
     points: tuple[Point, ...] = ()
     if sweep is None:
-        experiment = _validated(values, read.origins)
+        values = with_results(values, _derived(values, origins))
+        experiment = _validated(values, origins)
     else:
-        points = _validated_points(read.drawn, fill_in, read.origins)
+        points = _validated_points(read.drawn, fill_in, origins)
         of_all = {"project": points[0].experiment.project.model_copy(update={"name": read.project})}
         experiment = points[0].experiment.model_copy(update={**of_all, "sweep": sweep})
         values = {**values, "sweep": sweep.model_dump(mode="json", exclude_defaults=True)}
@@ -80,7 +86,7 @@ def compose(
         resolved=dump(escaped(scalars.plain(values))),
         unresolved=read.unresolved,
         points=points,
-        origins=read.origins,
+        origins=origins,
     )
 
 
@@ -123,14 +129,18 @@ def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
             return with_paths(_settled(read, origins), origins)
 
         values = plain(tree)
+        formulas = formulas_of(values)
+        _refuse_derived(formulas, chosen)
         project = str((values.get("project") or {}).get("name"))
         sweep = _sweep(values.pop("sweep", None), several, origins)
+        if sweep is None or sweep == Sweep():  # as the record of a session with repeats has it
+            sweep = Sweep() if repeats_of(values) > 1 else None
         drawn: Sequence[Drawn] = ()
         if sweep is not None:
             _refuse_twice(sweep, chosen)
             trees = Trees(values, lambda c: _without_hydra(tree_of(c)), groups, plain)
             drawn = draw(project, sweep, trees)
-        _refuse_missing(tree, sweep)
+        _refuse_missing(tree, {*(sweep.keys() if sweep else ()), *formulas})
     unresolved = scalars.unmarked(OmegaConf.to_yaml(tree))
     return _Read(values, unresolved, origins, project, sweep, drawn)
 
@@ -188,7 +198,7 @@ def points_of(experiment: Experiment) -> tuple[Point, ...]:
     """
     if experiment.sweep is None:
         return ()
-    base = experiment.model_dump(exclude={"sweep"})
+    base = as_written(experiment.model_dump(exclude={"sweep"}))
     nothing: DictConfig = OmegaConf.create({})
     trees = Trees(base, lambda _: nothing, (), dict)
     drawn = draw(experiment.project.name, experiment.sweep, trees)
@@ -205,10 +215,26 @@ def _refuse_twice(sweep: Sweep, overrides: Sequence[Override]) -> None:
             )
 
 
-def _refuse_missing(tree: DictConfig, sweep: Sweep | None) -> None:
-    """Raise for `???` values, except those that the sweep sets."""
-    missing = OmegaConf.missing_keys(tree)
-    if missing - (sweep.keys() if sweep else set()):
+def _refuse_derived(formulas: Container[str], overrides: Sequence[Override]) -> None:
+    """Refuse an override of a key that is derived: it would have no effect."""
+    for override in overrides:
+        if (key := override.key_or_group) in formulas:
+            raise BadInput(
+                f"override `{override.input_line}`: `derived` sets this key; give `derived.{key}`"
+            )
+
+
+def _derived(values: Mapping[str, Any], origins: Origins) -> dict[str, Any]:
+    """What is derived; raises BadInput with where it comes from."""
+    try:
+        return results_of(values)
+    except Underived as error:
+        raise BadInput(f"{error} ({origins.of(('derived', error.key))})") from error
+
+
+def _refuse_missing(tree: DictConfig, known: set[str]) -> None:
+    """Raise for `???` values, except those that the sweep sets, or that are derived."""
+    if OmegaConf.missing_keys(tree) - known:
         OmegaConf.to_container(tree, throw_on_missing=True)
 
 
@@ -216,17 +242,25 @@ def _validated_points(
     drawn: Sequence[Drawn], fill_in: Callable[[dict[str, Any]], dict[str, Any]], origins: Origins
 ) -> tuple[Point, ...]:
     points: list[Point] = []
+    derived: list[dict[str, Any]] = []
     refused: list[str] = []
     for each in drawn:
         set_value(each.values, "project.name", each.name)
         try:
-            experiment = _validated(fill_in(each.values), origins.with_settings(each.settings))
+            own, values = origins.with_settings(each.settings), fill_in(each.values)
+            results = _derived(values, own)
+            experiment = _validated(with_results(values, results), own)
+            derived.append({key: value for key, value in results.items() if "." in key})
             points.append(Point(each.number, each.settings, experiment))
         except BadInput as error:
             refused.append(f"{each.title}: {error}")
     if refused:
         raise BadInput("\n".join(some(refused)))
-    return tuple(points)
+    differing = differing_keys(derived)
+    return tuple(
+        point._replace(settings={**point.settings, **{key: found[key] for key in differing}})
+        for point, found in zip(points, derived, strict=True)
+    )
 
 
 def _refuse_secrets(values: Any, path: tuple[str, ...] = ()) -> None:

@@ -4,24 +4,28 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from autoexp.config.quantities import Quantity, Unit, read_quantity
+from autoexp.config.quantities import Quantity, read_point, read_quantity
 from autoexp.config.sweep_expand import short_names
 from autoexp.config.sweep_names import derived_names, filled_name
 from autoexp.dotted import flat, set_value
 from autoexp.errors import BadInput
 from autoexp.model import FrozenModel, first_problem
 from autoexp.rules.actions import Decay, Shape
+from autoexp.rules.durations import Unit
 from autoexp.scalars import AsWritten, kept, restored, settled
 from autoexp.templates import names_in
 
 _SECTIONS = ("backend", "decay")
-_LENGTHS = ("decay.iterations", "decay.fraction")
+_LENGTHS = ("decay.iterations", "decay.tokens", "decay.fraction")
+_NAMED = "`decay.iterations`, `decay.tokens` and `decay.fraction`"
 _LONGEST_NAME = 40
 MOST_VARIANTS = 1000
 """Most branches of one entry from one checkpoint: more are a mistake."""
 
+Point = Annotated[Annotated[int, Field(gt=0)] | Quantity, BeforeValidator(read_point)]
+"""A place on the trunk: an iteration, or the tokens or samples seen there."""
 MergeShape = Literal["minus_sqrt", "equal", "linear", "cosine", "exponential"]
 Choices = list[Any] | dict[str, dict[str, Any]]
 BranchName = Annotated[
@@ -157,15 +161,19 @@ class FollowUp(BranchSettings):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if len(self.lengths) != 1:
-            raise ValueError("give exactly one of `decay.iterations` and `decay.fraction`")
+            raise ValueError(f"give exactly one of {_NAMED}")
         return self
 
 
 class Cooldown(BranchSettings):
     """Branch points on the trunk, and the decay."""
 
-    at: tuple[int, ...] | None = Field(None, min_length=1, description="branch points, iterations")
-    every: int | None = Field(None, gt=0, description="a branch point every so many iterations")
+    at: tuple[Point, ...] | None = Field(
+        None, min_length=1, description="branch points: iterations, or `10B` (tokens seen there)"
+    )
+    every: Point | None = Field(
+        None, description="a branch point every so many iterations, or tokens: `5B`"
+    )
     budgets: Budgets | None = Field(None, description="branch points from total budgets")
 
     snap_at_most: float | None = Field(
@@ -189,7 +197,7 @@ class Cooldown(BranchSettings):
         ):
             raise ValueError("give `shape` in `budgets` or in `decay`")
         if self.budgets is None and len(self.lengths) != 1:
-            raise ValueError("give exactly one of `decay.iterations` and `decay.fraction`")
+            raise ValueError(f"give exactly one of {_NAMED}")
         return self
 
 

@@ -3,15 +3,19 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp.backends.protocol import Backend
 from autoexp.backends.registry import AnyBackend
 from autoexp.config.cooldowns import Cooldown, Merge
+from autoexp.config.quantities import Quantity
 from autoexp.config.stages import Stage, StageName
 from autoexp.config.sweep import Sweep
+from autoexp.config.values.lengths import with_iterations
+from autoexp.config.values.repeats import MOST_REPEATS
+from autoexp.dotted import flat
 from autoexp.jobs.budget import Budget
-from autoexp.model import FrozenModel
+from autoexp.model import COMPOSING, FrozenModel
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
 from autoexp.rules.ruleset import Rules
@@ -94,6 +98,31 @@ class Experiment(FrozenModel):
     )
     sweep: Sweep | None = Field(None, description="many settings of the experiment, in one session")
     budget: Budget = Field(default_factory=Budget, description="GPU hours")
+    repeats: int = Field(
+        1, gt=0, le=MOST_REPEATS, description="runs of each setting, with seeds that differ"
+    )
+    derived: dict[str, int | float | str] = Field(
+        default_factory=dict,
+        description="helper values by name, and settings that follow from others by dotted key: "
+        "`{width: 512, backend.args.ffn_hidden_size: 4 * width}`",
+    )
+    length: Quantity | None = Field(
+        None, description="set by autoexp where the training's length is an amount: `50B`"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_iterations(cls, values: Any, info: ValidationInfo) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if info.context == COMPOSING and values.get("length") is not None:
+            raise ValueError("`length`: give an amount as the trainer's own length: `50B`")
+        return with_iterations(values, info.context)
+
+    @field_validator("derived", mode="before")
+    @classmethod
+    def _flat(cls, written: Any) -> Any:
+        return flat(written) if isinstance(written, dict) else written
 
     @property
     def trainer(self) -> Backend:

@@ -1,20 +1,12 @@
 """Amounts of training as written in YAML: `6B`, `3M samples`, `1200 iterations`."""
 
-import re
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from autoexp.backends.batches import Batches
 from autoexp.model import FrozenModel
-
-Unit = Literal["tokens", "samples", "iterations"]
-
-_WRITTEN = re.compile(
-    r"(?P<number>[0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(?P<suffix>[KMBT]?)\s*"
-    r"(?P<unit>tokens|samples|iterations)?"
-)
-_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+from autoexp.rules.durations import SUFFIXES, Unit, read_amount
 
 
 class Quantity(FrozenModel):
@@ -26,7 +18,7 @@ class Quantity(FrozenModel):
     def __str__(self) -> str:
         if self.unit == "iterations":
             return str(self.amount)
-        for suffix, factor in reversed(_SUFFIXES.items()):
+        for suffix, factor in reversed(SUFFIXES.items()):
             if self.amount * 1000 % factor == 0 and self.amount >= factor:
                 return f"{self.amount / factor:g}{suffix} {self.unit}"
         return f"{self.amount} {self.unit}"
@@ -47,17 +39,15 @@ class Quantity(FrozenModel):
 
 
 def read_quantity(written: Any, unit: Unit | None = None) -> Any:
-    """Read a quantity from YAML; `unit` is for numbers without a unit.
-
-    Without one, a suffix stands for tokens and a bare number for iterations.
-    """
+    """Read a quantity from YAML, of which other values are none; `unit` is for bare numbers."""
     if not isinstance(written, str | int | float) or isinstance(written, bool):
         return written
-    match = _WRITTEN.fullmatch(str(written).strip())
-    if match is None:
-        raise ValueError(f"{written!r} is not an amount, such as 6B, `3M samples` or 1200")
-    amount = float(match["number"]) * _SUFFIXES[match["suffix"]]
-    if amount != int(amount):
-        raise ValueError(f"{written!r} is not a whole number")
-    spelled = match["unit"] or unit or ("tokens" if match["suffix"] else "iterations")
-    return {"amount": int(amount), "unit": spelled}
+    return read_amount(written, unit)._asdict()
+
+
+def read_point(written: Any) -> Any:
+    """Read a length that is iterations unless a unit or a suffix says otherwise."""
+    if not isinstance(written, str):
+        return written
+    found = read_amount(written)
+    return found.amount if found.unit == "iterations" else found._asdict()

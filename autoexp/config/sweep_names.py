@@ -58,7 +58,7 @@ def _refuse_doubles(template: str, names: Sequence[str]) -> None:
 
 def derived_names(points: Sequence[Settings], room: int) -> list[str]:
     """Name each point by all values that differ, with their keys; shortened where too long."""
-    differing = _differing(points)
+    differing = differing_keys(points)
     short = short_names(differing)
     ways = [short, {key: _initials(name) for key, name in short.items()}]
     for names in ways:
@@ -83,7 +83,8 @@ def _numbered(name: str, number: int, width: int, room: int) -> str:
     return f"{name[: max(0, room - len(mark) - 1)]}-{mark}".lstrip("-")
 
 
-def _differing(points: Sequence[Settings]) -> list[str]:
+def differing_keys(points: Sequence[Settings]) -> list[str]:
+    """The keys whose values are not the same in all points."""
     keys = dict.fromkeys(key for point in points for key in point)
     return [k for k in keys if len({repr(point.get(k, _MISSING)) for point in points}) > 1]
 

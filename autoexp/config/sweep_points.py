@@ -9,6 +9,8 @@ from autoexp.config.experiment import Experiment
 from autoexp.config.sweep import Settings, Sweep
 from autoexp.config.sweep_expand import expand, short_names
 from autoexp.config.sweep_names import name_points
+from autoexp.config.values.derived import formulas_of, results_of, with_results
+from autoexp.config.values.repeats import repeats_of, seed_key, settings_of_repeat
 from autoexp.dotted import escaped, flat, set_value
 from autoexp.errors import BadInput
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:  # sessions are read without Hydra, which takes as long to imp
 TreeOf = Callable[[tuple[str, ...]], "DictConfig"]
 """Composes with these choices of group files besides the others."""
 
-_OF_SESSION = ("monitoring", "sweep", "project", "hydra")
+_OF_SESSION = ("repeats", "monitoring", "sweep", "project", "hydra")
 _OF_SCHEDULER = ("slurm.kind", "slurm.max_jobs", "slurm.scheduler_tick_s", "slurm.lost_after_s")
 _OF_BUDGET = ("budget.confirm_above", "budget.stop_above")
 
@@ -89,11 +91,15 @@ def draw(project: str, sweep: Sweep, trees: "Trees") -> list[Drawn]:
     """
     for key in sweep.keys():  # noqa: SIM118
         refuse_shared(f"sweep: {key}", key)
+        if key in trees.formulas:
+            raise BadInput(f"sweep: {key}: `derived` sets this key; sweep what it follows from")
     short = short_names(sorted(sweep.keys()))
 
     def known(settings: Settings) -> dict[str, Any]:
         own = {short[key]: value for key, value in settings.items()}
-        return {**flat(trees.values(settings)), **settings, **own}
+        values = trees.values(settings)
+        results = results_of(values)
+        return {**flat(with_results(values, results)), **results, **settings, **own}
 
     settings = expand(sweep, known)
     template_values = [known(each) for each in settings] if sweep.name is not None else []
@@ -104,7 +110,26 @@ def draw(project: str, sweep: Sweep, trees: "Trees") -> list[Drawn]:
     ]
     _refuse_different(drawn)
     _refuse_equal(drawn)
-    return drawn
+    return drawn if trees.repeats == 1 else _repeated(drawn, sweep, trees)
+
+
+def _repeated(drawn: Sequence[Drawn], sweep: Sweep, trees: "Trees") -> list[Drawn]:
+    """Each point as often as `repeats` says, with seeds of its own."""
+    found: list[Drawn] = []
+    for point in drawn:
+        key = seed_key(point.values)
+        if key is not None and key in {*sweep.keys(), *trees.formulas}:
+            raise BadInput(f"repeats: the sweep, or `derived`, sets {key}, as `repeats` does")
+        # Without a sweep the one point has the project's own name.
+        name = point.name if sweep.keys() else point.values["project"]["name"]
+        for number in range(1, trees.repeats + 1):
+            own = settings_of_repeat(point.values, number)
+            values = copy.deepcopy(point.values)
+            if key is not None:
+                set_value(values, key, own[key])
+            settings = {**point.settings, **own}
+            found.append(Drawn(len(found) + 1, f"{name}-r{number}", settings, values))
+    return found
 
 
 def refuse_shared(where: str, key: str) -> None:
@@ -153,6 +178,8 @@ class Trees:
         self._base = base
         self._tree_of = tree_of
         self._groups = groups
+        self.formulas = formulas_of(base)
+        self.repeats = repeats_of(base)
         self._known: dict[tuple[str, ...], tuple[DictConfig | None, Mapping[str, Any]]] = {}
 
     def values(self, settings: Settings) -> dict[str, Any]:

@@ -163,6 +163,7 @@ class Origins:
         overrides: "Sequence[Override]",
         chosen_by: "Mapping[str, Override] | None" = None,
         settings: Mapping[str, Any] | None = None,
+        derived: Mapping[str, Any] | None = None,
     ) -> None:
         """`choices` are files by group; `chosen_by` are the overrides that chose some of them."""
         self._directories = directories
@@ -171,13 +172,21 @@ class Origins:
         self._overrides = overrides
         self._chosen_by = chosen_by or {}
         self._settings = settings or {}
+        self._derived = derived or {}
         self._nodes: dict[Path, Any] = {}
 
     def with_settings(self, settings: Mapping[str, Any]) -> "Origins":
         """The same for one point of a sweep."""
         return Origins(
             *(self._directories, self._name, self._choices, self._overrides),
-            *(self._chosen_by, settings),
+            *(self._chosen_by, settings, self._derived),
+        )
+
+    def with_derived(self, formulas: Mapping[str, Any]) -> "Origins":
+        """The same where some keys follow from others."""
+        return Origins(
+            *(self._directories, self._name, self._choices, self._overrides),
+            *(self._chosen_by, self._settings, formulas),
         )
 
     def of(self, location: Sequence[str]) -> str:
@@ -204,7 +213,9 @@ class Origins:
         return folders[0].parent if folders[0].name == _CONFIGS else folders[0]
 
     def _setter(self, key: str) -> str | None:
-        """The sweep or the override that sets a key, if one does."""
+        """The formula, the sweep or the override that sets a key, if one does."""
+        if key in self._derived:
+            return f"derived: `{self._derived[key]}`"
         for swept, value in self._settings.items():
             if f"{key}.".startswith(f"{swept}."):
                 return f"sweep `{swept}={value}`"

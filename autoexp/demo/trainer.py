@@ -140,6 +140,7 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     add("--mix", type=_mix, help=f"kinds of text, as web:3,code:1: {', '.join(language.MIXES)}")
     add("--eval-interval", type=_count, help="iterations between validation losses, on web")
     add("--seed", type=int, default=1, help="of language, weights and batches (%(default)s)")
+    add("--run-seed", type=int, help="of weights and batches alone (--seed)")
     add = parser.add_argument_group("faults, to test supervision").add_argument
     add("--fail-at-iteration", type=_count, help="raise instead of iteration N, exit 1")
     add("--nan-at-iteration", type=_count, help="diverge: loss and weights are NaN from N on")
@@ -191,8 +192,8 @@ def refusal(args: Namespace) -> str | None:
         return f"--lr-warmup-iters has to be below the run's {args.train_iters} iterations"
     if not language.ORDER <= args.seq_length < language.LINE_LENGTH:
         return f"--seq-length has to be {language.ORDER} to {language.LINE_LENGTH - 1}"
-    if min(args.seed, args.lr_warmup_iters) < 0:
-        return "--seed and --lr-warmup-iters cannot be negative"
+    if min(args.seed, args.run_seed or 0, args.lr_warmup_iters) < 0:
+        return "--seed, --run-seed and --lr-warmup-iters cannot be negative"
     return schedule(args).refusal()
 
 
@@ -201,7 +202,8 @@ def main(argv: list[str] | None = None, stop: list[int] | None = None) -> int:
     spoken = language.draw_mix(args.seed, args.mix)
     say(f" entropy floor of the synthetic language: {spoken.entropy_floor:.6E} nats per character")
     sizes = language.Sizes(args.seq_length, args.embedding_size, args.hidden_size)
-    run = Learner(sizes, args.seed, args.weight_decay)
+    own = args.seed if args.run_seed is None else args.run_seed
+    run = Learner(sizes, own, args.weight_decay)
     if args.load and not args.ignore_checkpoint:
         load_checkpoint(run, args)
     elif args.pretrained_checkpoint:

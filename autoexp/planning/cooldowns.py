@@ -1,5 +1,6 @@
 """Cooldowns as jobs: branch points, decay lengths, settings of their own, chains."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 from autoexp.backends.protocol import Backend, Branch
 from autoexp.config.cooldowns import BranchSettings, Budgets, Cooldown, FollowUp, Variant
 from autoexp.config.experiment import Experiment
+from autoexp.config.quantities import Quantity
 from autoexp.dotted import flat
 from autoexp.errors import BadInput
 from autoexp.jobs.backend_changes import changed_backend
@@ -51,7 +53,7 @@ def _of_rule(rule: CheckpointRule, launch: Launch, experiment: Experiment) -> Co
     if rule.budgets:
         totals = tuple(round(share * target) for share in rule.budgets)
         budgets = Budgets(totals=totals, fraction=asked.decay.fraction or 0.2)
-        unset = {"iterations": None, "fraction": None}
+        unset = {"iterations": None, "tokens": None, "fraction": None}
         return Cooldown(
             budgets=budgets, decay=asked.decay.model_copy(update=unset), name=asked.name
         )
@@ -225,7 +227,11 @@ def _chain(
     start = job.target_iteration
     for entry in entries:
         for variant, own in _variants(entry, parent, found):
-            length = _decay_length(variant.decay, start, parent, own)
+            try:
+                length = _decay_length(variant.decay, start, parent, own)
+            except ValueError as error:
+                found.refused.append(f"then, behind {job.name}: {error}")
+                continue
             branch = _branch(variant.decay, parent, own, start, length)
             name = _name(job.name, branch, variant)
             reasons = own.trainer.refusals(branch)
@@ -315,12 +321,52 @@ def _branches(
             # budget (Hägele et al., arXiv 2405.18392).
             start = _last_save(point, trainer)
             length = round((end - start) * _pace(trunk, own))
+<<<<<<< HEAD
             yield wanted, point, _branch(decay, trunk, own, start, length)
         else:
             # An existing checkpoint need not lie on the interval.
             start = point if own.start else _last_save(point, trainer)
             length = _decay_length(decay, start, trunk, own)
             yield wanted, point, _branch(decay, trunk, own, start, length)
+=======
+            yield str(total), point, _branch(decay, trunk, own, start, length)
+        return
+    try:
+        points = list(_points(cooldown, trunk))
+    except ValueError as error:
+        yield str(cooldown.every or "at"), 0, str(error)
+        return
+    for wanted, point in points:
+        # An existing checkpoint need not lie on the interval.
+        start = point if own.start else point // interval * interval
+        try:
+            length = _decay_length(decay, start, trunk, own)
+        except ValueError as error:
+            yield wanted, point, str(error)
+            continue
+        yield wanted, point, _branch(decay, trunk, own, start, length)
+
+
+def _points(cooldown: Cooldown, trunk: _Parent) -> Iterator[tuple[str, int]]:
+    """The branch points as written, and as iterations; raises ValueError where unknown."""
+    trainer = trunk.experiment.trainer
+    batches = trainer.batches(trunk.experiment.slurm.workers)
+    for point in cooldown.at or ():
+        at = point.iterations(batches) if isinstance(point, Quantity) else point
+        yield str(point), at
+    every = cooldown.every
+    if isinstance(every, Quantity):
+        if every.iterations(batches) < 1:
+            raise ValueError(f"{every} are less than one iteration")
+        for number in itertools.count(1):
+            point = every.iterations(batches, number)
+            if point > trainer.train_iters:
+                return
+            yield str(every.model_copy(update={"amount": number * every.amount})), point
+    elif every is not None:
+        for point in range(every, trainer.train_iters + 1, every):
+            yield str(point), point
+>>>>>>> n22a
 
 
 def _branch(decay: Decay, parent: _Parent, own: Experiment, iteration: int, length: int) -> Branch:
@@ -344,6 +390,8 @@ def _branch(decay: Decay, parent: _Parent, own: Experiment, iteration: int, leng
 def _decay_length(decay: Decay, start: int, parent: _Parent, own: Experiment) -> int:
     if decay.iterations is not None:
         return decay.iterations
+    if decay.tokens is not None:
+        return _iterations_of(decay.tokens, start, own)
     fraction = decay.fraction
     assert fraction is not None
     # A share of the branch's total: C = f (N0 + C), in tokens.
@@ -352,6 +400,19 @@ def _decay_length(decay: Decay, start: int, parent: _Parent, own: Experiment) ->
     if seen is not None and each is not None:
         return max(1, round(seen * fraction / (1 - fraction) / each))
     return max(1, round(start * fraction / (1 - fraction) * _pace(parent, own)))
+
+
+def _iterations_of(tokens: int, start: int, own: Experiment) -> int:
+    """The iterations of a branch that see so many tokens; raises ValueError where unknown."""
+    batches = own.trainer.batches(own.slurm.workers)
+    asked = Quantity(amount=tokens, unit="tokens")
+    # A batch that still grows at the branch point grows on.
+    before = 0 if batches is None or not batches.grows else batches.tokens(start) or 0
+    whole = asked.model_copy(update={"amount": tokens + before})
+    found = whole.iterations(batches) - (start if before else 0)
+    if found < 1:
+        raise ValueError(f"a decay of {asked} is less than one iteration")
+    return found
 
 
 def _tokens_each(experiment: Experiment) -> int | None:

@@ -1,10 +1,15 @@
 """From a composed experiment to the plan of its session: one training, or each point of a sweep."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from autoexp.config.compose import Composed
+from autoexp.config.experiment import Experiment
 from autoexp.config.sweep_expand import chosen
+from autoexp.config.sweep_names import as_word
 from autoexp.config.sweep_points import Point, some
+from autoexp.config.values.repeats import seed_key
+from autoexp.dotted import flat
 from autoexp.errors import BadInput
 from autoexp.planning.cost import together
 from autoexp.planning.plan import Plan, make_plan
@@ -20,7 +25,10 @@ def plan_study(composed: Composed, output_root: Path) -> Plan:
     validate_rules(composed.experiment)
     if not composed.points:
         assert composed.experiment.sweep is None, "a sweep has points"
-        return make_plan(composed.experiment, output_root)
+        plan = make_plan(composed.experiment, output_root)
+        return plan.model_copy(
+            update={"notes": (*_derived_notes(composed.experiment), *plan.notes)}
+        )
     plans: list[Plan] = []
     refused: list[str] = []
     for point in composed.points:
@@ -33,10 +41,24 @@ def plan_study(composed: Composed, output_root: Path) -> Plan:
     jobs = tuple(job for plan in plans for job in plan.jobs)
     _refuse_doubles([job.name for job in jobs])
     notes = dict.fromkeys(note for plan in plans for note in plan.notes)
+    if composed.experiment.repeats > 1 and any(not _has_seed(point) for point in composed.points):
+        notes["repeats: the backend has no seed that is known: these runs differ by chance"] = None
     cost = together([plan.cost for plan in plans if plan.cost is not None])
     # What follows the end of all trainings follows once, whatever the number of points.
     launches = dict.fromkeys(launched for plan in plans for launched in plan.launches)
     return Plan(jobs=jobs, notes=tuple(notes), cost=cost, launches=tuple(launches))
+
+
+def _derived_notes(experiment: Experiment) -> Iterator[str]:
+    """What is derived: each setting, and how."""
+    found = flat({"backend": experiment.backend.model_dump(mode="json")})
+    for key, formula in experiment.derived.items():
+        if key in found:
+            yield f"{key} = {as_word(found[key])}, derived: {formula}"
+
+
+def _has_seed(point: Point) -> bool:
+    return seed_key(point.experiment.model_dump(include={"backend"})) is not None
 
 
 def _plan_point(point: Point, output_root: Path) -> Plan:

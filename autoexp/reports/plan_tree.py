@@ -14,6 +14,7 @@ from autoexp.planning.launches import Launches
 from autoexp.planning.plan import Plan, headline
 from autoexp.reports.results import in_words
 from autoexp.reports.terminal import canvas
+from autoexp.rules.durations import shortened
 from autoexp.states import Kind
 
 _SHOWN = 20
@@ -73,7 +74,9 @@ def _parts(job: JobSpec) -> Iterator[str]:
         yield f"{count} checkpoints, {first} to {job.merge.at}, {job.merge.shape}"
     if job.target_iteration is not None:
         start = job.branch.iteration if job.branch else 0
-        yield f"{start} → {job.target_iteration}"
+        tokens = job.tokens_at(job.target_iteration)
+        seen = "" if tokens is None else f" ({shortened(tokens)} tokens)"
+        yield f"{start} → {job.target_iteration}{seen}"
     yield from _asks(job.machine.gpus, job.configured_limit_min)
     if job.planned is not None and job.machine.gpus:
         yield f"{job.planned.gpu_hours:.2f} GPU h ({job.planned.source})"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from autoexp import sinks
 from autoexp.config.sweep_names import as_word
+from autoexp.config.values.repeats import REPEAT, without_repeat
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.summary import place_of, walk
@@ -202,14 +203,31 @@ def _joined(session: Subject, parent: str, curve: Curve) -> Curve:
 
 def _hues(lines: Sequence[_Line]) -> dict[str, tuple[str, float]]:
     """Colour and opacity by point; of one point alone by job."""
-    roots = list(dict.fromkeys(line.root for line in lines))
+    roots = {line.root: _point_of(line.spec, line.root) for line in lines}
     if len(roots) > 1:
+<<<<<<< HEAD
         return {root: hue(number) for number, root in enumerate(roots)}
+=======
+        points = list(dict.fromkeys(roots.values()))
+        return {root: _hue(points.index(point)) for root, point in roots.items()}
+>>>>>>> n22a
     branches = [line.spec.name for line in lines if line.is_branch]
     return {name: hue(number) for number, name in enumerate(branches)} | {"": (TRUNK, 1.0)}
 
 
+<<<<<<< HEAD
 def hue(number: int) -> tuple[str, float]:
+=======
+def _point_of(spec: JobSpec, root: str) -> str:
+    """What the repeats of a point share: they have one hue. Of others, the first training."""
+    if REPEAT not in spec.settings:
+        return root
+    shared = without_repeat(spec.settings, spec.backend.model_dump())
+    return f"{root.partition('/')[0]}/{sorted(shared.items())!r}"
+
+
+def _hue(number: int) -> tuple[str, float]:
+>>>>>>> n22a
     return _HUES[number % len(_HUES)], 1.0 if number < len(_HUES) else _AGAIN
 
 
@@ -339,7 +357,7 @@ def _labels(
         style, width = ("-", 2.4) if by_point else _look(line.number)
         label = sinks.picture(_label(line, by_point=by_point, many=many))
         entry = Line2D([], [], color=colour, alpha=opacity, ls=style, lw=width, label=label)
-        found.setdefault(key, entry)
+        found.setdefault(_point_of(line.spec, line.root) if by_point else key, entry)
     entries = list(found.values())
     if by_point and any(line.is_branch for line in lines):
         for name, number in (("training", None), ("cooldown", 0)):
@@ -360,8 +378,9 @@ def _merged_labels(merged: Sequence[_Merged], *, many: bool) -> list[Line2D]:
 def _label(line: _Line, *, by_point: bool, many: bool) -> str:
     """The swept values of a point, else the job's title, or the name of a training."""
     if by_point and line.spec.settings:
-        values = line.spec.settings.items()
-        label = ", ".join(f"{key.rpartition('.')[2]} {as_word(value)}" for key, value in values)
+        shared = without_repeat(line.spec.settings, line.spec.backend.model_dump())
+        words = (f"{key.rpartition('.')[2]} {as_word(value)}" for key, value in shared.items())
+        label = ", ".join(words) or "repeats"
     elif by_point:
         label = line.root.partition("/")[2]
     else:
@@ -410,13 +429,18 @@ def draw_plan(plan: Plan, name: str, path: Path) -> None:
     """Draw a plan over its iterations: trainings, the decays that branch from them, and stages."""
     specs = {spec.name: spec for spec in plan.jobs}
     jobs = [specs[job] for job, _ in walk(map(place_of, plan.jobs))][:_ROWS]
-    roots = list(dict.fromkeys(_root(spec, specs) for spec in plan.jobs))
+    points = {spec.name: _point_of(spec, f"/{_root(spec, specs)}") for spec in plan.jobs}
+    hues = list(dict.fromkeys(points.values()))
     figure = Figure(figsize=(10, 1.3 + 0.32 * len(jobs)), layout="constrained")
     axes = figure.subplots()
     rows = {spec.name: row for row, spec in enumerate(jobs)}
     ends: dict[str, float] = {}
     for spec in jobs:
+<<<<<<< HEAD
         colour, opacity = hue(roots.index(_root(spec, specs)))
+=======
+        colour, opacity = _hue(hues.index(points[spec.name]))
+>>>>>>> n22a
         ends[spec.name] = _draw_job(axes, spec, rows, ends, colour, opacity)
     _dress_plan(axes, plan, jobs, ends)
     title = sinks.picture(f"{name}: {headline(plan)}")

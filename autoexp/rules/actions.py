@@ -15,7 +15,7 @@ from autoexp.extensions import entry_points
 from autoexp.extensions.bases import OwnAction
 from autoexp.model import FrozenModel
 from autoexp.rules.conditions import Condition
-from autoexp.rules.durations import Duration
+from autoexp.rules.durations import Duration, Tokens
 from autoexp.scalars import AsWritten
 from autoexp.templates import Templated, texts_in
 
@@ -30,6 +30,7 @@ class Decay(FrozenModel):
     """Shape and length of a cooldown's decay, from the trunk's peak rate to `min_lr`."""
 
     iterations: int | None = Field(None, gt=0, description="length in iterations")
+    tokens: Tokens | None = Field(None, description="length in tokens: `2B`")
     fraction: float | None = Field(
         None, gt=0, lt=1, description="length as a share of the branch's total iterations"
     )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from autoexp.backends.protocol import Branch, FoundCheckpoint
 from autoexp.config.compose import Composed, compose
 from autoexp.config.search_path import group_choices
+from autoexp.config.values.lengths import as_written
 from autoexp.dotted import dump, escaped
 from autoexp.errors import BadInput
 from autoexp.jobs.record import JobRecord
@@ -48,12 +49,14 @@ def compose_from(
     iteration, cooldowns from that checkpoint of the job: as the session's own decay, or as the
     overrides say (`cooldowns=[{decay: {iterations: 40}}]`).
     """
-    base = session.experiment.model_dump(mode="json")
+    base = as_written(session.experiment.model_dump(mode="json"))
     del base["start"]
     if origin.job is None:
         return _composed(base, overrides, fill_in, origin)
     job = session.job(origin.job)
     base["sweep"] = None  # one of its points
+    base["repeats"] = 1
+    base["derived"] = {}  # its settings are worked out
     base["backend"] = job.spec.backend.model_dump(mode="json")
     branch = job.spec.branch
     if origin.iteration is None and branch is None:
@@ -120,7 +123,8 @@ def _at(cooldown: Any, iteration: int) -> Any:
     kept = {k: v for k, v in cooldown.items() if k not in ("at", "every", "budgets")}
     budgets, decay = cooldown.get("budgets"), cooldown.get("decay") or {}
     if budgets:
-        decay = {**decay, "iterations": None, "fraction": budgets.get("fraction", 0.2)}
+        decay = {**decay, "iterations": None, "tokens": None}
+        decay["fraction"] = budgets.get("fraction", 0.2)
         decay["shape"] = budgets.get("shape") or decay.get("shape", "minus_sqrt")
     return {**kept, "at": [iteration], "decay": decay}
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 
@@ -267,6 +267,11 @@ class CommandBackend(BackendBase):
     @property
     def save_interval(self) -> int:
         return self.args.save_interval
+
+    @classmethod
+    def seed_key(cls, values: Mapping[str, Any]) -> str | None:
+        """`args.seed`, where the trainer is given one."""
+        return "args.seed" if "seed" in (values.get("args") or {}) else None
 
     @property
     def final_lr(self) -> float:

@@ -99,6 +99,8 @@ class HuggingFaceBackend(BackendBase):
     """Trains with a script whose arguments are TrainingArguments and its own."""
 
     UNIT: ClassVar[str] = "steps"
+    LENGTH: ClassVar[str] = "args.max_steps"
+    SEED: ClassVar[str | None] = "args.seed"
     SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 

@@ -38,6 +38,7 @@ class MegatronBackend(BackendBase):
         name: name for name in ("minus_sqrt", "linear", "cosine", "exponential")
     }
     HOLDS: ClassVar[bool] = True
+    SEED: ClassVar[str | None] = "args.seed"
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = BRANCH_CHANGES
 
     kind: Literal["megatron"] = "megatron"

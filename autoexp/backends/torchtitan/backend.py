@@ -88,6 +88,8 @@ class TorchtitanBackend(BackendBase):
     """Trains with `python -m torchtitan.train`."""
 
     UNIT: ClassVar[str] = "steps"
+    LENGTH: ClassVar[str] = "args.training.steps"
+    SEED: ClassVar[str | None] = "args.debug.seed"
     SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
 

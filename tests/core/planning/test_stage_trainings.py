@@ -114,7 +114,10 @@ def test_a_stage_can_follow_a_cooldown_of_the_second_training() -> None:
     [
         ({"train": {"backend.args.lrr": 1}}, "backend.args.lrr: no such key; did you mean `lr`?"),
         ({"train": {"backend.args.lr": "{sibling.stable.nmae}"}}, "did you mean"),
-        ({"train": {"backend.args.train_iters": "{sibling.stable.checkpoint_path}"}}, "integer"),
+        (
+            {"train": {"backend.args.train_iters": "{sibling.stable.checkpoint_path}"}},
+            "is not an amount",
+        ),
         ({"train": {"monitoring.file_tick_s": 1}}, "belongs to the session"),
         ({"train": {"project.name": "x"}}, "belongs to the session"),
         ({"train": {"slurm.nodes": 2}}, "set it in `stages.a.slurm`"),

@@ -93,6 +93,26 @@ def test_a_point_of_a_sweep_has_one_hue_and_its_cooldowns_are_dashed_and_thicker
     assert legend(loss) == ["lr 0.0003", "lr 0.001", "lr 0.003", "training", "cooldown"]
 
 
+def test_repeats_of_a_point_share_its_hue_and_its_entry_in_the_legend(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    draw(logged(sweep(tmp_path, "repeats=2")), options=Options(smooth=1))
+    loss = figures[0].axes[0]
+    lines = lines_of(loss)
+    assert len(lines) == 18
+    assert {to_hex(line.get_color()).upper() for line in lines} == set(plot._HUES[:3])
+    assert legend(loss) == ["lr 0.0003", "lr 0.001", "lr 0.003", "training", "cooldown"]
+
+
+def test_repeats_of_one_training_have_one_hue(tmp_path: Path, figures: list[Figure]) -> None:
+    composed = compose("demo", [*SIZE, "repeats=3"])
+    draw(logged(create(composed, tmp_path, session_id="s")), options=Options(smooth=1))
+    loss = figures[0].axes[0]
+    assert len(lines_of(loss)) == 9
+    assert {to_hex(line.get_color()).upper() for line in lines_of(loss)} == {plot._HUES[0]}
+    assert legend(loss) == ["repeats", "training", "cooldown"]
+
+
 def test_the_raw_loss_is_faint_under_a_smoothed_line_that_keeps_both_ends(
     tmp_path: Path, figures: list[Figure]
 ) -> None:
