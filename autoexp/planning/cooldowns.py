@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from autoexp.backends.batches import Batches
 from autoexp.backends.protocol import Backend, Branch
 from autoexp.config.cooldowns import BranchSettings, Budgets, Cooldown, FollowUp, Variant
 from autoexp.config.experiment import Experiment
@@ -266,19 +267,40 @@ class _Point(NamedTuple):
 
 
 def _points(cooldown: Cooldown, experiment: Experiment) -> Iterator[_Point]:
-    trainer = experiment.trainer
+    """The branch points as written, and as iterations; in their place, why they are unknown."""
+    batches = experiment.trainer.batches(experiment.slurm.workers)
     if cooldown.budgets is None:
-        every = cooldown.every or trainer.train_iters + 1
-        points = cooldown.at or range(every, trainer.train_iters + 1, every)
-        yield from (_Point(str(point), point, 0) for point in points)
+        try:
+            points = list(_written_points(cooldown, experiment.trainer.train_iters, batches))
+        except ValueError as error:
+            points = [_Point(str(cooldown.every or "at"), None, str(error))]
+        yield from points
         return
-    batches = trainer.batches(experiment.slurm.workers)
     for total in cooldown.budgets.totals:
         try:
             point = total.iterations(batches, 1 - cooldown.budgets.fraction)
             yield _Point(str(total), point, total.iterations(batches))
         except ValueError as error:
             yield _Point(str(total), None, str(error))
+
+
+def _written_points(cooldown: Cooldown, last: int, batches: Batches | None) -> Iterator[_Point]:
+    """The points of `at` or `every`; raises ValueError where one is unknown."""
+    for point in cooldown.at or ():
+        at = point.iterations(batches) if isinstance(point, Quantity) else point
+        yield _Point(str(point), at, 0)
+    every = cooldown.every
+    if isinstance(every, Quantity):
+        if every.iterations(batches) < 1:
+            raise ValueError(f"{every} are less than one iteration")
+        for number in itertools.count(1):
+            at = every.iterations(batches, number)
+            if at > last:
+                return
+            yield _Point(str(every.model_copy(update={"amount": number * every.amount})), at, 0)
+    elif every is not None:
+        for at in range(every, last + 1, every):
+            yield _Point(str(at), at, 0)
 
 
 def _last_save(point: int, trainer: Backend) -> int:
@@ -321,52 +343,16 @@ def _branches(
             # budget (Hägele et al., arXiv 2405.18392).
             start = _last_save(point, trainer)
             length = round((end - start) * _pace(trunk, own))
-<<<<<<< HEAD
             yield wanted, point, _branch(decay, trunk, own, start, length)
         else:
             # An existing checkpoint need not lie on the interval.
             start = point if own.start else _last_save(point, trainer)
-            length = _decay_length(decay, start, trunk, own)
+            try:
+                length = _decay_length(decay, start, trunk, own)
+            except ValueError as error:
+                yield wanted, point, str(error)
+                continue
             yield wanted, point, _branch(decay, trunk, own, start, length)
-=======
-            yield str(total), point, _branch(decay, trunk, own, start, length)
-        return
-    try:
-        points = list(_points(cooldown, trunk))
-    except ValueError as error:
-        yield str(cooldown.every or "at"), 0, str(error)
-        return
-    for wanted, point in points:
-        # An existing checkpoint need not lie on the interval.
-        start = point if own.start else point // interval * interval
-        try:
-            length = _decay_length(decay, start, trunk, own)
-        except ValueError as error:
-            yield wanted, point, str(error)
-            continue
-        yield wanted, point, _branch(decay, trunk, own, start, length)
-
-
-def _points(cooldown: Cooldown, trunk: _Parent) -> Iterator[tuple[str, int]]:
-    """The branch points as written, and as iterations; raises ValueError where unknown."""
-    trainer = trunk.experiment.trainer
-    batches = trainer.batches(trunk.experiment.slurm.workers)
-    for point in cooldown.at or ():
-        at = point.iterations(batches) if isinstance(point, Quantity) else point
-        yield str(point), at
-    every = cooldown.every
-    if isinstance(every, Quantity):
-        if every.iterations(batches) < 1:
-            raise ValueError(f"{every} are less than one iteration")
-        for number in itertools.count(1):
-            point = every.iterations(batches, number)
-            if point > trainer.train_iters:
-                return
-            yield str(every.model_copy(update={"amount": number * every.amount})), point
-    elif every is not None:
-        for point in range(every, trainer.train_iters + 1, every):
-            yield str(point), point
->>>>>>> n22a
 
 
 def _branch(decay: Decay, parent: _Parent, own: Experiment, iteration: int, length: int) -> Branch:

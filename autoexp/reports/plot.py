@@ -205,19 +205,12 @@ def _hues(lines: Sequence[_Line]) -> dict[str, tuple[str, float]]:
     """Colour and opacity by point; of one point alone by job."""
     roots = {line.root: _point_of(line.spec, line.root) for line in lines}
     if len(roots) > 1:
-<<<<<<< HEAD
-        return {root: hue(number) for number, root in enumerate(roots)}
-=======
         points = list(dict.fromkeys(roots.values()))
-        return {root: _hue(points.index(point)) for root, point in roots.items()}
->>>>>>> n22a
+        return {root: hue(points.index(point)) for root, point in roots.items()}
     branches = [line.spec.name for line in lines if line.is_branch]
     return {name: hue(number) for number, name in enumerate(branches)} | {"": (TRUNK, 1.0)}
 
 
-<<<<<<< HEAD
-def hue(number: int) -> tuple[str, float]:
-=======
 def _point_of(spec: JobSpec, root: str) -> str:
     """What the repeats of a point share: they have one hue. Of others, the first training."""
     if REPEAT not in spec.settings:
@@ -226,8 +219,7 @@ def _point_of(spec: JobSpec, root: str) -> str:
     return f"{root.partition('/')[0]}/{sorted(shared.items())!r}"
 
 
-def _hue(number: int) -> tuple[str, float]:
->>>>>>> n22a
+def hue(number: int) -> tuple[str, float]:
     return _HUES[number % len(_HUES)], 1.0 if number < len(_HUES) else _AGAIN
 
 
@@ -436,11 +428,7 @@ def draw_plan(plan: Plan, name: str, path: Path) -> None:
     rows = {spec.name: row for row, spec in enumerate(jobs)}
     ends: dict[str, float] = {}
     for spec in jobs:
-<<<<<<< HEAD
-        colour, opacity = hue(roots.index(_root(spec, specs)))
-=======
-        colour, opacity = _hue(hues.index(points[spec.name]))
->>>>>>> n22a
+        colour, opacity = hue(hues.index(points[spec.name]))
         ends[spec.name] = _draw_job(axes, spec, rows, ends, colour, opacity)
     _dress_plan(axes, plan, jobs, ends)
     title = sinks.picture(f"{name}: {headline(plan)}")
