@@ -249,7 +249,7 @@ def saving_at_branch_points(experiment: Experiment) -> Experiment:
         point
         for cooldown in experiment.cooldowns
         for _, point, _ in _points(cooldown, experiment)
-        if point is not None and 0 < point < trainer.train_iters and point % trainer.save_interval
+        if point is not None and 0 < point <= trainer.train_iters and point % trainer.save_interval
     }
     if not points:
         return experiment
@@ -317,7 +317,7 @@ def _moved_by(point: int, branch: Branch, cooldown: Cooldown) -> float:
 
 def _too_far(point: int, branch: Branch, cooldown: Cooldown) -> list[str]:
     most, moved = cooldown.snap_at_most, _moved_by(point, branch, cooldown)
-    if most is None or moved <= 100 * most:
+    if most is None or moved <= 100 * most * (1 + 1e-9):
         return []
     return [
         f"branches at {branch.iteration}, {moved:.2g} % of its budget before {point}, and "

@@ -8,6 +8,7 @@ from autoexp.config.sweep_names import as_word
 from autoexp.jobs.budget import Budget, Total
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import FrozenModel
+from autoexp.planning.cooldowns import saving_at_branch_points
 from autoexp.planning.cost import Cost, alone, together
 from autoexp.planning.launches import Launches, launches_of, total_with_launches
 from autoexp.planning.merges import merge_jobs
@@ -54,7 +55,8 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     Raises BadInput with every impossible cooldown, and the reason.
     """
     own = training(experiment, output_root, save_dir)
-    merges = merge_jobs(experiment, output_root, {job.name for job in own.jobs})
+    taken = {job.name for job in own.jobs}
+    merges = merge_jobs(saving_at_branch_points(experiment), output_root, taken)
     stages = stage_jobs(experiment, [*own.jobs, *merges.jobs])
     cost = alone(together([own.cost, *stages.costs])) if stages.costs else own.cost
     machine = experiment.slurm

@@ -80,6 +80,17 @@ def test_saves_of_ones_own_are_branch_points_too_and_stages_may_wait_for_them() 
     assert plan.jobs[-1].awaits[0].checkpoint == 50
 
 
+def test_the_last_iteration_is_a_branch_point_and_a_merge_is_of_the_same_trainer() -> None:
+    settings = {
+        "backend.args.train_iters": 350,
+        "cooldowns": [{"at": [350], "decay": FIFTY}],
+        "merges": [{"at": [300], "last": 200}],
+    }
+    plan = make_plan(compose("demo", TINY, setting(settings)).experiment, Path("/out"))
+    assert points(plan) == [350]
+    assert {job.backend for job in plan.jobs} == {plan.trunk.backend}
+
+
 def test_the_demos_trainer_saves_where_it_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
