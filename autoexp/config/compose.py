@@ -196,12 +196,13 @@ def points_of(experiment: Experiment) -> tuple[Point, ...]:
 
     Raises BadInput as `compose` does.
     """
-    if experiment.sweep is None:
+    sweep = experiment.sweep or (Sweep() if experiment.repeats > 1 else None)
+    if sweep is None:
         return ()
     base = as_written(experiment.model_dump(exclude={"sweep"}))
     nothing: DictConfig = OmegaConf.create({})
     trees = Trees(base, lambda _: nothing, (), dict)
-    drawn = draw(experiment.project.name, experiment.sweep, trees)
+    drawn = draw(experiment.project.name, sweep, trees)
     return _validated_points(drawn, dict, Origins((), "what was filled in", {}, ()))
 
 
