@@ -130,5 +130,5 @@ def test_lengths_derived_values_and_repeats_of_a_form_are_worked_out() -> None:
 
 
 def test_a_derived_value_of_a_form_that_is_none_is_refused() -> None:
-    with pytest.raises(BadInput, match="derived.a: `1 / 0`"):
+    with pytest.raises(BadInput, match=r"derived\.a: `1 / 0`"):
         form.composed({**FILLED, "derived": {"a": "1 / 0"}})
