@@ -36,7 +36,8 @@ def refusal(tmp_path: Path, derived: Any, *overrides: str, **more: Any) -> str:
 
 
 def args(of: Composed) -> dict[str, Any]:
-    return of.experiment.backend.model_dump()["args"]
+    found: dict[str, Any] = of.experiment.backend.model_dump()["args"]
+    return found
 
 
 def test_a_setting_follows_from_helper_values_and_from_other_settings(tmp_path: Path) -> None:
