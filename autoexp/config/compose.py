@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +79,10 @@ def compose(
         points = _validated_points(read.drawn, fill_in, origins)
         of_all = {"project": points[0].experiment.project.model_copy(update={"name": read.project})}
         experiment = points[0].experiment.model_copy(update={**of_all, "sweep": sweep})
-        values = {**values, "sweep": sweep.model_dump(mode="json", exclude_defaults=True)}
+        with suppress(Underived):  # a sweep may set what it needs
+            values = with_results(values, results_of(values))
+        if sweep != Sweep():
+            values = {**values, "sweep": sweep.model_dump(mode="json", exclude_defaults=True)}
     return Composed(
         experiment=experiment,
         config=name,
@@ -196,12 +200,13 @@ def points_of(experiment: Experiment) -> tuple[Point, ...]:
 
     Raises BadInput as `compose` does.
     """
-    if experiment.sweep is None:
+    sweep = experiment.sweep or (Sweep() if experiment.repeats > 1 else None)
+    if sweep is None:
         return ()
     base = as_written(experiment.model_dump(exclude={"sweep"}))
     nothing: DictConfig = OmegaConf.create({})
     trees = Trees(base, lambda _: nothing, (), dict)
-    drawn = draw(experiment.project.name, experiment.sweep, trees)
+    drawn = draw(experiment.project.name, sweep, trees)
     return _validated_points(drawn, dict, Origins((), "what was filled in", {}, ()))
 
 

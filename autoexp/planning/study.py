@@ -1,6 +1,6 @@
 """From a composed experiment to the plan of its session: one training, or each point of a sweep."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from autoexp.config.compose import Composed
@@ -39,8 +39,10 @@ def plan_study(composed: Composed, output_root: Path) -> Plan:
     if refused:
         raise BadInput("\n".join(some(refused)))
     jobs = tuple(job for plan in plans for job in plan.jobs)
+    first = composed.points[0]
+    shared = _derived_notes(first.experiment, apart=first.settings)
     _refuse_doubles([job.name for job in jobs])
-    notes = dict.fromkeys(note for plan in plans for note in plan.notes)
+    notes = dict.fromkeys([*shared, *(note for plan in plans for note in plan.notes)])
     if composed.experiment.repeats > 1 and any(not _has_seed(point) for point in composed.points):
         notes["repeats: the backend has no seed that is known: these runs differ by chance"] = None
     cost = together([plan.cost for plan in plans if plan.cost is not None])
@@ -49,11 +51,11 @@ def plan_study(composed: Composed, output_root: Path) -> Plan:
     return Plan(jobs=jobs, notes=tuple(notes), cost=cost, launches=tuple(launches))
 
 
-def _derived_notes(experiment: Experiment) -> Iterator[str]:
-    """What is derived: each setting, and how."""
+def _derived_notes(experiment: Experiment, apart: Container[str] = ()) -> Iterator[str]:
+    """What is derived: each setting, and how; without those that differ between points."""
     found = flat({"backend": experiment.backend.model_dump(mode="json")})
     for key, formula in experiment.derived.items():
-        if key in found:
+        if key in found and key not in apart:
             yield f"{key} = {as_word(found[key])}, derived: {formula}"
 
 

@@ -9,6 +9,8 @@ from pydantic_core import CoreSchema
 from autoexp.config import search_path
 from autoexp.config.compose import Composed, points_of
 from autoexp.config.experiment import Experiment
+from autoexp.config.values.derived import results_of, with_results
+from autoexp.config.values.lengths import as_written
 from autoexp.dotted import dump
 from autoexp.errors import BadInput
 from autoexp.model import problems
@@ -68,10 +70,11 @@ def _offer_choices(node: Any, handler: GetJsonSchemaHandler, seen: set[str]) -> 
 
 def composed(values: Any) -> Composed:
     """The experiment in a form; raises BadInput with one line per problem."""
+    given = as_written(values.model_dump()) if isinstance(values, Experiment) else values
+    if isinstance(given, dict):
+        given = with_results(given, results_of(given))
     try:
-        experiment = Experiment.model_validate(
-            values.model_dump() if isinstance(values, Experiment) else values
-        )
+        experiment = Experiment.model_validate(given)
     except ValidationError as error:
         raise BadInput("\n".join(problems(error))) from error
     text = dump(experiment.model_dump(mode="json"))

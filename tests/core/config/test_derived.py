@@ -36,7 +36,8 @@ def refusal(tmp_path: Path, derived: Any, *overrides: str, **more: Any) -> str:
 
 
 def args(of: Composed) -> dict[str, Any]:
-    return of.experiment.backend.model_dump()["args"]
+    found: dict[str, Any] = of.experiment.backend.model_dump()["args"]
+    return found
 
 
 def test_a_setting_follows_from_helper_values_and_from_other_settings(tmp_path: Path) -> None:
@@ -102,6 +103,23 @@ def test_a_plan_shows_what_was_derived_and_how(tmp_path: Path) -> None:
     notes = plan_study(composed(tmp_path, WIDTHS), OUT).notes
     assert "backend.args.embedding_size = 16, derived: hidden_size // 8" in notes
     assert not any(note.startswith("width") for note in notes)
+
+
+def test_a_plan_of_a_sweep_notes_what_is_derived_alike_and_shows_the_rest_by_point(
+    tmp_path: Path,
+) -> None:
+    found = composed(tmp_path, WIDTHS, "backend.args.weight_decay=0.1,0.2")
+    assert "backend.args.hidden_size = 128, derived: width" in plan_study(found, OUT).notes
+    assert yaml.safe_load(found.resolved)["backend"]["args"]["hidden_size"] == 128
+    found = composed(tmp_path, WIDTHS, "derived.width=64,128")
+    assert not any("derived" in note for note in plan_study(found, OUT).notes)
+
+
+def test_a_sweep_may_set_what_the_file_leaves_open(tmp_path: Path) -> None:
+    more = {"backend": {"args": {"seq_length": "???"}}}
+    derived = {"backend.args.hidden_size": "8 * seq_length"}
+    found = composed(tmp_path, derived, "backend.args.seq_length=8,16", **more)
+    assert [point.settings["backend.args.hidden_size"] for point in found.points] == [64, 128]
 
 
 def test_a_configuration_shows_the_formula_beside_the_value(tmp_path: Path) -> None:

@@ -109,3 +109,26 @@ def test_a_form_that_cannot_be_is_bad_input_with_one_line_per_problem() -> None:
     wrong = {**FILLED, "cooldowns": [{"at": [200], "every": 5, "decay": {"iterations": 50}}]}
     with pytest.raises(BadInput, match=r"cooldowns\.0: .*exactly one of"):
         form.composed(wrong)
+
+
+def test_lengths_derived_values_and_repeats_of_a_form_are_worked_out() -> None:
+    wanted = {
+        **FILLED,
+        "backend": {"kind": "demo", "args": {"train_iters": "51.2K", "save_interval": 50}},
+        "derived": {"backend.args.hidden_size": "8 * seq_length"},
+        "repeats": 2,
+        "cooldowns": [],
+    }
+    for values in (wanted, ExperimentForm.model_validate(wanted)):
+        made = form.composed(values)
+        assert made.experiment.trainer.train_iters == 200
+        found = [point.experiment.backend.model_dump()["args"] for point in made.points]
+        assert [(args["hidden_size"], args["run_seed"]) for args in found] == [
+            (96, 1234),
+            (96, 1235),
+        ]
+
+
+def test_a_derived_value_of_a_form_that_is_none_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"derived\.a: `1 / 0`"):
+        form.composed({**FILLED, "derived": {"a": "1 / 0"}})
