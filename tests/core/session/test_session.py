@@ -60,7 +60,7 @@ def test_a_session_holds_its_experiment_and_a_file_for_each_job(
 
 def test_an_impossible_plan_leaves_nothing_behind(tmp_path: Path) -> None:
     cooldowns = "cooldowns=[{at: [1], decay: {iterations: 5}}]"
-    with pytest.raises(BadInput, match="before the first checkpoint"):
+    with pytest.raises(BadInput, match="inside the warm-up"):
         create(compose("demo", [cooldowns]), tmp_path / "root")
     assert list(tmp_path.iterdir()) == []
 
