@@ -44,7 +44,7 @@ def test_the_plan_is_a_tree_with_counts_conditions_times_and_hours(run: Run) -> 
     assert code == 0
     assert "study  6 points, 42 jobs: 6 train, 12 cooldown, 12 command, 12 evaluate" in said
     assert "├── study-lr0.001-seed1  train  backend.args.lr=0.001, backend.args.seed=1" in said
-    assert "0 → 2000  4 GPUs  ≤ 600 min  20.00 GPU h (9 s per iteration)" in said
+    assert "0 → 2000 (512K tokens)  4 GPUs  ≤ 600 min  20.00 GPU h (9 s per iteration)" in said
     assert "starts at checkpoint 1000; cancelled if there never is one" in said
     convert, cooldown = "study-lr0.001-seed1-cd1000-convert", "study-lr0.001-seed1-cd1000"
     assert f"starts when {cooldown} has finished; cancelled when {cooldown} fails" in said
