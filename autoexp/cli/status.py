@@ -59,7 +59,7 @@ def status(
         _watch(overview)
     else:
         console().print(status_view(shown(overview)))
-    for log in log_end.failed_logs(overview.failed_by_themselves()):
+    for log in log_end.failed_logs_of(overview):
         log.say()
     return 0
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
+from autoexp.errors import BadInput
 from autoexp.index.files import FOLDER, FileIndex, json_files, stamp_of
 from autoexp.jobs.summary import JobRow, Place, in_order
 from autoexp.session import find
 
 if TYPE_CHECKING:
-    from autoexp.jobs.record import JobRecord
     from autoexp.session.meta import SessionMeta
 
 _MANY = 50
@@ -102,17 +102,10 @@ class Overview:
 
     @property
     def first_job(self) -> str:
-        """The job that is meant where none is named."""
+        """The job that is meant where none is named; raises BadInput without any."""
+        if not self.jobs:
+            raise BadInput(f"{self.session.session}: has no jobs yet")
         return next(iter(self.jobs))
-
-    def failed_by_themselves(self) -> "Iterator[JobRecord]":
-        """Records of jobs that failed and were not cancelled, each read when it is asked for."""
-        from autoexp.jobs.record import JobRecord
-        from autoexp.storage import migrations
-
-        for row in self.jobs.values():
-            if row.failed_by_itself:
-                yield migrations.read(self.path / "jobs" / f"{row.name}.json", JobRecord)
 
     def actions(self) -> dict[str, ActionRow]:
         """The actions by key, as they are now."""

@@ -188,9 +188,10 @@ class JobRecord(BaseModel):
         return self.verdict is Verdict.FAILED and self.cancel_requested is not None
 
     @property
-    def failed_by_itself(self) -> bool:
-        """True if it has failed, and nobody cancelled it."""
-        return self.verdict is Verdict.FAILED and not self.was_cancelled
+    def failed_log(self) -> str | None:
+        """The log of a job that has failed, and that nobody cancelled."""
+        failed = self.verdict is Verdict.FAILED and not self.was_cancelled
+        return self.attempt.log if failed and self.attempt else None
 
     @property
     def state(self) -> str:

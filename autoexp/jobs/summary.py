@@ -79,8 +79,8 @@ class JobRow(BaseModel):
     """GPUs of each attempt that runs, and its start."""
     planned_gpu_hours: float | None
     roll_backs: list[int]
-    failed_by_itself: bool
-    """True if it has failed, and nobody cancelled it."""
+    failed_log: str | None
+    """The log of a job that has failed, and that nobody cancelled."""
     summary: str
     """The summary when its record was read, as JSON."""
 
@@ -171,7 +171,7 @@ def row_of(job: "JobRecord") -> JobRow:
         ],
         planned_gpu_hours=summary.planned_gpu_hours,
         roll_backs=job.roll_backs,
-        failed_by_itself=job.failed_by_itself,
+        failed_log=job.failed_log,
         summary=summary.model_dump_json(),
     )
 

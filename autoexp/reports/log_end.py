@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from autoexp.index.overview import Overview
 from autoexp.jobs.record import JobRecord
 from autoexp.logs.lines import with_newlines, without_escapes
 from autoexp.reports.terminal import say, say_log
@@ -60,6 +62,14 @@ class FailedLog(NamedTuple):
     job: str
     path: Path
 
+    @property
+    def has_lines(self) -> bool:
+        """True if there is anything in it."""
+        try:
+            return self.path.is_file() and self.path.stat().st_size > 0
+        except OSError:
+            return False
+
     def lines(self) -> list[str]:
         """Its last lines, without colours and cut; none where it cannot be read."""
         try:
@@ -77,24 +87,21 @@ class FailedLog(NamedTuple):
         print_from(self.path, last_lines(self.path, _LINES))
 
 
+def failed_logs_of(overview: Overview) -> list[FailedLog]:
+    """The logs of the first jobs of a session that failed by themselves, by its rows."""
+    return _first((row.name, row.failed_log) for row in overview.jobs.values())
+
+
 def failed_logs(jobs: Iterable[JobRecord]) -> list[FailedLog]:
     """The logs of the first jobs that failed by themselves; those that wrote nothing have none."""
-    found: list[FailedLog] = []
-    for job in jobs:
-        if (log := failed_log(job)) is not None:
-            found.append(log)
-        if len(found) == _JOBS:
-            break
-    return found
+    return _first((job.spec.name, job.failed_log) for job in jobs)
 
 
 def failed_log(job: JobRecord) -> FailedLog | None:
     """The log of a job that failed by itself, if there is anything in it."""
-    if not job.failed_by_itself:
-        return None
-    log = Path(job.attempt.log) if job.attempt else None
-    try:
-        has_lines = log is not None and log.is_file() and log.stat().st_size > 0
-    except OSError:
-        return None
-    return FailedLog(job.spec.name, log) if log is not None and has_lines else None
+    return next(iter(failed_logs([job])), None)
+
+
+def _first(failed: Iterable[tuple[str, str | None]]) -> list[FailedLog]:
+    logs = (FailedLog(job, Path(log)) for job, log in failed if log is not None)
+    return list(islice((log for log in logs if log.has_lines), _JOBS))

@@ -239,13 +239,6 @@ class Session:
             raise find.no_such_job(self.id, [name], self.jobs)
         return self.jobs[name]
 
-    @property
-    def first_job(self) -> str:
-        """The name of the job that commands are about by default; raises BadInput without any."""
-        if not self.jobs:
-            raise BadInput(f"{self.id}: has no jobs yet")
-        return next(iter(self.jobs))
-
     def add_job(
         self, spec: JobSpec, attempt: Attempt | None = None, *, launched: bool | None = None
     ) -> None:

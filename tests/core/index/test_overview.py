@@ -13,6 +13,7 @@ from autoexp.errors import BadInput, SessionDamaged
 from autoexp.index.overview import Overview
 from autoexp.model import now
 from autoexp.reports.explain import explain_job
+from autoexp.reports.log_end import failed_logs_of
 from autoexp.reports.status import Shown, shown, status_of, whole_status
 from autoexp.session.action_records import ActionStatus
 from autoexp.session.session import Session
@@ -154,6 +155,35 @@ def test_an_explanation_reads_one_job_of_many(path: Path) -> None:
     assert opened(lambda: explain_job(path, "f00002-cd3").sentences) <= 8
     with pytest.raises(BadInput, match="no such job"):
         explain_job(path, "../../etc/passwd")
+
+
+def test_logs_of_jobs_that_failed_are_shown_without_their_records(path: Path) -> None:
+    for name in ("f00001-cd3", "f00002-cd3"):
+        change(path, name, verdict=Verdict.FAILED)
+    log = path / "failed.log"
+    log.write_text("the end\n")
+    with sessions.unsynced():
+        session = Session.load(path)
+        for name in ("f00001-cd3", "f00002-cd3"):
+            job = session.job(name)
+            session.change_attempt(job, job.attempts[-1], {"log": str(log)})
+    sessions.age(path)
+    Overview(path).read()
+    overview = Overview(path)
+    assert opened(lambda: failed_logs_of(overview.read())) <= FEW
+    found = failed_logs_of(overview)
+    assert [(each.job, each.lines()) for each in found] == [
+        ("f00001-cd3", ["the end"]),
+        ("f00002-cd3", ["the end"]),
+    ]
+
+
+def test_a_session_without_jobs_has_no_first_one(path: Path) -> None:
+    overview = Overview(path).read()
+    assert overview.first_job == "f00000"
+    overview.jobs.clear()
+    with pytest.raises(BadInput, match="has no jobs yet"):
+        _ = overview.first_job
 
 
 def test_what_a_look_reads_is_its_index(path: Path) -> None:

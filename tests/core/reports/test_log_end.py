@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from autoexp.cli.main import main
+from autoexp.index.overview import Overview
 from autoexp.reports.log_end import (
     _BLOCK,
     _MOST,
     FailedLog,
     failed_logs,
+    failed_logs_of,
     last_lines,
     print_from,
 )
@@ -73,6 +75,7 @@ def test_the_end_of_a_failed_jobs_log_is_shown_and_of_nothing_else(
     story.look(state="FAILED", exit_code=1)
     (found,) = failed_logs(story.session.jobs.values())
     assert found == FailedLog("tiny", log)
+    assert failed_logs_of(Overview(story.session.path).read()) == [found]
     assert found.lines() == [*(f"line {n}" for n in range(31, 40)), "last"]
     found.say()
     said = capsys.readouterr().out.splitlines()
