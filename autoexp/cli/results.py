@@ -257,8 +257,10 @@ def fit(
     from autoexp.science import law
     from autoexp.science.branches import ends_of
 
-    if output and Path(output).suffix not in (".png", ".pdf", ".svg"):
-        raise BadInput(f"{output}: give a name that ends with .png, .pdf or .svg")
+    if output:  # said before the fit, which takes long
+        from autoexp.reports.plot import format_of
+
+        format_of(Path(output))
     wanted = [_model(text) for text in predict or []]
     opened = _opened(sessions or [None])
     ends = ends_of(opened)

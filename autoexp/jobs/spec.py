@@ -1,5 +1,6 @@
 """Specifications of jobs: fixed when a job is added to a session."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,46 @@ class JobSpec(FrozenModel):
             return f"{self.kind} {self.name}"
         named = self.name.rpartition(f"-cd{self.branch.iteration}")[2].replace("-", " ", 1)
         return f"{self.kind} {self.parent or self.name} @{self.branch.iteration}{named}"
+
+
+def root_of(spec: JobSpec, specs: Mapping[str, JobSpec]) -> JobSpec:
+    """The training that a job comes from: the point of a sweep."""
+    seen = {spec.name}
+    while (parent := specs.get(spec.parent or "")) is not None and parent.name not in seen:
+        spec = parent
+        seen.add(spec.name)
+    return spec
+
+
+def tokens_of_curve(
+    spec: JobSpec, specs: Mapping[str, JobSpec], iterations: Sequence[int]
+) -> list[int] | None:
+    """Tokens until each iteration; up to its branch point its parent's, whose batch may differ.
+
+    None where they are not known.
+    """
+    found = [_tokens_until(spec, specs, iteration) for iteration in iterations]
+    known = [tokens for tokens in found if tokens is not None]
+    return known if len(known) == len(found) else None
+
+
+def _tokens_until(spec: JobSpec, specs: Mapping[str, JobSpec], iteration: int) -> int | None:
+    found = 0
+    seen: set[str] = set()
+    while True:
+        seen.add(spec.name)
+        batches = spec.trainer.batches(spec.machine.workers)
+        parent = specs.get(spec.parent or "")
+        has_parent = parent is not None and parent.name not in seen
+        start = spec.starts_at if has_parent else None
+        first = min(start or 0, iteration)
+        ends = [None if batches is None else batches.tokens(at) for at in (iteration, first)]
+        if ends[0] is None or ends[1] is None:
+            return None
+        found += ends[0] - ends[1]
+        if parent is None or start is None:
+            return found + ends[1]
+        spec, iteration = parent, first
 
 
 def pace(spec: JobSpec, other: JobSpec) -> float:

@@ -1,6 +1,6 @@
 """Loss curves of a session and the gain of each cooldown over its trunk."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,17 @@ class Curve(NamedTuple):
         """The points after an iteration: a branch has no others."""
         first = bisect_right(self.iterations, iteration)
         return Curve(self.iterations[first:], self.losses[first:], self.learning_rates[first:])
+
+    def joined_to(self, trunk: "Curve") -> "Curve":
+        """The curve of a branch with its trunk's last point before it in front: the lines meet."""
+        last = bisect_left(trunk.iterations, self.iterations[0]) - 1 if self.iterations else -1
+        if last < 0:
+            return self
+        return Curve(
+            [trunk.iterations[last], *self.iterations],
+            [trunk.losses[last], *self.losses],
+            [trunk.learning_rates[last], *self.learning_rates],
+        )
 
 
 class Gain(NamedTuple):

@@ -19,7 +19,7 @@ from autoexp import sinks
 from autoexp.config.sweep_names import as_word
 from autoexp.config.values.repeats import REPEAT, without_repeat
 from autoexp.errors import BadInput
-from autoexp.jobs.spec import JobSpec
+from autoexp.jobs.spec import JobSpec, root_of, tokens_of_curve
 from autoexp.jobs.summary import place_of, walk
 from autoexp.planning.plan import Plan, headline
 from autoexp.reports.curves import Curve, read_curve, validation_loss
@@ -110,9 +110,7 @@ def draw(
     that is not known, and where tokens are asked for and unknown.
     """
     options = options or Options()
-    kind = "png" if path is None else path.suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
-        raise BadInput(f"{path}: a picture ends in {', '.join(f'.{name}' for name in FORMATS)}")
+    kind = format_of(path)
     lines = [line for session in sessions for line in _lines_of(session)]
     if not lines:
         return None
@@ -138,11 +136,24 @@ def draw(
         names = sinks.picture(", ".join(session.id for session in sessions))
         cooldowns = sum(line.spec.kind is Kind.COOLDOWN for line in lines)
         loss.set_title(f"{names}: {cooldowns} cooldowns" if cooldowns else names, loc="left")
+    target = path or sessions[0].path / "plot.png"
+    save(figure, target, kind, by_umask=path is not None)
+    return target
+
+
+def format_of(path: Path | None) -> str:
+    """The format of a picture by the end of its name; raises BadInput for one that is not known."""
+    kind = "png" if path is None else path.suffix.removeprefix(".").lower()
+    if kind not in FORMATS:
+        raise BadInput(f"{path}: a picture ends in {', '.join(f'.{name}' for name in FORMATS)}")
+    return kind
+
+
+def save(figure: Figure, path: Path, kind: str, *, by_umask: bool = True) -> None:
+    """Write a picture, whole or not at all."""
     picture = io.BytesIO()
     figure.savefig(picture, format=kind)
-    target = path or sessions[0].path / "plot.png"
-    atomic.write(target, picture.getvalue(), by_umask=path is not None)
-    return target
+    atomic.write(path, picture.getvalue(), by_umask=by_umask)
 
 
 def _lines_of(session: Subject) -> list[_Line]:
@@ -157,9 +168,10 @@ def _lines_of(session: Subject) -> list[_Line]:
         if not curve.iterations:
             continue
         is_branch = spec.branch is not None
-        joined = _joined(session, spec.parent or "", curve) if is_branch else curve
+        trunk = read_curve(session.path, spec.parent or "") if is_branch else None
+        joined = curve.joined_to(trunk) if trunk is not None else curve
         seed = len(joined.iterations) - len(curve.iterations)
-        root = f"{session.id}/{_root(spec, specs)}"
+        root = f"{session.id}/{root_of(spec, specs).name}"
         found.append(_Line(spec, session, root, joined, branches if is_branch else None, seed))
         branches += is_branch
     return found
@@ -173,29 +185,6 @@ def _merged_of(session: Subject) -> list[_Merged]:
         for spec, merge, loss in merges
         if merge is not None and loss is not None
     ]
-
-
-def _root(spec: JobSpec, specs: Mapping[str, JobSpec]) -> str:
-    """The training that a job comes from: the point of a sweep."""
-    seen = {spec.name}
-    while (parent := specs.get(spec.parent or "")) is not None and parent.name not in seen:
-        spec = parent
-        seen.add(spec.name)
-    return spec.name
-
-
-def _joined(session: Subject, parent: str, curve: Curve) -> Curve:
-    """The branch with the parent's last point before it in front, so that the lines meet."""
-    trunk = read_curve(session.path, parent)
-    before = [i for i, at in enumerate(trunk.iterations) if at < curve.iterations[0]]
-    if not before:
-        return curve
-    last = before[-1]
-    return Curve(
-        [trunk.iterations[last], *curve.iterations],
-        [trunk.losses[last], *curve.losses],
-        [trunk.learning_rates[last], *curve.learning_rates],
-    )
 
 
 # Hues: one for each point of a sweep; of a single training, one for each branch
@@ -296,30 +285,10 @@ def place(spec: JobSpec, session: Subject, iteration: int, options: Options) -> 
     """Where an iteration of a job stands on the horizontal axis."""
     if not options.tokens:
         return float(iteration)
-    tokens = _tokens(spec, {each.name: each for each in session.jobs}, iteration)
+    tokens = tokens_of_curve(spec, {each.name: each for each in session.jobs}, [iteration])
     if tokens is None:
         raise BadInput(f"{spec.name}: its tokens are not known; leave out --tokens")
-    return float(tokens)
-
-
-def _tokens(spec: JobSpec, specs: Mapping[str, JobSpec], iteration: int) -> int | None:
-    """Tokens until an iteration; up to its branch point its parent's, whose batch may differ."""
-    found = 0
-    seen: set[str] = set()
-    while True:
-        seen.add(spec.name)
-        batches = spec.trainer.batches(spec.machine.workers)
-        parent = specs.get(spec.parent or "")
-        has_parent = parent is not None and parent.name not in seen
-        start = spec.starts_at if has_parent else None
-        first = min(start or 0, iteration)
-        ends = [None if batches is None else batches.tokens(at) for at in (iteration, first)]
-        if ends[0] is None or ends[1] is None:
-            return None
-        found += ends[0] - ends[1]
-        if parent is None or start is None:
-            return found + ends[1]
-        spec, iteration = parent, first
+    return float(tokens[0])
 
 
 def _smoothed(values: "NDArray[np.float64]", window: int) -> "NDArray[np.float64]":
@@ -421,7 +390,7 @@ def draw_plan(plan: Plan, name: str, path: Path) -> None:
     """Draw a plan over its iterations: trainings, the decays that branch from them, and stages."""
     specs = {spec.name: spec for spec in plan.jobs}
     jobs = [specs[job] for job, _ in walk(map(place_of, plan.jobs))][:_ROWS]
-    points = {spec.name: _point_of(spec, f"/{_root(spec, specs)}") for spec in plan.jobs}
+    points = {spec.name: _point_of(spec, f"/{root_of(spec, specs).name}") for spec in plan.jobs}
     hues = list(dict.fromkeys(points.values()))
     figure = Figure(figsize=(10, 1.3 + 0.32 * len(jobs)), layout="constrained")
     axes = figure.subplots()
@@ -435,11 +404,9 @@ def draw_plan(plan: Plan, name: str, path: Path) -> None:
     if len(plan.jobs) > len(jobs):
         title += f"; the first {len(jobs)} are drawn"
     axes.set_title(title, loc="left", fontsize="medium")
-    picture = io.BytesIO()
-    with rc_context({"svg.fonttype": "none"}):  # text stays text
-        figure.savefig(picture, format="svg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, picture.getvalue(), by_umask=True)
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        save(figure, path, "svg")
 
 
 def _draw_job(

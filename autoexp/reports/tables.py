@@ -13,6 +13,7 @@ from rich.text import Text
 
 from autoexp.jobs.summary import JobSummary, word
 from autoexp.reports.status import Shown, Status
+from autoexp.rules.durations import shortened
 from autoexp.session.find import no_monitor
 from autoexp.states import Kind, Verdict
 
@@ -219,7 +220,7 @@ def print_table(plan: "Plan", out: Console) -> None:
                 "shape": branch.shape if branch else "constant" if job.kind is Kind.TRAIN else "",
                 "to lr": f"{branch.min_lr:g}" if branch else "",
                 "ends at": str(job.target_iteration or ""),
-                "tokens": "" if tokens is None else rounded(tokens),
+                "tokens": "" if tokens is None else shortened(tokens, 3),
                 "GPUs": str(job.machine.gpus or ""),
                 "time": _time_asked(job),
             }
@@ -297,12 +298,5 @@ def copies_line(cost: "Cost") -> str:
 
 
 def _amount(iterations: int, tokens: int | None) -> str:
-    return f"{iterations} iterations" + ("" if tokens is None else f" ({rounded(tokens)} tokens)")
-
-
-def rounded(amount: int) -> str:
-    """`6.04B` for 6,039,797,760."""
-    for suffix, factor in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if amount >= factor:
-            return f"{amount / factor:.3g}{suffix}"
-    return str(amount)
+    known = "" if tokens is None else f" ({shortened(tokens, 3)} tokens)"
+    return f"{iterations} iterations{known}"

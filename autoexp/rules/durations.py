@@ -63,12 +63,12 @@ def read_amount(written: str | float, unit: Unit | None = None) -> Amount:
     return Amount(int(amount), spelled)
 
 
-def shortened(amount: int) -> str:
-    """An amount for people, of four digits: `49.99B`."""
+def shortened(amount: int, digits: int = 4) -> str:
+    """An amount for people, of so many digits: `49.99B`."""
     factor, suffix = max(
         (factor, suffix) for suffix, factor in SUFFIXES.items() if amount >= factor or factor == 1
     )
-    return f"{amount / factor:.4g}{suffix}"
+    return f"{amount / factor:.{digits}g}{suffix}"
 
 
 def _tokens(written: Any) -> Any:

@@ -1,14 +1,13 @@
 """The picture of a law: the runs on its curves, and their residuals below."""
 
-import io
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from autoexp.reports.plot import format_of, save
 from autoexp.science.law import Fit
-from autoexp.storage import atomic
 
 _MARKERS = "osD^vP*X<>"
 _CURVES = 10
@@ -16,7 +15,11 @@ _CURVES = 10
 
 
 def draw_law(fit: Fit, title: str, path: Path) -> None:
-    """Draw losses over tokens, a curve for each size, and residuals; PNG, PDF or SVG by suffix."""
+    """Draw losses over tokens, a curve for each size, and residuals.
+
+    Raises BadInput for a format that is not known.
+    """
+    kind = format_of(path)
     figure = Figure(figsize=(9, 7), dpi=110, layout="constrained")
     loss, residual = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     sizes = sorted({run.parameters for run in fit.runs})
@@ -53,6 +56,4 @@ def draw_law(fit: Fit, title: str, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     if len(sizes) <= _CURVES:
         loss.legend(frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix.lstrip(".") or "png")
-    atomic.write(path, picture.getvalue(), by_umask=True)
+    save(figure, path, kind)

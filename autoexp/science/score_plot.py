@@ -1,6 +1,5 @@
 """Plots a score over the checkpoints: the trunk's line, and the points of its branches."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +10,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from autoexp import sinks
-from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
-from autoexp.reports.plot import FORMATS, MERGED, TRUNK, Options, Subject, hue, legend, place
+from autoexp.reports.plot import (
+    MERGED,
+    TRUNK,
+    Options,
+    Subject,
+    format_of,
+    hue,
+    legend,
+    place,
+    save,
+)
 from autoexp.science.trajectory import Cell, Trajectory
-from autoexp.storage import atomic
 
 
 class Scored(NamedTuple):
@@ -43,9 +50,7 @@ def draw_scores(
     Raises BadInput for a format that is not known, and where tokens are asked for and unknown.
     """
     options = options or Options()
-    kind = "png" if path is None else path.suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
-        raise BadInput(f"{path}: a picture ends in {', '.join(f'.{name}' for name in FORMATS)}")
+    kind = format_of(path)
     figure = Figure(figsize=(10, 5), dpi=110, layout="constrained")
     axes = figure.subplots()
     entries: list[Line2D] = []
@@ -66,10 +71,8 @@ def draw_scores(
             )  # fmt: skip
     _dress(axes, scored, options)
     legend(axes, entries)
-    picture = io.BytesIO()
-    figure.savefig(picture, format=kind)
     target = path or scored[0].session.path / "score.png"
-    atomic.write(target, picture.getvalue(), by_umask=path is not None)
+    save(figure, target, kind, by_umask=path is not None)
     return target
 
 

@@ -11,9 +11,9 @@ from autoexp.model import now
 from autoexp.reports import curves, results
 from autoexp.reports.html.elements import Html, Inside, element, facts, folded, table, together
 from autoexp.reports.status import JobSummary, Status, status_of
-from autoexp.reports.tables import rounded
 from autoexp.resources.machines import SlurmCluster
 from autoexp.rules.describe import describe
+from autoexp.rules.durations import shortened
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from autoexp.storage import atomic
@@ -110,20 +110,15 @@ def _where(session: Session) -> str:
 
 def _length(specs: Sequence[JobSpec]) -> str:
     lengths = [
-        (spec.target_iteration, _tokens(spec, spec.target_iteration))
+        (spec.target_iteration, spec.tokens_at(spec.target_iteration))
         for spec in specs
         if spec.kind is Kind.TRAIN and spec.target_iteration is not None
     ]
     found = (
-        f"{iterations} iterations" + ("" if tokens is None else f" ({rounded(tokens)} tokens)")
+        f"{iterations} iterations" + ("" if tokens is None else f" ({shortened(tokens, 3)} tokens)")
         for iterations, tokens in dict.fromkeys(lengths)
     )
     return ", ".join(found)
-
-
-def _tokens(spec: JobSpec, iterations: int) -> int | None:
-    batches = spec.trainer.batches(spec.machine.workers)
-    return batches.tokens(iterations) if batches else None
 
 
 def _swept(specs: Sequence[JobSpec]) -> Html | None:

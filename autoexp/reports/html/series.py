@@ -1,11 +1,12 @@
 """Curves of a session for a browser: as few points as it draws at once, none of them invented."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from autoexp import sinks
-from autoexp.jobs.spec import JobSpec
+from autoexp.jobs.spec import JobSpec, root_of, tokens_of_curve
 from autoexp.reports.curves import Curve, read_curve
 from autoexp.session.session import Session
 
@@ -20,30 +21,33 @@ def series(session: Session) -> dict[str, Any]:
     logged = [job.spec for job in session.jobs.values() if job.iteration]
     shown = logged[:_MOST_CURVES]
     most = _MOST_POINTS // max(1, len(shown))
-    curves = [_of_job(session, spec, most) for spec in shown]
+    specs = {name: job.spec for name, job in session.jobs.items()}
+    curves = [_of_job(session.path, spec, specs, most) for spec in shown]
     return {
         "curves": [curve for curve in curves if curve["iterations"]],
         "left_out": len(logged) - len(shown),
     }
 
 
-def _of_job(session: Session, spec: JobSpec, most: int) -> dict[str, Any]:
-    curve = read_curve(session.path, spec.name)
+def _of_job(
+    session: Path, spec: JobSpec, specs: Mapping[str, JobSpec], most: int
+) -> dict[str, Any]:
+    curve = read_curve(session, spec.name)
     branches = spec.branch is not None and spec.parent is not None
     if spec.branch is not None:
         curve = curve.behind(spec.branch.iteration)
     if spec.branch is not None and spec.parent is not None and curve.iterations:
-        curve = _joined(read_curve(session.path, spec.parent), curve)
+        curve = curve.joined_to(read_curve(session, spec.parent))
     curve = thinned(curve, most)
     return {
         "name": sinks.line(spec.name),
         "title": sinks.line(_title(spec)),
-        "root": sinks.line(_root(session, spec)),
+        "root": sinks.line(root_of(spec, specs).name),
         "branches": branches,
         "iterations": curve.iterations,
         "losses": [_short(value) for value in curve.losses],
         "rates": [_short(value) for value in curve.learning_rates],
-        "tokens": _tokens(spec, curve.iterations),
+        "tokens": _tokens(spec, specs, curve.iterations),
     }
 
 
@@ -55,36 +59,16 @@ def _title(spec: JobSpec) -> str:
     return f"@{at}" if named == f"cd{at}" else f"{named} @{at}"
 
 
-def _root(session: Session, spec: JobSpec) -> str:
-    """The training that a job goes back to."""
-    seen = {spec.name}
-    while spec.parent in session.jobs and spec.parent not in seen:
-        spec = session.jobs[spec.parent].spec
-        seen.add(spec.name)
-    return spec.name
-
-
-def _tokens(spec: JobSpec, iterations: Sequence[int]) -> float | list[float] | None:
-    """Tokens of one iteration, or where they change, up to each point; None if unknown."""
-    batches = spec.trainer.batches(spec.machine.workers)
-    if batches is None or batches.tokens_per_sample is None:
+def _tokens(
+    spec: JobSpec, specs: Mapping[str, JobSpec], iterations: Sequence[int]
+) -> int | list[int] | None:
+    """Tokens of an iteration where all have as many, else up to each point; None if unknown."""
+    found = tokens_of_curve(spec, specs, iterations)
+    if not found:
         return None
-    if batches.ramp is None:
-        return batches.size * batches.tokens_per_sample
-    return [float(batches.tokens(iteration) or 0) for iteration in iterations]
-
-
-def _joined(trunk: Curve, branch: Curve) -> Curve:
-    """A branch with its trunk's last point before it in front, so that the lines meet."""
-    before = [i for i, at in enumerate(trunk.iterations) if at < branch.iterations[0]]
-    if not before:
-        return branch
-    last = before[-1]
-    return Curve(
-        [trunk.iterations[last], *branch.iterations],
-        [trunk.losses[last], *branch.losses],
-        [trunk.learning_rates[last], *branch.learning_rates],
-    )
+    each, left = divmod(found[-1], iterations[-1])
+    is_even = not left and all(t == i * each for t, i in zip(found, iterations, strict=True))
+    return each if is_even else found
 
 
 def thinned(curve: Curve, most: int) -> Curve:

@@ -70,6 +70,12 @@ def session(tmp_path: Path) -> Session:
     return make(tmp_path)
 
 
+def tokens_of(session: Session, job: str, iteration: int) -> int:
+    tokens = session.jobs[job].spec.tokens_at(iteration)
+    assert tokens is not None
+    return tokens
+
+
 def with_texts(session: Session, texts: tuple[str, ...]) -> list[tuple[str, list[str]]]:
     """The page's elements and attributes' names once its session holds these texts all over."""
     trunk, first, second = session.jobs.values()
@@ -149,7 +155,19 @@ def test_curves_of_branches_begin_at_their_trainings(session: Session) -> None:
         (100, 2.0),
         (110, 0.8),
     ]
-    assert trunk["tokens"] == 128 * 1 or trunk["tokens"] > 0
+    assert trunk["tokens"] == branch["tokens"] == tokens_of(session, "tiny", 1)
+
+
+def test_a_branch_with_a_batch_of_its_own_goes_on_from_its_trainings_tokens(tmp_path: Path) -> None:
+    batch = "cooldowns.0.backend.args.global_batch_size=512"
+    session = make(tmp_path, batch)
+    (trunk, branch) = series(session)["curves"]
+    name = branch["name"]
+    assert trunk["tokens"] == tokens_of(session, "tiny", 1)
+    twice = tokens_of(session, name, 110) - tokens_of(session, name, 100)
+    assert twice == 2 * 10 * trunk["tokens"]
+    assert branch["iterations"][:3] == [100, 110, 120]
+    assert branch["tokens"][:3] == [100 * trunk["tokens"] + n * twice for n in range(3)]
 
 
 def test_curves_of_a_page_are_those_that_were_read(session: Session) -> None:

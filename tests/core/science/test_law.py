@@ -183,5 +183,5 @@ def test_a_prediction_that_cannot_be_read_is_refused(text: str) -> None:
 
 
 def test_a_picture_of_another_kind_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"give a name that ends with .png"):
+    with pytest.raises(BadInput, match=r"law.bmp: a picture ends in .png, .pdf, .svg"):
         results.fit(["s1"], None, "law.bmp")
