@@ -22,6 +22,7 @@ from autoexp.backends.protocol import (
     Validation,
     fixed,
 )
+from autoexp.dotted import flat
 from autoexp.model import FrozenModel
 from autoexp.templates import fill, refuse_unknown
 
@@ -48,6 +49,7 @@ class BackendBase(FrozenModel):
     HOLDS: ClassVar[bool] = False
     """True if the trainer can stay at `min_lr` before the end."""
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = {}
+    DATA_SETS: ClassVar[tuple[str, ...]] = ()
     """Whether a branch may change an argument; the longest key that fits counts."""
 
     merger: tuple[str, ...] = Field(
@@ -173,6 +175,15 @@ class BackendBase(FrozenModel):
         """The decay shapes that the trainer has, and its own names for them."""
         return self.SHAPES
 
+    def data_sets(self) -> tuple[str, ...]:
+        """Names of data sets that its settings at `DATA_SETS` give, without their weights."""
+        values = flat(self.model_dump(mode="json"))
+        found = (values.get(key) for key in self.DATA_SETS)
+        words = (
+            word for value in found for word in (value if isinstance(value, list) else [value])
+        )
+        return tuple(word for word in words if isinstance(word, str) and not _is_number(word))
+
     def branch_change(self, key: str) -> Change:
         parts = key.split(".")
         prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
@@ -241,3 +252,11 @@ class BackendBase(FrozenModel):
 
     def planned_rate(self, branch: Branch, iteration: int) -> float | None:
         return decayed(self.peak_lr, branch, iteration)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -107,6 +107,7 @@ class DemoBackend(BackendBase):
     HOLDS: ClassVar[bool] = True
     SEED: ClassVar[str | None] = "args.run_seed"
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
+    DATA_SETS: ClassVar[tuple[str, ...]] = ("args.mix",)
 
     kind: Literal["demo"] = "demo"
     args: DemoArgs = DemoArgs()

@@ -226,6 +226,9 @@ class Backend(Protocol):
     def refusals(self, branch: Branch) -> list[str]:
         """Reasons why this trainer cannot run `branch`; empty when it can."""
 
+    def data_sets(self) -> tuple[str, ...]:
+        """Names or paths of the data that it trains on, as its settings say them."""
+
     def branch_change(self, key: str) -> Change:
         """Whether a branch may change a setting, as `args.lr`, and keep optimizer state."""
 

@@ -163,7 +163,7 @@ class ArtifactPublisher:
             await self._publish_artifacts()
         # Last: by now the server has answered, so events find it too.
         await self._writer.run(self._emitter.collect)
-        self._emitter.emit_new()
+        await self._emitter.emit_new()
 
     async def _publish_artifacts(self) -> None:
         await self._tag()

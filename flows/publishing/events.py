@@ -12,6 +12,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from prefect.events import emit_event
 
 from autoexp import sinks
+from autoexp.flows.publishing.assets import AssetTracker
 from autoexp.jobs.record import JobRecord
 from autoexp.model import now
 from autoexp.rules import events
@@ -40,6 +41,7 @@ class EventEmitter:
         self._position = session.journal.position
         self._submitted = {key for key, _, _ in _submissions(session)}
         self._cooldowns_done = _cooldowns_are_done(session)
+        self._assets = AssetTracker(session)
 
     def collect(self) -> None:
         """Collect the events since the last call; runs on the session's thread."""
@@ -47,11 +49,12 @@ class EventEmitter:
         self._note_submissions()
         self._note_last_cooldown()
 
-    def emit_new(self) -> None:
-        """Emit all that was collected; it does not block."""
+    async def emit_new(self) -> None:
+        """Emit all that was collected."""
         pending, self._pending = self._pending, []
         for event in pending:
             _emit(self._session, event)
+        await self._assets.emit_new()
 
     def _note_journal(self) -> None:
         fresh, self._position = self._session.journal.since(self._position)
@@ -59,12 +62,17 @@ class EventEmitter:
             payload = {"message": describe(event), **_payload(event)}
             name = _name(event, self._session)
             self._pending.append(PendingEvent(name, event.key, event.job, time, payload))
+            if isinstance(event, events.CheckpointComplete):
+                self._assets.note_checkpoint(event.job, event.iteration, event.path)
+            elif isinstance(event, (events.AttemptJudged, events.JobGivenUp)):
+                self._assets.note_end(self._session.jobs[event.job])
 
     def _note_submissions(self) -> None:
         for key, job, submitted_at in _submissions(self._session):
             if key not in self._submitted:
                 self._submitted.add(key)
                 self._pending += _submission_event(key, job, submitted_at)
+                self._assets.note_submission(job, submitted_at or now())
 
     def _note_last_cooldown(self) -> None:
         if not self._cooldowns_done and _cooldowns_are_done(self._session):

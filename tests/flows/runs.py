@@ -1,5 +1,8 @@
 """What Prefect keeps of a session's flow run."""
 
+import asyncio
+from typing import Any
+
 from prefect import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -12,6 +15,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
 
 from autoexp.session.session import Session
+from tests.patience import PATIENCE_S
 
 
 async def subflows(session: Session) -> list[FlowRun]:
@@ -30,6 +34,34 @@ async def task_runs(session: Session) -> list[TaskRun]:
         return await client.read_task_runs(
             task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[parent]))
         )
+
+
+async def materialized(session: Session, key: str) -> dict[str, tuple[str, set[str]]]:
+    """By asset how it ended and of which it was made, once the server has the event of `key`."""
+    body = {
+        "filter": {
+            "event": {"prefix": ["prefect.asset.materialization."]},
+            "resource": {"id_prefix": [f"autoexp://{session.id}/"]},
+        },
+        "limit": 50,
+    }
+    found: dict[str, tuple[str, set[str]]] = {}
+    async with get_client() as client:
+        async with asyncio.timeout(PATIENCE_S):
+            while key not in found:
+                await asyncio.sleep(0.2)
+                answer = await client.request("POST", "/events/filter", json=body)
+                found = dict(map(_asset, answer.json()["events"]))
+    return found
+
+
+def _asset(event: dict[str, Any]) -> tuple[str, tuple[str, set[str]]]:
+    of = {
+        related["prefect.resource.id"]
+        for related in event["related"]
+        if related["prefect.resource.role"] == "asset"
+    }
+    return event["resource"]["prefect.resource.id"], (event["event"].rpartition(".")[2], of)
 
 
 async def artifacts(session: Session) -> list[Artifact]:

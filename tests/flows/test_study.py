@@ -16,6 +16,7 @@ from autoexp.session.inbox import RetryRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.builders import create
+from tests.flows.runs import materialized
 from tests.flows.sessions import SMALL, Make
 
 pytestmark = pytest.mark.prefect
@@ -77,6 +78,13 @@ async def test_train_convert_evaluate_gives_a_score_and_a_failed_training_cancel
         (f"cooldown {GOOD} @200", f"command {GOOD}-cd200-convert"),
         (f"command {GOOD}-cd200-convert", f"evaluate {GOOD}-cd200-evaluate"),
     }
+    of = f"autoexp://{path.name}/"
+    assets = await materialized(session, f"{of}{GOOD}-cd200-evaluate/scores")
+    checkpoint, cooled = f"{of}{GOOD}/checkpoints/200", f"{of}{GOOD}-cd200/model"
+    assert assets[checkpoint] == ("succeeded", set())
+    assert assets[cooled] == ("succeeded", {checkpoint})
+    assert assets[f"{of}{GOOD}-cd200-convert/output"] == ("succeeded", {cooled})
+    assert assets[f"{of}{FAILS}/model"] == ("failed", set())
 
 
 async def test_a_training_behind_a_cooldown_is_watched_and_branched_from_like_the_first(

@@ -103,6 +103,7 @@ class HuggingFaceBackend(BackendBase):
     SEED: ClassVar[str | None] = "args.seed"
     SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
+    DATA_SETS: ClassVar[tuple[str, ...]] = ("script_args.dataset_name", "script_args.train_file")
 
     kind: Literal["huggingface"] = "huggingface"
     script: AbsolutePath = Field(

@@ -40,6 +40,7 @@ class MegatronBackend(BackendBase):
     HOLDS: ClassVar[bool] = True
     SEED: ClassVar[str | None] = "args.seed"
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = BRANCH_CHANGES
+    DATA_SETS: ClassVar[tuple[str, ...]] = ("args.data_path", "args.train_data_path")
 
     kind: Literal["megatron"] = "megatron"
     source: AbsolutePath = Field(

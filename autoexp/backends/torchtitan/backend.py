@@ -92,6 +92,7 @@ class TorchtitanBackend(BackendBase):
     SEED: ClassVar[str | None] = "args.debug.seed"
     SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
+    DATA_SETS: ClassVar[tuple[str, ...]] = ("args.training.dataset", "args.training.dataset_path")
 
     kind: Literal["torchtitan"] = "torchtitan"
     module: str = Field("torchtitan.train", description="the module that runs")
