@@ -1,10 +1,14 @@
 """This machine as a place for jobs."""
 
+from typing import TYPE_CHECKING
+
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
 from autoexp.resources.machines import LocalMachine as LocalSettings
-from autoexp.schedulers.local import LocalScheduler
+
+if TYPE_CHECKING:  # each Prefect server imports the blocks as it starts
+    from autoexp.schedulers.local import LocalScheduler
 
 
 class LocalMachine(Block):
@@ -35,6 +39,8 @@ class LocalMachine(Block):
         description="Limits and ticks for jobs on this machine.",
     )
 
-    def scheduler(self) -> LocalScheduler:
+    def scheduler(self) -> "LocalScheduler":
         """The scheduler that submits, finds, polls and cancels jobs of this machine."""
+        from autoexp.schedulers.local import LocalScheduler
+
         return LocalScheduler()

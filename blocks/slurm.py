@@ -1,10 +1,14 @@
 """A SLURM cluster as a place for jobs."""
 
+from typing import TYPE_CHECKING
+
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
 from autoexp.resources.machines import SlurmCluster as SlurmSettings
-from autoexp.schedulers.slurm.scheduler import SlurmScheduler
+
+if TYPE_CHECKING:  # each Prefect server imports the blocks as it starts
+    from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 
 
 class SlurmCluster(Block):
@@ -34,6 +38,8 @@ class SlurmCluster(Block):
         description="Partition, account, nodes, GPUs, time limits and any other option of sbatch.",
     )
 
-    def scheduler(self) -> SlurmScheduler:
+    def scheduler(self) -> "SlurmScheduler":
         """The scheduler that submits, finds, polls and cancels jobs of this cluster."""
+        from autoexp.schedulers.slurm.scheduler import SlurmScheduler
+
         return SlurmScheduler(self.settings)

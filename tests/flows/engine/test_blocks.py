@@ -107,3 +107,21 @@ def test_an_experiment_trains_in_the_container_that_it_names() -> None:
     composed = compose("demo", ["container=block", "container.block=megatron"])
 
     assert composed.experiment.container == settings
+
+
+def test_prefect_knows_the_blocks_by_their_entry_point_and_imports_no_scheduler_for_them() -> None:
+    program = (
+        "import sys; from prefect.plugins import load_prefect_collections as load; "
+        "from prefect.blocks.core import Block; "
+        "from prefect.utilities.dispatch import get_registry_for_type as known; "
+        "assert load()['autoexp'].__name__ == 'autoexp.blocks'; "
+        "print(*(name for name in known(Block) if name.startswith('autoexp-'))); "
+        "assert not [name for name in sys.modules if name.startswith('autoexp.schedulers')]"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert sorted(answer.stdout.split()) == [
+        "autoexp-apptainer-container",
+        "autoexp-local-machine",
+        "autoexp-slurm-cluster",
+    ]
