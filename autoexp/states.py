@@ -164,6 +164,16 @@ def terminal_states() -> tuple[str, ...]:
     return tuple(_TERMINAL)
 
 
+class Activity(StrEnum):
+    """What a job that is not over is doing, in a person's words."""
+
+    WAITING = "Waiting"
+    QUEUED = "Pending in queue"
+    RUNNING = "Running"
+    ROLLING_BACK = "Rolling back"
+    RESUBMITTING = "Resubmitting"
+
+
 class Kind(StrEnum):
     """The kind of a job."""
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from autoexp import states
 from autoexp.jobs.limits import held, settled_gpu_hours, spent_gpu_hours
-from autoexp.states import Kind, Verdict
+from autoexp.states import Activity, Kind, Verdict
 
 if TYPE_CHECKING:  # an index is read without the models of records, which take longer to import
     from autoexp.jobs.record import Attempt, JobRecord
@@ -184,6 +184,21 @@ def _state(job: "JobRecord") -> str:
     # What a requeued attempt has logged, it logged before.
     was_requeued = attempt.transitions > _UP_TO_START or attempt.earlier_gpu_hours
     return job.state if was_requeued else "RUNNING"
+
+
+def activity_of(job: "JobRecord") -> Activity:
+    """What a job is doing, as far as it is not over."""
+    if job.restart is not None:
+        rolls_back = job.restart.roll_back_to is not None
+        return Activity.ROLLING_BACK if rolls_back else Activity.RESUBMITTING
+    attempt = job.attempt
+    if attempt is None:
+        return Activity.WAITING
+    if not attempt.is_open or attempt.job_id is None:
+        return (
+            Activity.RESUBMITTING if attempt.number > 1 or not attempt.is_open else Activity.WAITING
+        )
+    return Activity.RUNNING if states.is_running(_state(job)) else Activity.QUEUED
 
 
 def _attempt_status(attempt: "Attempt") -> AttemptStatus:

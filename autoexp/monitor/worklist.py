@@ -12,6 +12,7 @@ from typing import NamedTuple
 from autoexp.backoff import delay_s
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.spec import JobSpec
+from autoexp.jobs.summary import activity_of
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.steps import (
     NextStep,
@@ -25,7 +26,7 @@ from autoexp.rules.actions import Keep, Start
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.inbox import is_done
 from autoexp.session.session import Session
-from autoexp.states import Verdict
+from autoexp.states import Activity, Verdict
 
 _LONGEST_RETRY_S = 300.0
 
@@ -39,6 +40,7 @@ class JobView(NamedTuple):
     """True if it has been submitted, or is about to be."""
     is_in_queue: bool
     """True if the scheduler has an attempt of it, or is about to get one: it needs no monitor."""
+    activity: Activity
     is_over: bool
     was_cancelled: bool
     verdict: Verdict | None
@@ -49,8 +51,16 @@ class JobView(NamedTuple):
     def of(cls, job: JobRecord) -> "JobView":
         log = job.attempt.log if job.attempt else None
         return cls(
-            *(job.spec, job.retries, bool(job.attempts), bool(job.open_attempts), job.is_over),
-            *(job.was_cancelled, job.verdict, job.reason, log),
+            spec=job.spec,
+            retries=job.retries,
+            is_begun=bool(job.attempts),
+            is_in_queue=bool(job.open_attempts),
+            activity=activity_of(job),
+            is_over=job.is_over,
+            was_cancelled=job.was_cancelled,
+            verdict=job.verdict,
+            reason=job.reason,
+            log=log,
         )
 
 

@@ -13,20 +13,21 @@ from prefect.client.schemas.objects import StateDetails
 from prefect.exceptions import PrefectSignal
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Cancelled, Completed, Crashed, Failed
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 
 from autoexp import sinks
 from autoexp.flows.concurrency.children import Children, Updates
-from autoexp.flows.concurrency.outbox import PrefectOutbox, WriteSlot
+from autoexp.flows.concurrency.outbox import PrefectOutbox, WriteSlot, is_prefect_error
 from autoexp.flows.concurrency.turns import Precedence
 from autoexp.flows.engine.cancellation import CancellationWatcher
 from autoexp.flows.engine.phase_runner import Mark
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.worklist import JobView
-from autoexp.states import Verdict
+from autoexp.states import Activity, Verdict
 
 _RETRY_S = 15.0
+_SETTLES_S = 2.0
 _END_WITHIN_S = 5.0
 """How long the end of a subflow waits for the lock: while a server is away, all end in time."""
 
@@ -79,13 +80,44 @@ class Subflows:
         for change in self._changes.values():
             change.set()
 
-    async def wait_for_verdict(self, name: str) -> JobView:
-        """Wait until a job has its verdict, or is no longer watched."""
-        change = self._changes[name]
+    async def wait_for_verdict(self, name: str, shown: Activity | None = None) -> JobView:
+        """Wait until a job has its verdict, or is no longer watched.
+
+        With `shown`, what its run's state says now, the state follows what the job does meanwhile.
+        """
+        change, pause_s = self._changes[name], _SETTLES_S
         while not self._views[name].is_over and not self._updates.is_over:
-            await change.wait()
+            activity = self._views[name].activity
+            is_shown = shown is None or activity is shown
+            with suppress(TimeoutError):
+                # What lasts a moment is not worth a request, and a crowd's would hold up others.
+                async with asyncio.timeout(None if is_shown else pause_s):
+                    await change.wait()
+            if not is_shown and not change.is_set():
+                is_taken = await self._show_activity(self._views[name])
+                shown, pause_s = (activity, _SETTLES_S) if is_taken else (shown, _RETRY_S)
             change.clear()
         return self._views[name]
+
+    async def _show_activity(self, job: JobView) -> bool:
+        """Give the job's run a state of its own name; False where Prefect did not take it."""
+        message = job.reason and sinks.terminal(job.reason)
+        state: State[Any] = Running(name=str(job.activity), message=message)
+        flow_run_id = UUID(self._flow_run_ids[job.spec.name])
+        slot = WriteSlot(self._outbox.write_lock)
+        try:
+            async with asyncio.timeout(_END_WITHIN_S), get_client() as client:
+                await self._precedence.yield_to_work(time.monotonic())
+                await slot.acquire()
+                # Prefect refuses it for a run that is being cancelled.
+                await client.set_flow_run_state(flow_run_id, state)
+        except Exception as error:
+            if isinstance(error, TimeoutError) or is_prefect_error(error):
+                return False
+            raise
+        finally:
+            slot.release()
+        return True
 
     async def _show(self, job: JobView) -> None:
         name = job.spec.name
@@ -152,7 +184,7 @@ class Subflows:
             with sinks.plain_errors():
                 begin(flow_run.id)
                 slot.release()
-                job = await self.wait_for_verdict(spec.name)
+                job = await self.wait_for_verdict(spec.name, Activity.RUNNING)
                 await slot.acquire(_END_WITHIN_S)
                 return final_state(job)
 

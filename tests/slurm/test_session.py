@@ -12,6 +12,7 @@ from autoexp.reports.status import status_of
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.session.session import Session
 from tests.flows.commands import autoexp
+from tests.flows.runs import subflows
 from tests.flows.sessions import Make
 from tests.patience import until
 from tests.slurm.cluster import Cluster
@@ -138,6 +139,12 @@ def cancel(path: Path) -> None:
     scheduler_for(session.experiment).cancel([ref])
 
 
+async def state_names(path: Path) -> dict[str, str | None]:
+    """The names of the states of the first two jobs' runs."""
+    shown = {run.name: run.state_name for run in await subflows(Session.load(path))}
+    return {name: state for name, state in shown.items() if "@200" not in name}
+
+
 async def test_cancel_ends_what_runs_and_what_waits(make_session: Make) -> None:
     path = make_session(
         "backend.args.sleep_per_iteration_ms=50", "slurm.options={mem: 300M, nodelist: n1}"
@@ -149,6 +156,11 @@ async def test_cancel_ends_what_runs_and_what_waits(make_session: Make) -> None:
     while Session.load(path).jobs["demo-cd100"].state != "PENDING":
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.2)
+    # In Prefect it can be told from what runs.
+    wanted = {"train demo": "Running", "cooldown demo @100": "Pending in queue"}
+    while (shown := await state_names(path)) != wanted:
+        assert asyncio.get_running_loop().time() < deadline, shown
+        await asyncio.sleep(0.5)
 
     answer = await asyncio.to_thread(autoexp, "cancel", path.name, root=path.parent)
 
