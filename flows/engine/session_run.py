@@ -31,6 +31,7 @@ from autoexp.flows.engine.poller import SchedulerPoller
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.engine.vigil import Found, Limits, Vigil
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
+from autoexp.flows.publishing.job_logs import JobLogs
 from autoexp.flows.publishing.log_lines import LogLines
 from autoexp.monitor import steps
 from autoexp.monitor.job_watch import are_calm
@@ -76,6 +77,7 @@ class SessionRun:
         terminal = foreground()
         self._visits = Visits(terminal.visits if terminal else None, self.updates.mark_changed)
         self._log_lines = LogLines()
+        self._job_logs = JobLogs()
         precedence = Precedence()
         self._artifacts = ArtifactPublisher(
             session, self._writer, outbox, self._visits, precedence, log
@@ -95,7 +97,14 @@ class SessionRun:
         )
         marks = self._runner.marks
         self._subflows = Subflows(
-            self.updates, outbox, self._artifacts, self._cancellations, marks, precedence, log
+            self.updates,
+            outbox,
+            self._artifacts,
+            self._cancellations,
+            marks,
+            precedence,
+            self._job_logs,
+            log,
         )
         self._starts = Turns(_AT_ONCE, _LONGEST_TURN_S)
         self._submissions = Turns(_AT_ONCE, _LONGEST_TURN_S)
@@ -128,6 +137,7 @@ class SessionRun:
             listening.cancel()
             self._visits.close()
             self._log_lines.close()
+            self._job_logs.close()
             self._writer.close()
 
     async def tick(self, children: Children) -> None:
@@ -143,7 +153,8 @@ class SessionRun:
         for note in found.notes:
             self.log.info(note)
         for event in found.look.events:
-            self.log.info(describe(event))
+            about = [event.job] if event.job in self.session.jobs else []
+            self._job_logs.beside(about, self.log).info("%s", describe(event))
         for warning in found.look.warnings:
             self.log.warning(warning)
         if found.refs is not None:
@@ -240,9 +251,10 @@ class SessionRun:
             self._conditions.start_check(children)
 
     async def _run_step(self, children: Children, step: steps.NextStep) -> None:
+        log = self._job_logs.beside(step.jobs, self.log)
         try:
             async with self._turn_of(step):
-                await self._runner.run(children, carry_out(step, self._monitor, self.log))
+                await self._runner.run(children, carry_out(step, self._monitor, log))
         except Exception as error:
             # Whatever it was: the job's next step is chosen again, after a while.
             await self._writer.persist(self._monitor.worklist.fail_step, step, str(error))
@@ -254,7 +266,9 @@ class SessionRun:
         return self._submissions.turn(self._families.get(step.jobs[0], step.jobs[0]))
 
     async def _run_action(self, children: Children, action: ActionRecord) -> None:
-        phases = action_runs.carry_out(action, self._monitor, self.log)
+        job = action.action.job if isinstance(action.action, Start) else action.event.job
+        log = self._job_logs.beside([job], self.log)
+        phases = action_runs.carry_out(action, self._monitor, log)
         # Commands of rules take long, and little of the loop: they need no turn.
         is_start = isinstance(action.action, Start)
         turn = self._starts.turn(action.event.job) if is_start else nullcontext()

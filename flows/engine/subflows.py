@@ -22,6 +22,7 @@ from autoexp.flows.concurrency.turns import Precedence
 from autoexp.flows.engine.cancellation import CancellationWatcher
 from autoexp.flows.engine.phase_runner import Mark
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
+from autoexp.flows.publishing.job_logs import JobLogs
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.worklist import JobView
 from autoexp.states import Activity, Verdict
@@ -43,6 +44,7 @@ class Subflows:
         cancellations: CancellationWatcher,
         marks: Mapping[str, Mark],
         precedence: Precedence,
+        job_logs: JobLogs,
         log: "logging.Logger | Any",
     ) -> None:
         # By job, the task run of the checkpoint that launched it: an arrow in the run graph.
@@ -52,6 +54,7 @@ class Subflows:
         self._outbox = outbox
         self._artifacts = artifacts
         self._cancellations = cancellations
+        self._job_logs = job_logs
         self._log = log
         self._started: set[tuple[str, int]] = set()
         self._views: dict[str, JobView] = {}
@@ -71,6 +74,7 @@ class Subflows:
             if job.is_begun and (name, job.retries) not in self._started:
                 self._started.add((name, job.retries))
                 self._flow_run_ids.pop(name, None)
+                self._job_logs.end(name)
                 self._changes[name] = asyncio.Event()
                 self._begun[name] = asyncio.Event()
                 children.spawn(job.spec.title, self._show(job))
@@ -156,6 +160,7 @@ class Subflows:
             self._artifacts.add_progress_bar(name)
             if flow_run_id is not None:
                 self._flow_run_ids[name] = flow_run_id
+                self._job_logs.begin(name, flow_run_id)
                 self._begun[name].set()
                 self._cancellations.add(flow_run_id, name)
 

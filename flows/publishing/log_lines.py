@@ -8,8 +8,9 @@ from contextlib import suppress
 from prefect.logging.handlers import APILogHandler
 
 from autoexp.flows.concurrency.children import Children
+from autoexp.flows.publishing import job_logs
 
-_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
+_LOGGERS = ("prefect.flow_runs", "prefect.task_runs", job_logs.NAME)
 _QUIET_S = 30.0
 _PATIENCE_S = 10.0
 

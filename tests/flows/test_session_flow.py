@@ -10,7 +10,7 @@ from autoexp.reports.curves import gains
 from autoexp.rules.events import AttemptJudged, CheckpointComplete
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.runs import artifacts, subflows, task_runs
+from tests.flows.runs import artifacts, log_of, subflows, task_runs
 from tests.flows.sessions import LEARNS, Make, edit_job
 
 pytestmark = pytest.mark.prefect
@@ -40,6 +40,18 @@ async def test_a_training_and_its_cooldowns_are_one_flow_run_with_all_it_shows(
     drawn = await subflows(session)
     assert {run.name for run in drawn} == {"train demo", "cooldown demo @100", "cooldown demo @200"}
     assert {run.state_type.value for run in drawn if run.state_type} == {"COMPLETED"}
+
+    # The page of a cooldown tells its story alone.
+    (cooldown,) = [run for run in drawn if run.name == "cooldown demo @100"]
+    job_id = session.jobs["demo-cd100"].attempts[0].job_id
+    story = [
+        f"cooldown demo @100: submitted as job {job_id}",
+        "demo-cd100 attempt 1: RUNNING -> COMPLETED",
+        "demo-cd100 attempt 1: finished (reached iteration 150)",
+    ]
+    told = await log_of(cooldown, story)
+    assert [line for line in told if line in story] == story
+    assert not any("cd200" in line for line in told)
 
     # A task run per effect and none per poll: one submission per job, two for each launch.
     names = Counter(run.name.split()[0] for run in await task_runs(session))
