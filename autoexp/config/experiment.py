@@ -18,6 +18,7 @@ from autoexp.jobs.budget import Budget
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
+from autoexp.retention.policy import Retention
 from autoexp.rules.ruleset import Rules
 
 JobName = Annotated[
@@ -98,6 +99,9 @@ class Experiment(FrozenModel):
     )
     sweep: Sweep | None = Field(None, description="many settings of the experiment, in one session")
     budget: Budget = Field(default_factory=Budget, description="GPU hours")
+    retention: Retention | None = Field(
+        None, description="which checkpoints are kept; unset: nothing is ever deleted"
+    )
     repeats: int = Field(
         1, gt=0, le=MOST_REPEATS, description="runs of each setting, with seeds that differ"
     )

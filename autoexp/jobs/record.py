@@ -125,6 +125,13 @@ class JobRecord(BaseModel):
     validation_tail: list[tuple[int, float]] = Field(default_factory=list)
     """The last validations of all sets, for metric rules."""
     checkpoints: list[int] = Field(default_factory=list)
+    there_before: list[int] | None = None
+    """Iterations of checkpoints that lay in its folder before its first attempt: nobody deletes
+    them. None: that is not known."""
+    deleted: list[int] = Field(default_factory=list)
+    """Iterations of checkpoints that were deleted by `retention`, or are being deleted."""
+    sizes: dict[int, int] = Field(default_factory=dict)
+    """Bytes of its checkpoints that were measured, by iteration."""
     logs_loss: bool = False
     """True if a loss was ever logged: only then is a missing one an alarm."""
     tainted: str | None = None

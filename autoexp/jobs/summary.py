@@ -79,6 +79,8 @@ class JobRow(BaseModel):
     """GPUs of each attempt that runs, and its start."""
     planned_gpu_hours: float | None
     roll_backs: list[int]
+    deleted: list[int] = []
+    """Iterations of checkpoints that are there no longer."""
     failed_by_itself: bool
     """True if it has failed, and nobody cancelled it."""
     summary: str
@@ -171,6 +173,7 @@ def row_of(job: "JobRecord") -> JobRow:
         ],
         planned_gpu_hours=summary.planned_gpu_hours,
         roll_backs=job.roll_backs,
+        deleted=job.deleted,
         failed_by_itself=job.failed_by_itself,
         summary=summary.model_dump_json(),
     )

@@ -415,7 +415,7 @@ class JobWatch:
         if attempt.wrong_start is not None:
             return []  # nothing counts of what it saved
         start = job.spec.branch.iteration if job.spec.branch else 0
-        known = set(job.checkpoints)
+        known = {*job.checkpoints, *job.deleted}
         back = None if job.restart is None else job.restart.roll_back_to
         new = [
             found

@@ -5,24 +5,29 @@ from autoexp.extensions.bases import OwnAction
 from autoexp.rules.actions import (
     Action,
     Cancel,
+    Delete,
     ExcludeNodes,
     Fail,
     Finish,
     Keep,
     Launch,
     Log,
+    Measure,
     Publish,
     Restart,
     RunCommand,
     Start,
     WriteFile,
 )
+from autoexp.rules.durations import in_bytes
 from autoexp.rules.events import (
     AttemptJudged,
     AttemptRefused,
     BudgetPassed,
     CancelAnswered,
     CheckpointComplete,
+    CheckpointDeleted,
+    DiskBudgetPassed,
     Event,
     JobAdded,
     JobGivenUp,
@@ -94,6 +99,11 @@ def _words(event: Event) -> str:
             return f"all trainings have finished ({event.trunks})"
         case BudgetPassed():
             return f"{event.rule}: {event.gpu_hours:.1f} GPU hours used"
+        case CheckpointDeleted():
+            freed = f"{event.files} files, {in_bytes(event.bytes)}"
+            return f"checkpoint {event.iteration} of {event.job} was deleted ({freed})"
+        case DiskBudgetPassed():
+            return event.message
         case Published():
             return f"published {event.name}"
 
@@ -114,6 +124,10 @@ def describe_action(action: Action) -> str:
             return f"start {job}"
         case Keep(job=job):
             return f"pin the checkpoint for {job}"
+        case Measure():
+            return "measure the checkpoint"
+        case Delete():
+            return "delete the checkpoint"
         case Launch(name=name):
             return f"launch {name or 'a cooldown'}"
         case Restart(roll_back=back):

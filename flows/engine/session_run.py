@@ -38,7 +38,7 @@ from autoexp.monitor.monitor import Look, Monitor
 from autoexp.monitor.worklist import Work
 from autoexp.operations import action_runs, requests
 from autoexp.operations.step_runs import carry_out, named
-from autoexp.rules.actions import Start
+from autoexp.rules.actions import Delete, Measure, Start
 from autoexp.rules.describe import describe
 from autoexp.schedulers.base import JobStatus, Scheduler
 from autoexp.session.action_records import ActionRecord
@@ -99,6 +99,7 @@ class SessionRun:
         )
         self._starts = Turns(_AT_ONCE, _LONGEST_TURN_S)
         self._submissions = Turns(_AT_ONCE, _LONGEST_TURN_S)
+        self._disk = asyncio.Lock()
         self._families: dict[str, str] = {}
         self._has_more = False
         self._look_s = 0.0
@@ -255,16 +256,22 @@ class SessionRun:
 
     async def _run_action(self, children: Children, action: ActionRecord) -> None:
         phases = action_runs.carry_out(action, self._monitor, self.log)
-        # Commands of rules take long, and little of the loop: they need no turn.
-        is_start = isinstance(action.action, Start)
-        turn = self._starts.turn(action.event.job) if is_start else nullcontext()
         try:
-            async with turn:
+            async with self._turn_of_action(action):
                 await self._runner.run(children, phases)
         except Exception:
             await self.updates.pause(_RETRY_S)
             await self._writer.persist(self._monitor.worklist.end_action, action.key)
             raise
+
+    def _turn_of_action(self, action: ActionRecord) -> AbstractAsyncContextManager[object]:
+        match action.action:
+            case Start():
+                return self._starts.turn(action.event.job)
+            case Delete() | Measure():
+                return self._disk  # one at a time: a filesystem is shared
+        # Commands of rules take long, and little of the loop: they need no turn.
+        return nullcontext()
 
     # Sleep
 
