@@ -30,6 +30,7 @@ from autoexp.cli import (
     submit,
 )
 from autoexp.cli.project import configs, init
+from autoexp.cli.upkeep import checkpoints
 from autoexp.errors import AutoexpError
 
 _EPILOG = """\b
@@ -85,6 +86,7 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "cancel": sessions.cancel,
         "retry": requests.retry,
         "budget": requests.budget,
+        "checkpoints": checkpoints.checkpoints,
         "queue": requests.queue,
         "sessions": CommandGroup(
             "List, show or remove sessions.",

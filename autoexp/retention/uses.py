@@ -11,7 +11,10 @@ from typing import NamedTuple
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.retention.policy import Retention
+from autoexp.rules.actions import Restart
 from autoexp.rules.events import CheckpointComplete
+from autoexp.rules.rules import RuleBase
+from autoexp.rules.ruleset import Rules, named
 from autoexp.states import Kind, Verdict
 
 _PATHS = re.compile(r"/[^\s=,:;'\"\[\]{}]*")
@@ -45,6 +48,15 @@ class Situation(NamedTuple):
     """Jobs that a rule may set back to an earlier checkpoint."""
     requested: tuple[JobSpec, ...] = ()
     """Jobs of requests that the session is yet to take."""
+
+
+def roll_back_rules(rules: Rules) -> list[RuleBase]:
+    """The rules that may set a job back to an earlier checkpoint."""
+    return [
+        rule
+        for _, rule in named(rules)
+        if any(isinstance(e.action, Restart) and e.action.roll_back for e in rule.actions)
+    ]
 
 
 class Used(NamedTuple):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from autoexp.backends.megatron.compatibility import Comparison
 from autoexp.planning.plan import Plan
 from autoexp.reports.status import Status
+from autoexp.reports.upkeep.checkpoints import CheckpointList
 from autoexp.rules.events import Event
 from autoexp.session.action_records import ActionRecord
 
@@ -175,6 +176,7 @@ SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "explain": _of(Explanation),
     "compare": _of(list[Compared]),
     "budget": _of(Hours),
+    "checkpoints": _of(CheckpointList),
     "queue-list": _of(list[ActionRecord]),
     "queue-show": _of(ActionRecord),
     "rules-test": _of(RulesTest),

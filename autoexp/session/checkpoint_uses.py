@@ -2,10 +2,9 @@
 
 from autoexp.retention.decision import Standing, standings
 from autoexp.retention.policy import Retention
-from autoexp.retention.uses import Situation
-from autoexp.rules.actions import Delete, Keep, Launch, Measure, Restart
+from autoexp.retention.uses import Situation, roll_back_rules
+from autoexp.rules.actions import Delete, Keep, Launch, Measure
 from autoexp.rules.events import CheckpointComplete
-from autoexp.rules.ruleset import named
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.inbox import waiting_submissions
 from autoexp.session.session import Session
@@ -57,11 +56,7 @@ def _may_act(action: ActionRecord) -> bool:
 
 def may_roll_back(session: Session) -> frozenset[str]:
     """Names of the jobs that a rule may set back to an earlier checkpoint."""
-    rules = [
-        rule
-        for _, rule in named(session.experiment.monitoring)
-        if any(isinstance(e.action, Restart) and e.action.roll_back for e in rule.actions)
-    ]
+    rules = roll_back_rules(session.experiment.monitoring)
     return frozenset(
         name
         for name, job in session.jobs.items()

@@ -1,6 +1,7 @@
 """A checkpoint that nothing needs is deleted once, whatever is killed, and nothing else ever is."""
 
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import JobSpec
 from autoexp.operations import requests
+from autoexp.planning.study import plan_study
+from autoexp.reports.tables import disk_line
 from autoexp.retention.policy import KeepRule
 from autoexp.rules.actions import Delete, Measure
 from autoexp.rules.events import CheckpointDeleted, DiskBudgetPassed
@@ -257,3 +260,21 @@ def test_a_rule_of_what_stays_says_what_it_may_be() -> None:
     for wrong in ("branches", {}, {"last": 3, "every": 5}, {"last": 0}):
         with pytest.raises(ValueError, match=r"branch_points|one rule|greater than 0"):
             KeepRule.model_validate(wrong)
+
+
+def test_a_plan_says_what_its_checkpoints_take_at_most_and_when() -> None:
+    words = ("retention={keep: [{last: 1}], checkpoint_size: 1TB, budget: 2TB}",)
+    plan = plan_study(
+        compose("demo", (*TINY, *words, "budget.seconds_per_iteration=864")), Path("/out")
+    )
+    assert plan.disk is not None
+    line = disk_line(plan.disk, datetime(2026, 3, 1))
+    # Of the trunk's three checkpoints each is one that stays, moves or is moved; a cooldown has
+    # one, and the starts of both are links.
+    assert (plan.disk.checkpoints, plan.disk.waiting) == (7, 0)
+    assert line.startswith(
+        "disk: at most 7 TB of 2 TB on 4 March, if nothing queues: 7 checkpoints"
+    )
+    assert line.endswith("ABOVE retention.budget")
+    none = plan_study(compose("demo", TINY), Path("/out"))
+    assert none.disk is None
