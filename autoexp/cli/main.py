@@ -30,7 +30,7 @@ from autoexp.cli import (
     submit,
 )
 from autoexp.cli.project import configs, init
-from autoexp.cli.upkeep import checkpoints
+from autoexp.cli.upkeep import checkpoints, goodput
 from autoexp.errors import AutoexpError
 
 _EPILOG = """\b
@@ -74,6 +74,7 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "plot": results.plot,
         "export": results.export,
         "compare": results.compare,
+        "goodput": goodput.goodput,
         "report": results.report,
         "fit": results.fit,
         "rules": CommandGroup("Try rules on an existing log.", {"test": rules.rules_test}),

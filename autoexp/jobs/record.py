@@ -58,6 +58,9 @@ class Attempt(BaseModel):
     """Iteration that it began from, as its trainer logs; UNDECIDED: the next line decides."""
     first_logged: tuple[int, ...] = ()
     """The first two iterations that it logged."""
+    first_logged_at: datetime | None = None
+    """When its first iteration was read."""
+    last_logged_at: datetime | None = None
     fell_back: tuple[int, int] | None = None
     """An iteration that it logged after it had come further, and the checkpoint behind which it
     should have been."""
