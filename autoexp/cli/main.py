@@ -30,7 +30,7 @@ from autoexp.cli import (
     submit,
 )
 from autoexp.cli.project import configs, init
-from autoexp.cli.upkeep import checkpoints, goodput
+from autoexp.cli.upkeep import checkpoints, digest, goodput
 from autoexp.errors import AutoexpError
 
 _EPILOG = """\b
@@ -75,6 +75,7 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "export": results.export,
         "compare": results.compare,
         "goodput": goodput.goodput,
+        "digest": digest.digest,
         "report": results.report,
         "fit": results.fit,
         "rules": CommandGroup("Try rules on an existing log.", {"test": rules.rules_test}),

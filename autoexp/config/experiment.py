@@ -71,6 +71,12 @@ class Monitoring(Rules):
     evaluate_command: tuple[str, ...] = Field(
         (), description="command of evaluation presets for a checkpoint, with templates of rules"
     )
+    heartbeat_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]+\S*$",
+        description="a URL that is pinged (GET), at most once a minute, after a look that the "
+        "scheduler answered: whoever expects the ping notices when nobody watches",
+    )
     max_attempts_without_progress: int = Field(
         3, gt=0, description="attempts in a row without a new iteration before a job fails"
     )

@@ -31,6 +31,7 @@ from autoexp.flows.engine.poller import SchedulerPoller
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.engine.vigil import Found, Limits, Vigil
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
+from autoexp.flows.publishing.heartbeat import Heartbeat
 from autoexp.flows.publishing.log_lines import LogLines
 from autoexp.monitor import steps
 from autoexp.monitor.job_watch import are_calm
@@ -100,6 +101,7 @@ class SessionRun:
         self._starts = Turns(_AT_ONCE, _LONGEST_TURN_S)
         self._submissions = Turns(_AT_ONCE, _LONGEST_TURN_S)
         self._disk = asyncio.Lock()
+        self._heartbeat = Heartbeat(session.experiment.monitoring.heartbeat_url, log)
         self._families: dict[str, str] = {}
         self._has_more = False
         self._look_s = 0.0
@@ -134,9 +136,11 @@ class SessionRun:
     async def tick(self, children: Children) -> None:
         """Look and decide, spawn what follows, publish."""
         # An answer of the scheduler is used once it comes, and never awaited.
-        answers = self._poller.collect()
+        answers, has_answered = self._poller.collect(), self._poller.take_answered()
         looking = self._writer.run(self._look_once, answers, self._poller.is_due)
         found = await self._seen(looking, answers)
+        if found is not None and has_answered:
+            self._heartbeat.beat(children)
         self._process(children, found or _NOTHING_FOUND)
 
     def _process(self, children: Children, found: Found) -> None:
