@@ -89,7 +89,8 @@ def _words(event: Event) -> str:
         case MetricAlarm():
             return f"{event.job} attempt {event.attempt}: {event.rule}: {event.message}"
         case LoggingStopped():
-            quiet = f"no output for {event.quiet_s:.0f} s"
+            what = "output" if event.furthest is None else f"iteration beyond {event.furthest}"
+            quiet = f"no {what} for {event.quiet_s:.0f} s"
             return f"{event.job} attempt {event.attempt}: {event.rule}: {quiet}"
         case RestartAsked():
             back = event.roll_back_to

@@ -97,10 +97,14 @@ class LoggingStopped(FrozenModel):
     offset: int
     """Bytes of the log that had been read."""
     quiet_s: float
+    furthest: int | None = None
+    """The furthest iteration ever, where that is what stands still."""
 
     @property
     def key(self) -> str:
         place = f"{self.generation}-{self.offset}"
+        if self.furthest is not None:
+            place = f"at{self.furthest}"
         return f"inactive/{self.job}/a{self.attempt}/{self.rule}/{place}"
 
 
@@ -133,6 +137,7 @@ class StateChanged(FrozenModel):
     old: str
     new: str
     reason: str | None = None
+    exit_code: int | None = None
 
     @property
     def key(self) -> str:
