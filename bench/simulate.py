@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,15 @@ _EXPERIMENT = (
 class Simulation:
     """A month of one session."""
 
-    def __init__(self, folder: Path, jobs: int, days: float, seed: int, rates: Rates) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        jobs: int,
+        days: float,
+        seed: int,
+        rates: Rates = _USUAL,
+        overrides: Sequence[str] = (),
+    ) -> None:
         dice = random.Random(seed)
         self.clock = Clock(time.time())
         self.cluster = Cluster(self.clock, dice, rates, capacity=max(10, jobs // 25))
@@ -64,7 +72,7 @@ class Simulation:
         self.lives: list[int] = []
         self._dice = dice
         self._days = days
-        self._composed = compose("demo", _EXPERIMENT)
+        self._composed = compose("demo", (*_EXPERIMENT, *overrides))
         self._families = jobs // FAMILY
         self._folder = folder
         self._begun = self.clock.seconds
@@ -151,7 +159,8 @@ class Simulation:
         self._check_starts(session)
 
     def _check_starts(self, session: Session) -> None:
-        complete = {(e.job, e.iteration) for e in session.checkpoints()}
+        seen = session.journal.checkpoints()  # those too that were deleted since
+        complete = {(e.job, e.iteration) for e in seen if session.is_valid(e)}
         starts = Counter(
             a.action.job for a in session.actions.values() if isinstance(a.action, Start)
         )

@@ -30,6 +30,7 @@ from autoexp.cli import (
     submit,
 )
 from autoexp.cli.project import configs, init
+from autoexp.cli.upkeep import checkpoints, digest, goodput
 from autoexp.errors import AutoexpError
 
 _EPILOG = """\b
@@ -73,6 +74,8 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "plot": results.plot,
         "export": results.export,
         "compare": results.compare,
+        "goodput": goodput.goodput,
+        "digest": digest.digest,
         "report": results.report,
         "fit": results.fit,
         "rules": CommandGroup("Try rules on an existing log.", {"test": rules.rules_test}),
@@ -85,6 +88,7 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "cancel": sessions.cancel,
         "retry": requests.retry,
         "budget": requests.budget,
+        "checkpoints": checkpoints.checkpoints,
         "queue": requests.queue,
         "sessions": CommandGroup(
             "List, show or remove sessions.",

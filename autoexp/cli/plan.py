@@ -81,8 +81,9 @@ def show(
     found: "Plan", composed: "Composed", *, table: bool = False, commands: bool = False
 ) -> None:
     """Print the plan: its notes first, then the tree and what it takes."""
+    from autoexp.model import now
     from autoexp.reports.plan_tree import plan_tree
-    from autoexp.reports.tables import print_commands, print_cost, print_table
+    from autoexp.reports.tables import disk_line, print_commands, print_cost, print_table
     from autoexp.reports.terminal import console
 
     out = console()
@@ -90,6 +91,8 @@ def show(
         out.print(f"note: {note}")
     out.print(plan_tree(found, composed.experiment.project.name))
     print_cost(found, out)
+    if found.disk is not None:
+        out.print(disk_line(found.disk, now().astimezone()), soft_wrap=True)
     if table:
         out.print()
         print_table(found, out)

@@ -18,6 +18,7 @@ from autoexp.jobs.budget import Budget
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
+from autoexp.retention.policy import Retention
 from autoexp.rules.ruleset import Rules
 
 JobName = Annotated[
@@ -70,6 +71,12 @@ class Monitoring(Rules):
     evaluate_command: tuple[str, ...] = Field(
         (), description="command of evaluation presets for a checkpoint, with templates of rules"
     )
+    heartbeat_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]+\S*$",
+        description="a URL that is pinged (GET), at most once a minute, after a look that the "
+        "scheduler answered: whoever expects the ping notices when nobody watches",
+    )
     max_attempts_without_progress: int = Field(
         3, gt=0, description="attempts in a row without a new iteration before a job fails"
     )
@@ -98,6 +105,9 @@ class Experiment(FrozenModel):
     )
     sweep: Sweep | None = Field(None, description="many settings of the experiment, in one session")
     budget: Budget = Field(default_factory=Budget, description="GPU hours")
+    retention: Retention | None = Field(
+        None, description="which checkpoints are kept; unset: nothing is ever deleted"
+    )
     repeats: int = Field(
         1, gt=0, le=MOST_REPEATS, description="runs of each setting, with seeds that differ"
     )

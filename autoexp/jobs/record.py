@@ -58,6 +58,9 @@ class Attempt(BaseModel):
     """Iteration that it began from, as its trainer logs; UNDECIDED: the next line decides."""
     first_logged: tuple[int, ...] = ()
     """The first two iterations that it logged."""
+    first_logged_at: datetime | None = None
+    """When its first iteration was read."""
+    last_logged_at: datetime | None = None
     fell_back: tuple[int, int] | None = None
     """An iteration that it logged after it had come further, and the checkpoint behind which it
     should have been."""
@@ -125,6 +128,13 @@ class JobRecord(BaseModel):
     validation_tail: list[tuple[int, float]] = Field(default_factory=list)
     """The last validations of all sets, for metric rules."""
     checkpoints: list[int] = Field(default_factory=list)
+    there_before: list[int] | None = None
+    """Iterations of checkpoints that lay in its folder before its first attempt: nobody deletes
+    them. None: that is not known."""
+    deleted: list[int] = Field(default_factory=list)
+    """Iterations of checkpoints that were deleted by `retention`, or are being deleted."""
+    sizes: dict[int, int] = Field(default_factory=dict)
+    """Bytes of its checkpoints that were measured, by iteration."""
     logs_loss: bool = False
     """True if a loss was ever logged: only then is a missing one an alarm."""
     tainted: str | None = None
@@ -188,10 +198,14 @@ class JobRecord(BaseModel):
         return self.verdict is Verdict.FAILED and self.cancel_requested is not None
 
     @property
+    def failed_by_itself(self) -> bool:
+        """True if it has failed, and nobody cancelled it."""
+        return self.verdict is Verdict.FAILED and not self.was_cancelled
+
+    @property
     def failed_log(self) -> str | None:
-        """The log of a job that has failed, and that nobody cancelled."""
-        failed = self.verdict is Verdict.FAILED and not self.was_cancelled
-        return self.attempt.log if failed and self.attempt else None
+        """The log of a job that failed by itself."""
+        return self.attempt.log if self.failed_by_itself and self.attempt else None
 
     @property
     def state(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from autoexp.backends.protocol import UNDECIDED, FoundCheckpoint
 from autoexp.jobs.record import Attempt, JobRecord
+from autoexp.model import now
 from autoexp.states import Kind
 
 _NAMED = 3
@@ -28,6 +29,8 @@ def note_line(job: JobRecord, attempt: Attempt, line: bytes) -> bool:
 def note_logged(job: JobRecord, attempt: Attempt, iteration: int) -> None:
     """Record an iteration of the attempt's log, before the job's own is advanced."""
     first = attempt.first_logged
+    attempt.last_logged_at = at = now()
+    attempt.first_logged_at = attempt.first_logged_at or at
     _confirm_fall(job, attempt, iteration)
     if not first or (len(first) == 1 and iteration != first[0]):
         attempt.first_logged = (*first, iteration)

@@ -81,6 +81,8 @@ class JobRow(BaseModel):
     roll_backs: list[int]
     failed_log: str | None
     """The log of a job that has failed, and that nobody cancelled."""
+    deleted: list[int] = []
+    """Iterations of checkpoints that are there no longer."""
     summary: str
     """The summary when its record was read, as JSON."""
 
@@ -172,6 +174,7 @@ def row_of(job: "JobRecord") -> JobRow:
         planned_gpu_hours=summary.planned_gpu_hours,
         roll_backs=job.roll_backs,
         failed_log=job.failed_log,
+        deleted=job.deleted,
         summary=summary.model_dump_json(),
     )
 

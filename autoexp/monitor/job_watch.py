@@ -18,6 +18,7 @@ from autoexp.logs.numbers import MOST_ITERATIONS
 from autoexp.logs.tail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
 from autoexp.monitor.decide import Watched
 from autoexp.monitor.line_events import (
+    QuietTimes,
     SilentLines,
     add_alarms,
     add_validation_alarms,
@@ -99,9 +100,7 @@ class JobWatch:
         self._passed_by: set[str] = set()
         self._row_of: int | None = None
         self._silent_lines = SilentLines()
-        self._quiet_s = 0.0
-        self._quiet_at: tuple[int, int, int] | None = None
-        self._stopped: set[str] = set()
+        self._quiet = QuietTimes()
         self._looked_at: float | None = None
         self._moved_at = self._moving_since = -inf
         self._start_known: tuple[object, ...] = ()
@@ -341,23 +340,8 @@ class JobWatch:
         now = time.monotonic()
         passed = 0.0 if self._looked_at is None else min(_LONGEST_LOOK_S, now - self._looked_at)
         self._looked_at = now
-        place = (job.cursor.generation, job.cursor.scanned, len(job.checkpoints))
-        if place != self._quiet_at or not states.is_running(attempt.state):
-            self._quiet_at, self._quiet_s = place, 0.0
-            self._stopped.clear()
-            return
-        self._quiet_s += passed
-        for name, rule in watched.inactivity_rules.items():
-            if self._quiet_s >= rule.after and name not in self._stopped:
-                self._stopped.add(name)
-                yield LoggingStopped(
-                    job=job.spec.name,
-                    attempt=attempt.number,
-                    rule=name,
-                    generation=job.cursor.generation,
-                    offset=job.cursor.scanned,
-                    quiet_s=round(self._quiet_s, 1),
-                )
+        self._quiet.count(job, passed, runs=states.is_running(attempt.state))
+        yield from self._quiet.passed(job, attempt, watched.inactivity_rules)
 
     def find_silence(self, job: JobRecord, attempt: Attempt) -> Iterator[ProgressMissing]:
         """Report a log of which no line names an iteration, though it has grown."""
@@ -374,8 +358,7 @@ class JobWatch:
         """How long nothing has to be done, counted from a look, while the files stay the same."""
         if not self.at_end or self._racy or self._unreadable is not None:
             return 0.0
-        rules = watched.inactivity_rules.items()
-        waits = [rule.after - self._quiet_s for name, rule in rules if name not in self._stopped]
+        waits = self._quiet.left_s(watched.inactivity_rules)
         if self.dirty:
             waits.append(self.saved_at + save_every_s - time.monotonic())
         return min(waits, default=inf)
@@ -415,7 +398,7 @@ class JobWatch:
         if attempt.wrong_start is not None:
             return []  # nothing counts of what it saved
         start = job.spec.branch.iteration if job.spec.branch else 0
-        known = set(job.checkpoints)
+        known = {*job.checkpoints, *job.deleted}
         back = None if job.restart is None else job.restart.roll_back_to
         new = [
             found

@@ -1,14 +1,14 @@
-"""Turns log lines into events and warnings of their job; all of it is printable."""
+"""Turns log lines, and their absence, into events of their job; all of it is printable."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.logs.lines import LogLine, Piece
 from autoexp.logs.matcher import Hit
 from autoexp.rules.event_values import typed
-from autoexp.rules.events import Event, LogMatched, MetricAlarm, ProgressMissing
+from autoexp.rules.events import Event, LoggingStopped, LogMatched, MetricAlarm, ProgressMissing
 from autoexp.rules.metrics import Expectation, Logged, alarm
-from autoexp.rules.rules import LogRule, MetricRule
+from autoexp.rules.rules import InactivityRule, LogRule, MetricRule
 from autoexp.storage import metrics_file
 
 _SHOWN = 1000  # bytes of a line that an event keeps
@@ -158,3 +158,62 @@ def printable(text: str) -> str:
 def _text(raw: bytes) -> str:
     """Escape bytes that are not UTF-8: records are text."""
     return raw.decode(errors="backslashreplace")
+
+
+class _QuietTime:
+    """For how long a running job has stood at one place, in time that was watched."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.told: set[str] = set()
+        """Rules that have heard of it."""
+        self._place: tuple[int, ...] | None = None
+
+    def count(self, place: tuple[int, ...], passed_s: float, *, runs: bool) -> None:
+        """Add time in which it stood at this place; another place begins anew."""
+        if place != self._place or not runs:
+            self._place, self.seconds = place, 0.0
+            self.told.clear()
+        else:
+            self.seconds += passed_s
+
+
+class QuietTimes:
+    """For how long a job has written nothing, and come no further than ever before."""
+
+    def __init__(self) -> None:
+        self._times = {"output": _QuietTime(), "progress": _QuietTime()}
+        self._furthest = self._backs = 0
+
+    def count(self, job: JobRecord, passed_s: float, *, runs: bool) -> None:
+        """Add the time since the last look."""
+        place = (job.cursor.generation, job.cursor.scanned, len(job.checkpoints))
+        self._times["output"].count(place, passed_s, runs=runs)
+        reached = max(job.iteration or 0, job.saved_iteration)
+        if self._backs != len(job.roll_backs):
+            self._backs, self._furthest = len(job.roll_backs), 0
+        self._furthest = max(self._furthest, reached)
+        self._times["progress"].count((self._backs, self._furthest), passed_s, runs=runs)
+
+    def passed(
+        self, job: JobRecord, attempt: Attempt, rules: Mapping[str, InactivityRule]
+    ) -> Iterator[LoggingStopped]:
+        """An event for each rule whose time is over, once."""
+        for name, rule in rules.items():
+            time = self._times[rule.counts]
+            if time.seconds >= rule.after and name not in time.told:
+                time.told.add(name)
+                yield LoggingStopped(
+                    job=job.spec.name,
+                    attempt=attempt.number,
+                    rule=name,
+                    generation=job.cursor.generation,
+                    offset=job.cursor.scanned,
+                    quiet_s=round(time.seconds, 1),
+                    furthest=self._furthest if rule.counts == "progress" else None,
+                )
+
+    def left_s(self, rules: Mapping[str, InactivityRule]) -> list[float]:
+        """Seconds that are left of the time of each rule that has not heard of it."""
+        times = [(name, rule.after, self._times[rule.counts]) for name, rule in rules.items()]
+        return [after - time.seconds for name, after, time in times if name not in time.told]

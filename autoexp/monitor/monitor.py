@@ -17,6 +17,7 @@ from autoexp.logs.tail import LogCursor, LookBudget
 from autoexp.monitor.decide import decide, may_change_end
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.monitor.recorder import Recorder
+from autoexp.monitor.retention import RetentionWatch
 from autoexp.monitor.session_events import overview, ready, unsatisfiable_reason
 from autoexp.monitor.worklist import Worklist
 from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
@@ -49,6 +50,7 @@ class Monitor:
         self.worklist = Worklist(session, self.recorder, clock)
         """Steps and actions to start, and those under way."""
         self.watches: defaultdict[str, JobWatch] = defaultdict(JobWatch)
+        self._retention = RetentionWatch(session, self.recorder)
         self._session = session
         self._urgent: set[str] = set()
         # Jobs whose logs have more to read; the one that waited longest comes first.
@@ -93,6 +95,8 @@ class Monitor:
         self._write_down()
         self._save_records()
         changed |= self._give_up(perhaps_ended)
+        what = "which checkpoints may go cannot be decided"
+        self.recorder.contain(what, "", self._retention.look)
         self.worklist.consider(changed)
         events, actions, warnings = self.recorder.take()
         return Look(events, actions, changed, tuple(warnings), bool(self._behind))

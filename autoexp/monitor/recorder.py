@@ -97,8 +97,12 @@ class Recorder:
     def decide(self, event: Event) -> None:
         """Write the actions that an event calls for."""
         for action in decide(event, self.book.of(event), self.session.actions):
-            self.session.save_action(action)
-            self._actions.append(action)
+            self.add(action)
+
+    def add(self, action: ActionRecord) -> None:
+        """Write an action that was decided."""
+        self.session.save_action(action)
+        self._actions.append(action)
 
     def learn_new_jobs(self) -> None:
         """Read the rules of new jobs; their checkpoint may have been complete earlier."""

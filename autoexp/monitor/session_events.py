@@ -82,6 +82,8 @@ def unsatisfiable_reason(session: Session, job: JobRecord) -> str | None:
         return stopped
     if job.launched:
         return None
+    if (gone := _deleted_start(job.spec, session.jobs)) is not None:
+        return gone
     starts = [
         action
         for action in session.actions.starts_of(job.spec.name)
@@ -100,6 +102,17 @@ def unsatisfiable_reason(session: Session, job: JobRecord) -> str | None:
         f"never started: {parent.spec.name} {parent.verdict} "
         f"without a complete checkpoint at iteration {job.spec.starts_at}"
     )
+
+
+def _deleted_start(spec: JobSpec, jobs: Jobs) -> str | None:
+    """Reason why a job cannot start whose checkpoint was deleted before the job was asked for."""
+    wanted = [(a.job, a.checkpoint) for a in spec.awaits if a.checkpoint is not None]
+    if spec.parent is not None and spec.starts_at is not None:
+        wanted.append((spec.parent, spec.starts_at))
+    for name, iteration in wanted:
+        if name in jobs and iteration in jobs[name].deleted:
+            return f"never started: checkpoint {iteration} of {name} was deleted by `retention`"
+    return None
 
 
 def _stopped(session: Session) -> str | None:

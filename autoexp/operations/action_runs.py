@@ -15,25 +15,28 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.template_values import values_of
-from autoexp.operations import actions, requests
+from autoexp.operations import actions, deletion, requests
 from autoexp.operations import launch as launching
 from autoexp.operations.phases import OnSession, Pause, Phase, Phases, ShownOnSession, TryAgain
 from autoexp.operations.step_runs import Logger
 from autoexp.operations.write_targets import write_target
 from autoexp.rules.actions import (
     Cancel,
+    Delete,
     ExcludeNodes,
     Fail,
     Finish,
     Keep,
     Launch,
     Log,
+    Measure,
     Publish,
     Restart,
     RunCommand,
     Start,
     WriteFile,
 )
+from autoexp.rules.durations import in_bytes
 from autoexp.rules.event_values import captured
 from autoexp.rules.events import CheckpointComplete
 from autoexp.schedulers.base import AttemptRef, Scheduler
@@ -204,6 +207,8 @@ def carry_out(action: ActionRecord, monitor: "Monitor", log: Logger) -> Phases:
             yield from _start(action, about, recorder, log)
         elif isinstance(action.action, Keep):
             yield from _keep(action, about, recorder, log)
+        elif isinstance(action.action, Delete):
+            yield from _delete(action, recorder)
         else:
             result = yield from _do(action, about, recorder)
             yield _change(recorder, actions.done, action, result)
@@ -248,7 +253,7 @@ def _note_failure(
     action: ActionRecord, error: Exception, recorder: Recorder, log: Logger
 ) -> Phases:
     # A server that fails in the middle of a task run must not cost a cooldown.
-    is_passing = isinstance(error, TryAgain) and isinstance(action.action, Start | Keep)
+    is_passing = isinstance(error, TryAgain) and isinstance(action.action, Start | Keep | Delete)
     if is_passing or (isinstance(error, OSError) and atomic.is_passing(error)):
         log.warning("action %s: %s; retrying", action.key, error)
         yield _change(recorder, actions.postpone, action, str(error))
@@ -283,6 +288,30 @@ def _keep(action: ActionRecord, about: _About, recorder: Recorder, log: Logger) 
         if copied:
             log.info("%s: pinned %s by a copy of %.1f MB", spec.title, event.path, copied / 1e6)
     yield _change(recorder, actions.done, action)
+
+
+def _delete(action: ActionRecord, recorder: Recorder) -> Phases:
+    """Delete a checkpoint in bounded parts, unless something has come to need it."""
+    removal = yield OnSession(partial(deletion.begin, recorder, action.key))
+    if removal is None:
+        return
+    files = freed = 0
+    while True:
+        part = yield removal
+        files, freed = files + part.files, freed + part.bytes
+        if part.is_done:
+            break
+    ended = partial(deletion.complete, recorder, action.key, files, freed)
+    result = yield OnSession(ended)
+    yield _change(recorder, actions.done, action, result)
+
+
+def _measure(action: ActionRecord, recorder: Recorder) -> Doing:
+    event = action.event
+    assert isinstance(event, CheckpointComplete)
+    size = yield deletion.Measuring(Path(event.path))
+    yield OnSession(partial(recorder.apply, deletion.measured, event, size))
+    return in_bytes(size)
 
 
 def _refuse_while_pinning(session: Session, spec: JobSpec) -> None:
@@ -321,6 +350,8 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
         case WriteFile(line=line):
             written: str = yield Line(about.path, action, values, fill(line, values))
             return written
+        case Measure():
+            return (yield from _measure(action, recorder))
         case Launch() as launch:
             return (yield from _launch(action, launch, about, recorder))
         case Restart():
@@ -337,7 +368,7 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
         case OwnAction() as own:
             came: str | None = yield OwnRun(own, values, about.path)
             return came
-        case Start() | Keep():
+        case Start() | Keep() | Delete():
             raise AssertionError("these have phases of their own")
 
 

@@ -128,6 +128,7 @@ def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
         _taint(session, job, back)
         changes["checkpoints"] = [at for at in job.checkpoints if at <= back]
         changes["roll_backs"] = [*job.roll_backs, back]
+        changes["deleted"] = [at for at in job.deleted if at <= back]
     session.change_job(job, **changes)
     return result if back is None else f"{result} from iteration {back}"
 

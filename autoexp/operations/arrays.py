@@ -92,7 +92,8 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
             gpus=job.spec.machine.gpus,
             time_limit_min=longest,
         )
-        session.change_job(job, attempts=[attempt])
+        before = session.there_before(job)
+        session.change_job(job, attempts=[attempt], there_before=before)
     tasks = tuple(
         Task(session.ref(job.attempts[-1]), job.spec, job.attempts[-1].model_copy())
         for job in (*begun, *joining)

@@ -116,6 +116,7 @@ def _reset_for_retry(session: Session, job: JobRecord, by: str) -> None:
         restart=None if back is None else _rolled_back(job, back, by),
         checkpoints=[at for at in job.checkpoints if back is None or at <= back],
         roll_backs=[*job.roll_backs, *([] if back is None else [back])],
+        deleted=[at for at in job.deleted if back is None or at <= back],
         attempts_without_progress=0,
         cursor=LogCursor(),
         tail=[],

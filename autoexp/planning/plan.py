@@ -15,6 +15,7 @@ from autoexp.planning.merges import merge_jobs
 from autoexp.planning.stage_graph import stage_jobs
 from autoexp.planning.trainings import training
 from autoexp.resources.machines import SlurmCluster
+from autoexp.retention.forecast import Forecast, evaluations, forecast
 from autoexp.states import Kind
 
 
@@ -28,6 +29,8 @@ class Plan(FrozenModel):
     """Its cost, and that of separate runs; None for a plan read from disk."""
     launches: tuple[Launches, ...] = ()
     """What rules will launch; empty for a plan read from disk."""
+    disk: Forecast | None = None
+    """What its checkpoints take; None without `retention`."""
 
     @property
     def hours(self) -> Total:
@@ -62,12 +65,22 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     machine = experiment.slurm
     jobs = (*own.jobs, *merges.jobs, *stages.jobs)
     limits = machine.remarks() if isinstance(machine, SlurmCluster) else ()
-    return Plan(
+    plan = Plan(
         jobs=jobs,
         notes=(*limits, *own.notes, *merges.notes, *stages.notes),
         cost=cost,
         launches=tuple(launches_of(experiment, jobs)),
     )
+    return plan.model_copy(update={"disk": disk_of(experiment, plan)})
+
+
+def disk_of(experiment: Experiment, plan: Plan) -> Forecast | None:
+    """What a plan's checkpoints take at most; None without `retention`."""
+    if experiment.retention is None:
+        return None
+    launched = evaluations((each.job, each.count) for each in plan.launches)
+    each_s = experiment.budget.seconds_per_iteration
+    return forecast(experiment.retention, plan.jobs, experiment.monitoring, launched, each_s)
 
 
 def above_budget(budget: Budget, plan: Plan) -> str | None:

@@ -12,7 +12,7 @@ from autoexp.config.values.repeats import seed_key
 from autoexp.dotted import flat
 from autoexp.errors import BadInput
 from autoexp.planning.cost import together
-from autoexp.planning.plan import Plan, make_plan
+from autoexp.planning.plan import Plan, disk_of, make_plan
 from autoexp.planning.rule_checks import validate_rules
 
 
@@ -48,7 +48,8 @@ def plan_study(composed: Composed, output_root: Path) -> Plan:
     cost = together([plan.cost for plan in plans if plan.cost is not None])
     # What follows the end of all trainings follows once, whatever the number of points.
     launches = dict.fromkeys(launched for plan in plans for launched in plan.launches)
-    return Plan(jobs=jobs, notes=tuple(notes), cost=cost, launches=tuple(launches))
+    whole = Plan(jobs=jobs, notes=tuple(notes), cost=cost, launches=tuple(launches))
+    return whole.model_copy(update={"disk": disk_of(composed.experiment, whole)})
 
 
 def _derived_notes(experiment: Experiment, apart: Container[str] = ()) -> Iterator[str]:

@@ -9,6 +9,7 @@ from autoexp.jobs.limits import spent_gpu_hours
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.starts import ended_wrongly
 from autoexp.reports.curves import read_curve, validation_loss
+from autoexp.reports.upkeep.goodput import PARTS, goodput_of
 from autoexp.session.session import Session
 from autoexp.states import Kind
 
@@ -66,6 +67,7 @@ def _row(session: Session, job: JobRecord) -> Row:
         "gpus": spec.machine.gpus,
         "gpu_hours_planned": spec.planned.gpu_hours if spec.planned else None,
         "gpu_hours_spent": sum(spent_gpu_hours(attempt) for attempt in job.attempts),
+        **_hours(session, job),
         "attempts": len(job.attempts),
         "job_ids": " ".join(a.job_id for a in job.attempts if a.job_id) or None,
         "started_at": min(started).isoformat() if started else None,
@@ -75,6 +77,13 @@ def _row(session: Session, job: JobRecord) -> Row:
         **{f"score.{name}": value for name, value in job.scores.items()},
         **_settings(job),
     }
+
+
+def _hours(session: Session, job: JobRecord) -> Row:
+    """Where its hours went, as `autoexp goodput` has it."""
+    found = goodput_of(session, job)
+    parts = {f"hours_{part}": getattr(found, part) for part in PARTS}
+    return {"goodput": found.share, **parts, "hours_queued": found.queued_h}
 
 
 def _flops(job: JobRecord) -> float | None:
@@ -114,7 +123,7 @@ def compared(sessions: Sequence[Session]) -> list[Row]:
     validation = ["validation_loss"] if has_validation else []
     columns = [
         *("session", "job", *differ, "iteration", "verdict", "final_loss", *validation),
-        "gpu_hours_spent",
+        *("gpu_hours_spent", "goodput"),
     ]
     return [
         {

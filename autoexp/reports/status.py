@@ -167,9 +167,12 @@ def _last(flow_run_ids: list[str]) -> str | None:
 
 
 def _is_valid(event: "CheckpointComplete", jobs: dict[str, JobRow]) -> bool:
-    """True unless the checkpoint has been set aside."""
+    """True unless the checkpoint has been set aside or deleted."""
     job = jobs.get(event.job)
-    return job is None or event.generation == job.generation(event.iteration)
+    if job is None:
+        return True
+    is_there = event.iteration not in job.deleted
+    return is_there and event.generation == job.generation(event.iteration)
 
 
 def _shown(checkpoints: "Iterable[CheckpointComplete]") -> list[CheckpointStatus]:

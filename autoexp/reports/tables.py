@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from autoexp.jobs.summary import JobSummary, word
 from autoexp.reports.status import Shown, Status
-from autoexp.rules.durations import shortened
+from autoexp.rules.durations import in_bytes, shortened
 from autoexp.session.find import no_monitor
 from autoexp.states import Kind, Verdict
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # the models of plans take longer to import than a large sess
     from autoexp.planning.cost import Cost
     from autoexp.planning.plan import Plan
     from autoexp.reports.curves import Gain, Merged
+    from autoexp.retention.forecast import Forecast
 
 _FEW = 8
 _SCORES = 3
@@ -285,6 +287,20 @@ def print_cost(plan: "Plan", out: Console) -> None:
     out.print(cost_line(plan.cost), soft_wrap=True)
     if plan.cost.copied_checkpoints:
         out.print(copies_line(plan.cost), soft_wrap=True)
+
+
+def disk_line(disk: "Forecast", at: datetime) -> str:
+    """The disk space of a plan's checkpoints: `disk: at most 14.2 TB of 15 TB on 3 March`."""
+    what = f"{disk.checkpoints + disk.waiting} checkpoints"
+    if disk.bytes is None:
+        return f"disk: at most {what}; {disk.size_source}, and there are bytes"
+    of = "" if disk.budget is None else f" of {in_bytes(disk.budget)}"
+    end = None if disk.whole_after_s is None else at + timedelta(seconds=disk.whole_after_s)
+    when = "" if end is None else f" on {end.day} {end:%B}, if nothing queues"
+    queued = f", {disk.waiting} of them held by evaluations that wait" if disk.waiting else ""
+    above = "; ABOVE retention.budget" if disk.is_above else ""
+    most = f"disk: at most {in_bytes(disk.bytes)}{of}{when}"
+    return f"{most}: {what}{queued} ({disk.size_source}){above}"
 
 
 def copies_line(cost: "Cost") -> str:

@@ -94,6 +94,18 @@ class Keep(Templated):
     job: str
 
 
+class Measure(Templated):
+    """Measure the size of a checkpoint; a session's `retention` implies it for each of them."""
+
+    kind: Literal["measure"] = "measure"
+
+
+class Delete(Templated):
+    """Delete a checkpoint that nothing needs and no rule of the session's `retention` keeps."""
+
+    kind: Literal["delete"] = "delete"
+
+
 class Launch(Templated):
     """Submit another job in the same session: a cooldown, a command, or any configuration."""
 
@@ -266,6 +278,8 @@ class ExcludeNodes(Templated):
 _Shipped = (
     Start
     | Keep
+    | Measure
+    | Delete
     | Launch
     | Restart
     | RunCommand

@@ -5,24 +5,29 @@ from autoexp.extensions.bases import OwnAction
 from autoexp.rules.actions import (
     Action,
     Cancel,
+    Delete,
     ExcludeNodes,
     Fail,
     Finish,
     Keep,
     Launch,
     Log,
+    Measure,
     Publish,
     Restart,
     RunCommand,
     Start,
     WriteFile,
 )
+from autoexp.rules.durations import in_bytes
 from autoexp.rules.events import (
     AttemptJudged,
     AttemptRefused,
     BudgetPassed,
     CancelAnswered,
     CheckpointComplete,
+    CheckpointDeleted,
+    DiskBudgetPassed,
     Event,
     JobAdded,
     JobGivenUp,
@@ -84,7 +89,8 @@ def _words(event: Event) -> str:
         case MetricAlarm():
             return f"{event.job} attempt {event.attempt}: {event.rule}: {event.message}"
         case LoggingStopped():
-            quiet = f"no output for {event.quiet_s:.0f} s"
+            what = "output" if event.furthest is None else f"iteration beyond {event.furthest}"
+            quiet = f"no {what} for {event.quiet_s:.0f} s"
             return f"{event.job} attempt {event.attempt}: {event.rule}: {quiet}"
         case RestartAsked():
             back = event.roll_back_to
@@ -94,6 +100,11 @@ def _words(event: Event) -> str:
             return f"all trainings have finished ({event.trunks})"
         case BudgetPassed():
             return f"{event.rule}: {event.gpu_hours:.1f} GPU hours used"
+        case CheckpointDeleted():
+            freed = f"{event.files} files, {in_bytes(event.bytes)}"
+            return f"checkpoint {event.iteration} of {event.job} was deleted ({freed})"
+        case DiskBudgetPassed():
+            return event.message
         case Published():
             return f"published {event.name}"
 
@@ -114,6 +125,10 @@ def describe_action(action: Action) -> str:
             return f"start {job}"
         case Keep(job=job):
             return f"pin the checkpoint for {job}"
+        case Measure():
+            return "measure the checkpoint"
+        case Delete():
+            return "delete the checkpoint"
         case Launch(name=name):
             return f"launch {name or 'a cooldown'}"
         case Restart(roll_back=back):

@@ -71,6 +71,15 @@ def shortened(amount: int, digits: int = 4) -> str:
     return f"{amount / factor:.{digits}g}{suffix}"
 
 
+def in_bytes(size: float) -> str:
+    """`14.2 TB`: a size for people, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
 def _tokens(written: Any) -> Any:
     if not isinstance(written, str):
         return written

@@ -97,10 +97,14 @@ class LoggingStopped(FrozenModel):
     offset: int
     """Bytes of the log that had been read."""
     quiet_s: float
+    furthest: int | None = None
+    """The furthest iteration ever, where that is what stands still."""
 
     @property
     def key(self) -> str:
         place = f"{self.generation}-{self.offset}"
+        if self.furthest is not None:
+            place = f"at{self.furthest}"
         return f"inactive/{self.job}/a{self.attempt}/{self.rule}/{place}"
 
 
@@ -133,6 +137,7 @@ class StateChanged(FrozenModel):
     old: str
     new: str
     reason: str | None = None
+    exit_code: int | None = None
 
     @property
     def key(self) -> str:
@@ -301,6 +306,38 @@ class BudgetPassed(FrozenModel):
         return f"budget/{self.rule}"
 
 
+class CheckpointDeleted(FrozenModel):
+    """A checkpoint was deleted by the session's `retention`."""
+
+    kind: Literal["checkpoint_deleted"] = "checkpoint_deleted"
+    job: str
+    iteration: int
+    path: str
+    generation: int = 0
+    files: int
+    bytes: int
+    """Of the files that had no other name: those are free."""
+
+    @property
+    def key(self) -> str:
+        again = f"/r{self.generation}" if self.generation else ""
+        return f"deleted/{self.job}/{self.iteration}{again}"
+
+
+class DiskBudgetPassed(FrozenModel):
+    """The session's checkpoints take more disk space than `retention.budget`."""
+
+    kind: Literal["disk_budget_passed"] = "disk_budget_passed"
+    job: str = ""
+    bytes: int
+    budget: int
+    message: str
+
+    @property
+    def key(self) -> str:
+        return "disk-budget"
+
+
 class Published(FrozenModel):
     """A rule published an event, which other rules may react to."""
 
@@ -337,6 +374,8 @@ Event = Annotated[
     | RestartAsked
     | TrunksFinished
     | BudgetPassed
+    | CheckpointDeleted
+    | DiskBudgetPassed
     | Published,
     Field(discriminator="kind"),
 ]

@@ -123,11 +123,24 @@ class StateRule(RuleBase):
     verdict: Literal["finished", "continue", "failed"] | None = Field(
         None, description="instead of a state: the verdict on an ended attempt"
     )
+    exit_codes: tuple[int, ...] = Field(
+        (), description="only ends with one of these exit codes; alone: of the state FAILED"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _exit_codes_are_of_failures(cls, values: Any) -> Any:
+        alone = isinstance(values, dict) and values.get("exit_codes") and not values.get("to")
+        if alone and values.get("verdict") is None:
+            return {**values, "to": ("FAILED",)}
+        return values
 
     @model_validator(mode="after")
     def _one_thing(self) -> Self:
         if bool(self.to) == (self.verdict is not None):
             raise ValueError("give exactly one of `to` and `verdict`")
+        if self.exit_codes and self.verdict is not None:
+            raise ValueError("a verdict has no exit code: `exit_codes` goes with `to`")
         restarts = any(isinstance(entry.action, Restart) for entry in self.actions)
         if self.verdict is not None and restarts:
             raise ValueError("a verdict is final: restart on a state, such as `to: [FAILED]`")
@@ -137,7 +150,8 @@ class StateRule(RuleBase):
         del name
         match event:
             case StateChanged():
-                return event.new in self.to and (not self.was or event.old in self.was)
+                code = not self.exit_codes or event.exit_code in self.exit_codes
+                return event.new in self.to and (not self.was or event.old in self.was) and code
             case AttemptJudged():
                 return event.verdict == self.verdict
             case JobGivenUp():
@@ -268,6 +282,11 @@ class InactivityRule(RuleBase):
     NAMES = event_values.OF_INACTIVITY
     after: Duration = Field(
         description="how long; only time in which the job runs and is watched counts"
+    )
+    counts: Literal["output", "progress"] = Field(
+        "output",
+        description="what ends the time: any output, or an iteration further than ever before: "
+        "restarts inside of a job keep its log busy",
     )
 
     def fires(self, event: Event, name: str) -> bool:

@@ -305,6 +305,7 @@ def apply(job: str, attempt: Attempt, status: JobStatus) -> list[Event]:
             old=old,
             new=status.state,
             reason=status.reason,
+            exit_code=status.exit_code,
         )
     ]
 

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from autoexp.backends.megatron.compatibility import Comparison
 from autoexp.planning.plan import Plan
 from autoexp.reports.status import Status
+from autoexp.reports.upkeep.checkpoints import CheckpointList
+from autoexp.reports.upkeep.goodput import Goodput
 from autoexp.rules.events import Event
 from autoexp.session.action_records import ActionRecord
 
@@ -74,6 +76,8 @@ class Compared(BaseModel):
     verdict: str | None
     final_loss: float | None
     gpu_hours_spent: float
+    goodput: float | None
+    """Share of its hours that new iterations took."""
 
 
 class Hours(BaseModel):
@@ -175,6 +179,8 @@ SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "explain": _of(Explanation),
     "compare": _of(list[Compared]),
     "budget": _of(Hours),
+    "checkpoints": _of(CheckpointList),
+    "goodput": _of(list[Goodput]),
     "queue-list": _of(list[ActionRecord]),
     "queue-show": _of(ActionRecord),
     "rules-test": _of(RulesTest),

@@ -78,6 +78,11 @@ class Actions(dict[str, ActionRecord]):
         """Pending actions, including those that were running when a monitor died."""
         return [self[key] for key in self._open]
 
+    @property
+    def open_count(self) -> int:
+        """Number of pending actions."""
+        return len(self._open)
+
     def last_done(self, rule: str, job: str) -> datetime | None:
         """Time of a rule's last action on a job; None: there was none."""
         return self._done_at.get((rule, job))

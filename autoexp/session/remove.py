@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from autoexp.rules.durations import in_bytes
 from autoexp.storage import atomic
 
 _PREFIX = ".removed-"
@@ -34,12 +35,7 @@ class Size(NamedTuple):
     bytes: int
 
     def __str__(self) -> str:
-        size = float(self.bytes)
-        for unit in ("bytes", "kB", "MB", "GB"):
-            if size < 1000:
-                return f"{size:.3g} {unit}"
-            size /= 1000
-        return f"{size:.3g} TB"
+        return in_bytes(self.bytes)
 
 
 def size_of(path: Path) -> Size:

@@ -293,8 +293,17 @@ class Session:
             time_limit_min=time_limit(job, self.jobs.get(job.spec.parent or "")),
             after=ahead[-1].job_id if ahead else None,
         )
-        self.change_job(job, attempts=[*job.attempts, attempt])
+        before = self.there_before(job)
+        self.change_job(job, attempts=[*job.attempts, attempt], there_before=before)
         return attempt
+
+    def there_before(self, job: JobRecord) -> list[int] | None:
+        """The checkpoints in a job's folder before its first attempt, where it matters."""
+        is_first = not job.attempts and job.spec.target_iteration is not None
+        if self.experiment.retention is None or not is_first:
+            return job.there_before
+        complete = job.spec.trainer.checkpoints(Path(job.spec.save_dir)).complete
+        return [found.iteration for found in complete]
 
     def losses_before(self, job: JobRecord) -> Before | None:
         """What was logged before the checkpoint that the next attempt begins from."""
@@ -370,8 +379,17 @@ class Session:
         return event.generation == job.generation(event.iteration)
 
     def checkpoints(self) -> list[CheckpointComplete]:
-        """The complete checkpoints that were found, and have not been set aside."""
-        return [event for event in self.journal.checkpoints() if self.is_valid(event)]
+        """The complete checkpoints that were found, and have been neither set aside nor deleted."""
+        return [
+            event
+            for event in self.journal.checkpoints()
+            if self.is_valid(event) and not self.is_deleted(event)
+        ]
+
+    def is_deleted(self, event: CheckpointComplete) -> bool:
+        """True if a checkpoint was deleted by `retention`, or is being deleted."""
+        job = self.jobs.get(event.job)
+        return job is not None and event.iteration in job.deleted
 
     def pending_actions(self) -> list[ActionRecord]:
         """Pending actions, including those that were running when a monitor died."""

@@ -22,6 +22,14 @@ class MetricsRow(NamedTuple):
     """NaN where it was not logged."""
 
 
+class TimedRow(NamedTuple):
+    """A logged iteration as it was logged, also one that was logged twice."""
+
+    iteration: int
+    seconds: float | None
+    """Of each iteration since the line before; None where it was not logged."""
+
+
 class ValidationRow(NamedTuple):
     """A validation."""
 
@@ -60,6 +68,15 @@ def read(session: Path, job: str) -> list[MetricsRow]:
         if cells[1]
     }
     return [found[iteration] for iteration in sorted(found)]
+
+
+def read_timed(session: Path, job: str) -> list[TimedRow]:
+    """A job's lines in the order in which they were logged; raises as `read`."""
+    return [
+        TimedRow(int(cells[0]), float(cells[3]) if cells[3] else None)
+        for cells in _cells(session, job)
+        if len(cells) < _VALIDATION
+    ]
 
 
 def read_validations(session: Path, job: str) -> list[ValidationRow]:

@@ -18,6 +18,7 @@ from autoexp.flows.concurrency.outbox import WriteSlot, is_prefect_error
 from autoexp.flows.concurrency.turns import Precedence
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.operations.action_runs import CheckpointMark, CommandRun
+from autoexp.operations.deletion import Removal
 from autoexp.operations.phases import (
     Effect,
     OnSession,
@@ -87,6 +88,9 @@ class PhaseRunner:
             case CommandRun():
                 command = effects.run_command.with_options(retries=phase.retries)
                 return await self._updates.unless_interrupted(command(phase))
+            case Removal():
+                part = effects.in_thread(phase, self._scheduler)
+                return await self._updates.unless_interrupted(part)
         return await self._run_effect(children, phase)
 
     async def _run_effect(self, children: Children, effect: Effect) -> Any:

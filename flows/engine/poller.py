@@ -29,6 +29,12 @@ class SchedulerPoller:
         self._next_at = 0.0
         self._asked_at = -math.inf
         self._misses = 0
+        self._has_answered = False
+
+    def take_answered(self) -> bool:
+        """True if the scheduler has answered since the last call."""
+        answered, self._has_answered = self._has_answered, False
+        return answered
 
     def collect(self) -> dict[str, JobStatus]:
         """The answers since the last call, by key."""
@@ -73,6 +79,7 @@ class SchedulerPoller:
         try:
             if refs:
                 self._answers |= await asyncio.to_thread(self._scheduler.query, refs)
+                self._has_answered = True
         except Exception as error:
             self._misses += 1
             if self._misses == 1:

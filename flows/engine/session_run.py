@@ -31,6 +31,7 @@ from autoexp.flows.engine.poller import SchedulerPoller
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.engine.vigil import Found, Limits, Vigil
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
+from autoexp.flows.publishing.heartbeat import Heartbeat
 from autoexp.flows.publishing.job_logs import JobLogs
 from autoexp.flows.publishing.log_lines import LogLines
 from autoexp.monitor import steps
@@ -39,7 +40,7 @@ from autoexp.monitor.monitor import Look, Monitor
 from autoexp.monitor.worklist import Work
 from autoexp.operations import action_runs, requests
 from autoexp.operations.step_runs import carry_out, named
-from autoexp.rules.actions import Start
+from autoexp.rules.actions import Delete, Measure, Start
 from autoexp.rules.describe import describe
 from autoexp.schedulers.base import JobStatus, Scheduler
 from autoexp.session.action_records import ActionRecord
@@ -108,6 +109,8 @@ class SessionRun:
         )
         self._starts = Turns(_AT_ONCE, _LONGEST_TURN_S)
         self._submissions = Turns(_AT_ONCE, _LONGEST_TURN_S)
+        self._disk = asyncio.Lock()
+        self._heartbeat = Heartbeat(session.experiment.monitoring.heartbeat_url, log)
         self._families: dict[str, str] = {}
         self._has_more = False
         self._look_s = 0.0
@@ -143,9 +146,11 @@ class SessionRun:
     async def tick(self, children: Children) -> None:
         """Look and decide, spawn what follows, publish."""
         # An answer of the scheduler is used once it comes, and never awaited.
-        answers = self._poller.collect()
+        answers, has_answered = self._poller.collect(), self._poller.take_answered()
         looking = self._writer.run(self._look_once, answers, self._poller.is_due)
         found = await self._seen(looking, answers)
+        if found is not None and has_answered:
+            self._heartbeat.beat(children)
         self._process(children, found or _NOTHING_FOUND)
 
     def _process(self, children: Children, found: Found) -> None:
@@ -269,16 +274,22 @@ class SessionRun:
         job = action.action.job if isinstance(action.action, Start) else action.event.job
         log = self._job_logs.beside([job], self.log)
         phases = action_runs.carry_out(action, self._monitor, log)
-        # Commands of rules take long, and little of the loop: they need no turn.
-        is_start = isinstance(action.action, Start)
-        turn = self._starts.turn(action.event.job) if is_start else nullcontext()
         try:
-            async with turn:
+            async with self._turn_of_action(action):
                 await self._runner.run(children, phases)
         except Exception:
             await self.updates.pause(_RETRY_S)
             await self._writer.persist(self._monitor.worklist.end_action, action.key)
             raise
+
+    def _turn_of_action(self, action: ActionRecord) -> AbstractAsyncContextManager[object]:
+        match action.action:
+            case Start():
+                return self._starts.turn(action.event.job)
+            case Delete() | Measure():
+                return self._disk  # one at a time: a filesystem is shared
+        # Commands of rules take long, and little of the loop: they need no turn.
+        return nullcontext()
 
     # Sleep
 

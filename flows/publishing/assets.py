@@ -21,9 +21,8 @@ from autoexp.model import now
 from autoexp.reports.curves import read_curve, validation_loss
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
+from autoexp.storage import removal
 
-_MOST_FILES = 100_000
-"""Files of a checkpoint whose sizes are added up."""
 _LONGEST_KEY = 512  # of an asset's key. Source: prefect/types/names.py, MAX_ASSET_KEY_LENGTH
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9._/+=@:-]")
 _OUTPUTS = {Kind.EVALUATE: "scores", Kind.COMMAND: "output"}  # of other kinds a model
@@ -146,7 +145,8 @@ class AssetTracker:
             yield from map(data_key, spec.trainer.data_sets())
 
     def _measured(self, made: Materialization) -> Materialization:
-        found: dict[str, Any] = {"bytes": size_of(Path(made.path)) if made.path else None}
+        size = removal.size_of(Path(made.path)) if made.path else 0
+        found: dict[str, Any] = {"bytes": size or None}
         if made.iteration is not None:
             curve = read_curve(self._session.path, made.job)
             losses = dict(zip(curve.iterations, curve.losses, strict=True))
@@ -162,22 +162,6 @@ def _used_by(spec: JobSpec) -> Sequence[tuple[str, int]]:
     elif spec.parent is not None and spec.starts_at is not None:
         used.append((spec.parent, spec.starts_at))
     return used
-
-
-def size_of(path: Path) -> int | None:
-    """Bytes of a file, or of the files in a folder; None where it is gone, or has very many."""
-    try:
-        if not path.is_dir():
-            return path.stat().st_size
-        total = 0
-        for number, file in enumerate(path.rglob("*")):
-            if number == _MOST_FILES:
-                return None
-            status = file.lstat()
-            total += 0 if file.is_dir() else status.st_size
-    except OSError:
-        return None
-    return total
 
 
 def _emit(session: Session, made: Materialization) -> None:

@@ -170,8 +170,10 @@ def is_from(rule: str, job: JobSpec) -> bool:
 
 def played(line: str) -> Event:
     """An event as it is written down in the data."""
-    if match := re.fullmatch(r"(\w+) -> (\w+)", line):
-        return StateChanged(job="demo", attempt=1, position=1, old=match[1], new=match[2])
+    if match := re.fullmatch(r"(\w+) -> (\w+)(?: \(exit code (\d+)\))?", line):
+        code = None if match[3] is None else int(match[3])
+        old, new = match[1], match[2]
+        return StateChanged(job="demo", attempt=1, position=1, old=old, new=new, exit_code=code)
     if match := re.fullmatch(r"(last )?checkpoint (\d+) of (\w+)", line):
         job = "demo" if match[3] == "train" else "demo-cd100-own"
         iteration, last = int(match[2]), match[1] is not None

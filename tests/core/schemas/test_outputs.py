@@ -20,6 +20,8 @@ COMMANDS: dict[str, list[str]] = {
     "explain": ["explain", "SESSION", "tiny", "--json"],
     "compare": ["compare", "SESSION", "--json"],
     "budget": ["budget", "SESSION", "--json"],
+    "checkpoints": ["checkpoints", "SESSION", "--json"],
+    "goodput": ["goodput", "SESSION", "--json"],
     "queue-list": ["queue", "SESSION", "list", "--json"],
     "sessions-show": ["sessions", "show", "SESSION", "--json"],
     "rules-test": ["rules", "test", "nccl", "FIRES", "--json"],

@@ -15,7 +15,7 @@ from prefect.server.events.schemas.events import ReceivedEvent
 from autoexp.config.compose import compose
 from autoexp.dotted import setting
 from autoexp.flows.evaluate import evaluate
-from autoexp.flows.publishing.assets import AssetTracker, data_key, size_of
+from autoexp.flows.publishing.assets import AssetTracker, data_key
 from autoexp.flows.publishing.events import EventEmitter
 from autoexp.jobs.record import JobRecord
 from autoexp.model import now
@@ -221,6 +221,16 @@ def test_a_cancelled_job_has_made_nothing(tmp_path: Path) -> None:
     assert tracker._pending == []
 
 
+async def test_the_size_of_what_is_gone_is_not_told(tmp_path: Path, emitted: Emitted) -> None:
+    session = Session.load(create(compose("demo", [*TINY]), tmp_path, session_id="s1"))
+    emitter = EventEmitter(session)
+    submit(session, "tiny")
+    submit(session, "tiny-cd100")
+    emitter.collect()
+    await emitter.emit_new()
+    assert "bytes" not in made(emitted)[f"{OF}tiny/checkpoints/100"][2]
+
+
 @pytest.mark.parametrize(
     ("name", "key"),
     [
@@ -242,11 +252,3 @@ def test_weights_are_no_data_sets() -> None:
     )  # fmt: skip
     assert composed.experiment.backend.data_sets() == ("/data/web", "/data/code")
     assert spec_of("true").trainer.data_sets() == ()
-
-
-def test_a_size_that_cannot_be_read_is_unknown(tmp_path: Path) -> None:
-    assert size_of(tmp_path / "gone") is None
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "b").write_bytes(b"12345")
-    (tmp_path / "c").write_bytes(b"123")
-    assert size_of(tmp_path) == 8 and size_of(tmp_path / "c") == 3

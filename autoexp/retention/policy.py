@@ -1,0 +1,103 @@
+"""Retention as written: `keep: [branch_points, {last: 3}, {every: 10000}, evaluated]`."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from autoexp.model import FrozenModel, nearest
+
+_WORDS = ("branch_points", "evaluated")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)B?")
+_POWERS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
+
+
+def _bytes(written: Any) -> Any:
+    if not isinstance(written, str):
+        return written
+    match = _SIZE.fullmatch(written.strip())
+    if match is None:
+        raise ValueError(f"{written!r} is not a size: write 500GB, 15TB or 1.5TiB")
+    number, unit, binary = match.groups()
+    return round(float(number) * (1024 if binary else 1000) ** _POWERS[unit])
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
+"""Bytes; in YAML a number, or `15TB` (powers of 1000), `15TiB` (of 1024)."""
+
+
+class KeepRule(FrozenModel):
+    """One rule of what is kept, for each training and each branch by itself."""
+
+    branch_points: Literal[True] | None = Field(
+        None, description="what branches, merges and stages of the session start from, for good"
+    )
+    evaluated: Literal[True] | None = Field(
+        None, description="what an evaluation of the session is of, for good"
+    )
+    last: int | None = Field(None, gt=0, description="so many of the newest")
+    every: int | None = Field(None, gt=0, description="those at multiples of so many iterations")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, written: Any) -> Any:
+        if not isinstance(written, str):
+            return written
+        if written not in _WORDS:
+            raise ValueError(
+                f"`{written}`: write {', '.join(_WORDS)}, `last: 3` or `every: 10000`"
+                f"{nearest(written, _WORDS)}"
+            )
+        return {written: True}
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("each entry of `keep` is one rule: `{last: 3}`, `{every: 10000}`")
+        return self
+
+    def __str__(self) -> str:
+        for name, value in self.model_dump(exclude_none=True).items():
+            return name if value is True else f"{name}: {value}"
+        return ""
+
+
+class Retention(FrozenModel):
+    """Which checkpoints stay; the others are deleted once nothing needs them."""
+
+    keep: tuple[KeepRule, ...] = Field(
+        min_length=1,
+        description="what stays, besides all that something still needs: `branch_points`, "
+        "`evaluated`, `{last: 3}`, `{every: 10000}`",
+    )
+    budget: Bytes | None = Field(
+        None,
+        description="disk space of all checkpoints (`15TB`); above it there is a warning, and "
+        "nothing more is deleted",
+    )
+    checkpoint_size: Bytes | None = Field(
+        None,
+        description="size of a checkpoint, for the plan's figure; estimated if unset: 14 bytes "
+        "for each parameter of the model",
+    )
+    dry_run: bool = Field(
+        False, description="delete nothing: `autoexp checkpoints` shows what would be"
+    )
+
+    @property
+    def last(self) -> int:
+        """Number of the newest that stay; the newest one always does."""
+        return max(rule.last or 1 for rule in self.keep)
+
+    @property
+    def every(self) -> tuple[int, ...]:
+        """Multiples that stay."""
+        return tuple(rule.every for rule in self.keep if rule.every is not None)
+
+    @property
+    def branch_points(self) -> bool:
+        return any(rule.branch_points for rule in self.keep)
+
+    @property
+    def evaluated(self) -> bool:
+        return any(rule.evaluated for rule in self.keep)
