@@ -33,6 +33,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,6 +59,14 @@ _REQUEUE = 144
 _PR_SET_PDEATHSIG = 1
 _SIOCGIFADDR = 0x8915
 _SCRUBBED = ("PREFECT_", "SUBMITIT_")
+# Variables that SLURM, a launcher or this file set for a process of the job.
+_OF_THE_JOB = re.compile(
+    r"(AUTOEXP|SLURM|PET|PMI|PMI2|PMIX|MASTER|TORCHELASTIC)_\w+"
+    r"|RANK|LOCAL_RANK|WORLD_SIZE|(CUDA|ROCR|HIP)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL"
+)
+# Two characters mean something else to the shell that is built into Apptainer: mvdan/sh marks the
+# end of its input and an escaped end of line by them. With one of them no variable at all is set.
+_UNREADABLE = re.compile("[\x80\x81]")
 _ANEW = os.O_WRONLY | os.O_TRUNC
 _AT_END = os.O_WRONLY | os.O_APPEND
 
@@ -317,6 +326,28 @@ def rendezvous(spec: dict[str, Any]) -> dict[str, str]:
     return {"MASTER_ADDR": host, "MASTER_PORT": port, "PET_RDZV_ENDPOINT": f"{host}:{port}"}
 
 
+def for_runtime(spec: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a container's runtime: what the job needs is set inside by name.
+
+    Else options of the runtime would keep it out, or the image's own values would win.
+    """
+    inside = spec.get("inside")
+    if not inside:
+        return dict(environ)
+    known = {**inside["defaults"], **environ}
+    named = {*inside["names"], *inside["defaults"]}
+    handed = {
+        prefix + name: value
+        for name, value in known.items()
+        if (name in named or _OF_THE_JOB.fullmatch(name)) and not _UNREADABLE.search(value)
+        for prefix in inside["prefixes"]
+    }
+    kept = {name: value for name, value in environ.items() if name not in inside["without"]}
+    # What the configuration sets inside alone is there already, under the very names.
+    own = {name: value for name, value in kept.items() if name in spec["environment"]}
+    return {**kept, **handed, **own}
+
+
 class Supervisor:
     """Runs one command in its own session and passes signals on to it."""
 
@@ -358,7 +389,9 @@ class Supervisor:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
         key = self._spec["key"]
         cookie = {COOKIE: key} | ({ATTEMPT: str(self._directory)} if self._directory else {})
-        return {**kept, **rendezvous(self._spec), **self._spec["environment"], **cookie}
+        own = {**kept, **rendezvous(self._spec), **self._spec["environment"], **cookie}
+        # Where a launcher starts the processes, each knows its rank only there (node.py).
+        return own if self._spec.get("inside", {}).get("each") else for_runtime(self._spec, own)
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
@@ -393,7 +426,11 @@ class Supervisor:
             self._early.append(signum)
             return
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._child.pid, signum)
+            if signum != signal.SIGKILL and self._spec.get("signal_alone"):
+                # A container's runtime passes it on: to the group too, it would come twice.
+                os.kill(self._child.pid, signum)
+            else:
+                os.killpg(self._child.pid, signum)
 
 
 def end_leftovers(key: str, directory: Path) -> None:

@@ -2,7 +2,9 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import autoexp
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources.containers import NoContainer
 from autoexp.resources.launchers import torchrun_workers
@@ -24,6 +26,7 @@ _SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 _AGENT_S = 5
 """Seconds that its agent needs to end after its workers."""
 _LOCAL_GRACE_S = 10.0
+_PACKAGE = Path(autoexp.__file__).parent
 
 
 def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> PayloadSpec:
@@ -45,21 +48,42 @@ def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) 
         before=_node_setup(machine),
         copies=spec.trainer.copies(save_dir) if trains else {},
         node_environment=machine.node_environment,
+        inside=_inside(machine, spec),
+        signal_alone=not (has_steps or isinstance(spec.container, NoContainer)),
         rendezvous=_rule(machine),
     )
 
 
 def variables_of(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[str, str]:
     """The variables of a job, those of the machine and the container over the trainer's own."""
+    return {**_configured(machine, spec), **spec.container.environment()}
+
+
+def _configured(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[str, str]:
     shutdown: dict[str, str] = {}
     if machine.launcher == "torchrun" and _trains(spec):
         shutdown[_SHUTDOWN] = str(max(30, machine.warn_before_limit_s - _AGENT_S))
-    return {
-        **shutdown,
-        **spec.environment,
-        **machine.environment,
-        **spec.container.environment(),
-    }
+    return {**shutdown, **spec.environment, **machine.environment}
+
+
+def bound_paths(spec: JobSpec) -> tuple[str, ...]:
+    """What a container has to show of the host, as far as it is known: parents may come later.
+
+    The outputs of all jobs of the session, since stages read what others have written; its own
+    save directory and what it begins from, wherever they are; the trainer's sources.
+    """
+    if isinstance(spec.container, NoContainer):
+        return ()
+    root = Path(spec.output_dir).parent
+    sources = [path.absolute() for path in spec.trainer.sources if path.exists()]
+    found = [
+        *([root] if root != Path(root.anchor) else []),
+        *map(Path, (spec.save_dir, *spec.reads)),
+        *(path if path.is_dir() else path.parent for path in sources),
+        # The demo's trainer and the mergers are programs of autoexp's own.
+        *([_PACKAGE] if any(str(_PACKAGE) in word for word in spec.command) else []),
+    ]
+    return tuple(dict.fromkeys(map(str, found)))
 
 
 def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> tuple[str, ...]:
@@ -119,19 +143,32 @@ def _on_node(
     machine: LocalMachine | SlurmCluster, spec: JobSpec, command: tuple[str, ...]
 ) -> tuple[str, ...]:
     """The command of one task, on its node: variables of the node, NUMA binding, container."""
-    names = {**spec.environment, **machine.environment, **machine.node_environment}
+    names = (*_configured(machine, spec), *machine.node_environment)
     place = spec.trainer.working_directory if _trains(spec) else None
-    container, own = spec.container, names | spec.container.environment()
+    container, own = spec.container, dict.fromkeys((*names, *spec.container.environment()))
     if place is not None and isinstance(container, NoContainer):
         command = ("env", f"--chdir={place}", *command)
     elif place is not None and not isinstance(container, NoContainer) and not container.workdir:
         container = container.model_copy(update={"workdir": place})
-    inside = container.inside(command, spec.output_dir, own)
+    inside = container.inside(command, spec.output_dir, own, bound_paths(spec))
     if machine.numactl and _trains(spec):
         inside = ("numactl", *machine.numactl, *inside)
-    if machine.node_environment or (_rule(machine) and _is_launched(machine, spec)):
+    launched = _is_launched(machine, spec)
+    each = _inside(machine, spec).get("each")
+    if machine.node_environment or each or (_rule(machine) and launched):
         return (_python(machine), "-c", STARTED, "start", *inside)
     return inside
+
+
+def _inside(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[str, Any]:
+    """What a container's runtime is to set inside; empty where it needs no help for it."""
+    names = (*_configured(machine, spec), *machine.node_environment)
+    handing = spec.container.handing(names)
+    if not handing.prefixes:
+        return {}
+    # Processes that srun starts have their own ranks.
+    each = isinstance(machine, SlurmCluster) and _is_launched(machine, spec)
+    return {**handing._asdict(), "each": each}
 
 
 def _node_setup(machine: LocalMachine | SlurmCluster) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def test_apptainer_binds_the_output_directory_and_runs_its_own_python(runtime: s
     )
     found = payload_spec(spec)
     assert found.command == (
-        *(runtime, "exec", "--rocm", "--bind", "/out/boxed", "--bind", "/data:/data:ro"),
+        *(runtime, "exec", "--rocm", "--bind", "/out", "--bind", "/data:/data:ro"),
         *("--pwd", "/out/boxed", "--cleanenv", "/images/train.sif", "python3"),
         *spec.command[1:],
     )
@@ -95,6 +95,82 @@ def test_an_image_has_to_be_named_and_an_unknown_key_is_refused() -> None:
         trunk("container=apptainer")
     with pytest.raises(BadInput, match="did you mean `binds`"):
         trunk("container=apptainer", "container.image=x", "container.bind=[/data]")
+
+
+def in_an_image(*overrides: str) -> JobSpec:
+    return trunk("container=apptainer", "container.image=/i.sif", "container.gpus=none", *overrides)
+
+
+def bound(spec: JobSpec) -> list[str]:
+    """What the runtime's command binds, in order."""
+    words = payload_spec(spec).command
+    return [words[at + 1] for at, word in enumerate(words) if word in ("--bind", "--mount")]
+
+
+def test_what_autoexp_knows_of_is_bound_once_and_parents_first(tmp_path: Path) -> None:
+    spec = in_an_image("container.binds=[/a/b/c:/out/boxed/data:ro, /scratch]")
+    elsewhere = {"save_dir": "/elsewhere/ckpt", "reads": ("/scratch/old/ckpt-1", "/x")}
+    found = bound(spec.model_copy(update=elsewhere))
+    assert found == ["/out", "/x", "/scratch", "/elsewhere/ckpt", "/a/b/c:/out/boxed/data:ro"]
+
+    script = tmp_path / "trainer" / "train.py"
+    script.parent.mkdir()
+    own = ("backend=huggingface", f"backend.script={script}", "monitoring=basic")
+    spec = in_an_image(*own)
+    assert bound(spec) == ["/out"]  # as it may lie in the image
+    script.touch()
+    assert bound(spec) == ["/out", str(script.parent)]
+
+
+def test_a_bind_of_the_configuration_wins_over_ours() -> None:
+    assert bound(in_an_image("container.binds=[/data:/out]")) == ["/data:/out", "/out/boxed"]
+
+
+@pytest.mark.parametrize(
+    ("bind", "message"),
+    [
+        ("/a,/b", "give each bind as an item of its own"),
+        ("/a:/b:ro:x", r"write /path, /host:/inside or /host:/inside:ro"),
+        ("/a:b", "the path inside has to be absolute"),
+    ],
+)
+def test_a_bind_that_is_ambiguous_is_refused(bind: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        in_an_image(f"container.binds=['{bind}']")
+
+
+def test_image_and_binds_are_found_from_where_the_command_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = in_an_image("container.image=images/x.sif", "container.binds=[data, 'other:/o:ro']")
+    assert f"{tmp_path}/images/x.sif" in payload_spec(spec).command
+    assert {f"{tmp_path}/data", f"{tmp_path}/other:/o:ro"} <= set(bound(spec))
+
+
+def test_python_is_the_images_wherever_it_stands() -> None:
+    command = ("env", "X=1", sys.executable, f"--python={sys.executable}", f"{sys.executable}-x")
+    spec = in_an_image().model_copy(update={"command": command})
+    words = payload_spec(spec).command
+    assert words[-5:] == ("env", "X=1", "python3", "--python=python3", f"{sys.executable}-x")
+
+
+def test_what_is_passed_on_is_named_and_not_stored() -> None:
+    spec = in_an_image("container.pass=[HF_TOKEN]")
+    assert "HF_TOKEN" in payload_spec(spec).inside["names"]
+    assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
+    docker = trunk("container=docker", "container.image=x", "container.pass=[HF_TOKEN]")
+    words = payload_spec(docker).command
+    assert words[words.index("HF_TOKEN") - 1] == "--env"
+    with pytest.raises(BadInput, match="is not the name of a variable"):
+        in_an_image("container.pass=['MODE=fast']")
+    with pytest.raises(BadInput, match="did you mean `pass`"):
+        in_an_image("container.passs=[HF_TOKEN]")
+
+
+def test_a_character_that_no_variable_may_hold_is_refused() -> None:
+    with pytest.raises(BadInput, match="reach no process"):
+        in_an_image("container.variables={X: 'a\x80'}")
 
 
 def image_of_this_machine(folder: Path) -> Path:
