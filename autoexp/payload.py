@@ -61,7 +61,7 @@ _SIOCGIFADDR = 0x8915
 _SCRUBBED = ("PREFECT_", "SUBMITIT_")
 # Variables that SLURM, a launcher or this file set for a process of the job.
 _OF_THE_JOB = re.compile(
-    r"(AUTOEXP|SLURM|PET|PMI|PMI2|PMIX|MASTER|TORCHELASTIC)_\w+"
+    r"(AUTOEXP|SLURM|SLURMD|PET|PMI|PMI2|PMIX|MASTER|TORCHELASTIC)_\w+"
     r"|RANK|LOCAL_RANK|WORLD_SIZE|(CUDA|ROCR|HIP)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL"
 )
 # Two characters mean something else to the shell that is built into Apptainer: mvdan/sh marks the

@@ -75,6 +75,11 @@ class NoContainer(FrozenModel):
         del names
         return Handing()
 
+    def step(self, output_dir: str, names: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
+        """Options of srun, where that is what starts the image: none."""
+        del output_dir, names, paths
+        return ()
+
     def inside(
         self,
         command: tuple[str, ...],
@@ -101,12 +106,23 @@ class _Image(_Passing):
     workdir: str | None = Field(None, description="directory inside; the job's own if unset")
     python: str = Field("python3", description="Python inside, in place of autoexp's own")
     options: tuple[str, ...] = Field((), description="further options of the runtime")
+    command: str | None = Field(
+        None,
+        min_length=1,
+        description="the runtime's program, where it has another name or lies elsewhere: "
+        "/opt/apptainer/bin/apptainer; for docker a program that takes its options: podman-hpc",
+    )
 
     @property
     def passed(self) -> tuple[str, ...]:
         """Names of variables that are passed on from the user's own environment."""
         found: tuple[str, ...] = getattr(self, "pass")
         return found
+
+    def step(self, output_dir: str, names: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
+        """Options of srun, where that is what starts the image: none."""
+        del output_dir, names, paths
+        return ()
 
     @field_validator("pass", check_fields=False)
     @classmethod
@@ -125,7 +141,7 @@ class _Image(_Passing):
         # A job runs in its own directory, and would look there for what is relative.
         return tuple(map(_absolute_bind, binds)) if info.context == COMPOSING else binds
 
-    def _mounts(self, paths: Sequence[str]) -> list["Bind"]:
+    def mounts(self, paths: Sequence[str]) -> list["Bind"]:
         """What is mounted, parents before what lies in them; the configuration's own win."""
         own = [Bind.parse(text) for text in self.binds]
         taken = {bind.inside for bind in own}
@@ -247,11 +263,18 @@ class Apptainer(_Image):
         gpus = () if self.gpus == "none" else (f"--{self.gpus}",)
         binds = (
             word
-            for bind in self._mounts((output_dir, *paths))
+            for bind in self.mounts((output_dir, *paths))
             for word in (("--bind", bind.short) if bind.is_plain else ("--mount", bind.mount))
         )
         return (
-            *(self.kind, "exec", *gpus, *binds, "--pwd", self.workdir or output_dir),
+            *(
+                self.command or self.kind,
+                "exec",
+                *gpus,
+                *binds,
+                "--pwd",
+                self.workdir or output_dir,
+            ),
             *(*self.options, self.image, *self._command(command)),
         )
 
@@ -284,7 +307,7 @@ class Docker(_Image):
         }[self.gpus]
         volumes = (
             word
-            for bind in self._mounts((output_dir, *paths))
+            for bind in self.mounts((output_dir, *paths))
             for word in (
                 ("--volume", ":".join(filter(None, bind)))
                 if bind.is_plain
@@ -293,7 +316,16 @@ class Docker(_Image):
         )
         known = dict.fromkeys((*_OF_THE_JOB, *names, *self.passed))
         return (
-            *("docker", "run", "--rm", "--init", "--network", "host", "--ipc", "host"),
+            *(
+                self.command or "docker",
+                "run",
+                "--rm",
+                "--init",
+                "--network",
+                "host",
+                "--ipc",
+                "host",
+            ),
             *("--user", f"{os.getuid()}:{os.getgid()}", *gpus, *volumes),
             *(word for name in known for word in ("--env", name)),
             *("--workdir", self.workdir or output_dir),
@@ -301,4 +333,82 @@ class Docker(_Image):
         )
 
 
-Container = Annotated[NoContainer | Apptainer | Docker, Field(discriminator="kind")]
+class _OfSrun(_Image):
+    """A runtime that a plugin of SLURM starts, by options of srun: all behind srun is inside."""
+
+    def environment(self) -> dict[str, str]:
+        return dict(self.variables)
+
+    def handing(self, names: Iterable[str]) -> Handing:
+        """Nothing: the plugin passes the job's environment on."""
+        del names
+        return Handing()
+
+    def inside(
+        self,
+        command: tuple[str, ...],
+        output_dir: str,
+        names: Iterable[str],
+        paths: Sequence[str] = (),
+    ) -> tuple[str, ...]:
+        """The command behind srun, which is inside already."""
+        del output_dir, names, paths
+        return self._command(command)
+
+
+class Pyxis(_OfSrun):
+    """Enroot through NVIDIA's pyxis."""
+
+    kind: Literal["pyxis"] = "pyxis"
+
+    @field_validator("binds")
+    @classmethod
+    def _no_commas(cls, binds: tuple[str, ...]) -> tuple[str, ...]:
+        if odd := next((text for text in binds if "," in text), None):
+            raise ValueError(f"{odd!r}: pyxis takes a comma for the end of a mount")
+        return binds
+
+    def step(self, output_dir: str, names: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
+        """Options of srun: image, mounts, directory, and variables that win over the image's."""
+        binds = self.mounts((output_dir, *paths))
+        mounts = ",".join(":".join(filter(None, bind)) for bind in binds)
+        kept = (name for name in dict.fromkeys((*names, *self.variables, *self.passed)))
+        variables = ",".join(name for name in kept if name not in KEPT_BY_THE_RUNTIME)
+        return (
+            *(f"--container-image={self.image}", f"--container-mounts={mounts}"),
+            f"--container-workdir={self.workdir or output_dir}",
+            *((f"--container-env={variables}",) if variables else ()),
+            *self.options,
+        )
+
+
+class Edf(_OfSrun):
+    """CSCS's container engine: an environment definition file says image, mounts and variables."""
+
+    kind: Literal["edf"] = "edf"
+
+    @field_validator("binds")
+    @classmethod
+    def _no_binds(cls, binds: tuple[str, ...]) -> tuple[str, ...]:
+        if binds:
+            raise ValueError("the environment's file says what is mounted: `mounts` in it")
+        return binds
+
+    @field_validator("image")
+    @classmethod
+    def _absolute_file(cls, image: str, info: ValidationInfo) -> str:
+        # A name alone is a file in ~/.edf, which the engine finds by itself.
+        return _absolute(image) if info.context == COMPOSING and "/" in image else image
+
+    def mounts(self, paths: Sequence[str]) -> list["Bind"]:
+        """None of ours: the file says them."""
+        del paths
+        return []
+
+    def step(self, output_dir: str, names: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
+        """Options of srun: the file."""
+        del output_dir, names, paths
+        return (f"--environment={self.image}", *self.options)
+
+
+Container = Annotated[NoContainer | Apptainer | Docker | Pyxis | Edf, Field(discriminator="kind")]

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import autoexp
+from autoexp.jobs.images import bound_paths
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources.containers import NoContainer
 from autoexp.resources.launchers import torchrun_workers
@@ -26,7 +26,6 @@ _SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 _AGENT_S = 5
 """Seconds that its agent needs to end after its workers."""
 _LOCAL_GRACE_S = 10.0
-_PACKAGE = Path(autoexp.__file__).parent
 
 
 def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> PayloadSpec:
@@ -66,33 +65,16 @@ def _configured(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[str
     return {**shutdown, **spec.environment, **machine.environment}
 
 
-def bound_paths(spec: JobSpec) -> tuple[str, ...]:
-    """What a container has to show of the host, as far as it is known: parents may come later.
-
-    The outputs of all jobs of the session, since stages read what others have written; its own
-    save directory and what it begins from, wherever they are; the trainer's sources.
-    """
-    if isinstance(spec.container, NoContainer):
-        return ()
-    root = Path(spec.output_dir).parent
-    sources = [path.absolute() for path in spec.trainer.sources if path.exists()]
-    found = [
-        *([root] if root != Path(root.anchor) else []),
-        *map(Path, (spec.save_dir, *spec.reads)),
-        *(path if path.is_dir() else path.parent for path in sources),
-        # The demo's trainer and the mergers are programs of autoexp's own.
-        *([_PACKAGE] if any(str(_PACKAGE) in word for word in spec.command) else []),
-    ]
-    return tuple(dict.fromkeys(map(str, found)))
-
-
 def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> tuple[str, ...]:
     """The trainer's command with its launcher: srun, or torchrun or ft_launcher on every node.
 
     The launcher runs on the node; torchrun, which is a part of torch, inside the container.
     """
+    names = (*_configured(machine, spec), *machine.node_environment)
+    step = spec.container.step(spec.output_dir, names, bound_paths(spec))
     if not _is_launched(machine, spec):
-        return _on_node(machine, spec, spec.command)
+        alone = ("srun", "--nodes=1", "--ntasks=1", *step) if step else ()
+        return (*alone, *_on_node(machine, spec, spec.command))
     if isinstance(machine, LocalMachine):
         return _on_node(machine, spec, _under_torchrun(machine, spec.command, "--standalone"))
     # Since 22.05 srun does not take the CPUs of a task over from sbatch (srun(1)).
@@ -102,7 +84,7 @@ def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str)
     # Where nodes may fail, neither the step nor the others end with one.
     fails = machine.min_nodes is not None and machine.min_nodes < machine.nodes
     ends = ("--no-kill", "--kill-on-bad-exit=0") if fails else ("--kill-on-bad-exit=1",)
-    srun = ("srun", *ends, *cpus, *bound, *machine.srun_arguments)
+    srun = ("srun", *ends, *cpus, *bound, *step, *machine.srun_arguments)
     if machine.launcher == "srun":
         return (*srun, "sh", "-c", _RANKS, "sh", *_on_node(machine, spec, spec.command))
     # The rendezvous endpoint is known only inside the job: the payload sets PET_RDZV_ENDPOINT.

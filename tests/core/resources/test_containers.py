@@ -14,6 +14,7 @@ from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.plan import make_plan
 from autoexp.schedulers.base import PayloadSpec
+from autoexp.schedulers.launch import with_launcher
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from tests.builders import attempt_of
@@ -153,6 +154,61 @@ def test_python_is_the_images_wherever_it_stands() -> None:
     spec = in_an_image().model_copy(update={"command": command})
     words = payload_spec(spec).command
     assert words[-5:] == ("env", "X=1", "python3", "--python=python3", f"{sys.executable}-x")
+
+
+def test_a_runtime_may_have_another_name() -> None:
+    assert payload_spec(in_an_image("container.command=/opt/a/apptainer")).command[:2] == (
+        *("/opt/a/apptainer", "exec"),
+    )
+    own = ("container=docker", "container.image=x", "container.command=podman-hpc")
+    assert payload_spec(trunk(*own)).command[:2] == ("podman-hpc", "run")
+
+
+PYXIS = ("slurm=local_cluster", "slurm.launcher=srun", "container=pyxis")
+
+
+def on_a_cluster(*overrides: str, config: str = "demo") -> list[list[str]]:
+    """The commands of a session's jobs on a cluster."""
+    experiment = compose(config, [*overrides]).experiment
+    jobs = make_plan(experiment, Path("/out")).jobs
+    return [list(with_launcher(job.machine, job, "key")) for job in jobs]
+
+
+def test_pyxis_gets_image_mounts_and_variables_as_options_of_srun_for_stages_as_well() -> None:
+    own = ("container.image=/img/x.sqsh", "container.binds=['/data:/data:ro']")
+    given = ("+slurm.environment.NCCL_DEBUG=INFO", "container.pass=[HF_TOKEN]")
+    commands = on_a_cluster(*PYXIS, *own, *given, config="study")
+    for words in commands:
+        assert words[0] == "srun"
+        assert "--container-image=/img/x.sqsh" in words
+        assert "--container-mounts=/out:/out,/data:/data:ro" in words
+        (variables,) = [word for word in words if word.startswith("--container-env=")]
+        assert {"NCCL_DEBUG", "HF_TOKEN"} <= set(variables.partition("=")[2].split(","))
+        assert sys.executable not in words
+    assert "--container-workdir=/out/study" in commands[0]
+    assert commands[-1][1:3] == ["--nodes=1", "--ntasks=1"]
+
+
+def test_the_container_engine_of_cscs_gets_its_file() -> None:
+    own = ("slurm=local_cluster", "slurm.launcher=torchrun", "container=edf")
+    (words, *_) = on_a_cluster(*own, "container.image=/capstor/me/ngc.toml")
+    assert "--environment=/capstor/me/ngc.toml" in words
+    with pytest.raises(BadInput, match="the environment's file says what is mounted"):
+        on_a_cluster(*own, "container.image=ngc", "container.binds=[/data]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("slurm=local",), "needs a cluster"),
+        (("slurm.launcher=none",), r"give `slurm\.launcher`"),
+        (("slurm.rendezvous.suffix=i",), r"`slurm\.rendezvous`"),
+    ],
+)
+def test_what_srun_cannot_start_inside_is_refused(overrides: tuple[str, ...], message: str) -> None:
+    first = () if overrides == ("slurm=local",) else PYXIS[:2]
+    with pytest.raises(BadInput, match=message):
+        on_a_cluster(*first, "container=pyxis", "container.image=x", *overrides)
 
 
 def test_what_is_passed_on_is_named_and_not_stored() -> None:
