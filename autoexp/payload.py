@@ -33,7 +33,6 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,29 +45,17 @@ OWNER = ".owner"
 # which again only one can take.
 CLAIMS = ("claim", "claim.2", "claim.3")
 TASKS = "tasks.json"
-NODE_FILE = "node.py"
-COPIES_FILE = "copies.py"
+NODE_FILE, COPIES_FILE, INSIDE_FILE = "node.py", "copies.py", "inside.py"
 CHECKPOINT = "{checkpoint}"
 """In the options of a resumed trainer: the path of its newest checkpoint."""
 _CLAIM_PATIENCE_S = 10.0
 _OWNER_CHECK_S = 5.0
-_LEFTOVERS_PATIENCE_S = 5.0
-_EXIT_FILE_PATIENCE_S = 60.0
+_LEFTOVERS_PATIENCE_S, _EXIT_FILE_PATIENCE_S = 5.0, 60.0
 _STEP_PATIENCE_S = 30.0
 _REQUEUE = 144
-_PR_SET_PDEATHSIG = 1
-_SIOCGIFADDR = 0x8915
+_PR_SET_PDEATHSIG, _SIOCGIFADDR = 1, 0x8915
 _SCRUBBED = ("PREFECT_", "SUBMITIT_")
-# Variables that SLURM, a launcher or this file set for a process of the job.
-_OF_THE_JOB = re.compile(
-    r"(AUTOEXP|SLURM|SLURMD|PET|PMI|PMI2|PMIX|MASTER|TORCHELASTIC)_\w+"
-    r"|RANK|LOCAL_RANK|WORLD_SIZE|(CUDA|ROCR|HIP)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL"
-)
-# Two characters mean something else to the shell that is built into Apptainer: mvdan/sh marks the
-# end of its input and an escaped end of line by them. With one of them no variable at all is set.
-_UNREADABLE = re.compile("[\x80\x81]")
-_ANEW = os.O_WRONLY | os.O_TRUNC
-_AT_END = os.O_WRONLY | os.O_APPEND
+_ANEW, _AT_END = os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_APPEND
 
 
 def process_identity(pid: int) -> dict[str, Any] | None:
@@ -326,28 +313,6 @@ def rendezvous(spec: dict[str, Any]) -> dict[str, str]:
     return {"MASTER_ADDR": host, "MASTER_PORT": port, "PET_RDZV_ENDPOINT": f"{host}:{port}"}
 
 
-def for_runtime(spec: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a container's runtime: what the job needs is set inside by name.
-
-    Else options of the runtime would keep it out, or the image's own values would win.
-    """
-    inside = spec.get("inside")
-    if not inside:
-        return dict(environ)
-    known = {**inside["defaults"], **environ}
-    named = {*inside["names"], *inside["defaults"]}
-    handed = {
-        prefix + name: value
-        for name, value in known.items()
-        if (name in named or _OF_THE_JOB.fullmatch(name)) and not _UNREADABLE.search(value)
-        for prefix in inside["prefixes"]
-    }
-    kept = {name: value for name, value in environ.items() if name not in inside["without"]}
-    # What the configuration sets inside alone is there already, under the very names.
-    own = {name: value for name, value in kept.items() if name in spec["environment"]}
-    return {**kept, **handed, **own}
-
-
 class Supervisor:
     """Runs one command in its own session and passes signals on to it."""
 
@@ -387,11 +352,13 @@ class Supervisor:
 
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
-        key = self._spec["key"]
-        cookie = {COOKIE: key} | ({ATTEMPT: str(self._directory)} if self._directory else {})
+        cookie = {COOKIE: self._spec["key"]} | (
+            {ATTEMPT: str(self._directory)} if self._directory else {}
+        )
         own = {**kept, **rendezvous(self._spec), **self._spec["environment"], **cookie}
-        # Where a launcher starts the processes, each knows its rank only there (node.py).
-        return own if self._spec.get("inside", {}).get("each") else for_runtime(self._spec, own)
+        if self._directory is None or self._spec.get("inside", {"each": True})["each"]:
+            return own  # behind a launcher each process does the same: it alone knows its rank
+        return dict(_beside(self._directory, INSIDE_FILE).for_runtime(self._spec, own))
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
@@ -425,12 +392,10 @@ class Supervisor:
             # The command is being started, and may run already: it is signalled in a moment.
             self._early.append(signum)
             return
+        # A container's runtime passes it on: to its group as well, it would come twice.
+        alone = self._spec.get("signal_alone") and signum != signal.SIGKILL
         with contextlib.suppress(ProcessLookupError):
-            if signum != signal.SIGKILL and self._spec.get("signal_alone"):
-                # A container's runtime passes it on: to the group too, it would come twice.
-                os.kill(self._child.pid, signum)
-            else:
-                os.killpg(self._child.pid, signum)
+            (os.kill if alone else os.killpg)(self._child.pid, signum)
 
 
 def end_leftovers(key: str, directory: Path) -> None:
@@ -472,9 +437,12 @@ def _copies(spec: dict[str, Any], directory: Path) -> contextlib.AbstractContext
     """Keeps copies of a checkpoint file that is written over, where the trainer has one."""
     if "copies" not in spec:
         return contextlib.nullcontext()
+    return _beside(directory, COPIES_FILE).Copies(spec["copies"])  # type: ignore[no-any-return]
+
+
+def _beside(directory: Path, file: str) -> Any:
     sys.path.insert(0, str(directory))
-    found: Any = importlib.import_module(Path(COPIES_FILE).stem)
-    return found.Copies(spec["copies"])  # type: ignore[no-any-return]
+    return importlib.import_module(Path(file).stem)
 
 
 def _die_with_parent() -> None:

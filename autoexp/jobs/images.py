@@ -11,6 +11,7 @@ from autoexp.resources.containers import (
     KEPT_BY_THE_RUNTIME,
     Apptainer,
     Bind,
+    Docker,
     Edf,
     NoContainer,
     Pyxis,
@@ -58,6 +59,13 @@ def image_notes(jobs: Sequence[JobSpec]) -> list[str]:
 def _refuse_misfit(job: JobSpec) -> None:
     """Raise BadInput where the machine cannot start what srun has to put into the image."""
     container, machine = job.container, job.machine
+    if isinstance(container, Docker) and isinstance(machine, SlurmCluster):
+        if container.command is None:
+            raise BadInput(
+                "container.kind: a container of Docker's belongs to its daemon and not to the job: "
+                "SLURM neither bounds nor ends it. Use apptainer, or insist by container.command"
+            )
+        return
     if not isinstance(container, Pyxis | Edf):
         return
     if not isinstance(machine, SlurmCluster):
@@ -87,7 +95,7 @@ def missing(jobs: Sequence[JobSpec]) -> list[str]:
     return [
         f"container.{key}: {path} is not there, as seen from here"
         for key, path in named
-        if not Path(path).exists()
+        if "{" not in path and not Path(path).exists()
     ]
 
 

@@ -3,9 +3,9 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationInfo, create_model, field_validator
 
@@ -24,6 +24,7 @@ KEPT_BY_THE_RUNTIME = ("PATH", "LD_LIBRARY_PATH")
 _OF_PYTHON = ("PYTHONPATH", "PYTHONHOME")
 _NO_USER_SITE = "PYTHONNOUSERSITE"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PLACEHOLDER = re.compile(r"\{(job|key|output_dir)\}")
 _PLAIN = re.compile(r"[^,:\"\n]+")
 # The host's Python as a whole word or a part of one, as in `env X=1 PYTHON` or `--python=PYTHON`.
 _HOST_PYTHON = re.compile(rf"(?<![\w./-]){re.escape(sys.executable)}(?![\w./-])")
@@ -97,7 +98,9 @@ class _Image(_Passing):
 
     image: str = Field(min_length=1, description="the image, by the runtime's name for it")
     binds: tuple[str, ...] = Field(
-        (), description="bind mounts: /path, /host:/inside or /host:/inside:ro"
+        (),
+        description="bind mounts: /path, /host:/inside or /host:/inside:ro; in these, in options "
+        "and in variables {job}, {key} and {output_dir} are those of the attempt",
     )
     variables: Variables = Field(default_factory=dict, description="variables inside")
     gpus: Literal["none", "nv", "rocm"] = Field(
@@ -112,6 +115,20 @@ class _Image(_Passing):
         description="the runtime's program, where it has another name or lies elsewhere: "
         "/opt/apptainer/bin/apptainer; for docker a program that takes its options: podman-hpc",
     )
+
+    def for_attempt(self, values: Mapping[str, str]) -> Self:
+        """The settings of one attempt: `{job}`, `{key}` and `{output_dir}` are filled in."""
+
+        def filled(text: str) -> str:
+            return _PLACEHOLDER.sub(lambda match: values[match[1]], text)
+
+        return self.model_copy(
+            update={
+                "options": tuple(map(filled, self.options)),
+                "binds": tuple(map(filled, self.binds)),
+                "variables": {name: filled(text) for name, text in self.variables.items()},
+            }
+        )
 
     @property
     def passed(self) -> tuple[str, ...]:
@@ -197,6 +214,8 @@ def _absolute_bind(text: str) -> str:
     if text.count(":") > 2:
         raise ValueError(f"{text!r}: write /path, /host:/inside or /host:/inside:ro")
     host, colon, rest = text.partition(":")
+    if host.startswith("{"):
+        return text  # as {output_dir}, which is absolute
     inside = rest.partition(":")[0]
     if colon and not inside.startswith("/"):
         raise ValueError(f"{text!r}: the path inside has to be absolute")

@@ -117,7 +117,10 @@ def main(words: list[str], directory: Path) -> int:
         return int(not warn(spec["key"], directory, words[1]))
     job_id = payload.claimed_by(directory) or ""
     environ = {**os.environ, **variables(spec, os.environ, job_id)}
-    return os.execvpe(words[1], words[1:], payload.for_runtime(spec, environ))
+    if spec.get("inside"):
+        inside: Any = importlib.import_module("inside" if _IS_COPY else "autoexp.resources.inside")
+        environ = inside.for_runtime(spec, environ)
+    return os.execvpe(words[1], words[1:], environ)
 
 
 if _IS_COPY:

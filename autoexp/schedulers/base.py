@@ -16,7 +16,7 @@ from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.payload import TASKS
-from autoexp.resources import copies, node
+from autoexp.resources import copies, inside, node
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.events import Event, StateChanged
 from autoexp.storage import atomic, locks
@@ -92,7 +92,7 @@ class PayloadSpec(NamedTuple):
     copies: dict[str, str] = {}  # noqa: RUF012
     """The checkpoint file that each save overwrites, names of its copies, key of its iteration."""
     inside: dict[str, Any] = {}  # noqa: RUF012
-    """What a container's runtime is to set inside (`payload.for_runtime`); empty without one."""
+    """What a container's runtime is to set inside (`resources/inside.py`); empty without one."""
     signal_alone: bool = False
     """True if the command passes signals on by itself: then it gets them, and not its group."""
     rendezvous: dict[str, str | bool] = {}  # noqa: RUF012
@@ -186,6 +186,8 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
     if payload_spec.copies:
         code = Path(copies.__file__).read_bytes()
         atomic.write(directory / payload.COPIES_FILE, code)
+    if payload_spec.inside:
+        atomic.write(directory / payload.INSIDE_FILE, Path(inside.__file__).read_bytes())
     for path, text in payload_spec.files.items():
         atomic.make_directory(Path(path).parent, by_umask=by_umask)
         atomic.write(Path(path), text)

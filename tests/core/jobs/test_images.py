@@ -48,6 +48,13 @@ def test_a_plan_says_that_a_program_lies_in_this_environment(
     assert f"study-cd1000-convert: {where}" in found
 
 
+def test_docker_on_a_cluster_is_refused_unless_somebody_insists() -> None:
+    docker = ("container=docker", "container.image=x", "slurm=local_cluster")
+    with pytest.raises(BadInput, match=r"insist by container\.command"):
+        notes(*docker)
+    assert notes(*docker, "container.command=docker")
+
+
 def test_an_image_that_every_process_would_fetch_is_refused_on_a_cluster() -> None:
     image = "container.image=docker://python:3.12"
     with pytest.raises(BadInput, match="apptainer pull"):

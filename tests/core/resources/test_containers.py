@@ -156,6 +156,18 @@ def test_python_is_the_images_wherever_it_stands() -> None:
     assert words[-5:] == ("env", "X=1", "python3", "--python=python3", f"{sys.executable}-x")
 
 
+def test_options_binds_and_variables_may_be_those_of_the_attempt() -> None:
+    spec = in_an_image(
+        "container.options=['--overlay={output_dir}/{key}.img']",
+        "container.binds=['{output_dir}/tmp:/scratch']",
+        "container.variables={RUN: '{job} {other}'}",
+    )
+    found = payload_spec(spec)
+    assert "--overlay=/out/boxed/s1-j-a1.img" in found.command
+    assert "/out/boxed/tmp:/scratch" in bound(spec)
+    assert found.environment["APPTAINERENV_RUN"] == "boxed {other}"
+
+
 def test_a_runtime_may_have_another_name() -> None:
     assert payload_spec(in_an_image("container.command=/opt/a/apptainer")).command[:2] == (
         *("/opt/a/apptainer", "exec"),
