@@ -136,6 +136,15 @@ class _Image(_Passing):
         found: tuple[str, ...] = getattr(self, "pass")
         return found
 
+    def environment(self) -> dict[str, str]:
+        """Variables of the job, the ones that are set inside among them."""
+        return dict(self.variables)
+
+    def handing(self, names: Iterable[str]) -> Handing:
+        """Nothing: the command line names what goes in, or the job's environment does."""
+        del names
+        return Handing()
+
     def step(self, output_dir: str, names: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
         """Options of srun, where that is what starts the image: none."""
         del output_dir, names, paths
@@ -303,14 +312,6 @@ class Docker(_Image):
 
     kind: Literal["docker"] = "docker"
 
-    def environment(self) -> dict[str, str]:
-        return dict(self.variables)
-
-    def handing(self, names: Iterable[str]) -> Handing:
-        """Nothing: the command line names what goes in."""
-        del names
-        return Handing()
-
     def inside(
         self,
         command: tuple[str, ...],
@@ -354,14 +355,6 @@ class Docker(_Image):
 
 class _OfSrun(_Image):
     """A runtime that a plugin of SLURM starts, by options of srun: all behind srun is inside."""
-
-    def environment(self) -> dict[str, str]:
-        return dict(self.variables)
-
-    def handing(self, names: Iterable[str]) -> Handing:
-        """Nothing: the plugin passes the job's environment on."""
-        del names
-        return Handing()
 
     def inside(
         self,

@@ -18,6 +18,7 @@ from autoexp.schedulers.launch import with_launcher
 from autoexp.schedulers.local import LocalScheduler
 from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from tests.builders import attempt_of
+from tests.containers.boxes import image_of_this_machine
 
 FEW = ("cooldowns=[]", "project.name=boxed")
 
@@ -241,18 +242,6 @@ def test_a_character_that_no_variable_may_hold_is_refused() -> None:
         in_an_image("container.variables={X: 'a\x80'}")
 
 
-def image_of_this_machine(folder: Path) -> Path:
-    """An image in a directory: a root of its own, whose programs are this machine's, bound."""
-    for name in ("dev", "etc", "proc", "root", "sys", "tmp", "usr", "var/tmp"):
-        (folder / name).mkdir(parents=True)
-    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-        if Path("/", name).is_symlink():
-            (folder / name).symlink_to(f"usr/{name}")
-    for name in ("passwd", "group", "hosts", "resolv.conf", "of-the-image"):
-        (folder / "etc" / name).touch()
-    return folder
-
-
 @pytest.mark.skipif(shutil.which("apptainer") is None, reason="there is no apptainer here")
 def test_apptainer_runs_the_command_in_the_image_with_its_variables_and_its_output_directory(
     tmp_path: Path,
@@ -261,7 +250,7 @@ def test_apptainer_runs_the_command_in_the_image_with_its_variables_and_its_outp
     output.mkdir()
     spec = trunk(
         "container=apptainer",
-        f"container.image={image_of_this_machine(tmp_path / 'image')}",
+        f"container.image={image_of_this_machine(tmp_path / 'image').path}",
         "container.gpus=none",
         "container.binds=['/usr:/usr:ro']",
         "container.variables={SAID: two words}",
