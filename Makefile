@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo deploy slurm-demo test test-local test-slurm fuzz test-slow test-slow-machine test-newest test-trainers bench check format docs docs-site docs-tools megatron-names clean
+.PHONY: help setup demo deploy slurm-demo test test-local test-slurm test-containers fuzz test-slow test-slow-machine test-newest test-trainers bench check format docs docs-site docs-tools megatron-names clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -28,7 +28,7 @@ test: test-local test-slurm  ## every test that can run here
 
 # Files side by side, one more than there are cores (see tests/conftest.py).
 test-local: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/core tests/flows
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/core tests/flows tests/containers
 
 # A cluster is one: its tests go one by one.
 test-slurm: setup
@@ -36,6 +36,10 @@ test-slurm: setup
 
 test-slow-machine: setup  ## the same on half of one core: one to itself, shared with a busy loop
 	while :; do :; done & trap "kill $$!" EXIT; taskset -pc 0 $$! && taskset -c 0 .ci/run
+
+test-containers: setup  ## tests in a real image, of variables, binds and signals; Apptainer is installed where it can be
+	tests/containers/apptainer.sh install
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/containers
 
 FUZZ_S ?= 600
 FUZZ_SEED ?= $(shell date +%s)
@@ -103,6 +107,13 @@ megatron-names: setup  ## write the names of Megatron-LM's arguments from the re
 clean:  ## remove the virtual environment and the caches; sessions stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-slurm-demo: setup  ## the same on a real SLURM cluster of three nodes, brought up on this machine
+container ?= none
+IMAGE ?= /tmp/autoexp-train.sif
+# What the demo needs in an image: autoexp's own folder, and where Python finds it.
+IN_IMAGE = container=$(container) container.image=$(IMAGE) container.gpus=none \
+	  "container.binds=[$(CURDIR)]" container.variables.PYTHONPATH=$(CURDIR)
+slurm-demo: setup  ## the same on a real SLURM cluster of three nodes, brought up on this machine; `container=apptainer` in an image
 	tests/slurm/cluster.sh up
-	$(BIN)/autoexp run demo slurm=local_cluster
+	[ $(container) = none ] || tests/containers/apptainer.sh install
+	[ $(container) = none ] || [ -e $(IMAGE) ] || tests/containers/apptainer.sh image $(IMAGE)
+	$(BIN)/autoexp run demo slurm=local_cluster $(if $(filter-out none,$(container)),$(IN_IMAGE))

@@ -45,21 +45,17 @@ OWNER = ".owner"
 # which again only one can take.
 CLAIMS = ("claim", "claim.2", "claim.3")
 TASKS = "tasks.json"
-NODE_FILE = "node.py"
-COPIES_FILE = "copies.py"
+NODE_FILE, COPIES_FILE, INSIDE_FILE = "node.py", "copies.py", "inside.py"
 CHECKPOINT = "{checkpoint}"
 """In the options of a resumed trainer: the path of its newest checkpoint."""
 _CLAIM_PATIENCE_S = 10.0
 _OWNER_CHECK_S = 5.0
-_LEFTOVERS_PATIENCE_S = 5.0
-_EXIT_FILE_PATIENCE_S = 60.0
+_LEFTOVERS_PATIENCE_S, _EXIT_FILE_PATIENCE_S = 5.0, 60.0
 _STEP_PATIENCE_S = 30.0
 _REQUEUE = 144
-_PR_SET_PDEATHSIG = 1
-_SIOCGIFADDR = 0x8915
+_PR_SET_PDEATHSIG, _SIOCGIFADDR = 1, 0x8915
 _SCRUBBED = ("PREFECT_", "SUBMITIT_")
-_ANEW = os.O_WRONLY | os.O_TRUNC
-_AT_END = os.O_WRONLY | os.O_APPEND
+_ANEW, _AT_END = os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_APPEND
 
 
 def process_identity(pid: int) -> dict[str, Any] | None:
@@ -356,9 +352,13 @@ class Supervisor:
 
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
-        key = self._spec["key"]
-        cookie = {COOKIE: key} | ({ATTEMPT: str(self._directory)} if self._directory else {})
-        return {**kept, **rendezvous(self._spec), **self._spec["environment"], **cookie}
+        cookie = {COOKIE: self._spec["key"]} | (
+            {ATTEMPT: str(self._directory)} if self._directory else {}
+        )
+        own = {**kept, **rendezvous(self._spec), **self._spec["environment"], **cookie}
+        if self._directory is None or self._spec.get("inside", {"each": True})["each"]:
+            return own  # behind a launcher each process does the same: it alone knows its rank
+        return dict(_beside(self._directory, INSIDE_FILE).for_runtime(self._spec, own))
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
@@ -392,8 +392,10 @@ class Supervisor:
             # The command is being started, and may run already: it is signalled in a moment.
             self._early.append(signum)
             return
+        # A container's runtime passes it on: to its group as well, it would come twice.
+        alone = self._spec.get("signal_alone") and signum != signal.SIGKILL
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._child.pid, signum)
+            (os.kill if alone else os.killpg)(self._child.pid, signum)
 
 
 def end_leftovers(key: str, directory: Path) -> None:
@@ -435,9 +437,12 @@ def _copies(spec: dict[str, Any], directory: Path) -> contextlib.AbstractContext
     """Keeps copies of a checkpoint file that is written over, where the trainer has one."""
     if "copies" not in spec:
         return contextlib.nullcontext()
+    return _beside(directory, COPIES_FILE).Copies(spec["copies"])  # type: ignore[no-any-return]
+
+
+def _beside(directory: Path, file: str) -> Any:
     sys.path.insert(0, str(directory))
-    found: Any = importlib.import_module(Path(COPIES_FILE).stem)
-    return found.Copies(spec["copies"])  # type: ignore[no-any-return]
+    return importlib.import_module(Path(file).stem)
 
 
 def _die_with_parent() -> None:

@@ -35,6 +35,8 @@ _SET = re.compile(r"(?:^|[\s;])([A-Z][A-Z0-9_]*)=(\S+)")
 # A number, a variable that is filled in where the command runs, a placeholder, or another option.
 _NO_SECRET = re.compile(r"[\d.,eE+-]+$|[\"']?[${]|--?[A-Za-z]")
 
+# No environment holds the first, and Apptainer's shell none of them.
+_UNSAFE = re.compile("[\x00\x80\x81]")
 _SHORTEST = 8  # characters of a secret; a shorter text is found anywhere
 
 
@@ -110,6 +112,10 @@ def _variables(value: Any) -> Any:
             )
         if value[name] is None:
             raise ValueError(f'`{name}` has no value: write "" for an empty one')
+        if _UNSAFE.search(str(value[name])):
+            raise ValueError(
+                f"`{name}` holds U+0000, U+0080 or U+0081, which reach no process: leave it out"
+            )
     # A number, as from a form, is text in an environment.
     return {name: str(x).lower() if isinstance(x, bool) else str(x) for name, x in value.items()}
 

@@ -138,10 +138,13 @@ def agree(composed: "Composed", found: "Plan", *, yes: bool) -> bool:
 
     Raises BadInput when stdin is not a terminal.
     """
+    from autoexp.jobs.images import missing
     from autoexp.planning.plan import above_budget
     from autoexp.reports.plan_tree import plan_tree
-    from autoexp.reports.terminal import ask, console
+    from autoexp.reports.terminal import ask, console, say
 
+    for sentence in missing(found.jobs):
+        say(f"warning: {sentence}", error=True)
     question = above_budget(composed.experiment.budget, found)
     if question is None or yes:
         return True

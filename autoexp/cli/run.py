@@ -68,6 +68,7 @@ def run(
     """
     from autoexp.reports.terminal import say
     from autoexp.session.create import create, id_for, plan_of
+    from autoexp.session.image_digests import announcement
     from autoexp.session.provenance import provenance
 
     composed = planning.wanted(experiment or [], points, origin)
@@ -81,6 +82,8 @@ def run(
     if not planning.agree(composed, plan, yes=yes):
         say("nothing was submitted")
         return 2
+    if (words := announcement(composed.experiment)) is not None:
+        say(words, error=True)
     return watch_in_terminal(
         create(composed, plan, sessions_root(), session_id=name, provenance=provenance())
     )

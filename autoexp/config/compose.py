@@ -18,7 +18,13 @@ from yaml import YAMLError
 
 from autoexp import redaction, scalars
 from autoexp.config.experiment import Experiment
-from autoexp.config.search_path import ConfigGroups, locate, merged, with_site
+from autoexp.config.search_path import (
+    ConfigGroups,
+    chosen_groups,
+    locate,
+    merged,
+    with_site,
+)
 from autoexp.config.sweep import Sweep
 from autoexp.config.sweep_names import differing_keys
 from autoexp.config.sweep_points import Drawn, Point, Trees, draw, merged_sweep, some, swept
@@ -113,12 +119,13 @@ def _read(paths: Sequence[Path], name: str, overrides: Sequence[str]) -> _Read:
     single = [pair for pair in parsed if pair[0].key_or_group not in several]
     chosen = [override for override, _ in single if override.key_or_group not in groups]
     _refuse_no_names([override for override, _ in single], groups)
-    spelled = [_force(override, line, groups) for override, line in single]
     named = {x.key_or_group for x, _ in parsed if x.key_or_group in groups}
     with (
         merged(paths, name, named) as directory,
         initialize_config_dir(str(directory), version_base="1.3"),
     ):
+        listed = chosen_groups(directory, name)
+        spelled = [_force(override, line, groups, listed) for override, line in single]
 
         def tree_of(choices: tuple[str, ...] = ()) -> DictConfig:
             return hydra_compose(name, [*spelled, *choices], return_hydra_config=True)
@@ -300,12 +307,17 @@ def _refuse_no_names(overrides: Sequence[Override], groups: Container[str]) -> N
             )
 
 
-def _force(override: Override, line: str, groups: Container[str]) -> str:
-    """Make a plain `a.b=c` also set a key that no YAML file mentions.
+def _force(override: Override, line: str, groups: Container[str], listed: Container[str]) -> str:
+    """Make a plain `a.b=c` also set a key, or choose a group, that no YAML file mentions.
 
-    Hydra would require a `+` there. Whether the key exists is checked by the model, which knows
-    the nearest name.
+    Hydra would require a `+` there, and refuse it elsewhere. Whether the key exists is checked by
+    the model, which knows the nearest name.
     """
+    if override.key_or_group in groups:
+        if override.type is OverrideType.ADD and override.key_or_group in listed:
+            return line.removeprefix("+")
+        is_new = override.type is OverrideType.CHANGE and override.key_or_group not in listed
+        return f"+{line}" if is_new else line
     if override.type is OverrideType.CHANGE and override.key_or_group not in groups:
         return f"++{line}"
     return line

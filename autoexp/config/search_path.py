@@ -69,6 +69,23 @@ def _show(file: Path, shown: Path, config: str) -> list[str]:
     return [found for entry in defaults_of(text) for found in references(entry, group)]
 
 
+def chosen_groups(shown: Path, name: str) -> set[str]:
+    """The groups that a configuration and those that it begins from choose a file of."""
+    waiting, seen = [name], set[str]()
+    while waiting:
+        reference = waiting.pop()
+        file = shown / f"{reference}.yaml"
+        if reference not in seen and not reference.endswith("/*") and file.is_file():
+            try:
+                entries = defaults_of(file.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError):  # Hydra says what is wrong with it
+                entries = []
+            group = reference.rpartition("/")[0]
+            waiting += [found for entry in entries for found in references(entry, group)]
+        seen.add(reference)
+    return {reference[:-2] for reference in seen if reference.endswith("/*")}
+
+
 def available(group: str = "") -> dict[str, Path]:
     """The runnable experiments by name, or a group's files: the user's own before the shipped."""
     found: dict[str, Path] = {}

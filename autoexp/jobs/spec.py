@@ -89,6 +89,8 @@ class JobSpec(FrozenModel):
     """The jobs or checkpoints that it waits for."""
     draft: Draft | None = None
     """Its command as a template, filled when it is released."""
+    reads: tuple[str, ...] = ()
+    """Directories and files outside of the session's outputs that its command reads."""
     scores: str | None = None
     """JSON file of scores that it writes."""
     planned: Estimate | None = None

@@ -1,4 +1,4 @@
-"""The exception that ended a Python program, as the end of its log has it."""
+"""What ended a program, as the end of its log has it: an exception, a runtime's fatal error."""
 
 import os
 import re
@@ -11,21 +11,28 @@ _LONGEST = 200
 _RANK = re.compile(r"^\[?(default|rank) ?\d+\]?: ?")
 _BEGIN = "Traceback (most recent call last):"
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(: .*)?")
+# Apptainer's and Singularity's last word on a container that did not start.
+_FATAL = re.compile(r"FATAL:\s+(?P<words>\S.*)")
 # torchrun's own, which says no more than that a process failed.
 _OF_LAUNCHERS = ("ChildFailedError", "SystemExit")
 
 
 def last_exception(log: Path) -> str | None:
-    """The last line of the last traceback in a log, in one line; None without one."""
+    """The last line of the last traceback in a log, in one line; None without one.
+
+    Without a traceback a container's runtime may have said why it did not start.
+    """
     try:
         with atomic.open_to_read(log) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
             lines = file.read(_END).decode(errors="replace").splitlines()
     except OSError:
         return None
-    found, inside = None, False
+    found, inside, fatal = None, False, None
     for line in lines:
         text = _RANK.sub("", line.rstrip())
+        if (said := _FATAL.fullmatch(text)) is not None:
+            fatal = f"FATAL: {said['words']}"
         if text.endswith(_BEGIN):
             inside = True
         elif inside and text and not text[0].isspace():
@@ -33,4 +40,5 @@ def last_exception(log: Path) -> str | None:
             name = text.partition(":")[0]
             if _EXCEPTION.fullmatch(text) and not name.endswith(_OF_LAUNCHERS):
                 found = text
+    found = found or fatal
     return None if found is None else found[:_LONGEST]

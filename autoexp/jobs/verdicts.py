@@ -24,6 +24,8 @@ class Judgement(NamedTuple):
 def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Judgement:
     """Judge an attempt in a terminal state, after its log and its checkpoints have been read.
 
+    The target is reached when its checkpoint lies in the save directory: a log says as well what
+    was saved into the memory of a container, or on a disk that was full.
     After a warning that the time limit is near, an ending with progress is an interruption,
     whatever its exit code (torchrun exits 1 there), and one without is the time limit's.
     """
@@ -34,7 +36,7 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
     how = _how_it_ended(job, attempt, facts)
     target = job.spec.target_iteration
     rolled_back = job.restart is not None and job.restart.roll_back_to is not None
-    reached = target is not None and ended_well and _reached(job) >= target
+    reached = target is not None and ended_well and job.saved_iteration >= target
     if target is not None and not rolled_back and (reached or target in job.checkpoints):
         return Judgement(Verdict.FINISHED, f"reached iteration {target}")
     if job.cancel_requested:
@@ -50,6 +52,9 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
         return Judgement(Verdict.FINISHED, "exit code 0")
     again = facts.reaction is Reaction.RESUBMIT or job.restart is not None
     interrupted = again or (attempt.warned and (progressed or attempt.state == "FAILED"))
+    where = "" if target is None else f" at iteration {_reached(job)} of {target}"
+    if ended_well and target is not None and _reached(job) >= target:
+        how, where = f"{how}, but {_unsaved(job, target)}", ""
     if not interrupted and not ended_well:
         return Judgement(Verdict.FAILED, how)
     if not progressed and job.attempts_without_progress + 1 >= most_without_progress:
@@ -57,7 +62,6 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
             Verdict.FAILED,
             f"{how}; {most_without_progress} attempts in a row without a new iteration",
         )
-    where = "" if target is None else f" at iteration {_reached(job)} of {target}"
     return Judgement(Verdict.CONTINUE, f"{how}{where}")
 
 
@@ -116,6 +120,14 @@ def made_progress(job: JobRecord, attempt: Attempt) -> bool:
 
 def _reached(job: JobRecord) -> int:
     return max(job.iteration or 0, job.saved_iteration)
+
+
+def _unsaved(job: JobRecord, target: int) -> str:
+    newest = f"its newest is {job.saved_iteration}" if job.saved_iteration else "it has none"
+    return (
+        f"the log comes to iteration {_reached(job)}, and {job.spec.save_dir} has no checkpoint of "
+        f"{target} ({newest})"
+    )
 
 
 def _how_it_ended(job: JobRecord, attempt: Attempt, facts: StateFacts) -> str:

@@ -54,6 +54,7 @@ def evaluation(
         command=tuple(fill(text, values) for text in command),
         output_dir=str(output),
         save_dir=str(output / "checkpoints"),
+        reads=(found.path,),
         scores=str(output / scores) if scores else None,
     )
     return spec.model_copy(update={"planned": estimate(spec, experiment.budget, minutes)})

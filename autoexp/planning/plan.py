@@ -6,6 +6,7 @@ from pathlib import Path
 from autoexp.config.experiment import Experiment
 from autoexp.config.sweep_names import as_word
 from autoexp.jobs.budget import Budget, Total
+from autoexp.jobs.images import image_notes
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import FrozenModel
 from autoexp.planning.cooldowns import saving_at_branch_points
@@ -67,7 +68,7 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     limits = machine.remarks() if isinstance(machine, SlurmCluster) else ()
     plan = Plan(
         jobs=jobs,
-        notes=(*limits, *own.notes, *merges.notes, *stages.notes),
+        notes=(*limits, *image_notes(jobs), *own.notes, *merges.notes, *stages.notes),
         cost=cost,
         launches=tuple(launches_of(experiment, jobs)),
     )

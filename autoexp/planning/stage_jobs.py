@@ -76,6 +76,10 @@ class StageJobs:
         }
         self._awaits = _needed(awaited, siblings)
         self._parent = _parent(awaited, siblings) or point.name
+        saved = (spec.save_dir for spec in siblings.values())
+        self._reads = tuple(
+            dict.fromkeys(path for path in saved if not Path(path).is_relative_to(self._root))
+        )
         self._values = self._own_values()
         self._late: dict[str, Awaited] = {}
         for sibling, waits in awaited.items():
@@ -121,6 +125,7 @@ class StageJobs:
             environment={k: fill(text, self._shown) for k, text in stage.environment.items()},
             output_dir=str(self._output),
             save_dir=str(self._output / "checkpoints"),
+            reads=self._reads,
             scores=str(self._output / stage.scores) if stage.scores else None,
             awaits=self._awaits,
             draft=self._draft(
@@ -141,7 +146,7 @@ class StageJobs:
             raise BadInput("\n".join(lines)) from error
         late = {k: v for k, v in changes.items() if self._names_late(texts_in(v))}
         draft = self._draft(tuple(texts_in(late)), backend=_backend_of(late))
-        jobs = [job.model_copy(update={"draft": draft}) for job in own.jobs]
+        jobs = [job.model_copy(update={"draft": draft, "reads": self._reads}) for job in own.jobs]
         behind = {"parent": self._parent, "awaits": self._awaits}
         jobs[0] = jobs[0].model_copy(update=behind)
         # The cooldown demo-finetune-cd200 is `sibling.finetune-cd200`.

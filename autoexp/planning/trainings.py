@@ -36,7 +36,7 @@ def training(experiment: Experiment, output_root: Path, save_dir: Path | None = 
     asked, experiment = experiment.trainer.extra_saves, saving_at_branch_points(experiment)
     trainer = experiment.trainer
     refused = [f"backend: {problem}" for problem in _problems(experiment)]
-    if isinstance(experiment.container, NoContainer):
+    if _runs_on_the_host(experiment):
         missing = [path for path in trainer.sources if not path.exists()]
         refused += [f"backend: {path}: no such file" for path in missing]
     output_dir = output_root / experiment.project.name
@@ -60,6 +60,13 @@ def training(experiment: Experiment, output_root: Path, save_dir: Path | None = 
     cost = cost_of(jobs, copies=copies, size=size)
     estimated = tuple(_with_estimate(job, trunk, experiment) for job in jobs)
     return Training(estimated, tuple(notes), cost)
+
+
+def _runs_on_the_host(experiment: Experiment) -> bool:
+    """True if the trainer's sources are the host's: else they may lie in the image alone."""
+    words = getattr(experiment.slurm, "srun_arguments", ())
+    is_inside = any(word.startswith(("--container-image", "--environment")) for word in words)
+    return isinstance(experiment.container, NoContainer) and not is_inside
 
 
 def _problems(experiment: Experiment) -> list[str]:

@@ -231,10 +231,12 @@ def print_table(plan: "Plan", out: Console) -> None:
 
 
 def print_commands(plan: "Plan", out: Console) -> None:
-    """Print the command line of each job."""
+    """Print the whole command line of each job, with launcher and container."""
+    from autoexp.schedulers.launch import with_launcher
+
     for job in plan.jobs:
         out.print(f"\n{job.name}:", style="bold")
-        command = job.container.inside(job.command, job.output_dir, job.environment)
+        command = with_launcher(job.machine, job, job.name)
         out.print(f"  {shlex.join(command)}", soft_wrap=True)
 
 

@@ -23,6 +23,8 @@ from autoexp.resources.sbatch_options import OPTIONS, OURS
 _CHOOSES_CLUSTER = ("SBATCH_CLUSTERS", "SLURM_CLUSTERS")
 _CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
+_PLUGIN_OPTION = re.compile(r"[a-z][a-z0-9-]*")
+
 OptionValue = str | int | float | bool
 
 
@@ -76,6 +78,10 @@ class SlurmCluster(Launching):
     options: dict[str, OptionValue] = Field(
         default_factory=dict,
         description="other sbatch options by long name: `constraint: gpu`, `exclusive: true`",
+    )
+    plugin_options: dict[str, OptionValue] = Field(
+        default_factory=dict,
+        description="options of sbatch that a site's plugin defines, by long name: not checked",
     )
 
     time_limit_min: float | None = Field(
@@ -239,9 +245,23 @@ class SlurmCluster(Launching):
                 raise ValueError(f"`{name}` is set by autoexp ({OURS[spelled]})")
             if spelled not in OPTIONS:
                 hint = nearest(spelled, OPTIONS)
-                raise ValueError(f"`{name}` is not an option of sbatch{hint}")
+                raise ValueError(
+                    f"`{name}` is not an option of sbatch{hint}. One of a plugin of your site "
+                    "belongs in `plugin_options`, an image in `container: pyxis` or `edf`"
+                )
             if isinstance(options[name], str):
                 sinks.batch_option(str(options[name]))
+        return {name.replace("_", "-"): value for name, value in options.items()}
+
+    @field_validator("plugin_options")
+    @classmethod
+    def _of_a_plugin(cls, options: dict[str, OptionValue]) -> dict[str, OptionValue]:
+        for name, value in options.items():
+            spelled = name.replace("_", "-")
+            if spelled in OURS or spelled in OPTIONS or not _PLUGIN_OPTION.fullmatch(spelled):
+                raise ValueError(f"`{name}` is no option of a plugin: see `options`")
+            if isinstance(value, str):
+                sinks.batch_option(value)
         return {name.replace("_", "-"): value for name, value in options.items()}
 
     @field_validator("warn_before_limit_s")

@@ -28,6 +28,10 @@ STARTED = (
 )
 """Python's text that runs this file: where it lies is known only inside the job."""
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+# What passes a signal on, or ends all of a step at one: srun, and the runtimes of containers. By
+# /proc/PID/comm; Singularity's and Apptainer's own process in a container of its own pids is the
+# last two's.
+_RUNTIMES = {b"srun", b"starter", b"starter-suid", b"docker", b"podman", b"appinit", b"sinit"}
 # What Python and torch start beside a trainer, by its command line.
 _HELPERS = re.compile(rb"multiprocessing[./]|_inductor[./]compile_worker")
 
@@ -65,7 +69,7 @@ def trainers(key: str, directory: Path) -> list[int]:
 
     Not what Python's multiprocessing starts, such as data loaders, which die of it and take their
     trainer along; nor torchrun's agent, which kills its workers after a time of its own; nor srun,
-    which ends its step.
+    which ends its step; nor a container's runtime, which passes the signal on once more.
     """
     own = payload.processes_with_cookie(key, directory)
     found = {pid: _read(pid, "cmdline") for pid in own if _is_on_this_node(pid)}
@@ -80,8 +84,8 @@ def trainers(key: str, directory: Path) -> list[int]:
         if found[pid] == found.get(above) and environ[pid] == environ.get(above)
     }
     helpers = {pid for pid, words in found.items() if _HELPERS.search(words)}
-    sruns = {pid for pid in found if _read(pid, "comm") == b"srun\n"}
-    return sorted(found.keys() - agents - forked - helpers - sruns)
+    runtimes = {pid for pid in found if _read(pid, "comm").strip() in _RUNTIMES}
+    return sorted(found.keys() - agents - forked - helpers - runtimes)
 
 
 def _is_on_this_node(pid: int) -> bool:
@@ -112,8 +116,11 @@ def main(words: list[str], directory: Path) -> int:
     if words[0] == "warn":
         return int(not warn(spec["key"], directory, words[1]))
     job_id = payload.claimed_by(directory) or ""
-    os.environ.update(variables(spec, os.environ, job_id))
-    return os.execvp(words[1], words[1:])
+    environ = {**os.environ, **variables(spec, os.environ, job_id)}
+    if spec.get("inside"):
+        inside: Any = importlib.import_module("inside" if _IS_COPY else "autoexp.resources.inside")
+        environ = inside.for_runtime(spec, environ)
+    return os.execvpe(words[1], words[1:], environ)
 
 
 if _IS_COPY:

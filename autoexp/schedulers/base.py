@@ -16,7 +16,7 @@ from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
 from autoexp.payload import TASKS
-from autoexp.resources import copies, node
+from autoexp.resources import copies, inside, node
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.events import Event, StateChanged
 from autoexp.storage import atomic, locks
@@ -91,6 +91,10 @@ class PayloadSpec(NamedTuple):
     """Variables that are filled in on each node."""
     copies: dict[str, str] = {}  # noqa: RUF012
     """The checkpoint file that each save overwrites, names of its copies, key of its iteration."""
+    inside: dict[str, Any] = {}  # noqa: RUF012
+    """What a container's runtime is to set inside (`resources/inside.py`); empty without one."""
+    signal_alone: bool = False
+    """True if the command passes signals on by itself: then it gets them, and not its group."""
     rendezvous: dict[str, str | bool] = {}  # noqa: RUF012
     """The rule by which processes find the first node; empty for its own name."""
 
@@ -174,12 +178,16 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
         "before": list(payload_spec.before) or None,
         "node_environment": payload_spec.node_environment or None,
         "rendezvous": payload_spec.rendezvous or None,
+        "inside": payload_spec.inside or None,
+        "signal_alone": payload_spec.signal_alone or None,
         "copies": payload_spec.copies or None,
         "resumed": _resumed(spec, payload_spec),
     }
     if payload_spec.copies:
         code = Path(copies.__file__).read_bytes()
         atomic.write(directory / payload.COPIES_FILE, code)
+    if payload_spec.inside:
+        atomic.write(directory / payload.INSIDE_FILE, Path(inside.__file__).read_bytes())
     for path, text in payload_spec.files.items():
         atomic.make_directory(Path(path).parent, by_umask=by_umask)
         atomic.write(Path(path), text)

@@ -2,7 +2,9 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
+from autoexp.jobs.images import bound_paths
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources.containers import NoContainer
 from autoexp.resources.launchers import torchrun_workers
@@ -28,6 +30,7 @@ _LOCAL_GRACE_S = 10.0
 
 def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> PayloadSpec:
     """What the payload of a job runs on its machine."""
+    spec = _of_attempt(spec, key)
     has_steps = isinstance(machine, SlurmCluster) and _is_launched(machine, spec)
     warning, save_dir = spec.trainer.warning, Path(spec.save_dir)
     trains = _trains(spec)
@@ -45,21 +48,22 @@ def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) 
         before=_node_setup(machine),
         copies=spec.trainer.copies(save_dir) if trains else {},
         node_environment=machine.node_environment,
+        inside=_inside(machine, spec),
+        signal_alone=not (has_steps or isinstance(spec.container, NoContainer)),
         rendezvous=_rule(machine),
     )
 
 
 def variables_of(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[str, str]:
     """The variables of a job, those of the machine and the container over the trainer's own."""
+    return {**_configured(machine, spec), **spec.container.environment()}
+
+
+def _configured(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[str, str]:
     shutdown: dict[str, str] = {}
     if machine.launcher == "torchrun" and _trains(spec):
         shutdown[_SHUTDOWN] = str(max(30, machine.warn_before_limit_s - _AGENT_S))
-    return {
-        **shutdown,
-        **spec.environment,
-        **machine.environment,
-        **spec.container.environment(),
-    }
+    return {**shutdown, **spec.environment, **machine.environment}
 
 
 def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> tuple[str, ...]:
@@ -67,8 +71,12 @@ def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str)
 
     The launcher runs on the node; torchrun, which is a part of torch, inside the container.
     """
+    spec = _of_attempt(spec, key)
+    names = (*_configured(machine, spec), *machine.node_environment)
+    step = spec.container.step(spec.output_dir, names, bound_paths(spec))
     if not _is_launched(machine, spec):
-        return _on_node(machine, spec, spec.command)
+        alone = ("srun", "--nodes=1", "--ntasks=1", *step) if step else ()
+        return (*alone, *_on_node(machine, spec, spec.command))
     if isinstance(machine, LocalMachine):
         return _on_node(machine, spec, _under_torchrun(machine, spec.command, "--standalone"))
     # Since 22.05 srun does not take the CPUs of a task over from sbatch (srun(1)).
@@ -78,7 +86,7 @@ def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str)
     # Where nodes may fail, neither the step nor the others end with one.
     fails = machine.min_nodes is not None and machine.min_nodes < machine.nodes
     ends = ("--no-kill", "--kill-on-bad-exit=0") if fails else ("--kill-on-bad-exit=1",)
-    srun = ("srun", *ends, *cpus, *bound, *machine.srun_arguments)
+    srun = ("srun", *ends, *cpus, *bound, *step, *machine.srun_arguments)
     if machine.launcher == "srun":
         return (*srun, "sh", "-c", _RANKS, "sh", *_on_node(machine, spec, spec.command))
     # The rendezvous endpoint is known only inside the job: the payload sets PET_RDZV_ENDPOINT.
@@ -86,6 +94,14 @@ def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str)
     nodes = f"{machine.min_nodes}:{machine.nodes}" if fails else machine.nodes
     torchrun = _under_torchrun(machine, spec.command, f"--nnodes={nodes}", *rendezvous)
     return (*srun, "--ntasks-per-node=1", *_on_node(machine, spec, torchrun))
+
+
+def _of_attempt(spec: JobSpec, key: str) -> JobSpec:
+    """The job with the settings of its container as they are in one attempt."""
+    if isinstance(spec.container, NoContainer):
+        return spec
+    values = {"job": spec.name, "key": key, "output_dir": spec.output_dir}
+    return spec.model_copy(update={"container": spec.container.for_attempt(values)})
 
 
 def _is_launched(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> bool:
@@ -119,19 +135,32 @@ def _on_node(
     machine: LocalMachine | SlurmCluster, spec: JobSpec, command: tuple[str, ...]
 ) -> tuple[str, ...]:
     """The command of one task, on its node: variables of the node, NUMA binding, container."""
-    names = {**spec.environment, **machine.environment, **machine.node_environment}
+    names = (*_configured(machine, spec), *machine.node_environment)
     place = spec.trainer.working_directory if _trains(spec) else None
-    container, own = spec.container, names | spec.container.environment()
+    container, own = spec.container, dict.fromkeys((*names, *spec.container.environment()))
     if place is not None and isinstance(container, NoContainer):
         command = ("env", f"--chdir={place}", *command)
     elif place is not None and not isinstance(container, NoContainer) and not container.workdir:
         container = container.model_copy(update={"workdir": place})
-    inside = container.inside(command, spec.output_dir, own)
+    inside = container.inside(command, spec.output_dir, own, bound_paths(spec))
     if machine.numactl and _trains(spec):
         inside = ("numactl", *machine.numactl, *inside)
-    if machine.node_environment or (_rule(machine) and _is_launched(machine, spec)):
+    launched = _is_launched(machine, spec)
+    each = _inside(machine, spec).get("each")
+    if machine.node_environment or each or (_rule(machine) and launched):
         return (_python(machine), "-c", STARTED, "start", *inside)
     return inside
+
+
+def _inside(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[str, Any]:
+    """What a container's runtime is to set inside; empty where it needs no help for it."""
+    names = (*_configured(machine, spec), *machine.node_environment)
+    handing = spec.container.handing(names)
+    if not handing.prefixes:
+        return {}
+    # Processes that srun starts have their own ranks.
+    each = isinstance(machine, SlurmCluster) and _is_launched(machine, spec)
+    return {**handing._asdict(), "each": each}
 
 
 def _node_setup(machine: LocalMachine | SlurmCluster) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ for the repositories of the experiment and of the trainer, `image.json`.
 """
 
 import fnmatch
-import hashlib
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from autoexp.config.experiment import Experiment
 from autoexp.redaction import may_be_stored, without_secrets
 from autoexp.resources.containers import Apptainer, Docker
+from autoexp.session.image_digests import digest_of
 
 _PACKAGES = ("autoexp", "prefect", "submitit", "pydantic", "hydra-core", "numpy", "torch")
 _TIMEOUT_S = 30.0
@@ -88,11 +88,10 @@ def _image(experiment: Experiment) -> dict[str, str] | None:
     match container:
         case Apptainer():
             path = Path(container.image)
-            if not path.is_file():
-                return {"image": container.image}
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return {"image": str(path.absolute()), "sha256": digest}
+            if path.is_file():
+                return {"image": str(path.absolute()), "sha256": digest_of(path)}
+            why = "a directory" if path.is_dir() else "not a file that is seen from here"
+            return {"image": container.image, "no_digest": why}
         case Docker():
             asked = ["docker", "image", "inspect", "--format", "{{.Id}} {{.RepoDigests}}"]
             answer = _run([*asked, container.image])

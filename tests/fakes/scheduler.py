@@ -64,6 +64,12 @@ class FakeJob:
     def start(self) -> None:
         self.iteration, self.unfinished = TORCH_DIST.tracked(self.saves) or 0, False
 
+    def lie(self) -> None:
+        """Log that the target is reached, save nothing, and exit well."""
+        with self.log.open("a") as log:
+            log.write(f" iteration {self.target:8d}/ {self.target} | lm loss: 2.5 |\n")
+        self.state = "COMPLETED"
+
     def train(self, metadata: str | None = None) -> bool:
         """Save the next checkpoint, or leave it with `metadata`; returns whether it is complete."""
         command: list[str] = self.spec["command"]

@@ -31,7 +31,12 @@ def _value(match: re.Match[str], values: Mapping[str, str]) -> str:
 def names_of(texts: Iterable[str], known: Mapping[str, str], where: str) -> set[str]:
     """The names that the texts use; raises ValueError for an unknown one."""
     inside = {found for text in texts for found in _PLACEHOLDER.findall(text)}
-    used = {name for found in inside for name in names_in(found) or ()}
+    # A name may be a word of Python's, `{import}`, which is no arithmetic.
+    used = {
+        name
+        for found in inside
+        for name in ([found] if _NAME.fullmatch(found) else names_in(found) or ())
+    }
     for name in sorted(used - set(known)):
         raise ValueError(
             f"`{where}`: nothing is called {{{name}}}{nearest(name, known, braces=True)}"

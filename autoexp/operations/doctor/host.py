@@ -18,7 +18,7 @@ from autoexp import proxies
 from autoexp.config.experiment import Experiment
 from autoexp.errors import AutoexpError, SchedulerUnavailable
 from autoexp.jobs.spec import JobSpec
-from autoexp.resources.containers import NoContainer
+from autoexp.resources.containers import Edf, NoContainer, Pyxis
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.slurm.commands import SlurmCommandFailed, at, run
@@ -115,8 +115,14 @@ def _image(experiment: Experiment) -> Iterator[Finding]:
     container = experiment.container
     if isinstance(container, NoContainer):
         return
-    if shutil.which(container.kind) is None:
-        text = f"{container.kind} is not on PATH here; on compute nodes a module may bring it"
+    if isinstance(container, Pyxis | Edf):
+        yield Finding(
+            "container", "not known", f"{container.kind}: `srun --help` lists its options"
+        )
+        return
+    program = container.command or container.kind
+    if shutil.which(program) is None:
+        text = f"{program} is not on PATH here; on compute nodes a module may bring it"
         yield Finding("container", "not known", text)
     if container.kind == "docker" or "://" in container.image:
         yield Finding("image", "not known", f"{container.image}: not looked for")

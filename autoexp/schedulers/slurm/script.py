@@ -182,7 +182,8 @@ def _additional(cluster: SlurmCluster, options: SubmitOptions) -> dict[str, Any]
     if cluster.min_nodes is not None and cluster.min_nodes < cluster.nodes:
         parameters["no-kill"] = True  # a node that fails does not end the job
     # A flag that is off is left out. Spelled as submitit spells them, so that they replace its own.
-    own = {k.replace("-", "_"): v for k, v in cluster.options.items() if v is not False}
+    given = {**cluster.plugin_options, **cluster.options}
+    own = {k.replace("-", "_"): v for k, v in given.items() if v is not False}
     if cluster.at is not None:
         own["clusters"] = cluster.at
     avoided = [str(own["exclude"])] if own.get("exclude") else []

@@ -131,6 +131,13 @@ def test_a_described_trainers_branch_changes_what_its_yaml_says() -> None:
     )
 
 
+def test_an_argument_of_a_described_trainer_may_be_called_as_a_word_of_python() -> None:
+    args = {"train_iters": 300, "save_interval": 100, "import": "numpy", "lambda": 2}
+    command = ["train", "--import={import}", "--twice={train_iters * 2}", "{lambda}"]
+    found = planned(TRACKED, args=args, command=command).trunk.command
+    assert found == ("train", "--import=numpy", "--twice=600", "2")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -61,6 +61,24 @@ def test_a_plain_override_sets_a_key_that_no_yaml_file_mentions() -> None:
     assert composed.experiment.backend.args.weight_decay == 0.25
 
 
+def test_a_group_is_chosen_with_or_without_a_plus_whether_the_file_names_it_or_not(
+    tmp_path: Path,
+) -> None:
+    image = ["container.image=/i.sif", "container.gpus=none"]
+    own = tmp_path / "own.yaml"
+    groups = "{project: demo}, {backend: demo}, {slurm: local}, {monitoring: demo}"
+    own.write_text(f"defaults: [{groups}, _self_]\ncooldowns: []\n")
+    for config in ("study", str(own)):
+        for choice in ("container=apptainer", "+container=apptainer"):
+            assert compose(config, [choice, *image]).experiment.container.kind == "apptainer"
+
+
+def test_every_shipped_configuration_takes_a_container() -> None:
+    files = [path for path in SHIPPED.glob("*.yaml") if "defaults:" in path.read_text()]
+    assert files
+    assert [path.name for path in files if "- container: none" not in path.read_text()] == []
+
+
 def test_the_last_of_two_overrides_counts() -> None:
     composed = compose("demo", ["backend.args.seed=1", "backend.args.seed=2"])
     assert composed.experiment.backend.args.seed == 2

@@ -95,3 +95,9 @@ def test_a_job_that_died_before_its_first_iteration_says_so(story_of: StoryOf) -
     exception = "RuntimeError: out of memory"
     assert story.job().reason == f"FAILED (exit code 1) before its first iteration: {exception}"
     assert start_exception(has_begun(story.job()), attempt.log) == exception
+
+
+def test_without_an_exception_the_last_word_of_a_containers_runtime_counts(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("INFO:    Converting\nFATAL:   could not open image /x.sif: no such file\n")
+    assert last_exception(log) == "FATAL: could not open image /x.sif: no such file"

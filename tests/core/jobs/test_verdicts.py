@@ -66,8 +66,17 @@ def test_completed_below_the_target_goes_on() -> None:
     assert (verdict, reason) == (CONTINUE, "COMPLETED at iteration 210 of 300")
 
 
-def test_completed_with_the_target_in_the_log_is_finished() -> None:
-    assert judged("COMPLETED", saved=(200,), logged=300).verdict is FINISHED
+def test_completed_with_the_target_in_the_log_alone_is_not_finished() -> None:
+    verdict, reason = judged("COMPLETED", saved=(200,), logged=300)
+    assert verdict is CONTINUE
+    assert reason == (
+        "COMPLETED, but the log comes to iteration 300, and /out/checkpoints has no checkpoint of "
+        "300 (its newest is 200)"
+    )
+    again = judged("COMPLETED", saved=(200,), logged=300, first=200, idle_before=2)
+    assert again.verdict is FAILED
+    assert "no checkpoint of 300 (its newest is 200); 3 attempts in a row" in again.reason
+    assert "(it has none)" in judged("COMPLETED", logged=300).reason
 
 
 def test_a_crash_with_the_target_in_the_log_only_is_not_finished() -> None:

@@ -239,6 +239,12 @@ class Play(hs.RuleBasedStateMachine):
             if known.verdict is None:
                 self.complete.add((job.output.name, job.iteration))
 
+    @hs.rule(which=which)
+    def lies(self, which: int) -> None:
+        job = self.running(which)
+        if job is not None and job.target:
+            job.lie()
+
     @hs.rule(which=which, state=st.sampled_from((*STATES, *states.terminal_states())))
     def change(self, which: int, state: str) -> None:
         job = self.running(which)
@@ -277,6 +283,10 @@ class Play(hs.RuleBasedStateMachine):
                 assert alone.count(f"restart/{name}/a{number}") == 1
             if job.launched and job.spec.branch:
                 assert ("tiny", job.spec.branch.iteration) in self.complete
+            target = job.spec.target_iteration
+            if job.verdict is Verdict.FINISHED and target is not None:
+                saved = job.spec.trainer.checkpoints(Path(job.spec.save_dir)).complete
+                assert job.ending is not None or target in [found.iteration for found in saved]
             now = (job.verdict, len(job.attempts))
             assert self.settled.get(name, now) == now
             if job.verdict is Verdict.FINISHED or (job.cancel_requested and job.is_over):

@@ -305,6 +305,7 @@ def test_a_verdict_waits_for_the_end_of_the_log(story: Story) -> None:
     story.log(100)
     os.truncate(attempt.log, 5 * LIMIT)  # a hole of NUL bytes
     story.log(300, end="")
+    story.save(300)
     story.look(state="COMPLETED", exit_code=0)
     assert attempt.verdict is None and not story.job().is_over
     while story.look().has_more:

@@ -1,0 +1,133 @@
+"""What a job's image is shown of the host, and what a plan says of that."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import autoexp
+from autoexp.errors import BadInput
+from autoexp.jobs.spec import JobSpec
+from autoexp.resources.containers import (
+    KEPT_BY_THE_RUNTIME,
+    Apptainer,
+    Bind,
+    Docker,
+    Edf,
+    NoContainer,
+    Pyxis,
+)
+from autoexp.resources.machines import SlurmCluster
+
+_PACKAGE = Path(autoexp.__file__).parent
+
+
+def bound_paths(spec: JobSpec) -> tuple[str, ...]:
+    """What a container has to show of the host, as far as it is known: parents may come later.
+
+    The outputs of all jobs of the session, since stages read what others have written; its own
+    save directory and what it begins from, wherever they are; the trainer's sources.
+    """
+    if isinstance(spec.container, NoContainer):
+        return ()
+    root = Path(spec.output_dir).parent
+    sources = [path.absolute() for path in spec.trainer.sources if path.exists()]
+    found = [
+        *([root] if root != Path(root.anchor) else []),
+        *map(Path, (spec.save_dir, *spec.reads)),
+        *(path if path.is_dir() else path.parent for path in sources),
+        # The mergers are programs of autoexp's own.
+        *([_PACKAGE] if any(str(_PACKAGE) in word for word in spec.command) else []),
+    ]
+    return tuple(dict.fromkeys(map(str, found)))
+
+
+def mounts(spec: JobSpec) -> tuple[Bind, ...]:
+    """What is bound into a job's image, parents before what lies in them."""
+    if isinstance(spec.container, NoContainer):
+        return ()
+    return tuple(spec.container.mounts((spec.output_dir, *bound_paths(spec))))
+
+
+def image_notes(jobs: Sequence[JobSpec]) -> list[str]:
+    """Sentences for a plan: what is bound, what is not there, what does not arrive.
+
+    Raises BadInput for an image that every process of a job would fetch by itself.
+    """
+    return list(dict.fromkeys(note for job in jobs[:1] for note in _notes(job, jobs)))
+
+
+def _refuse_misfit(job: JobSpec) -> None:
+    """Raise BadInput where the machine cannot start what srun has to put into the image."""
+    container, machine = job.container, job.machine
+    if isinstance(container, Docker) and isinstance(machine, SlurmCluster):
+        if container.command is None:
+            raise BadInput(
+                "container.kind: a container of Docker's belongs to its daemon and not to the job: "
+                "SLURM neither bounds nor ends it. Use apptainer, or insist by container.command"
+            )
+        return
+    if not isinstance(container, Pyxis | Edf):
+        return
+    if not isinstance(machine, SlurmCluster):
+        raise BadInput(
+            f"container.kind: {container.kind} is a plugin of SLURM, and needs a cluster"
+        )
+    if machine.launcher == "none":
+        raise BadInput(
+            f"container.kind: srun starts a command in {container.kind}: give `slurm.launcher`, "
+            "srun or torchrun"
+        )
+    if machine.node_environment or not machine.rendezvous.is_default:
+        raise BadInput(
+            f"container.kind: with {container.kind} everything behind srun is inside, and nothing "
+            "on the node fills in `slurm.node_environment` or follows `slurm.rendezvous`"
+        )
+
+
+def missing(jobs: Sequence[JobSpec]) -> list[str]:
+    """The image and sources of binds that are not there, a sentence each."""
+    container = jobs[0].container if jobs else NoContainer()
+    if isinstance(container, NoContainer):
+        return []
+    named = [("binds", Bind.parse(text).host) for text in container.binds]
+    if isinstance(container, Apptainer) and "://" not in container.image:
+        named.insert(0, ("image", container.image))
+    return [
+        f"container.{key}: {path} is not there, as seen from here"
+        for key, path in named
+        if "{" not in path and not Path(path).exists()
+    ]
+
+
+def _notes(first: JobSpec, jobs: Sequence[JobSpec]) -> Iterator[str]:
+    container = first.container
+    if isinstance(container, NoContainer):
+        return
+    _refuse_misfit(first)
+    is_fetched = isinstance(container, Apptainer) and "://" in container.image
+    if is_fetched and isinstance(first.machine, SlurmCluster):
+        raise BadInput(
+            f"container.image: each process of a job would fetch {container.image}: fetch it once, "
+            f"`{container.kind} pull /path/to/image.sif {container.image}`, and give that file"
+        )
+    binds = dict.fromkeys(bind for job in jobs for bind in mounts(job))
+    shown = ", ".join(bind.short for bind in binds)
+    if shown:
+        mounted = f"besides what {container.kind} mounts by itself: {shown}"
+        yield f"in the image {container.image}, {mounted}"
+    yield from missing(jobs)
+    for name in {**first.environment, **first.machine.environment}:
+        if name in KEPT_BY_THE_RUNTIME:
+            yield f"${name} stays outside: inside it is the image's own"
+    for job in jobs:
+        yield from _host_words(job)
+
+
+def _host_words(job: JobSpec) -> Iterator[str]:
+    """Words of a command that name a program of this environment: an image has others."""
+    own = Path(sys.prefix)
+    if own == Path(sys.base_prefix):
+        return  # a system's Python: /usr/bin is in the image as well
+    for word in job.command:
+        if word != sys.executable and Path(word).is_relative_to(own):
+            yield f"{job.name}: {word} lies in this environment, which the image does not show"

@@ -1,0 +1,106 @@
+"""Jobs that run inside a real image, on this machine."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from autoexp.config.compose import compose
+from autoexp.jobs.record import Attempt
+from autoexp.jobs.spec import JobSpec
+from autoexp.planning.plan import make_plan
+from autoexp.schedulers.base import AttemptRef, prepare
+from autoexp.schedulers.launch import payload_spec
+from tests.builders import attempt_of
+
+SETS_OF_OPTIONS = (
+    (),
+    ("--cleanenv",),
+    ("--containall",),
+    ("--compat",),
+    ("--userns",),
+)
+"""What sites recommend, and what changes most of what is seen inside."""
+MISSING = "there is no apptainer here: tests/containers/apptainer.sh install"
+
+
+def runs_here() -> bool:
+    """True if Apptainer is installed, and starts something."""
+    return shutil.which("apptainer") is not None
+
+
+class Image(NamedTuple):
+    """An image, and what has to be bound for its programs."""
+
+    path: Path
+    binds: tuple[str, ...] = ()
+
+    def overrides(self, *options: str, binds: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Overrides of a configuration for a training in this image."""
+        return (
+            *("container=apptainer", f"container.image={self.path}", "container.gpus=none"),
+            f"container.binds={json.dumps([*self.binds, *binds])}",
+            f"container.options={json.dumps(options)}",
+        )
+
+
+def image_of_this_machine(folder: Path) -> Image:
+    """An image in a directory: a root of its own, whose programs are this machine's, bound."""
+    made, folder = folder, folder.with_name(f"{folder.name}-sources")
+    for name in ("dev", "etc", "proc", "root", "sys", "tmp", "usr", "var/tmp"):
+        (folder / name).mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        if Path("/", name).is_symlink():
+            (folder / name).symlink_to(f"usr/{name}")
+    for name in ("passwd", "group", "hosts", "resolv.conf", "of-the-image"):
+        (folder / "etc" / name).touch()
+    # What Apptainer itself puts into an image: without it variables are set another way.
+    subprocess.run(["apptainer", "build", "--sandbox", made, folder], check=True)
+    return Image(made, ("/usr:/usr:ro",))
+
+
+class Box(NamedTuple):
+    """An attempt that is laid out for its payload."""
+
+    ref: AttemptRef
+    spec: JobSpec
+    attempt: Attempt
+
+    def start(self, **environment: str) -> "subprocess.Popen[bytes]":
+        """Start the payload, as a scheduler does."""
+        return subprocess.Popen(
+            [sys.executable, str(self.ref.directory / "payload.py")],
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    def run(self, **environment: str) -> Any:
+        """Run the payload to its end; what the program printed as JSON."""
+        assert self.start(**environment).wait(300) == 0, self.log
+        return json.loads(self.log.splitlines()[-1])
+
+    @property
+    def log(self) -> str:
+        path = Path(self.attempt.log)
+        return path.read_text() if path.exists() else ""
+
+
+def box(session: Path, program: str, *overrides: str, **variables: str) -> Box:
+    """A training of a session whose trainer is a program's text, in the image of the overrides."""
+    asked = [*("cooldowns=[]", "project.name=boxed"), *overrides]
+    experiment = compose("demo", asked).experiment
+    if variables:
+        own = {"variables": {**getattr(experiment.container, "variables", {}), **variables}}
+        container = experiment.container.model_copy(update=own)
+        experiment = experiment.model_copy(update={"container": container})
+    trunk = make_plan(experiment, session / "output").trunk
+    spec = trunk.model_copy(update={"command": (sys.executable, "-c", program)})
+    key = "s-boxed-a1"
+    attempt = attempt_of(key, str(session / "job.log"))
+    ref = AttemptRef(key, session / "attempts" / key, key, "batch.sh")
+    prepare(ref, spec, attempt, payload_spec(spec.machine, spec, key))
+    return Box(ref, spec, attempt)

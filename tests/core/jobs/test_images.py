@@ -1,0 +1,62 @@
+"""What a plan says of an image: what it is shown, what is not there, what does not arrive."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoexp.config.compose import compose
+from autoexp.errors import BadInput
+from autoexp.planning.plan import make_plan
+
+
+def notes(*overrides: str, config: str = "demo") -> list[str]:
+    """The notes of a plan in an image, without those of other matters."""
+    own = ("container=apptainer", "container.gpus=none")
+    plan = make_plan(compose(config, [*own, *overrides]).experiment, Path("/out"))
+    return [note for note in plan.notes if "image" in note or "container" in note]
+
+
+def test_a_plan_says_what_is_bound(tmp_path: Path) -> None:
+    image = tmp_path / "x.sif"
+    image.touch()
+    assert notes(f"container.image={image}", f"container.binds=[{tmp_path}:/data:ro]") == [
+        f"in the image {image}, besides what apptainer mounts by itself: /out, {tmp_path}:/data:ro"
+    ]
+
+
+def test_a_plan_says_that_an_image_or_the_source_of_a_bind_is_not_there() -> None:
+    found = notes("container.image=/no/x.sif", "container.binds=['/no/data:/data']")
+    assert found[1:] == [
+        "container.image: /no/x.sif is not there, as seen from here",
+        "container.binds: /no/data is not there, as seen from here",
+    ]
+
+
+def test_a_plan_says_that_a_variable_does_not_arrive() -> None:
+    found = notes("container.image=/no/x.sif", "+slurm.environment.LD_LIBRARY_PATH=/lib")
+    assert found[-1] == "$LD_LIBRARY_PATH stays outside: inside it is the image's own"
+
+
+def test_a_plan_says_that_a_program_lies_in_this_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "prefix", "/home/me/venv")
+    script = "stages.convert.command=[/home/me/venv/bin/torchrun, '{python}']"
+    found = notes("container.image=/no/x.sif", script, config="study")
+    where = "/home/me/venv/bin/torchrun lies in this environment, which the image does not show"
+    assert f"study-cd1000-convert: {where}" in found
+
+
+def test_docker_on_a_cluster_is_refused_unless_somebody_insists() -> None:
+    docker = ("container=docker", "container.image=x", "slurm=local_cluster")
+    with pytest.raises(BadInput, match=r"insist by container\.command"):
+        notes(*docker)
+    assert notes(*docker, "container.command=docker")
+
+
+def test_an_image_that_every_process_would_fetch_is_refused_on_a_cluster() -> None:
+    image = "container.image=docker://python:3.12"
+    with pytest.raises(BadInput, match="apptainer pull"):
+        notes(image, "slurm=local_cluster")
+    assert notes(image)
