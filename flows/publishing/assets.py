@@ -7,6 +7,7 @@ checkpoints are of no interest to others.
 import asyncio
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,7 +146,9 @@ class AssetTracker:
             yield from map(data_key, spec.trainer.data_sets())
 
     def _measured(self, made: Materialization) -> Materialization:
-        size = removal.size_of(Path(made.path)) if made.path else 0
+        size = 0
+        with suppress(OSError):  # another user's folder, a file server that is away
+            size = removal.size_of(Path(made.path)) if made.path else 0
         found: dict[str, Any] = {"bytes": size or None}
         if made.iteration is not None:
             curve = read_curve(self._session.path, made.job)
