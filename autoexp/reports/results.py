@@ -19,7 +19,7 @@ _TAIL = 3
 """Number of logged points that a final loss is averaged over, against noise of single batches."""
 
 
-_MODELS = frozenset({Kind.TRAIN, Kind.COOLDOWN, Kind.MERGE})
+_MODELS = frozenset({Kind.TRAIN, Kind.COOLDOWN, Kind.MERGE, Kind.BASELINE})
 _RESULTS = ("score.", "validation.")
 
 
@@ -34,7 +34,7 @@ def rows(sessions: Iterable[Session]) -> list[Row]:
 
 
 def _row(session: Session, job: JobRecord) -> Row:
-    spec, branch = job.spec, job.spec.branch
+    spec, branch, decay = job.spec, job.spec.branch, job.spec.decay
     curve = read_curve(session.path, spec.name)
     tail = curve.losses[-_TAIL:]
     started = [a.started_at for a in job.attempts if a.started_at is not None]
@@ -50,10 +50,10 @@ def _row(session: Session, job: JobRecord) -> Row:
         "iteration": job.iteration,
         "target_iteration": spec.target_iteration,
         "branch_iteration": branch.iteration if branch else None,
-        "decay_iterations": branch.decay_iterations if branch else None,
-        "decay_fraction": branch.decay_iterations / branch.target if branch else None,
-        "decay_shape": branch.shape if branch else None,
-        "min_lr": branch.min_lr if branch else None,
+        "decay_iterations": decay.decay_iterations if decay else None,
+        "decay_fraction": decay.decay_iterations / decay.target if decay else None,
+        "decay_shape": decay.shape if decay else None,
+        "min_lr": decay.min_lr if decay else None,
         "changes": in_words(spec.changes) or None,
         "parameters": spec.trainer.parameter_count() if trains else None,
         "tokens": spec.tokens_at(job.iteration or 0) if trains else None,

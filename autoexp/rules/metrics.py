@@ -239,7 +239,10 @@ def _off_schedule(
             return None
         if abs(row.learning_rate - planned) <= test.tolerance * known.peak_rate:
             return None
-    seen, planned = recent[-1].learning_rate, known.planned_rate(recent[-1].iteration)
+    last = recent[-1]
+    seen, planned = last.learning_rate, known.planned_rate(last.iteration)
+    if planned is None:
+        planned = _nearest_plan(last, known)
     message = f"learning rate {seen:.3e} at iteration {recent[-1].iteration}, planned {planned:.3e}"
     return Alarm(seen, planned, last_good, message)
 

@@ -29,7 +29,7 @@ def series(session: Session) -> dict[str, Any]:
 
 def _of_job(session: Session, spec: JobSpec, most: int) -> dict[str, Any]:
     curve = read_curve(session.path, spec.name)
-    branches = spec.branch is not None and spec.parent is not None
+    hued = spec.decay is not None and spec.parent is not None
     if spec.branch is not None:
         curve = curve.behind(spec.branch.iteration)
     if spec.branch is not None and spec.parent is not None and curve.iterations:
@@ -39,7 +39,7 @@ def _of_job(session: Session, spec: JobSpec, most: int) -> dict[str, Any]:
         "name": sinks.line(spec.name),
         "title": sinks.line(_title(spec)),
         "root": sinks.line(_root(session, spec)),
-        "branches": branches,
+        "branches": hued,
         "iterations": curve.iterations,
         "losses": [_short(value) for value in curve.losses],
         "rates": [_short(value) for value in curve.learning_rates],
@@ -49,6 +49,8 @@ def _of_job(session: Session, spec: JobSpec, most: int) -> dict[str, Any]:
 
 def _title(spec: JobSpec) -> str:
     """Its name below its training's, as `@1000` for a cooldown that has no name of its own."""
+    if spec.baseline is not None:
+        return spec.title
     if spec.branch is None or spec.parent is None:
         return spec.name
     named, at = spec.name.removeprefix(f"{spec.parent}-"), spec.branch.iteration
