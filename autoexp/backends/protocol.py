@@ -104,6 +104,8 @@ class Progress(NamedTuple):
     """As the trainer prints it: of one GPU, where it does so."""
     tflops: float | None = None
     """TFLOP/s of one GPU."""
+    mfu: float | None = None
+    """Model FLOPs utilization: per cent of what the GPU can do."""
 
 
 class Validation(NamedTuple):

@@ -21,6 +21,8 @@ _TAIL = 3
 
 _MODELS = frozenset({Kind.TRAIN, Kind.COOLDOWN, Kind.MERGE, Kind.BASELINE})
 _RESULTS = ("score.", "validation.")
+_PRINTED = ("grad_norm", "tokens_per_s", "tflops", "mfu")
+"""What a trainer may print: columns of `compare` where one does."""
 
 
 def rows(sessions: Iterable[Session]) -> list[Row]:
@@ -63,6 +65,7 @@ def _row(session: Session, job: JobRecord) -> Row:
         "grad_norm": job.grad_norm,
         "tokens_per_s": job.tokens_per_s,
         "tflops": job.tflops,
+        "mfu": job.mfu,
         "gpus": spec.machine.gpus,
         "gpu_hours_planned": spec.planned.gpu_hours if spec.planned else None,
         "gpu_hours_spent": sum(spent_gpu_hours(attempt) for attempt in job.attempts),
@@ -112,8 +115,9 @@ def compared(sessions: Sequence[Session]) -> list[Row]:
     has_validation = any(row["validation_loss"] is not None for row in found)
     differ = [key for key in settings if len({repr(row[key]) for row in found}) > 1]
     validation = ["validation_loss"] if has_validation else []
+    printed = [key for key in _PRINTED if any(row[key] is not None for row in found)]
     columns = [
-        *("session", "job", *differ, "iteration", "verdict", "final_loss", *validation),
+        *("session", "job", *differ, "iteration", "verdict", "final_loss", *validation, *printed),
         "gpu_hours_spent",
     ]
     return [

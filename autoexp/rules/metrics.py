@@ -30,6 +30,7 @@ class Logged(NamedTuple):
     grad_norm: float | None = None
     tokens_per_s: float | None = None
     tflops: float | None = None
+    mfu: float | None = None
 
 
 class Before(NamedTuple):
@@ -109,6 +110,8 @@ def _named(test: MetricTest, tail: Sequence[Logged]) -> Sequence[Logged]:
             return [row._replace(seconds=_inverse(row.tokens_per_s)) for row in tail]
         case ThroughputBelow(of="tflops"):
             return [row._replace(seconds=_inverse(row.tflops)) for row in tail]
+        case ThroughputBelow(of="mfu"):
+            return [row._replace(seconds=_inverse(row.mfu)) for row in tail]
     return tail
 
 

@@ -194,7 +194,8 @@ class CommandBackend(BackendBase):
     saves: Checkpoints = Field(description="its checkpoints")
     log_line: str = Field(
         description="regular expression of a progress line, with groups `iteration`, `loss`, "
-        "`learning_rate`, `seconds`, `grad_norm`, `tokens_per_s`, `tflops`; colours are taken out "
+        "`learning_rate`, `seconds`, `grad_norm`, `tokens_per_s`, `tflops`, `mfu` (per cent); "
+        "colours are taken out "
         "before, and of a long line it sees the first 1 to 64 KiB, the less the more repeats it "
         "has",
     )
