@@ -408,9 +408,7 @@ def _decay_length(
     fraction = decay.fraction
     assert fraction is not None
     # A share of the branch's total: C = f (N0 + S + C), in tokens.
-    seen = parent.tokens(start)
-    each = _tokens_each(own)
-    share = fraction / (1 - fraction)
+    seen, each, share = parent.tokens(start), _tokens_each(own), fraction / (1 - fraction)
     if seen is not None and each is not None:
         return max(1, round((seen + stable * each) * share / each))
     return max(1, round((start * _pace(parent, own) + stable) * share))

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -88,10 +88,6 @@ class _Line(NamedTuple):
     """Among the branches of its session; None for what is no branch."""
     seed: int
     """Points of the parent at its beginning: the lines meet."""
-
-    @property
-    def is_branch(self) -> bool:
-        return self.number is not None
 
 
 class _Merged(NamedTuple):
@@ -247,8 +243,7 @@ def _draw_line(
     colour, opacity = hue
     at = _places(line, options)
     style, width = _look_of(line, by_point=by_point)
-    losses = np.asarray(line.curve.losses)
-    window = options.smooth or 1
+    losses, window = np.asarray(line.curve.losses), options.smooth or 1
     if window > 1:
         loss.plot(at, losses, color=colour, lw=0.8, alpha=_RAW * opacity)
     shown = np.concatenate([losses[: line.seed], _smoothed(losses[line.seed :], window)])
@@ -257,10 +252,10 @@ def _draw_line(
         shown[0] = parent.get(line.curve.iterations[0], shown[0])
     own = zip(line.curve.iterations, map(float, shown), strict=True)
     drawn[line.session.id, line.spec.name] = dict(own)
-    under = 1.9 if line.spec.baseline is not None else 2  # its first part is as the training's
+    under = 2 if line.spec.baseline is None else 1.9  # its first part is as the training's
     for axes, values in ((loss, shown), (rate, line.curve.learning_rates)):
         axes.plot(at, values, color=colour, lw=width, ls=style, alpha=opacity, zorder=under)
-    if line.is_branch:
+    if line.number is not None:
         loss.plot(at[0], shown[0], "o", color=colour, ms=4.5, alpha=opacity, zorder=5)
     _draw_planned(rate, line, hue, options)
     if (end := line.session.losses.get(line.spec.name)) is not None:
@@ -286,16 +281,16 @@ def _window(longest: int, points: int) -> int:
     return max(1, min(longest // _POINTS, points // _LEAST))
 
 
-def _look(number: int | None) -> tuple[str | tuple[int, tuple[float, ...]], float]:
-    """Line style and width: trainings are solid, cooldowns dashed by their number and thicker."""
-    return ("-", 1.3) if number is None else ((0, _DASHES[number % len(_DASHES)]), 2.4)
-
-
 def _look_of(line: _Line, *, by_point: bool) -> tuple[str | tuple[int, tuple[float, ...]], float]:
-    """The same of a line; where the hue says the point, all cooldowns have one style."""
+    """Line style and width: trainings are solid, cooldowns dashed by their number and thicker.
+
+    Where the hue says the point, all cooldowns have one style.
+    """
     if line.spec.baseline is not None:
         return (0, _BASELINE), 1.6
-    return _look(0 if by_point and line.is_branch else line.number)
+    if line.number is None:
+        return "-", 1.3
+    return (0, _DASHES[0 if by_point else line.number % len(_DASHES)]), 2.4
 
 
 def _places(line: _Line, options: Options) -> list[float]:
@@ -356,18 +351,16 @@ def _labels(
     for line in lines:
         key = _hued_by(line, hues)
         colour, opacity = hues[key]
-        style, width = ("-", 2.4) if by_point else _look_of(line, by_point=False)
+        style, width = ("-", 2.4) if by_point else _look_of(line, by_point=by_point)
         label = sinks.picture(_label(line, by_point=by_point, many=many))
         entry = Line2D([], [], color=colour, alpha=opacity, ls=style, lw=width, label=label)
         found.setdefault(_point_of(line.spec, line.root) if by_point else key, entry)
     entries = list(found.values())
-    if by_point and any(line.is_branch for line in lines):
-        for name, number in (("training", None), ("cooldown", 0)):
-            style, width = _look(number)
-            entries.append(Line2D([], [], color="0.3", ls=style, lw=width, label=name))
-    if by_point and any(line.spec.baseline is not None for line in lines):
-        style = (0, _BASELINE)
-        entries.append(Line2D([], [], color="0.3", ls=style, lw=1.6, label="baseline"))
+    kinds = {str(line.spec.kind): _look_of(line, by_point=True) for line in lines}
+    if by_point and len(kinds) > 1:
+        for name, (style, width) in kinds.items():
+            label = "training" if name == Kind.TRAIN else name
+            entries.append(Line2D([], [], color="0.3", ls=style, lw=width, label=label))
     return entries
 
 
@@ -418,13 +411,8 @@ def legend(loss: Axes, entries: list[Line2D]) -> None:
     if 0 < len(entries) <= _INSIDE:
         loss.legend(handles=entries, frameon=False)
     elif _INSIDE < len(entries) <= _LEGEND:
-        loss.legend(
-            handles=entries,
-            frameon=False,
-            fontsize="small",
-            loc="upper left",
-            bbox_to_anchor=(1.0, 1.0),
-        )
+        legend = loss.legend(handles=entries, frameon=False, fontsize="small", loc="upper left")
+        legend.set_bbox_to_anchor((1.0, 1.0))
 
 
 # A plan, before anything of it runs

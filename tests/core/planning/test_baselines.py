@@ -18,7 +18,6 @@ from autoexp.planning.plan import Plan, make_plan
 from autoexp.planning.study import plan_study
 from autoexp.states import Kind
 from tests.core.backends.conformance.megatron import ARGS, STAND_IN
-from tests.core.planning.test_branches import demo, megatron, option
 
 OUT = Path("/out")
 COSINE = {"decay": {"shape": "cosine"}}
@@ -51,6 +50,19 @@ def of_megatron(*baselines: dict[str, Any], **args: Any) -> Plan:
 def described(*baselines: dict[str, Any], **changes: Any) -> Plan:
     cooldowns = changes.pop("cooldowns", [])
     return study({**DESCRIBED, **changes}, baselines=baselines, cooldowns=cooldowns)
+
+
+def demo(*cooldowns: dict[str, Any]) -> Plan:
+    return of_demo(cooldowns=list(cooldowns))
+
+
+def megatron(*cooldowns: dict[str, Any]) -> Plan:
+    backend = {"kind": "megatron", "source": str(STAND_IN), "args": {**ARGS, "train_iters": 1000}}
+    return study(backend, cooldowns=cooldowns)
+
+
+def option(job: JobSpec, name: str) -> str:
+    return job.command[job.command.index(name) + 1]
 
 
 def decay_of(job: JobSpec) -> Branch:
