@@ -75,7 +75,7 @@ for trunk, branch, at, end in json.load(sys.stdin):
     stepped(optimizer, schedule, at)
     states = optimizer.state_dict(), schedule.state_dict()
     optimizer, schedule = schedule_of(branch)
-    for each, state in zip((optimizer, schedule), states):
+    for each, state in zip((optimizer, schedule), states if at else ()):
         each.load_state_dict(state)
     rates = [schedule.get_last_lr()[0]]
     print(json.dumps(rates + [stepped(optimizer, schedule, 1) for _ in range(at, end)]))
