@@ -14,8 +14,10 @@ from autoexp.dotted import setting
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import COMPOSING
+from autoexp.monitor.replay import Rehearsal
 from autoexp.planning.plan import Plan, make_plan
 from autoexp.planning.study import plan_study
+from autoexp.rules.events import MetricAlarm
 from autoexp.states import Kind
 from tests.core.backends.conformance.megatron import ARGS, STAND_IN
 
@@ -187,6 +189,30 @@ def test_two_of_one_name_and_one_beside_no_training_are_refused() -> None:
     assert "baselines.0: there is a checkpoint to start from, and no training beside" in found
 
 
+# The guard of its rate
+
+
+@pytest.mark.parametrize(("keeps_its_rate", "fires"), [(True, ["cooldown_rate"]), (False, [])])
+def test_production_watches_the_rate_of_a_baseline_from_its_warm_up_on(
+    tmp_path: Path, keeps_its_rate: bool, fires: list[str]
+) -> None:
+    words = ["monitoring=production", "backend.args.train_iters=600", "cooldowns=[]"]
+    experiment = compose("demo", [*words, "baselines=[{decay: {shape: cosine}}]"]).experiment
+    job = make_plan(experiment, OUT).jobs[1]
+    lines = []
+    for at in range(10, 601, 10):
+        planned = job.trainer.planned_rate(decay_of(job), at)
+        rate = 1e-2 if keeps_its_rate and at > 50 else planned
+        lines.append(
+            f" [2026-08-22 10:00:00] iteration {at}/ 600 | consumed samples: 1 | elapsed time per "
+            f"iteration (ms): 800.0 | learning rate: {rate:E} | lm loss: 2.4E+00 |\n"
+        )
+    log = tmp_path / "job.log"
+    log.write_text("".join(lines))
+    events = [found.event for found in Rehearsal(experiment, log, Kind.BASELINE).run()]
+    assert [event.rule for event in events if isinstance(event, MetricAlarm)] == fires
+
+
 # Trainers that are described in YAML
 
 
@@ -296,3 +322,25 @@ def test_a_described_trainer_needs_the_place_where_the_decay_begins() -> None:
     # One that says the length alone decays at its end, wherever it begins.
     job = described(cooldowns=[entry]).cooldowns[0]
     assert job.command == ("train", "--steps", "650", "--decay", "50")
+
+
+# Saves off the grid, of a trainer that says how it is told
+
+
+def test_a_described_trainer_is_told_to_save_at_branch_points_off_its_interval() -> None:
+    entry = {"at": [300, 450, 620], "decay": {"iterations": 50}}
+    plan = described(save_at={"--save-at": "{save_at}"}, cooldowns=[entry])
+    assert plan.trunk.command == ("train", "--steps", "1000", "--save-at", "450,620")
+    assert [decay_of(job).iteration for job in plan.cooldowns] == [300, 450, 620]
+    assert all("--save-at" not in job.command for job in plan.cooldowns)
+    assert "told to save at 450, 620" in plan.notes[0]
+    on_grid = described(save_at={"--save-at": "{save_at}"}, cooldowns=[{**entry, "at": [300]}])
+    assert on_grid.trunk.command == ("train", "--steps", "1000")
+
+
+def test_one_that_does_not_say_it_branches_at_the_checkpoint_before() -> None:
+    plan = described(cooldowns=[{"at": [450], "decay": {"iterations": 50}}])
+    assert [decay_of(job).iteration for job in plan.cooldowns] == [400]
+    args = {**DESCRIBED["args"], "save_at": [450]}
+    assert "say in `save_at` how the trainer is told" in refusal(make=described, args=args)
+    assert "nothing is called {saves}" in refusal(make=described, save_at={"--at": "{saves}"})
