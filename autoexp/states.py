@@ -180,8 +180,14 @@ class Kind(StrEnum):
     TRAIN = "train"
     COOLDOWN = "cooldown"
     MERGE = "merge"
+    BASELINE = "baseline"
     EVALUATE = "evaluate"
     COMMAND = "command"
+
+    @property
+    def trains(self) -> bool:
+        """True if its jobs run the trainer."""
+        return self in (Kind.TRAIN, Kind.COOLDOWN, Kind.BASELINE)
 
 
 class Verdict(StrEnum):

@@ -155,7 +155,9 @@ class BackendBase(FrozenModel):
 
     def refusals(self, branch: Branch) -> list[str]:
         reasons = []
-        if branch.iteration < self.warmup:
+        if branch.falls_from < self.warmup or (
+            not branch.is_baseline and branch.iteration < self.warmup
+        ):
             reasons.append(f"inside the warm-up of {self.warmup} {self.UNIT}")
         if self.peak_lr is not None and branch.min_lr >= self.peak_lr:
             reasons.append(f"min_lr {branch.min_lr:g} is not below lr {self.peak_lr:g}")
@@ -165,7 +167,8 @@ class BackendBase(FrozenModel):
                 f"the trainer has no decay of the shape {branch.shape}; "
                 f"there are: {', '.join(shapes) or 'none'}"
             )
-        if (deleted := self.retention_refusal(branch.iteration)) is not None:
+        deleted = None if branch.is_baseline else self.retention_refusal(branch.iteration)
+        if deleted is not None:
             reasons.append(deleted)
         if branch.hold_iterations and not self.HOLDS:
             reasons.append("the trainer ends with its decay, and has no `hold`")
@@ -251,7 +254,7 @@ class BackendBase(FrozenModel):
         return None
 
     def planned_rate(self, branch: Branch, iteration: int) -> float | None:
-        return decayed(self.peak_lr, branch, iteration)
+        return decayed(self.peak_lr, branch, iteration, warmup=self.warmup)
 
 
 def _is_number(word: str) -> bool:

@@ -1,4 +1,4 @@
-"""Planned learning rates of cooldowns: the decay shapes are the same for every trainer."""
+"""Planned learning rates of cooldowns and baselines: decay shapes are those of every trainer."""
 
 import math
 from bisect import bisect_right
@@ -33,13 +33,20 @@ def standard_shape(name: str) -> Callable[[float], float]:
     return _SHAPES[name]
 
 
-def decayed(peak: float | None, branch: Branch, iteration: int) -> float | None:
-    """The rate at an iteration of a branch that decays from `peak`; None for an unknown one."""
+def decayed(
+    peak: float | None, branch: Branch, iteration: int, *, warmup: int = 0, first: float = 0.0
+) -> float | None:
+    """The rate at an iteration of a branch that decays from `peak`; None for an unknown one.
+
+    A baseline rises to it over `warmup` iterations, in a line that begins at `first`.
+    """
     shape = shape_of(branch)
     if shape is None or peak is None:
         return None
+    if branch.is_baseline and iteration < warmup:
+        return first + (peak - first) * iteration / warmup
     length = branch.decay_iterations - branch.hold_iterations
-    done = min(1.0, max(0.0, (iteration - branch.iteration) / length))
+    done = min(1.0, max(0.0, (iteration - branch.falls_from) / length))
     return branch.min_lr + (peak - branch.min_lr) * shape(done)
 
 

@@ -147,7 +147,7 @@ class DemoBackend(BackendBase):
         falling = branch.decay_iterations - branch.hold_iterations
         return (
             *self._command(save_dir, branch.target),
-            "--exit-on-missing-checkpoint",
+            *(() if branch.is_baseline else ("--exit-on-missing-checkpoint",)),
             "--override-opt_param-scheduler",
             *("--lr-decay-style", "WSD"),
             *("--lr-decay-iters", str(branch.falls_until)),

@@ -14,7 +14,7 @@ from autoexp.logs.patterns import groups_of
 from autoexp.logs.tail import LogCursor, read_new
 
 _GROUPS = ("iteration", "loss", "learning_rate", "seconds")
-_MORE = ("grad_norm", "tokens_per_s", "tflops")
+_MORE = ("grad_norm", "tokens_per_s", "tflops", "mfu")
 _SEEN = 1 << 16
 """Bytes of a line that a pattern sees."""
 _MOST_SECONDS = 1e6  # an iteration of eleven days: a date, or a counter, read by mistake

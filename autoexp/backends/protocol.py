@@ -12,12 +12,14 @@ UNDECIDED = -1
 
 
 class Branch(FrozenModel):
-    """A cooldown, as the trainer runs it."""
+    """A cooldown, as the trainer runs it; at iteration 0 a baseline, which runs from scratch."""
 
     iteration: int
-    """Branch point: the iteration of the parent's checkpoint."""
+    """Branch point: the iteration of the parent's checkpoint; 0 of a baseline."""
+    stable_iterations: int = 0
+    """Iterations at the peak rate before the decay; of a baseline with its warm-up."""
     decay_iterations: int
-    """Length of the decay; the branch ends at `iteration + decay_iterations`."""
+    """Length of the decay, with which the branch ends."""
     shape: str
     min_lr: float
     """Learning rate at the end of the decay."""
@@ -34,7 +36,24 @@ class Branch(FrozenModel):
 
     @property
     def target(self) -> int:
-        return self.iteration + self.decay_iterations
+        return self.falls_from + self.decay_iterations
+
+    @property
+    def is_baseline(self) -> bool:
+        """True if it begins from scratch."""
+        return self.iteration == 0
+
+    def from_scratch(self) -> "Branch":
+        """The same decay, in a run from scratch."""
+        return self.model_copy(
+            update={"iteration": 0, "stable_iterations": self.falls_from, "samples": None}
+            | {"tokens": None}
+        )
+
+    @property
+    def falls_from(self) -> int:
+        """The iteration from which on the rate falls."""
+        return self.iteration + self.stable_iterations
 
     @property
     def falls_until(self) -> int:
@@ -85,6 +104,8 @@ class Progress(NamedTuple):
     """As the trainer prints it: of one GPU, where it does so."""
     tflops: float | None = None
     """TFLOP/s of one GPU."""
+    mfu: float | None = None
+    """Model FLOPs utilization: per cent of what the GPU can do."""
 
 
 class Validation(NamedTuple):
@@ -177,6 +198,10 @@ class Backend(Protocol):
         """Learning rate at a cooldown's end, unless the experiment sets another."""
 
     @property
+    def warmup(self) -> int:
+        """Iterations of warm-up, in which no decay may begin."""
+
+    @property
     def sources(self) -> tuple[Path, ...]:
         """Files and folders of the trainer itself that its command line names."""
 
@@ -194,7 +219,10 @@ class Backend(Protocol):
         """The trunk's argument list; it resumes by itself from `save_dir`."""
 
     def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
-        """A branch's argument list; `save_dir` has been seeded, and it resumes from there."""
+        """A branch's argument list; `save_dir` has been seeded, and it resumes from there.
+
+        Of a baseline it begins at 0, and resumes from its own checkpoints.
+        """
 
     def environment(self) -> dict[str, str]:
         """Variables that the trainer needs."""
@@ -224,7 +252,7 @@ class Backend(Protocol):
         """How it is told that its time limit is near."""
 
     def refusals(self, branch: Branch) -> list[str]:
-        """Reasons why this trainer cannot run `branch`; empty when it can."""
+        """Reasons why this trainer cannot run a branch or a baseline; empty when it can."""
 
     def data_sets(self) -> tuple[str, ...]:
         """Names or paths of the data that it trains on, as its settings say them."""
@@ -289,4 +317,4 @@ class Backend(Protocol):
         """
 
     def planned_rate(self, branch: Branch, iteration: int) -> float | None:
-        """The planned learning rate of a branch at an iteration; None: unknown."""
+        """The planned learning rate of a branch or baseline at an iteration; None: unknown."""

@@ -22,7 +22,7 @@ def retry(
         list[str] | None, options.argument("JOB", "All that failed by default.", options.job_names)
     ] = None,
 ) -> int:
-    """Run failed jobs again, from their last checkpoints.
+    """Run failed jobs again, from their last checkpoints; by name also a finished evaluation.
 
     \b
     Examples:

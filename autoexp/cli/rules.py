@@ -22,7 +22,7 @@ def rules_test(
         options.argument("CONFIG|OVERRIDE", "Such as backend=megatron.", options.configurations),
     ] = None,
     kind: Annotated[
-        Literal["train", "cooldown"], typer.Option("--kind", help="Whose log it is.")
+        Literal["train", "cooldown", "baseline"], typer.Option("--kind", help="Whose log it is.")
     ] = "train",
     as_json: options.AsJson = False,
 ) -> int:

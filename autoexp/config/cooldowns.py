@@ -1,4 +1,4 @@
-"""Cooldowns and merges as written: branch points, decays, settings of their own, chains."""
+"""Cooldowns, baselines and merges as written: decays, settings of their own, chains."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +33,8 @@ BranchName = Annotated[
     Field(
         pattern=r"^[A-Za-z0-9._{}-]+$",
         max_length=_LONGEST_NAME,
-        description="tells two cooldowns from one checkpoint apart; part of the job's name; with "
-        "`sweep` a template, such as `mix-{mix}`",
+        description="tells two jobs of one place apart; part of the job's name; with `sweep` a "
+        "template, such as `mix-{mix}`",
     ),
 ]
 
@@ -82,8 +82,8 @@ def _branch_sweep(written: Any) -> Any:
     return read
 
 
-class BranchSettings(FrozenModel):
-    """What any branch says: its decay, its own settings, and what follows it."""
+class RunSettings(FrozenModel):
+    """What any run with a decay says: that, and its own settings."""
 
     decay: Decay = Field(default_factory=Decay, description="how the learning rate decays")
     name: BranchName | None = None
@@ -93,11 +93,8 @@ class BranchSettings(FrozenModel):
     )
     sweep: Annotated[dict[str, Choices], AfterValidator(kept)] = Field(
         default_factory=dict,
-        description="a branch for each combination: values of a key of `backend` or `decay`, or "
+        description="a run for each combination: values of a key of `backend` or `decay`, or "
         "choices by name, each with its settings: `mix: {code: {backend.args.data_path: [a]}}`",
-    )
-    then: "tuple[FollowUp, ...]" = Field(
-        (), description="branches from the end of each branch of this entry: a chain"
     )
 
     @model_validator(mode="before")
@@ -155,6 +152,35 @@ class BranchSettings(FrozenModel):
         return Variant(name, decay, changes["backend"])
 
 
+class BranchSettings(RunSettings):
+    """What any branch says: also how long it keeps its rate, and what follows it."""
+
+    stable: Point | None = Field(
+        None,
+        description="length at the peak rate before the decay, iterations or `2B` (tokens): a "
+        "chain of such branches is WSD-S, which goes on from each cooled model",
+    )
+    then: "tuple[FollowUp, ...]" = Field(
+        (), description="branches from the end of each branch of this entry: a chain"
+    )
+
+
+class Baseline(RunSettings):
+    """One run from scratch with another schedule: a cosine, or constant and one decay (WSD)."""
+
+    totals: tuple[Point, ...] | None = Field(
+        None,
+        min_length=1,
+        description="a run of each length, iterations or `10B` (tokens); the training's if unset",
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if len(self.lengths) > 1:
+            raise ValueError(f"give one of {_NAMED}; without one the rate decays over all of it")
+        return self
+
+
 class FollowUp(BranchSettings):
     """A branch from the end of another one."""
 
@@ -190,6 +216,8 @@ class Cooldown(BranchSettings):
             raise ValueError("give exactly one of `at`, `every` and `budgets`")
         if self.budgets is not None and self.lengths:
             raise ValueError("`budgets` gives the decay's length: leave it out of `decay`")
+        if self.budgets is not None and self.stable is not None:
+            raise ValueError("`budgets` gives the model's length: leave `stable` out")
         if (
             self.budgets is not None
             and self.budgets.shape

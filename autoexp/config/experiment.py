@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp.backends.protocol import Backend
 from autoexp.backends.registry import AnyBackend
-from autoexp.config.cooldowns import Cooldown, Merge
+from autoexp.config.cooldowns import Baseline, Cooldown, Merge
 from autoexp.config.quantities import Quantity
 from autoexp.config.stages import Stage, StageName
 from autoexp.config.sweep import Sweep
@@ -93,6 +93,9 @@ class Experiment(FrozenModel):
         default_factory=NoContainer, description="the image that the trainer runs in"
     )
     cooldowns: tuple[Cooldown, ...] = ()
+    baselines: tuple[Baseline, ...] = Field(
+        (), description="runs from scratch with another schedule, beside the training"
+    )
     merges: tuple[Merge, ...] = ()
     start: CheckpointSource | None = Field(
         None,

@@ -17,14 +17,15 @@ LATE = ("checkpoint_path", "checkpoint_iteration")
 
 
 def is_first(sibling: str) -> bool:
-    """True if a sibling is the point's first training or a cooldown of it, not a stage."""
-    return sibling in (TRUNK, EACH) or re.match("(cd|merge)[0-9]", sibling) is not None
+    """True if a sibling is the point's first training or a cooldown, merge or baseline of it."""
+    return sibling in (TRUNK, EACH) or re.match("(cd|merge|base)[0-9]", sibling) is not None
 
 
 def _not_a_training(name: str) -> str:
     if is_first(name):
         raise ValueError(
-            "the training is `stable`, its cooldowns are `cd1000`, its merges `merge1000` and so on"
+            "the training is `stable`, its cooldowns are `cd1000`, its merges `merge1000`, its "
+            "baselines `base2000-cosine` and so on"
         )
     return name
 

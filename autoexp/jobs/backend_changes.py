@@ -11,7 +11,6 @@ from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import first_problem
 from autoexp.scalars import restored, settled
-from autoexp.states import Kind
 
 
 def changed_spec(spec: JobSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,14 +20,14 @@ def changed_spec(spec: JobSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not changes:
         return {}
-    if spec.kind not in (Kind.TRAIN, Kind.COOLDOWN):
+    if not spec.kind.trains:
         raise BadInput(f"{spec.name}: runs its own command, which `backend` does not change")
     try:
         backend = changed_backend(spec.backend, changes)
     except BadInput as error:
         raise BadInput(f"{spec.name}: {error}") from error
     again = spec.model_copy(update={"backend": backend})
-    trainer, branch, save_dir = again.trainer, spec.branch, Path(spec.save_dir)
+    trainer, branch, save_dir = again.trainer, spec.decay, Path(spec.save_dir)
     command = (
         trainer.cooldown_command(branch, save_dir) if branch else trainer.trunk_command(save_dir)
     )

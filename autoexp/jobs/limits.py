@@ -75,7 +75,7 @@ def time_limit(job: "JobRecord", parent: "JobRecord | None") -> float | None:
     from autoexp.jobs.spec import pace
 
     each_s = parent.mean_seconds_per_iteration * pace(job.spec, parent.spec)
-    training_s = (branch.decay_iterations - done) * each_s
+    training_s = (branch.target - branch.iteration - done) * each_s
     derived = machine.startup_min + training_s / 60 * machine.time_margin
     derived = max(derived, machine.warn_before_limit_s / 60 + 1)  # else it is warned as it starts
     return derived if configured is None else min(derived, configured)

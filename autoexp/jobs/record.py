@@ -123,6 +123,8 @@ class JobRecord(BaseModel):
     grad_norm: float | None = None
     tokens_per_s: float | None = None
     tflops: float | None = None
+    mfu: float | None = None
+    """Per cent."""
     validations: dict[str, tuple[int, float]] = Field(default_factory=dict)
     """Iteration and loss of the last validation, by the name of its set."""
     validation_tail: list[tuple[int, float]] = Field(default_factory=list)

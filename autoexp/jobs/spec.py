@@ -65,6 +65,8 @@ class JobSpec(FrozenModel):
     parent: str | None = None
     branch: Branch | None = None
     merge: MergeInputs | None = None
+    baseline: Branch | None = None
+    """Of a baseline: its decay, in a run from scratch."""
     backend: AnyBackend
     """The trainer: how to read its log and where its checkpoints land."""
     machine: Machine
@@ -100,6 +102,11 @@ class JobSpec(FrozenModel):
     def trainer(self) -> Backend:
         """The backend, as the protocol that all backends implement."""
         return self.backend
+
+    @property
+    def decay(self) -> Branch | None:
+        """The decay of its learning rate; None: it keeps its rate, or does not train."""
+        return self.branch or self.baseline
 
     @property
     def changes_data(self) -> bool:
@@ -163,6 +170,8 @@ class JobSpec(FrozenModel):
         if self.merge is not None:
             count = len(self.merge.iterations)
             return f"{self.kind} {self.parent} @{self.merge.at} ({count} {self.merge.shape})"
+        if self.baseline is not None:
+            return f"{self.kind} {self.name.removeprefix(f'{self.parent}-')}"
         if self.branch is None:
             return f"{self.kind} {self.name}"
         named = self.name.rpartition(f"-cd{self.branch.iteration}")[2].replace("-", " ", 1)

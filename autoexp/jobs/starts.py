@@ -10,7 +10,6 @@ from pathlib import Path
 from autoexp.backends.protocol import UNDECIDED, FoundCheckpoint
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.model import now
-from autoexp.states import Kind
 
 _NAMED = 3
 
@@ -135,7 +134,7 @@ def _required(job: JobRecord, attempt: Attempt) -> int | None:
 
 
 def _trains(job: JobRecord) -> bool:
-    return job.spec.kind in (Kind.TRAIN, Kind.COOLDOWN) and job.spec.target_iteration is not None
+    return job.spec.kind.trains and job.spec.target_iteration is not None
 
 
 def _lowest(attempt: Attempt) -> int:

@@ -52,6 +52,7 @@ class JobSummary(BaseModel):
     grad_norm: float | None = None
     tokens_per_s: float | None = None
     tflops: float | None = None
+    mfu: float | None = None
     seconds_left: float | None
     gpu_hours: float
     planned_gpu_hours: float | None
@@ -144,6 +145,7 @@ def summary_of(job: "JobRecord", stopped: str | None = None) -> JobSummary:
         grad_norm=job.grad_norm,
         tokens_per_s=job.tokens_per_s,
         tflops=job.tflops,
+        mfu=job.mfu,
         seconds_left=_seconds_left(job),
         gpu_hours=sum(spent_gpu_hours(attempt) for attempt in job.attempts),
         planned_gpu_hours=spec.planned.gpu_hours if spec.planned else None,

@@ -49,7 +49,7 @@ def as_logged(progress: Progress) -> Logged:
     """
     iteration, loss, rate = progress.iteration, progress.loss, progress.learning_rate
     seconds = progress.seconds_per_iteration
-    more = (progress.grad_norm, progress.tokens_per_s, progress.tflops)
+    more = (progress.grad_norm, progress.tokens_per_s, progress.tflops, progress.mfu)
     if not 0 <= iteration < MOST_ITERATIONS:
         raise ValueError(f"iteration {str(iteration)[:_SHOWN]} is not a step number")
     return Logged(
@@ -296,6 +296,8 @@ class JobWatch:
             job.tokens_per_s = logged.tokens_per_s
         if logged.tflops != job.tflops:
             job.tflops = logged.tflops
+        if logged.mfu != job.mfu:
+            job.mfu = logged.mfu
         job.mean_seconds_per_iteration = smoothed(job.mean_seconds_per_iteration, logged.seconds)
         if self.rows and self._row_of == logged.iteration:
             self.rows.pop()  # the same step again, as a progress bar shows it

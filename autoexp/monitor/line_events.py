@@ -72,16 +72,17 @@ def _add(
 
 def _expectation(job: JobRecord, attempt: Attempt) -> Expectation:
     branch, trainer = job.spec.branch, job.spec.trainer
+    decay = job.spec.decay
     before = attempt.before
     if branch and before and before.iteration == branch.iteration and job.spec.changes_data:
         before = None  # its own first losses are of other data than its parent's
     first = next(iter(attempt.first_logged), None)
-    if branch is None:
+    if decay is None:
         return Expectation(job.logs_loss, _no_plan, None, before, first)
     return Expectation(
         logs_loss=job.logs_loss,
-        planned_rate=lambda at: trainer.planned_rate(branch, at),
-        peak_rate=trainer.planned_rate(branch, branch.iteration),
+        planned_rate=lambda at: trainer.planned_rate(decay, at),
+        peak_rate=trainer.planned_rate(decay, decay.falls_from),
         before=before,
         first_logged=first,
     )

@@ -34,7 +34,7 @@ class Rehearsal:
         plan = make_plan(experiment, Path("/rehearsal"))
         specs = [spec for spec in plan.jobs if spec.kind is kind]
         if not specs:
-            raise BadInput(f"the experiment has no {kind}: add `cooldowns`, or leave --kind out")
+            raise BadInput(f"the experiment has no {kind}: add `{kind}s`, or leave --kind out")
         self._attempt = Attempt(
             number=1, key="rehearsal", name="rehearsal", log=str(log), intended_at=now()
         )

@@ -1,4 +1,4 @@
-"""Retries failed jobs in their session, with the jobs that never started because of them."""
+"""Retries jobs in their session: failed ones and what never started because of them, and scores."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -24,13 +24,15 @@ _PATIENCE_S = 5.0
 def retry(session: Session, jobs: tuple[str, ...], by: str) -> list[str]:
     """Resume failed jobs from their last checkpoints; all that can be when none is named.
 
-    Repeatable: a retried job is no longer failed. Raises BadInput for a job that has
-    not failed, that the scheduler still has, or whose folder another session uses by now.
+    A job that writes scores runs again, where it is named, after it has finished, too: one of them
+    may be missing. Repeatable: a retried job is over no longer. Raises BadInput for another job
+    that has finished, one that the scheduler still has, or whose folder another session uses.
     """
     for name in jobs:
         check_retryable(session, name)
     wanted = [session.jobs[name] for name in jobs] or list(session.jobs.values())
-    failed = [job for job in wanted if job.verdict is Verdict.FAILED]
+    over = (Verdict.FAILED, Verdict.FINISHED) if jobs else (Verdict.FAILED,)
+    failed = [job for job in wanted if job.verdict in over]
     if not failed:
         return []
     # Nobody adopts a job into one of their folders before the records say that they go on.
@@ -64,8 +66,10 @@ def left_out(session: Session) -> dict[str, str]:
 def check_retryable(session: Session, name: str) -> None:
     """Raise BadInput for a job that cannot be retried."""
     job = session.job(name)
-    if job.verdict is Verdict.FINISHED:
-        raise BadInput(f"{name}: has finished; only failed jobs can be retried")
+    if job.verdict is Verdict.FINISHED and job.spec.scores is None:
+        raise BadInput(
+            f"{name}: has finished; only failed jobs can be retried, and those that write scores"
+        )
     if job.open_attempts and job.is_over:
         raise BadInput(f"{name}: still in the queue; try again when its attempts have ended")
     _refuse_taken(job, adopt.other_user(session, job))

@@ -146,7 +146,7 @@ def _variants(
     for variant in variants:
         label = f"{variant.name}: " if variant.name and len(variants) > 1 else ""
         try:
-            own = _with_backend(parent.experiment, variant.backend)
+            own = with_backend(parent.experiment, variant.backend)
         except BadInput as error:
             found.refused.append(f"{label}{error}")
             continue
@@ -170,7 +170,8 @@ def _variants(
             yield variant, own
 
 
-def _with_backend(experiment: Experiment, changes: dict[str, Any]) -> Experiment:
+def with_backend(experiment: Experiment, changes: dict[str, Any]) -> Experiment:
+    """The experiment with changes to its backend; raises BadInput."""
     if not changes:
         return experiment
     return experiment.model_copy(update={"backend": changed_backend(experiment.backend, changes)})
@@ -229,11 +230,12 @@ def _chain(
     for entry in entries:
         for variant, own in _variants(entry, parent, found):
             try:
-                length = _decay_length(variant.decay, start, parent, own)
+                stable = _stable(entry, start, own)
+                length = _decay_length(variant.decay, start, parent, own, stable)
             except ValueError as error:
                 found.refused.append(f"then, behind {job.name}: {error}")
                 continue
-            branch = _branch(variant.decay, parent, own, start, length)
+            branch = _branch(variant.decay, parent, own, start, length, stable)
             name = _name(job.name, branch, variant)
             reasons = own.trainer.refusals(branch)
             where = f"then, behind {job.name}"
@@ -311,7 +313,7 @@ def _last_save(point: int, trainer: Backend) -> int:
 
 def _moved_by(point: int, branch: Branch, cooldown: Cooldown) -> float:
     """By how much of the model's length a branch point has been moved, in per cent."""
-    total = branch.target if cooldown.budgets else point + branch.decay_iterations
+    total = branch.target if cooldown.budgets else point + branch.target - branch.iteration
     return 100 * (point - branch.iteration) / total
 
 
@@ -348,56 +350,84 @@ def _branches(
             # An existing checkpoint need not lie on the interval.
             start = point if own.start else _last_save(point, trainer)
             try:
-                length = _decay_length(decay, start, trunk, own)
+                stable = _stable(cooldown, start, own)
+                length = _decay_length(decay, start, trunk, own, stable)
             except ValueError as error:
                 yield wanted, point, str(error)
                 continue
-            yield wanted, point, _branch(decay, trunk, own, start, length)
+            yield wanted, point, _branch(decay, trunk, own, start, length, stable)
 
 
-def _branch(decay: Decay, parent: _Parent, own: Experiment, iteration: int, length: int) -> Branch:
+def _branch(
+    decay: Decay, parent: _Parent, own: Experiment, iteration: int, length: int, stable: int = 0
+) -> Branch:
     length = max(1, length)
     before = parent.experiment.trainer.batches(own.slurm.workers)
     # A parent that was counted anew passes that on.
     anew = parent.is_counted or before != own.trainer.batches(own.slurm.workers)
-    return Branch(
+    return decay_of(
+        decay,
+        own,
         iteration=iteration,
+        stable_iterations=stable,
         decay_iterations=length,
-        shape=decay.shape,
-        min_lr=own.trainer.final_lr if decay.min_lr is None else decay.min_lr,
-        power=decay.power,
-        points=decay.points,
-        hold_iterations=min(length - 1, round(decay.hold * length)),
         samples=parent.samples(iteration) if anew else None,
         tokens=parent.tokens(iteration) if anew else None,
     )
 
 
-def _decay_length(decay: Decay, start: int, parent: _Parent, own: Experiment) -> int:
+def decay_of(decay: Decay, own: Experiment, **places: Any) -> Branch:
+    """A decay as written and its places, as the trainer runs it."""
+    length = places["decay_iterations"]
+    return Branch(
+        shape=decay.shape,
+        min_lr=own.trainer.final_lr if decay.min_lr is None else decay.min_lr,
+        power=decay.power,
+        points=decay.points,
+        hold_iterations=min(length - 1, round(decay.hold * length)),
+        **places,
+    )
+
+
+def _stable(entry: BranchSettings, start: int, own: Experiment) -> int:
+    """The iterations of a branch before its decay; raises ValueError where they are unknown."""
+    asked = entry.stable
+    if not isinstance(asked, Quantity):
+        return asked or 0
+    return iterations_of(asked, start, own, "`stable`")
+
+
+def _decay_length(
+    decay: Decay, start: int, parent: _Parent, own: Experiment, stable: int = 0
+) -> int:
     if decay.iterations is not None:
         return decay.iterations
     if decay.tokens is not None:
-        return _iterations_of(decay.tokens, start, own)
+        asked = Quantity(amount=decay.tokens, unit="tokens")
+        return iterations_of(asked, start + stable, own, "a decay")
     fraction = decay.fraction
     assert fraction is not None
-    # A share of the branch's total: C = f (N0 + C), in tokens.
-    seen = parent.tokens(start)
-    each = _tokens_each(own)
+    # A share of the branch's total: C = f (N0 + S + C), in tokens.
+    seen, each, share = parent.tokens(start), _tokens_each(own), fraction / (1 - fraction)
     if seen is not None and each is not None:
-        return max(1, round(seen * fraction / (1 - fraction) / each))
-    return max(1, round(start * fraction / (1 - fraction) * _pace(parent, own)))
+        return max(1, round((seen + stable * each) * share / each))
+    return max(1, round((start * _pace(parent, own) + stable) * share))
 
 
-def _iterations_of(tokens: int, start: int, own: Experiment) -> int:
-    """The iterations of a branch that see so many tokens; raises ValueError where unknown."""
+def iterations_of(asked: Quantity, start: int, own: Experiment, what: str) -> int:
+    """The iterations from `start` on that see so much; raises ValueError where unknown."""
+    if asked.unit == "iterations":
+        return asked.amount
     batches = own.trainer.batches(own.slurm.workers)
-    asked = Quantity(amount=tokens, unit="tokens")
-    # A batch that still grows at the branch point grows on.
-    before = 0 if batches is None or not batches.grows else batches.tokens(start) or 0
-    whole = asked.model_copy(update={"amount": tokens + before})
+    # A batch that still grows there grows on.
+    before = 0
+    if batches is not None and batches.grows:
+        seen = batches.tokens(start) if asked.unit == "tokens" else batches.samples(start)
+        before = seen or 0
+    whole = asked.model_copy(update={"amount": asked.amount + before})
     found = whole.iterations(batches) - (start if before else 0)
     if found < 1:
-        raise ValueError(f"a decay of {asked} is less than one iteration")
+        raise ValueError(f"{what} of {asked} is less than one iteration")
     return found
 
 
@@ -444,6 +474,8 @@ def job_of(
 ) -> JobSpec:
     """A job that trains and writes in `output_dir`, whose last part is its name.
 
+    ``branch`` is its decay: of a cooldown or of a baseline, by its kind.
+
     Raises BadInput when the name is too long.
     """
     trainer = experiment.trainer
@@ -451,7 +483,8 @@ def job_of(
     return JobSpec(
         name=check_job(output_dir.name),
         kind=kind,
-        branch=branch,
+        branch=None if kind is Kind.BASELINE else branch,
+        baseline=branch if kind is Kind.BASELINE else None,
         backend=experiment.backend,
         machine=experiment.slurm,
         container=experiment.container,

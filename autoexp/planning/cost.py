@@ -17,6 +17,8 @@ class Cost(FrozenModel):
     separate_iterations: int
     """Of one run from scratch for each of these models."""
     separate_tokens: int | None
+    baseline_iterations: int = 0
+    """Of the baselines, beside all others."""
     copied_checkpoints: int = 0
     """Number of branch starts that are copies: for trainers that may write in place."""
     copied_bytes: int | None = 0
@@ -26,8 +28,11 @@ class Cost(FrozenModel):
 def cost_of(jobs: Sequence[JobSpec], *, copies: bool, size: int | None = None) -> Cost:
     """The cost of a trunk and its branches; without a trunk, of the branches alone.
 
-    `copies` says that each branch begins with a copy of a checkpoint; `size` is its bytes.
+    Baselines are counted apart: they are runs from scratch. `copies` says that each branch begins
+    with a copy of a checkpoint; `size` is its bytes.
     """
+    baselines = sum(job.target_iteration or 0 for job in jobs if job.baseline)
+    jobs = [job for job in jobs if not job.baseline]
     own = [(job.branch.iteration if job.branch else 0, job.target_iteration or 0) for job in jobs]
     ends = [job.target_iteration or 0 for job in jobs if job.branch]
     models = [job for job in jobs if job.branch]
@@ -37,6 +42,7 @@ def cost_of(jobs: Sequence[JobSpec], *, copies: bool, size: int | None = None) -
         models=len(ends),
         separate_iterations=sum(ends),
         separate_tokens=_sum([job.tokens_at(job.target_iteration or 0) for job in models]),
+        baseline_iterations=baselines,
         copied_checkpoints=len(ends) if copies else 0,
         copied_bytes=None if copies and ends and size is None else len(ends) * (size or 0) * copies,
     )
@@ -50,6 +56,7 @@ def together(costs: Sequence[Cost]) -> Cost:
         models=sum(cost.models for cost in costs),
         separate_iterations=sum(cost.separate_iterations for cost in costs),
         separate_tokens=_sum([cost.separate_tokens for cost in costs]),
+        baseline_iterations=sum(cost.baseline_iterations for cost in costs),
         copied_checkpoints=sum(cost.copied_checkpoints for cost in costs),
         copied_bytes=_sum([cost.copied_bytes for cost in costs]),
     )

@@ -80,7 +80,7 @@ def _checkpoints(rule: CheckpointRule | None, name: str, job: JobSpec) -> int:
     if rule is None or target is None or not rule.is_about(job.name, str(job.kind)):
         return 0
     start, interval = job.branch.iteration if job.branch else 0, job.trainer.save_interval
-    extra = () if job.branch else job.trainer.extra_saves
+    extra = () if job.decay else job.trainer.extra_saves
     saved = {*range(interval * (start // interval + 1), target + 1, interval), *extra, target}
     return sum(rule.fires(_complete(job.name, at, last=at == target), name) for at in saved)
 

@@ -21,7 +21,8 @@ def branch_alone(composed: Composed, checkpoint: Path, decay: Decay) -> Composed
     start = find_checkpoint(checkpoint.absolute(), experiment)
     branch = Cooldown(at=(start.iteration,), decay=decay)
     stages = {name: s for name, s in experiment.stages.items() if s is not None and s.each}
-    changes = {"cooldowns": (branch,), "merges": (), "start": start, "stages": stages}
+    changes = {"cooldowns": (branch,), "baselines": (), "merges": (), "start": start}
+    changes |= {"stages": stages}
     return composed._replace(experiment=experiment.model_copy(update=changes))
 
 

@@ -72,6 +72,10 @@ def _parts(job: JobSpec) -> Iterator[str]:
     if job.merge is not None:
         first, count = job.merge.iterations[0], len(job.merge.iterations)
         yield f"{count} checkpoints, {first} to {job.merge.at}, {job.merge.shape}"
+    if job.baseline is not None:
+        yield f"{job.baseline.shape} from {job.baseline.falls_from} on"
+    elif job.branch is not None and job.branch.stable_iterations:
+        yield f"stable until {job.branch.falls_from}"
     if job.target_iteration is not None:
         start = job.branch.iteration if job.branch else 0
         tokens = job.tokens_at(job.target_iteration)

@@ -35,6 +35,7 @@ TRUNK = "#4a5568"
 MERGED = "#000000"
 # Of cooldowns, beside the hue, for readers who cannot tell one from another: on, off, on, off …
 _DASHES = ((2.2, 0.7), (0.9, 0.7), (4.5, 0.8, 0.9, 0.8))
+_BASELINE = (6.0, 2.0)  # long dashes
 _RAW, _AGAIN = 0.22, 0.55  # opacity of the raw loss; of hues that are used a second time
 _INSIDE = 6  # lines whose legend fits beside the curves
 _LEGEND = 24  # lines that a legend has room for
@@ -54,12 +55,13 @@ class Subject(NamedTuple):
     path: Path
     jobs: tuple[JobSpec, ...]
     losses: Mapping[str, float] = MappingProxyType({})
-    """Validation losses at the end of cooldowns, and of merges, by job."""
+    """Validation losses at the end of cooldowns and baselines, and of merges, by job."""
 
     @classmethod
     def of(cls, session: Session) -> "Subject":
         records = session.jobs.values()
-        found = {job.spec.name: validation_loss(job) for job in records if job.spec.starts_at}
+        ends = (job for job in records if job.spec.starts_at or job.spec.baseline)
+        found = {job.spec.name: validation_loss(job) for job in ends}
         losses = {name: loss for name, loss in found.items() if loss is not None}
         return cls(session.id, session.path, tuple(job.spec for job in records), losses)
 
@@ -86,10 +88,6 @@ class _Line(NamedTuple):
     """Among the branches of its session; None for what is no branch."""
     seed: int
     """Points of the parent at its beginning: the lines meet."""
-
-    @property
-    def is_branch(self) -> bool:
-        return self.number is not None
 
 
 class _Merged(NamedTuple):
@@ -187,7 +185,7 @@ def _merged_of(session: Subject) -> list[_Merged]:
     ]
 
 
-# Hues: one for each point of a sweep; of a single training, one for each branch
+# Hues: one for each point of a sweep; of a single training, one for each branch and baseline
 
 
 def _hues(lines: Sequence[_Line]) -> dict[str, tuple[str, float]]:
@@ -196,8 +194,8 @@ def _hues(lines: Sequence[_Line]) -> dict[str, tuple[str, float]]:
     if len(roots) > 1:
         points = list(dict.fromkeys(roots.values()))
         return {root: hue(points.index(point)) for root, point in roots.items()}
-    branches = [line.spec.name for line in lines if line.is_branch]
-    return {name: hue(number) for number, name in enumerate(branches)} | {"": (TRUNK, 1.0)}
+    decayed = [line.spec.name for line in lines if line.spec.decay is not None]
+    return {name: hue(number) for number, name in enumerate(decayed)} | {"": (TRUNK, 1.0)}
 
 
 def _point_of(spec: JobSpec, root: str) -> str:
@@ -215,7 +213,7 @@ def hue(number: int) -> tuple[str, float]:
 def _hued_by(line: _Line, hues: Mapping[str, tuple[str, float]]) -> str:
     if line.root in hues:
         return line.root
-    return line.spec.name if line.is_branch else ""
+    return line.spec.name if line.spec.decay is not None else ""
 
 
 # Lines
@@ -233,9 +231,8 @@ def _draw_line(
 ) -> None:
     colour, opacity = hue
     at = _places(line, options)
-    style, width = _look(0 if by_point and line.is_branch else line.number)
-    losses = np.asarray(line.curve.losses)
-    window = options.smooth or 1
+    style, width = _look_of(line, by_point=by_point)
+    losses, window = np.asarray(line.curve.losses), options.smooth or 1
     if window > 1:
         loss.plot(at, losses, color=colour, lw=0.8, alpha=_RAW * opacity)
     shown = np.concatenate([losses[: line.seed], _smoothed(losses[line.seed :], window)])
@@ -244,25 +241,26 @@ def _draw_line(
         shown[0] = parent.get(line.curve.iterations[0], shown[0])
     own = zip(line.curve.iterations, map(float, shown), strict=True)
     drawn[line.session.id, line.spec.name] = dict(own)
-    loss.plot(at, shown, color=colour, lw=width, ls=style, alpha=opacity)
-    rate.plot(at, line.curve.learning_rates, color=colour, lw=width, ls=style, alpha=opacity)
-    if line.is_branch:
+    under = 2 if line.spec.baseline is None else 1.9  # its first part is as the training's
+    for axes, values in ((loss, shown), (rate, line.curve.learning_rates)):
+        axes.plot(at, values, color=colour, lw=width, ls=style, alpha=opacity, zorder=under)
+    if line.number is not None:
         loss.plot(at[0], shown[0], "o", color=colour, ms=4.5, alpha=opacity, zorder=5)
-        _draw_planned(rate, line, hue, options)
+    _draw_planned(rate, line, hue, options)
     if (end := line.session.losses.get(line.spec.name)) is not None:
         loss.plot(at[-1], end, "D", color=colour, ms=6, mec="white", zorder=5)
 
 
 def _draw_planned(rate: Axes, line: _Line, hue: tuple[str, float], options: Options) -> None:
     """The planned rate, dotted under the measured one."""
-    spec, branch = line.spec, line.spec.branch
-    if branch is None:
+    spec, decay = line.spec, line.spec.decay
+    if decay is None:
         return
-    points = min(_PLANNED, branch.target - branch.iteration + 1)
-    steps = [int(at) for at in np.linspace(branch.iteration, branch.target, points)]
-    found = [(step, spec.trainer.planned_rate(branch, step)) for step in steps]
+    points = min(_PLANNED, decay.target - decay.iteration + 1)
+    steps = [int(at) for at in np.linspace(decay.iteration, decay.target, points)]
+    found = [(step, spec.trainer.planned_rate(decay, step)) for step in steps]
     known = [(place(spec, line.session, step, options), r) for step, r in found if r is not None]
-    if len(known) == len(found):
+    if known:
         at, planned = zip(*known, strict=True)
         rate.plot(at, planned, color=hue[0], lw=1.0, ls=":", alpha=hue[1], zorder=1)
 
@@ -272,9 +270,16 @@ def _window(longest: int, points: int) -> int:
     return max(1, min(longest // _POINTS, points // _LEAST))
 
 
-def _look(number: int | None) -> tuple[str | tuple[int, tuple[float, ...]], float]:
-    """Line style and width: trainings are solid, cooldowns dashed by their number and thicker."""
-    return ("-", 1.3) if number is None else ((0, _DASHES[number % len(_DASHES)]), 2.4)
+def _look_of(line: _Line, *, by_point: bool) -> tuple[str | tuple[int, tuple[float, ...]], float]:
+    """Line style and width: trainings are solid, cooldowns dashed by their number and thicker.
+
+    Where the hue says the point, all cooldowns have one style.
+    """
+    if line.spec.baseline is not None:
+        return (0, _BASELINE), 1.6
+    if line.number is None:
+        return "-", 1.3
+    return (0, _DASHES[0 if by_point else line.number % len(_DASHES)]), 2.4
 
 
 def _places(line: _Line, options: Options) -> list[float]:
@@ -315,15 +320,16 @@ def _labels(
     for line in lines:
         key = _hued_by(line, hues)
         colour, opacity = hues[key]
-        style, width = ("-", 2.4) if by_point else _look(line.number)
+        style, width = ("-", 2.4) if by_point else _look_of(line, by_point=by_point)
         label = sinks.picture(_label(line, by_point=by_point, many=many))
         entry = Line2D([], [], color=colour, alpha=opacity, ls=style, lw=width, label=label)
         found.setdefault(_point_of(line.spec, line.root) if by_point else key, entry)
     entries = list(found.values())
-    if by_point and any(line.is_branch for line in lines):
-        for name, number in (("training", None), ("cooldown", 0)):
-            style, width = _look(number)
-            entries.append(Line2D([], [], color="0.3", ls=style, lw=width, label=name))
+    kinds = {str(line.spec.kind): _look_of(line, by_point=True) for line in lines}
+    if by_point and len(kinds) > 1:
+        for name, (style, width) in kinds.items():
+            label = "training" if name == Kind.TRAIN else name
+            entries.append(Line2D([], [], color="0.3", ls=style, lw=width, label=label))
     return entries
 
 
@@ -374,13 +380,8 @@ def legend(loss: Axes, entries: list[Line2D]) -> None:
     if 0 < len(entries) <= _INSIDE:
         loss.legend(handles=entries, frameon=False)
     elif _INSIDE < len(entries) <= _LEGEND:
-        loss.legend(
-            handles=entries,
-            frameon=False,
-            fontsize="small",
-            loc="upper left",
-            bbox_to_anchor=(1.0, 1.0),
-        )
+        legend = loss.legend(handles=entries, frameon=False, fontsize="small", loc="upper left")
+        legend.set_bbox_to_anchor((1.0, 1.0))
 
 
 # A plan, before anything of it runs
@@ -424,12 +425,14 @@ def _draw_job(
         at = max((ends[job] for job in above if job in ends), default=0.0)
         axes.plot(at, row, "D", color=colour, ms=6, alpha=opacity)
         return at
-    start, end = spec.branch.iteration if spec.branch else 0, spec.target_iteration
-    if spec.branch is None:
-        axes.barh(row, end - start, 0.5, start, color=colour, alpha=opacity)
+    end, decay = spec.target_iteration, spec.decay
+    if decay is None:
+        axes.barh(row, end, 0.5, 0, color=colour, alpha=opacity)
     else:  # the learning rate comes down
-        axes.fill([start, start, end], [row - 0.25, row + 0.25, row + 0.25], color=colour, lw=0)
-        if spec.parent is not None and spec.parent in rows:
+        start = decay.iteration
+        heights = [row + 0.25, row - 0.25, row - 0.25, row + 0.25]
+        axes.fill([start, start, decay.falls_from, end], heights, color=colour, lw=0)
+        if spec.branch is not None and spec.parent is not None and spec.parent in rows:
             axes.plot([start, start], [rows[spec.parent], row], color=colour, lw=0.8, zorder=0)
     return float(end)
 

@@ -20,8 +20,10 @@ _TAIL = 3
 """Number of logged points that a final loss is averaged over, against noise of single batches."""
 
 
-_MODELS = frozenset({Kind.TRAIN, Kind.COOLDOWN, Kind.MERGE})
+_MODELS = frozenset({Kind.TRAIN, Kind.COOLDOWN, Kind.MERGE, Kind.BASELINE})
 _RESULTS = ("score.", "validation.")
+_PRINTED = ("grad_norm", "tokens_per_s", "tflops", "mfu")
+"""What a trainer may print: columns of `compare` where one does."""
 
 
 def rows(sessions: Iterable[Session]) -> list[Row]:
@@ -35,7 +37,7 @@ def rows(sessions: Iterable[Session]) -> list[Row]:
 
 
 def _row(session: Session, job: JobRecord) -> Row:
-    spec, branch = job.spec, job.spec.branch
+    spec, branch, decay = job.spec, job.spec.branch, job.spec.decay
     curve = read_curve(session.path, spec.name)
     tail = curve.losses[-_TAIL:]
     started = [a.started_at for a in job.attempts if a.started_at is not None]
@@ -51,10 +53,10 @@ def _row(session: Session, job: JobRecord) -> Row:
         "iteration": job.iteration,
         "target_iteration": spec.target_iteration,
         "branch_iteration": branch.iteration if branch else None,
-        "decay_iterations": branch.decay_iterations if branch else None,
-        "decay_fraction": branch.decay_iterations / branch.target if branch else None,
-        "decay_shape": branch.shape if branch else None,
-        "min_lr": branch.min_lr if branch else None,
+        "decay_iterations": decay.decay_iterations if decay else None,
+        "decay_fraction": decay.decay_iterations / decay.target if decay else None,
+        "decay_shape": decay.shape if decay else None,
+        "min_lr": decay.min_lr if decay else None,
         "changes": in_words(spec.changes) or None,
         "parameters": spec.trainer.parameter_count() if trains else None,
         "tokens": spec.tokens_at(job.iteration or 0) if trains else None,
@@ -64,6 +66,7 @@ def _row(session: Session, job: JobRecord) -> Row:
         "grad_norm": job.grad_norm,
         "tokens_per_s": job.tokens_per_s,
         "tflops": job.tflops,
+        "mfu": job.mfu,
         "gpus": spec.machine.gpus,
         "gpu_hours_planned": spec.planned.gpu_hours if spec.planned else None,
         "gpu_hours_spent": sum(spent_gpu_hours(attempt) for attempt in job.attempts),
@@ -121,8 +124,9 @@ def compared(sessions: Sequence[Session]) -> list[Row]:
     has_validation = any(row["validation_loss"] is not None for row in found)
     differ = [key for key in settings if len({repr(row[key]) for row in found}) > 1]
     validation = ["validation_loss"] if has_validation else []
+    printed = [key for key in _PRINTED if any(row[key] is not None for row in found)]
     columns = [
-        *("session", "job", *differ, "iteration", "verdict", "final_loss", *validation),
+        *("session", "job", *differ, "iteration", "verdict", "final_loss", *validation, *printed),
         *("gpu_hours_spent", "goodput"),
     ]
     return [

@@ -211,16 +211,17 @@ def print_table(plan: "Plan", out: Console) -> None:
     """Print jobs, branch points, decay lengths and tokens."""
     rows: list[dict[str, str]] = []
     for job in plan.jobs:
-        branch = job.branch
+        branch, decay = job.branch, job.decay
         tokens = job.tokens_at(job.target_iteration) if job.target_iteration else None
         rows.append(
             {
                 "job": job.name,
                 "kind": str(job.kind),
                 "branches at": str(branch.iteration) if branch else "",
-                "decays over": str(branch.decay_iterations) if branch else "",
-                "shape": branch.shape if branch else "constant" if job.kind is Kind.TRAIN else "",
-                "to lr": f"{branch.min_lr:g}" if branch else "",
+                "stable for": str(branch.stable_iterations or "") if branch else "",
+                "decays over": str(decay.decay_iterations) if decay else "",
+                "shape": decay.shape if decay else "constant" if job.kind is Kind.TRAIN else "",
+                "to lr": f"{decay.min_lr:g}" if decay else "",
                 "ends at": str(job.target_iteration or ""),
                 "tokens": "" if tokens is None else shortened(tokens, 3),
                 "GPUs": str(job.machine.gpus or ""),
@@ -275,11 +276,13 @@ def _time_asked(job: "JobSpec") -> str:
 def cost_line(cost: "Cost") -> str:
     """The cost of a plan, compared with separate runs where that is possible."""
     own = _amount(cost.iterations, cost.tokens)
+    more = cost.baseline_iterations
+    baselines = f"; baselines take {more} iterations besides" if more else ""
     if not cost.models:
-        return f"in all {own}"
+        return f"in all {own}{baselines}"
     separate = _amount(cost.separate_iterations, cost.separate_tokens)
     many = "1 run" if cost.models == 1 else f"{cost.models} runs"
-    return f"in all {own}; {many} from scratch would take {separate}"
+    return f"in all {own}; {many} from scratch would take {separate}{baselines}"
 
 
 def print_cost(plan: "Plan", out: Console) -> None:

@@ -53,6 +53,11 @@ class Rendezvous(FrozenModel):
             raise ValueError("give `suffix` or `interface`: an interface has an address, no name")
         return self
 
+    @property
+    def is_default(self) -> bool:
+        """True for the node's own name."""
+        return self == Rendezvous()
+
 
 ELASTIC = ("torchrun", "ft_launcher")
 """Launchers that run once a node, start the trainer's processes there, and start them again."""

@@ -35,7 +35,7 @@ class ThroughputBelow(FrozenModel):
     """Iterations take longer than they did."""
 
     share: float = Field(0.5, gt=0, lt=1, description="share of the median speed")
-    of: Literal["seconds", "tokens_per_s", "tflops"] = Field(
+    of: Literal["seconds", "tokens_per_s", "tflops", "mfu"] = Field(
         "seconds", description="which metric: seconds per iteration, or what the trainer prints"
     )
     over: int = Field(50, gt=1, le=200, description="logged iterations that the median is of")

@@ -30,6 +30,7 @@ class Logged(NamedTuple):
     grad_norm: float | None = None
     tokens_per_s: float | None = None
     tflops: float | None = None
+    mfu: float | None = None
 
 
 class Before(NamedTuple):
@@ -109,6 +110,8 @@ def _named(test: MetricTest, tail: Sequence[Logged]) -> Sequence[Logged]:
             return [row._replace(seconds=_inverse(row.tokens_per_s)) for row in tail]
         case ThroughputBelow(of="tflops"):
             return [row._replace(seconds=_inverse(row.tflops)) for row in tail]
+        case ThroughputBelow(of="mfu"):
+            return [row._replace(seconds=_inverse(row.mfu)) for row in tail]
     return tail
 
 
@@ -239,7 +242,10 @@ def _off_schedule(
             return None
         if abs(row.learning_rate - planned) <= test.tolerance * known.peak_rate:
             return None
-    seen, planned = recent[-1].learning_rate, known.planned_rate(recent[-1].iteration)
+    last = recent[-1]
+    seen, planned = last.learning_rate, known.planned_rate(last.iteration)
+    if planned is None:
+        planned = _nearest_plan(last, known)
     message = f"learning rate {seen:.3e} at iteration {recent[-1].iteration}, planned {planned:.3e}"
     return Alarm(seen, planned, last_good, message)
 

@@ -11,7 +11,6 @@ from autoexp.resources.launchers import torchrun_workers
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.resources.node import STARTED
 from autoexp.schedulers.base import PayloadSpec
-from autoexp.states import Kind
 
 # Of a process under srun, what torch.distributed asks for. The text is fixed: the command follows
 # as arguments of its own.
@@ -44,7 +43,7 @@ def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) 
         warning_signal=warning.signal if trains else "SIGTERM",
         warning_file=warning.file_in(save_dir) if trains else None,
         resumed=() if resumed == spec.command else with_launcher(machine, again, key),
-        files=spec.trainer.files(spec.branch, save_dir) if trains else {},
+        files=spec.trainer.files(spec.decay, save_dir) if trains else {},
         before=_node_setup(machine),
         copies=spec.trainer.copies(save_dir) if trains else {},
         node_environment=machine.node_environment,
@@ -109,7 +108,7 @@ def _is_launched(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> bool:
 
 
 def _trains(spec: JobSpec) -> bool:
-    return spec.kind in (Kind.TRAIN, Kind.COOLDOWN)
+    return spec.kind.trains
 
 
 def _under_torchrun(

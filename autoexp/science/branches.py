@@ -1,4 +1,4 @@
-"""The ends of branches as runs of a law: which go in, and why others do not."""
+"""The ends of decays as runs of a law: which go in, and why others do not."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -28,8 +28,8 @@ class Ends(NamedTuple):
 
 
 def ends_of(sessions: Sequence[Session]) -> Ends:
-    """The cooldowns that finished, by validation loss where one of them has it."""
-    found = list(_cooldowns(sessions))
+    """The cooldowns and baselines that finished, by validation loss where one of them has it."""
+    found = list(_decayed(sessions))
     has_validation = any(row["validation_loss"] is not None for _, _, row in found)
     measured = "validation_loss" if has_validation else "final_loss"
     runs: list[Run] = []
@@ -43,11 +43,11 @@ def ends_of(sessions: Sequence[Session]) -> Ends:
     return Ends(tuple(runs), tuple(left_out), measured)
 
 
-def _cooldowns(sessions: Sequence[Session]) -> Iterator[tuple[str, str | None, Row]]:
+def _decayed(sessions: Sequence[Session]) -> Iterator[tuple[str, str | None, Row]]:
     for session in sessions:
         for row in rows([session]):
             job = session.jobs[row["job"]]
-            if job.spec.kind is Kind.COOLDOWN:
+            if job.spec.kind in (Kind.COOLDOWN, Kind.BASELINE):
                 name = row["job"] if len(sessions) == 1 else f"{session.id}:{row['job']}"
                 yield name, _unfit(session, job), row
 
@@ -58,7 +58,7 @@ def _unfit(session: Session, job: JobRecord) -> str | None:
         return f"failed: {job.reason}" if job.verdict else "has not finished"
     if job.tainted is not None:
         return f"tainted: {job.tainted}"
-    if not branch_was_seen(job):
+    if job.spec.branch is not None and not branch_was_seen(job):
         return "its log does not say where it began"
     above: JobRecord | None = job
     while above is not None:

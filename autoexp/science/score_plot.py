@@ -60,9 +60,8 @@ def draw_scores(
         for spec in each.session.jobs:
             if spec.name not in points:
                 continue
-            is_branch = spec.branch is not None
             look = _look(spec, number, branches, len(scored))
-            branches += is_branch
+            branches += spec.decay is not None
             _draw(axes, spec, each.session, points, look, options)
             title = f"{each.session.id} {spec.title}" if len(scored) > 1 else spec.title
             entries.append(
@@ -77,13 +76,13 @@ def draw_scores(
 
 
 def _look(spec: JobSpec, session: int, branch: int, sessions: int) -> _Look:
-    """Trainings are lines, branches have a hue each; of merges there is a star."""
+    """Trainings are lines, branches and baselines have a hue each; of merges there is a star."""
     if spec.merge is not None:
         return _Look(MERGED, 1.0, "*", "", 11)
-    if spec.branch is None:
+    if spec.decay is None:
         colour, opacity = (TRUNK, 1.0) if sessions == 1 else hue(session)
         return _Look(colour, opacity, "o", "-", 5)
-    return _Look(*hue(branch), "D", "--", 6)
+    return _Look(*hue(branch), "s" if spec.baseline is not None else "D", "--", 6)
 
 
 def _draw(

@@ -26,7 +26,7 @@ class Cell(NamedTuple):
     """Its standard error, where the evaluation has one."""
     missing: str | None = None
     """Why there is no value."""
-    failed: bool = False
+    retryable: bool = False
     """True if `autoexp retry` makes the evaluation ready again."""
 
 
@@ -61,8 +61,8 @@ class Trajectory(NamedTuple):
         for cell in self.missing:
             where = f"{cell.job} at iteration {cell.iteration}"
             found.append(f"missing: {where}: {cell.evaluation}: {cell.missing}")
-        if failed := [cell.evaluation for cell in self.missing if cell.failed]:
-            found.append(f"again: autoexp retry {session} {' '.join(failed)}")
+        if over := [cell.evaluation for cell in self.missing if cell.retryable]:
+            found.append(f"again: autoexp retry {session} {' '.join(dict.fromkeys(over))}")
         return found
 
 
@@ -93,9 +93,8 @@ def _cells(session: Session, score: str) -> Iterator[Cell]:
         of, iteration = evaluated
         value = job.scores.get(score)
         reason = None if value is not None else _why_missing(job, score)
-        failed = job.verdict is Verdict.FAILED
         error = job.scores.get(error_of(score))
-        yield Cell(of, iteration, job.spec.name, value, error, reason, failed)
+        yield Cell(of, iteration, job.spec.name, value, error, reason, job.is_over)
 
 
 def _why_missing(job: JobRecord, score: str) -> str:

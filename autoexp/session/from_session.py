@@ -62,6 +62,7 @@ def compose_from(
     if origin.iteration is None and branch is None:
         return _composed(base, overrides, fill_in, origin)
     base["merges"] = []  # of checkpoints that are not there
+    base["baselines"] = []  # beside a training that is not there
     # Stages of the training itself have nothing to follow here.
     stages = base["stages"].items()
     base["stages"] = {name: stage for name, stage in stages if stage and stage["each"]}
@@ -101,7 +102,7 @@ def _as_it_was(branch: Branch) -> Values:
         "points": branch.points and [list(point) for point in branch.points],
         "hold": branch.hold_iterations / branch.decay_iterations,
     }
-    return {"at": [branch.iteration], "decay": decay}
+    return {"at": [branch.iteration], "stable": branch.stable_iterations or None, "decay": decay}
 
 
 def _all_from(start: Values, cooldowns: Sequence[Any]) -> list[Any]:

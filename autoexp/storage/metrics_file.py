@@ -39,7 +39,7 @@ class ValidationRow(NamedTuple):
 
 
 def row(cells: Sequence[float | None]) -> str:
-    """A line: iteration, loss, learning rate, seconds, gradient norm, tokens/s, TFLOP/s.
+    """A line: iteration, loss, learning rate, seconds, gradient norm, tokens/s, TFLOP/s, MFU.
 
     What was not logged is empty, and left out at the end.
     """

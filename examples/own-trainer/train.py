@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--save-at", default="", help="further steps, joined by commas")
     parser.add_argument("--lr", type=float, default=0.5)
     parser.add_argument("--decay-from", type=int)
     parser.add_argument("--shape", choices=("1-sqrt", "straight"), default="straight")
@@ -53,7 +54,8 @@ def main() -> None:
         if step % 10 == 0:
             loss, lr = 1 + weight**2, rate(step, options)
             print(f"[{step}/{options.steps}] loss {loss:.5f} lr {lr:.5f}", flush=True)
-        if step % options.save_every == 0 or step == options.steps:
+        also = str(step) in options.save_at.split(",")
+        if step % options.save_every == 0 or also or step == options.steps:
             save(folder, step, weight)
 
 

@@ -202,7 +202,7 @@ class Subflows:
         if (mark := self._marks.get(spec.name)) and (checkpoint := await mark):
             return [checkpoint]
         above = [awaited.job for awaited in spec.awaits]
-        if not above and spec.parent is not None:
+        if not above and spec.parent is not None and spec.baseline is None:
             above = [spec.parent]
         await self._begin_of(above)
         shown = [(name, self._flow_run_ids[name]) for name in above if name in self._flow_run_ids]

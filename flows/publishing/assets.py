@@ -115,7 +115,7 @@ class AssetTracker:
 
     def _output(self, job: JobRecord) -> Materialization:
         spec = job.spec
-        trains = spec.kind in (Kind.TRAIN, Kind.COOLDOWN)
+        trains = spec.kind.trains
         saved = self._paths.get((spec.name, job.iteration or 0), "") if trains else ""
         ended = [attempt.ended_at for attempt in job.attempts if attempt.ended_at is not None]
         return Materialization(
@@ -142,7 +142,7 @@ class AssetTracker:
         for awaited in spec.awaits:
             if awaited.checkpoint is None and (other := self._session.jobs.get(awaited.job)):
                 yield output_key(self._session.id, other.spec)
-        if spec.kind in (Kind.TRAIN, Kind.COOLDOWN):
+        if spec.kind.trains:
             yield from map(data_key, spec.trainer.data_sets())
 
     def _measured(self, made: Materialization) -> Materialization:

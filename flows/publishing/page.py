@@ -125,18 +125,17 @@ def plan_page(plan: Plan) -> str:
 def _plan_rows(plan: Plan) -> Iterator[tuple[str, ...]]:
     for job in plan.jobs:
         target = str(job.target_iteration or "")
-        if job.branch is None:
+        if (decay := job.decay) is None:
             shape = "constant" if job.kind is Kind.TRAIN else markdown(str(job.kind))
             after = markdown(", ".join(str(awaited) for awaited in job.awaits))
             yield (f"**{markdown(job.name)}**", after, "", shape, "", target)
         else:
-            branch = job.branch
             yield (
                 f"**{markdown(job.name)}**",
-                markdown(f"{job.parent} @{branch.iteration}"),
-                str(branch.decay_iterations),
-                markdown(branch.shape),
-                f"{branch.min_lr:g}",
+                markdown(f"{job.parent} @{job.branch.iteration}" if job.branch else "from scratch"),
+                str(decay.decay_iterations),
+                markdown(decay.shape),
+                f"{decay.min_lr:g}",
                 target,
             )
 

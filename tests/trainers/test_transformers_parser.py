@@ -75,7 +75,7 @@ for trunk, branch, at, end in json.load(sys.stdin):
     stepped(optimizer, schedule, at)
     states = optimizer.state_dict(), schedule.state_dict()
     optimizer, schedule = schedule_of(branch)
-    for each, state in zip((optimizer, schedule), states):
+    for each, state in zip((optimizer, schedule), states if at else ()):
         each.load_state_dict(state)
     rates = [schedule.get_last_lr()[0]]
     print(json.dumps(rates + [stepped(optimizer, schedule, 1) for _ in range(at, end)]))
@@ -143,8 +143,34 @@ def test_the_trainers_own_schedule_behind_a_checkpoint_follows_the_planned_curve
     lines = [[list(job.command[job.command.index("--output_dir") :]) for job in p] for p in plans]
     found = asked(RESUMED_RATES, [[*line, 200, 260] for line in lines])
     for (_, job), rates in zip(plans, found, strict=True):
-        assert isinstance(rates, list)
-        assert job.branch is not None
-        for at, rate in enumerate(rates, start=200):
-            wanted = job.trainer.planned_rate(job.branch, at)
-            assert rate == pytest.approx(wanted, rel=0.01, abs=1e-12), (job.branch, at)
+        follows_its_plan(job, rates, 200)
+
+
+def follows_its_plan(job: JobSpec, rates: object, at: int) -> None:
+    assert isinstance(rates, list)
+    assert job.decay is not None
+    for iteration, rate in enumerate(rates, start=at):
+        wanted = job.trainer.planned_rate(job.decay, iteration)
+        assert rate == pytest.approx(wanted, rel=0.01, abs=1e-12), (job.name, iteration)
+
+
+def test_its_schedule_follows_the_plans_of_baselines_and_of_branches_that_keep_their_rate() -> None:
+    shapes = ("minus_sqrt", "linear", "cosine")
+    runs = ", ".join(
+        f"{{name: b{place}-{shape}, totals: [300], decay: {{shape: {shape}{length}}}}}"
+        for shape in shapes
+        for place, length in enumerate(("", ", fraction: 0.2, min_lr: 1.0e-4"))
+    )
+    branches = ", ".join(
+        f"{{at: [200], stable: 40, name: {shape}, decay: {{iterations: 20, shape: {shape}}}}}"
+        for shape in shapes
+    )
+    words = ["project.name=p", "backend=huggingface", "backend.args.warmup_steps=20"]
+    own = [f"cooldowns=[{branches}]", f"baselines=[{runs}]"]
+    trunk, *jobs = make_plan(compose(None, [*words, *own]).experiment, Path("/out")).jobs
+    lines = [list(job.command[job.command.index("--output_dir") :]) for job in (trunk, *jobs)]
+    starts = [0 if job.baseline else 200 for job in jobs]
+    ends = [job.target_iteration for job in jobs]
+    cases = [[lines[0], *case] for case in zip(lines[1:], starts, ends, strict=True)]
+    for job, rates, at in zip(jobs, asked(RESUMED_RATES, cases), starts, strict=True):
+        follows_its_plan(job, rates, at)

@@ -1,7 +1,7 @@
 """Any trainer, described in YAML: its command, checkpoints and progress lines."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -10,7 +10,8 @@ from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 from autoexp.backends.base import AbsolutePath, BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
-from autoexp.backends.command.placeholders import change_options, names_of, pattern_of, substitute
+from autoexp.backends.command.checkpoints import Checkpoints
+from autoexp.backends.command.placeholders import change_options, names_of, substitute
 from autoexp.backends.command.settings_file import SettingsFile
 from autoexp.backends.command_line import Argument, refuse_names, word
 from autoexp.backends.progress_line import ProgressPattern, ValidationPattern
@@ -34,6 +35,9 @@ _CHANGES = {
     "args.train_iters": fixed("a branch ends with its decay"),
     "args.lr_warmup_iters": fixed("the warm-up is over"),
 }
+_EXAMPLE = Branch(iteration=1, decay_iterations=1, shape="linear", min_lr=0.0)
+# Placeholders that say where a decay begins.
+_PLACES = frozenset({"decay_start", "decay_iterations", "decay_fraction"})
 
 
 class CommandArgs(FrozenModel):
@@ -49,92 +53,9 @@ class CommandArgs(FrozenModel):
     lr_warmup_iters: int = Field(0, ge=0, description="iterations of warm-up")
     samples_per_iteration: int | None = Field(None, gt=0, description="for budgets in samples")
     tokens_per_sample: int | None = Field(None, gt=0, description="for budgets in tokens")
-
-
-class Checkpoints(FrozenModel):
-    """Location of checkpoints below the save directory, and how a complete one is recognized."""
-
-    name: str = Field(
-        "", description="name of the file or folder, with `{iteration}`; `*` matches anything"
+    save_at: tuple[int, ...] | None = Field(
+        None, description="further iterations at which it saves; branch points are added"
     )
-    one_file: str | None = Field(
-        None,
-        pattern=r"^[^/{}*]+$",
-        description="in place of a name, the one file that each save overwrites: the job keeps a "
-        "copy of each beside it, as `ckpt-1000.pt` of `ckpt.pt`",
-    )
-    iteration_name: str | None = Field(
-        None,
-        description="what the iteration is called in that file, by torch.save or of JSON",
-    )
-    folder: str = Field("", description="folder below the save directory that contains them")
-    must_exist: tuple[str, ...] = Field(
-        (), description="patterns of files inside, each of which has to match"
-    )
-    must_not_exist: tuple[str, ...] = Field(
-        (), description="patterns that have to match nothing; `../{name}-unfinished` lies beside it"
-    )
-    must_parse: tuple[str, ...] = Field((), description="files inside that have to be valid JSON")
-    tracker: str | None = Field(
-        None, description="file in the folder that names the newest iteration, written last"
-    )
-    renamed: bool = Field(
-        False,
-        description="checkpoints get their name once they are complete, and no file of one is "
-        "opened for writing again: a branch is seeded by hard links; by copies otherwise",
-    )
-    overwritten: bool = Field(
-        False, description="files of old checkpoints are written again: copies, `renamed` or not"
-    )
-    trusts_torn: bool = Field(
-        True, description="the trainer might resume from a torn one: move those aside before"
-    )
-
-    @model_validator(mode="after")
-    def _tells_complete_from_torn(self) -> Self:
-        if bool(self.name) == (self.one_file is not None):
-            raise ValueError("give `name`, or `one_file` where each save overwrites the one before")
-        if (self.one_file is None) != (self.iteration_name is None):
-            raise ValueError("`one_file` and `iteration_name` belong together")
-        pattern_of(self.names)
-        if self.one_file is not None:
-            return self._copied_as_they_are()
-        signs = (self.must_exist, self.must_not_exist, self.must_parse, self.tracker, self.renamed)
-        if not any(signs):
-            raise ValueError(
-                "nothing tells a complete checkpoint from a torn one: give `must_exist`, "
-                "`must_not_exist`, `must_parse` or `tracker`, or `renamed: true`"
-            )
-        return self
-
-    def _copied_as_they_are(self) -> Self:
-        """Refuse what would be said of copies, which are always complete."""
-        said = self.model_fields_set - {"one_file", "iteration_name", "folder"}
-        if said:
-            raise ValueError(f"`{min(said)}` does not go with `one_file`")
-        return self
-
-    @property
-    def names(self) -> str:
-        """Names of checkpoints, with `{iteration}`."""
-        if self.one_file is None:
-            return self.name
-        path = Path(self.one_file)
-        return f"{path.stem}-{{iteration}}{path.suffix}"
-
-    @property
-    def layout(self) -> Layout:
-        if self.one_file is not None:
-            # The job renames its copies into place, and nobody writes into them.
-            return Layout(name=pattern_of(self.names), overwritten=self.one_file, renames=True)
-        return Layout(
-            name=pattern_of(self.name),
-            must_exist=self.must_exist,
-            must_not_exist=self.must_not_exist,
-            must_parse=self.must_parse,
-            tracker=self.tracker,
-            renames=self.renamed and not self.overwritten,
-        )
 
 
 class CommandBackend(BackendBase):
@@ -155,7 +76,18 @@ class CommandBackend(BackendBase):
     cooldown: dict[str, Argument] = Field(
         default_factory=dict,
         description="options that a cooldown adds or changes; null removes one. Beside the others: "
-        "`{branch_iteration}`, `{decay_iterations}`, `{decay_fraction}`, `{shape}`",
+        "`{branch_iteration}`, `{decay_start}`, `{decay_iterations}`, `{decay_fraction}`, "
+        "`{shape}`",
+    )
+    baseline: dict[str, Argument] | None = Field(
+        None,
+        description="options of a baseline, a training from scratch whose rate decays, with the "
+        "placeholders of `cooldown`; unset: it has none",
+    )
+    save_at: dict[str, Argument] = Field(
+        default_factory=dict,
+        description="options that the training gets where branch points lie off its "
+        "`save_interval`: `{--save-at: '{save_at}'}`, the iterations joined by commas",
     )
     resume: dict[str, Argument] = Field(
         default_factory=dict,
@@ -177,7 +109,8 @@ class CommandBackend(BackendBase):
     saves: Checkpoints = Field(description="its checkpoints")
     log_line: str = Field(
         description="regular expression of a progress line, with groups `iteration`, `loss`, "
-        "`learning_rate`, `seconds`, `grad_norm`, `tokens_per_s`, `tflops`; colours are taken out "
+        "`learning_rate`, `seconds`, `grad_norm`, `tokens_per_s`, `tflops`, `mfu` (per cent); "
+        "colours are taken out "
         "before, and of a long line it sees the first 1 to 64 KiB, the less the more repeats it "
         "has",
     )
@@ -226,23 +159,27 @@ class CommandBackend(BackendBase):
             raise ValueError("`warn_file` has to be absolute, or to begin with `{save_dir}/`")
         own = self._values(self.args.train_iters, Path())
         used = names_of(self.command, own, "command")
-        branch = {
-            **own,
-            **_branch_values(
-                Branch(iteration=1, decay_iterations=1, shape="linear", min_lr=0.0), "linear"
-            ),
-        }
+        branch = {**own, **_branch_values(_EXAMPLE, "linear")}
         resuming = {**own, "checkpoint": ""}  # known once the job starts
+        saving = {**own, "save_at": ""}
         for where, options, known in (
             ("cooldown", self.cooldown, branch),
+            ("baseline", self.baseline, branch),
             ("resume", self.resume, resuming),
+            ("save_at", self.save_at, saving),
         ):
-            texts = [value for value in options.values() if isinstance(value, str)]
-            used |= names_of(texts, known, where)
-        if self.settings is not None:
-            used |= names_of(self.settings.texts(), branch, "settings")
+            used |= names_of(_texts(options), known, where)
+        if (settings := self.settings) is not None:
+            used |= names_of(
+                _texts(settings.set, settings.cooldown, settings.baseline, settings.resume),
+                branch,
+                "settings",
+            )
+            used |= names_of(_texts(settings.save_at), saving, "settings.save_at")
             if "settings" not in used:
                 raise ValueError("`settings`: write {settings} where `command` takes its path")
+        if self.args.save_at is not None and not self._can_be_told:
+            raise ValueError("`args.save_at`: say in `save_at` how the trainer is told")
         unused = [name for name in extra if name not in used]
         if unused:
             raise ValueError(
@@ -255,10 +192,12 @@ class CommandBackend(BackendBase):
     def _try(self, info: ValidationInfo) -> None:
         """Refuse arithmetic with what is no number while the configuration is composed."""
         if info.context == COMPOSING:
-            example = Branch(iteration=1, decay_iterations=1, shape="linear", min_lr=0.0)
             self.trunk_command(Path("/"))
-            self.cooldown_command(example, Path("/"))
-            self.files(example, Path("/"))
+            self.cooldown_command(_EXAMPLE, Path("/"))
+            self.files(_EXAMPLE, Path("/"))
+            if self._has_baselines:
+                self.cooldown_command(_EXAMPLE.from_scratch(), Path("/"))
+                self.files(_EXAMPLE.from_scratch(), Path("/"))
 
     @property
     def train_iters(self) -> int:
@@ -286,14 +225,71 @@ class CommandBackend(BackendBase):
         samples = self.args.samples_per_iteration
         return None if samples is None else Batches(samples, self.args.tokens_per_sample)
 
+    @property
+    def extra_saves(self) -> tuple[int, ...]:
+        return self.args.save_at or ()
+
+    @property
+    def _can_be_told(self) -> bool:
+        """True if the description says how it is told to save at other iterations."""
+        return bool(self.save_at or (self.settings is not None and self.settings.save_at))
+
+    def saving_at(self, iterations: Sequence[int]) -> Self:
+        if not self._can_be_told:
+            return self
+        points = tuple(sorted({*self.extra_saves, *iterations}))
+        args = self.args.model_copy(update={"save_at": points or None})
+        return self.model_copy(update={"args": args})
+
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
-        values = self._values(self.args.train_iters, save_dir)
-        return tuple(substitute(text, values) for text in self.command)
+        values = self._of_trunk(save_dir)
+        command = [substitute(text, values) for text in self.command]
+        told = _filled(self.save_at, values) if self.extra_saves else {}
+        return tuple(change_options(command, told))
 
     def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
         values = self._of_branch(branch, save_dir)
         command = [substitute(text, values) for text in self.command]
-        return tuple(change_options(command, _filled(self.cooldown, values)))
+        options = self.baseline or {} if branch.is_baseline else self.cooldown
+        return tuple(change_options(command, _filled(options, values)))
+
+    @property
+    def _has_baselines(self) -> bool:
+        """True if the description says how a baseline is run."""
+        return self.baseline is not None or (
+            self.settings is not None and self.settings.baseline is not None
+        )
+
+    def refusals(self, branch: Branch) -> list[str]:
+        reasons = super().refusals(branch)
+        changes = self.cooldown or (self.settings and self.settings.cooldown)
+        if not branch.is_baseline and not changes:
+            reasons.append("`backend.cooldown` does not define what a cooldown changes")
+        elif branch.is_baseline and not self._has_baselines:
+            reasons.append(
+                "the description has no `backend.baseline`: the options with which the trainer's "
+                "rate decays in a run from scratch"
+            )
+        elif branch.is_baseline and branch.falls_from != self.warmup:
+            if not self._placed(self.baseline, "baseline") & _PLACES:
+                reasons.append(
+                    "`backend.baseline` says nothing of where the decay begins: the rate of this "
+                    "trainer decays over the whole run, so leave the decay's length out"
+                )
+        elif branch.stable_iterations and not branch.is_baseline:
+            placed = self._placed(self.cooldown, "cooldown")
+            if "branch_iteration" in placed and "decay_start" not in placed:
+                reasons.append(
+                    "no `stable`: `backend.cooldown` has the decay begin at {branch_iteration}; "
+                    "write {decay_start} there, if the trainer can go on at its rate before"
+                )
+        return reasons
+
+    def _placed(self, options: Mapping[str, Argument] | None, section: str) -> set[str]:
+        """The names that options and the keys of the settings file use in a section."""
+        keys = None if self.settings is None else getattr(self.settings, section)
+        known = {**self._values(self.train_iters, Path()), **_branch_values(_EXAMPLE, "linear")}
+        return names_of(_texts(options, keys), known, section)
 
     def resumed(self, command: tuple[str, ...], save_dir: Path) -> tuple[str, ...]:
         values = self._values(self.args.train_iters, save_dir)
@@ -306,12 +302,14 @@ class CommandBackend(BackendBase):
     def files(self, branch: Branch | None, save_dir: Path) -> dict[str, str]:
         if self.settings is None:
             return {}
-        values = self._values(self.args.train_iters, save_dir)
-        if branch is not None:
+        settings = self.settings
+        if branch is None:
+            values = self._of_trunk(save_dir)
+            besides = settings.save_at if self.extra_saves else {}
+        else:
             values = self._of_branch(branch, save_dir)
-        found = self.settings.files(
-            lambda text: substitute(text, values), cooldown=branch is not None
-        )
+            besides = settings.baseline or {} if branch.is_baseline else settings.cooldown
+        found = settings.files(lambda text: substitute(text, values), besides)
         return {str(save_dir / name): content for name, content in found.items()}
 
     def copies(self, save_dir: Path) -> dict[str, str]:
@@ -321,6 +319,11 @@ class CommandBackend(BackendBase):
         folder = self.checkpoint_folder(save_dir)
         return {"file": str(folder / file), "name": self.saves.names, "key": key}
 
+    def _of_trunk(self, save_dir: Path) -> dict[str, str]:
+        """Values of placeholders of a training."""
+        saves = ",".join(map(str, self.extra_saves))
+        return self._values(self.args.train_iters, save_dir) | {"save_at": saves}
+
     def _of_branch(self, branch: Branch, save_dir: Path) -> dict[str, str]:
         """Values of placeholders of a cooldown."""
         values = self._values(branch.target, save_dir)
@@ -329,7 +332,7 @@ class CommandBackend(BackendBase):
 
     def _values(self, target: int, save_dir: Path) -> dict[str, str]:
         """Values of placeholders, by name."""
-        arguments = self.args.model_dump(exclude_none=True)
+        arguments = self.args.model_dump(exclude={"save_at"}, exclude_none=True)
         batches = self.batches(1)
         tokens = None if batches is None else batches.tokens(target)
         name = None if self.settings is None else self.settings.name
@@ -348,12 +351,6 @@ class CommandBackend(BackendBase):
 
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", **self.variables}
-
-    def refusals(self, branch: Branch) -> list[str]:
-        reasons = super().refusals(branch)
-        if not self.cooldown and not (self.settings and self.settings.cooldown):
-            reasons.append("`backend.cooldown` does not define what a cooldown changes")
-        return reasons
 
     @property
     def layout(self) -> Layout:
@@ -377,6 +374,11 @@ class CommandBackend(BackendBase):
     @property
     def warmup(self) -> int:
         return self.args.lr_warmup_iters
+
+    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
+        if branch.is_baseline and iteration < self.warmup:
+            return None  # the description does not say how its warm-up rises
+        return super().planned_rate(branch, iteration)
 
     def clear_torn(self, save_dir: Path) -> list[str]:
         if not self.saves.trusts_torn:
@@ -403,9 +405,16 @@ def _filled(options: Mapping[str, Argument], values: Mapping[str, str]) -> dict[
     }
 
 
+def _texts(*options: Mapping[str, Argument] | None) -> list[str]:
+    """Values that may have placeholders in them."""
+    values = (value for each in options for value in (each or {}).values())
+    return [value for value in values if isinstance(value, str)]
+
+
 def _branch_values(branch: Branch, shape: str) -> dict[str, str]:
     return {
         "branch_iteration": str(branch.iteration),
+        "decay_start": str(branch.falls_from),
         "decay_iterations": str(branch.decay_iterations),
         "decay_fraction": word(branch.decay_iterations / branch.target),
         "shape": shape,

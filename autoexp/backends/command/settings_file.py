@@ -42,6 +42,12 @@ class SettingsFile(FrozenModel):
     cooldown: dict[str, Argument] = Field(
         default_factory=dict, description="keys that a cooldown sets besides, as `cooldown` does"
     )
+    baseline: dict[str, Argument] | None = Field(
+        None, description="keys that a baseline sets besides, as `baseline` does"
+    )
+    save_at: dict[str, Argument] = Field(
+        default_factory=dict, description="keys that say where else it saves, as `save_at` does"
+    )
     resume: dict[str, Argument] = Field(
         default_factory=dict,
         description="keys that are set besides where there is a checkpoint to go on from",
@@ -70,7 +76,7 @@ class SettingsFile(FrozenModel):
         data = self._data()
         if secret := found_in(self.content):
             raise ValueError(f"{self.template}: {secret}, and a session keeps its content")
-        for key in (*self.set, *self.cooldown, *self.resume):
+        for key in (*self.set, *self.cooldown, *(self.baseline or ()), *self.save_at, *self.resume):
             _refuse_unknown(data, key, self.template)
         return self
 
@@ -84,14 +90,9 @@ class SettingsFile(FrozenModel):
         """The name of the file for an attempt that goes on from a checkpoint."""
         return f"autoexp-resume{Path(self.template).suffix}" if self.resume else self.name
 
-    def texts(self) -> list[str]:
-        """Values that may have placeholders in them."""
-        values = (*self.set.values(), *self.cooldown.values(), *self.resume.values())
-        return [value for value in values if isinstance(value, str)]
-
-    def files(self, fill: Callable[[str], str], *, cooldown: bool) -> dict[str, str]:
-        """The files of a job by name; `fill` fills in placeholders."""
-        given = {**self.set, **(self.cooldown if cooldown else {})}
+    def files(self, fill: Callable[[str], str], besides: Mapping[str, Argument]) -> dict[str, str]:
+        """The files of a job by name; `besides` are its own keys, `fill` fills in placeholders."""
+        given = {**self.set, **besides}
         found = {self.name: self._written(given, fill)}
         if self.resume:
             found[self.name_to_resume] = self._written({**given, **self.resume}, fill)

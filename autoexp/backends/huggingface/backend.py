@@ -20,6 +20,7 @@ from autoexp.backends.base import AbsolutePath, BackendBase
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.command_line import Argument, refuse_names, word
+from autoexp.backends.decay import decayed
 from autoexp.backends.huggingface.arguments import OURS, TrainerArgs
 from autoexp.backends.protocol import (
     UNDECIDED,
@@ -224,6 +225,11 @@ class HuggingFaceBackend(BackendBase):
     @property
     def warmup(self) -> int:
         return self.args.warmup_steps
+
+    def planned_rate(self, branch: Branch, iteration: int) -> float | None:
+        # Its warm-up begins at the final rate. Source: optimization.py, _get_wsd_scheduler_lambda.
+        peak, floor = self.peak_lr, branch.min_lr
+        return decayed(peak, branch, iteration, warmup=self.warmup, first=floor)
 
     def checkpoints(self, save_dir: Path) -> CheckpointScan:
         scan = super().checkpoints(save_dir)

@@ -160,11 +160,12 @@ class MegatronBackend(BackendBase):
 
     def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
         schedule: dict[str, object] = {
-            "exit_on_missing_checkpoint": True,
+            "exit_on_missing_checkpoint": not branch.is_baseline,
             "lr_decay_style": "WSD",
             "lr_wsd_decay_style": branch.shape,
             **self._lengths(branch.target),
             **self._decay(branch),
+            **({"min_lr": branch.min_lr} if branch.is_baseline else {}),
         }
         return self._command(save_dir, schedule)
 
@@ -174,17 +175,16 @@ class MegatronBackend(BackendBase):
         Megatron's scheduler counts samples, and has those of the trunk in its state: with another
         batch size, its iterations are those that the trunk would have taken with that size.
         """
-        falls = branch.falls_until - branch.iteration
         if self.args.grows:
-            end, start = map(self.args.batches.samples, (branch.falls_until, branch.iteration))
+            end, start = map(self.args.batches.samples, (branch.falls_until, branch.falls_from))
             return {"lr_decay_samples": end, "lr_wsd_decay_samples": end - start}
-        before = branch.iteration
+        before, warmup = branch.iteration, self.args.lr_warmup_iters
         if branch.samples is not None:
             before = branch.samples // self.args.global_batch_size
         return {
-            "lr_decay_iters": before + falls,
-            "lr_wsd_decay_iters": falls,
-            "lr_warmup_iters": min(self.args.lr_warmup_iters, before),
+            "lr_decay_iters": before + branch.falls_until - branch.iteration,
+            "lr_wsd_decay_iters": branch.falls_until - branch.falls_from,
+            "lr_warmup_iters": warmup if branch.is_baseline else min(warmup, before),
         }
 
     def _lengths(self, target: int) -> dict[str, int]:
@@ -209,7 +209,7 @@ class MegatronBackend(BackendBase):
             # A checkpoint's schedule must not win; this is also needed for extending a training.
             "--override-opt_param-scheduler",
             *flags(schedule),
-            *flags(self.args.for_command_line()),
+            *flags({k: v for k, v in self.args.for_command_line().items() if k not in schedule}),
         )
 
     def environment(self) -> dict[str, str]:
@@ -223,6 +223,8 @@ class MegatronBackend(BackendBase):
     def refusals(self, branch: Branch) -> list[str]:
         args = self.args
         reasons = super().refusals(branch)
+        if branch.is_baseline:
+            return reasons
         if branch.min_lr != args.min_lr:
             reasons.append(
                 f"min_lr {branch.min_lr:g} is not the training's own {args.min_lr:g}: Megatron "

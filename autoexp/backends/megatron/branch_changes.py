@@ -11,7 +11,8 @@ _MODEL = fixed("Megatron compares it with the checkpoint's, or its tensors have 
 _GROUPS = fixed("Megatron finds the checkpoint's parameter groups by it, and refuses another")
 _STATE = fixed("it is in the optimizer's state of the checkpoint, which wins")
 _DATA = may(
-    "the sampler goes on behind as many samples of the new data as the checkpoint has consumed",
+    "the sampler goes on behind as many samples of the new data as the checkpoint has consumed; "
+    "with the branch point as `phase_transition_iterations` it begins at its start",
     data=True,
 )
 _LAYOUT = may("torch_dist checkpoints are read in any layout; `ckpt_format: torch` refuses it")

@@ -45,7 +45,10 @@ _LINE = ProgressPattern(
     r"\bstep:\s{0,9}(?P<iteration>[0-9,]+)\s{1,9}loss:\s{0,9}(?P<loss>[-+]?(?:nan|inf|[0-9.eE+-]+))"
     r"(?:\s{1,9}grad_norm:\s{0,9}(?P<grad_norm>[0-9.eE+-]+))?"
 )
-_SPEED = re.compile(rb"\btps:\s{0,9}([0-9,]{1,20})(?:\s{1,9}tflops:\s{0,9}([0-9,.]{1,20}))?")
+_SPEED = re.compile(
+    rb"\btps:\s{0,9}([0-9,]{1,20})(?:\s{1,9}tflops:\s{0,9}([0-9,.]{1,20}))?"
+    rb"(?:\s{1,9}mfu:\s{0,9}([0-9.]{1,20})%)?"
+)
 _VALIDATION = ValidationPattern(
     r"\bvalidate step:\s{0,9}(?P<iteration>[0-9,]+)\s{1,9}loss:\s{0,9}(?P<loss>[0-9.eE+-]+)"
 )
@@ -266,7 +269,9 @@ class TorchtitanBackend(BackendBase):
         ):
             return found
         return found._replace(
-            tokens_per_s=finite(number(speed[1])), tflops=finite(number(speed[2] or b"nan"))
+            tokens_per_s=finite(number(speed[1])),
+            tflops=finite(number(speed[2] or b"nan")),
+            mfu=finite(number(speed[3] or b"nan")),
         )
 
     def validation(self, line: bytes) -> Validation | None:

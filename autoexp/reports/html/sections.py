@@ -167,9 +167,9 @@ def _tree(session: Session, status: Status) -> Html:
 def _job(job: JobRecord, summary: JobSummary) -> Html:
     spec = job.spec
     known = []
-    if spec.branch is not None:
-        decay = f"decays over {spec.branch.decay_iterations} to {spec.branch.min_lr:g}"
-        known.append(f"from iteration {spec.branch.iteration}, {decay}")
+    if spec.decay is not None:
+        decay = f"decays over {spec.decay.decay_iterations} to {spec.decay.min_lr:g}"
+        known.append(f"from iteration {spec.decay.falls_from}, {decay}")
     if spec.target_iteration is not None:
         known.append(f"{job.iteration or 0} of {spec.target_iteration} iterations")
     if summary.loss is not None:

@@ -33,7 +33,7 @@ def _of_job(
     session: Path, spec: JobSpec, specs: Mapping[str, JobSpec], most: int
 ) -> dict[str, Any]:
     curve = read_curve(session, spec.name)
-    branches = spec.branch is not None and spec.parent is not None
+    hued = spec.decay is not None and spec.parent is not None
     if spec.branch is not None:
         curve = curve.behind(spec.branch.iteration)
     if spec.branch is not None and spec.parent is not None and curve.iterations:
@@ -43,7 +43,7 @@ def _of_job(
         "name": sinks.line(spec.name),
         "title": sinks.line(_title(spec)),
         "root": sinks.line(root_of(spec, specs).name),
-        "branches": branches,
+        "branches": hued,
         "iterations": curve.iterations,
         "losses": [_short(value) for value in curve.losses],
         "rates": [_short(value) for value in curve.learning_rates],
@@ -53,6 +53,8 @@ def _of_job(
 
 def _title(spec: JobSpec) -> str:
     """Its name below its training's, as `@1000` for a cooldown that has no name of its own."""
+    if spec.baseline is not None:
+        return spec.title
     if spec.branch is None or spec.parent is None:
         return spec.name
     named, at = spec.name.removeprefix(f"{spec.parent}-"), spec.branch.iteration

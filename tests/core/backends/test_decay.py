@@ -6,6 +6,7 @@ import math
 import os
 import re
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Optional
@@ -36,9 +37,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("stable", [None, 10])
 @pytest.mark.parametrize("decay", SHAPES.values(), ids=SHAPES)
 def test_the_logged_rate_is_the_planned_one_at_every_step(
-    decay: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    decay: dict[str, Any], stable: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     spoken = language.draw_language(1)
@@ -48,7 +50,9 @@ def test_the_logged_rate_is_the_planned_one_at_every_step(
         "project": {"name": "p"},
         "backend": {"kind": "demo", "args": {**args, **SMALL, "sleep_per_iteration_ms": 0}},
         "slurm": {"kind": "local"},
-        "cooldowns": [{"at": [20], "decay": {**decay, "iterations": 40}}],
+        "cooldowns": [
+            {"at": [20], "stable": stable, "decay": {**decay, "iterations": 40 - (stable or 0)}}
+        ],
     }
     trunk, job = make_plan(Experiment.model_validate(content), tmp_path).jobs
     assert trainer.main([*trunk.command[3:]]) == 0
@@ -62,6 +66,33 @@ def test_the_logged_rate_is_the_planned_one_at_every_step(
     for iteration, rate in logged.items():
         planned = job.trainer.planned_rate(job.branch, iteration)
         assert rate == pytest.approx(planned, rel=0.01, abs=1e-9)
+
+
+@pytest.mark.parametrize("decay", SHAPES.values(), ids=SHAPES)
+def test_a_baseline_logs_the_planned_rate_at_every_step_and_goes_on_by_itself(
+    decay: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Ended by a signal on its way, it resumes from its own checkpoint by the same command."""
+    spoken = language.draw_language(1)
+    monkeypatch.setattr(language, "draw_language", lambda _seed, _kind="web": spoken)
+    args = {"train_iters": 60, "save_interval": 10, "log_interval": 1, "lr_warmup_iters": 8}
+    content = {
+        "project": {"name": "p"},
+        "backend": {"kind": "demo", "args": {**args, **SMALL, "sleep_per_iteration_ms": 0}},
+        "slurm": {"kind": "local"},
+        "baselines": [{"decay": decay}, {"name": "wsd", "decay": {**decay, "fraction": 0.5}}],
+    }
+    for job in make_plan(Experiment.model_validate(content), tmp_path).jobs[1:]:
+        for fails in (["--fail-at-iteration", "35"], []):
+            with pytest.raises(RuntimeError) if fails else nullcontext():
+                trainer.main([*job.command[3:], *fails])
+        logged = [(int(x[1]), float(x[2])) for x in RATE.finditer(capsys.readouterr().out)]
+        assert [at for at, _ in logged] == [*range(1, 35), *range(31, 61)]
+        assert job.baseline is not None
+        for iteration, rate in logged:
+            planned = job.trainer.planned_rate(job.baseline, iteration)
+            assert rate == pytest.approx(planned, rel=0.01, abs=1e-9)
 
 
 def test_a_decay_falls_from_the_peak_to_its_end_and_never_rises() -> None:

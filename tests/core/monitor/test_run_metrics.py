@@ -90,7 +90,10 @@ def test_torchtitans_lines_are_read_and_a_validation_is_no_progress() -> None:
     found = backend.progress(TITAN)
     assert isinstance(found, Progress)
     assert (found.iteration, found.grad_norm) == (10, 1.25)
-    assert (found.tokens_per_s, found.tflops) == (12345, 98.7)
+    assert (found.tokens_per_s, found.tflops, found.mfu) == (12345, 98.7, 31.2)
+    without = backend.progress(TITAN.partition(b"\x1b[35mmfu")[0])
+    assert isinstance(without, Progress)
+    assert (without.tflops, without.mfu) == (98.7, None)
     assert backend.validation(TITAN_VALID) == Validation(10, 6.5)
     assert backend.progress(TITAN_VALID) is None
 
@@ -152,7 +155,9 @@ def test_what_a_run_logs_stands_in_status_export_and_compare(story_of: StoryOf) 
     assert (trunk.grad_norm, trunk.tflops) == (0.731, 401.5)
     row = results.rows([session])[0]
     assert (row["validation_loss"], row["validation.code"], row["grad_norm"]) == (2.1, 1.5, 0.731)
-    assert results.compared([session])[0]["validation_loss"] == 2.1
+    compared = results.compared([session])[0]
+    assert (compared["validation_loss"], compared["tflops"]) == (2.1, 401.5)
+    assert "mfu" not in compared  # Megatron prints none
     rows = metrics_file.read_validations(story.path, "tiny")
     assert [(row.iteration, row.loss, row.name) for row in rows] == [
         (100, 1.5, "code"),
@@ -175,7 +180,7 @@ def test_rules_may_name_a_validation_loss_and_a_norm(story_of: StoryOf) -> None:
     assert (event.rule, event.value) == ("worse", 2.1)
 
 
-@pytest.mark.parametrize("of", ["tokens_per_s", "tflops"])
+@pytest.mark.parametrize("of", ["tokens_per_s", "tflops", "mfu"])
 def test_a_drop_of_the_printed_throughput_is_noticed(of: str) -> None:
     rule = MetricRule.model_validate({"throughput_below": {"of": of, "over": 5, "logged": 2}})
     speeds = [100.0] * 5 + [40.0] * 2

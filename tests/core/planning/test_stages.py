@@ -248,6 +248,20 @@ def test_scores_are_read_when_the_job_has_finished(story: Story) -> None:
     assert Session.load(story.path).jobs["tiny-evaluate"].scores == job.scores
 
 
+def test_an_evaluation_that_lacks_a_score_runs_again_when_it_is_named(story: Story) -> None:
+    run(story, '{"loss": 2.5}')
+    (note,) = ask(story, "tiny-evaluate")
+    assert "retries tiny-evaluate" in note
+    job = story.job("tiny-evaluate")
+    assert (job.verdict, job.scores, job.wants_attempt()) == (None, {}, True)
+    story.submit("tiny-evaluate")
+    Path(job.spec.scores or "").write_text('{"loss": 2.5, "accuracy": 0.5}')
+    story.look(name="tiny-evaluate", state="COMPLETED", exit_code=0)
+    job = story.job("tiny-evaluate")
+    assert (job.verdict, len(job.attempts)) == (Verdict.FINISHED, 2)
+    assert job.scores == {"loss": 2.5, "accuracy": 0.5}
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -204,3 +204,28 @@ def test_a_plan_is_a_timeline_in_the_trees_order_on_white(tmp_path: Path) -> Non
     assert f"demo: {headline(plan)}" in texts and "iteration" in texts
     background = next(svg.iter("{http://www.w3.org/2000/svg}path"))
     assert background.get("style") == "fill: #ffffff"
+
+
+def test_a_baseline_is_joined_to_nothing_and_has_a_style_and_its_planned_rate(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    own = "baselines=[{decay: {shape: cosine}}]"
+    subject = logged(create(compose("demo", [*SIZE, own]), tmp_path, session_id="s"))
+    draw(subject, options=Options(smooth=1))
+    loss, rate = figures[0].axes
+    entries = dict(zip(legend(loss), loss.get_legend().get_lines(), strict=True))
+    assert list(entries) == [
+        "train demo", "cooldown demo @200", "cooldown demo @400", "baseline base600-cosine",
+    ]  # fmt: skip
+    looks = {line.get_color() for line in entries.values()}
+    assert len(looks) == 4
+    drawn = [line for line in lines_of(loss) if line.get_linestyle() == "--"]
+    colour = entries["baseline base600-cosine"].get_color()
+    (base,) = [line for line in drawn if line.get_color() == colour]
+    assert next(iter(base.get_xdata())) == 10  # its own first line, and no point of the training
+    (planned,) = [
+        line for line in rate.lines if line.get_color() == colour and line.get_linestyle() == ":"
+    ]
+    ends = (float(planned.get_ydata()[0]), float(planned.get_ydata()[-1]))
+    assert ends == pytest.approx((0.0, 0.0), abs=1e-9)
+    assert max(map(float, planned.get_ydata())) == pytest.approx(1e-2, rel=0.01)

@@ -140,7 +140,7 @@ def fired(preset: str, rule: str, recorded: str, log: Path) -> bool:
     jobs = make_plan(experiment, Path("/out")).jobs
     book = RuleBook(experiment.monitoring, jobs)
     on = dict(named(experiment.monitoring))[rule]
-    kind = Kind.COOLDOWN if on.jobs == ("cooldown",) else Kind.TRAIN
+    kind = Kind.COOLDOWN if on.jobs and "train" not in on.jobs else Kind.TRAIN
     spec = next(job for job in jobs if job.kind is kind)
     attempt = Attempt(number=1, key="k", name="k", log=str(log), state="RUNNING", intended_at=now())
     attempt.before = Before(100, (2.40, 2.41, 2.39, 2.42, 2.38, 2.40), 1e-2)

@@ -159,6 +159,20 @@ def test_which_branches_go_in_and_why_others_do_not(ladder: Session) -> None:
     assert len(reasons) == 3
 
 
+def test_a_baseline_goes_into_the_law_once_it_has_finished(tmp_path: Path) -> None:
+    settings = {"baselines": [{"decay": {"shape": "cosine"}}]}
+    path = create(compose("demo", TINY, setting(settings)), tmp_path / "sessions", session_id="s1")
+    session = Session.load(path)
+    name = "tiny-base300-cosine"
+    assert name in {each.name for each in ends_of([session]).left_out}
+    session.change_job(
+        session.jobs[name], verdict=Verdict.FINISHED, reason="reached", iteration=300,
+        validations={"validation": (300, 2.0)},
+    )  # fmt: skip
+    (run,) = ends_of([session]).runs
+    assert (run.name, run.tokens, run.loss) == (name, 300 * 256, 2.0)
+
+
 def test_the_command_says_the_law_its_intervals_and_a_prediction(
     ladder: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

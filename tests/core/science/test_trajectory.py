@@ -90,9 +90,12 @@ def test_a_missing_cell_is_named_with_its_reason_and_can_be_retried(session: Ses
         "missing: tiny at iteration 100: tiny-first: has finished without hellaswag/acc",
         "missing: tiny at iteration 200: tiny-eval200: has not finished yet",
         "missing: tiny-cd200 at iteration 250: tiny-cd200-eval: exit code 1",
-        "again: autoexp retry s1 tiny-cd200-eval",
+        "again: autoexp retry s1 tiny-first tiny-cd200-eval",
     ]
-    assert retry(session, (lines[-1].split()[-1],), "ann") == ["tiny-cd200-eval"]
+    again = tuple(lines[-1].split()[-2:])
+    assert retry(session, again, "ann") == ["tiny-first", "tiny-cd200-eval"]
+    assert [session.jobs[name].verdict for name in again] == [None, None]
+    assert session.jobs["tiny-first"].scores == {}
 
 
 def test_a_cell_that_one_of_two_evaluations_has_is_not_missing(session: Session) -> None:
