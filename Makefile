@@ -48,9 +48,9 @@ test-trainers: setup $(TRAINERS)/.installed  ## real trainers on this machine's 
 	AUTOEXP_TEST_TORCH_PYTHON=$${AUTOEXP_TEST_TORCH_PYTHON:-$(CURDIR)/$(TRAINERS)/bin/python} \
 	  $(BIN)/python -m pytest -n0 -rs -m 'slow or not slow' tests/trainers tests/flows/test_huggingface.py tests/flows/test_trainer_cycles.py
 
-$(TRAINERS)/.installed:
+$(TRAINERS)/.installed: tests/trainers/requirements.txt
 	if [ -z "$$AUTOEXP_TEST_TORCH_PYTHON" ]; then $(PYTHON) -m venv $(TRAINERS) && \
-	  $(TRAINERS)/bin/pip install --quiet torch==2.13.0 transformers==5.24.0 accelerate==1.15.0 trl==1.16.0 dacite pillow; \
+	  $(TRAINERS)/bin/pip install --quiet -r tests/trainers/requirements.txt; \
 	  else mkdir -p $(TRAINERS); fi
 	@touch $@
 
