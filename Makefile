@@ -46,7 +46,7 @@ fuzz: setup  ## random kills, raising children, log bytes and rules at a session
 TRAINERS := .venv-trainers
 test-trainers: setup $(TRAINERS)/.installed  ## real trainers on this machine's CPU; clones by AUTOEXP_TEST_MEGATRON and others
 	AUTOEXP_TEST_TORCH_PYTHON=$${AUTOEXP_TEST_TORCH_PYTHON:-$(CURDIR)/$(TRAINERS)/bin/python} \
-	  $(BIN)/python -m pytest -n0 -rs -m 'slow or not slow' tests/trainers tests/flows/test_huggingface.py tests/flows/test_trainer_cycles.py
+	  $(BIN)/python -m pytest -n0 -rs -m 'slow or not slow' tests/trainers tests/flows/test_huggingface.py tests/flows/test_trainer_cycles.py tests/flows/test_elastic.py
 
 $(TRAINERS)/.installed: tests/trainers/requirements.txt
 	if [ -z "$$AUTOEXP_TEST_TORCH_PYTHON" ]; then $(PYTHON) -m venv $(TRAINERS) && \
