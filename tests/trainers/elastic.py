@@ -1,7 +1,8 @@
 """A trainer of several processes that goes on with fewer: `PYTHON elastic.py SAVE_DIR STEPS EVERY`.
 
-Its first process logs and saves; all add up a number in each step, so that none goes on alone. The
-process of a node in $ELASTIC_DIES kills its agent and itself, once, after that step.
+Its first process logs and saves; all add up a number in each step, so that none goes on alone. With
+$ELASTIC_DIES=NODE:STEP the process of that node kills itself, once, after that step, and its agent
+before with NODE:STEP:agent.
 """
 
 import json
@@ -23,7 +24,7 @@ if __name__ == "__main__":
     start = max(saved, default=0)
     if leads:
         print(f"start {start} world {world}", flush=True)
-    node, _, at = os.environ["ELASTIC_DIES"].partition(":")
+    node, at, *too = os.environ["ELASTIC_DIES"].split(":")
     mark = folder / "killed"
     for step in range(start + 1, steps + 1):
         total = torch.ones(1)
@@ -34,9 +35,10 @@ if __name__ == "__main__":
             part = folder / ".part"
             part.write_text(json.dumps({"step": step}))
             part.rename(folder / f"save-{step}.json")
-        if os.environ["ELASTIC_NODE"] == node and step == int(at) and not mark.exists():
+        if os.environ.get("ELASTIC_NODE", "0") == node and step == int(at) and not mark.exists():
             mark.touch()
-            os.kill(os.getppid(), signal.SIGKILL)
+            if too == ["agent"]:
+                os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.02)
     dist.barrier()
