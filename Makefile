@@ -50,11 +50,11 @@ fuzz: setup  ## random kills, raising children, log bytes and rules at a session
 TRAINERS := .venv-trainers
 test-trainers: setup $(TRAINERS)/.installed  ## real trainers on this machine's CPU; clones by AUTOEXP_TEST_MEGATRON and others
 	AUTOEXP_TEST_TORCH_PYTHON=$${AUTOEXP_TEST_TORCH_PYTHON:-$(CURDIR)/$(TRAINERS)/bin/python} \
-	  $(BIN)/python -m pytest -n0 -rs -m 'slow or not slow' tests/trainers tests/flows/test_huggingface.py tests/flows/test_trainer_cycles.py
+	  $(BIN)/python -m pytest -n0 -rs -m 'slow or not slow' tests/trainers tests/flows/test_huggingface.py tests/flows/test_trainer_cycles.py tests/flows/test_elastic.py
 
-$(TRAINERS)/.installed:
+$(TRAINERS)/.installed: tests/trainers/requirements.txt
 	if [ -z "$$AUTOEXP_TEST_TORCH_PYTHON" ]; then $(PYTHON) -m venv $(TRAINERS) && \
-	  $(TRAINERS)/bin/pip install --quiet torch==2.13.0 transformers==5.24.0 accelerate==1.15.0 trl==1.16.0 dacite pillow; \
+	  $(TRAINERS)/bin/pip install --quiet -r tests/trainers/requirements.txt; \
 	  else mkdir -p $(TRAINERS); fi
 	@touch $@
 

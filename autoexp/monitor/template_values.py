@@ -39,6 +39,7 @@ def _of_job(job: JobRecord) -> dict[str, str]:
         "job_id": attempt.job_id if attempt else None,
         "nodes": attempt.nodes if attempt else None,
         "exit_code": attempt.exit_code if attempt else None,
+        "launcher_restarts": job.spec.machine.restarts,
         "iteration": job.iteration,
         "target_iteration": job.spec.target_iteration,
     }

@@ -10,10 +10,10 @@ import pytest
 from autoexp.backends.megatron.source_reader import names_in
 from autoexp.config.compose import compose
 from autoexp.planning.plan import make_plan
-from tests.trainers.real import clone_at, torch_python
+from tests.trainers.real import PARSERS, clone_at, torch_python
 
 SCRIPT = "pretrain_gpt.py"
-PARSER = Path(__file__).with_name("megatron_parser.py")
+PARSER = PARSERS / "megatron_parser.py"
 # Arguments that it has only beside packages that are not here: modelopt, kitchen; and of a server.
 ELSEWHERE = ("export_", "finetune_", "kitchen_", "input_")
 OF_MODELOPT = {"enable_gpt_oss", "freeze_base_for_mtp", "modelopt_enabled", "qad_train_target"}

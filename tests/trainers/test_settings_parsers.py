@@ -1,9 +1,6 @@
-"""Settings files that presets make, against the parsers of clones of nanotron and axolotl."""
+"""Settings files that presets make, against the parsers of nanotron, axolotl and litgpt."""
 
-import json
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,9 +9,8 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.planning.plan import make_plan
 from autoexp.schedulers.launch import payload_spec
 from tests.sources import ROOT
-from tests.trainers.real import clone_at, torch_python
+from tests.trainers.real import PARSERS, clone_at, read_by, refuse_other_rates, torch_python
 
-NANOTRON = Path(__file__).with_name("nanotron_parser.py")
 EXAMPLE = "examples/config_tiny_llama.yaml"
 # What it does not know it would ignore.
 AXOLOTL = """
@@ -30,13 +26,15 @@ for text in json.load(sys.stdin):
 """
 
 
-def planned(preset: str, template: Path, *overrides: str) -> list[JobSpec]:
+def planned(
+    preset: str, template: Path, *overrides: str, shape: str = "minus_sqrt"
+) -> list[JobSpec]:
     lengths = (
         "backend.args.train_iters=400",
         "backend.args.save_interval=100",
         "backend.args.lr_warmup_iters=50",
     )
-    cooldown = "cooldowns=[{at: [200], decay: {iterations: 80, shape: minus_sqrt}}]"
+    cooldown = f"cooldowns=[{{at: [200], decay: {{iterations: 80, shape: {shape}}}}}]"
     words = (f"backend={preset}", "project.name=p", f"backend.settings.template={template}")
     experiment = compose(None, [*words, *lengths, *overrides, cooldown]).experiment
     return list(make_plan(experiment, Path("/out")).jobs)
@@ -50,12 +48,6 @@ def settings(job: JobSpec, *, resumes: bool = False) -> str:
     return text
 
 
-def asked(command: list[str], texts: list[str]) -> list[Any]:
-    answer = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    return [json.loads(line) for line in answer.stdout.splitlines() if line.startswith("[")]
-
-
 def test_nanotron_reads_what_a_plan_writes_and_its_rates_are_the_planned_ones(
     tmp_path: Path,
 ) -> None:
@@ -63,7 +55,9 @@ def test_nanotron_reads_what_a_plan_writes_and_its_rates_are_the_planned_ones(
     jobs = planned("nanotron", checkout / EXAMPLE, f"backend.source={checkout}")
     python = torch_python("torch", "transformers", "dacite")
     texts = [settings(jobs[0]), settings(jobs[0], resumes=True), settings(jobs[1], resumes=True)]
-    first, again, cooled = asked([python, str(NANOTRON), str(checkout)], texts)
+    first, again, cooled = read_by(
+        [python, str(PARSERS / "nanotron_parser.py"), str(checkout)], texts
+    )
     assert first[0]["checkpoints_path"] == "/out/p/checkpoints"
     assert first[0]["resume_checkpoint_path"] is None
     assert again[0]["resume_checkpoint_path"] == "/out/p/checkpoints"
@@ -82,8 +76,32 @@ def test_axolotl_reads_what_a_plan_writes_and_keeps_every_checkpoint(tmp_path: P
     checkout = clone_at("AUTOEXP_TEST_AXOLOTL", tmp_path, "src")
     jobs = planned("axolotl", ROOT / "tests" / "data" / "settings" / "axolotl.yaml")
     python = torch_python("torch", "transformers", "PIL")
-    trunk, branch = asked([python, "-c", AXOLOTL, str(checkout)], [settings(job) for job in jobs])
+    trunk, branch = read_by([python, "-c", AXOLOTL, str(checkout)], [settings(job) for job in jobs])
     # Unless told otherwise it keeps four.
     assert trunk[:4] == [[], 400, 400, "constant_with_warmup"]
     decay = {"num_decay_steps": 80, "decay_type": "1-sqrt", "min_lr_ratio": 0.0}
     assert branch == [[], 280, 280, "warmup_stable_decay", decay]
+
+
+def test_litgpt_reads_what_a_plan_writes_and_its_rates_are_the_planned_ones(
+    tmp_path: Path,
+) -> None:
+    template = "config_hub/pretrain/debug.yaml"
+    checkout = clone_at("AUTOEXP_TEST_LITGPT", tmp_path, "litgpt", template)
+    batch = ("backend.args.samples_per_iteration=20", "backend.args.tokens_per_sample=512")
+    jobs = planned("litgpt", checkout / template, *batch, shape="cosine")
+    lines = []
+    for job in jobs:
+        name = f"{job.name}.yaml"
+        (tmp_path / name).write_text(settings(job))
+        (path,) = (word for word in job.command if word.endswith(".yaml"))
+        lines.append([str(tmp_path / name) if word == path else word for word in job.command[1:]])
+    python = torch_python("torch", "lightning", "jsonargparse")
+    command = [python, str(PARSERS / "litgpt_parser.py"), str(checkout)]
+    (first, rates), (cooled, falling) = read_by(command, lines)
+    assert (first["out_dir"], first["resume"]) == ("/out/p/checkpoints", "auto")
+    assert (cooled["out_dir"], cooled["resume"]) == ("/out/p-cd200/checkpoints", "auto")
+    assert first["save_interval"] == 100
+    # Four micro-batches of five samples: the last one's rate is that of the step.
+    assert (first["global_batch_size"], first["micro_batch_size"], len(rates)) == (20, 5, 400)
+    refuse_other_rates(rates, falling, jobs[1], warmup=50, ahead=0.75)

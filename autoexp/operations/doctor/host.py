@@ -182,12 +182,15 @@ def _partition(machine: SlurmCluster, ask: Callable[..., str]) -> Iterator[Findi
     if machine.partition is None:
         yield Finding("partition", "ok", "the cluster's default")
         return
-    answer = ask("sinfo", "-h", "-a", "-p", machine.partition, "-o", "%P %l")
-    if not answer.strip():
-        known = " ".join(sorted(set(ask("sinfo", "-h", "-a", "-o", "%R").split())))
-        text = f"there is no {machine.partition}; there are: {known}"
+    # sinfo takes no `-p` beside `-a`, without which it keeps hidden partitions to itself.
+    rows = [line.split() for line in ask("sinfo", "-h", "-a", "-o", "%P %l").splitlines()]
+    limits = {row[0].rstrip("*"): " ".join(row) for row in rows if len(row) == 2}
+    asked = machine.partition.split(",")
+    if missing := [name for name in asked if name not in limits]:
+        text = f"there is no {', '.join(missing)}; there are: {' '.join(sorted(limits))}"
         yield Finding("partition", "to mend", text)
         return
+    answer = "\n".join(limits[name] for name in asked)
     longest, wanted = read_longest(answer, default=False), machine.time_limit_min
     if wanted is not None and wanted > longest:
         text = f"{machine.partition} allows {longest:g} minutes, and {wanted:g} are asked for"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -39,6 +40,8 @@ _WARN_S = 30
 _QUEUE_PATIENCE_S = 1800.0
 _RUN_PATIENCE_S = 120.0
 _WARNED_S = 45.0
+_LINK_PATIENCE_S = 40.0
+_END_S = 10.0
 _SHOWN = 5
 _LOG_END = 2000
 
@@ -90,13 +93,21 @@ def examine_job(
     Its files lie in `root` meanwhile. However this ends, the job is cancelled and they are removed.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=".doctor-", dir=root, ignore_cleanup_errors=True
-    ) as folder:
-        try:
-            yield from _Job(experiment, trunk, Path(folder)).run(notify)
-        except (AutoexpError, SlurmCommandFailed, OSError) as error:
-            yield Finding("job", "to mend", str(error))
+    folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root))
+    try:
+        yield from _Job(experiment, trunk, folder).run(notify)
+    except (AutoexpError, SlurmCommandFailed, OSError) as error:
+        yield Finding("job", "to mend", str(error))
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which a job that ends may still write."""
+    deadline = time.monotonic() + _END_S
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 class _Job:
@@ -147,6 +158,8 @@ class _Job:
             status = self._wait(lambda: len(self._told("report")) >= expected, _RUN_PATIENCE_S)
             reports = [Report.read(text) for text in self._told("report").values()]
             yield from read_reports(reports, expected, self._machine, self._end(status))
+            if reports and machine_nodes(self._machine) > 1:
+                yield self._link()
             if reports:
                 yield self._warn(len(reports))
         finally:
@@ -156,6 +169,16 @@ class _Job:
         ended = status is not None and states.is_terminal(status.state)
         text = f"job {job_id} did not begin{self._end(status)}"
         return Finding("job", "to mend" if ended else "not known", text)
+
+    def _link(self) -> Finding:
+        """Wait for what the two ends of the measured way say."""
+
+        def said() -> list[dict[str, Any]]:
+            both = (*self._told("receive").values(), *self._told("send").values())
+            return [json.loads(text) for text in both]
+
+        self._wait(lambda: any({"seconds", "error"} & set(x) for x in said()), _LINK_PATIENCE_S)
+        return read_link(said())
 
     def _warn(self, reported: int) -> Finding:
         """Warn the job as SLURM does before its limit, and see whom that reaches."""
@@ -233,6 +256,26 @@ def read_reports(
     yield Finding("python there", "ok", versions)
     yield _on_devices(reports, machine)
     yield _on_binding(hosts, machine)
+
+
+def machine_nodes(machine: LocalMachine | SlurmCluster) -> int:
+    """Nodes on which the job has processes that train."""
+    return machine.nodes - machine.spares if isinstance(machine, SlurmCluster) else 1
+
+
+def read_link(said: Sequence[dict[str, Any]]) -> Finding:
+    """What one TCP connection between two nodes carries, from what its ends say."""
+    for each in said:
+        if each.get("bytes") and each.get("seconds"):
+            bits, seconds = 8 * float(each["bytes"]), float(each["seconds"])
+            text = f"{bits / seconds / 1e9:.1f} Gbit/s over one TCP connection to the first node"
+            where = f"{each.get('address')}, {float(each['bytes']) / 2**20:,.0f} MiB"
+            return Finding("bandwidth", "ok", f"{text} ({where} in {seconds:.1f} s)")
+    reasons = "; ".join(str(each["error"]) for each in said if "error" in each)
+    if not reasons:
+        return Finding("bandwidth", "not known", "the second node's processes have sent nothing")
+    text = f"the second node does not reach the first: {reasons}; see slurm.rendezvous"
+    return Finding("bandwidth", "to mend", text)
 
 
 def _on_devices(reports: Sequence[Report], machine: LocalMachine | SlurmCluster) -> Finding:

@@ -125,7 +125,7 @@ def _litgpt(given: dict[str, Any], at: int) -> float:
 
 def _olmo(given: dict[str, Any], at: int) -> float:
     lr, end = float(given["train_module.optim.lr"]), given["trainer.max_duration"]["value"]
-    warmup = given["train_module.scheduler.warmup_steps"]
+    warmup = given["train_module.scheduler.warmup"]
     return warmup_then_cosine(at, lr, warmup, end, lr * given["train_module.scheduler.alpha_f"])
 
 
@@ -187,9 +187,12 @@ CHECKED = {
     "axolotl": "tests/trainers/test_settings_parsers.py",
     "demo": "tests/flows/test_session_flow.py",
     "huggingface": "tests/trainers/test_transformers_parser.py",
+    "litgpt": "tests/trainers/test_settings_parsers.py",
     "megatron": "tests/trainers/test_megatron_parser.py",
     "megatron_8b": "tests/trainers/test_megatron_parser.py",
+    "nanogpt": "tests/trainers/test_described_parsers.py",
     "nanotron": "tests/trainers/test_settings_parsers.py",
+    "olmo_core": "tests/trainers/test_described_parsers.py",
     "schedules_and_scaling": "tests/trainers/test_described_parsers.py",
     "torchtitan": "tests/trainers/test_described_parsers.py",
 }

@@ -70,7 +70,7 @@ def test_what_slurm_would_refuse_is_to_be_mended_with_the_key(
 def test_a_partition_that_is_not_there_is_named_with_those_that_are(
     fakes: Fakes, tmp_path: Path
 ) -> None:
-    fakes.tell("sinfo", 'case "$*" in *-p*) ;; *%R*) echo gpu; echo cpu;; *) echo slurm 25;; esac')
+    fakes.says("sinfo", "gpu* 1:00:00", "cpu infinite")
     answer = found(tmp_path, "slurm.partition=gpus")["partition"]
     assert answer == Finding("partition", "to mend", "there is no gpus; there are: cpu gpu")
 

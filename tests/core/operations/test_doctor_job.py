@@ -2,17 +2,23 @@
 
 import json
 import os
+import socket
+import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autoexp.config.compose import compose
 from autoexp.operations.doctor import job as doctor_job
+from autoexp.operations.doctor import probe
 from autoexp.operations.doctor.host import Finding
-from autoexp.operations.doctor.job import Report, examine_job, read_reports
+from autoexp.operations.doctor.job import Report, examine_job, read_link, read_reports
 from autoexp.planning.plan import make_plan
 from autoexp.resources.machines import LocalMachine, SlurmCluster
+from tests.patience import until
 
 
 def found(root: Path, *overrides: str, **changes: object) -> dict[str, Finding]:
@@ -134,3 +140,76 @@ def test_variables_that_name_devices_count_and_an_empty_one_hides_all() -> None:
 def test_what_is_no_report_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         Report.read(text)
+
+
+# The way between two nodes
+
+
+def test_two_nodes_measure_what_one_connection_carries_from_one_to_the_other(
+    tmp_path: Path,
+) -> None:
+    places = (("0", "0"), ("0", "1"), ("1", "0"))
+    processes = []
+    for rank, (node, local) in enumerate(places):
+        own = {"SLURM_NNODES": "2", "SLURM_NODEID": node, "RANK": str(rank), "LOCAL_RANK": local}
+        environment = {**os.environ, **own, "MASTER_ADDR": "127.0.0.1"}
+        words = [sys.executable, probe.__file__, str(tmp_path)]
+        processes.append(subprocess.Popen(words, env=environment))
+    ends = (tmp_path / "receive-0.json", tmp_path / "send-2.json")
+    reports = [tmp_path / f"report-{rank}.json" for rank in range(len(places))]
+    until(lambda: all(path.exists() for path in (*ends, *reports)), "what the nodes say")
+    for process in processes:
+        process.terminate()
+        assert process.wait(60) == 0
+    got, sent = (json.loads(path.read_text()) for path in ends)
+    assert 0 < sent["bytes"] == got["bytes"] <= probe._LINK_BYTES + len(probe._BLOCK)
+    assert read_link([got, sent]).verdict == "ok"
+    assert sorted(tmp_path.glob("receive-*")) + sorted(tmp_path.glob("send-*")) == list(ends)
+
+
+def test_who_does_not_know_the_token_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_LINK_BYTES", 2**22)
+    got: list[dict[str, Any]] = []
+    receiver = threading.Thread(target=lambda: got.append(probe.receive(tmp_path, "127.0.0.1")))
+    receiver.start()
+    until(lambda: (tmp_path / "link.json").exists(), "a node that listens")
+    port = json.loads((tmp_path / "link.json").read_text())["port"]
+    with socket.create_connection(("127.0.0.1", port), 10) as stranger:
+        stranger.sendall(b"x" * 1000)
+    sent = probe.send(tmp_path, "127.0.0.1")
+    receiver.join(60)
+    assert [each["bytes"] for each in got] == [sent["bytes"]] != [0]
+
+
+def test_a_node_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    (tmp_path / "link.json").write_text(json.dumps({"port": port, "token": "x"}))
+    with pytest.raises(OSError, match=r"127\.0\.0\.1: .*refused"):
+        probe.send(tmp_path, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict", "text"),
+    [
+        (
+            [{"bytes": 5 * 10**9, "seconds": 2.0, "address": "n1i"}, {"bytes": 5 * 10**9}],
+            "ok",
+            "20.0 Gbit/s over one TCP connection to the first node (n1i, 4,768 MiB in 2.0 s)",
+        ),
+        (
+            [{"error": "timed out"}, {"error": "n1: Connection refused"}],
+            "to mend",
+            "timed out; n1: Connection refused; see slurm.rendezvous",
+        ),
+        ([], "not known", "the second node's processes have sent nothing"),
+    ],
+)
+def test_the_ends_of_the_way_say_how_fast_it_is(
+    said: list[dict[str, Any]], verdict: str, text: str
+) -> None:
+    answer = read_link(said)
+    assert (answer.what, answer.verdict) == ("bandwidth", verdict)
+    assert text in answer.text

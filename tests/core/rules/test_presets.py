@@ -62,6 +62,17 @@ def test_production_restarts_no_job_that_died_of_an_exception_before_its_first_i
     assert check_all(restart.when, at_start).answer is Answer.NEVER
 
 
+@pytest.mark.parametrize("rule", ["communication", "nccl_timeout", "nccl_error", "process_group"])
+def test_what_a_launcher_mends_within_the_attempt_is_left_to_it(rule: str, tmp_path: Path) -> None:
+    (restart,) = rules_of("production")[rule].actions
+    once = facts(tmp_path, attempts=1, attempts_without_progress=0)
+    answers = [
+        check_all(restart.when, once._replace(values={"job.launcher_restarts": times})).answer
+        for times in ("0", "3")
+    ]
+    assert answers == [Answer.HOLDS, Answer.NEVER]
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_can_do_what_it_says(preset: str) -> None:
     experiment = experiment_with(preset)

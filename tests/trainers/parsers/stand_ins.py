@@ -1,8 +1,11 @@
 """Stands in for packages that a trainer imports for GPUs alone: its parser is run on a CPU."""
 
+import importlib
 import importlib.abc
 import importlib.machinery
+import sys
 import types
+import typing
 
 
 class Anything:
@@ -49,3 +52,21 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module):
         module.__path__ = []
+
+
+def without_triton():
+    """Stand in for triton, once torch has noticed and remembers that there is none."""
+    for name in (
+        "torch._dynamo",
+        "torch._inductor.runtime.triton_compat",
+        "torch._inductor.runtime.triton_heuristics",
+        "torch.utils._triton",
+        "torch.utils.flop_counter",
+    ):
+        importlib.import_module(name)
+    known = importlib.import_module("torch.utils._triton")
+    known.has_triton_package()
+    known.has_triton()
+    # Python 3.11 has none.
+    vars(typing)["override"] = importlib.import_module("typing_extensions").override
+    sys.meta_path.insert(0, Finder("triton"))

@@ -7,21 +7,11 @@ imports for GPUs alone is stood in for.
 import argparse
 import json
 import sys
-import typing
 
-import torch._dynamo
-import torch._inductor.runtime.triton_compat
-import torch._inductor.runtime.triton_heuristics
-import torch.utils._triton
-import torch.utils.flop_counter
-import typing_extensions
-from stand_ins import Finder
+from stand_ins import without_triton
 
 if __name__ == "__main__":
-    torch.utils._triton.has_triton_package()  # torch remembers that there is none
-    torch.utils._triton.has_triton()
-    typing.override = typing_extensions.override  # Python 3.11
-    sys.meta_path.insert(0, Finder("triton"))
+    without_triton()
     sys.path.insert(0, sys.argv[1])
     from megatron.training.arguments import add_megatron_arguments
 
