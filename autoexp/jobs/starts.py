@@ -28,13 +28,18 @@ def note_line(job: JobRecord, attempt: Attempt, line: bytes) -> bool:
 def note_logged(job: JobRecord, attempt: Attempt, iteration: int) -> None:
     """Record an iteration of the attempt's log, before the job's own is advanced."""
     first = attempt.first_logged
-    attempt.last_logged_at = at = now()
-    attempt.first_logged_at = attempt.first_logged_at or at
     _confirm_fall(job, attempt, iteration)
     if not first or (len(first) == 1 and iteration != first[0]):
         attempt.first_logged = (*first, iteration)
     if first and job.iteration is not None and iteration <= job.iteration:
         _note_fall(job, attempt, iteration)
+
+
+def note_time(attempt: Attempt) -> None:
+    """Record that iterations were read now: once for all lines of a look."""
+    attempt.last_logged_at = now()
+    if attempt.first_logged_at is None:
+        attempt.first_logged_at = attempt.last_logged_at
 
 
 def check(job: JobRecord, attempt: Attempt, *, is_read: bool = False) -> None:

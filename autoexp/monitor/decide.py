@@ -98,6 +98,8 @@ class Watched(NamedTuple):
     """About progress lines."""
     validation_rules: dict[str, MetricRule]
     inactivity_rules: dict[str, InactivityRule]
+    shortest_s: float
+    """The shortest time of an inactivity rule; 0 where one counts progress."""
     window: int
     """Number of logged iterations that metric rules look back."""
 
@@ -155,12 +157,15 @@ class RuleBook:
         if key not in self._watched:
             logs = {name: rule for name, rule in own.items() if isinstance(rule, LogRule)}
             metrics = {name: rule for name, rule in own.items() if isinstance(rule, MetricRule)}
+            quiet = {n: r for n, r in own.items() if isinstance(r, InactivityRule)}
+            follows = any(rule.counts == "progress" for rule in quiet.values())
             self._watched[key] = Watched(
                 lines=matcher(rule.wanted(name) for name, rule in logs.items()),
                 log_rules=logs,
                 metric_rules={n: rule for n, rule in metrics.items() if not of_validation(rule)},
                 validation_rules={n: rule for n, rule in metrics.items() if of_validation(rule)},
-                inactivity_rules={n: r for n, r in own.items() if isinstance(r, InactivityRule)},
+                inactivity_rules=quiet,
+                shortest_s=0.0 if follows else min((r.after for r in quiet.values()), default=0.0),
                 window=max((window(rule) for rule in metrics.values()), default=0),
             )
         return self._watched[key]

@@ -100,6 +100,7 @@ class JobWatch:
         self._passed_by: set[str] = set()
         self._row_of: int | None = None
         self._silent_lines = SilentLines()
+        self._has_advanced = False
         self._quiet = QuietTimes()
         self._looked_at: float | None = None
         self._moved_at = self._moving_since = -inf
@@ -204,6 +205,9 @@ class JobWatch:
                     skipped=reading.skipped,
                 )
             self.at_end = not reading.more
+        if self._has_advanced:
+            self._has_advanced = False
+            starts.note_time(attempt)
         yield from self.find_silence(job, attempt)
         if final:
             self._read_at_end += before - budget.left
@@ -280,7 +284,7 @@ class JobWatch:
         events: list[Event],
     ) -> None:
         logged = as_logged(progress)
-        self.dirty = True
+        self.dirty = self._has_advanced = True
         if job.iteration is None and (job.warning or "").startswith(NO_PROGRESS):
             job.warning = None
         job.iteration = logged.iteration
@@ -342,8 +346,8 @@ class JobWatch:
         now = time.monotonic()
         passed = 0.0 if self._looked_at is None else min(_LONGEST_LOOK_S, now - self._looked_at)
         self._looked_at = now
-        self._quiet.count(job, passed, runs=states.is_running(attempt.state))
-        yield from self._quiet.passed(job, attempt, watched.inactivity_rules)
+        if self._quiet.count(job, passed, watched, runs=states.is_running(attempt.state)):
+            yield from self._quiet.passed(job, attempt, watched.inactivity_rules)
 
     def find_silence(self, job: JobRecord, attempt: Attempt) -> Iterator[ProgressMissing]:
         """Report a log of which no line names an iteration, though it has grown."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.logs.lines import LogLine, Piece
 from autoexp.logs.matcher import Hit
+from autoexp.monitor.decide import Watched
 from autoexp.rules.event_values import typed
 from autoexp.rules.events import Event, LoggingStopped, LogMatched, MetricAlarm, ProgressMissing
 from autoexp.rules.metrics import Expectation, Logged, alarm
@@ -168,12 +169,12 @@ class _QuietTime:
         self.seconds = 0.0
         self.told: set[str] = set()
         """Rules that have heard of it."""
-        self._place: tuple[int, ...] | None = None
+        self.place: tuple[int, ...] | None = None
 
     def count(self, place: tuple[int, ...], passed_s: float, *, runs: bool) -> None:
         """Add time in which it stood at this place; another place begins anew."""
-        if place != self._place or not runs:
-            self._place, self.seconds = place, 0.0
+        if place != self.place or not runs:
+            self.place, self.seconds = place, 0.0
             self.told.clear()
         else:
             self.seconds += passed_s
@@ -183,18 +184,28 @@ class QuietTimes:
     """For how long a job has written nothing, and come no further than ever before."""
 
     def __init__(self) -> None:
-        self._times = {"output": _QuietTime(), "progress": _QuietTime()}
+        self._output, self._progress = _QuietTime(), _QuietTime()
+        self._times = {"output": self._output, "progress": self._progress}
         self._furthest = self._backs = 0
 
-    def count(self, job: JobRecord, passed_s: float, *, runs: bool) -> None:
-        """Add the time since the last look."""
+    def count(self, job: JobRecord, passed_s: float, watched: Watched, *, runs: bool) -> bool:
+        """Add the time since the last look; False where no rule's time can be over."""
         place = (job.cursor.generation, job.cursor.scanned, len(job.checkpoints))
-        self._times["output"].count(place, passed_s, runs=runs)
+        output, shortest_s = self._output, watched.shortest_s
+        # Of each idle job at each look: no calls that it can do without.
+        if place != output.place or not runs:
+            output.place, output.seconds = place, 0.0
+            output.told.clear()
+        else:
+            output.seconds += passed_s
+        if shortest_s:
+            return output.seconds >= shortest_s
         reached = max(job.iteration or 0, job.saved_iteration)
         if self._backs != len(job.roll_backs):
             self._backs, self._furthest = len(job.roll_backs), 0
         self._furthest = max(self._furthest, reached)
-        self._times["progress"].count((self._backs, self._furthest), passed_s, runs=runs)
+        self._progress.count((self._backs, self._furthest), passed_s, runs=runs)
+        return True
 
     def passed(
         self, job: JobRecord, attempt: Attempt, rules: Mapping[str, InactivityRule]

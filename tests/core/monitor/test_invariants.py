@@ -20,12 +20,15 @@ from hypothesis import stateful as hs
 from autoexp import states
 from autoexp.config.compose import Composed
 from autoexp.config.experiment import Monitoring
+from autoexp.jobs.record import JobRecord
 from autoexp.resources.machines import SlurmCluster
+from autoexp.retention.policy import Retention
 from autoexp.rules.actions import Start
 from autoexp.session.action_records import ActionStatus
 from autoexp.session.inbox import ActionRequest, CancelRequest, Request, SubmitRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
+from bench.world import sessions
 from tests.builders import create, spec_of
 from tests.core.monitor.driver import Driver
 from tests.fakes.scheduler import FakeJob, FakeScheduler, Fate, Killed
@@ -100,6 +103,7 @@ class Play(hs.RuleBasedStateMachine):
         rare=st.booleans(),
         restarts=st.sampled_from([{}, RUNNING_RESTARTS]),
         rules=user_rules(),
+        keep=st.sampled_from([None, {"last": 1}, "branch_points"]),
     )
     def begin(
         self,
@@ -108,13 +112,18 @@ class Play(hs.RuleBasedStateMachine):
         rare: bool,
         restarts: dict[str, Any],
         rules: dict[str, Any],
+        keep: Any,
     ) -> None:
         self.fate.steps_left = 0
         self.folder = tempfile.TemporaryDirectory()
         old = self.composed.experiment
         every = 1e6 * rare
         watching = Monitoring(save_progress_every_s=every, state_events=restarts, **rules)
-        changes = {"slurm": SlurmCluster(chain=chain, max_jobs=most), "monitoring": watching}
+        changes = {
+            "slurm": SlurmCluster(chain=chain, max_jobs=most),
+            "monitoring": watching,
+            "retention": Retention.model_validate({"keep": [keep]}) if keep else None,
+        }
         changed = self.composed._replace(experiment=old.model_copy(update=changes))
         self.path = create(changed, Path(self.folder.name), session_id="s1")
         self.scheduler = FakeScheduler()
@@ -278,6 +287,7 @@ class Play(hs.RuleBasedStateMachine):
             for attempt in (a for a in job.attempts if a.job_id is not None):
                 assert self.scheduler.jobs[str(attempt.job_id)].spec["key"] == attempt.key
             assert job.launched or not job.attempts
+            self.nothing_is_deleted_that_is_needed(session, job)
             for number in job.restarted:
                 alone = [e.event.key for e in session.journal.entries if e.event.job == name]
                 assert alone.count(f"restart/{name}/a{number}") == 1
@@ -291,6 +301,16 @@ class Play(hs.RuleBasedStateMachine):
             assert self.settled.get(name, now) == now
             if job.verdict is Verdict.FINISHED or (job.cancel_requested and job.is_over):
                 self.settled[name] = now
+
+    def nothing_is_deleted_that_is_needed(self, session: Session, job: JobRecord) -> None:
+        """The newest checkpoint lies there, and what a branch that has not started begins from."""
+        name, folder = job.spec.name, Path(job.spec.save_dir)
+        wanted = {max(job.checkpoints)} if job.checkpoints else set()
+        for other in session.jobs.values():
+            if other.spec.parent == name and not (other.launched or other.was_cancelled):
+                wanted |= {other.spec.starts_at} & {at for j, at in self.complete if j == name}
+        gone = {at for at in wanted if not (folder / sessions.folder_name(at or 0)).is_dir()}
+        assert not gone & {*job.deleted, *job.checkpoints}
 
     def teardown(self) -> None:
         if sys.exc_info()[0] is None and hasattr(self, "driver"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from autoexp.planning.plan import make_plan
 from autoexp.rules.actions import Delete
 from autoexp.rules.events import CheckpointDeleted
 from bench import simulate
@@ -58,7 +59,7 @@ def test_a_month_with_failures_stays_within_the_disk_space_of_its_plan(
     with simulate.virtual(month.clock, month.fate):
         session = month.run()
     month.check(session)
-    planned = simulate.make_plan(month._composed.experiment, tmp_path).disk
+    planned = make_plan(month._composed.experiment, tmp_path).disk
     assert planned is not None and planned.bytes is not None
     assert month.fate.kills > 10
     whole = _FAMILIES * planned.bytes
