@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from autoexp.config.experiment import Experiment
 from autoexp.redaction import may_be_stored, without_secrets
 from autoexp.resources.containers import Apptainer, Docker
-from autoexp.session.image_digests import digest_of
+from autoexp.storage.image_digests import digest_of
 
 _PACKAGES = ("autoexp", "prefect", "submitit", "pydantic", "hydra-core", "numpy", "torch")
 _TIMEOUT_S = 30.0

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from autoexp.config.compose import compose
-from autoexp.session import image_digests
-from autoexp.session.image_digests import announcement, digest_of
 from autoexp.session.provenance import of_experiment
+from autoexp.storage import image_digests
+from autoexp.storage.image_digests import announcement, digest_of
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +54,9 @@ def test_reading_a_large_image_is_announced_once(
     image = tmp_path / "x.sif"
     image.write_bytes(b"one")
     experiment = compose("demo", ["container=apptainer", f"container.image={image}"]).experiment
-    assert str(announcement(experiment)).startswith("reading the image (0 GB), once")
+    assert str(announcement(image)).startswith("reading the image (0 GB), once")
     assert json.loads(of_experiment(experiment)["image.json"])["sha256"] == digest_of(image)
-    assert announcement(experiment) is None
+    assert announcement(image) is None and announcement(tmp_path / "gone") is None
 
 
 def test_of_an_image_without_a_digest_the_record_says_why(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from autoexp.config.experiment import Experiment
-from autoexp.resources.containers import Apptainer
 from autoexp.storage import atomic
 
 _LARGE = 10**9
@@ -29,14 +27,11 @@ def digest_of(image: Path) -> str:
     return digest
 
 
-def announcement(experiment: Experiment) -> str | None:
-    """A sentence for an image that is large and has not been read yet; else None."""
-    container = experiment.container
-    if not isinstance(container, Apptainer) or not (image := Path(container.image)).is_file():
+def announcement(image: Path) -> str | None:
+    """A sentence for a file that is large and has not been read yet; else None."""
+    if not image.is_file() or (size := image.stat().st_size) < _LARGE:
         return None
-    size = image.stat().st_size
-    kept = _kept().get(str(image.absolute()), [])
-    if size < _LARGE or kept[:-1] == _identity(image):
+    if _kept().get(str(image.absolute()), [])[:-1] == _identity(image):
         return None
     return f"reading the image ({size / 1e9:.0f} GB), once: its digest is part of the record"
 
