@@ -9,13 +9,10 @@ from prefect.client.schemas.filters import (
     ArtifactFilterFlowRunId,
     FlowRunFilter,
     FlowRunFilterParentFlowRunId,
-    LogFilter,
-    LogFilterFlowRunId,
     TaskRunFilter,
     TaskRunFilterFlowRunId,
 )
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
-from prefect.client.schemas.sorting import LogSort
 
 from autoexp.session.session import Session
 from tests.patience import PATIENCE_S
@@ -65,18 +62,6 @@ def _asset(event: dict[str, Any]) -> tuple[str, tuple[str, set[str]]]:
         if related["prefect.resource.role"] == "asset"
     }
     return event["resource"]["prefect.resource.id"], (event["event"].rpartition(".")[2], of)
-
-
-async def log_of(run: FlowRun, expected: list[str]) -> list[str]:
-    """What stands in the log of a run, oldest first, once all that is expected does."""
-    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
-    async with get_client() as client, asyncio.timeout(PATIENCE_S):
-        while True:
-            found = await client.read_logs(wanted, sort=LogSort.TIMESTAMP_ASC)
-            lines = [line.message for line in found]
-            if set(expected) <= set(lines):
-                return lines
-            await asyncio.sleep(0.5)
 
 
 async def artifacts(session: Session) -> list[Artifact]:

@@ -1,6 +1,6 @@
 """Real trainers through all that happens: a time limit in the trunk, a kill -9 in a cooldown.
 
-Transformers' Trainer by the example of this repository, alone and under a torchrun of two
+Transformers' Trainer by the example of this repository, alone and under a torchrun of four
 processes; TRL's SFTTrainer by TRL's own script. What is not installed is skipped by name.
 """
 
@@ -139,17 +139,17 @@ def test_transformers_trainer_keeps_its_plan_through_a_time_limit_and_a_kill(
     check(run(tmp_path / "sessions", EXAMPLE, SIZES))
 
 
-def test_two_processes_under_torchrun_keep_their_plan_through_a_time_limit_and_a_kill(
+def test_four_processes_under_torchrun_keep_their_plan_through_a_time_limit_and_a_kill(
     tmp_path: Path,
 ) -> None:
-    launched = ("slurm.launcher=torchrun", "slurm.workers_per_node=2")
+    launched = ("slurm.launcher=torchrun", "slurm.workers_per_node=4")
     gloo = "backend.args.ddp_backend=gloo"
     session = run(tmp_path / "sessions", EXAMPLE, SIZES, gloo, *launched)
     check(session)
     for job in session.jobs.values():
         final = Path(job.spec.save_dir) / f"checkpoint-{job.iteration}"
         # A random state for each process.
-        assert len(list(final.glob("rng_state_*.pth"))) == 2
+        assert len(list(final.glob("rng_state_*.pth"))) == 4
 
 
 def test_trls_own_sft_script_keeps_its_plan_through_a_time_limit_and_a_kill(

@@ -15,7 +15,8 @@ from autoexp.schedulers.launch import payload_spec
 from tests.processes import Job, JobOf, wait_for
 
 # Four processes that train together, perhaps with a data loader each. At a SIGTERM the first one
-# tells the others, and all save a shard slowly: three seconds, and torchrun's agent waits for one.
+# tells the others, and all save a shard slowly, in parts of 0.1 s. Torchrun's agent waits for one
+# second here, for 30 by itself.
 TRAINER = """
 import os, signal, sys, time
 import torch, torch.distributed as dist
@@ -42,7 +43,7 @@ if __name__ == "__main__":
         dist.all_reduce(stop)
         dist.all_reduce(total)
         if stop:
-            for part in range(30):
+            for part in range(int(os.environ["PARTS"])):
                 time.sleep(0.1)
                 with open(f"shard-{rank}", "a") as file:
                     file.write("x")
@@ -64,6 +65,7 @@ def job(job_of: JobOf, torch: str) -> Job:
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1",
             "OMP_NUM_THREADS": "1",
             "LOADERS": "1",
+            "PARTS": "30",
         },
     )
     spec = made.spec.model_copy(update={"machine": machine})
@@ -79,18 +81,35 @@ def start(job: Job) -> "subprocess.Popen[bytes]":
     )
 
 
+def change(job: Job, wait_s: int | None, parts: int = 30, **variables: str) -> None:
+    """Have torchrun's agent wait so long, None: as long as it does by itself."""
+    path = job.directory / "spec.json"
+    spec = json.loads(path.read_text())
+    spec["environment"] |= {"PARTS": str(parts), **variables}
+    if wait_s is None:
+        del spec["environment"]["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+    else:
+        spec["environment"]["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(wait_s)
+    path.write_text(json.dumps(spec | {"grace_s": 120}))
+
+
 def shards(directory: Path) -> list[int]:
     return [path.stat().st_size for path in sorted(directory.glob("shard-*"))]
 
 
+@pytest.mark.parametrize(
+    ("wait_s", "parts"), [(1, 30), pytest.param(None, 450, marks=pytest.mark.slow)]
+)
 def test_a_save_that_takes_longer_than_torchruns_time_out_is_whole_after_the_warning(
-    job: Job,
+    job: Job, wait_s: int | None, parts: int
 ) -> None:
+    """Three seconds of saving against one, and 45 against the 30 that torchrun has by itself."""
+    change(job, wait_s, parts=parts)
     with start(job) as process:
         wait_for(lambda: job.log.count(b"ready 4") == 4, "four processes that train")
         process.send_signal(signal.SIGUSR1)
-        code = process.wait(120)
-    assert (code, shards(job.output)) == (0, [30] * 4), job.log.decode()
+        code = process.wait(240)
+    assert (code, shards(job.output)) == (0, [parts] * 4), job.log.decode()
     assert job.log.count(b"saved") == 4
     assert job.read("exit.json")["warned"] is True
 
@@ -103,10 +122,7 @@ def test_torchruns_own_time_out_is_the_variable_that_autoexp_sets(
 
     And it reaches data loaders, of which a trainer dies, whatever is set: here it has none.
     """
-    path = job.directory / "spec.json"
-    spec = json.loads(path.read_text())
-    spec["environment"] |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(wait_s), "LOADERS": "0"}
-    path.write_text(json.dumps(spec | {"grace_s": 60}))
+    change(job, wait_s, LOADERS="0")
     with start(job) as process:
         wait_for(lambda: job.log.count(b"ready 4") == 4, "four processes that train")
         process.terminate()

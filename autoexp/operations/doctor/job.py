@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from autoexp.schedulers.base import (
 from autoexp.schedulers.exit_files import read_start_file
 from autoexp.schedulers.registry import scheduler_for
 from autoexp.schedulers.slurm.commands import SlurmCommandFailed, at, run
+from autoexp.storage import removal
 
 _LIMIT_MIN = 3.0
 _WARN_S = 30
@@ -42,6 +42,7 @@ _RUN_PATIENCE_S = 120.0
 _WARNED_S = 45.0
 _LINK_PATIENCE_S = 40.0
 _END_S = 10.0
+_FILES = 10_000  # of a folder, removed in one go
 _SHOWN = 5
 _LOG_END = 2000
 
@@ -106,7 +107,8 @@ def _remove(folder: Path) -> None:
     """Remove a folder into which a job that ends may still write."""
     deadline = time.monotonic() + _END_S
     while folder.exists() and time.monotonic() < deadline:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # not empty again
+            removal.remove_part(folder, _FILES)
         time.sleep(0.1)
 
 

@@ -147,7 +147,7 @@ def test_a_preset_is_tried_on_a_log(tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "nccl_timeout: [rank3]: Watchdog caught" in said
     assert "sequence=7, operation=ALLREDUCE" in said
-    assert "-> restart the attempt  when max_attempts, max_attempts_without_progress" in said
+    assert "-> restart the attempt  when value, max_attempts, max_attempts_without_progress" in said
     assert "nccl_timeout: 2 lines" in said
     assert "1 events, up to iteration 10; silent: nccl_error" in said
 
