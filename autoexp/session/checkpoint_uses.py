@@ -31,6 +31,7 @@ def situation_of(session: Session, retention: Retention) -> Situation:
             if isinstance(action.action, Keep)
             and isinstance(action.event, CheckpointComplete)
             and action.status is ActionStatus.DONE
+            and session.is_valid(action.event)  # not of one that was set aside
         ),
         asked=tuple(
             (action.event, action.rule)
