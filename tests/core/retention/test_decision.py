@@ -46,6 +46,7 @@ class World:
         self.there: list[CheckpointComplete] = []
         self.pinned: set[tuple[str, int]] = set()
         self.launched_from: dict[str, CheckpointComplete] = {}
+        self.gone_back: set[tuple[str, int | None]] = set()
         self.deleted = 0
 
     @property
@@ -152,7 +153,9 @@ class World:
             return
         attempt = job.attempts[-1]
         limits = [logged.iteration for logged in job.tail]
-        limits += [(attempt.first_iteration or 0) - 1]
+        # Before the beginning of an attempt that a roll back began there may be nothing left.
+        if (job.spec.name, attempt.first_iteration) not in self.gone_back:
+            limits += [(attempt.first_iteration or 0) - 1]
         limit = self.draw(st.sampled_from(limits))
         start = [job.spec.branch.iteration] if job.spec.branch else []
         ever = [*job.checkpoints, *job.deleted, *start]
@@ -164,6 +167,7 @@ class World:
         job.restart = RestartRequest(attempt=1, action="a", reason="r", roll_back_to=back)
         self.delete()
         job.restart = None
+        self.gone_back.add((job.spec.name, back))
         assert back in start or self.has(job.spec.name, back)
         self.there = [e for e in self.there if e.job != job.spec.name or e.iteration <= back]
         for name, event in self.launched_from.items():
