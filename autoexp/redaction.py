@@ -116,6 +116,11 @@ def _variables(value: Any) -> Any:
             raise ValueError(
                 f"`{name}` holds U+0000, U+0080 or U+0081, which reach no process: leave it out"
             )
+        if "\r\n" in str(value[name]):  # Apptainer's own shell drops the first of the two
+            raise ValueError(
+                f"`{name}` has a carriage return before a newline, which does not arrive in an "
+                "image: write the newline alone"
+            )
     # A number, as from a form, is text in an environment.
     return {name: str(x).lower() if isinstance(x, bool) else str(x) for name, x in value.items()}
 

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.plan import make_plan
+from autoexp.redaction import Variables
 from autoexp.schedulers.base import PayloadSpec
 from autoexp.schedulers.launch import with_launcher
 from autoexp.schedulers.local import LocalScheduler
@@ -240,6 +242,12 @@ def test_what_is_passed_on_is_named_and_not_stored() -> None:
 def test_a_character_that_no_variable_may_hold_is_refused() -> None:
     with pytest.raises(BadInput, match="reach no process"):
         in_an_image("container.variables={X: 'a\x80'}")
+
+
+def test_a_carriage_return_before_a_newline_is_refused() -> None:
+    with pytest.raises(ValueError, match="carriage return before a newline"):
+        TypeAdapter(Variables).validate_python({"X": "a\r\nb"})
+    assert TypeAdapter(Variables).validate_python({"X": "a\nb\r"}) == {"X": "a\nb\r"}
 
 
 @pytest.mark.skipif(shutil.which("apptainer") is None, reason="there is no apptainer here")
