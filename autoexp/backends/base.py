@@ -23,6 +23,7 @@ from autoexp.backends.protocol import (
     fixed,
 )
 from autoexp.dotted import flat
+from autoexp.logs.numbers import is_number
 from autoexp.model import FrozenModel
 from autoexp.templates import fill, refuse_unknown
 
@@ -185,7 +186,7 @@ class BackendBase(FrozenModel):
         words = (
             word for value in found for word in (value if isinstance(value, list) else [value])
         )
-        return tuple(word for word in words if isinstance(word, str) and not _is_number(word))
+        return tuple(word for word in words if isinstance(word, str) and not is_number(word))
 
     def branch_change(self, key: str) -> Change:
         parts = key.split(".")
@@ -255,11 +256,3 @@ class BackendBase(FrozenModel):
 
     def planned_rate(self, branch: Branch, iteration: int) -> float | None:
         return decayed(self.peak_lr, branch, iteration, warmup=self.warmup)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
