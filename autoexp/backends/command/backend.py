@@ -26,6 +26,7 @@ from autoexp.backends.protocol import (
     may,
 )
 from autoexp.logs.linear import refuse_slow
+from autoexp.logs.patterns import groups_of
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.redaction import Variables
 
@@ -224,6 +225,11 @@ class CommandBackend(BackendBase):
         del workers  # an iteration's samples are all processes'
         samples = self.args.samples_per_iteration
         return None if samples is None else Batches(samples, self.args.tokens_per_sample)
+
+    @property
+    def logged(self) -> frozenset[str]:
+        found = frozenset(groups_of(self.log_line)) - {"iteration"}
+        return found if self.validation_line is None else found | {"validation_loss"}
 
     @property
     def extra_saves(self) -> tuple[int, ...]:

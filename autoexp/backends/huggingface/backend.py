@@ -103,6 +103,9 @@ class HuggingFaceBackend(BackendBase):
     LENGTH: ClassVar[str] = "args.max_steps"
     SEED: ClassVar[str | None] = "args.seed"
     SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
+    LOGS: ClassVar[frozenset[str]] = frozenset(
+        {"loss", "learning_rate", "grad_norm", "validation_loss"}
+    )
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
     DATA_SETS: ClassVar[tuple[str, ...]] = ("script_args.dataset_name", "script_args.train_file")
 
