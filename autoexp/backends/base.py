@@ -23,6 +23,7 @@ from autoexp.backends.protocol import (
     fixed,
 )
 from autoexp.dotted import flat
+from autoexp.logs.event_files import RateFiles
 from autoexp.logs.numbers import is_number
 from autoexp.model import FrozenModel
 from autoexp.templates import fill, refuse_unknown
@@ -47,6 +48,8 @@ class BackendBase(FrozenModel):
     """The key of the seed of weights and data; None: it has none."""
     SHAPES: ClassVar[Mapping[str, str]] = {}
     """The decay shapes that the trainer has, and its own names for them."""
+    LOGS: ClassVar[frozenset[str]] = frozenset({"loss"})
+    """What `logged` is."""
     HOLDS: ClassVar[bool] = False
     """True if the trainer can stay at `min_lr` before the end."""
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = {}
@@ -111,6 +114,10 @@ class BackendBase(FrozenModel):
     @property
     def log_interval(self) -> int | None:
         return None
+
+    @property
+    def logged(self) -> frozenset[str]:
+        return self.LOGS
 
     @property
     def final_lr(self) -> float:
@@ -243,6 +250,11 @@ class BackendBase(FrozenModel):
     def progress(self, line: bytes) -> Progress | Unread | None:
         """The log has no iterations in it."""
         del line
+        return None
+
+    def rate_files(self, save_dir: Path) -> RateFiles | None:
+        """None: what it says of them is in its log."""
+        del save_dir
         return None
 
     def validation(self, line: bytes) -> Validation | None:

@@ -104,6 +104,7 @@ class DemoBackend(BackendBase):
 
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
     SHAPES: ClassVar[Mapping[str, str]] = {name: name for name in _SHAPES}
+    LOGS: ClassVar[frozenset[str]] = formats.LOGS
     HOLDS: ClassVar[bool] = True
     SEED: ClassVar[str | None] = "args.run_seed"
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
