@@ -43,13 +43,27 @@ class Handing(NamedTuple):
     """Variables of the host that are the image's own matter."""
 
 
+class _Runtime(FrozenModel):
+    """What a job asks of where its command runs; as it is where nothing has to be handed in."""
+
+    def handing(self, names: Iterable[str]) -> Handing:
+        """Nothing: the job's environment is the trainer's, or a command line names what goes in."""
+        del names
+        return Handing()
+
+    def step(self, output_dir: str, names: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
+        """Options of srun, where that is what starts the image: none."""
+        del output_dir, names, paths
+        return ()
+
+
 if TYPE_CHECKING:
-    _Passing = FrozenModel
+    _Passing = _Runtime
 else:
     # `pass` is a word of Python's own.
     _Passing = create_model(
         "_Passing",
-        __base__=FrozenModel,
+        __base__=_Runtime,
         **{
             "pass": (
                 tuple[str, ...],
@@ -63,23 +77,13 @@ else:
     )
 
 
-class NoContainer(FrozenModel):
+class NoContainer(_Runtime):
     """The trainer runs on the node as it is."""
 
     kind: Literal["none"] = "none"
 
     def environment(self) -> dict[str, str]:
         return {}
-
-    def handing(self, names: Iterable[str]) -> Handing:
-        """Nothing: the job's environment is the trainer's."""
-        del names
-        return Handing()
-
-    def step(self, output_dir: str, names: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
-        """Options of srun, where that is what starts the image: none."""
-        del output_dir, names, paths
-        return ()
 
     def inside(
         self,
@@ -139,16 +143,6 @@ class _Image(_Passing):
     def environment(self) -> dict[str, str]:
         """Variables of the job, the ones that are set inside among them."""
         return dict(self.variables)
-
-    def handing(self, names: Iterable[str]) -> Handing:
-        """Nothing: the command line names what goes in, or the job's environment does."""
-        del names
-        return Handing()
-
-    def step(self, output_dir: str, names: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
-        """Options of srun, where that is what starts the image: none."""
-        del output_dir, names, paths
-        return ()
 
     @field_validator("pass", check_fields=False)
     @classmethod
