@@ -82,6 +82,10 @@ class NoContainer(_Runtime):
 
     kind: Literal["none"] = "none"
 
+    @property
+    def image_file(self) -> None:
+        """None: there is no image."""
+
     def environment(self) -> dict[str, str]:
         return {}
 
@@ -133,6 +137,11 @@ class _Image(_Passing):
                 "variables": {name: filled(text) for name, text in self.variables.items()},
             }
         )
+
+    @property
+    def image_file(self) -> Path | None:
+        """The image where it is a path, and not a name of a registry or of a daemon."""
+        return Path(self.image) if self.image.startswith("/") else None
 
     @property
     def passed(self) -> tuple[str, ...]:
