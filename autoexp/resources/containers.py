@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationInfo, create_model, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, create_model, field_validator
 
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.redaction import Variables
@@ -54,6 +54,15 @@ class _Runtime(FrozenModel):
     def step(self, output_dir: str, names: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
         """Options of srun, where that is what starts the image: none."""
         del output_dir, names, paths
+        return ()
+
+    def named(self, name: str) -> Self:
+        """As it is: what it starts ends with its own process."""
+        del name
+        return self
+
+    def stop(self) -> tuple[str, ...]:
+        """The command that ends what would outlive its own process: none."""
         return ()
 
 
@@ -314,6 +323,27 @@ class Docker(_Image):
     """Docker, or a command compatible with it."""
 
     kind: Literal["docker"] = "docker"
+    _name: str = PrivateAttr("")
+
+    @property
+    def program(self) -> str:
+        """The program that is run."""
+        return self.command or self.kind
+
+    def named(self, name: str) -> Self:
+        """With a name for its container, unless the options have one: by it, it can be ended."""
+        if any(word.partition("=")[0] == "--name" for word in self.options):
+            return self
+        copy = self.model_copy()
+        copy._name = name
+        return copy
+
+    def stop(self) -> tuple[str, ...]:
+        """End the container, which is its daemon's and lives on when the client is killed.
+
+        It fails where none runs, so an answer of 0 says that there was one.
+        """
+        return (self.program, "kill", self._name) if self._name else ()
 
     def inside(
         self,
@@ -340,7 +370,7 @@ class Docker(_Image):
         known = dict.fromkeys((*_OF_THE_JOB, *names, *self.passed))
         return (
             *(
-                self.command or "docker",
+                self.program,
                 "run",
                 "--rm",
                 "--init",
@@ -350,6 +380,7 @@ class Docker(_Image):
                 "host",
             ),
             *("--user", f"{os.getuid()}:{os.getgid()}", *gpus, *volumes),
+            *(("--name", self._name) if self._name else ()),
             *(word for name in known for word in ("--env", name)),
             *("--workdir", self.workdir or output_dir),
             *(*self.options, self.image, *self._command(command)),

@@ -137,10 +137,9 @@ def _image(experiment: Experiment) -> dict[str, str] | None:
     named = {"image": container.image}
     if isinstance(container, Docker):
         asked = ["image", "inspect", "--format", "{{.Id}} {{.RepoDigests}}", container.image]
-        program = container.command or "docker"
-        answer = _run([program, *asked])
+        answer = _run([container.program, *asked])
         if answer is None:
-            return {**named, "no_digest": f"{program} knows no such image here"}
+            return {**named, "no_digest": f"{container.program} knows no such image here"}
         return {**named, "digest": answer.strip()}
     path = container.image_file
     if path is None:
