@@ -409,6 +409,11 @@ def end_leftovers(key: str, directory: Path) -> None:
         time.sleep(0.01)
 
 
+def stop_container(spec: dict[str, Any]) -> bool:
+    """End the container that a killed client has left with its daemon; True if there was one."""
+    return "stop" in spec and _succeeds(spec["stop"], quiet=True)
+
+
 def _warn_trainers(directory: Path, name: str, *, steps: bool) -> bool:
     """Have `node.py` signal the trainers, on every node of the job; True if it found some."""
     nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
@@ -427,9 +432,11 @@ def _signal_steps(name: str) -> bool:
     return _succeeds(["scancel", f"--signal={name[3:]}", scheduler_job_id()])
 
 
-def _succeeds(command: list[str]) -> bool:
+def _succeeds(command: list[str], *, quiet: bool = False) -> bool:
+    output = subprocess.DEVNULL if quiet else None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, timeout=_STEP_PATIENCE_S).returncode == 0
+        ended = subprocess.run(command, timeout=_STEP_PATIENCE_S, stdout=output, stderr=output)
+        return ended.returncode == 0
     return False
 
 
@@ -477,6 +484,7 @@ def main(directory: Path) -> int:
                 code = supervisor.run(command_of(spec))
         else:
             reason = "the set-up of the nodes failed (`node_setup`)"
+        stop_container(spec)
         end_leftovers(spec["key"], directory)
     except OSError as error:
         code, reason = 127, f"could not start: {error}"

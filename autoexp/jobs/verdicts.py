@@ -6,11 +6,12 @@ from typing import NamedTuple
 from autoexp import states
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.scores import NoScores, read_scores
-from autoexp.jobs.tracebacks import last_exception
+from autoexp.jobs.tracebacks import FATAL, NOT_STARTED, last_exception
 from autoexp.states import ENDED_ON_WARNING, Fault, Reaction, StateFacts, Verdict
 
 _MOST_NAMES = 5
 _BY_EXIT_CODE = "FAILED (exit code"
+_RESTARTED = "restarted: "
 _ON_SAVING = 'docs/slurm.md, "The warning before the time limit"'
 
 
@@ -47,7 +48,7 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
         return Judgement(Verdict.CONTINUE, "was queued behind an attempt that restarts")
     progressed = made_progress(job, attempt)
     if job.restart is not None:
-        how = f"restarted: {job.restart.reason}"
+        how = f"{_RESTARTED}{job.restart.reason}"
     elif target is None and ended_well:
         return Judgement(Verdict.FINISHED, "exit code 0")
     again = facts.reaction is Reaction.RESUBMIT or job.restart is not None
@@ -92,14 +93,22 @@ def with_scores(job: JobRecord, judgement: Judgement) -> Judgement:
 
 
 def with_exception(job: JobRecord, attempt: Attempt, judgement: Judgement) -> Judgement:
-    """Add the exception to the reason of a program that failed, where its log has one."""
-    if judgement.verdict is not Verdict.FAILED or not judgement.reason.startswith(_BY_EXIT_CODE):
+    """Add the exception to the reason of a program that failed, where its log has one.
+
+    Of a container that did not start, its runtime's word says more than an exit code.
+    """
+    by_code = judgement.reason.startswith(_BY_EXIT_CODE)
+    in_vain = attempt.state == "FAILED" and judgement.reason.startswith(_RESTARTED)
+    if judgement.verdict is not Verdict.FAILED or not (by_code or in_vain):
         return judgement
     exception = last_exception(Path(attempt.log))
     if exception is None:
         return judgement
+    unbegun = attempt.exit_code == NOT_STARTED and not has_begun(job)
+    if by_code and unbegun and exception.startswith(FATAL):
+        return Judgement(judgement.verdict, f"its container did not start: {exception}")
     trains = job.spec.target_iteration is not None
-    where = " before its first iteration" if trains and not has_begun(job) else ""
+    where = " before its first iteration" if by_code and trains and not has_begun(job) else ""
     return Judgement(judgement.verdict, f"{judgement.reason}{where}: {exception}")
 
 

@@ -29,6 +29,7 @@ from autoexp.rules.events import (
     CheckpointDeleted,
     DiskBudgetPassed,
     Event,
+    ImageChanged,
     JobAdded,
     JobGivenUp,
     JobReady,
@@ -72,6 +73,9 @@ def _words(event: Event) -> str:
             return f"{event.job}: dependencies satisfied"
         case AttemptRefused():
             return f"{event.job} attempt {event.attempt}: not submitted ({event.reason})"
+        case ImageChanged():
+            image = f"{event.image} is another file than before; see provenance/images.jsonl"
+            return f"{event.job} attempt {event.attempt}: {image}"
         case JobAdded():
             return f"{event.job}: added to the session ({event.by})"
         case RetryAsked():

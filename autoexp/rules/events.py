@@ -213,6 +213,19 @@ class AttemptRefused(FrozenModel):
         return f"not-taken/{self.job}/a{self.attempt}"
 
 
+class ImageChanged(FrozenModel):
+    """The file of an image is another one than the last attempt in it was given."""
+
+    kind: Literal["image_changed"] = "image_changed"
+    job: str
+    attempt: int
+    image: str
+
+    @property
+    def key(self) -> str:
+        return f"image/{self.job}/a{self.attempt}"
+
+
 class JobAdded(FrozenModel):
     """Another process added a job to the session."""
 
@@ -362,6 +375,7 @@ Event = Annotated[
     | JobGivenUp
     | JobReady
     | AttemptRefused
+    | ImageChanged
     | JobAdded
     | RetryAsked
     | RequestRefused

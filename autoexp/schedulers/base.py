@@ -97,6 +97,9 @@ class PayloadSpec(NamedTuple):
     """True if the command passes signals on by itself: then it gets them, and not its group."""
     rendezvous: dict[str, str | bool] = {}  # noqa: RUF012
     """The rule by which processes find the first node; empty for its own name."""
+    stop: tuple[str, ...] = ()
+    """The command that ends what outlives the command's processes; it succeeds where there was any.
+    """
 
 
 class SubmitOptions(NamedTuple):
@@ -181,6 +184,7 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
         "inside": payload_spec.inside or None,
         "signal_alone": payload_spec.signal_alone or None,
         "copies": payload_spec.copies or None,
+        "stop": list(payload_spec.stop) or None,
         "resumed": _resumed(spec, payload_spec),
     }
     if payload_spec.copies:

@@ -29,7 +29,7 @@ _LOCAL_GRACE_S = 10.0
 
 def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> PayloadSpec:
     """What the payload of a job runs on its machine."""
-    spec = _of_attempt(spec, key)
+    spec = _of_attempt(machine, spec, key)
     has_steps = isinstance(machine, SlurmCluster) and _is_launched(machine, spec)
     warning, save_dir = spec.trainer.warning, Path(spec.save_dir)
     trains = _trains(spec)
@@ -50,6 +50,7 @@ def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) 
         inside=_inside(machine, spec),
         signal_alone=not (has_steps or isinstance(spec.container, NoContainer)),
         rendezvous=_rule(machine),
+        stop=spec.container.stop(),
     )
 
 
@@ -70,7 +71,7 @@ def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str)
 
     The launcher runs on the node; torchrun, which is a part of torch, inside the container.
     """
-    spec = _of_attempt(spec, key)
+    spec = _of_attempt(machine, spec, key)
     names = (*_configured(machine, spec), *machine.node_environment)
     step = spec.container.step(spec.output_dir, names, bound_paths(spec))
     if not _is_launched(machine, spec):
@@ -95,12 +96,16 @@ def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str)
     return (*srun, "--ntasks-per-node=1", *_on_node(machine, spec, torchrun))
 
 
-def _of_attempt(spec: JobSpec, key: str) -> JobSpec:
+def _of_attempt(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> JobSpec:
     """The job with the settings of its container as they are in one attempt."""
     if isinstance(spec.container, NoContainer):
         return spec
     values = {"job": spec.name, "key": key, "output_dir": spec.output_dir}
-    return spec.model_copy(update={"container": spec.container.for_attempt(values)})
+    container = spec.container.for_attempt(values)
+    # Several processes of a node, each in a container of its own, cannot have one name.
+    if not (_is_launched(machine, spec) and machine.launcher == "srun"):
+        container = container.named(key)
+    return spec.model_copy(update={"container": container})
 
 
 def _is_launched(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> bool:
