@@ -107,7 +107,7 @@ async def test_a_problem_is_one_warning_and_so_is_its_end(
             sender.send_if_due(children)
     said = [record.getMessage() for record in caplog.records]
     assert [text.partition(";")[0] for text in said] == [
-        "tracking.mlflow: no answer\\x1b[2J",
+        "tracking.mlflow: no answer",
         "tracking.pass: lost",
         "tracking.pass: goes on",
         "tracking.mlflow: goes on",
