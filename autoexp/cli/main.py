@@ -30,7 +30,7 @@ from autoexp.cli import (
     submit,
 )
 from autoexp.cli.project import configs, init
-from autoexp.cli.upkeep import checkpoints, digest, goodput
+from autoexp.cli.upkeep import checkpoints, digest, goodput, track
 from autoexp.errors import AutoexpError
 
 _EPILOG = """\b
@@ -76,6 +76,7 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "compare": results.compare,
         "goodput": goodput.goodput,
         "digest": digest.digest,
+        "track": track.track,
         "report": results.report,
         "fit": results.fit,
         "rules": CommandGroup("Try rules on an existing log.", {"test": rules.rules_test}),

@@ -20,6 +20,7 @@ from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
 from autoexp.retention.policy import Retention
 from autoexp.rules.ruleset import Rules
+from autoexp.tracking.settings import Tracking
 
 JobName = Annotated[
     str,
@@ -110,6 +111,9 @@ class Experiment(FrozenModel):
     budget: Budget = Field(default_factory=Budget, description="GPU hours")
     retention: Retention | None = Field(
         None, description="which checkpoints are kept; unset: nothing is ever deleted"
+    )
+    tracking: Tracking | None = Field(
+        None, description="trackers that the monitor sends curves to: W&B, MLflow, TensorBoard"
     )
     repeats: int = Field(
         1, gt=0, le=MOST_REPEATS, description="runs of each setting, with seeds that differ"

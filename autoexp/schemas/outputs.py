@@ -18,6 +18,7 @@ from autoexp.reports.upkeep.checkpoints import CheckpointList
 from autoexp.reports.upkeep.goodput import Goodput
 from autoexp.rules.events import Event
 from autoexp.session.action_records import ActionRecord
+from autoexp.tracking.send import Sent
 
 FOLDER = Path(__file__).parent
 
@@ -181,6 +182,7 @@ SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "budget": _of(Hours),
     "checkpoints": _of(CheckpointList),
     "goodput": _of(list[Goodput]),
+    "track": _of(list[Sent]),
     "queue-list": _of(list[ActionRecord]),
     "queue-show": _of(ActionRecord),
     "rules-test": _of(RulesTest),
