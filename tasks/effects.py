@@ -18,7 +18,6 @@ from autoexp.operations.step_runs import Cancellation, Replacement, Submission, 
 from autoexp.schedulers.base import Scheduler
 
 KEPT = 4000  # characters of a command's output that its action keeps
-_LEVELS = {"info": 20, "warning": 30, "error": 40}
 
 
 class CommandFailed(AutoexpError):
@@ -75,15 +74,6 @@ async def request(what: str, write: Callable[[], Awaitable[str]]) -> str:
     return outcome
 
 
-@task(name="log", cache_policy=NO_CACHE)
-async def log(effect: action_runs.LogMessage, scheduler: Scheduler) -> str:
-    """Log a message in the session's log."""
-    del scheduler
-    with sinks.plain_errors():
-        get_run_logger().log(_LEVELS[effect.level], effect.message)
-    return effect.message
-
-
 @task(name="run command", task_run_name=_TITLE, cache_policy=NO_CACHE, retry_delay_seconds=5)
 async def run_command(effect: action_runs.CommandRun) -> str:
     """Run a command to its end; returns the end of its output.
@@ -127,7 +117,6 @@ async def publish(effect: action_runs.Publication, scheduler: Scheduler) -> None
 
 
 TASKS: dict[type, Task[..., Any]] = {
-    action_runs.LogMessage: log,
     action_runs.OwnRun: _task("own action"),
     action_runs.Publication: publish,
     action_runs.Line: _task("write file", retries=2),

@@ -175,6 +175,10 @@ class Origins:
         self._derived = derived or {}
         self._nodes: dict[Path, Any] = {}
 
+    def chosen(self, group: str) -> str:
+        """The file that was chosen of a group, such as `lumi` of `slurm`; empty: none."""
+        return self._choices.get(group) or ""
+
     def with_settings(self, settings: Mapping[str, Any]) -> "Origins":
         """The same for one point of a sweep."""
         return Origins(

@@ -3,6 +3,7 @@
 The session flow runs the phases: effects as Prefect tasks, writes on the session's thread.
 """
 
+import logging
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from pathlib import Path
@@ -93,21 +94,6 @@ class Pin(NamedTuple):
         if self.fresh and event.generation and save_dir.exists() and not aside.exists():
             save_dir.rename(aside)
         return spec.trainer.seed(FoundCheckpoint(event.iteration, Path(event.path)), save_dir)
-
-
-class LogMessage(NamedTuple):
-    """Log a message in the session's log."""
-
-    message: str
-    level: str
-
-    @property
-    def title(self) -> str:
-        return "log"
-
-    def run(self, scheduler: Scheduler) -> str:
-        del scheduler
-        return self.message
 
 
 class CommandRun(NamedTuple):
@@ -210,7 +196,7 @@ def carry_out(action: ActionRecord, monitor: "Monitor", log: Logger) -> Phases:
         elif isinstance(action.action, Delete):
             yield from _delete(action, recorder)
         else:
-            result = yield from _do(action, about, recorder)
+            result = yield from _do(action, about, recorder, log)
             yield _change(recorder, actions.done, action, result)
     except Exception as error:
         yield from _note_failure(action, error, recorder, log)
@@ -326,13 +312,14 @@ def _complete(session: Session, action: ActionRecord, name: str) -> None:
     actions.complete(session, action, session.jobs[name])
 
 
-def _do(action: ActionRecord, about: _About, recorder: Recorder) -> Doing:
+def _do(action: ActionRecord, about: _About, recorder: Recorder, log: Logger) -> Doing:
     """Do one action; returns its result."""
     values = about.values
     match action.action:
         case Log(message=message, level=level):
-            result: str = yield LogMessage(fill(message, values), level)
-            return result
+            told = fill(message, values)
+            log.log(logging.getLevelNamesMapping()[level.upper()], "%s", told)
+            return told
         case RunCommand() as command:
             output: str = yield CommandRun(
                 sinks.arguments(command.run, values, captured(action.event, values)),
