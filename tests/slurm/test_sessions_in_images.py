@@ -85,7 +85,11 @@ def test_a_study_in_an_image_outlives_its_time_limit_and_its_monitor(
             finally:
                 os._exit(1)
         logs = path / "attempts"
-        until(lambda: any("lm loss" in f.read_text() for f in logs.glob("*/job.log")), "a step")
+        until(
+            lambda: any("lm loss" in f.read_text() for f in logs.glob("*/job.log")),
+            "a step",
+            seconds=120,
+        )
         os.kill(monitor, signal.SIGKILL)
         os.waitpid(monitor, 0)
         # What `--signal=B:USR1@N` sends N seconds before the limit.
