@@ -416,6 +416,13 @@ class Pyxis(_OfSrun):
 
     kind: Literal["pyxis"] = "pyxis"
 
+    @field_validator("image")
+    @classmethod
+    def _absolute_file(cls, image: str, info: ValidationInfo) -> str:
+        # Other words are names of a registry, to pyxis as well.
+        is_relative = info.context == COMPOSING and image.startswith((".", "~"))
+        return _absolute(image) if is_relative else image
+
     @field_validator("binds")
     @classmethod
     def _no_commas(cls, binds: tuple[str, ...]) -> tuple[str, ...]:
