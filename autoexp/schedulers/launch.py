@@ -6,7 +6,7 @@ from typing import Any
 
 from autoexp.jobs.images import bound_paths
 from autoexp.jobs.spec import JobSpec
-from autoexp.resources.containers import NoContainer
+from autoexp.resources.containers import Handing, NoContainer
 from autoexp.resources.launchers import torchrun_workers
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.resources.node import STARTED
@@ -160,10 +160,11 @@ def _inside(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[str, An
     """What a container's runtime is to set inside; empty where it needs no help for it."""
     names = (*_configured(machine, spec), *machine.node_environment)
     handing = spec.container.handing(names)
-    if not handing.prefixes:
+    if handing == Handing():
         return {}
-    # Processes that srun starts have their own ranks.
-    each = isinstance(machine, SlurmCluster) and _is_launched(machine, spec)
+    # Processes that srun starts have their own ranks; a runtime that srun is, is told once.
+    has_steps = isinstance(machine, SlurmCluster) and _is_launched(machine, spec)
+    each = has_steps and bool(handing.prefixes)
     return {**handing._asdict(), "each": each}
 
 
