@@ -325,7 +325,7 @@ class Supervisor:
 
     def run(self, command: list[str]) -> int:
         """Run a command to its end; returns its exit code, negative for a signal."""
-        for name in ("TERM", "USR1", "USR2", "INT"):
+        for name in ("TERM", "USR1", "USR2", "INT", "HUP"):
             signal.signal(signal.Signals[f"SIG{name}"], self._on_signal)
         signal.signal(signal.SIGALRM, lambda *_: self._send(signal.SIGKILL))
         with os.fdopen(open_own(Path(self._spec["log"]), _AT_END), "ab", buffering=0) as log:
@@ -371,19 +371,19 @@ class Supervisor:
             self.notes["terminated"] = True
             self._send(signal.SIGTERM)
         else:
-            self.notes["warned"] = True
-            self._warn(self._spec["warning_signal"])
+            self.notes["warned"] |= signum != signal.SIGHUP
+            self._tell("save" if signum == signal.SIGHUP else "warning")
 
-    def _warn(self, name: str) -> None:
-        """Tell the trainer that the time limit is near, by the signal that it handles or a file."""
-        if file := self._spec.get("warning_file"):
+    def _tell(self, what: str) -> None:
+        """Tell the trainer of its limit, or to save and go on, by a signal or a file."""
+        name, steps = self._spec.get(f"{what}_signal", ""), bool(self._spec.get("signal_steps"))
+        if file := self._spec.get(f"{what}_file"):
             with contextlib.suppress(OSError):
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
                 Path(file).touch()
-            return
-        steps = bool(self._spec.get("signal_steps"))
-        known = self._child is not None and self._directory is not None
+        known = self._child is not None and self._directory is not None and not file and name
         told = known and _warn_trainers(self._directory or Path(), name, steps=steps)
+        told = told or file or not name
         if not (told or (steps and _signal_steps(name))):
             self._send(getattr(signal, name))
 
@@ -476,7 +476,7 @@ def main(directory: Path) -> int:
     supervisor, reason = Supervisor(spec, directory), None
     try:
         take_over(spec, wait=wait)
-        if file := spec.get("warning_file"):  # an earlier attempt's
+        for file in filter(None, map(spec.get, ("warning_file", "save_file"))):  # an earlier one's
             Path(file).unlink(missing_ok=True)
         code = supervisor.run(spec["before"]) if spec.get("before") else 0
         if code == 0:

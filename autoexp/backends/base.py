@@ -161,6 +161,10 @@ class BackendBase(FrozenModel):
     def warning(self) -> LimitWarning:
         return LimitWarning()
 
+    @property
+    def save_now(self) -> LimitWarning | None:
+        return None
+
     def refusals(self, branch: Branch) -> list[str]:
         reasons = []
         if branch.falls_from < self.warmup or (

@@ -17,6 +17,7 @@ from autoexp.backends.megatron.formats import TORCH_DIST
 from autoexp.backends.protocol import (
     Branch,
     Change,
+    LimitWarning,
     Progress,
     Unread,
     Validation,
@@ -194,6 +195,10 @@ class DemoBackend(BackendBase):
 
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+    @property
+    def save_now(self) -> LimitWarning:
+        return LimitWarning("SIGUSR1")
 
     @property
     def peak_lr(self) -> float:

@@ -88,6 +88,8 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "schema": configs.schema,
         "cancel": sessions.cancel,
         "retry": requests.retry,
+        "save": requests.save,
+        "branch": requests.branch,
         "budget": requests.budget,
         "checkpoints": checkpoints.checkpoints,
         "queue": requests.queue,

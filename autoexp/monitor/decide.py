@@ -11,9 +11,19 @@ from typing import NamedTuple
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs.matcher import Matcher, matcher
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Keep, Restart, Start
+from autoexp.rules.actions import (
+    ENDS_AN_ATTEMPT,
+    Action,
+    Fail,
+    Finish,
+    Keep,
+    Launch,
+    Restart,
+    Save,
+    Start,
+)
 from autoexp.rules.conditions import Condition
-from autoexp.rules.events import CheckpointComplete, Event, JobReady
+from autoexp.rules.events import CheckpointComplete, Event, JobReady, SaveAsked
 from autoexp.rules.metrics import of_validation, window
 from autoexp.rules.rules import (
     AnyRule,
@@ -27,11 +37,13 @@ from autoexp.rules.rules import (
     SessionRule,
 )
 from autoexp.rules.ruleset import Rules, named
-from autoexp.session.action_records import ActionRecord
+from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.storage import atomic
 
 _LONGEST_KEY = atomic.LONGEST_NAME - len(".json")
 _HASH_LENGTH = 16
+BRANCH = "branch"
+"""The rule of the cooldowns that a save asked for."""
 
 
 class Asked(NamedTuple):
@@ -87,6 +99,24 @@ def decide(
         for position, asked in enumerate(rule.then)
     ]
     return [record for record in decided if record.key not in history]
+
+
+def branches(
+    event: Event, saves: Iterable[ActionRecord], history: Collection[str] = ()
+) -> list[ActionRecord]:
+    """The cooldowns from the first checkpoint after each save that asked for one."""
+    if not isinstance(event, CheckpointComplete):
+        return []
+    return [
+        ActionRecord(
+            key=key, rule=BRANCH, event=event, action=Launch(cooldown=save.action.cooldown)
+        )
+        for save in saves
+        if isinstance(save.action, Save) and isinstance(save.event, SaveAsked)
+        if save.action.cooldown is not None and save.event.job == event.job
+        if save.status is not ActionStatus.FAILED and event.iteration > save.event.saved
+        if (key := action_key(BRANCH, save.event.key, 0)) not in history
+    ]
 
 
 class Watched(NamedTuple):

@@ -18,6 +18,7 @@ from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.template_values import values_of
 from autoexp.operations import actions, deletion, requests
 from autoexp.operations import launch as launching
+from autoexp.operations.on_request import save
 from autoexp.operations.phases import OnSession, Pause, Phase, Phases, ShownOnSession, TryAgain
 from autoexp.operations.step_runs import Logger
 from autoexp.operations.write_targets import write_target
@@ -34,6 +35,7 @@ from autoexp.rules.actions import (
     Publish,
     Restart,
     RunCommand,
+    Save,
     Start,
     WriteFile,
 )
@@ -339,6 +341,10 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder, log: Logger) ->
             return written
         case Measure():
             return (yield from _measure(action, recorder))
+        case Save():
+            telling = yield OnSession(partial(save.telling, recorder.session, action.key))
+            answer: str = yield telling
+            return answer
         case Launch() as launch:
             return (yield from _launch(action, launch, about, recorder))
         case Restart():
@@ -404,7 +410,7 @@ def _avoidance(session: Session) -> Avoidance | None:
 def _launch(action: ActionRecord, launch: Launch, about: _About, recorder: Recorder) -> Doing:
     experiment = recorder.session.experiment  # frozen
     composition = launching.Launching(
-        action, launch, about.values, experiment, about.path, about.session_id
+        action, launch, about.values, experiment, about.path, about.session_id, about.job
     )
     jobs = yield composition
     by = f"rule {action.rule}"

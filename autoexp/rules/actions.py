@@ -106,6 +106,16 @@ class Delete(Templated):
     kind: Literal["delete"] = "delete"
 
 
+class Save(Templated):
+    """Have a trainer save at once, perhaps branch from there; asked for by `autoexp save`."""
+
+    kind: Literal["save"] = "save"
+    restart: bool = False
+    """True if it is to save and end as at its time limit, since it cannot save and go on."""
+    cooldown: LaunchedCooldown | None = None
+    """A cooldown from the checkpoint."""
+
+
 class Launch(Templated):
     """Submit another job in the same session: a cooldown, a command, or any configuration."""
 
@@ -280,6 +290,7 @@ _Shipped = (
     | Keep
     | Measure
     | Delete
+    | Save
     | Launch
     | Restart
     | RunCommand

@@ -16,6 +16,7 @@ from autoexp.rules.actions import (
     Publish,
     Restart,
     RunCommand,
+    Save,
     Start,
     WriteFile,
 )
@@ -42,6 +43,7 @@ from autoexp.rules.events import (
     RequestRefused,
     RestartAsked,
     RetryAsked,
+    SaveAsked,
     StartedElsewhere,
     StateChanged,
     TrunksFinished,
@@ -100,6 +102,8 @@ def _words(event: Event) -> str:
             back = event.roll_back_to
             start = "" if back is None else f" from iteration {back}"
             return f"{event.job} attempt {event.attempt}: restarts{start} ({event.reason})"
+        case SaveAsked():
+            return f"{event.job} attempt {event.attempt}: a checkpoint is asked for ({event.by})"
         case TrunksFinished():
             return f"all trainings have finished ({event.trunks})"
         case BudgetPassed():
@@ -133,6 +137,8 @@ def describe_action(action: Action) -> str:
             return "measure the checkpoint"
         case Delete():
             return "delete the checkpoint"
+        case Save(restart=restart):
+            return "save, end and go on in a new attempt" if restart else "save a checkpoint"
         case Launch(name=name):
             return f"launch {name or 'a cooldown'}"
         case Restart(roll_back=back):

@@ -294,6 +294,23 @@ class RestartAsked(FrozenModel):
         return f"restart/{self.job}/a{self.attempt}{back}"
 
 
+class SaveAsked(FrozenModel):
+    """A user asked for a checkpoint now."""
+
+    kind: Literal["save_asked"] = "save_asked"
+    job: str
+    attempt: int
+    request: str
+    """Tells it from other requests."""
+    saved: int
+    """The newest checkpoint at that time; 0 without one."""
+    by: str
+
+    @property
+    def key(self) -> str:
+        return f"save/{self.job}/{self.request}"
+
+
 class TrunksFinished(FrozenModel):
     """Every training of the session has finished."""
 
@@ -386,6 +403,7 @@ Event = Annotated[
     | MetricAlarm
     | LoggingStopped
     | RestartAsked
+    | SaveAsked
     | TrunksFinished
     | BudgetPassed
     | CheckpointDeleted

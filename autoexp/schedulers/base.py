@@ -81,6 +81,9 @@ class PayloadSpec(NamedTuple):
     """The signal that tells the trainer that its time limit is near."""
     warning_file: str | None = None
     """The file that tells it so, in place of a signal."""
+    save_signal: str | None = None
+    """The signal at which it saves and goes on; None with a file, or where it cannot."""
+    save_file: str | None = None
     resumed: tuple[str, ...] = ()
     """The command where there is a checkpoint to go on from; empty: it is the same."""
     files: dict[str, str] = {}  # noqa: RUF012
@@ -150,6 +153,12 @@ class Scheduler(Protocol):
     def cancel(self, refs: Sequence[AttemptRef]) -> dict[str, str]:
         """Cancel attempts, pending or running; returns the scheduler's answers by key."""
 
+    def tell(self, ref: AttemptRef, name: str) -> str:
+        """Signal the payload of a running attempt, `HUP` or `USR1`; returns the answer.
+
+        Raises SchedulerError where there is none to signal, SchedulerUnavailable without an answer.
+        """
+
     def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
         """Exclude nodes for attempts that wait in the queue."""
 
@@ -178,6 +187,8 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
     optional = {
         "umask": payload_spec.umask,
         "warning_file": payload_spec.warning_file,
+        "save_signal": payload_spec.save_signal,
+        "save_file": payload_spec.save_file,
         "before": list(payload_spec.before) or None,
         "node_environment": payload_spec.node_environment or None,
         "rendezvous": payload_spec.rendezvous or None,

@@ -33,6 +33,7 @@ def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) 
     has_steps = isinstance(machine, SlurmCluster) and _is_launched(machine, spec)
     warning, save_dir = spec.trainer.warning, Path(spec.save_dir)
     trains = _trains(spec)
+    save = spec.trainer.save_now if trains else None
     resumed = spec.trainer.resumed(spec.command, save_dir) if trains else spec.command
     again = spec.model_copy(update={"command": resumed})
     return PayloadSpec(
@@ -42,6 +43,8 @@ def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) 
         signal_steps=has_steps,
         warning_signal=warning.signal if trains else "SIGTERM",
         warning_file=warning.file_in(save_dir) if trains else None,
+        save_signal=save.signal if save and not save.file else None,
+        save_file=save.file_in(save_dir) if save else None,
         resumed=() if resumed == spec.command else with_launcher(machine, again, key),
         files=spec.trainer.files(spec.decay, save_dir) if trains else {},
         before=_node_setup(machine),
