@@ -9,6 +9,7 @@ that a cooldown really gains something. Needs NumPy only, no GPU, one core; also
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import math
 import os
 import signal
@@ -221,4 +222,5 @@ if __name__ == "__main__":
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda number, _frame: received.append(number))
+    faulthandler.register(signal.SIGQUIT)
     sys.exit(main(stop=received))

@@ -11,9 +11,18 @@ from typing import NamedTuple
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs.matcher import Matcher, matcher
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Keep, Restart, Start
+from autoexp.rules.actions import (
+    ENDS_AN_ATTEMPT,
+    Action,
+    Avoid,
+    Fail,
+    Finish,
+    Keep,
+    Restart,
+    Start,
+)
 from autoexp.rules.conditions import Condition
-from autoexp.rules.events import CheckpointComplete, Event, JobReady
+from autoexp.rules.events import CheckpointComplete, Event, JobReady, NodesFoundSick
 from autoexp.rules.metrics import of_validation, window
 from autoexp.rules.rules import (
     AnyRule,
@@ -23,6 +32,7 @@ from autoexp.rules.rules import (
     MetricRule,
     OnCheckpoint,
     OnReady,
+    OnSickNodes,
     RuleBase,
     SessionRule,
 )
@@ -87,6 +97,10 @@ def decide(
         for position, asked in enumerate(rule.then)
     ]
     return [record for record in decided if record.key not in history]
+
+
+_AVOIDS = Rule("nodes", OnSickNodes(), (Asked(Avoid()),))
+"""Implied by the check of nodes."""
 
 
 class Watched(NamedTuple):
@@ -173,6 +187,8 @@ class RuleBook:
     def of(self, event: Event) -> list[Rule]:
         """The rules that match an event."""
         starts: list[Rule] = []
+        if isinstance(event, NodesFoundSick):
+            starts = [_AVOIDS]
         if isinstance(event, CheckpointComplete):
             # A thousand cooldowns have a thousand rules of their own: looked up, not tried.
             starts = self._starts.get((event.job, event.iteration), [])

@@ -4,6 +4,7 @@ from autoexp import sinks
 from autoexp.extensions.bases import OwnAction
 from autoexp.rules.actions import (
     Action,
+    Avoid,
     Cancel,
     Delete,
     ExcludeNodes,
@@ -29,6 +30,7 @@ from autoexp.rules.events import (
     CheckpointDeleted,
     DiskBudgetPassed,
     Event,
+    EvidenceCollected,
     JobAdded,
     JobGivenUp,
     JobReady,
@@ -36,6 +38,7 @@ from autoexp.rules.events import (
     LogLost,
     LogMatched,
     MetricAlarm,
+    NodesFoundSick,
     ProgressMissing,
     Published,
     RequestRefused,
@@ -96,6 +99,11 @@ def _words(event: Event) -> str:
             back = event.roll_back_to
             start = "" if back is None else f" from iteration {back}"
             return f"{event.job} attempt {event.attempt}: restarts{start} ({event.reason})"
+        case EvidenceCollected():
+            return f"{event.job} attempt {event.attempt}: {evidence(event)}"
+        case NodesFoundSick():
+            named = "; ".join(f"{node}: {why}" for node, why in event.nodes.items())
+            return f"{event.job} attempt {event.attempt}: sick nodes: {named}"
         case TrunksFinished():
             return f"all trainings have finished ({event.trunks})"
         case BudgetPassed():
@@ -107,6 +115,13 @@ def _words(event: Event) -> str:
             return event.message
         case Published():
             return f"published {event.name}"
+
+
+def evidence(event: EvidenceCollected) -> str:
+    """Say where the ranks of an attempt stood before it was ended, and where the rest of it is."""
+    told = event.sentence or "where its ranks stood cannot be told"
+    lacks = f" ({event.problem})" if event.problem else ""
+    return f"{told}{lacks}; evidence: {event.path}"
 
 
 def missing_progress(event: ProgressMissing) -> str:
@@ -127,6 +142,8 @@ def describe_action(action: Action) -> str:
             return f"pin the checkpoint for {job}"
         case Measure():
             return "measure the checkpoint"
+        case Avoid():
+            return "have others avoid the sick nodes"
         case Delete():
             return "delete the checkpoint"
         case Launch(name=name):

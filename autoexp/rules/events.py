@@ -281,6 +281,39 @@ class RestartAsked(FrozenModel):
         return f"restart/{self.job}/a{self.attempt}{back}"
 
 
+class EvidenceCollected(FrozenModel):
+    """What the processes of an attempt were doing, before a rule ended it."""
+
+    kind: Literal["evidence_collected"] = "evidence_collected"
+    job: str
+    attempt: int
+    path: str
+    """The directory with all of it."""
+    sentence: str | None = None
+    """Where the ranks stood; None where that cannot be told."""
+    problem: str | None = None
+    """What kept it from being whole."""
+
+    @property
+    def key(self) -> str:
+        return f"evidence/{self.job}/a{self.attempt}"
+
+
+class NodesFoundSick(FrozenModel):
+    """An attempt gave itself back before its trainer: the check found nodes of it sick."""
+
+    kind: Literal["nodes_found_sick"] = "nodes_found_sick"
+    job: str
+    attempt: int
+    key_of_attempt: str
+    nodes: dict[str, str]
+    """Each with the reason."""
+
+    @property
+    def key(self) -> str:
+        return f"sick-nodes/{self.job}/a{self.attempt}"
+
+
 class TrunksFinished(FrozenModel):
     """Every training of the session has finished."""
 
@@ -372,6 +405,8 @@ Event = Annotated[
     | MetricAlarm
     | LoggingStopped
     | RestartAsked
+    | EvidenceCollected
+    | NodesFoundSick
     | TrunksFinished
     | BudgetPassed
     | CheckpointDeleted
