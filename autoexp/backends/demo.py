@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from autoexp.backends.base import BackendBase
+from autoexp.backends.base import BackendBase, StackSignal
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.decay import DEFAULT_POWER
@@ -113,6 +113,9 @@ class DemoBackend(BackendBase):
 
     kind: Literal["demo"] = "demo"
     args: DemoArgs = DemoArgs()
+    stack_signal: StackSignal | None = Field(
+        "SIGQUIT", description="the signal at which it writes its stacks to its log"
+    )
 
     @property
     def train_iters(self) -> int:

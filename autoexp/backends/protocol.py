@@ -233,6 +233,10 @@ class Backend(Protocol):
         """Variables that the trainer needs."""
 
     @property
+    def stack_signal(self) -> str | None:
+        """The signal at which each process writes its stacks; None where it has none."""
+
+    @property
     def working_directory(self) -> str | None:
         """The directory that it has to run in; None: the job's own."""
 
