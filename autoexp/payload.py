@@ -377,8 +377,8 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
                 Path(file).touch()
-        known = self._child is not None and self._directory is not None and not file and name
-        told = known and _warn_trainers(self._directory or Path(), name, steps=steps)
+        known = self._directory if self._child is not None and name and not file else None
+        told = known and _beside(known, NODE_FILE).warn_everywhere(known, name, steps=steps)
         told = told or file or not name
         if not (told or (steps and _signal_steps(name))):
             self._send(getattr(signal, name))
@@ -407,16 +407,7 @@ def end_leftovers(key: str, directory: Path) -> None:
 
 def stop_container(spec: dict[str, Any]) -> bool:
     """End the container that a killed client has left with its daemon; True if there was one."""
-    return "stop" in spec and _succeeds(spec["stop"], quiet=True)
-
-
-def _warn_trainers(directory: Path, name: str, *, steps: bool) -> bool:
-    """Have `node.py` signal the trainers, on every node of the job; True if it found some."""
-    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
-    step = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
-    step += ["--cpus-per-task=1", "--cpu-bind=none", "--input=none"]
-    warn = [sys.executable, str(directory / NODE_FILE), "warn", name]
-    return _succeeds([*step, *warn] if steps else warn)
+    return "stop" in spec and succeeds(spec["stop"], quiet=True)
 
 
 def _signal_steps(name: str) -> bool:
@@ -425,10 +416,11 @@ def _signal_steps(name: str) -> bool:
     srun itself ends the whole step on a SIGTERM. scancel reaches the tasks, and not the batch
     process, which we are.
     """
-    return _succeeds(["scancel", f"--signal={name[3:]}", scheduler_job_id()])
+    return succeeds(["scancel", f"--signal={name[3:]}", scheduler_job_id()])
 
 
-def _succeeds(command: list[str], *, quiet: bool = False) -> bool:
+def succeeds(command: list[str], *, quiet: bool = False) -> bool:
+    """Whether a command ends well in a bounded time."""
     output = subprocess.DEVNULL if quiet else None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         ended = subprocess.run(command, timeout=_STEP_PATIENCE_S, stdout=output, stderr=output)

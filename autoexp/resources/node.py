@@ -110,6 +110,18 @@ def warn(key: str, directory: Path, name: str) -> bool:
     return bool(found)
 
 
+def warn_everywhere(directory: Path, name: str, *, steps: bool) -> bool:
+    """Signal the trainers on every node of the job, from its payload; True if it found some.
+
+    ``steps``: they are run by srun, behind which each node's are signalled by a step of its own.
+    """
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    step = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    step += ["--cpus-per-task=1", "--cpu-bind=none", "--input=none"]
+    warning = [sys.executable, str(directory / payload.NODE_FILE), "warn", name]
+    return bool(payload.succeeds([*step, *warning] if steps else warning))
+
+
 def main(words: list[str], directory: Path) -> int:
     """Do what the first word says; `start` does not return."""
     spec = json.loads((directory / "spec.json").read_text())
