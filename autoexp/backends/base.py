@@ -4,7 +4,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -34,6 +34,9 @@ _MERGED = ("output", "python")
 AbsolutePath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
 
 
+StackSignal = Literal["SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGHUP"]
+
+
 class BackendBase(FrozenModel):
     """Implements `Backend` from a checkpoint layout, a peak learning rate and a warm-up."""
 
@@ -60,6 +63,12 @@ class BackendBase(FrozenModel):
         (),
         description="words of a command that merges checkpoints: `{checkpoints}` and `{weights}` "
         "stand for a word each, `{output}` for what it writes, `{python}` for autoexp's",
+    )
+
+    stack_signal: StackSignal | None = Field(
+        None,
+        description="the signal at which each process of the trainer writes its stacks to its "
+        "standard error, by `faulthandler.register`: for the evidence of a hang",
     )
 
     parameters: int | None = Field(
@@ -160,6 +169,10 @@ class BackendBase(FrozenModel):
     @property
     def warning(self) -> LimitWarning:
         return LimitWarning()
+
+    @property
+    def save_now(self) -> LimitWarning | None:
+        return None
 
     def refusals(self, branch: Branch) -> list[str]:
         reasons = []

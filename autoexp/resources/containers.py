@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
@@ -41,6 +41,15 @@ class Handing(NamedTuple):
     """Variables inside unless something else sets them."""
     without: tuple[str, ...] = ()
     """Variables of the host that are the image's own matter."""
+
+
+def _without_python(asked: Collection[str]) -> Handing:
+    """The host's Python packages stay outside, unless somebody asks for them."""
+    return Handing(
+        # ~/.local, since most runtimes mount the home directory.
+        defaults={} if _NO_USER_SITE in asked else {_NO_USER_SITE: "1"},
+        without=tuple(name for name in _OF_PYTHON if name not in asked),
+    )
 
 
 class _Runtime(FrozenModel):
@@ -282,13 +291,9 @@ class Apptainer(_Image):
         The host's Python packages stay outside, unless the configuration names their variables.
         """
         named = tuple(dict.fromkeys((*names, *self.passed)))
-        asked = {*named, *self.variables}
-        return Handing(
-            self._PREFIXES,
-            tuple(name for name in named if name not in KEPT_BY_THE_RUNTIME),
-            # ~/.local, since most runtimes mount the home directory.
-            {} if _NO_USER_SITE in asked else {_NO_USER_SITE: "1"},
-            tuple(name for name in _OF_PYTHON if name not in asked),
+        return _without_python({*named, *self.variables})._replace(
+            prefixes=self._PREFIXES,
+            names=tuple(name for name in named if name not in KEPT_BY_THE_RUNTIME),
         )
 
     def inside(
@@ -390,6 +395,10 @@ class Docker(_Image):
 class _OfSrun(_Image):
     """A runtime that a plugin of SLURM starts, by options of srun: all behind srun is inside."""
 
+    def handing(self, names: Iterable[str]) -> Handing:
+        """The job's environment goes in as it is, but for the host's Python packages."""
+        return _without_python({*names, *self.passed, *self.variables})
+
     def inside(
         self,
         command: tuple[str, ...],
@@ -406,6 +415,13 @@ class Pyxis(_OfSrun):
     """Enroot through NVIDIA's pyxis."""
 
     kind: Literal["pyxis"] = "pyxis"
+
+    @field_validator("image")
+    @classmethod
+    def _absolute_file(cls, image: str, info: ValidationInfo) -> str:
+        # Other words are names of a registry, to pyxis as well.
+        is_relative = info.context == COMPOSING and image.startswith((".", "~"))
+        return _absolute(image) if is_relative else image
 
     @field_validator("binds")
     @classmethod

@@ -85,7 +85,11 @@ def test_a_study_in_an_image_outlives_its_time_limit_and_its_monitor(
             finally:
                 os._exit(1)
         logs = path / "attempts"
-        until(lambda: any("lm loss" in f.read_text() for f in logs.glob("*/job.log")), "a step")
+        until(
+            lambda: any("lm loss" in f.read_text() for f in logs.glob("*/job.log")),
+            "a step",
+            seconds=120,
+        )
         os.kill(monitor, signal.SIGKILL)
         os.waitpid(monitor, 0)
         # What `--signal=B:USR1@N` sends N seconds before the limit.
@@ -155,13 +159,15 @@ def test_an_adopted_training_goes_on_in_its_save_directory_wherever_that_lies(
     own = (*demo_in(image, "--containall", "--writable-tmpfs"), "cooldowns=[]")
     save_dir, log, root = tmp_path / "hand" / "ckpt", tmp_path / "hand" / "log", tmp_path / "root"
     save_dir.mkdir(parents=True)
-    trainer = compose("demo", list(own)).experiment.trainer
+    # It saves soon, and would take minutes to its end.
+    pace = ("backend.args.sleep_per_iteration_ms=500", "backend.args.save_interval=5")
+    trainer = compose("demo", [*own, *pace]).experiment.trainer
     words = shlex.join(trainer.trunk_command(save_dir))
     by_hand = ("sbatch", "--parsable", "-p", "main", "--mem=300M", "-J", "by hand")
     job_id = slurm(*by_hand, "-o", str(log), "--wrap", f"exec {words}").strip()
     taken = ("--job-id", job_id, "--backend", "demo", "--save-dir", str(save_dir))
     try:
-        until(lambda: (save_dir / "iter_0000050").exists(), "a first checkpoint")
+        until(lambda: (save_dir / "iter_0000005").exists(), "a first checkpoint")
         answer = autoexp("adopt", SESSION, *taken, *own, "project.name=by-hand", root=root)
         assert answer.returncode == 0, answer.stderr
         slurm("scancel", "--signal=TERM", "--full", job_id)
