@@ -26,6 +26,7 @@ PEAK, WARMUP, SAVES, LENGTH, DECAY = 1e-3, 5, 10, 80, 20
 KILLED, WHOLE = 40, 60
 """Branch points: of the cooldown whose first attempt is killed at step 53, and of the other."""
 SLOW = 15
+"""The step after which the trunk waits for its time limit."""
 
 TRAINERS = ROOT / "tests" / "trainers"
 EXAMPLE = ROOT / "examples" / "huggingface" / "train.py"
