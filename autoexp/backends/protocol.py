@@ -153,7 +153,7 @@ class PinChanges(NamedTuple):
 
 
 class LimitWarning(NamedTuple):
-    """How a trainer is told to save and end, as its time limit is near."""
+    """How a trainer is told to save: to end then, as its time limit is near, or to go on."""
 
     signal: str = "SIGTERM"
     file: str | None = None
@@ -233,6 +233,10 @@ class Backend(Protocol):
         """Variables that the trainer needs."""
 
     @property
+    def stack_signal(self) -> str | None:
+        """The signal at which each process writes its stacks; None where it has none."""
+
+    @property
     def working_directory(self) -> str | None:
         """The directory that it has to run in; None: the job's own."""
 
@@ -255,6 +259,10 @@ class Backend(Protocol):
     @property
     def warning(self) -> LimitWarning:
         """How it is told that its time limit is near."""
+
+    @property
+    def save_now(self) -> LimitWarning | None:
+        """How it is told to save at once and go on; None: it cannot."""
 
     def refusals(self, branch: Branch) -> list[str]:
         """Reasons why this trainer cannot run a branch or a baseline; empty when it can."""

@@ -135,6 +135,14 @@ class CommandBackend(BackendBase):
         description="file at which it saves and ends, in place of a signal: an absolute path, or "
         "below `{save_dir}`; it is made at the warning and removed before the next attempt",
     )
+    save_signal: Literal["USR1", "USR2", "HUP"] | None = Field(
+        None, description="signal at which it saves at once and goes on, for `autoexp save`"
+    )
+    save_file: str | None = Field(
+        None,
+        description="file at which it does so, in place of a signal, and which it removes then: an "
+        "absolute path, or below `{save_dir}`",
+    )
     source: AbsolutePath | None = Field(None, description="its checkout, as seen by the job")
     python: str | None = Field(
         None,
@@ -159,8 +167,12 @@ class CommandBackend(BackendBase):
             for pattern in (self.log_line, self.start_line, self.validation_line):
                 if pattern is not None:
                     refuse_slow(pattern)
-        if self.warn_file is not None and not self.warn_file.startswith(("/", "{save_dir}/")):
-            raise ValueError("`warn_file` has to be absolute, or to begin with `{save_dir}/`")
+        for name in ("warn_file", "save_file"):
+            file = getattr(self, name)
+            if file is not None and not file.startswith(("/", "{save_dir}/")):
+                raise ValueError(f"`{name}` has to be absolute, or to begin with `{{save_dir}}/`")
+        if self.save_signal is not None and self.save_signal == self.warn_signal:
+            raise ValueError(f"`save_signal`: at {self.warn_signal} it saves and ends")
         own = self._values(self.args.train_iters, Path())
         used = names_of(self.command, own, "command")
         branch = {**own, **_branch_values(_EXAMPLE, "linear")}
@@ -383,6 +395,12 @@ class CommandBackend(BackendBase):
     @property
     def warning(self) -> LimitWarning:
         return LimitWarning(f"SIG{self.warn_signal}", self.warn_file)
+
+    @property
+    def save_now(self) -> LimitWarning | None:
+        if self.save_signal is None and self.save_file is None:
+            return None
+        return LimitWarning(f"SIG{self.save_signal}", self.save_file)
 
     @property
     def peak_lr(self) -> float | None:
