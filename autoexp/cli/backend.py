@@ -12,6 +12,7 @@ from autoexp.errors import BadInput
 
 if TYPE_CHECKING:
     from autoexp.backends.progress_line import ReadLine
+    from autoexp.operations.doctor.host import Finding
 
 _SHOWN = 120  # bytes of a line
 
@@ -167,6 +168,23 @@ def _read_as(line: "ReadLine") -> str:
     return f"{', '.join([f'iteration {progress.iteration}', *known])}:  {text}"
 
 
+def _prefect() -> "Finding":
+    """Whether the server answers to which a session would report, if it does not bring its own."""
+    from autoexp.errors import AutoexpError
+    from autoexp.flows.deployment.server import configured_url
+    from autoexp.flows.deployment.server_checks import require_answer
+    from autoexp.operations.doctor.host import Finding
+
+    try:
+        url = configured_url()
+        if url is None:
+            return Finding("prefect", "ok", "no server is set: sessions bring one of their own")
+        require_answer(url)
+    except AutoexpError as error:
+        return Finding("prefect", "to mend", str(error))
+    return Finding("prefect", "ok", f"{url} answers")
+
+
 def doctor(
     experiment: options.Experiment = None,
     job: Annotated[
@@ -198,7 +216,7 @@ def doctor(
     composed = wanted(words if any("=" not in word for word in words) else ["demo", *words], None)
     trunk = plan_of(composed).trunk
     out, root = console(), sessions_root()
-    found = examine(composed.experiment, trunk, root)
+    found = chain(examine(composed.experiment, trunk, root), [_prefect()])
     if job:
 
         def notify(words: str) -> None:

@@ -102,6 +102,7 @@ class RatesBeside:
     def __init__(self) -> None:
         self._reader = RateReader()
         self._tail: list[Logged] = []
+        self._attempt: int | None = None
 
     def alarms(self, job: JobRecord, attempt: Attempt, watched: Watched) -> list[Event]:
         """Note the new ones; an event for each rule about rates that they break, once an attempt.
@@ -112,6 +113,8 @@ class RatesBeside:
         files = job.spec.trainer.rate_files(Path(job.spec.save_dir))
         if files is None:
             return events
+        if self._attempt != attempt.number:
+            self._tail, self._attempt = [], attempt.number
         about = {n: r for n, r in watched.metric_rules.items() if value_of(r) == "learning_rate"}
         for iteration, rate in self._reader.read(files):
             self._tail = with_logged(

@@ -26,6 +26,7 @@ PEAK, WARMUP, SAVES, LENGTH, DECAY = 1e-3, 5, 10, 80, 20
 KILLED, WHOLE = 40, 60
 """Branch points: of the cooldown whose first attempt is killed at step 53, and of the other."""
 SLOW = 15
+"""The step after which the trunk waits for its time limit."""
 
 TRAINERS = ROOT / "tests" / "trainers"
 EXAMPLE = ROOT / "examples" / "huggingface" / "train.py"
@@ -36,11 +37,14 @@ COOLDOWNS = (
 )
 
 
-def run(root: Path, script: Path, *overrides: str) -> Session:
+def run(root: Path, script: Path, *overrides: str, processes: int = 1) -> Session:
     """A session of the script, with a disturbance in two of its jobs."""
     python = torch_python("torch", "transformers", "accelerate")
     start = time.monotonic()
-    subprocess.run([python, "-c", "import torch, transformers.trainer"], check=True)
+    # Both cooldowns start at once; their limit is the trunk's, and only the trunk is to meet it.
+    code = "import torch, transformers.trainer"
+    starts = [subprocess.Popen([python, "-c", code]) for _ in range(2 * processes)]
+    assert {each.wait() for each in starts} == {0}
     # Room for the start, in which a trainer cannot save yet, and as much again for its steps.
     warned_s = 10 + 5 * (time.monotonic() - start)
     # It starts the script behind an interpreter, as a user's own wrapper would.
@@ -144,7 +148,7 @@ def test_four_processes_under_torchrun_keep_their_plan_through_a_time_limit_and_
 ) -> None:
     launched = ("slurm.launcher=torchrun", "slurm.workers_per_node=4")
     gloo = "backend.args.ddp_backend=gloo"
-    session = run(tmp_path / "sessions", EXAMPLE, SIZES, gloo, *launched)
+    session = run(tmp_path / "sessions", EXAMPLE, SIZES, gloo, *launched, processes=4)
     check(session)
     for job in session.jobs.values():
         final = Path(job.spec.save_dir) / f"checkpoint-{job.iteration}"

@@ -64,3 +64,16 @@ def test_a_cooldown_whose_event_file_follows_the_plan_is_none(story: Story) -> N
     rates = [branch.trainer.planned_rate(branch.decay, step) for step in (110, 120, 130)]
     assert logged(story, *(rate for rate in rates if rate is not None)) == []
     assert story.job(BRANCH).learning_rate == pytest.approx(rates[-1])
+
+
+def test_a_next_attempt_has_no_rate_of_the_one_before(story: Story) -> None:
+    logged(story, 1e-3)
+    story.look(name=BRANCH, state="NODE_FAIL")
+    story.submit(BRANCH)
+    attempt = story.job(BRANCH).attempt
+    assert attempt is not None
+    assert attempt.number == 2
+    with Path(attempt.log).open("a") as log:
+        log.write(log_line(110, 2.5) + "\n")
+    story.look(name=BRANCH, state="RUNNING")
+    assert (story.job(BRANCH).iteration, story.job(BRANCH).learning_rate) == (110, None)

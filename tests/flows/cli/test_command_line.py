@@ -39,6 +39,22 @@ def test_bad_input_says_what_and_where_and_leaves_nothing_behind(tmp_path: Path)
     assert not root.exists() or not list(root.iterdir())
 
 
+def test_the_doctor_says_whether_prefects_server_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prefect() -> tuple[int, str]:
+        answer = autoexp("doctor", "demo", "slurm=local", "--json", root=tmp_path / "sessions")
+        found = {line["what"]: line for line in json.loads(answer.stdout)}
+        return answer.returncode, f"{found['prefect']['verdict']}: {found['prefect']['text']}"
+
+    code, said = prefect()
+    assert (code, said) == (0, f"ok: {os.environ['PREFECT_API_URL']} answers")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    code, said = prefect()
+    assert code == 1
+    assert said.startswith("to mend: Prefect's server at http://127.0.0.1:9/api does not answer")
+
+
 def test_a_plan_shows_jobs_branch_points_and_commands_and_submits_nothing(tmp_path: Path) -> None:
     root = tmp_path / "sessions"
     words = ("plan", "demo", "cooldowns.0.at=[1050]")
