@@ -190,7 +190,7 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
     if payload_spec.copies:
         code = Path(copies.__file__).read_bytes()
         atomic.write(directory / payload.COPIES_FILE, code)
-    if payload_spec.inside:
+    if payload_spec.inside or payload_spec.stop:
         atomic.write(directory / payload.INSIDE_FILE, Path(inside.__file__).read_bytes())
     for path, text in payload_spec.files.items():
         atomic.make_directory(Path(path).parent, by_umask=by_umask)
