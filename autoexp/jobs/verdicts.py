@@ -46,6 +46,8 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
         return Judgement(job.ending.verdict, job.ending.reason)
     if not counts(job, attempt):
         return Judgement(Verdict.CONTINUE, "was queued behind an attempt that restarts")
+    if attempt.sick_nodes and job.restart is None:
+        return _given_back(job, attempt)
     progressed = made_progress(job, attempt)
     if job.restart is not None:
         how = f"{_RESTARTED}{job.restart.reason}"
@@ -70,6 +72,19 @@ def judge_by_files(job: JobRecord, attempt: Attempt, *, most_without_progress: i
     """Judge an attempt, and read what its files add: scores, or the exception that ended it."""
     judgement = judge(job, attempt, most_without_progress=most_without_progress)
     return with_exception(job, attempt, with_scores(job, judgement))
+
+
+def _given_back(job: JobRecord, attempt: Attempt) -> Judgement:
+    """Judge an attempt that ended for sick nodes before its trainer: so often that is no fault."""
+    most = job.spec.nodes.gives_back if job.spec.nodes else 0
+    before = sum(bool(a.sick_nodes) for a in job.attempts if a.number <= attempt.number)
+    if before <= most:
+        return Judgement(Verdict.CONTINUE, f"given back: {attempt.reason}")
+    return Judgement(
+        Verdict.FAILED,
+        f"{attempt.reason}; {before} attempts were given back (nodes.gives_back: {most}): see "
+        "whether the check is right, and `autoexp nodes`",
+    )
 
 
 def counts(job: JobRecord, attempt: Attempt) -> bool:

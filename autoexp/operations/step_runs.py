@@ -14,11 +14,11 @@ from autoexp.errors import AutoexpError, SubmissionRefused, SubmitLimitReached
 from autoexp.jobs.backend_changes import changed_spec
 from autoexp.jobs.record import Attempt, Ending, JobRecord, RestartRequest
 from autoexp.jobs.spec import JobSpec
-from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.steps import CancelAttempts, NextStep, Replace, Submit, Withdraw, to_cancel
 from autoexp.operations import actions, arrays
+from autoexp.operations.nodes.avoidance import ToAvoid, to_avoid
 from autoexp.operations.phases import OnSession, Phase, Phases
 from autoexp.payload import processes_with_cookie
 from autoexp.rules.describe import describe
@@ -44,7 +44,7 @@ class Submission(NamedTuple):
     ref: AttemptRef
     spec: JobSpec
     attempt: Attempt
-    avoided: tuple[str, ...]
+    avoided: ToAvoid
     fresh: bool
     """True if the intent has just been recorded, so that it cannot have been submitted."""
     still_ours: Callable[[], None] | None = None
@@ -63,7 +63,7 @@ class Submission(NamedTuple):
             self.spec.machine,
             self.attempt.time_limit_min,
             self.attempt.after,
-            avoided=self.avoided,
+            avoided=self.avoided.names(self.spec.machine),
             still_ours=self.still_ours,
         )
         return submit_once(self.ref, options, scheduler, fresh=self.fresh)
@@ -168,7 +168,7 @@ def named(step: NextStep) -> str:
 
 
 def _submit(name: str, recorder: Recorder, log: Logger) -> Phases:
-    submission = yield OnSession(lambda: recorder.apply(_begin, name, log))
+    submission = yield OnSession(lambda: recorder.apply(begin_submission, name, log))
     if submission is None:
         return  # it is wanted no longer, or has no room
     try:
@@ -182,7 +182,7 @@ def _submit(name: str, recorder: Recorder, log: Logger) -> Phases:
         log.info("%s: submitted as job %s", submission.spec.title, job_id)
 
 
-def _begin(session: Session, name: str, log: Logger) -> Submission | None:
+def begin_submission(session: Session, name: str, log: Logger) -> Submission | None:
     """Record the intent of an attempt, unless there is one; move remains of a killed save."""
     job = session.jobs[name]
     attempt, fresh = job.unsubmitted, False
@@ -195,7 +195,7 @@ def _begin(session: Session, name: str, log: Logger) -> Submission | None:
     if attempt is None or job.is_ending:
         return None
     _look_at_image(session, job, attempt, log)
-    avoided = session.excluded.current(now())
+    avoided = to_avoid(session)
     copy = attempt.model_copy()
     return Submission(session.ref(attempt), job.spec, copy, avoided, fresh, session.refuse_lost)
 

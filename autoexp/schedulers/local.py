@@ -22,7 +22,7 @@ import submitit
 from submitit.local import local as submitit_local
 
 from autoexp import payload, proxies
-from autoexp.errors import SchedulerUnavailable, SubmissionRefused
+from autoexp.errors import SchedulerError, SchedulerUnavailable, SubmissionRefused
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources import inside
@@ -135,6 +135,19 @@ class LocalScheduler:
     def cancel(self, refs: Sequence[AttemptRef]) -> dict[str, str]:
         """Signal each job to end; its payload kills what has not ended after the grace time."""
         return {ref.key: _cancel(ref) for ref in refs}
+
+    def tell(self, ref: AttemptRef, name: str) -> str:
+        """Signal the payload, which tells the trainer in its own way."""
+        started = read_start_file(ref.directory)
+        try:
+            pid = None if started is None else processes.pid_of(started)
+        except processes.OutOfSight as error:
+            assert started is not None
+            raise SchedulerError(f"runs on {started['host']}: ask from there") from error
+        if pid is None:
+            raise SchedulerError(f"{ref.key} does not run")
+        _kill(pid, getattr(signal, f"SIG{name}"))
+        return f"signalled process {pid} ({name})"
 
     def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
         """Do nothing: there is only one node."""
