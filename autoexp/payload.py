@@ -348,9 +348,8 @@ class Supervisor:
 
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_SCRUBBED)}
-        cookie = {COOKIE: self._spec["key"]} | (
-            {ATTEMPT: str(self._directory)} if self._directory else {}
-        )
+        attempt = {ATTEMPT: str(self._directory)} if self._directory else {}
+        cookie = {COOKIE: self._spec["key"], **attempt}
         own = {**kept, **rendezvous(self._spec), **self._spec["environment"], **cookie}
         if self._directory is None or self._spec.get("inside", {"each": True})["each"]:
             return own  # behind a launcher each process does the same: it alone knows its rank
@@ -405,11 +404,6 @@ def end_leftovers(key: str, directory: Path) -> None:
         time.sleep(0.01)
 
 
-def stop_container(spec: dict[str, Any]) -> bool:
-    """End the container that a killed client has left with its daemon; True if there was one."""
-    return "stop" in spec and succeeds(spec["stop"], quiet=True)
-
-
 def _signal_steps(name: str) -> bool:
     """Signal all processes of this job's steps; True if that worked.
 
@@ -419,12 +413,10 @@ def _signal_steps(name: str) -> bool:
     return succeeds(["scancel", f"--signal={name[3:]}", scheduler_job_id()])
 
 
-def succeeds(command: list[str], *, quiet: bool = False) -> bool:
+def succeeds(command: list[str]) -> bool:
     """Whether a command ends well in a bounded time."""
-    output = subprocess.DEVNULL if quiet else None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        ended = subprocess.run(command, timeout=_STEP_PATIENCE_S, stdout=output, stderr=output)
-        return ended.returncode == 0
+        return subprocess.run(command, timeout=_STEP_PATIENCE_S).returncode == 0
     return False
 
 
@@ -456,8 +448,7 @@ def main(directory: Path) -> int:
         holder = claimed_by(directory)
         print(f"{spec['key']} is run by job {holder}; job {job_id} has nothing to do", flush=True)
         return 0
-    wait = is_owned_elsewhere(spec, directory)
-    started = time.time()
+    wait, started = is_owned_elsewhere(spec, directory), time.time()
     this = {**own_identity(), "job_id": job_id, "started_at": started}
     write_json(directory / "started.json", this)
     (directory / "exit.json").unlink(missing_ok=True)
@@ -475,7 +466,8 @@ def main(directory: Path) -> int:
                 code = supervisor.run(command_of(spec))
         else:
             reason = "the set-up of the nodes failed (`node_setup`)" if not sick else "sick nodes"
-        stop_container(spec)
+        if "stop" in spec:
+            _beside(directory, INSIDE_FILE).stop(spec["stop"])
         end_leftovers(spec["key"], directory)
     except OSError as error:
         code, reason = 127, f"could not start: {error}"

@@ -1,12 +1,14 @@
-"""What a container's runtime is told of the variables of a job, on the node where it starts.
+"""What a container's runtime is told on the node: the variables of a job, and its end.
 
 A copy of this file lies beside the payload of such an attempt, so the standard library alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Variables that SLURM, a launcher or the payload set for a process of the job.
@@ -17,6 +19,17 @@ _OF_THE_JOB = re.compile(
 # Two characters mean something else to the shell that is built into Apptainer: mvdan/sh marks the
 # end of its input and an escaped end of line by them. With one of them no variable at all is set.
 _UNREADABLE = re.compile("[\x80\x81]")
+
+_STOP_PATIENCE_S = 30.0
+
+
+def stop(command: Sequence[str]) -> bool:
+    """End the container that a killed client has left with its daemon; True if there was one."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        quiet = subprocess.DEVNULL
+        ended = subprocess.run(command, timeout=_STOP_PATIENCE_S, stdout=quiet, stderr=quiet)
+        return ended.returncode == 0
+    return False
 
 
 def for_runtime(spec: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:

@@ -209,7 +209,7 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
         atomic.write(directory / payload.COPIES_FILE, code)
     if payload_spec.check:
         atomic.write(directory / payload.CHECK_FILE, Path(check.__file__).read_bytes())
-    if payload_spec.inside:
+    if payload_spec.inside or payload_spec.stop:
         atomic.write(directory / payload.INSIDE_FILE, Path(inside.__file__).read_bytes())
     for path, text in payload_spec.files.items():
         atomic.make_directory(Path(path).parent, by_umask=by_umask)

@@ -25,6 +25,7 @@ from autoexp import payload, proxies
 from autoexp.errors import SchedulerError, SchedulerUnavailable, SubmissionRefused
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
+from autoexp.resources import inside
 from autoexp.resources.machines import LocalMachine
 from autoexp.schedulers import launch
 from autoexp.schedulers.base import (
@@ -237,8 +238,8 @@ def _end_leftovers(ref: AttemptRef) -> bool:
     for pid in left:
         _kill(pid, signal.SIGKILL)
     with contextlib.suppress(OSError, ValueError):  # somebody may have removed it
-        spec = json.loads(atomic.read(ref.directory / "spec.json"))
-        return payload.stop_container(spec) or bool(left)
+        command = json.loads(atomic.read(ref.directory / "spec.json")).get("stop")
+        return (command is not None and inside.stop(command)) or bool(left)
     return bool(left)
 
 
