@@ -13,12 +13,12 @@ from prefect_shell.commands import ShellOperation
 from autoexp import sinks
 from autoexp.errors import AutoexpError
 from autoexp.operations import action_runs, arrays
+from autoexp.operations.nodes.avoidance import Avoidance, Listing
 from autoexp.operations.phases import Effect
 from autoexp.operations.step_runs import Cancellation, Replacement, Submission, Withdrawal
 from autoexp.schedulers.base import Scheduler
 
 KEPT = 4000  # characters of a command's output that its action keeps
-_LEVELS = {"info": 20, "warning": 30, "error": 40}
 
 
 class CommandFailed(AutoexpError):
@@ -75,15 +75,6 @@ async def request(what: str, write: Callable[[], Awaitable[str]]) -> str:
     return outcome
 
 
-@task(name="log", cache_policy=NO_CACHE)
-async def log(effect: action_runs.LogMessage, scheduler: Scheduler) -> str:
-    """Log a message in the session's log."""
-    del scheduler
-    with sinks.plain_errors():
-        get_run_logger().log(_LEVELS[effect.level], effect.message)
-    return effect.message
-
-
 @task(name="run command", task_run_name=_TITLE, cache_policy=NO_CACHE, retry_delay_seconds=5)
 async def run_command(effect: action_runs.CommandRun) -> str:
     """Run a command to its end; returns the end of its output.
@@ -127,11 +118,11 @@ async def publish(effect: action_runs.Publication, scheduler: Scheduler) -> None
 
 
 TASKS: dict[type, Task[..., Any]] = {
-    action_runs.LogMessage: log,
     action_runs.OwnRun: _task("own action"),
     action_runs.Publication: publish,
     action_runs.Line: _task("write file", retries=2),
-    action_runs.Avoidance: _task("avoid nodes", retries=2, retry_delay_seconds=5),
+    Avoidance: _task("avoid nodes", retries=2, retry_delay_seconds=5),
+    Listing: _task("list sick nodes", retries=2, retry_delay_seconds=5),
 }
 """Effects that run as tasks, which Prefect may try again."""
 SHOWN: dict[type, Task[..., Any]] = {

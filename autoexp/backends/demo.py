@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from autoexp.backends.base import BackendBase
+from autoexp.backends.base import BackendBase, StackSignal
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.decay import DEFAULT_POWER
@@ -105,6 +105,7 @@ class DemoBackend(BackendBase):
 
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
     SHAPES: ClassVar[Mapping[str, str]] = {name: name for name in _SHAPES}
+    LOGS: ClassVar[frozenset[str]] = formats.LOGS
     HOLDS: ClassVar[bool] = True
     SEED: ClassVar[str | None] = "args.run_seed"
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
@@ -112,6 +113,9 @@ class DemoBackend(BackendBase):
 
     kind: Literal["demo"] = "demo"
     args: DemoArgs = DemoArgs()
+    stack_signal: StackSignal | None = Field(
+        "SIGQUIT", description="the signal at which it writes its stacks to its log"
+    )
 
     @property
     def train_iters(self) -> int:

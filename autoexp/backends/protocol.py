@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 from autoexp.backends.batches import Batches
+from autoexp.logs.event_files import RateFiles
 from autoexp.model import FrozenModel
 
 UNDECIDED = -1
@@ -194,6 +195,10 @@ class Backend(Protocol):
         """Iterations between two progress lines; None where unknown."""
 
     @property
+    def logged(self) -> frozenset[str]:
+        """Numbers that it logs, by the names that metric rules have for them."""
+
+    @property
     def final_lr(self) -> float:
         """Learning rate at a cooldown's end, unless the experiment sets another."""
 
@@ -226,6 +231,10 @@ class Backend(Protocol):
 
     def environment(self) -> dict[str, str]:
         """Variables that the trainer needs."""
+
+    @property
+    def stack_signal(self) -> str | None:
+        """The signal at which each process writes its stacks; None where it has none."""
 
     @property
     def working_directory(self) -> str | None:
@@ -303,6 +312,9 @@ class Backend(Protocol):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         """Read the progress in a log line, if there is any; never raises."""
+
+    def rate_files(self, save_dir: Path) -> RateFiles | None:
+        """Where it writes its learning rates, if its log does not have them."""
 
     def validation(self, line: bytes) -> Validation | None:
         """Read a validation loss in a log line that says no progress; never raises."""

@@ -30,7 +30,7 @@ from autoexp.cli import (
     submit,
 )
 from autoexp.cli.project import configs, init
-from autoexp.cli.upkeep import checkpoints, digest, goodput, track
+from autoexp.cli.upkeep import checkpoints, digest, goodput, nodes, track
 from autoexp.errors import AutoexpError
 
 _EPILOG = """\b
@@ -92,6 +92,10 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "branch": requests.branch,
         "budget": requests.budget,
         "checkpoints": checkpoints.checkpoints,
+        "nodes": CommandGroup(
+            "List, add or remove nodes that all sessions avoid.",
+            {"list": nodes.nodes_list, "add": nodes.nodes_add, "remove": nodes.nodes_remove},
+        ),
         "queue": requests.queue,
         "sessions": CommandGroup(
             "List, show or remove sessions.",

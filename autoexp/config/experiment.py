@@ -16,6 +16,7 @@ from autoexp.config.values.repeats import MOST_REPEATS
 from autoexp.dotted import flat
 from autoexp.jobs.budget import Budget
 from autoexp.model import COMPOSING, FrozenModel
+from autoexp.nodes.policy import NodePolicy
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
 from autoexp.retention.policy import Retention
@@ -109,6 +110,9 @@ class Experiment(FrozenModel):
     )
     sweep: Sweep | None = Field(None, description="many settings of the experiment, in one session")
     budget: Budget = Field(default_factory=Budget, description="GPU hours")
+    nodes: NodePolicy | None = Field(
+        None, description="a check of nodes before the trainer, and nodes to avoid"
+    )
     retention: Retention | None = Field(
         None, description="which checkpoints are kept; unset: nothing is ever deleted"
     )

@@ -24,6 +24,7 @@ _WIDE = 56
 _CONFIGS = "configs"
 _PATHS = (
     ("project", "output_root"),
+    ("nodes", "avoid_file"),
     ("backend", "source"),
     ("backend", "script"),
     ("backend", "python"),
@@ -174,6 +175,10 @@ class Origins:
         self._settings = settings or {}
         self._derived = derived or {}
         self._nodes: dict[Path, Any] = {}
+
+    def chosen(self, group: str) -> str:
+        """The file that was chosen of a group, such as `lumi` of `slurm`; empty: none."""
+        return self._choices.get(group) or ""
 
     def with_settings(self, settings: Mapping[str, Any]) -> "Origins":
         """The same for one point of a sweep."""

@@ -9,6 +9,7 @@ that a cooldown really gains something. Needs NumPy only, no GPU, one core; also
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import math
 import os
 import signal
@@ -230,5 +231,6 @@ if __name__ == "__main__":
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda number, _frame: received.append(number))
+    faulthandler.register(signal.SIGQUIT)
     signal.signal(signal.SIGUSR1, lambda number, _frame: asked.append(number))
     sys.exit(main(stop=received, save=asked))

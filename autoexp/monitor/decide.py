@@ -14,6 +14,7 @@ from autoexp.logs.matcher import Matcher, matcher
 from autoexp.rules.actions import (
     ENDS_AN_ATTEMPT,
     Action,
+    Avoid,
     Fail,
     Finish,
     Keep,
@@ -23,7 +24,13 @@ from autoexp.rules.actions import (
     Start,
 )
 from autoexp.rules.conditions import Condition
-from autoexp.rules.events import CheckpointComplete, Event, JobReady, SaveAsked
+from autoexp.rules.events import (
+    CheckpointComplete,
+    Event,
+    JobReady,
+    NodesFoundSick,
+    SaveAsked,
+)
 from autoexp.rules.metrics import of_validation, window
 from autoexp.rules.rules import (
     AnyRule,
@@ -33,6 +40,7 @@ from autoexp.rules.rules import (
     MetricRule,
     OnCheckpoint,
     OnReady,
+    OnSickNodes,
     RuleBase,
     SessionRule,
 )
@@ -119,6 +127,10 @@ def branches(
     ]
 
 
+_AVOIDS = Rule("nodes", OnSickNodes(), (Asked(Avoid()),))
+"""Implied by the check of nodes."""
+
+
 class Watched(NamedTuple):
     """Data that the rules need from one job: log patterns, a mark, the length of its tail."""
 
@@ -203,6 +215,8 @@ class RuleBook:
     def of(self, event: Event) -> list[Rule]:
         """The rules that match an event."""
         starts: list[Rule] = []
+        if isinstance(event, NodesFoundSick):
+            starts = [_AVOIDS]
         if isinstance(event, CheckpointComplete):
             # A thousand cooldowns have a thousand rules of their own: looked up, not tried.
             starts = self._starts.get((event.job, event.iteration), [])

@@ -116,6 +116,12 @@ class Save(Templated):
     """A cooldown from the checkpoint."""
 
 
+class Avoid(Templated):
+    """Have jobs avoid nodes that a check found sick; a session's `nodes` implies it."""
+
+    kind: Literal["avoid"] = "avoid"
+
+
 class Launch(Templated):
     """Submit another job in the same session: a cooldown, a command, or any configuration."""
 
@@ -183,6 +189,11 @@ class Restart(Templated):
     )
     exclude_nodes: Literal["blamed"] | None = Field(
         None, description="`blamed`: later submissions avoid the node that the event names"
+    )
+    evidence: bool = Field(
+        False,
+        description="before a running attempt is ended, write down within a minute what its "
+        "processes do: stacks of all ranks, GPUs, NCCL's flight recorder, ends of logs",
     )
 
 
@@ -291,6 +302,7 @@ _Shipped = (
     | Measure
     | Delete
     | Save
+    | Avoid
     | Launch
     | Restart
     | RunCommand

@@ -5,6 +5,8 @@ do is done here: a job is found, judged and cancelled by a process that did not 
 The state of a job comes from the files that the payload leaves in the attempt's directory.
 """
 
+import contextlib
+import json
 import os
 import shlex
 import signal
@@ -230,10 +232,13 @@ def _cancel(ref: AttemptRef) -> str:
 
 
 def _end_leftovers(ref: AttemptRef) -> bool:
-    """Kill processes that a killed payload left running; True if there were any."""
+    """Kill what a killed payload left running, a daemon's container too; True if there was any."""
     left = payload.processes_with_cookie(ref.key, ref.directory)
     for pid in left:
         _kill(pid, signal.SIGKILL)
+    with contextlib.suppress(OSError, ValueError):  # somebody may have removed it
+        spec = json.loads(atomic.read(ref.directory / "spec.json"))
+        return payload.stop_container(spec) or bool(left)
     return bool(left)
 
 

@@ -219,6 +219,7 @@ def _fill(
         created=now(),
         config=composed.config,
         overrides=composed.overrides,
+        site=composed.origins.chosen("slurm") if composed.origins else "",
         experiment=composed.experiment,
         jobs=[spec.name for spec in specs],
         versions=provenance.versions if provenance else {},

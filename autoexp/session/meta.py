@@ -29,6 +29,8 @@ class SessionMeta(BaseModel):
     created: datetime
     config: str
     overrides: tuple[str, ...] = ()
+    site: str = ""
+    """The file of `configs/slurm/` that says where its jobs run; empty where that is not known."""
     experiment: Experiment
     jobs: list[str] = Field(default_factory=list)
     """Names of the jobs, so that a lost file is noticed."""

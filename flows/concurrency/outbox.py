@@ -1,6 +1,7 @@
-"""Writes to the Prefect API: one at a time, with retries for those that must arrive."""
+"""Writes to the Prefect API: one at a time, with retries; an outage of it is told once."""
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -41,6 +42,57 @@ class WriteSlot:
             self._write_lock.release()
 
 
+class Outage(logging.Filter):
+    """Tells once that Prefect does not take what it is sent, and once that it does again.
+
+    As a filter it keeps Prefect's own account of that, with its traceback, out of a run's log.
+    """
+
+    def __init__(self, log: "logging.Logger | Any") -> None:
+        super().__init__()
+        self._log = log
+        self._failures = 0
+        self._is_told = False
+        # What Prefect has refused before while it took other things is not told again and again.
+        self._refused: set[str] = set()
+
+    def listen_to(self, engine: logging.Logger) -> None:
+        """Filter what is logged there from now on, in place of the session before."""
+        for former in [each for each in engine.filters if isinstance(each, Outage)]:
+            engine.removeFilter(former)
+        engine.addFilter(self)
+
+    def note_refused(self, what: str, error: BaseException) -> None:
+        """Note that Prefect did not take something, which is sent again where it can be."""
+        self._failures += 1
+        if not (self._is_told or what in self._refused):
+            self._is_told = True
+            self._log.warning(
+                "Prefect did not take %s (%s); the session goes on, and tells Prefect once it "
+                "answers",
+                *(what, error),
+            )
+        else:
+            self._log.debug("Prefect did not take %s (%s)", what, error)
+        self._refused.add(what)
+
+    def note_taken(self, what: str) -> None:
+        """Note that Prefect has taken something."""
+        self._refused.discard(what)
+        if self._is_told:
+            self._log.warning("Prefect answers again, after %d failures", self._failures)
+        self._failures, self._is_told = 0, False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Drop what Prefect's engine says of its own requests while the outage is told."""
+        error = record.exc_info[1] if record.exc_info else None
+        # A page that is no JSON is an error of Python's, raised in Prefect's client.
+        is_its_own = error is not None and (
+            is_prefect_error(error) or isinstance(error, json.JSONDecodeError)
+        )
+        return not (is_its_own and self._is_told)
+
+
 class PrefectOutbox:
     """Sends with retries while the session runs, and for a while longer when it is over.
 
@@ -50,6 +102,7 @@ class PrefectOutbox:
 
     def __init__(self, updates: Updates, log: "logging.Logger | Any") -> None:
         self.write_lock = asyncio.Lock()
+        self.outage = Outage(log)
         self._updates = updates
         self._log = log
         self._patience_s = _FOREGROUND_S if foreground() else _WORKER_S
@@ -57,24 +110,23 @@ class PrefectOutbox:
 
     async def send_with_retry(self, what: str, send: Callable[[], Awaitable[object]]) -> bool:
         """Call `send` until it succeeds; False once that has taken too long."""
-        since, failures = time.monotonic(), 0
+        since = time.monotonic()
         while True:
             try:
                 await send()
             except Exception as error:
-                failures += 1
-                if failures == 1:
-                    self._log.warning("Prefect did not take %s (%s); retrying", what, error)
+                self.outage.note_refused(what, error)
                 if self._is_enough(since):
-                    self._log.warning("Prefect did not accept %s: giving up", what)
+                    self._log.debug("Prefect did not take %s: giving up", what)
                     return False
                 await self._updates.pause(self._pause_s)
             else:
-                self.note_taken()
+                self.note_taken(what)
                 return True
 
-    def note_taken(self) -> None:
+    def note_taken(self, what: str) -> None:
         """Note that Prefect has accepted something: while it does, a terminal keeps waiting."""
+        self.outage.note_taken(what)
         if terminal := foreground():
             terminal.taken_at = time.monotonic()
 

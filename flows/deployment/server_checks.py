@@ -164,12 +164,19 @@ async def require_queries(url: str) -> None:
     try:
         async with asyncio.timeout(_FIRST_ANSWER_S), connection as client:
             await client.read_flow_runs(limit=1)
+            theirs, ours = await client.api_version(), client.client_version()
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or f"nothing within {_FIRST_ANSWER_S:.0f} s"
         raise AutoexpError(
             f"Prefect's server at {url} is there, but does not list its flow runs ({reason}). See "
             "to it, or to PREFECT_API_URL and the login (PREFECT_API_KEY, PREFECT_API_AUTH_STRING)"
         ) from error
+    if theirs.partition(".")[0] != ours.partition(".")[0]:
+        raise AutoexpError(
+            f"Prefect's server at {url} is of version {theirs}, and Prefect here of {ours}: they "
+            "cannot talk to each other. Upgrade the older one, or unset PREFECT_API_URL to have a "
+            "server started for you"
+        )
 
 
 # Whose it is

@@ -12,7 +12,7 @@ from prefect import State, get_client, get_run_logger, runtime
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.responses import SetStateStatus
-from prefect.input import RunInput, keyset_from_base_key, keyset_from_paused_state
+from prefect.input import Keyset, RunInput, keyset_from_base_key
 from prefect.input.actions import aread_flow_run_input
 from prefect.states import Paused
 from prefect.utilities.urls import url_for
@@ -27,6 +27,7 @@ from autoexp.planning.plan import Plan, above_budget
 from autoexp.reports.plan_tree import as_text
 
 _PAUSE = "approval"
+_STATE = "Awaiting approval"
 _A_WEEK_S = 7 * 24 * 3600
 _POLL_S = 2.0
 
@@ -64,11 +65,12 @@ async def _ask(question: str, plan: str) -> Approval:
     where = f"`Resume` on this run's page answers: {url_for('flow-run', flow_run_id)}"
     waits = sinks.line(f"waits for approval of its plan ({question})")
     paused: State[Any] = Paused(
+        name=_STATE,
         timeout_seconds=_A_WEEK_S,
         pause_key=_pause_key(runtime.flow_run.run_count),
         message=f"{waits}. {where}",
     )
-    keyset = keyset_from_paused_state(paused)
+    keyset = _keyset(runtime.flow_run.run_count)
     paused.state_details.run_input_keyset = {str(key): name for key, name in keyset.items()}
     form = Approval.with_initial_data(description=f"{question}\n\n{plan}")
     async with get_client() as client:
@@ -80,7 +82,7 @@ async def _ask(question: str, plan: str) -> Approval:
         get_run_logger().warning("%s. %s", waits, where)
         await _show(f"This run {waits}. {where}", plan)
         try:
-            answer = await _answer(client, flow_run_id, paused, form, question)
+            answer = await _answer(client, flow_run_id, paused, keyset, form, question)
         except NotAgreed as error:
             await _show(str(error), plan)
             raise
@@ -103,11 +105,11 @@ async def _answer(
     client: PrefectClient,
     flow_run_id: UUID,
     paused: State[Any],
+    keyset: Keyset,
     form: type[Approval],
     question: str,
 ) -> Approval:
     """Wait until the run is resumed; raises NotAgreed when it is cancelled, or after a week."""
-    keyset = keyset_from_paused_state(paused)
     ends_at, is_away = now() + timedelta(seconds=_A_WEEK_S), False
     while now() < ends_at:
         await asyncio.sleep(_POLL_S)
@@ -135,10 +137,15 @@ async def _answered_before() -> Approval | None:
     """The answer given after the process that had asked was killed, if there is one."""
     flow_run_id = UUID(str(runtime.flow_run.id))
     for run_count in range(1, runtime.flow_run.run_count):
-        key = keyset_from_base_key(f"paused-{_pause_key(run_count)}")["response"]
+        key = _keyset(run_count)["response"]
         if response := await aread_flow_run_input(key, flow_run_id=flow_run_id):
             return Approval(**response)
     return None
+
+
+def _keyset(run_count: int) -> Keyset:
+    """Where a question and its answer are kept, whatever the state is called."""
+    return keyset_from_base_key(f"paused-{_pause_key(run_count)}")
 
 
 def _pause_key(run_count: int) -> str:

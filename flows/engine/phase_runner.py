@@ -5,7 +5,6 @@ task run than most effects do, and fifty of them at once would have every job wa
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,11 +13,12 @@ from prefect import State, Task
 from prefect.exceptions import PrefectSignal
 
 from autoexp.flows.concurrency.children import Children, Updates
-from autoexp.flows.concurrency.outbox import WriteSlot, is_prefect_error
+from autoexp.flows.concurrency.outbox import Outage, WriteSlot, is_prefect_error
 from autoexp.flows.concurrency.turns import Precedence
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.operations.action_runs import CheckpointMark, CommandRun
 from autoexp.operations.deletion import Removal
+from autoexp.operations.evidence.collection import Collection
 from autoexp.operations.phases import (
     Effect,
     OnSession,
@@ -44,7 +44,7 @@ class PhaseRunner:
         writer: SessionWriter,
         updates: Updates,
         precedence: Precedence,
-        log: "logging.Logger | Any",
+        outage: Outage,
     ) -> None:
         self.marks: dict[str, Mark] = {}
         """The task run that stands for a job's checkpoint, by the job's name; None: not shown."""
@@ -52,7 +52,7 @@ class PhaseRunner:
         self._writer = writer
         self._updates = updates
         self._precedence = precedence
-        self._log = log
+        self._outage = outage
         # One task run begins at a time: the loop is left to others in between.
         self._show_lock = asyncio.Lock()
 
@@ -88,7 +88,7 @@ class PhaseRunner:
             case CommandRun():
                 command = effects.run_command.with_options(retries=phase.retries)
                 return await self._updates.unless_interrupted(command(phase))
-            case Removal():
+            case Removal() | Collection():
                 part = effects.in_thread(phase, self._scheduler)
                 return await self._updates.unless_interrupted(part)
         return await self._run_effect(children, phase)
@@ -127,7 +127,7 @@ class PhaseRunner:
             shown: Any = task(title, outcome, return_state=True)
             state: State[Any] = await shown
         except (Exception, PrefectSignal) as error:
-            self._log.warning("%s: Prefect could not show it: %s", title, error)
+            self._outage.note_refused(f"`{title}`", error)
             return None
         finally:
             slot.release()

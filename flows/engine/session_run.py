@@ -76,6 +76,7 @@ class SessionRun:
         self._writer = SessionWriter(session.path, self.updates, log)
         self._monitor = Monitor(session)
         outbox = PrefectOutbox(self.updates, log)
+        outbox.outage.listen_to(logging.getLogger("prefect.flow_runs"))
         terminal = foreground()
         self._visits = Visits(terminal.visits if terminal else None, self.updates.mark_changed)
         self._log_lines = LogLines()
@@ -85,7 +86,7 @@ class SessionRun:
             session, self._writer, outbox, self._visits, precedence, log
         )
         self._poller = SchedulerPoller(scheduler, session.experiment.slurm.scheduler_tick_s, log)
-        self._runner = PhaseRunner(scheduler, self._writer, self.updates, precedence, log)
+        self._runner = PhaseRunner(scheduler, self._writer, self.updates, precedence, outbox.outage)
         self._conditions = ConditionChecker(session, self._monitor, self._writer, self.updates, log)
         self._cancellations = CancellationWatcher(
             flow_run.id, self._visits, self._writer, self._monitor.recorder, log
@@ -106,7 +107,6 @@ class SessionRun:
             marks,
             precedence,
             self._job_logs,
-            log,
         )
         self._starts = Turns(_AT_ONCE, _LONGEST_TURN_S)
         self._submissions = Turns(_AT_ONCE, _LONGEST_TURN_S)

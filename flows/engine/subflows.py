@@ -1,7 +1,6 @@
 """Shows each job of a session as a Prefect subflow; the session never waits for one."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -45,7 +44,6 @@ class Subflows:
         marks: Mapping[str, Mark],
         precedence: Precedence,
         job_logs: JobLogs,
-        log: "logging.Logger | Any",
     ) -> None:
         # By job, the task run of the checkpoint that launched it: an arrow in the run graph.
         self._marks = marks
@@ -55,7 +53,6 @@ class Subflows:
         self._artifacts = artifacts
         self._cancellations = cancellations
         self._job_logs = job_logs
-        self._log = log
         self._started: set[tuple[str, int]] = set()
         self._views: dict[str, JobView] = {}
         self._changes: dict[str, asyncio.Event] = {}
@@ -143,7 +140,7 @@ class Subflows:
                 await self._run_subflow(job, origins, slot)
         except (Exception, PrefectSignal) as error:
             slot.release()
-            self._log.warning("%s: Prefect could not show it: %s", job.spec.title, error)
+            self._outbox.outage.note_refused(f"`{job.spec.title}`", error)
             return await self._close_run(job)
         finally:
             slot.release()
@@ -159,6 +156,7 @@ class Subflows:
         def begin(flow_run_id: str | None) -> None:
             self._artifacts.add_progress_bar(name)
             if flow_run_id is not None:
+                self._outbox.outage.note_taken(f"`{job.spec.title}`")
                 self._flow_run_ids[name] = flow_run_id
                 self._job_logs.begin(name, flow_run_id)
                 self._begun[name].set()
@@ -170,7 +168,7 @@ class Subflows:
         with quiet, tags(*self._artifacts.tags):
             shown: Any = subflow(after=origins, return_state=True)
             await shown
-        self._outbox.note_taken()
+        self._outbox.note_taken(f"`{job.spec.title}`")
 
     def _subflow_of(
         self, spec: JobSpec, slot: WriteSlot, begin: Callable[[str | None], None]

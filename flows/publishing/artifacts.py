@@ -26,7 +26,6 @@ from prefect.artifacts import (
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from autoexp import sinks
-from autoexp.errors import SchedulerUnavailable
 from autoexp.flows.concurrency.children import Children
 from autoexp.flows.concurrency.outbox import PrefectOutbox
 from autoexp.flows.concurrency.turns import Precedence
@@ -36,8 +35,6 @@ from autoexp.flows.publishing import page
 from autoexp.flows.publishing.events import EventEmitter
 from autoexp.monitor.monitor import Look
 from autoexp.reports.status import JobSummary, Status, status_of
-from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.slurm.commands import SlurmCommandFailed, run
 from autoexp.session.session import Session
 
 # Drawing takes two seconds of a core, in a process of its own: what it imports would stay here for
@@ -46,6 +43,7 @@ _PLOT_EVERY = 10
 _LEAST_PLOT_S, _LONGEST_PLOT_S = 60.0, 3600.0
 _PLOT_SHARE = 20
 _DRAWING_S = 300.0
+_WHAT = "the session's artifacts"
 
 
 class ArtifactPublisher:
@@ -60,7 +58,7 @@ class ArtifactPublisher:
         precedence: Precedence,
         log: "logging.Logger | Any",
     ) -> None:
-        self.tags: tuple[str, ...] = ()
+        self.tags = tags_of(session)
         self._session = session
         self._writer = writer
         self._outbox = outbox
@@ -118,7 +116,7 @@ class ArtifactPublisher:
         What is interrupted may have little CPU time left: others draw for it.
         """
         self._draws_here = not is_interrupted
-        await self._outbox.send_with_retry("the session's artifacts", self._publish_all)
+        await self._outbox.send_with_retry(_WHAT, self._publish_all)
 
     async def _publish_all(self) -> None:
         self._is_ending = True
@@ -145,13 +143,9 @@ class ArtifactPublisher:
         except Exception as error:
             self._dirty = True
             self._failures += 1
-            if self._failures == 1:
-                self._log.warning("Prefect did not accept the session's artifacts: %s", error)
+            self._outbox.outage.note_refused(_WHAT, error)
         else:
-            if self._failures:
-                self._log.warning(
-                    "Prefect accepts artifacts again after %d failures", self._failures
-                )
+            self._outbox.outage.note_taken(_WHAT)
             self._failures = 0
         finally:
             self._published_at = time.monotonic()
@@ -194,8 +188,6 @@ class ArtifactPublisher:
         """Let the flow run be found by session, project and cluster."""
         if self._is_tagged or runtime.flow_run.id is None:
             return
-        # Asking the cluster for its name may take a while.
-        self.tags = self.tags or await asyncio.to_thread(tags_of, self._session)
         tags = sorted({*(runtime.flow_run.tags or ()), *self.tags})
         async with get_client() as client:
             await client.update_flow_run(UUID(runtime.flow_run.id), tags=tags)
@@ -289,20 +281,11 @@ def _key(*parts: str) -> str:
 
 
 def tags_of(session: Session) -> tuple[str, ...]:
-    """`session:demo-1124-k3fq`, `project:demo`, `cluster:lumi`."""
-    found = (f"session:{session.id}", f"project:{session.experiment.project.name}")
-    name = _cluster(session)
-    return (*found, f"cluster:{name}") if name else found
-
-
-def _cluster(session: Session) -> str | None:
-    """The cluster's own name for itself; None when it does not answer now."""
-    machine = session.experiment.slurm
-    if not isinstance(machine, SlurmCluster):
-        return machine.kind
-    try:
-        answer = run(["scontrol", "show", "config"], machine.query_timeout_s)
-    except (SchedulerUnavailable, SlurmCommandFailed):
-        return None
-    named = re.search(r"^ClusterName\s*=\s*(\S+)", answer, re.M)
-    return named[1] if named else None
+    """`autoexp`, `session:demo-1124-k3fq`, `project:demo`, `cluster:lumi`."""
+    experiment = session.experiment
+    return (
+        "autoexp",
+        f"session:{session.id}",
+        f"project:{experiment.project.name}",
+        f"cluster:{session.meta.site or experiment.slurm.kind}",
+    )

@@ -39,8 +39,16 @@ def _beginning(flow: str, parameters: Mapping[str, Any]) -> str:
     if isinstance(experiment, Mapping):
         project = experiment.get("project")
     own = project.get("name") if isinstance(project, Mapping) else getattr(project, "name", None)
-    name = own if isinstance(own, str) else PurePath(str(parameters.get("config") or "")).stem
+    name = (
+        own if isinstance(own, str) else _config_name(PurePath(str(parameters.get("config") or "")))
+    )
     return sinks.title(f"{flow.removeprefix(_FLOWS)} {name}")
+
+
+def _config_name(path: PurePath) -> str:
+    """A configuration's name; the session's of one that a session keeps."""
+    is_kept = path.parts[-2:] == ("config", "resolved.yaml") and len(path.parts) > 2
+    return path.parts[-3] if is_kept else path.stem
 
 
 def is_generated(name: str) -> bool:

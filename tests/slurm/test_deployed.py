@@ -172,7 +172,7 @@ def test_a_session_killed_under_the_worker_goes_on_in_the_same_flow_run(
     assert set(states.values()) == {"COMPLETED"}, states
     assert ended["name"] == f"session {path.name}"
     assert {"autoexp", f"session:{path.name}", "project:demo"} <= set(ended["tags"])
-    assert "cluster:autoexp" in ended["tags"]
+    assert "cluster:local_cluster" in ended["tags"]
 
 
 def test_what_happens_is_told_as_events_about_jobs_and_sessions(

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 
@@ -26,8 +26,10 @@ from autoexp.backends.protocol import (
     may,
 )
 from autoexp.logs.linear import refuse_slow
+from autoexp.logs.patterns import groups_of
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.redaction import Variables
+from autoexp.rules.actions import Shape
 
 _CHANGES = {
     "variables": may(),
@@ -104,7 +106,8 @@ class CommandBackend(BackendBase):
     )
     shapes: dict[str, str] = Field(
         default_factory=lambda: {x: x for x in ("minus_sqrt", "linear", "cosine")},
-        description="decay shapes by the trainer's own names; others are refused",
+        description="decay shapes by the trainer's own names; others are refused. A curve that "
+        "none of them is goes by `points`: `{points: my-curve}`",
     )
     saves: Checkpoints = Field(description="its checkpoints")
     log_line: str = Field(
@@ -160,6 +163,7 @@ class CommandBackend(BackendBase):
         if self.validation_line is not None:
             ValidationPattern(self.validation_line)
         if info.context == COMPOSING:
+            self._refuse_unknown_shapes()
             for pattern in (self.log_line, self.start_line, self.validation_line):
                 if pattern is not None:
                     refuse_slow(pattern)
@@ -201,6 +205,14 @@ class CommandBackend(BackendBase):
         self._try(info)
         return self
 
+    def _refuse_unknown_shapes(self) -> None:
+        known = get_args(Shape)
+        for name in self.shapes.keys() - set(known):
+            raise ValueError(
+                f"`shapes.{name}`: no cooldown has this shape; there are {', '.join(known)}. A "
+                f"curve of your own is described by `points`: `shapes: {{points: {name}}}`"
+            )
+
     def _try(self, info: ValidationInfo) -> None:
         """Refuse arithmetic with what is no number while the configuration is composed."""
         if info.context == COMPOSING:
@@ -223,6 +235,11 @@ class CommandBackend(BackendBase):
     def seed_key(cls, values: Mapping[str, Any]) -> str | None:
         """`args.seed`, where the trainer is given one."""
         return "args.seed" if "seed" in (values.get("args") or {}) else None
+
+    @property
+    def logged(self) -> frozenset[str]:
+        found = frozenset(groups_of(self.log_line)) - {"iteration"}
+        return found if self.validation_line is None else found | {"validation_loss"}
 
     @property
     def final_lr(self) -> float:

@@ -419,15 +419,19 @@ class SlurmScheduler:
     def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
         """Update all with one command; a job that has started meanwhile is no failure.
 
-        An id that is another job's by now is left alone.
+        An id that is another job's by now is left alone. Without nodes, what the user excluded
+        by an option is what is left.
         """
         own = self._own(refs, self._listed())
         ids = [str(ref.job_id) for ref in refs if ref.key in own]
         which = f"JobId={','.join(ids)}"
+        is_cleared = not nodes and bool(ids)
         nodes = self._by_name(nodes) if ids else ()
-        while nodes:
+        given = self._cluster.options.get("exclude")  # which this would replace
+        while nodes or is_cleared:
             try:
-                self._run(["scontrol", "update", which, f"ExcNodeList={','.join(nodes)}"])
+                listed = ",".join([*([str(given)] if given else []), *nodes])
+                self._run(["scontrol", "update", which, f"ExcNodeList={listed}"])
                 return
             except SlurmCommandFailed as error:
                 if _UNKNOWN_NODE in error.stderr:

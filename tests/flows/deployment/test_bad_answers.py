@@ -1,19 +1,23 @@
-"""A session whose server, from its middle on, answers what no Prefect server should."""
+"""A session whose server, from its middle on, answers what no Prefect server should, or is gone."""
 
-import http.client
-import http.server
-import re
+import os
+import signal
+import sqlite3
+import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
-from urllib.parse import urlsplit
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from prefect.settings import PREFECT_API_URL
 
+from autoexp.flows.deployment import server
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.commands import start_monitor, wait_until_running
+from tests.flows.between import Between
+from tests.flows.commands import autoexp, start_monitor, wait_until_running
+from tests.flows.prefect_home import prefect_home
 from tests.flows.sessions import Make, hold_back
 from tests.patience import PATIENCE_S
 
@@ -23,54 +27,13 @@ ANSWERS = {
     "a page of a proxy": (200, b"<html>maintenance</html>"),
     "a database that has lost the run": (404, b'{"detail": "Flow run not found"}'),
     "a login": (401, b'{"exception_message": "Unauthorized"}'),
+    "500 to every call": (500, b'{"exception_message": "Internal Server Error"}'),
 }
-
-
-class Between(http.server.ThreadingHTTPServer):
-    """Passes requests on to Prefect's server until it has an answer of its own."""
-
-    daemon_threads = True
-    request_queue_size = 100
-    own: tuple[int, bytes] | None = None
-    given = 0
-
-    def __init__(self, url: str) -> None:
-        self.behind = urlsplit(url).netloc
-        super().__init__(("127.0.0.1", 0), _Pass)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/api"
-
-
-class _Pass(http.server.BaseHTTPRequestHandler):
-    server: Between
-    protocol_version = "HTTP/1.1"
-
-    def _pass(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        if self.server.own is not None:
-            self.server.given += 1
-            status, answer = self.server.own
-        else:
-            kept = ("authorization", "content-type")
-            headers = {name: self.headers[name] for name in kept if name in self.headers}
-            behind = http.client.HTTPConnection(self.server.behind, timeout=PATIENCE_S)
-            behind.request(self.command, self.path, body, headers)
-            found = behind.getresponse()
-            status, answer = found.status, found.read()
-            behind.close()
-        with suppress(OSError):  # whoever asked has gone
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _pass
-
-    def log_message(self, *_: object) -> None:
-        pass
+SMALL = "cooldowns=[{at: [100], decay: {iterations: 50}}]"
+INCOMPLETE = (
+    "The Prefect server does not answer, or refuses; its records of this run are incomplete"
+)
+OLDER = "Your Prefect server is running an older version of Prefect than your client"
 
 
 @pytest.fixture
@@ -84,24 +47,129 @@ def between(monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
     found.server_close()
 
 
+class Own:
+    """A Prefect server of the test's own, which it may end, or take the database from."""
+
+    def __init__(self, home: Path, patch: pytest.MonkeyPatch) -> None:
+        self.database = home / "prefect.db"
+        login = server.new_auth_string()
+        patch.setenv("PREFECT_HOME", str(home))
+        with server.bound_socket(0) as bound:
+            url = f"http://127.0.0.1:{bound.getsockname()[1]}/api"
+            patch.setenv("PREFECT_API_URL", url)
+            patch.setenv("PREFECT_API_AUTH_STRING", login)
+            self.process = server.start_server(bound, login, home / "log")
+        server.await_answer(lambda: None, url, login, "the server", home / "log")
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wipe(self) -> None:
+        """Empty each table of the database, as somebody does who cleans up with SQL."""
+        with closing(sqlite3.connect(self.database, timeout=PATIENCE_S)) as database:
+            found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            for (table,) in found.fetchall():
+                if table != "alembic_version" and not table.startswith("sqlite_"):
+                    database.execute(f'DELETE FROM "{table}"')
+            database.commit()
+            assert database.execute("SELECT count(*) FROM flow_run").fetchone() == (0,)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Own]:
+    found = Own(prefect_home(tmp_path), monkeypatch)
+    yield found
+    found.process.kill()
+    found.process.wait()
+
+
+def told_of(path: Path, monitor: "subprocess.Popen[str]", *, warnings: set[int]) -> str:
+    """What a monitor has printed by its end, which is that of its jobs, with one word about it."""
+    output, _ = monitor.communicate(timeout=PATIENCE_S)
+    assert monitor.returncode == 0, output
+    jobs = Session.load(path).jobs.values()
+    assert {(job.verdict, len(job.attempts)) for job in jobs} == {(Verdict.FINISHED, 1)}
+    assert "finished (reached iteration" in output
+    assert "Traceback" not in output and "| ERROR" not in output, output
+    assert output.count("| WARNING") in warnings, output
+    return output
+
+
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_jobs_end_right_and_the_exit_code_is_theirs_whatever_the_server_answers(
     answer: str, make_session: Make, between: Between
 ) -> None:
-    path = make_session("cooldowns=[{at: [100], decay: {iterations: 50}}]")
+    path = make_session(SMALL)
     gate = hold_back(path)
     monitor = start_monitor(path)
     wait_until_running(path)
     between.own = ANSWERS[answer]
     gate.touch()
 
-    output, _ = monitor.communicate(timeout=PATIENCE_S)
+    output = told_of(path, monitor, warnings={1})
 
-    assert monitor.returncode == 0, output
     assert between.given > 0
-    # Prefect logs its own for a subflow that it has begun and cannot end.
-    frames = re.findall(r'File "([^"]+)", line', output)
-    assert [file for file in frames if not re.search(r"site-packages|/lib/python3", file)] == []
-    jobs = Session.load(path).jobs.values()
-    assert {(job.verdict, len(job.attempts)) for job in jobs} == {(Verdict.FINISHED, 1)}
-    assert "finished (reached iteration" in output
+    assert "the session goes on, and tells Prefect once it answers" in output
+    assert output.count(INCOMPLETE) == 1
+
+
+def test_a_server_that_takes_five_seconds_for_each_answer_holds_up_no_job(
+    make_session: Make, between: Between
+) -> None:
+    path = make_session(SMALL)
+    gate = hold_back(path)
+    monitor = start_monitor(path)
+    wait_until_running(path)
+    between.late_s = 5.0
+    gate.touch()
+
+    output = told_of(path, monitor, warnings={0, 1})
+
+    assert between.given > 0
+    assert output.count(INCOMPLETE) <= 1
+
+
+def test_a_server_of_another_version_is_told_once_and_works_or_nothing_is_submitted(
+    make_session: Make, between: Between
+) -> None:
+    path = make_session(SMALL)
+    between.version = b'"4.0.0"'
+    refused = autoexp("resume", path.name, root=path.parent)
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stdout + refused.stderr
+    (line,) = [said for said in refused.stderr.splitlines() if said.startswith("autoexp:")]
+    assert "is of version 4.0.0" in line and f"`autoexp resume {path.name}`" in line
+    assert not any(job.attempts for job in Session.load(path).jobs.values())
+
+    between.version = b'"3.0.0"'
+    output = told_of(path, start_monitor(path), warnings={1})
+    assert output.count(OLDER) == 1 and INCOMPLETE not in output
+
+
+def test_a_server_that_is_killed_under_a_session_is_told_once(make_session: Make, own: Own) -> None:
+    path = make_session(SMALL)
+    gate = hold_back(path)
+    monitor = start_monitor(path)
+    wait_until_running(path)
+    own.kill()
+    gate.touch()
+
+    output = told_of(path, monitor, warnings={0, 1})
+
+    assert output.count(INCOMPLETE) == 1
+
+
+def test_a_database_that_is_emptied_under_a_session_is_told_once(
+    make_session: Make, own: Own
+) -> None:
+    path = make_session(SMALL)
+    gate = hold_back(path)
+    monitor = start_monitor(path)
+    wait_until_running(path)
+    own.wipe()
+    gate.touch()
+
+    output = told_of(path, monitor, warnings={1})
+
+    assert output.count(INCOMPLETE) == 1

@@ -50,6 +50,7 @@ async def test_a_flow_run_pauses_for_approval_and_says_what_it_waits_for(
     running = asyncio.create_task(train(config="demo", overrides=COSTLY, return_state=True))  # type: ignore[call-overload]
     async with get_client() as client:
         run = await paused(client)
+        assert run.state is not None and run.state.name == "Awaiting approval"
         assert not list(root.glob("*"))
         asked = "1 jobs: 1 train; 50.00 GPU hours: budget.confirm_above is 49"
         assert "demo  train  0 → 50" in await read_form(client, run.id)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from autoexp.flows.concurrency.children import Children, Updates
+from autoexp.flows.concurrency.outbox import Outage
 from autoexp.flows.concurrency.turns import Precedence, Turns
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.phase_runner import PhaseRunner
@@ -151,7 +152,7 @@ async def test_what_jobs_wait_for_waits_for_no_task_run(
     monkeypatch.setitem(effects.SHOWN, Copy, shown)
     writer = SessionWriter(tmp_path, updates, LOG)
     scheduler: Any = None
-    runner = PhaseRunner(scheduler, writer, updates, Precedence(), LOG)
+    runner = PhaseRunner(scheduler, writer, updates, Precedence(), Outage(LOG))
     async with Children(LOG) as children:
         await runner.run(children, copying(found, fails))
         assert found == ["failed: no room" if fails else "copied"]

@@ -93,6 +93,14 @@ def test_a_run_is_named_by_what_it_begins_then_its_session_and_keeps_a_name_that
     )
 
 
+def test_a_run_with_a_configuration_that_a_session_keeps_is_named_after_the_session() -> None:
+    kept = {"config": "/scratch/sessions/lab-1129-k3fq/config/resolved.yaml"}
+    assert name_of(None, "autoexp-evaluate", kept, None) == "evaluate lab-1129-k3fq"
+    assert (
+        name_of(None, "autoexp-cooldown", {"config": "resolved.yaml"}, None) == "cooldown resolved"
+    )
+
+
 def test_a_filled_in_form_is_the_experiment_and_can_be_composed_again() -> None:
     made = form.composed(FILLED)
     assert made.experiment == Experiment.model_validate(FILLED)

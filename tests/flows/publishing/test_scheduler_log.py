@@ -57,11 +57,8 @@ async def test_no_escape_reaches_a_flow_runs_log_or_the_name_of_a_task_run(
     @flow
     async def session() -> None:
         get_run_logger().warning("said %s", hostile)
-        for effect in (
-            action_runs.Publication(f"e {hostile}", "s", {}),
-            action_runs.LogMessage(f"told {hostile}", "warning"),
-        ):
-            await effects.TASKS[type(effect)](effect, None)
+        published = action_runs.Publication(f"e {hostile}", "s", {})
+        await effects.TASKS[type(published)](published, None)
 
     async def write() -> str:
         return hostile
@@ -73,7 +70,7 @@ async def test_no_escape_reaches_a_flow_runs_log_or_the_name_of_a_task_run(
     await session()
     await asking()
     said = [record.getMessage() for record in caplog.records]
-    assert "said x\\x9b\\u202e\n" in said and "told x\\x9b\\u202e\n" in said
+    assert "said x\\x9b\\u202e\n" in said
     assert "ask x\\x9b\\u202e\n: x\\x9b\\u202e\n" in said
     titles = {getattr(record, "task_run_name", None) for record in caplog.records}
     assert "ask x\\x9b\\u202e" in titles
