@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -55,6 +55,19 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(node, dict):
             raise BadInput(f"{key}: {part} is a value, without keys below it")
     node[last] = copy.deepcopy(value)
+
+
+def assign(values: dict[str, Any], words: Iterable[str], where: str) -> dict[str, Any]:
+    """Set values as words say, `mlflow.uri=URL`, each read as YAML; raises BadInput."""
+    for word in words:
+        key, is_set, text = word.partition("=")
+        if not is_set:
+            raise BadInput(f"{where} {word}: write KEY=VALUE")
+        try:
+            set_value(values, key, yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise BadInput(f"{where} {word}: {text!r} is no value") from error
+    return values
 
 
 def dump(values: Any) -> str:

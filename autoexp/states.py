@@ -183,6 +183,7 @@ class Kind(StrEnum):
     BASELINE = "baseline"
     EVALUATE = "evaluate"
     COMMAND = "command"
+    UPLOAD = "upload"
 
     @property
     def trains(self) -> bool:

@@ -62,7 +62,11 @@ class Stage(FrozenModel):
         description="in place of a command: the experiment's training once more, with these "
         "settings changed, such as `backend.args.lr: 1e-4`; texts are templates",
     )
-    kind: Literal["evaluate", "command"] = Field("command", description="the kind of the job")
+    kind: Literal["evaluate", "command", "upload"] = Field(
+        "command",
+        description="the kind of the job; while an `upload` runs, checkpoints below the folders "
+        "that it names stay",
+    )
     each: Literal["cooldown"] | None = Field(
         None, description="a job for each cooldown, which its templates call `sibling.cooldown`"
     )
@@ -75,7 +79,16 @@ class Stage(FrozenModel):
         default_factory=dict, description="additional environment variables"
     )
     slurm: dict[str, Any] = Field(
-        default_factory=dict, description="changes to its resources: `{gpus_per_node: 1}`"
+        default_factory=dict,
+        description="changes to its resources: `{gpus_per_node: 1}`; `{kind: local}` runs it "
+        "beside the monitor, as on a login node",
+    )
+    container: dict[str, Any] = Field(
+        default_factory=dict,
+        description="changes to the container of a command: `{kind: none}`, `{image: FILE}`",
+    )
+    launcher: Literal["none", "srun", "torchrun"] = Field(
+        "none", description="what starts a command on its nodes"
     )
     minutes: float | None = Field(None, gt=0, description="its estimated length, for the budget")
     scores: str | None = Field(
@@ -88,7 +101,7 @@ class Stage(FrozenModel):
     def _a_command_or_a_training(self) -> Self:
         if bool(self.command) == bool(self.train):
             raise ValueError("give exactly one of `command` and `train`")
-        of_commands = ("kind", "environment", "minutes", "scores")
+        of_commands = ("kind", "environment", "minutes", "scores", "container", "launcher")
         fields = type(self).model_fields
         foreign = [
             x

@@ -45,6 +45,8 @@ class Attempt(BaseModel):
     """Nodes for which it gave itself back before its trainer, each with the reason."""
     gpus: int = 0
     """GPUs that it holds while it runs."""
+    is_local: bool = False
+    """True if it runs beside the monitor, in a session whose other jobs may not."""
     earlier_gpu_hours: float = 0.0
     """GPU hours of runs before a requeue under the same job id."""
     time_limit_min: float | None = None

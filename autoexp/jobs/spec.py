@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -98,6 +98,8 @@ class JobSpec(FrozenModel):
     """Directories and files outside of the session's outputs that its command reads."""
     scores: str | None = None
     """JSON file of scores that it writes."""
+    launched_as: Literal["srun", "torchrun"] | None = None
+    """The launcher of a command; a trainer has that of its machine."""
     planned: Estimate | None = None
     """Planned GPU hours; None if unknown."""
 

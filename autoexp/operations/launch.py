@@ -43,7 +43,7 @@ class Launching(NamedTuple):
     path: Path
     """The session's directory."""
     session_id: str
-    parent: JobSpec | None
+    parent: JobSpec | None = None
     """The job that the event is about."""
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from autoexp.config.experiment import Experiment
 from autoexp.config.stages import EACH, LATE, TRUNK, AtCheckpoint, Stage, is_first
@@ -20,10 +20,13 @@ from autoexp.model import COMPOSING, first_problem
 from autoexp.names import check_job
 from autoexp.planning.cost import Cost
 from autoexp.planning.trainings import training
+from autoexp.resources.containers import Container
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.scalars import settled
 from autoexp.states import Kind
 from autoexp.templates import fill, fill_tree, names_in, refuse_unknown, texts_in
+
+_CONTAINERS: TypeAdapter[Container] = TypeAdapter(Container)
 
 
 def references(name: str, stage: Stage) -> Iterator[str]:
@@ -110,7 +113,11 @@ class StageJobs:
         }
 
     def _machine(self) -> LocalMachine | SlurmCluster:
-        return machine_with(self._experiment, f"stages.{self._name}.slurm", self._stage.slurm)
+        where = f"stages.{self._name}.slurm"
+        machine = machine_with(self._experiment, where, self._stage.slurm, may_be_local=True)
+        if self._stage.launcher == "none":
+            return machine
+        return machine.model_copy(update={"launcher": self._stage.launcher})
 
     def _command(self) -> Made:
         experiment, stage = self._experiment, self._stage
@@ -120,7 +127,8 @@ class StageJobs:
             parent=self._parent,
             backend=experiment.backend,
             machine=self._machine(),
-            container=experiment.container,
+            container=container_with(experiment, f"stages.{self._name}.container", stage.container),
+            launched_as=None if stage.launcher == "none" else stage.launcher,
             command=tuple(fill(text, self._shown) for text in stage.command),
             environment={k: fill(text, self._shown) for k, text in stage.environment.items()},
             output_dir=str(self._output),
@@ -282,11 +290,28 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def container_with(experiment: Experiment, where: str, changes: Mapping[str, Any]) -> Container:
+    """The session's container with the changes that are written there; raises BadInput."""
+    own = experiment.container
+    if not changes:
+        return own
+    kept = own.model_dump() if changes.get("kind", own.kind) == own.kind else {}
+    try:
+        found: Container = _CONTAINERS.validate_python({**kept, **changes}, context=COMPOSING)
+    except ValidationError as error:
+        raise BadInput(first_problem(error, *where.split("."), skip=1)) from error
+    return found
+
+
 def machine_with(
-    experiment: Experiment, where: str, changes: Mapping[str, Any]
+    experiment: Experiment, where: str, changes: Mapping[str, Any], *, may_be_local: bool = False
 ) -> LocalMachine | SlurmCluster:
     """Where the session's jobs run, with the changes that are written there."""
     machine = experiment.slurm
+    if may_be_local and changes.get("kind") == "local":
+        # Beside the monitor, whatever the session's machine is: what is SLURM's alone is left out.
+        machine = machine if isinstance(machine, LocalMachine) else LocalMachine()
+        changes = {key: value for key, value in changes.items() if key != "kind"}
     for key in ("kind", "max_jobs", "scheduler_tick_s"):
         if key in changes:
             raise BadInput(f"{where}.{key}: belongs to the session")

@@ -123,6 +123,8 @@ def _named(situation: Situation) -> Iterator[Used]:
         evaluates = kept and spec.kind is Kind.EVALUATE
         if is_done and not evaluates:
             continue
+        if spec.kind is Kind.UPLOAD and (job is None or job.launched):
+            yield from _uploaded(spec, by_path)
         places = {p for word in _words(spec) for p in _places(word, by_path, odd)}
         if (event := situation.launched_from.get(name)) is not None:
             places.add((event.job, event.iteration))
@@ -135,6 +137,15 @@ def _named(situation: Situation) -> Iterator[Used]:
                 yield Used(place, Hold(why, f"{name} has finished"))
             if evaluates:
                 yield Used(place, Hold("evaluated"))
+
+
+def _uploaded(spec: JobSpec, by_path: Mapping[str, Place]) -> Iterator[Used]:
+    """The checkpoints below a folder that is uploaded as a whole, from its start on."""
+    named = {found.rstrip("/") for word in _words(spec) for found in _PATHS.findall(word)}
+    hold = Hold(f"{spec.name} uploads it", f"{spec.name} has finished")
+    for path, place in by_path.items():
+        if any(str(parent) in named for parent in PurePosixPath(path).parents):
+            yield Used(place, hold)
 
 
 def _words(spec: JobSpec) -> Iterator[str]:

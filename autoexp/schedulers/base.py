@@ -44,6 +44,8 @@ class AttemptRef(NamedTuple):
     script: str
     """File name of the batch script, which no other session has."""
     job_id: str | None = None
+    is_local: bool = False
+    """True if it runs beside the monitor, whatever the session's scheduler is."""
 
 
 class JobStatus(NamedTuple):

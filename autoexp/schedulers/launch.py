@@ -116,7 +116,7 @@ def _of_attempt(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -
 
 
 def _is_launched(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> bool:
-    return machine.launcher != "none" and _trains(spec)
+    return machine.launcher != "none" and (_trains(spec) or spec.launched_as is not None)
 
 
 def _trains(spec: JobSpec) -> bool:

@@ -11,9 +11,10 @@ def scheduler_for(experiment: Experiment) -> Scheduler:
     # Imported here: submitit takes a moment, and most commands submit nothing.
     machine = experiment.slurm
     if isinstance(machine, SlurmCluster):
+        from autoexp.schedulers.mixed import MixedScheduler
         from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 
-        return SlurmScheduler(machine)
+        return MixedScheduler(SlurmScheduler(machine))
     if isinstance(machine, OwnMachine):
         own: Scheduler = machine.scheduler()
         return own

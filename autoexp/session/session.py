@@ -303,6 +303,7 @@ class Session:
             first_iteration=job.saved_iteration,
             before=self.losses_before(job),
             gpus=job.spec.machine.gpus,
+            is_local=job.spec.machine.kind == "local",
             time_limit_min=time_limit(job, self.jobs.get(job.spec.parent or "")),
             after=ahead[-1].job_id if ahead else None,
         )
@@ -371,12 +372,16 @@ class Session:
 
     def ref(self, attempt: Attempt) -> AttemptRef:
         directory = self.path / "attempts" / attempt.key
-        return AttemptRef(attempt.key, directory, attempt.name, self.meta.script, attempt.job_id)
+        return AttemptRef(
+            *(attempt.key, directory, attempt.name, self.meta.script, attempt.job_id),
+            is_local=attempt.is_local,
+        )
 
     def submission_ref(self, attempt: Attempt) -> AttemptRef:
         """The submitted job: the attempt itself, or the array that it is a task of."""
         directory = self.path / "attempts" / attempt.name
-        return AttemptRef(attempt.key, directory, attempt.name, self.meta.script)
+        name, script = attempt.name, self.meta.script
+        return AttemptRef(attempt.key, directory, name, script, is_local=attempt.is_local)
 
     def settle(self, job: JobRecord, verdict: Verdict, reason: str) -> None:
         """Give a job its final verdict."""

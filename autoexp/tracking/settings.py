@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from autoexp.dotted import set_value
+from autoexp.dotted import assign
 from autoexp.errors import BadInput
 from autoexp.model import FrozenModel, first_problem
 from autoexp.rules.durations import Duration
@@ -73,15 +72,7 @@ def chosen(own: Tracking | None, words: Sequence[str]) -> Tracking | None:
     if not words:
         return own
     values: dict[str, Any] = {} if own is None else own.model_dump(exclude_none=True)
-    for word in words:
-        key, is_set, text = word.partition("=")
-        if not is_set:
-            raise BadInput(f"{word}: write a tracker's setting as KEY=VALUE, `tensorboard=runs`")
-        try:
-            set_value(values, key, yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise BadInput(f"{word}: {text!r} is no value") from error
     try:
-        return Tracking.model_validate(values)
+        return Tracking.model_validate(assign(values, words, "tracking"))
     except ValidationError as error:
         raise BadInput(f"tracking: {first_problem(error)}") from error

@@ -26,7 +26,11 @@ from autoexp.storage import removal
 
 _LONGEST_KEY = 512  # of an asset's key. Source: prefect/types/names.py, MAX_ASSET_KEY_LENGTH
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9._/+=@:-]")
-_OUTPUTS = {Kind.EVALUATE: "scores", Kind.COMMAND: "output"}  # of other kinds a model
+_OUTPUTS = {
+    Kind.EVALUATE: "scores",
+    Kind.COMMAND: "output",
+    Kind.UPLOAD: "upload",
+}  # of other kinds a model
 
 
 def checkpoint_key(session: str, job: str, iteration: int) -> str:

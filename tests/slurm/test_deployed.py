@@ -21,7 +21,7 @@ from tests.slurm.deployed import ROOT, Deployed, Listener, monitor_pid
 
 _DEPLOYMENTS = (
     *("autoexp-train/train", "autoexp-cooldown/cooldown"),
-    *("autoexp-evaluate/evaluate", "autoexp-resume/resume"),
+    *("autoexp-evaluate/evaluate", "autoexp-branch/branch", "autoexp-resume/resume"),
 )
 pytestmark = [pytest.mark.slurm, pytest.mark.prefect]
 

@@ -32,14 +32,14 @@ def track(
     """
     from autoexp.errors import BadInput, SessionHeld
     from autoexp.reports.terminal import say, say_json
-    from autoexp.session.find import session_path
+    from autoexp.session.find import own_session_path
     from autoexp.session.meta import SessionMeta
     from autoexp.storage import locks, migrations
     from autoexp.tracking.send import send_new
     from autoexp.tracking.settings import chosen
     from autoexp.tracking.tracker import Owner
 
-    path = session_path(name)
+    path = own_session_path(name)
     meta = migrations.read(path / "session.json", SessionMeta)
     tracking = chosen(meta.experiment.tracking, settings or [])
     if tracking is None:

@@ -3,13 +3,11 @@
 import getpass
 import uuid
 from collections.abc import Sequence
-from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from autoexp.config.experiment import CheckpointSource
-from autoexp.dotted import set_value
+from autoexp.dotted import assign
 from autoexp.errors import BadInput
 from autoexp.model import first_problem
 from autoexp.operations.on_request import save
@@ -23,15 +21,7 @@ from autoexp.session.session import Session
 
 def cooldown_of(words: Sequence[str], name: str) -> LaunchedCooldown:
     """Read a decay written as `fraction=0.1`, `shape=linear`; raises BadInput."""
-    decay: dict[str, Any] = {}
-    for word in words:
-        key, is_set, text = word.partition("=")
-        if not is_set:
-            raise BadInput(f"--decay {word}: write KEY=VALUE, as in `--decay fraction=0.1`")
-        try:
-            set_value(decay, key, yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise BadInput(f"--decay {word}: {text!r} is no value") from error
+    decay = assign({}, words, "--decay")
     try:
         return LaunchedCooldown.model_validate({"decay": decay, "name": name})
     except ValidationError as error:

@@ -193,7 +193,10 @@ def with_energy(session: Session, rows: Sequence[Goodput]) -> list[Goodput]:
     cluster = session.experiment.slurm
     if not isinstance(cluster, SlurmCluster):
         return list(rows)
-    ids = {row.job: [a.job_id for a in session.jobs[row.job].attempts if a.job_id] for row in rows}
+    ids = {
+        row.job: [a.job_id for a in session.jobs[row.job].attempts if a.job_id and not a.is_local]
+        for row in rows
+    }
     found = energy_kwh([job_id for own in ids.values() for job_id in own], cluster)
     return [
         row.model_copy(update={"kwh": sum(known)})

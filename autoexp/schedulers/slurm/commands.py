@@ -101,11 +101,14 @@ def about(job_id: str, words: str) -> str:
     return "; ".join(line for line in words.splitlines() if named.search(line))
 
 
-def signal_batch(run: Callable[[list[str]], str], job_id: str, name: str) -> str:
+def signal_batch(run: Callable[[list[str]], str], job_id: str, name: str, *, is_ours: bool) -> str:
     """Signal a job's batch script, and none of its steps; returns the answer.
 
-    Raises SchedulerError where SLURM refuses it, SchedulerUnavailable without an answer.
+    Raises SchedulerError where SLURM refuses it, or the id is another job's by now;
+    SchedulerUnavailable without an answer.
     """
+    if not is_ours:
+        raise SchedulerError(f"job {job_id} is not in the queue, or another's by now")
     try:
         run(["scancel", "--batch", f"--signal={name}", job_id])
     except SlurmCommandFailed as error:

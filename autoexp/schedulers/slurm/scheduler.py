@@ -14,12 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from autoexp import payload, states
-from autoexp.errors import (
-    SchedulerError,
-    SchedulerUnavailable,
-    SubmissionRefused,
-    SubmitLimitReached,
-)
+from autoexp.errors import SchedulerUnavailable, SubmissionRefused, SubmitLimitReached
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
@@ -412,9 +407,8 @@ class SlurmScheduler:
 
     def tell(self, ref: AttemptRef, name: str) -> str:
         """Signal the batch script alone: the payload tells the trainer in its own way."""
-        if ref.key not in self._own([ref], self._listed()):
-            raise SchedulerError(f"job {ref.job_id} is not in the queue, or another's by now")
-        return commands.signal_batch(self._run, str(ref.job_id), name)
+        is_ours = ref.key in self._own([ref], self._listed())
+        return commands.signal_batch(self._run, str(ref.job_id), name, is_ours=is_ours)
 
     def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
         """Update all with one command; a job that has started meanwhile is no failure.

@@ -110,7 +110,9 @@ def test_what_cannot_be_known_is_a_marked_line_and_the_rest_composes(
     deployments = yaml.safe_load((tmp_path / "prefect.yaml").read_text())["deployments"]
     assert deployments[0]["parameters"] == {"config": "mine"}
     names = [deployment["name"] for deployment in deployments]
-    assert names == ["mine-train", "mine-cooldown", "mine-evaluate", "mine-resume"]
+    assert names == [
+        *("mine-train", "mine-cooldown", "mine-evaluate", "mine-branch", "mine-resume")
+    ]
     assert "sessions/" in (tmp_path / ".gitignore").read_text().splitlines()
 
 

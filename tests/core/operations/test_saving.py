@@ -19,6 +19,7 @@ from autoexp.session.session import Session
 from autoexp.states import Kind
 from tests.builders import attempt_of, spec_of
 from tests.core.story import Story, StoryOf, perform
+from tests.killing import KilledAt
 
 REQUEST = SaveRequest(job="tiny", request="0123abcd", by="a test")
 COOLDOWN = cooldown_of(["iterations=50"], "now")
@@ -50,6 +51,26 @@ def test_a_request_that_is_processed_twice_is_one_action_and_one_event(story: St
     assert len(saves(story.session)) == 1
     told = save.telling(story.session, action.key)
     assert (told.job, told.restart, told.ref.job_id) == ("tiny", False, "id-" + told.ref.key)
+
+
+def test_a_request_killed_at_any_durable_step_is_one_action(
+    story: Story, killed_at: KilledAt
+) -> None:
+    step = 1
+    while True:
+        request = REQUEST.model_copy(update={"request": f"{step:08x}"})
+        enqueue(story.path, request)
+        killed = killed_at(step, lambda: process_requests(Session.load(story.path)))
+        session = Session.load(story.path)
+        process_requests(session)
+        mine = [a for a in saves(session) if getattr(a.event, "request", "") == request.request]
+        assert len(mine) == 1
+        assert session.journal.has(mine[0].event.key)
+        assert not list((story.path / "inbox").glob("*.json"))
+        if not killed:
+            break
+        step += 1
+    assert step > 2
 
 
 def test_a_trainer_is_not_told_once_its_attempt_has_ended(story: Story) -> None:
