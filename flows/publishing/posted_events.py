@@ -1,7 +1,8 @@
 """Sends Prefect's events as requests, in batches and in order, until the server takes them.
 
-Prefect's own client keeps a connection open for as long as it lives, and asks over it every few
-seconds whether it is: an embedded server would never come to rest.
+Prefect's own client keeps a web socket open for as long as it lives. A proxy that passes none would
+have heartbeats end while the session lives; and it asks over it every few seconds whether the other
+side is there: an embedded server would never come to rest.
 """
 
 import asyncio
@@ -13,11 +14,19 @@ from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.events import Event
 from prefect.events.clients import EventsClient
+from prefect.events.worker import EventsWorker, emit_events_to_cloud
 from prefect.exceptions import PrefectHTTPStatusError
 
 _GATHER_S = 0.2
 _RETRY_S = 5.0
 _BATCH = 100
+_LAST_S = 30.0  # at a process's end, for what a server that is away has not taken
+
+
+def post_events() -> None:
+    """Have what this process emits from now on posted; Prefect Cloud has a way of its own."""
+    if not emit_events_to_cloud():
+        EventsWorker.set_client_override(PostedEvents)
 
 
 class PostedEvents(EventsClient):
@@ -41,7 +50,7 @@ class PostedEvents(EventsClient):
         trace: TracebackType | None,
     ) -> None:
         if self._sending is not None:
-            await self._sending
+            await asyncio.wait([self._sending], timeout=_LAST_S)
         await self._client.__aexit__(kind, error, trace)
         await super().__aexit__(kind, error, trace)
 
