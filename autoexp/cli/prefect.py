@@ -67,10 +67,10 @@ def automations_install(
             "--silence",
             metavar="SECONDS",
             parser=seconds,
-            help="Seconds without a heartbeat until a session counts as crashed (default 900).",
+            help="Seconds without a heartbeat until a session counts as crashed (default 1080).",
             show_default=False,
         ),
-    ] = 900.0,
+    ] = 1080.0,
     notify: Annotated[
         str | None,
         options.option(
