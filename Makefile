@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo deploy slurm-demo test test-local test-slurm test-containers fuzz test-slow test-slow-machine test-newest test-trainers bench check format docs docs-site docs-tools megatron-names clean
+.PHONY: help setup demo deploy slurm-demo test test-local test-slurm test-containers fuzz test-slow test-slow-machine test-newest test-trainers test-trackers bench check format docs docs-site docs-tools megatron-names clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -56,6 +56,16 @@ $(TRAINERS)/.installed: tests/trainers/requirements.txt
 	if [ -z "$$AUTOEXP_TEST_TORCH_PYTHON" ]; then $(PYTHON) -m venv $(TRAINERS) && \
 	  $(TRAINERS)/bin/pip install --quiet -r tests/trainers/requirements.txt; \
 	  else mkdir -p $(TRAINERS); fi
+	@touch $@
+
+TRACKERS := .venv-trackers
+test-trackers: $(TRACKERS)/.installed  ## an MLflow server on this machine, W&B's offline mode, TensorBoard's own reader
+	$(TRACKERS)/bin/python -m pytest -n0 -rs tests/trackers
+
+$(TRACKERS)/.installed: tests/trackers/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(TRACKERS)
+	$(TRACKERS)/bin/pip install --quiet --disable-pip-version-check 'hatchling>=1.27' editables setuptools
+	$(TRACKERS)/bin/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[dev]' -r tests/trackers/requirements.txt
 	@touch $@
 
 test-slow: setup  ## tests that take minutes each on a SLURM cluster: how jobs end, long sessions

@@ -41,18 +41,15 @@ COOKIE = "AUTOEXP_KEY"
 ATTEMPT = "AUTOEXP_ATTEMPT"
 """Names the attempt's directory: sessions of one id under several roots have the same keys."""
 OWNER = ".owner"
-# The first counts. One that a machine that crashed left empty stays so: the next one counts then,
-# which again only one can take.
+# The first counts. One that a machine that crashed left empty stays so: then the next one does.
 CLAIMS = ("claim", "claim.2", "claim.3")
 TASKS = "tasks.json"
-NODE_FILE, COPIES_FILE, INSIDE_FILE = "node.py", "copies.py", "inside.py"
+NODE_FILE, COPIES_FILE, INSIDE_FILE, CHECK_FILE = "node.py", "copies.py", "inside.py", "check.py"
 CHECKPOINT = "{checkpoint}"
 """In the options of a resumed trainer: the path of its newest checkpoint."""
-_CLAIM_PATIENCE_S = 10.0
 _OWNER_CHECK_S = 5.0
 _LEFTOVERS_PATIENCE_S, _EXIT_FILE_PATIENCE_S = 5.0, 60.0
-_STEP_PATIENCE_S = 30.0
-_REQUEUE = 144
+_STEP_PATIENCE_S, _CLAIM_PATIENCE_S, _REQUEUE = 30.0, 10.0, 144
 _PR_SET_PDEATHSIG, _SIOCGIFADDR = 1, 0x8915
 _SCRUBBED = ("PREFECT_", "SUBMITIT_")
 _ANEW, _AT_END = os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_APPEND
@@ -269,8 +266,7 @@ def command_of(spec: dict[str, Any]) -> list[str]:
     """The command; for trainers that have to be told, another one where there is a checkpoint."""
     resumed = spec.get("resumed")
     if resumed and Path(resumed["folder"]).is_dir():
-        there = Path(resumed["folder"]).iterdir()
-        matches = (re.fullmatch(resumed["name"], path.name) for path in there)
+        matches = (re.fullmatch(resumed["name"], p.name) for p in Path(resumed["folder"]).iterdir())
         found = {int(match["iteration"]): match[0] for match in matches if match}
         if found:
             newest = str(Path(resumed["folder"]) / found[max(found)])
@@ -325,7 +321,7 @@ class Supervisor:
 
     def run(self, command: list[str]) -> int:
         """Run a command to its end; returns its exit code, negative for a signal."""
-        for name in ("TERM", "USR1", "USR2", "INT"):
+        for name in ("TERM", "USR1", "USR2", "INT", "HUP"):
             signal.signal(signal.Signals[f"SIG{name}"], self._on_signal)
         signal.signal(signal.SIGALRM, lambda *_: self._send(signal.SIGKILL))
         with os.fdopen(open_own(Path(self._spec["log"]), _AT_END), "ab", buffering=0) as log:
@@ -371,19 +367,19 @@ class Supervisor:
             self.notes["terminated"] = True
             self._send(signal.SIGTERM)
         else:
-            self.notes["warned"] = True
-            self._warn(self._spec["warning_signal"])
+            self.notes["warned"] |= signum != signal.SIGHUP
+            self._tell("save" if signum == signal.SIGHUP else "warning")
 
-    def _warn(self, name: str) -> None:
-        """Tell the trainer that the time limit is near, by the signal that it handles or a file."""
-        if file := self._spec.get("warning_file"):
+    def _tell(self, what: str) -> None:
+        """Tell the trainer of its limit, or to save and go on, by a signal or a file."""
+        name, steps = self._spec.get(f"{what}_signal", ""), bool(self._spec.get("signal_steps"))
+        if file := self._spec.get(f"{what}_file"):
             with contextlib.suppress(OSError):
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
                 Path(file).touch()
-            return
-        steps = bool(self._spec.get("signal_steps"))
-        known = self._child is not None and self._directory is not None
+        known = self._child is not None and self._directory is not None and not file and name
         told = known and _warn_trainers(self._directory or Path(), name, steps=steps)
+        told = told or file or not name
         if not (told or (steps and _signal_steps(name))):
             self._send(getattr(signal, name))
 
@@ -409,6 +405,11 @@ def end_leftovers(key: str, directory: Path) -> None:
         time.sleep(0.01)
 
 
+def stop_container(spec: dict[str, Any]) -> bool:
+    """End the container that a killed client has left with its daemon; True if there was one."""
+    return "stop" in spec and _succeeds(spec["stop"], quiet=True)
+
+
 def _warn_trainers(directory: Path, name: str, *, steps: bool) -> bool:
     """Have `node.py` signal the trainers, on every node of the job; True if it found some."""
     nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
@@ -427,9 +428,11 @@ def _signal_steps(name: str) -> bool:
     return _succeeds(["scancel", f"--signal={name[3:]}", scheduler_job_id()])
 
 
-def _succeeds(command: list[str]) -> bool:
+def _succeeds(command: list[str], *, quiet: bool = False) -> bool:
+    output = subprocess.DEVNULL if quiet else None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, timeout=_STEP_PATIENCE_S).returncode == 0
+        ended = subprocess.run(command, timeout=_STEP_PATIENCE_S, stdout=output, stderr=output)
+        return ended.returncode == 0
     return False
 
 
@@ -466,17 +469,21 @@ def main(directory: Path) -> int:
     this = {**own_identity(), "job_id": job_id, "started_at": started}
     write_json(directory / "started.json", this)
     (directory / "exit.json").unlink(missing_ok=True)
-    supervisor, reason = Supervisor(spec, directory), None
+    supervisor, reason, sick = Supervisor(spec, directory), None, {}
     try:
         take_over(spec, wait=wait)
-        if file := spec.get("warning_file"):  # an earlier attempt's
+        for file in filter(None, map(spec.get, ("warning_file", "save_file"))):  # an earlier one's
             Path(file).unlink(missing_ok=True)
-        code = supervisor.run(spec["before"]) if spec.get("before") else 0
+        if "check" in spec:
+            sick = _beside(directory, CHECK_FILE).sick_nodes(spec, directory, supervisor.run)
+        code = int(bool(sick) or supervisor.notes["terminated"])
+        code = supervisor.run(spec["before"]) if code == 0 and spec.get("before") else code
         if code == 0:
             with _copies(spec, directory):
                 code = supervisor.run(command_of(spec))
         else:
-            reason = "the set-up of the nodes failed (`node_setup`)"
+            reason = "the set-up of the nodes failed (`node_setup`)" if not sick else "sick nodes"
+        stop_container(spec)
         end_leftovers(spec["key"], directory)
     except OSError as error:
         code, reason = 127, f"could not start: {error}"
@@ -488,6 +495,7 @@ def main(directory: Path) -> int:
         "reason": reason,
         "started_at": started,
         "ended_at": time.time(),
+        "sick_nodes": sick,
         **supervisor.notes,
     }
     with contextlib.suppress(OSError):  # without it the scheduler's word has to do

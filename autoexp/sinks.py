@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from autoexp.errors import AutoexpError, SessionError
 from autoexp.logs.lines import without_escapes
+from autoexp.logs.numbers import is_number
 from autoexp.templates import fill, names_in
 
 _LONGEST_TEXT = 100_000  # bytes of one argument or variable: Linux takes 128 KiB (MAX_ARG_STRLEN)
@@ -191,7 +192,7 @@ def arguments(
         begins = _first_name(template) in captured
         if place == 0 and set(names_in(template)) & set(captured):
             raise SessionError(f"{line(text)!r}: a value of an event cannot name a program")
-        if begins and text.startswith("-") and "--" not in filled and not _is_number(text):
+        if begins and text.startswith("-") and "--" not in filled and not is_number(text):
             raise SessionError(
                 f"{line(text[:80])!r} would be an option of {filled[0]}: write `--name={template}`,"
                 " or put `--` in front of it"
@@ -204,14 +205,6 @@ def _first_name(template: str) -> str | None:
     if not template.startswith("{") or template.startswith("{{"):
         return None
     return next(names_in(template), None)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def variables(templates: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:

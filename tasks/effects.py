@@ -13,6 +13,7 @@ from prefect_shell.commands import ShellOperation
 from autoexp import sinks
 from autoexp.errors import AutoexpError
 from autoexp.operations import action_runs, arrays
+from autoexp.operations.nodes.avoidance import Avoidance, Listing
 from autoexp.operations.phases import Effect
 from autoexp.operations.step_runs import Cancellation, Replacement, Submission, Withdrawal
 from autoexp.schedulers.base import Scheduler
@@ -120,7 +121,8 @@ TASKS: dict[type, Task[..., Any]] = {
     action_runs.OwnRun: _task("own action"),
     action_runs.Publication: publish,
     action_runs.Line: _task("write file", retries=2),
-    action_runs.Avoidance: _task("avoid nodes", retries=2, retry_delay_seconds=5),
+    Avoidance: _task("avoid nodes", retries=2, retry_delay_seconds=5),
+    Listing: _task("list sick nodes", retries=2, retry_delay_seconds=5),
 }
 """Effects that run as tasks, which Prefect may try again."""
 SHOWN: dict[type, Task[..., Any]] = {

@@ -4,7 +4,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -23,6 +23,8 @@ from autoexp.backends.protocol import (
     fixed,
 )
 from autoexp.dotted import flat
+from autoexp.logs.event_files import RateFiles
+from autoexp.logs.numbers import is_number
 from autoexp.model import FrozenModel
 from autoexp.templates import fill, refuse_unknown
 
@@ -30,6 +32,9 @@ _EACH = ("checkpoints", "weights")
 _MERGED = ("output", "python")
 # A job runs in its output directory, whatever directory a path was said in.
 AbsolutePath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
+
+
+StackSignal = Literal["SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGHUP"]
 
 
 class BackendBase(FrozenModel):
@@ -46,6 +51,8 @@ class BackendBase(FrozenModel):
     """The key of the seed of weights and data; None: it has none."""
     SHAPES: ClassVar[Mapping[str, str]] = {}
     """The decay shapes that the trainer has, and its own names for them."""
+    LOGS: ClassVar[frozenset[str]] = frozenset({"loss"})
+    """What `logged` is."""
     HOLDS: ClassVar[bool] = False
     """True if the trainer can stay at `min_lr` before the end."""
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = {}
@@ -56,6 +63,12 @@ class BackendBase(FrozenModel):
         (),
         description="words of a command that merges checkpoints: `{checkpoints}` and `{weights}` "
         "stand for a word each, `{output}` for what it writes, `{python}` for autoexp's",
+    )
+
+    stack_signal: StackSignal | None = Field(
+        None,
+        description="the signal at which each process of the trainer writes its stacks to its "
+        "standard error, by `faulthandler.register`: for the evidence of a hang",
     )
 
     parameters: int | None = Field(
@@ -112,6 +125,10 @@ class BackendBase(FrozenModel):
         return None
 
     @property
+    def logged(self) -> frozenset[str]:
+        return self.LOGS
+
+    @property
     def final_lr(self) -> float:
         return 0.0
 
@@ -153,6 +170,10 @@ class BackendBase(FrozenModel):
     def warning(self) -> LimitWarning:
         return LimitWarning()
 
+    @property
+    def save_now(self) -> LimitWarning | None:
+        return None
+
     def refusals(self, branch: Branch) -> list[str]:
         reasons = []
         if branch.falls_from < self.warmup or (
@@ -185,7 +206,7 @@ class BackendBase(FrozenModel):
         words = (
             word for value in found for word in (value if isinstance(value, list) else [value])
         )
-        return tuple(word for word in words if isinstance(word, str) and not _is_number(word))
+        return tuple(word for word in words if isinstance(word, str) and not is_number(word))
 
     def branch_change(self, key: str) -> Change:
         parts = key.split(".")
@@ -244,6 +265,11 @@ class BackendBase(FrozenModel):
         del line
         return None
 
+    def rate_files(self, save_dir: Path) -> RateFiles | None:
+        """None: what it says of them is in its log."""
+        del save_dir
+        return None
+
     def validation(self, line: bytes) -> Validation | None:
         """The log has no validation losses in it."""
         del line
@@ -255,11 +281,3 @@ class BackendBase(FrozenModel):
 
     def planned_rate(self, branch: Branch, iteration: int) -> float | None:
         return decayed(self.peak_lr, branch, iteration, warmup=self.warmup)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True

@@ -19,6 +19,8 @@ from autoexp.storage import atomic
 # No trainer mistakes these for checkpoints: torchtitan looks for `step-N` anywhere in a name.
 _SEED = ".autoexp-seed"
 _TORN = ".autoexp-torn"
+_TORN_NAME = re.compile(re.escape(_TORN) + r"-(\d{1,18})")
+_MOST_TORN = 3  # of a job: a training that is killed in its saves again and again fills no disk
 _ASIDE = "set-aside"
 _LARGEST_TRACKER = 4096
 _TRIES = 3
@@ -215,7 +217,7 @@ class Layout:
     def clear_torn(self, root: Path) -> list[str]:
         """Move incomplete checkpoints aside: for trainers that would resume from them.
 
-        An unreadable tracker does not mark a checkpoint as torn.
+        The last ones stay there, to be looked at. An unreadable tracker marks none as torn.
         """
         moved = []
         tracker = self._tracker(root)
@@ -227,6 +229,11 @@ class Layout:
                 remove(aside)
                 found.path.rename(aside)
                 moved.append(found.path.name)
+        if moved:
+            names = ((_TORN_NAME.fullmatch(path.name), path) for path in list(root.iterdir()))
+            there = sorted((int(name[1]), path) for name, path in names if name is not None)
+            for _, old in there[:-_MOST_TORN]:
+                remove(old)
         return moved
 
     def set_aside(self, root: Path, after: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from autoexp.backends.base import BackendBase
+from autoexp.backends.base import BackendBase, StackSignal
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.decay import DEFAULT_POWER
@@ -17,6 +17,7 @@ from autoexp.backends.megatron.formats import TORCH_DIST
 from autoexp.backends.protocol import (
     Branch,
     Change,
+    LimitWarning,
     Progress,
     Unread,
     Validation,
@@ -104,6 +105,7 @@ class DemoBackend(BackendBase):
 
     PROGRESS_MARK: ClassVar[bytes] = formats.PROGRESS_MARK
     SHAPES: ClassVar[Mapping[str, str]] = {name: name for name in _SHAPES}
+    LOGS: ClassVar[frozenset[str]] = formats.LOGS
     HOLDS: ClassVar[bool] = True
     SEED: ClassVar[str | None] = "args.run_seed"
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
@@ -111,6 +113,9 @@ class DemoBackend(BackendBase):
 
     kind: Literal["demo"] = "demo"
     args: DemoArgs = DemoArgs()
+    stack_signal: StackSignal | None = Field(
+        "SIGQUIT", description="the signal at which it writes its stacks to its log"
+    )
 
     @property
     def train_iters(self) -> int:
@@ -193,6 +198,10 @@ class DemoBackend(BackendBase):
 
     def environment(self) -> dict[str, str]:
         return {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+    @property
+    def save_now(self) -> LimitWarning:
+        return LimitWarning("SIGUSR1")
 
     @property
     def peak_lr(self) -> float:

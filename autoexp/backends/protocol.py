@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 from autoexp.backends.batches import Batches
+from autoexp.logs.event_files import RateFiles
 from autoexp.model import FrozenModel
 
 UNDECIDED = -1
@@ -152,7 +153,7 @@ class PinChanges(NamedTuple):
 
 
 class LimitWarning(NamedTuple):
-    """How a trainer is told to save and end, as its time limit is near."""
+    """How a trainer is told to save: to end then, as its time limit is near, or to go on."""
 
     signal: str = "SIGTERM"
     file: str | None = None
@@ -194,6 +195,10 @@ class Backend(Protocol):
         """Iterations between two progress lines; None where unknown."""
 
     @property
+    def logged(self) -> frozenset[str]:
+        """Numbers that it logs, by the names that metric rules have for them."""
+
+    @property
     def final_lr(self) -> float:
         """Learning rate at a cooldown's end, unless the experiment sets another."""
 
@@ -228,6 +233,10 @@ class Backend(Protocol):
         """Variables that the trainer needs."""
 
     @property
+    def stack_signal(self) -> str | None:
+        """The signal at which each process writes its stacks; None where it has none."""
+
+    @property
     def working_directory(self) -> str | None:
         """The directory that it has to run in; None: the job's own."""
 
@@ -250,6 +259,10 @@ class Backend(Protocol):
     @property
     def warning(self) -> LimitWarning:
         """How it is told that its time limit is near."""
+
+    @property
+    def save_now(self) -> LimitWarning | None:
+        """How it is told to save at once and go on; None: it cannot."""
 
     def refusals(self, branch: Branch) -> list[str]:
         """Reasons why this trainer cannot run a branch or a baseline; empty when it can."""
@@ -299,6 +312,9 @@ class Backend(Protocol):
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         """Read the progress in a log line, if there is any; never raises."""
+
+    def rate_files(self, save_dir: Path) -> RateFiles | None:
+        """Where it writes its learning rates, if its log does not have them."""
 
     def validation(self, line: bytes) -> Validation | None:
         """Read a validation loss in a log line that says no progress; never raises."""

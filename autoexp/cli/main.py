@@ -30,7 +30,7 @@ from autoexp.cli import (
     submit,
 )
 from autoexp.cli.project import configs, init
-from autoexp.cli.upkeep import checkpoints, digest, goodput
+from autoexp.cli.upkeep import checkpoints, digest, goodput, nodes, track
 from autoexp.errors import AutoexpError
 
 _EPILOG = """\b
@@ -76,6 +76,7 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "compare": results.compare,
         "goodput": goodput.goodput,
         "digest": digest.digest,
+        "track": track.track,
         "report": results.report,
         "fit": results.fit,
         "rules": CommandGroup("Try rules on an existing log.", {"test": rules.rules_test}),
@@ -87,8 +88,14 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "schema": configs.schema,
         "cancel": sessions.cancel,
         "retry": requests.retry,
+        "save": requests.save,
+        "branch": requests.branch,
         "budget": requests.budget,
         "checkpoints": checkpoints.checkpoints,
+        "nodes": CommandGroup(
+            "List, add or remove nodes that all sessions avoid.",
+            {"list": nodes.nodes_list, "add": nodes.nodes_add, "remove": nodes.nodes_remove},
+        ),
         "queue": requests.queue,
         "sessions": CommandGroup(
             "List, show or remove sessions.",

@@ -130,6 +130,19 @@ def dry_run(composed: "Composed", session: str | None) -> int:
     return 0
 
 
+# The image
+
+
+def announce_image(composed: "Composed") -> None:
+    """Say that the image is read for its digest, where that takes a while."""
+    from autoexp.reports.terminal import say
+    from autoexp.storage.image_digests import announcement
+
+    image = composed.experiment.container.image_file
+    if image is not None and (words := announcement(image)) is not None:
+        say(words, error=True)
+
+
 # The budget
 
 

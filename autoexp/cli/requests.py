@@ -12,6 +12,7 @@ from autoexp.cli import options
 from autoexp.errors import BadInput
 
 if TYPE_CHECKING:
+    from autoexp.rules.actions import LaunchedCooldown
     from autoexp.session.action_records import ActionRecord
     from autoexp.session.session import Session
 
@@ -52,6 +53,75 @@ def retry(
     by = f"autoexp retry by {getpass.getuser()}"
     enqueue(session.path, RetryRequest(jobs=tuple(jobs or []), by=by))
     say(f"{', '.join(failed)}: to be run again ({whose_turn(session)})")
+    return 0
+
+
+Restart = Annotated[
+    bool,
+    typer.Option(
+        "--restart",
+        help="Have it save and end as before its time limit, and go on in a new attempt.",
+    ),
+]
+
+
+def save(
+    name: options.Session,
+    job: options.AnyJob = None,
+    restart: Restart = False,
+) -> int:
+    """Have a running job save a checkpoint now.
+
+    \b
+    Examples:
+      autoexp save demo-1a2b
+      autoexp save demo-1a2b demo-cd1000
+    """
+    return _ask_for_save(name, job, restart, None)
+
+
+def branch(
+    name: options.Session,
+    job: options.AnyJob = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="From a checkpoint that is saved for it now.")
+    ] = False,
+    decay: Annotated[
+        list[str] | None,
+        options.option(
+            "--decay", metavar="KEY=VALUE", text="Of its decay: fraction=0.1, shape=linear, …"
+        ),
+    ] = None,
+    label: Annotated[
+        str, options.option("--name", metavar="NAME", text="Part of its job's name; `now`.")
+    ] = "now",
+    restart: Restart = False,
+) -> int:
+    """Cool down now: a running training saves, and a cooldown starts from that checkpoint.
+
+    \b
+    Example:
+      autoexp branch demo-1a2b --now --decay fraction=0.1
+    """
+    from autoexp.operations.on_request.branch import cooldown_of
+
+    if not now:
+        raise BadInput(
+            "`--now` saves a checkpoint for it; from one that exists: "
+            f"`autoexp run --from {name}:JOB@ITERATION 'cooldowns=[{{decay: {{fraction: 0.1}}}}]'`"
+        )
+    return _ask_for_save(name, job, restart, cooldown_of(decay or [], label))
+
+
+def _ask_for_save(
+    name: str, job: str | None, restart: bool, cooldown: "LaunchedCooldown | None"
+) -> int:
+    from autoexp.operations.on_request.branch import enqueue_save
+    from autoexp.reports.terminal import say
+
+    say(
+        enqueue_save(name, job, cooldown, restart=restart, command="branch" if cooldown else "save")
+    )
     return 0
 
 

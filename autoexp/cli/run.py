@@ -69,7 +69,6 @@ def run(
     from autoexp.reports.terminal import say
     from autoexp.session.create import create, id_for, plan_of
     from autoexp.session.provenance import provenance
-    from autoexp.storage.image_digests import announcement
 
     composed = planning.wanted(experiment or [], points, origin)
     if dry_run:
@@ -82,9 +81,7 @@ def run(
     if not planning.agree(composed, plan, yes=yes):
         say("nothing was submitted")
         return 2
-    image = getattr(composed.experiment.container, "image", "")
-    if (words := announcement(Path(image))) is not None:
-        say(words, error=True)
+    planning.announce_image(composed)
     return watch_in_terminal(
         create(composed, plan, sessions_root(), session_id=name, provenance=provenance())
     )

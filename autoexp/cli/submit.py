@@ -65,6 +65,7 @@ def register(composed: "Composed", name: str, *, yes: bool) -> int:
         return 2
     if session is not None:
         return _put(session, plan, None, f"autoexp submit by {getpass.getuser()}")
+    planning.announce_image(composed)
     create(composed, plan, sessions_root(), session_id=name, provenance=provenance())
     say(f"session {name} in {path}\n{no_monitor(name)}")
     return 0
@@ -150,6 +151,7 @@ def _session_for(composed: "Composed", path: Path) -> "Session":
     from autoexp.session.provenance import provenance
     from autoexp.session.session import Session
 
+    planning.announce_image(composed)
     create(composed, NO_JOBS, path.parent, session_id=path.name, provenance=provenance())
     return Session.load(path)
 

@@ -16,10 +16,12 @@ from autoexp.config.values.repeats import MOST_REPEATS
 from autoexp.dotted import flat
 from autoexp.jobs.budget import Budget
 from autoexp.model import COMPOSING, FrozenModel
+from autoexp.nodes.policy import NodePolicy
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
 from autoexp.retention.policy import Retention
 from autoexp.rules.ruleset import Rules
+from autoexp.tracking.settings import Tracking
 
 JobName = Annotated[
     str,
@@ -108,8 +110,14 @@ class Experiment(FrozenModel):
     )
     sweep: Sweep | None = Field(None, description="many settings of the experiment, in one session")
     budget: Budget = Field(default_factory=Budget, description="GPU hours")
+    nodes: NodePolicy | None = Field(
+        None, description="a check of nodes before the trainer, and nodes to avoid"
+    )
     retention: Retention | None = Field(
         None, description="which checkpoints are kept; unset: nothing is ever deleted"
+    )
+    tracking: Tracking | None = Field(
+        None, description="trackers that the monitor sends curves to: W&B, MLflow, TensorBoard"
     )
     repeats: int = Field(
         1, gt=0, le=MOST_REPEATS, description="runs of each setting, with seeds that differ"

@@ -24,6 +24,7 @@ _WIDE = 56
 _CONFIGS = "configs"
 _PATHS = (
     ("project", "output_root"),
+    ("nodes", "avoid_file"),
     ("backend", "source"),
     ("backend", "script"),
     ("backend", "python"),

@@ -9,6 +9,7 @@ that a cooldown really gains something. Needs NumPy only, no GPU, one core; also
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import math
 import os
 import signal
@@ -42,8 +43,12 @@ def train(
     args: Namespace,
     stop: list[int],
     held_out: language.HeldOut | None = None,
+    save: list[int] | None = None,
 ) -> None:
-    """Train to the end, or to the end of the iteration in which a signal lands in `stop`."""
+    """Train to the end, or to the end of the iteration in which a signal lands in `stop`.
+
+    One in `save` has it save there, and go on.
+    """
     losses: list[float] = []
     begun = time.perf_counter()
     while run.iteration < args.train_iters:
@@ -66,9 +71,11 @@ def train(
             begun += time.perf_counter() - paused
         stopping = bool(stop)
         due = args.save_interval and run.iteration % args.save_interval == 0
-        due = due or run.iteration in args.save_at
+        due = due or run.iteration in args.save_at or bool(save)
         if due or stopping or is_last:
             paused = time.perf_counter()
+            if save:
+                save.clear()
             save_checkpoint(run, args)
             begun += time.perf_counter() - paused
         if stopping:
@@ -197,7 +204,9 @@ def refusal(args: Namespace) -> str | None:
     return schedule(args).refusal()
 
 
-def main(argv: list[str] | None = None, stop: list[int] | None = None) -> int:
+def main(
+    argv: list[str] | None = None, stop: list[int] | None = None, save: list[int] | None = None
+) -> int:
     args = parse_arguments(argv)
     spoken = language.draw_mix(args.seed, args.mix)
     say(f" entropy floor of the synthetic language: {spoken.entropy_floor:.6E} nats per character")
@@ -213,12 +222,15 @@ def main(argv: list[str] | None = None, stop: list[int] | None = None) -> int:
         return 0
     text = language.draw_language(args.seed).text if args.mix else spoken.text
     held_out = language.HeldOut(text, args.seed, sizes.context) if args.eval_interval else None
-    train(run, spoken.text, args, [] if stop is None else stop, held_out)
+    train(run, spoken.text, args, [] if stop is None else stop, held_out, save)
     return 0
 
 
 if __name__ == "__main__":
     received: list[int] = []
+    asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda number, _frame: received.append(number))
-    sys.exit(main(stop=received))
+    faulthandler.register(signal.SIGQUIT)
+    signal.signal(signal.SIGUSR1, lambda number, _frame: asked.append(number))
+    sys.exit(main(stop=received, save=asked))

@@ -90,8 +90,8 @@ def missing(jobs: Sequence[JobSpec]) -> list[str]:
     if isinstance(container, NoContainer):
         return []
     named = [("binds", Bind.parse(text).host) for text in container.binds]
-    if isinstance(container, Apptainer) and "://" not in container.image:
-        named.insert(0, ("image", container.image))
+    if (image := container.image_file) is not None:
+        named.insert(0, ("image", str(image)))
     return [
         f"container.{key}: {path} is not there, as seen from here"
         for key, path in named

@@ -41,6 +41,8 @@ class Attempt(BaseModel):
     warned: bool = False
     """True if it was warned to save because its time limit was near."""
     nodes: str | None = None
+    sick_nodes: dict[str, str] = Field(default_factory=dict)
+    """Nodes for which it gave itself back before its trainer, each with the reason."""
     gpus: int = 0
     """GPUs that it holds while it runs."""
     earlier_gpu_hours: float = 0.0

@@ -11,6 +11,7 @@ from autoexp.backends.registry import AnyBackend
 from autoexp.jobs.budget import Estimate
 from autoexp.model import FrozenModel
 from autoexp.names import LONGEST_JOB
+from autoexp.nodes.policy import NodePolicy
 from autoexp.resources.containers import Container, NoContainer
 from autoexp.resources.machines import Machine
 from autoexp.rules.conditions import Condition
@@ -72,6 +73,8 @@ class JobSpec(FrozenModel):
     machine: Machine
     """The resources that it requests."""
     container: Container = NoContainer()
+    nodes: NodePolicy | None = None
+    """The check of its nodes before the trainer; None: none is made."""
     command: tuple[str, ...]
     environment: dict[str, str] = Field(default_factory=dict)
     output_dir: str

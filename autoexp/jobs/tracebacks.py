@@ -11,7 +11,10 @@ _LONGEST = 200
 _RANK = re.compile(r"^\[?(default|rank) ?\d+\]?: ?")
 _BEGIN = "Traceback (most recent call last):"
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(: .*)?")
-# Apptainer's and Singularity's last word on a container that did not start.
+FATAL = "FATAL: "
+"""How the last word of Apptainer and Singularity begins on a container that did not start."""
+NOT_STARTED = 255
+"""The exit code of Apptainer and Singularity where they start nothing."""
 _FATAL = re.compile(r"FATAL:\s+(?P<words>\S.*)")
 # torchrun's own, which says no more than that a process failed.
 _OF_LAUNCHERS = ("ChildFailedError", "SystemExit")
@@ -32,7 +35,7 @@ def last_exception(log: Path) -> str | None:
     for line in lines:
         text = _RANK.sub("", line.rstrip())
         if (said := _FATAL.fullmatch(text)) is not None:
-            fatal = f"FATAL: {said['words']}"
+            fatal = f"{FATAL}{said['words']}"
         if text.endswith(_BEGIN):
             inside = True
         elif inside and text and not text[0].isspace():

@@ -6,11 +6,12 @@ from typing import NamedTuple
 from autoexp import states
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.scores import NoScores, read_scores
-from autoexp.jobs.tracebacks import last_exception
+from autoexp.jobs.tracebacks import FATAL, NOT_STARTED, last_exception
 from autoexp.states import ENDED_ON_WARNING, Fault, Reaction, StateFacts, Verdict
 
 _MOST_NAMES = 5
 _BY_EXIT_CODE = "FAILED (exit code"
+_RESTARTED = "restarted: "
 _ON_SAVING = 'docs/slurm.md, "The warning before the time limit"'
 
 
@@ -45,9 +46,11 @@ def judge(job: JobRecord, attempt: Attempt, *, most_without_progress: int) -> Ju
         return Judgement(job.ending.verdict, job.ending.reason)
     if not counts(job, attempt):
         return Judgement(Verdict.CONTINUE, "was queued behind an attempt that restarts")
+    if attempt.sick_nodes and job.restart is None:
+        return _given_back(job, attempt)
     progressed = made_progress(job, attempt)
     if job.restart is not None:
-        how = f"restarted: {job.restart.reason}"
+        how = f"{_RESTARTED}{job.restart.reason}"
     elif target is None and ended_well:
         return Judgement(Verdict.FINISHED, "exit code 0")
     again = facts.reaction is Reaction.RESUBMIT or job.restart is not None
@@ -71,6 +74,19 @@ def judge_by_files(job: JobRecord, attempt: Attempt, *, most_without_progress: i
     return with_exception(job, attempt, with_scores(job, judgement))
 
 
+def _given_back(job: JobRecord, attempt: Attempt) -> Judgement:
+    """Judge an attempt that ended for sick nodes before its trainer: so often that is no fault."""
+    most = job.spec.nodes.gives_back if job.spec.nodes else 0
+    before = sum(bool(a.sick_nodes) for a in job.attempts if a.number <= attempt.number)
+    if before <= most:
+        return Judgement(Verdict.CONTINUE, f"given back: {attempt.reason}")
+    return Judgement(
+        Verdict.FAILED,
+        f"{attempt.reason}; {before} attempts were given back (nodes.gives_back: {most}): see "
+        "whether the check is right, and `autoexp nodes`",
+    )
+
+
 def counts(job: JobRecord, attempt: Attempt) -> bool:
     """True if its end counts: attempts queued ahead end with the one that restarts."""
     return job.restart is None or attempt.number <= job.restart.attempt
@@ -92,14 +108,22 @@ def with_scores(job: JobRecord, judgement: Judgement) -> Judgement:
 
 
 def with_exception(job: JobRecord, attempt: Attempt, judgement: Judgement) -> Judgement:
-    """Add the exception to the reason of a program that failed, where its log has one."""
-    if judgement.verdict is not Verdict.FAILED or not judgement.reason.startswith(_BY_EXIT_CODE):
+    """Add the exception to the reason of a program that failed, where its log has one.
+
+    Of a container that did not start, its runtime's word says more than an exit code.
+    """
+    by_code = judgement.reason.startswith(_BY_EXIT_CODE)
+    in_vain = attempt.state == "FAILED" and judgement.reason.startswith(_RESTARTED)
+    if judgement.verdict is not Verdict.FAILED or not (by_code or in_vain):
         return judgement
     exception = last_exception(Path(attempt.log))
     if exception is None:
         return judgement
+    unbegun = attempt.exit_code == NOT_STARTED and not has_begun(job)
+    if by_code and unbegun and exception.startswith(FATAL):
+        return Judgement(judgement.verdict, f"its container did not start: {exception}")
     trains = job.spec.target_iteration is not None
-    where = " before its first iteration" if trains and not has_begun(job) else ""
+    where = " before its first iteration" if by_code and trains and not has_begun(job) else ""
     return Judgement(judgement.verdict, f"{judgement.reason}{where}: {exception}")
 
 

@@ -48,6 +48,15 @@ def whole(text: bytes) -> int | None:
     return int(value) if value.is_integer() else None
 
 
+def is_number(text: str) -> bool:
+    """Whether Python reads the text as a number, `1e3` and `nan` too."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def finite(value: float | None) -> float | None:
     """A number for metrics: None unless finite."""
     return value if value is not None and math.isfinite(value) else None

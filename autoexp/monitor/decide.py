@@ -11,9 +11,26 @@ from typing import NamedTuple
 from autoexp.jobs.record import JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs.matcher import Matcher, matcher
-from autoexp.rules.actions import ENDS_AN_ATTEMPT, Action, Fail, Finish, Keep, Restart, Start
+from autoexp.rules.actions import (
+    ENDS_AN_ATTEMPT,
+    Action,
+    Avoid,
+    Fail,
+    Finish,
+    Keep,
+    Launch,
+    Restart,
+    Save,
+    Start,
+)
 from autoexp.rules.conditions import Condition
-from autoexp.rules.events import CheckpointComplete, Event, JobReady
+from autoexp.rules.events import (
+    CheckpointComplete,
+    Event,
+    JobReady,
+    NodesFoundSick,
+    SaveAsked,
+)
 from autoexp.rules.metrics import of_validation, window
 from autoexp.rules.rules import (
     AnyRule,
@@ -23,15 +40,18 @@ from autoexp.rules.rules import (
     MetricRule,
     OnCheckpoint,
     OnReady,
+    OnSickNodes,
     RuleBase,
     SessionRule,
 )
 from autoexp.rules.ruleset import Rules, named
-from autoexp.session.action_records import ActionRecord
+from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.storage import atomic
 
 _LONGEST_KEY = atomic.LONGEST_NAME - len(".json")
 _HASH_LENGTH = 16
+BRANCH = "branch"
+"""The rule of the cooldowns that a save asked for."""
 
 
 class Asked(NamedTuple):
@@ -87,6 +107,28 @@ def decide(
         for position, asked in enumerate(rule.then)
     ]
     return [record for record in decided if record.key not in history]
+
+
+def branches(
+    event: Event, saves: Iterable[ActionRecord], history: Collection[str] = ()
+) -> list[ActionRecord]:
+    """The cooldowns from the first checkpoint after each save that asked for one."""
+    if not isinstance(event, CheckpointComplete):
+        return []
+    return [
+        ActionRecord(
+            key=key, rule=BRANCH, event=event, action=Launch(cooldown=save.action.cooldown)
+        )
+        for save in saves
+        if isinstance(save.action, Save) and isinstance(save.event, SaveAsked)
+        if save.action.cooldown is not None and save.event.job == event.job
+        if save.status is not ActionStatus.FAILED and event.iteration > save.event.saved
+        if (key := action_key(BRANCH, save.event.key, 0)) not in history
+    ]
+
+
+_AVOIDS = Rule("nodes", OnSickNodes(), (Asked(Avoid()),))
+"""Implied by the check of nodes."""
 
 
 class Watched(NamedTuple):
@@ -173,6 +215,8 @@ class RuleBook:
     def of(self, event: Event) -> list[Rule]:
         """The rules that match an event."""
         starts: list[Rule] = []
+        if isinstance(event, NodesFoundSick):
+            starts = [_AVOIDS]
         if isinstance(event, CheckpointComplete):
             # A thousand cooldowns have a thousand rules of their own: looked up, not tried.
             starts = self._starts.get((event.job, event.iteration), [])

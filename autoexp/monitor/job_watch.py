@@ -19,6 +19,7 @@ from autoexp.logs.tail import BLOCK, LIMIT, LogCursor, LookBudget, read_new
 from autoexp.monitor.decide import Watched
 from autoexp.monitor.line_events import (
     QuietTimes,
+    RatesBeside,
     SilentLines,
     add_alarms,
     add_validation_alarms,
@@ -105,6 +106,7 @@ class JobWatch:
         self._looked_at: float | None = None
         self._moved_at = self._moving_since = -inf
         self._start_known: tuple[object, ...] = ()
+        self._rates = RatesBeside()
         self._read_at_end = 0.0  # looks' worth
         self._read_at_end_s = 0.0
 
@@ -208,6 +210,10 @@ class JobWatch:
         if self._has_advanced:
             self._has_advanced = False
             starts.note_time(attempt)
+            try:
+                yield from self._rates.alarms(job, attempt, watched)
+            except Exception as error:
+                self.warn_skipped(job, job.spec.save_dir, error)
         yield from self.find_silence(job, attempt)
         if final:
             self._read_at_end += before - budget.left

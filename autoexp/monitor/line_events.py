@@ -1,14 +1,16 @@
 """Turns log lines, and their absence, into events of their job; all of it is printable."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from autoexp.jobs.record import Attempt, JobRecord
+from autoexp.logs.event_files import RateReader
 from autoexp.logs.lines import LogLine, Piece
 from autoexp.logs.matcher import Hit
 from autoexp.monitor.decide import Watched
 from autoexp.rules.event_values import typed
 from autoexp.rules.events import Event, LoggingStopped, LogMatched, MetricAlarm, ProgressMissing
-from autoexp.rules.metrics import Expectation, Logged, alarm
+from autoexp.rules.metrics import Expectation, Logged, alarm, value_of, with_logged
 from autoexp.rules.rules import InactivityRule, LogRule, MetricRule
 from autoexp.storage import metrics_file
 
@@ -92,6 +94,33 @@ def _expectation(job: JobRecord, attempt: Attempt) -> Expectation:
 def _no_plan(iteration: int) -> None:
     """A training keeps the rate of its own command line."""
     del iteration
+
+
+class RatesBeside:
+    """The learning rates that a trainer writes beside its log, minutes behind it."""
+
+    def __init__(self) -> None:
+        self._reader = RateReader()
+        self._tail: list[Logged] = []
+
+    def alarms(self, job: JobRecord, attempt: Attempt, watched: Watched) -> list[Event]:
+        """Note the new ones; an event for each rule about rates that they break, once an attempt.
+
+        Raises OSError where they cannot be read.
+        """
+        events: list[Event] = []
+        files = job.spec.trainer.rate_files(Path(job.spec.save_dir))
+        if files is None:
+            return events
+        about = {n: r for n, r in watched.metric_rules.items() if value_of(r) == "learning_rate"}
+        for iteration, rate in self._reader.read(files):
+            self._tail = with_logged(
+                self._tail, Logged(iteration, None, rate, None), max(1, watched.window)
+            )
+            _add(job, attempt, about, self._tail, events)
+        if self._tail:
+            job.learning_rate = self._tail[-1].learning_rate
+        return events
 
 
 class SilentLines:

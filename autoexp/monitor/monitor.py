@@ -20,7 +20,13 @@ from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.retention import RetentionWatch
 from autoexp.monitor.session_events import overview, ready, unsatisfiable_reason
 from autoexp.monitor.worklist import Worklist
-from autoexp.rules.events import AttemptJudged, Event, JobGivenUp, StartedElsewhere
+from autoexp.rules.events import (
+    AttemptJudged,
+    Event,
+    JobGivenUp,
+    NodesFoundSick,
+    StartedElsewhere,
+)
 from autoexp.schedulers.base import AttemptRef, JobStatus, apply
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
@@ -233,7 +239,7 @@ class Monitor:
         attempt.verdict = judgement.verdict
         if made_progress(job, attempt):
             job.attempts_without_progress = 0
-        elif counts(job, attempt):
+        elif counts(job, attempt) and not attempt.sick_nodes:
             job.attempts_without_progress += 1
         if judgement.verdict is Verdict.CONTINUE:
             # The next attempt, queued ahead or not, starts from here and has its own log.
@@ -243,6 +249,15 @@ class Monitor:
                 later.earliest_start = starts.earliest_of_next(job, attempt)
         else:
             job.verdict, job.reason = judgement.verdict, judgement.reason
+        if attempt.sick_nodes:
+            self.recorder.unwritten.append(
+                NodesFoundSick(
+                    job=job.spec.name,
+                    attempt=attempt.number,
+                    key_of_attempt=attempt.key,
+                    nodes=attempt.sick_nodes,
+                )
+            )
         return AttemptJudged(
             job=job.spec.name,
             attempt=attempt.number,

@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from autoexp.errors import SessionHeld
 from autoexp.jobs.record import JobRecord
-from autoexp.monitor.decide import RuleBook, decide
+from autoexp.monitor.decide import RuleBook, branches, decide
 from autoexp.rules.events import Event
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.session import Session
@@ -96,7 +96,9 @@ class Recorder:
 
     def decide(self, event: Event) -> None:
         """Write the actions that an event calls for."""
-        for action in decide(event, self.book.of(event), self.session.actions):
+        known = self.session.actions
+        asked = branches(event, known.saves_of(event.job), known)
+        for action in (*decide(event, self.book.of(event), known), *asked):
             self.add(action)
 
     def add(self, action: ActionRecord) -> None:

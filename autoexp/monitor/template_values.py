@@ -2,7 +2,7 @@
 
 import sys
 
-from autoexp.jobs.record import JobRecord
+from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.rules.describe import describe
 from autoexp.rules.event_values import OF_JOB, facts
 from autoexp.rules.events import Event
@@ -26,6 +26,13 @@ def values_of(event: Event, rule: str, session: Session) -> dict[str, str]:
     return {**filled, **{name: str(value) for name, value in facts(event).items()}}
 
 
+def _ran_s(attempt: Attempt | None) -> int | None:
+    """Seconds from an attempt's start to its end; None before that."""
+    if attempt is None or attempt.started_at is None or attempt.ended_at is None:
+        return None
+    return int((attempt.ended_at - attempt.started_at).total_seconds())
+
+
 def _of_job(job: JobRecord) -> dict[str, str]:
     attempt = job.attempt
     values = {
@@ -40,6 +47,8 @@ def _of_job(job: JobRecord) -> dict[str, str]:
         "nodes": attempt.nodes if attempt else None,
         "exit_code": attempt.exit_code if attempt else None,
         "launcher_restarts": job.spec.machine.restarts,
+        "container": job.spec.container.kind,
+        "ran_s": _ran_s(attempt),
         "iteration": job.iteration,
         "target_iteration": job.spec.target_iteration,
     }

@@ -13,15 +13,18 @@ from autoexp import proxies, sinks
 from autoexp.backends.protocol import FoundCheckpoint
 from autoexp.extensions.bases import OwnAction
 from autoexp.jobs.spec import JobSpec
-from autoexp.model import now
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.template_values import values_of
 from autoexp.operations import actions, deletion, requests
 from autoexp.operations import launch as launching
+from autoexp.operations.evidence import collection
+from autoexp.operations.nodes import avoidance
+from autoexp.operations.on_request import save
 from autoexp.operations.phases import OnSession, Pause, Phase, Phases, ShownOnSession, TryAgain
 from autoexp.operations.step_runs import Logger
 from autoexp.operations.write_targets import write_target
 from autoexp.rules.actions import (
+    Avoid,
     Cancel,
     Delete,
     ExcludeNodes,
@@ -34,13 +37,14 @@ from autoexp.rules.actions import (
     Publish,
     Restart,
     RunCommand,
+    Save,
     Start,
     WriteFile,
 )
 from autoexp.rules.durations import in_bytes
 from autoexp.rules.event_values import captured
 from autoexp.rules.events import CheckpointComplete
-from autoexp.schedulers.base import AttemptRef, Scheduler
+from autoexp.schedulers.base import Scheduler
 from autoexp.session.action_records import ActionRecord
 from autoexp.session.inbox import SubmitRequest
 from autoexp.session.session import Session
@@ -165,20 +169,6 @@ class Line(NamedTuple):
         path = write_target(self.session, self.action, self.values)
         by_umask = not path.is_relative_to(self.session.resolve())
         return atomic.append_once(path, self.text, by_umask=by_umask)
-
-
-class Avoidance(NamedTuple):
-    """Exclude nodes for jobs that wait in the queue."""
-
-    refs: tuple[AttemptRef, ...]
-    nodes: tuple[str, ...]
-
-    @property
-    def title(self) -> str:
-        return "avoid nodes"
-
-    def run(self, scheduler: Scheduler) -> None:
-        scheduler.avoid(self.refs, self.nodes)
 
 
 def carry_out(action: ActionRecord, monitor: "Monitor", log: Logger) -> Phases:
@@ -337,11 +327,19 @@ def _do(action: ActionRecord, about: _About, recorder: Recorder, log: Logger) ->
         case WriteFile(line=line):
             written: str = yield Line(about.path, action, values, fill(line, values))
             return written
+        case Avoid():
+            return (yield from _avoid(action, recorder))
         case Measure():
             return (yield from _measure(action, recorder))
+        case Save():
+            telling = yield OnSession(partial(save.telling, recorder.session, action.key))
+            answer: str = yield telling
+            return answer
         case Launch() as launch:
             return (yield from _launch(action, launch, about, recorder))
-        case Restart():
+        case Restart(evidence=evidence):
+            if evidence:
+                yield from collection.gather(recorder, action.key)
             return (yield from _request_and_avoid(action, recorder, _restart))
         case Finish(reason=reason) | Fail(reason=reason):
             ask = partial(_ask, actions.ask_ending, fill(reason, values))
@@ -384,27 +382,29 @@ def _requested(action: ActionRecord, recorder: Recorder, ask: Ask) -> Doing:
 def _request_and_avoid(action: ActionRecord, recorder: Recorder, ask: Ask) -> Doing:
     """Make the request, and exclude nodes for jobs that wait in the queue."""
     result = yield from _requested(action, recorder, ask)
-    avoidance = yield OnSession(partial(_avoidance, recorder.session))
-    if avoidance is not None:
-        yield avoidance
+    yield from _tell_queue(recorder)
     return result
 
 
-def _avoidance(session: Session) -> Avoidance | None:
-    nodes = session.excluded.current(now())
-    refs = tuple(
-        session.ref(attempt)
-        for job in session.jobs.values()
-        for attempt in job.open_attempts
-        if attempt.job_id is not None and attempt.state == "PENDING"
-    )
-    return Avoidance(refs, nodes) if nodes and refs else None
+def _avoid(action: ActionRecord, recorder: Recorder) -> Doing:
+    """Write sick nodes into the shared list, then tell SLURM of them for jobs in its queue."""
+    listing = yield OnSession(partial(avoidance.listing, recorder.session, action.key))
+    result = None if listing is None else (yield listing)
+    yield from _tell_queue(recorder)
+    return result
+
+
+def _tell_queue(recorder: Recorder) -> Doing:
+    found = yield OnSession(partial(avoidance.avoidance, recorder.session))
+    if found is not None:
+        yield found
+    return None
 
 
 def _launch(action: ActionRecord, launch: Launch, about: _About, recorder: Recorder) -> Doing:
     experiment = recorder.session.experiment  # frozen
     composition = launching.Launching(
-        action, launch, about.values, experiment, about.path, about.session_id
+        action, launch, about.values, experiment, about.path, about.session_id, about.job
     )
     jobs = yield composition
     by = f"rule {action.rule}"

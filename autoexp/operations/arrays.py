@@ -11,6 +11,7 @@ from autoexp.jobs.limits import time_limit
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
+from autoexp.operations.nodes.avoidance import ToAvoid, to_avoid
 from autoexp.schedulers.base import AttemptRef, Scheduler, SubmitOptions, prepare, submit_once
 from autoexp.session.session import Session
 from autoexp.storage import atomic
@@ -31,7 +32,7 @@ class Array(NamedTuple):
     directory: Path
     script: str
     tasks: tuple[Task, ...]
-    avoided: tuple[str, ...]
+    avoided: ToAvoid
     fresh: bool
     """True if all of them have just been recorded, so that none can have been submitted."""
     still_ours: Callable[[], None]
@@ -54,7 +55,7 @@ class Array(NamedTuple):
             machine=self.tasks[0].spec.machine,
             time_limit_min=attempts[0].time_limit_min,
             tasks=tuple(attempt.array_index or 0 for attempt in attempts),
-            avoided=self.avoided,
+            avoided=self.avoided.names(self.tasks[0].spec.machine),
             still_ours=self.still_ours,
         )
         ref = AttemptRef(self.name, self.directory, self.name, self.script)
@@ -98,7 +99,7 @@ def begin(session: Session, names: Sequence[str]) -> Array | None:
         Task(session.ref(job.attempts[-1]), job.spec, job.attempts[-1].model_copy())
         for job in (*begun, *joining)
     )
-    avoided = session.excluded.current(now())
+    avoided = to_avoid(session)
     directory = session.path / "attempts" / name
     return Array(
         name, directory, session.meta.script, tasks, avoided, not begun, session.refuse_lost

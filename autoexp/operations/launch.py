@@ -8,15 +8,17 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from autoexp import sinks
-from autoexp.config.experiment import Experiment, Project
+from autoexp.config.experiment import CheckpointSource, Experiment, Project
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import COMPOSING, first_problem
 from autoexp.planning.plan import make_plan
 from autoexp.planning.rule_checks import compose_launched
+from autoexp.planning.standalone import cooldown_from
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.rules.actions import Launch
 from autoexp.rules.event_values import captured
+from autoexp.rules.events import CheckpointComplete
 from autoexp.scalars import restored, settled
 from autoexp.schedulers.base import Scheduler
 from autoexp.session.action_records import ActionRecord
@@ -41,6 +43,8 @@ class Launching(NamedTuple):
     path: Path
     """The session's directory."""
     session_id: str
+    parent: JobSpec | None
+    """The job that the event is about."""
 
     @property
     def title(self) -> str:
@@ -51,6 +55,11 @@ class Launching(NamedTuple):
         del scheduler
         launch, name = self.launch, fill(self.launch.name, self.values)
         root = output_root(self.experiment, self.path)
+        if launch.cooldown is not None:
+            event = self.action.event
+            assert isinstance(event, CheckpointComplete) and self.parent is not None
+            start = CheckpointSource(iteration=event.iteration, path=event.path)
+            return (cooldown_from(self.experiment, self.parent, start, launch.cooldown, root),)
         if launch.command is not None:
             jobs: tuple[JobSpec, ...] = (self._command(root, name),)
         else:

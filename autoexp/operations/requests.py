@@ -9,6 +9,7 @@ from pathlib import Path
 
 from autoexp.errors import BadInput, SessionHeld
 from autoexp.model import now
+from autoexp.operations.on_request import save
 from autoexp.operations.retry import left_out, retry
 from autoexp.rules.actions import Start
 from autoexp.rules.events import JobAdded, RequestRefused
@@ -21,6 +22,7 @@ from autoexp.session.inbox import (
     CancelRequest,
     Request,
     RetryRequest,
+    SaveRequest,
     SubmitRequest,
     _in_words,
     _read,
@@ -108,6 +110,8 @@ def _apply(session: Session, request: Request) -> str:
             names = retry(session, request.jobs, request.by)
             note = f"{request.by}: retries {', '.join(names) or 'nothing: no job has failed'}"
             return "; ".join([note, *({} if request.jobs else left_out(session)).values()])
+        case SaveRequest():
+            return save.ask(session, request)
         case BudgetRequest(stop_above=most):
             _change_budget(session, most)
             return (

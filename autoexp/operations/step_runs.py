@@ -14,13 +14,14 @@ from autoexp.errors import AutoexpError, SubmissionRefused, SubmitLimitReached
 from autoexp.jobs.backend_changes import changed_spec
 from autoexp.jobs.record import Attempt, Ending, JobRecord, RestartRequest
 from autoexp.jobs.spec import JobSpec
-from autoexp.model import now
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.steps import CancelAttempts, NextStep, Replace, Submit, Withdraw, to_cancel
 from autoexp.operations import actions, arrays
+from autoexp.operations.nodes.avoidance import ToAvoid, to_avoid
 from autoexp.operations.phases import OnSession, Phase, Phases
 from autoexp.payload import processes_with_cookie
+from autoexp.rules.describe import describe
 from autoexp.schedulers.base import (
     AttemptRef,
     Scheduler,
@@ -29,6 +30,7 @@ from autoexp.schedulers.base import (
     prepare,
     submit_once,
 )
+from autoexp.session.provenance import note_image
 from autoexp.session.session import Session
 from autoexp.sinks import IS_EVENT
 from autoexp.states import Verdict
@@ -42,7 +44,7 @@ class Submission(NamedTuple):
     ref: AttemptRef
     spec: JobSpec
     attempt: Attempt
-    avoided: tuple[str, ...]
+    avoided: ToAvoid
     fresh: bool
     """True if the intent has just been recorded, so that it cannot have been submitted."""
     still_ours: Callable[[], None] | None = None
@@ -61,7 +63,7 @@ class Submission(NamedTuple):
             self.spec.machine,
             self.attempt.time_limit_min,
             self.attempt.after,
-            avoided=self.avoided,
+            avoided=self.avoided.names(self.spec.machine),
             still_ours=self.still_ours,
         )
         return submit_once(self.ref, options, scheduler, fresh=self.fresh)
@@ -166,7 +168,7 @@ def named(step: NextStep) -> str:
 
 
 def _submit(name: str, recorder: Recorder, log: Logger) -> Phases:
-    submission = yield OnSession(lambda: recorder.apply(_begin, name, log))
+    submission = yield OnSession(lambda: recorder.apply(begin_submission, name, log))
     if submission is None:
         return  # it is wanted no longer, or has no room
     try:
@@ -180,7 +182,7 @@ def _submit(name: str, recorder: Recorder, log: Logger) -> Phases:
         log.info("%s: submitted as job %s", submission.spec.title, job_id)
 
 
-def _begin(session: Session, name: str, log: Logger) -> Submission | None:
+def begin_submission(session: Session, name: str, log: Logger) -> Submission | None:
     """Record the intent of an attempt, unless there is one; move remains of a killed save."""
     job = session.jobs[name]
     attempt, fresh = job.unsubmitted, False
@@ -192,9 +194,15 @@ def _begin(session: Session, name: str, log: Logger) -> Submission | None:
         attempt = session.begin_attempt(job)
     if attempt is None or job.is_ending:
         return None
-    avoided = session.excluded.current(now())
+    _look_at_image(session, job, attempt, log)
+    avoided = to_avoid(session)
     copy = attempt.model_copy()
     return Submission(session.ref(attempt), job.spec, copy, avoided, fresh, session.refuse_lost)
+
+
+def _look_at_image(session: Session, job: JobRecord, attempt: Attempt, log: Logger) -> None:
+    if (changed := note_image(session, job, attempt)) is not None:
+        log.warning("%s", describe(changed), extra={IS_EVENT: True})
 
 
 def _attempt(session: Session, name: str, key: str) -> tuple[JobRecord, Attempt]:
@@ -215,7 +223,7 @@ def _submit_array(step: Submit, monitor: Monitor, log: Logger) -> Phases:
     if monitor.worklist.longest_array is None:
         yield OnSession(partial(_note_longest, monitor, (yield from _longest_array(log))))
         return  # they are put together again, by what is known now
-    array = yield OnSession(lambda: recorder.apply(arrays.begin, step.jobs))
+    array = yield OnSession(lambda: recorder.apply(_begin_array, step.jobs, log))
     if array is None:
         return
     try:
@@ -237,6 +245,13 @@ def _submit_array(step: Submit, monitor: Monitor, log: Logger) -> Phases:
             taken = partial(_submitted, name=task.spec.name, key=task.ref.key, job_id=job_id)
             yield OnSession(partial(recorder.apply, taken))
         log.info("%s: submitted %d jobs as array %s", array.name, len(job_ids), job_ids[0])
+
+
+def _begin_array(session: Session, names: Sequence[str], log: Logger) -> arrays.Array | None:
+    array = arrays.begin(session, names)
+    for task in () if array is None else array.tasks:
+        _look_at_image(session, session.jobs[task.spec.name], task.attempt, log)
+    return array
 
 
 def _split(names: Sequence[str], monitor: Monitor) -> list[str]:

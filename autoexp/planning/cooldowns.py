@@ -474,9 +474,8 @@ def job_of(
 ) -> JobSpec:
     """A job that trains and writes in `output_dir`, whose last part is its name.
 
-    ``branch`` is its decay: of a cooldown or of a baseline, by its kind.
-
-    Raises BadInput when the name is too long.
+    ``branch`` is its decay: of a cooldown or of a baseline, by its kind. Raises BadInput when the
+    name is too long.
     """
     trainer = experiment.trainer
     save_dir = save_dir or output_dir / "checkpoints"
@@ -488,6 +487,7 @@ def job_of(
         backend=experiment.backend,
         machine=experiment.slurm,
         container=experiment.container,
+        nodes=experiment.nodes,
         command=(
             trainer.cooldown_command(branch, save_dir)
             if branch

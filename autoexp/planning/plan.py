@@ -1,6 +1,7 @@
 """From an experiment to its jobs, and the question that an expensive plan asks."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from autoexp.config.experiment import Experiment
@@ -17,6 +18,7 @@ from autoexp.planning.stage_graph import stage_jobs
 from autoexp.planning.trainings import training
 from autoexp.resources.machines import SlurmCluster
 from autoexp.retention.forecast import Forecast, evaluations, forecast
+from autoexp.rules.metrics import unfed
 from autoexp.states import Kind
 
 
@@ -68,11 +70,30 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
     limits = machine.remarks() if isinstance(machine, SlurmCluster) else ()
     plan = Plan(
         jobs=jobs,
-        notes=(*limits, *image_notes(jobs), *own.notes, *merges.notes, *stages.notes),
+        notes=(
+            *limits,
+            *image_notes(jobs),
+            *own.notes,
+            *merges.notes,
+            *stages.notes,
+            *_silent(experiment, jobs),
+        ),
         cost=cost,
         launches=tuple(launches_of(experiment, jobs)),
     )
     return plan.model_copy(update={"disk": disk_of(experiment, plan)})
+
+
+def _silent(experiment: Experiment, jobs: Sequence[JobSpec]) -> Iterator[str]:
+    """Sentences on metric rules that can never fire."""
+    rules = experiment.monitoring.metric_events
+    yield from unfed(rules, experiment.backend.logged)
+    decays = [(job.trainer, job.decay) for job in jobs if job.decay is not None]
+    rates = (trainer.planned_rate(decay, decay.falls_from) for trainer, decay in decays)
+    if decays and all(rate is None for rate in rates):
+        for name, rule in rules.items():
+            if rule is not None and rule.off_schedule is not None:
+                yield f"rule {name} never fires: without `backend.args.lr` no rate is planned"
 
 
 def disk_of(experiment: Experiment, plan: Plan) -> Forecast | None:

@@ -1,12 +1,18 @@
-"""A standalone cooldown: a session of one branch, from an existing checkpoint."""
+"""One cooldown from an existing checkpoint: a session of its own, or a job of a running one."""
 
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from autoexp.config.compose import Composed
 from autoexp.config.cooldowns import Cooldown
 from autoexp.config.experiment import CheckpointSource, Experiment
 from autoexp.errors import BadInput
-from autoexp.rules.actions import Decay
+from autoexp.jobs.budget import estimate
+from autoexp.jobs.spec import JobSpec
+from autoexp.model import first_problem
+from autoexp.planning.cooldowns import cooldown_jobs
+from autoexp.rules.actions import Decay, LaunchedCooldown
 
 
 def branch_alone(composed: Composed, checkpoint: Path, decay: Decay) -> Composed:
@@ -24,6 +30,35 @@ def branch_alone(composed: Composed, checkpoint: Path, decay: Decay) -> Composed
     changes = {"cooldowns": (branch,), "baselines": (), "merges": (), "start": start}
     changes |= {"stages": stages}
     return composed._replace(experiment=experiment.model_copy(update=changes))
+
+
+def cooldown_from(
+    experiment: Experiment,
+    training: JobSpec,
+    start: CheckpointSource,
+    asked: LaunchedCooldown,
+    root: Path,
+) -> JobSpec:
+    """The cooldown from a checkpoint of a session's training, wherever that was saved.
+
+    Raises BadInput where the trainer cannot branch there.
+    """
+    changes = {
+        "project": experiment.project.model_copy(update={"name": training.name}),
+        "backend": training.backend,
+        "slurm": training.machine,
+        "start": start,
+    }
+    own = experiment.model_copy(update=changes)
+    try:
+        wanted = Cooldown(at=(start.iteration,), decay=asked.decay, name=asked.name)
+    except ValidationError as error:
+        raise BadInput(first_problem(error)) from error
+    found = cooldown_jobs(wanted, own, root, set())
+    if found.refused:
+        raise BadInput("; ".join(found.refused))
+    job = found.jobs[0].model_copy(update={"parent": training.name})
+    return job.model_copy(update={"planned": estimate(job, experiment.budget)})
 
 
 def find_checkpoint(checkpoint: Path, experiment: Experiment) -> CheckpointSource:

@@ -19,10 +19,12 @@ from autoexp.planning.rule_checks import validate_rules
 def plan_study(composed: Composed, output_root: Path) -> Plan:
     """All jobs of a session, point by point, planned once: the confirmed plan is submitted.
 
-    Raises BadInput with the errors of up to three points, by number and name, and for rules
-    with impossible actions.
+    Raises BadInput with the errors of up to three points, by number and name, for rules with
+    impossible actions, and for a tracker whose package is not installed.
     """
     validate_rules(composed.experiment)
+    if composed.experiment.tracking is not None:
+        composed.experiment.tracking.refuse_missing()
     if not composed.points:
         assert composed.experiment.sweep is None, "a sweep has points"
         plan = make_plan(composed.experiment, output_root)

@@ -10,7 +10,8 @@ from autoexp.jobs.record import JobRecord
 from autoexp.jobs.summary import waits
 from autoexp.monitor.template_values import values_of
 from autoexp.rules.actions import Keep, Start
-from autoexp.rules.describe import describe, describe_action
+from autoexp.rules.describe import describe, describe_action, evidence
+from autoexp.rules.events import EvidenceCollected
 from autoexp.session import find
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.journal import Entry
@@ -60,7 +61,10 @@ def explain(session: Session, job: JobRecord, entries: Iterable[Entry]) -> Itera
     if job.warning is not None:
         yield f"Warning: {job.warning}."
     yield from _requests(job)
+    found: EvidenceCollected | None = None
     for entry in entries:
+        if isinstance(entry.event, EvidenceCollected):
+            found = entry.event
         when = entry.time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         yield f"{when}  {describe(entry.event)}"
         for action in session.actions.values():
@@ -73,6 +77,8 @@ def explain(session: Session, job: JobRecord, entries: Iterable[Entry]) -> Itera
         for rule, count in attempt.matches.items():
             if count > 1:
                 yield f"Rule {rule} found {count} lines in the log of attempt {attempt.number}."
+    if found is not None:
+        yield f"Before attempt {found.attempt} was ended, {evidence(found)}."
 
 
 def _state(job: JobRecord) -> str:

@@ -125,8 +125,8 @@ def draw(
         smoothed = options._replace(smooth=smooth)
         _draw_line(loss, rate, line, hues[key], smoothed, drawn, by_point=key == line.root)
     for each in merged:
-        at = place(each.spec, each.session, each.at, options)
-        loss.plot(at, each.loss, "*", color=MERGED, ms=11, zorder=6)
+        at = places(each.spec, each.session, [each.at], options)
+        loss.plot(at, [each.loss], "*", color=MERGED, ms=11, zorder=6)
     _dress(loss, rate, lines, merged, options)
     entries = _labels(lines, hues, many=len(sessions) > 1)
     legend(loss, [*entries, *_merged_labels(merged, many=len(sessions) > 1)])
@@ -259,10 +259,10 @@ def _draw_planned(rate: Axes, line: _Line, hue: tuple[str, float], options: Opti
     points = min(_PLANNED, decay.target - decay.iteration + 1)
     steps = [int(at) for at in np.linspace(decay.iteration, decay.target, points)]
     found = [(step, spec.trainer.planned_rate(decay, step)) for step in steps]
-    known = [(place(spec, line.session, step, options), r) for step, r in found if r is not None]
+    known = {step: value for step, value in found if value is not None}
     if known:
-        at, planned = zip(*known, strict=True)
-        rate.plot(at, planned, color=hue[0], lw=1.0, ls=":", alpha=hue[1], zorder=1)
+        at = places(spec, line.session, list(known), options)
+        rate.plot(at, list(known.values()), color=hue[0], lw=1.0, ls=":", alpha=hue[1], zorder=1)
 
 
 def _window(longest: int, points: int) -> int:
@@ -283,17 +283,19 @@ def _look_of(line: _Line, *, by_point: bool) -> tuple[str | tuple[int, tuple[flo
 
 
 def _places(line: _Line, options: Options) -> list[float]:
-    return [place(line.spec, line.session, at, options) for at in line.curve.iterations]
+    return places(line.spec, line.session, line.curve.iterations, options)
 
 
-def place(spec: JobSpec, session: Subject, iteration: int, options: Options) -> float:
-    """Where an iteration of a job stands on the horizontal axis."""
-    if not options.tokens:
-        return float(iteration)
-    tokens = tokens_of_curve(spec, {each.name: each for each in session.jobs}, [iteration])
-    if tokens is None:
+def places(
+    spec: JobSpec, session: Subject, iterations: Sequence[int], options: Options
+) -> list[float]:
+    """Where iterations of a job stand on the horizontal axis; raises BadInput without tokens."""
+    found: Sequence[int] | None = iterations
+    if options.tokens:
+        found = tokens_of_curve(spec, {each.name: each for each in session.jobs}, iterations)
+    if found is None:
         raise BadInput(f"{spec.name}: its tokens are not known; leave out --tokens")
-    return float(tokens[0])
+    return [float(each) for each in found]
 
 
 def _smoothed(values: "NDArray[np.float64]", window: int) -> "NDArray[np.float64]":

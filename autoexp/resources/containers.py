@@ -3,11 +3,11 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationInfo, create_model, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, create_model, field_validator
 
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.redaction import Variables
@@ -43,13 +43,45 @@ class Handing(NamedTuple):
     """Variables of the host that are the image's own matter."""
 
 
+def _without_python(asked: Collection[str]) -> Handing:
+    """The host's Python packages stay outside, unless somebody asks for them."""
+    return Handing(
+        # ~/.local, since most runtimes mount the home directory.
+        defaults={} if _NO_USER_SITE in asked else {_NO_USER_SITE: "1"},
+        without=tuple(name for name in _OF_PYTHON if name not in asked),
+    )
+
+
+class _Runtime(FrozenModel):
+    """What a job asks of where its command runs; as it is where nothing has to be handed in."""
+
+    def handing(self, names: Iterable[str]) -> Handing:
+        """Nothing: the job's environment is the trainer's, or a command line names what goes in."""
+        del names
+        return Handing()
+
+    def step(self, output_dir: str, names: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
+        """Options of srun, where that is what starts the image: none."""
+        del output_dir, names, paths
+        return ()
+
+    def named(self, name: str) -> Self:
+        """As it is: what it starts ends with its own process."""
+        del name
+        return self
+
+    def stop(self) -> tuple[str, ...]:
+        """The command that ends what would outlive its own process: none."""
+        return ()
+
+
 if TYPE_CHECKING:
-    _Passing = FrozenModel
+    _Passing = _Runtime
 else:
     # `pass` is a word of Python's own.
     _Passing = create_model(
         "_Passing",
-        __base__=FrozenModel,
+        __base__=_Runtime,
         **{
             "pass": (
                 tuple[str, ...],
@@ -63,23 +95,17 @@ else:
     )
 
 
-class NoContainer(FrozenModel):
+class NoContainer(_Runtime):
     """The trainer runs on the node as it is."""
 
     kind: Literal["none"] = "none"
 
+    @property
+    def image_file(self) -> None:
+        """None: there is no image."""
+
     def environment(self) -> dict[str, str]:
         return {}
-
-    def handing(self, names: Iterable[str]) -> Handing:
-        """Nothing: the job's environment is the trainer's."""
-        del names
-        return Handing()
-
-    def step(self, output_dir: str, names: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
-        """Options of srun, where that is what starts the image: none."""
-        del output_dir, names, paths
-        return ()
 
     def inside(
         self,
@@ -131,6 +157,11 @@ class _Image(_Passing):
         )
 
     @property
+    def image_file(self) -> Path | None:
+        """The image where it is a path, and not a name of a registry or of a daemon."""
+        return Path(self.image) if self.image.startswith("/") else None
+
+    @property
     def passed(self) -> tuple[str, ...]:
         """Names of variables that are passed on from the user's own environment."""
         found: tuple[str, ...] = getattr(self, "pass")
@@ -139,16 +170,6 @@ class _Image(_Passing):
     def environment(self) -> dict[str, str]:
         """Variables of the job, the ones that are set inside among them."""
         return dict(self.variables)
-
-    def handing(self, names: Iterable[str]) -> Handing:
-        """Nothing: the command line names what goes in, or the job's environment does."""
-        del names
-        return Handing()
-
-    def step(self, output_dir: str, names: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
-        """Options of srun, where that is what starts the image: none."""
-        del output_dir, names, paths
-        return ()
 
     @field_validator("pass", check_fields=False)
     @classmethod
@@ -270,13 +291,9 @@ class Apptainer(_Image):
         The host's Python packages stay outside, unless the configuration names their variables.
         """
         named = tuple(dict.fromkeys((*names, *self.passed)))
-        asked = {*named, *self.variables}
-        return Handing(
-            self._PREFIXES,
-            tuple(name for name in named if name not in KEPT_BY_THE_RUNTIME),
-            # ~/.local, since most runtimes mount the home directory.
-            {} if _NO_USER_SITE in asked else {_NO_USER_SITE: "1"},
-            tuple(name for name in _OF_PYTHON if name not in asked),
+        return _without_python({*named, *self.variables})._replace(
+            prefixes=self._PREFIXES,
+            names=tuple(name for name in named if name not in KEPT_BY_THE_RUNTIME),
         )
 
     def inside(
@@ -311,6 +328,27 @@ class Docker(_Image):
     """Docker, or a command compatible with it."""
 
     kind: Literal["docker"] = "docker"
+    _name: str = PrivateAttr("")
+
+    @property
+    def program(self) -> str:
+        """The program that is run."""
+        return self.command or self.kind
+
+    def named(self, name: str) -> Self:
+        """With a name for its container, unless the options have one: by it, it can be ended."""
+        if any(word.partition("=")[0] == "--name" for word in self.options):
+            return self
+        copy = self.model_copy()
+        copy._name = name
+        return copy
+
+    def stop(self) -> tuple[str, ...]:
+        """End the container, which is its daemon's and lives on when the client is killed.
+
+        It fails where none runs, so an answer of 0 says that there was one.
+        """
+        return (self.program, "kill", self._name) if self._name else ()
 
     def inside(
         self,
@@ -337,7 +375,7 @@ class Docker(_Image):
         known = dict.fromkeys((*_OF_THE_JOB, *names, *self.passed))
         return (
             *(
-                self.command or "docker",
+                self.program,
                 "run",
                 "--rm",
                 "--init",
@@ -347,6 +385,7 @@ class Docker(_Image):
                 "host",
             ),
             *("--user", f"{os.getuid()}:{os.getgid()}", *gpus, *volumes),
+            *(("--name", self._name) if self._name else ()),
             *(word for name in known for word in ("--env", name)),
             *("--workdir", self.workdir or output_dir),
             *(*self.options, self.image, *self._command(command)),
@@ -355,6 +394,10 @@ class Docker(_Image):
 
 class _OfSrun(_Image):
     """A runtime that a plugin of SLURM starts, by options of srun: all behind srun is inside."""
+
+    def handing(self, names: Iterable[str]) -> Handing:
+        """The job's environment goes in as it is, but for the host's Python packages."""
+        return _without_python({*names, *self.passed, *self.variables})
 
     def inside(
         self,
@@ -372,6 +415,13 @@ class Pyxis(_OfSrun):
     """Enroot through NVIDIA's pyxis."""
 
     kind: Literal["pyxis"] = "pyxis"
+
+    @field_validator("image")
+    @classmethod
+    def _absolute_file(cls, image: str, info: ValidationInfo) -> str:
+        # Other words are names of a registry, to pyxis as well.
+        is_relative = info.context == COMPOSING and image.startswith((".", "~"))
+        return _absolute(image) if is_relative else image
 
     @field_validator("binds")
     @classmethod

@@ -36,4 +36,6 @@ def for_runtime(spec: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str
     kept = {name: value for name, value in environ.items() if name not in inside["without"]}
     # What the configuration sets inside alone is there already, under the very names.
     own = {name: value for name, value in kept.items() if name in spec["environment"]}
-    return {**kept, **handed, **own}
+    # A plugin of SLURM's takes the job's environment in as it is.
+    defaults = {} if inside["prefixes"] else inside["defaults"]
+    return {**defaults, **kept, **handed, **own}

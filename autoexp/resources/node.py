@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_IS_COPY = __name__ == "__main__"
+_IS_COPY = "." not in __name__
 if _IS_COPY:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 payload: Any = importlib.import_module("payload" if _IS_COPY else "autoexp.payload")
@@ -72,10 +72,10 @@ def trainers(key: str, directory: Path) -> list[int]:
     which ends its step; nor a container's runtime, which passes the signal on once more.
     """
     own = payload.processes_with_cookie(key, directory)
-    found = {pid: _read(pid, "cmdline") for pid in own if _is_on_this_node(pid)}
-    stats = {pid: _read(pid, "stat").rpartition(b")")[2].split() for pid in found}
+    found = {pid: read_proc(pid, "cmdline") for pid in own if _is_on_this_node(pid)}
+    stats = {pid: read_proc(pid, "stat").rpartition(b")")[2].split() for pid in found}
     parent = {pid: int(stat[1]) for pid, stat in stats.items() if stat}
-    environ = {pid: _read(pid, "environ") for pid in found}
+    environ = {pid: read_proc(pid, "environ") for pid in found}
     run = {pid: b"\0TORCHELASTIC_RUN_ID=" in b"\0" + text for pid, text in environ.items()}
     agents = {above for pid, above in parent.items() if run[pid] and not run.get(above, True)}
     forked = {
@@ -84,18 +84,18 @@ def trainers(key: str, directory: Path) -> list[int]:
         if found[pid] == found.get(above) and environ[pid] == environ.get(above)
     }
     helpers = {pid for pid, words in found.items() if _HELPERS.search(words)}
-    runtimes = {pid for pid in found if _read(pid, "comm").strip() in _RUNTIMES}
+    runtimes = {pid for pid in found if read_proc(pid, "comm").strip() in _RUNTIMES}
     return sorted(found.keys() - agents - forked - helpers - runtimes)
 
 
 def _is_on_this_node(pid: int) -> bool:
     """False for a process of another one of SLURM's nodes, of which a machine may have several."""
     node = f"SLURMD_NODENAME={os.environ.get('SLURMD_NODENAME', '')}\0".encode()
-    environ = b"\0" + _read(pid, "environ")
+    environ = b"\0" + read_proc(pid, "environ")
     return b"\0SLURMD_NODENAME=" not in environ or b"\0" + node in environ
 
 
-def _read(pid: int, file: str) -> bytes:
+def read_proc(pid: int, file: str) -> bytes:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/{file}").read_bytes()
     return b""
@@ -123,5 +123,5 @@ def main(words: list[str], directory: Path) -> int:
     return os.execvpe(words[1], words[1:], environ)
 
 
-if _IS_COPY:
+if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], Path(__file__).resolve().parent))

@@ -1,29 +1,13 @@
 """Retention as written: `keep: [branch_points, {last: 3}, {every: 10000}, evaluated]`."""
 
-import re
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from autoexp.model import FrozenModel, nearest
+from autoexp.rules.durations import Bytes
 
 _WORDS = ("branch_points", "evaluated")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)B?")
-_POWERS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
-
-
-def _bytes(written: Any) -> Any:
-    if not isinstance(written, str):
-        return written
-    match = _SIZE.fullmatch(written.strip())
-    if match is None:
-        raise ValueError(f"{written!r} is not a size: write 500GB, 15TB or 1.5TiB")
-    number, unit, binary = match.groups()
-    return round(float(number) * (1024 if binary else 1000) ** _POWERS[unit])
-
-
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
-"""Bytes; in YAML a number, or `15TB` (powers of 1000), `15TiB` (of 1024)."""
 
 
 class KeepRule(FrozenModel):

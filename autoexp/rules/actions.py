@@ -106,6 +106,22 @@ class Delete(Templated):
     kind: Literal["delete"] = "delete"
 
 
+class Save(Templated):
+    """Have a trainer save at once, perhaps branch from there; asked for by `autoexp save`."""
+
+    kind: Literal["save"] = "save"
+    restart: bool = False
+    """True if it is to save and end as at its time limit, since it cannot save and go on."""
+    cooldown: LaunchedCooldown | None = None
+    """A cooldown from the checkpoint."""
+
+
+class Avoid(Templated):
+    """Have jobs avoid nodes that a check found sick; a session's `nodes` implies it."""
+
+    kind: Literal["avoid"] = "avoid"
+
+
 class Launch(Templated):
     """Submit another job in the same session: a cooldown, a command, or any configuration."""
 
@@ -173,6 +189,11 @@ class Restart(Templated):
     )
     exclude_nodes: Literal["blamed"] | None = Field(
         None, description="`blamed`: later submissions avoid the node that the event names"
+    )
+    evidence: bool = Field(
+        False,
+        description="before a running attempt is ended, write down within a minute what its "
+        "processes do: stacks of all ranks, GPUs, NCCL's flight recorder, ends of logs",
     )
 
 
@@ -280,6 +301,8 @@ _Shipped = (
     | Keep
     | Measure
     | Delete
+    | Save
+    | Avoid
     | Launch
     | Restart
     | RunCommand

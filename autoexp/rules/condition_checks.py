@@ -291,9 +291,15 @@ def _any_of(inner: Sequence[Condition], facts: Facts) -> Checked:
     return answers[0]
 
 
+_OF_THE_ATTEMPT = (MaxAttempts, MaxWithoutProgress, DiedAtStart)
+
+
 def _none_of(inner: Sequence[Condition], facts: Facts) -> Checked:
     for condition in inner:
         if check(condition, facts).answer is Answer.HOLDS:
             text = ", ".join(type(condition).model_fields)
+            if isinstance(condition, _OF_THE_ATTEMPT):
+                # They change once the attempt is judged, which waits for this answer.
+                return Checked(Answer.NEVER, f"{text} holds")
             return Checked(Answer.NOT_YET, f"waits until {text} does not hold")
     return HOLDS

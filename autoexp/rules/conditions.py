@@ -187,7 +187,9 @@ class AnyOf(Templated):
 class NoneOf(Templated):
     """Several conditions, none of them."""
 
-    none_of: "tuple[Condition, ...]" = Field(min_length=1, description="none of these holds")
+    none_of: "tuple[Condition, ...]" = Field(
+        min_length=1, description="none of these holds; of attempts it is decided at once"
+    )
 
     def templates(self) -> Iterator[str]:
         for condition in self.none_of:

@@ -4,6 +4,7 @@ from autoexp import sinks
 from autoexp.extensions.bases import OwnAction
 from autoexp.rules.actions import (
     Action,
+    Avoid,
     Cancel,
     Delete,
     ExcludeNodes,
@@ -16,6 +17,7 @@ from autoexp.rules.actions import (
     Publish,
     Restart,
     RunCommand,
+    Save,
     Start,
     WriteFile,
 )
@@ -29,6 +31,8 @@ from autoexp.rules.events import (
     CheckpointDeleted,
     DiskBudgetPassed,
     Event,
+    EvidenceCollected,
+    ImageChanged,
     JobAdded,
     JobGivenUp,
     JobReady,
@@ -36,11 +40,13 @@ from autoexp.rules.events import (
     LogLost,
     LogMatched,
     MetricAlarm,
+    NodesFoundSick,
     ProgressMissing,
     Published,
     RequestRefused,
     RestartAsked,
     RetryAsked,
+    SaveAsked,
     StartedElsewhere,
     StateChanged,
     TrunksFinished,
@@ -72,6 +78,9 @@ def _words(event: Event) -> str:
             return f"{event.job}: dependencies satisfied"
         case AttemptRefused():
             return f"{event.job} attempt {event.attempt}: not submitted ({event.reason})"
+        case ImageChanged():
+            image = f"{event.image} is another file than before; see provenance/images.jsonl"
+            return f"{event.job} attempt {event.attempt}: {image}"
         case JobAdded():
             return f"{event.job}: added to the session ({event.by})"
         case RetryAsked():
@@ -96,6 +105,13 @@ def _words(event: Event) -> str:
             back = event.roll_back_to
             start = "" if back is None else f" from iteration {back}"
             return f"{event.job} attempt {event.attempt}: restarts{start} ({event.reason})"
+        case SaveAsked():
+            return f"{event.job} attempt {event.attempt}: a checkpoint is asked for ({event.by})"
+        case EvidenceCollected():
+            return f"{event.job} attempt {event.attempt}: {evidence(event)}"
+        case NodesFoundSick():
+            named = "; ".join(f"{node}: {why}" for node, why in event.nodes.items())
+            return f"{event.job} attempt {event.attempt}: sick nodes: {named}"
         case TrunksFinished():
             return f"all trainings have finished ({event.trunks})"
         case BudgetPassed():
@@ -107,6 +123,13 @@ def _words(event: Event) -> str:
             return event.message
         case Published():
             return f"published {event.name}"
+
+
+def evidence(event: EvidenceCollected) -> str:
+    """Say where the ranks of an attempt stood before it was ended, and where the rest of it is."""
+    told = event.sentence or "where its ranks stood cannot be told"
+    lacks = f" ({event.problem})" if event.problem else ""
+    return f"{told}{lacks}; evidence: {event.path}"
 
 
 def missing_progress(event: ProgressMissing) -> str:
@@ -127,8 +150,12 @@ def describe_action(action: Action) -> str:
             return f"pin the checkpoint for {job}"
         case Measure():
             return "measure the checkpoint"
+        case Avoid():
+            return "have others avoid the sick nodes"
         case Delete():
             return "delete the checkpoint"
+        case Save(restart=restart):
+            return "save, end and go on in a new attempt" if restart else "save a checkpoint"
         case Launch(name=name):
             return f"launch {name or 'a cooldown'}"
         case Restart(roll_back=back):

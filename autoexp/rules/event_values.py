@@ -26,7 +26,7 @@ OF_SESSION = ("session.id", "session.path", "project.name", "rule", "event", "py
 OF_JOB = (
     *("job.name", "job.kind", "job.parent", "job.output_dir", "job.save_dir", "job.log"),
     *("job.attempt", "job.job_id", "job.iteration", "job.target_iteration", "job.nodes"),
-    *("job.exit_code", "job.launcher_restarts"),
+    *("job.exit_code", "job.launcher_restarts", "job.container", "job.ran_s"),
 )
 OF_LOG = ("line", "iteration")
 OF_STATE = ("state", "old_state", "verdict", "reason")

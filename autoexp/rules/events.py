@@ -213,6 +213,19 @@ class AttemptRefused(FrozenModel):
         return f"not-taken/{self.job}/a{self.attempt}"
 
 
+class ImageChanged(FrozenModel):
+    """The file of an image is another one than the last attempt in it was given."""
+
+    kind: Literal["image_changed"] = "image_changed"
+    job: str
+    attempt: int
+    image: str
+
+    @property
+    def key(self) -> str:
+        return f"image/{self.job}/a{self.attempt}"
+
+
 class JobAdded(FrozenModel):
     """Another process added a job to the session."""
 
@@ -279,6 +292,56 @@ class RestartAsked(FrozenModel):
     def key(self) -> str:
         back = "" if self.roll_back_to is None else f"/to{self.roll_back_to}"
         return f"restart/{self.job}/a{self.attempt}{back}"
+
+
+class SaveAsked(FrozenModel):
+    """A user asked for a checkpoint now."""
+
+    kind: Literal["save_asked"] = "save_asked"
+    job: str
+    attempt: int
+    request: str
+    """Tells it from other requests."""
+    saved: int
+    """The newest checkpoint at that time; 0 without one."""
+    by: str
+
+    @property
+    def key(self) -> str:
+        return f"save/{self.job}/{self.request}"
+
+
+class EvidenceCollected(FrozenModel):
+    """What the processes of an attempt were doing, before a rule ended it."""
+
+    kind: Literal["evidence_collected"] = "evidence_collected"
+    job: str
+    attempt: int
+    path: str
+    """The directory with all of it."""
+    sentence: str | None = None
+    """Where the ranks stood; None where that cannot be told."""
+    problem: str | None = None
+    """What kept it from being whole."""
+
+    @property
+    def key(self) -> str:
+        return f"evidence/{self.job}/a{self.attempt}"
+
+
+class NodesFoundSick(FrozenModel):
+    """An attempt gave itself back before its trainer: the check found nodes of it sick."""
+
+    kind: Literal["nodes_found_sick"] = "nodes_found_sick"
+    job: str
+    attempt: int
+    key_of_attempt: str
+    nodes: dict[str, str]
+    """Each with the reason."""
+
+    @property
+    def key(self) -> str:
+        return f"sick-nodes/{self.job}/a{self.attempt}"
 
 
 class TrunksFinished(FrozenModel):
@@ -362,6 +425,7 @@ Event = Annotated[
     | JobGivenUp
     | JobReady
     | AttemptRefused
+    | ImageChanged
     | JobAdded
     | RetryAsked
     | RequestRefused
@@ -372,6 +436,9 @@ Event = Annotated[
     | MetricAlarm
     | LoggingStopped
     | RestartAsked
+    | SaveAsked
+    | EvidenceCollected
+    | NodesFoundSick
     | TrunksFinished
     | BudgetPassed
     | CheckpointDeleted

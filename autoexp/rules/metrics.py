@@ -1,6 +1,6 @@
 """Metric rules: logged values against expected ones. Pure functions of a job's tail."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import sqrt
 from operator import itemgetter
@@ -122,6 +122,42 @@ def _inverse(speed: float | None) -> float | None:
 def of_validation(rule: MetricRule) -> bool:
     """True if a rule is about validation losses, which have lines of their own."""
     return getattr(rule.tests[0], "of", None) == "validation_loss"
+
+
+def value_of(rule: MetricRule) -> str:
+    """The logged number that a rule is about."""
+    test = rule.tests[0]
+    return "learning_rate" if isinstance(test, OffSchedule) else getattr(test, "of", "loss")
+
+
+_IN_WORDS = {
+    "validation_loss": "validation loss",
+    "learning_rate": "learning rate",
+    "seconds": "seconds per iteration",
+    "grad_norm": "gradient norm",
+    "tokens_per_s": "tokens per second",
+    "tflops": "TFLOP/s",
+    "mfu": "model FLOPs utilization",
+}
+
+
+def unfed(rules: Mapping[str, MetricRule | None], logged: frozenset[str]) -> list[str]:
+    """Sentences on rules that can never fire: the trainer does not log what they are about."""
+    return [
+        f"rule {name} never fires: what this trainer logs has no {_IN_WORDS.get(value, value)}"
+        + _instead(rule, logged)
+        for name, rule in rules.items()
+        if rule is not None and (value := value_of(rule)) not in logged
+    ]
+
+
+def _instead(rule: MetricRule, logged: frozenset[str]) -> str:
+    """The numbers of the same kind that it does log."""
+    speeds = ("seconds", "tokens_per_s", "tflops", "mfu")
+    there = [name for name in speeds if name in logged]
+    if rule.throughput_below is None or not there:
+        return ""
+    return f"; `of: {there[0]}` would"
 
 
 _LEAST_SPREAD = 0.002  # of the mean: a loss that hardly moves has a spread of rounding

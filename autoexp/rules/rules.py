@@ -22,6 +22,7 @@ from autoexp.rules.events import (
     LoggingStopped,
     LogMatched,
     MetricAlarm,
+    NodesFoundSick,
     Published,
     StateChanged,
     TrunksFinished,
@@ -243,6 +244,14 @@ class OnReady(FrozenModel):
         return isinstance(event, JobReady) and event.job == self.job
 
 
+class OnSickNodes(FrozenModel):
+    """Matches an attempt that was given back; a session's `nodes` implies it."""
+
+    def fires(self, event: Event, name: str) -> bool:
+        del name
+        return isinstance(event, NodesFoundSick)
+
+
 class MetricRule(RuleBase):
     """A metric in the log breaks one of these tests. Once per attempt."""
 
@@ -341,4 +350,5 @@ AnyRule = (
     | SessionRule
     | OnCheckpoint
     | OnReady
+    | OnSickNodes
 )

@@ -15,6 +15,7 @@ from autoexp.jobs.limits import gpu_hours
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
+from autoexp.nodes import check
 from autoexp.payload import TASKS
 from autoexp.resources import copies, inside, node
 from autoexp.resources.machines import LocalMachine, SlurmCluster
@@ -59,6 +60,8 @@ class JobStatus(NamedTuple):
     """True if it was warned to save because its time limit was near."""
     job_id: str | None = None
     """The job that runs the attempt, where it is not the recorded one."""
+    sick_nodes: dict[str, str] = {}  # noqa: RUF012
+    """Nodes for which it gave itself back before its trainer, each with the reason."""
 
     def at_its_limit(self) -> Self:
         """The end of a command that did not survive our warning, as a TIMEOUT."""
@@ -81,6 +84,9 @@ class PayloadSpec(NamedTuple):
     """The signal that tells the trainer that its time limit is near."""
     warning_file: str | None = None
     """The file that tells it so, in place of a signal."""
+    save_signal: str | None = None
+    """The signal at which it saves and goes on; None with a file, or where it cannot."""
+    save_file: str | None = None
     resumed: tuple[str, ...] = ()
     """The command where there is a checkpoint to go on from; empty: it is the same."""
     files: dict[str, str] = {}  # noqa: RUF012
@@ -95,8 +101,13 @@ class PayloadSpec(NamedTuple):
     """What a container's runtime is to set inside (`resources/inside.py`); empty without one."""
     signal_alone: bool = False
     """True if the command passes signals on by itself: then it gets them, and not its group."""
+    check: dict[str, Any] = {}  # noqa: RUF012
+    """The check of the nodes before it (`nodes/check.py`); empty without one."""
     rendezvous: dict[str, str | bool] = {}  # noqa: RUF012
     """The rule by which processes find the first node; empty for its own name."""
+    stop: tuple[str, ...] = ()
+    """The command that ends what outlives the command's processes; it succeeds where there was any.
+    """
 
 
 class SubmitOptions(NamedTuple):
@@ -147,6 +158,12 @@ class Scheduler(Protocol):
     def cancel(self, refs: Sequence[AttemptRef]) -> dict[str, str]:
         """Cancel attempts, pending or running; returns the scheduler's answers by key."""
 
+    def tell(self, ref: AttemptRef, name: str) -> str:
+        """Signal the payload of a running attempt, `HUP` or `USR1`; returns the answer.
+
+        Raises SchedulerError where there is none to signal, SchedulerUnavailable without an answer.
+        """
+
     def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
         """Exclude nodes for attempts that wait in the queue."""
 
@@ -175,17 +192,23 @@ def prepare(ref: AttemptRef, spec: JobSpec, attempt: Attempt, payload_spec: Payl
     optional = {
         "umask": payload_spec.umask,
         "warning_file": payload_spec.warning_file,
+        "save_signal": payload_spec.save_signal,
+        "save_file": payload_spec.save_file,
         "before": list(payload_spec.before) or None,
         "node_environment": payload_spec.node_environment or None,
         "rendezvous": payload_spec.rendezvous or None,
         "inside": payload_spec.inside or None,
         "signal_alone": payload_spec.signal_alone or None,
         "copies": payload_spec.copies or None,
+        "stop": list(payload_spec.stop) or None,
+        "check": payload_spec.check or None,
         "resumed": _resumed(spec, payload_spec),
     }
     if payload_spec.copies:
         code = Path(copies.__file__).read_bytes()
         atomic.write(directory / payload.COPIES_FILE, code)
+    if payload_spec.check:
+        atomic.write(directory / payload.CHECK_FILE, Path(check.__file__).read_bytes())
     if payload_spec.inside:
         atomic.write(directory / payload.INSIDE_FILE, Path(inside.__file__).read_bytes())
     for path, text in payload_spec.files.items():
@@ -299,6 +322,7 @@ def apply(job: str, attempt: Attempt, status: JobStatus) -> list[Event]:
     attempt.started_at = status.started_at or attempt.started_at
     attempt.ended_at = status.ended_at or attempt.ended_at
     attempt.warned |= status.warned
+    attempt.sick_nodes = status.sick_nodes or attempt.sick_nodes
     attempt.job_id = status.job_id or attempt.job_id
     old, attempt.reason = attempt.state, status.reason
     if status.state == old:

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from autoexp import states
+from autoexp import sinks, states
 from autoexp.schedulers.base import AttemptRef, JobStatus
 from autoexp.storage import atomic
 
 _Time = Annotated[float, Field(ge=0, lt=1 << 33, allow_inf_nan=False)]
 """Seconds since 1970, before the year 2242: what is beyond is no time."""
+_LONGEST = 300
 
 
 class ExitFile(BaseModel):
@@ -28,6 +29,7 @@ class ExitFile(BaseModel):
     warned: bool
     limit: bool
     superseded: bool
+    sick_nodes: dict[str, str] = Field(default_factory=dict, max_length=10_000)
 
     def status(self, nodes: str | None = None) -> JobStatus:
         """How the job ended: COMPLETED, FAILED, or TIMEOUT."""
@@ -42,7 +44,15 @@ class ExitFile(BaseModel):
             ended_at=datetime.fromtimestamp(self.ended_at, UTC),
             warned=self.warned,
         )
-        return own.at_its_limit()
+        return self.given_back(own.at_its_limit())
+
+    def given_back(self, status: JobStatus) -> JobStatus:
+        """The end of a job whose nodes were found sick before its trainer, as a NODE_FAIL."""
+        if not self.sick_nodes or status.state != "FAILED":
+            return status
+        named = "; ".join(f"{node}: {why}" for node, why in self.sick_nodes.items())
+        reason = f"sick nodes: {sinks.line(named)[:_LONGEST]}"
+        return status._replace(state="NODE_FAIL", reason=reason, sick_nodes=self.sick_nodes)
 
 
 def read_exit_file(directory: Path) -> ExitFile | None:
@@ -106,4 +116,4 @@ def merge_exit_file(ref: AttemptRef, status: JobStatus) -> JobStatus:
         own_end = status.exit_code != 0 or status.state == "COMPLETED"
         return status if own_end else status._replace(exit_code=None)
     known = status._replace(exit_code=ended.exit_code, signal=ended.signal, warned=ended.warned)
-    return known.at_its_limit()
+    return ended.given_back(known.at_its_limit())

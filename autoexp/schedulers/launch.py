@@ -1,16 +1,19 @@
 """The command of a job with its launcher, container and variables, as the payload runs it."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from autoexp.jobs.images import bound_paths
 from autoexp.jobs.spec import JobSpec
-from autoexp.resources.containers import NoContainer
+from autoexp.nodes.check import STARTED as STARTED_CHECK
+from autoexp.resources.containers import Handing, NoContainer
 from autoexp.resources.launchers import torchrun_workers
 from autoexp.resources.machines import LocalMachine, SlurmCluster
 from autoexp.resources.node import STARTED
 from autoexp.schedulers.base import PayloadSpec
+from autoexp.schedulers.on_nodes import step_words
 
 # Of a process under srun, what torch.distributed asks for. The text is fixed: the command follows
 # as arguments of its own.
@@ -29,10 +32,11 @@ _LOCAL_GRACE_S = 10.0
 
 def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> PayloadSpec:
     """What the payload of a job runs on its machine."""
-    spec = _of_attempt(spec, key)
+    spec = _of_attempt(machine, spec, key)
     has_steps = isinstance(machine, SlurmCluster) and _is_launched(machine, spec)
     warning, save_dir = spec.trainer.warning, Path(spec.save_dir)
     trains = _trains(spec)
+    save = spec.trainer.save_now if trains else None
     resumed = spec.trainer.resumed(spec.command, save_dir) if trains else spec.command
     again = spec.model_copy(update={"command": resumed})
     return PayloadSpec(
@@ -42,14 +46,18 @@ def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) 
         signal_steps=has_steps,
         warning_signal=warning.signal if trains else "SIGTERM",
         warning_file=warning.file_in(save_dir) if trains else None,
+        save_signal=save.signal if save and not save.file else None,
+        save_file=save.file_in(save_dir) if save else None,
         resumed=() if resumed == spec.command else with_launcher(machine, again, key),
         files=spec.trainer.files(spec.decay, save_dir) if trains else {},
         before=_node_setup(machine),
         copies=spec.trainer.copies(save_dir) if trains else {},
         node_environment=machine.node_environment,
         inside=_inside(machine, spec),
+        check=_node_check(machine, spec),
         signal_alone=not (has_steps or isinstance(spec.container, NoContainer)),
         rendezvous=_rule(machine),
+        stop=spec.container.stop(),
     )
 
 
@@ -70,7 +78,7 @@ def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str)
 
     The launcher runs on the node; torchrun, which is a part of torch, inside the container.
     """
-    spec = _of_attempt(spec, key)
+    spec = _of_attempt(machine, spec, key)
     names = (*_configured(machine, spec), *machine.node_environment)
     step = spec.container.step(spec.output_dir, names, bound_paths(spec))
     if not _is_launched(machine, spec):
@@ -95,12 +103,16 @@ def with_launcher(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str)
     return (*srun, "--ntasks-per-node=1", *_on_node(machine, spec, torchrun))
 
 
-def _of_attempt(spec: JobSpec, key: str) -> JobSpec:
+def _of_attempt(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) -> JobSpec:
     """The job with the settings of its container as they are in one attempt."""
     if isinstance(spec.container, NoContainer):
         return spec
     values = {"job": spec.name, "key": key, "output_dir": spec.output_dir}
-    return spec.model_copy(update={"container": spec.container.for_attempt(values)})
+    container = spec.container.for_attempt(values)
+    # Several processes of a node, each in a container of its own, cannot have one name.
+    if not (_is_launched(machine, spec) and machine.launcher == "srun"):
+        container = container.named(key)
+    return spec.model_copy(update={"container": container})
 
 
 def _is_launched(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> bool:
@@ -147,7 +159,7 @@ def _on_node(
     launched = _is_launched(machine, spec)
     each = _inside(machine, spec).get("each")
     if machine.node_environment or each or (_rule(machine) and launched):
-        return (_python(machine), "-c", STARTED, "start", *inside)
+        return (python_of(machine), "-c", STARTED, "start", *inside)
     return inside
 
 
@@ -155,10 +167,11 @@ def _inside(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[str, An
     """What a container's runtime is to set inside; empty where it needs no help for it."""
     names = (*_configured(machine, spec), *machine.node_environment)
     handing = spec.container.handing(names)
-    if not handing.prefixes:
+    if handing == Handing():
         return {}
-    # Processes that srun starts have their own ranks.
-    each = isinstance(machine, SlurmCluster) and _is_launched(machine, spec)
+    # Processes that srun starts have their own ranks; a runtime that srun is, is told once.
+    has_steps = isinstance(machine, SlurmCluster) and _is_launched(machine, spec)
+    each = has_steps and bool(handing.prefixes)
     return {**handing._asdict(), "each": each}
 
 
@@ -173,6 +186,29 @@ def _node_setup(machine: LocalMachine | SlurmCluster) -> tuple[str, ...]:
     return ("srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *shell)
 
 
+def _node_check(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[str, Any]:
+    """The check of the nodes, as `nodes/check.py` reads it; empty without one."""
+    policy = spec.nodes
+    if policy is None or not policy.checks or not _trains(spec):
+        return {}
+    command: tuple[str, ...] = (python_of(machine), "-c", STARTED_CHECK)
+    if isinstance(machine, SlurmCluster):
+        # One that a node holds up is ended by SLURM, which counts whole minutes.
+        bound = f"--time={math.ceil(policy.timeout / 60) + 1}"
+        command = (*step_words(machine.nodes), "--kill-on-bad-exit=0", bound, *command)
+    return {
+        "command": command,
+        "kind": policy.check,
+        "own": policy.command,
+        "timeout": policy.timeout,
+        "disks": policy.disks,
+        "least_free": policy.least_free,
+        "most_skew": policy.most_skew,
+        "slowest": policy.slowest,
+        "gpus": machine.gpus_per_node,
+    }
+
+
 def _rule(machine: LocalMachine | SlurmCluster) -> dict[str, str | bool]:
     """The rule of the rendezvous, as the payload reads it; empty for the node's own name."""
     if isinstance(machine, LocalMachine):
@@ -180,6 +216,7 @@ def _rule(machine: LocalMachine | SlurmCluster) -> dict[str, str | bool]:
     return machine.rendezvous.model_dump(exclude_defaults=True)
 
 
-def _python(machine: LocalMachine | SlurmCluster) -> str:
+def python_of(machine: LocalMachine | SlurmCluster) -> str:
+    """Python on the nodes of a machine."""
     own = machine.python if isinstance(machine, SlurmCluster) else None
     return own or sys.executable

@@ -5,6 +5,8 @@ do is done here: a job is found, judged and cancelled by a process that did not 
 The state of a job comes from the files that the payload leaves in the attempt's directory.
 """
 
+import contextlib
+import json
 import os
 import shlex
 import signal
@@ -20,7 +22,7 @@ import submitit
 from submitit.local import local as submitit_local
 
 from autoexp import payload, proxies
-from autoexp.errors import SchedulerUnavailable, SubmissionRefused
+from autoexp.errors import SchedulerError, SchedulerUnavailable, SubmissionRefused
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.resources.machines import LocalMachine
@@ -133,6 +135,19 @@ class LocalScheduler:
         """Signal each job to end; its payload kills what has not ended after the grace time."""
         return {ref.key: _cancel(ref) for ref in refs}
 
+    def tell(self, ref: AttemptRef, name: str) -> str:
+        """Signal the payload, which tells the trainer in its own way."""
+        started = read_start_file(ref.directory)
+        try:
+            pid = None if started is None else processes.pid_of(started)
+        except processes.OutOfSight as error:
+            assert started is not None
+            raise SchedulerError(f"runs on {started['host']}: ask from there") from error
+        if pid is None:
+            raise SchedulerError(f"{ref.key} does not run")
+        _kill(pid, getattr(signal, f"SIG{name}"))
+        return f"signalled process {pid} ({name})"
+
     def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
         """Do nothing: there is only one node."""
 
@@ -217,10 +232,13 @@ def _cancel(ref: AttemptRef) -> str:
 
 
 def _end_leftovers(ref: AttemptRef) -> bool:
-    """Kill processes that a killed payload left running; True if there were any."""
+    """Kill what a killed payload left running, a daemon's container too; True if there was any."""
     left = payload.processes_with_cookie(ref.key, ref.directory)
     for pid in left:
         _kill(pid, signal.SIGKILL)
+    with contextlib.suppress(OSError, ValueError):  # somebody may have removed it
+        spec = json.loads(atomic.read(ref.directory / "spec.json"))
+        return payload.stop_container(spec) or bool(left)
     return bool(left)
 
 

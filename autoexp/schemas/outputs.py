@@ -16,8 +16,10 @@ from autoexp.planning.plan import Plan
 from autoexp.reports.status import Status
 from autoexp.reports.upkeep.checkpoints import CheckpointList
 from autoexp.reports.upkeep.goodput import Goodput
+from autoexp.reports.upkeep.nodes import NodeList
 from autoexp.rules.events import Event
 from autoexp.session.action_records import ActionRecord
+from autoexp.tracking.send import Sent
 
 FOLDER = Path(__file__).parent
 
@@ -181,6 +183,8 @@ SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "budget": _of(Hours),
     "checkpoints": _of(CheckpointList),
     "goodput": _of(list[Goodput]),
+    "track": _of(list[Sent]),
+    "nodes-list": _of(NodeList),
     "queue-list": _of(list[ActionRecord]),
     "queue-show": _of(ActionRecord),
     "rules-test": _of(RulesTest),

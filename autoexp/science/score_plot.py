@@ -19,7 +19,7 @@ from autoexp.reports.plot import (
     format_of,
     hue,
     legend,
-    place,
+    places,
     save,
 )
 from autoexp.science.trajectory import Cell, Trajectory
@@ -94,13 +94,13 @@ def _draw(
     options: Options,
 ) -> None:
     own = points[spec.name]
-    at = [place(spec, session, cell.iteration, options) for cell in own]
+    at = places(spec, session, [cell.iteration for cell in own], options)
     values = [float(cell.value or 0.0) for cell in own]
     errors = [cell.error or 0.0 for cell in own]
     begin = _begin(spec, points)
     if begin is not None and begin.value is not None:  # from its parent's score, where it branched
-        start = place(spec, session, begin.iteration, options)
-        axes.plot([start, at[0]], [begin.value, values[0]], color=look.colour, ls=":", lw=1.2,
+        start = places(spec, session, [begin.iteration], options)
+        axes.plot([*start, at[0]], [begin.value, values[0]], color=look.colour, ls=":", lw=1.2,
                   alpha=look.opacity, zorder=1)  # fmt: skip
     axes.errorbar(
         at,

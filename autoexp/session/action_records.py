@@ -6,7 +6,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 from autoexp.model import now
-from autoexp.rules.actions import Action, Start
+from autoexp.rules.actions import Action, Save, Start
 from autoexp.rules.conditions import Condition
 from autoexp.rules.events import Event
 from autoexp.storage import migrations
@@ -57,6 +57,7 @@ class Actions(dict[str, ActionRecord]):
         super().__init__()
         self._open: dict[str, None] = {}
         self._starts: dict[str, dict[str, None]] = {}
+        self._saves: dict[str, dict[str, None]] = {}
         self._done_at: dict[tuple[str, str], datetime] = {}
 
     def __setitem__(self, key: str, action: ActionRecord) -> None:
@@ -67,6 +68,8 @@ class Actions(dict[str, ActionRecord]):
             self._open[key] = None
         if isinstance(action.action, Start):
             self._starts.setdefault(action.action.job, {})[key] = None
+        if isinstance(action.action, Save):
+            self._saves.setdefault(action.event.job, {})[key] = None
         if action.status is ActionStatus.DONE:
             place = (action.rule, action.event.job)
             self._done_at[place] = max(
@@ -90,3 +93,7 @@ class Actions(dict[str, ActionRecord]):
     def starts_of(self, job: str) -> list[ActionRecord]:
         """The actions that start a job."""
         return [self[key] for key in self._starts.get(job, ())]
+
+    def saves_of(self, job: str) -> list[ActionRecord]:
+        """The actions that have a job save now."""
+        return [self[key] for key in self._saves.get(job, ())]

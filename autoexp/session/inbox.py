@@ -16,6 +16,7 @@ from autoexp.errors import BadInput
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import FrozenModel, first_problem
+from autoexp.rules.actions import LaunchedCooldown
 from autoexp.session.session import Session
 from autoexp.storage import atomic, permissions
 
@@ -72,8 +73,20 @@ class BudgetRequest(FrozenModel):
     by: By
 
 
+class SaveRequest(FrozenModel):
+    """Have a running job save at once, and perhaps branch from that checkpoint."""
+
+    kind: Literal["save"] = "save"
+    job: str
+    request: str = Field(pattern="^[0-9a-f]{8,32}$")
+    """Random: processed twice, as after a kill, it is known by this."""
+    restart: bool = False
+    cooldown: LaunchedCooldown | None = None
+    by: By
+
+
 Request = Annotated[
-    CancelRequest | SubmitRequest | ActionRequest | RetryRequest | BudgetRequest,
+    CancelRequest | SubmitRequest | ActionRequest | RetryRequest | BudgetRequest | SaveRequest,
     Field(discriminator="kind"),
 ]
 

@@ -1,7 +1,8 @@
 """Provenance of a session's results: code, packages, environment and image, and no secret.
 
 In `provenance/` of a session: `packages.txt`, `environment.json`, `<whose>.json` and `<whose>.diff`
-for the repositories of the experiment and of the trainer, `image.json`.
+for the repositories of the experiment and of the trainer, `image.json`, and `images.jsonl`, a line
+for each file that attempts found as their image.
 """
 
 import fnmatch
@@ -9,17 +10,23 @@ import json
 import os
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoexp.config.experiment import Experiment
+from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.redaction import may_be_stored, without_secrets
-from autoexp.resources.containers import Apptainer, Docker
-from autoexp.storage.image_digests import digest_of
+from autoexp.resources.containers import Docker, NoContainer
+from autoexp.rules.events import ImageChanged
+from autoexp.session.session import Session
+from autoexp.storage import atomic
+from autoexp.storage.image_digests import Identity, digest_of, kept_digest
 
 _PACKAGES = ("autoexp", "prefect", "submitit", "pydantic", "hydra-core", "numpy", "torch")
 _TIMEOUT_S = 30.0
+_IMAGES = Path("provenance", "images.jsonl")
 _LONGEST_DIFF = 20_000_000
 
 # Variables that decide how a training runs; names that look like secrets are left out of these.
@@ -82,23 +89,65 @@ def _repository(whose: str, directory: Path, git: dict[str, str]) -> dict[str, s
     return {**files, f"{whose}.diff": without_secrets(diff)} if diff else files
 
 
+def note_image(session: Session, job: JobRecord, attempt: Attempt) -> ImageChanged | None:
+    """Record the file that an attempt is given as its image, where it is a new one.
+
+    Returns the event if an earlier attempt was given another file. What a kill leaves undone is
+    done when it is called again.
+    """
+    image = job.spec.container.image_file
+    try:
+        found = Identity.of(image) if image is not None and image.is_file() else None
+    except OSError:
+        found = None
+    if image is None or found is None:
+        return None  # the runtime will say so, if the nodes do not see it either
+    before = _image_before(session.path / _IMAGES, image)
+    if before == found:
+        return None
+    event = ImageChanged(job=job.spec.name, attempt=attempt.number, image=str(image))
+    if before is not None:
+        session.record([event])
+    known = kept_digest(image, found)
+    digest = {"no_digest": "not read again"} if known is None else {"sha256": known}
+    line = {"attempt": attempt.key, "image": str(image), **found._asdict(), **digest}
+    with session.writing():
+        text = json.dumps(line, ensure_ascii=False)
+        atomic.append_once(session.path / _IMAGES, text, by_umask=False)
+    return None if before is None else event
+
+
+def _image_before(file: Path, image: Path) -> Identity | None:
+    """The file that the last attempt in this image was given; None: there was none."""
+    if not file.exists():
+        return None
+    for line in reversed(atomic.read(file).splitlines()):
+        with suppress(ValueError, TypeError, KeyError):  # cut by a full disk
+            seen = json.loads(line)
+            if seen["image"] == str(image):
+                return Identity(*(int(seen[name]) for name in Identity._fields))
+    return None
+
+
 def _image(experiment: Experiment) -> dict[str, str] | None:
     """The image, with what distinguishes it from another of the same name, if that can be found."""
     container = experiment.container
-    match container:
-        case Apptainer():
-            path = Path(container.image)
-            if path.is_file():
-                return {"image": str(path.absolute()), "sha256": digest_of(path)}
-            why = "a directory" if path.is_dir() else "not a file that is seen from here"
-            return {"image": container.image, "no_digest": why}
-        case Docker():
-            asked = ["docker", "image", "inspect", "--format", "{{.Id}} {{.RepoDigests}}"]
-            answer = _run([*asked, container.image])
-            known = {} if answer is None else {"digest": answer.strip()}
-            return {"image": container.image, **known}
-        case _:
-            return None
+    if isinstance(container, NoContainer):
+        return None
+    named = {"image": container.image}
+    if isinstance(container, Docker):
+        asked = ["image", "inspect", "--format", "{{.Id}} {{.RepoDigests}}", container.image]
+        answer = _run([container.program, *asked])
+        if answer is None:
+            return {**named, "no_digest": f"{container.program} knows no such image here"}
+        return {**named, "digest": answer.strip()}
+    path = container.image_file
+    if path is None:
+        return {**named, "no_digest": "a name, which the runtime looks up where a job runs"}
+    if path.is_file():
+        return {"image": str(path.absolute()), "sha256": digest_of(path)}
+    why = "a directory" if path.is_dir() else "not a file that is seen from here"
+    return {**named, "no_digest": why}
 
 
 def _versions() -> dict[str, str]:

@@ -231,6 +231,19 @@ class Session:
         changed, self._changed = self._changed, set()
         return changed
 
+    def sick_nodes(self, at: datetime) -> tuple[str, ...]:
+        """Nodes that checks of this session found sick and that are to be avoided at a time."""
+        policy = self.experiment.nodes
+        expires_s = policy.expires if policy else 0.0
+        found = {
+            node: attempt.ended_at
+            for job in self.jobs.values()
+            for attempt in job.attempts
+            for node in attempt.sick_nodes
+            if attempt.ended_at and (at - attempt.ended_at).total_seconds() < expires_s
+        }
+        return tuple(sorted(found, key=lambda node: (found[node], node)))
+
     # Jobs and attempts
 
     def job(self, name: str) -> JobRecord:

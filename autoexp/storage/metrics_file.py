@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,16 @@ from autoexp.storage import atomic
 
 _LEAST = 4  # cells: a row that is being written, or was torn by a kill, has fewer
 _VALIDATION = 9  # cells of a validation's row
+_NAMES = (
+    "loss",
+    "learning_rate",
+    "seconds_per_iteration",
+    "grad_norm",
+    "tokens_per_s",
+    "tflops",
+    "mfu",
+)
+"""Of the cells behind the iteration."""
 
 
 class MetricsRow(NamedTuple):
@@ -28,6 +38,14 @@ class TimedRow(NamedTuple):
     iteration: int
     seconds: float | None
     """Of each iteration since the line before; None where it was not logged."""
+
+
+class FullRow(NamedTuple):
+    """All that was logged in a line."""
+
+    iteration: int
+    metrics: dict[str, float]
+    is_validation: bool
 
 
 class ValidationRow(NamedTuple):
@@ -87,6 +105,17 @@ def read_validations(session: Path, job: str) -> list[ValidationRow]:
         if len(cells) == _VALIDATION and cells[7]
     }
     return [found[key] for key in sorted(found)]
+
+
+def rows_of(lines: Iterable[str]) -> Iterator[FullRow]:
+    """The rows of some lines, as they come; raises ValueError for a number that is none."""
+    for cells in csv.reader(lines):
+        if len(cells) == _VALIDATION and cells[7]:
+            yield FullRow(int(cells[0]), {f"validation/{cells[8]}": float(cells[7])}, True)
+        elif _LEAST <= len(cells) < _VALIDATION:
+            values = zip(_NAMES, cells[1:], strict=False)
+            metrics = {name: float(cell) for name, cell in values if cell}
+            yield FullRow(int(cells[0]), metrics, False)
 
 
 def _cells(session: Path, job: str) -> Iterator[list[str]]:

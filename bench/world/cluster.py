@@ -212,6 +212,10 @@ class Cluster:
                 self._end(str(ref.job_id), "CANCELLED", self.clock.time())
         return {ref.key: "accepted" for ref in refs}
 
+    def tell(self, ref: AttemptRef, name: str) -> str:
+        self._answer("scancel --signal")
+        return f"signalled {ref.job_id} ({name})"
+
     def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
         self._answer("scontrol update")
 

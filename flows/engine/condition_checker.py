@@ -99,7 +99,7 @@ class ConditionChecker:
             asked_at=action.asked_at,
             acted_at=session.actions.last_done(action.rule, action.event.job),
             values=values,
-            attempts=len(job.attempts) if job else 0,
+            attempts=sum(not each.sick_nodes for each in job.attempts) if job else 0,
             attempts_without_progress=job.attempts_without_progress if job else 0,
             jobs=jobs,
             directory=session.path,

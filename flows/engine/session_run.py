@@ -35,6 +35,7 @@ from autoexp.flows.publishing.heartbeat import Heartbeat
 from autoexp.flows.publishing.job_logs import JobLogs
 from autoexp.flows.publishing.log_lines import LogLines
 from autoexp.flows.publishing.posted_events import all_are_posted
+from autoexp.flows.publishing.trackers import Trackers
 from autoexp.monitor import steps
 from autoexp.monitor.job_watch import are_calm
 from autoexp.monitor.monitor import Look, Monitor
@@ -113,6 +114,7 @@ class SessionRun:
         self._submissions = Turns(_AT_ONCE, _LONGEST_TURN_S)
         self._disk = asyncio.Lock()
         self._heartbeat = Heartbeat(session.experiment.monitoring.heartbeat_url, log)
+        self._trackers = Trackers(session.path, session.experiment.tracking, self.updates, log)
         self._families: dict[str, str] = {}
         self._has_more = False
         self._look_s = 0.0
@@ -134,6 +136,7 @@ class SessionRun:
                 self.updates.end()
                 self._subflows.stop()
             await self._flush()
+            await self._trackers.close()
             for left in await self._writer.run(left_behind, self.session):
                 self.log.warning("%s is left: it could neither be processed nor removed", left)
             is_interrupted = self.updates.interrupted is not None
@@ -170,7 +173,9 @@ class SessionRun:
         self._has_more = found.look.has_more
         self._spawn(children, found.work)
         self._artifacts.note(found.look)
+        self._trackers.note(found.look.changed)
         self._attend_to_prefect(children)
+        self._trackers.send_if_due(children)
 
     def _attend_to_prefect(self, children: Children) -> None:
         self._artifacts.publish_if_due(children)
@@ -322,13 +327,14 @@ class SessionRun:
         is_well = self._write_failures == 0
         limits = Limits(
             may_look=is_well and not (self._poller.is_under_way or self._has_more),
-            until=min(self._cancellations.due_at, self._artifacts.due_at),
+            until=min(self._cancellations.due_at, self._artifacts.due_at, self._trackers.due_at),
             numbers_at=self._artifacts.numbers_at,
             poll_at=lambda is_calm: self._poller.due_at(is_calm=is_calm),
         )
         found = await self._writer.stand(lambda: self.vigil.stand(limits), self.vigil.busy_s)
         if changed := self.vigil.take_changed():
             self._artifacts.note(Look([], [], changed))
+            self._trackers.note(changed)
         return found
 
     async def _next_work(self) -> Work:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from autoexp.errors import SchedulerError
 from autoexp.states import Kind
 from tests.patience import until
 from tests.slurm.bench import FOR_EVER, Bench, slurm
@@ -9,6 +10,7 @@ from tests.slurm.bench import FOR_EVER, Bench, slurm
 pytestmark = pytest.mark.slurm
 
 POLITE = "trap 'sleep 0.5; echo saved; exit 0' TERM; echo ready; sleep 600 & wait"
+ASKED = "trap 'echo saved; s=1' USR1; echo ready; while :; do sleep 0.2; echo ${s:+goes on}; done"
 DEAF = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
 
 
@@ -36,6 +38,23 @@ def test_the_warning_before_the_limit_lets_a_trainer_save(bench: Bench, launcher
     assert "saved" in bench.log("trainer")
     assert bench.attempt("trainer").state == "COMPLETED"
     assert bench.attempt("trainer").warned
+
+
+@pytest.mark.parametrize("launcher", ["none", "srun"])
+def test_a_trainer_that_is_asked_to_save_now_saves_and_goes_on(bench: Bench, launcher: str) -> None:
+    bench.submit("trainer", shell(ASKED), kind=Kind.TRAIN, launcher=launcher)
+    ready(bench, "trainer")
+    (ref,) = bench.refs()
+    assert "accepted" in bench.scheduler.tell(ref, "HUP")
+    until(lambda: "saved" in bench.log("trainer"), "the save")
+    until(lambda: "goes on" in bench.log("trainer"), "the training goes on")
+    bench.wait("RUNNING", "trainer")
+    assert not bench.attempt("trainer").warned
+
+    bench.scheduler.cancel(bench.refs())
+    bench.wait("CANCELLED", "trainer")
+    with pytest.raises(SchedulerError, match="not in the queue"):
+        bench.scheduler.tell(ref, "HUP")
 
 
 @pytest.mark.parametrize("launcher", ["none", "srun"])

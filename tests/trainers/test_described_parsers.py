@@ -7,6 +7,7 @@ import pytest
 
 from autoexp.backends.torchtitan.compatibility import compare
 from autoexp.config.compose import compose
+from autoexp.logs.event_files import RateReader
 from autoexp.planning.plan import Plan, make_plan
 from autoexp.schedulers.launch import payload_spec
 from tests.trainers.real import (
@@ -33,10 +34,16 @@ for line in json.load(sys.stdin):
 """
 
 
-def planned(preset: str, source: Path, *overrides: str, shape: str = "minus_sqrt") -> Plan:
+def planned(
+    preset: str,
+    source: Path,
+    *overrides: str,
+    shape: str = "minus_sqrt",
+    root: Path = Path("/out"),
+) -> Plan:
     words = [f"backend={preset}", f"backend.source={source}", "project.name=p", *overrides]
     cooldown = f"cooldowns=[{{at: [1000], decay: {{iterations: 247, shape: {shape}}}}}]"
-    return make_plan(compose(None, [*words, cooldown]).experiment, Path("/out"))
+    return make_plan(compose(None, [*words, cooldown]).experiment, root)
 
 
 def test_schedules_and_scaling_parses_a_plan_and_decays_as_long_as_planned(tmp_path: Path) -> None:
@@ -115,6 +122,26 @@ def test_torchtitans_manager_takes_a_plan_and_its_rates_are_the_planned_ones(
         [peak_of(jobs[1]) * factor for factor in each] for each in (steady, falling)
     )
     refuse_other_rates(trunk_rates, rates, jobs[1], warmup=20)
+
+
+@pytest.mark.parametrize("tag", [None, "v0.2.2"], ids=["0.3", "0.2"])
+def test_the_rates_in_torchtitans_event_files_are_the_planned_ones(
+    tmp_path: Path, tag: str | None
+) -> None:
+    """Its own logger, in the folder and under the names where they are looked for."""
+    checkout = clone_at("AUTOEXP_TEST_TORCHTITAN", tmp_path, "torchtitan", tag=tag)
+    branch = planned("torchtitan", checkout, root=tmp_path / "out").jobs[1]
+    assert branch.branch is not None
+    needed = ("tyro",) if tag else ("tyro", "spmd_types", "grain", "torch_checkpointing")
+    program = str(PARSERS / "torchtitan_metrics.py")
+    command = [torch_python("torch", "tensorboard", *needed), program, str(peak_of(branch))]
+    assert read_by(command, [branch.command[3:]], checkout) == [[branch.target_iteration]]
+    files = branch.trainer.rate_files(Path(branch.save_dir))
+    assert files is not None
+    rates = RateReader().read(files)
+    assert [step for step, _ in rates] == [1, *range(10, 1248, 10)]
+    for step, rate in rates[101:]:
+        assert rate == pytest.approx(branch.trainer.planned_rate(branch.branch, step - 1), rel=0.01)
 
 
 def test_torchtitan_lists_every_option_of_a_plan(tmp_path: Path) -> None:

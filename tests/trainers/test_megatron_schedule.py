@@ -11,10 +11,10 @@ from autoexp.config.experiment import Experiment
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.plan import make_plan
 from tests.core.backends.conformance.megatron import ARGS
-from tests.trainers.real import clone_at, torch_python
+from tests.trainers.real import PARSERS, clone_at, torch_python
 
 SCRIPT = "pretrain_gpt.py"
-PROGRAM = Path(__file__).with_name("megatron_schedule.py")
+PROGRAM = PARSERS / "megatron_schedule.py"
 SHAPES: tuple[dict[str, Any], ...] = (
     *({"shape": shape} for shape in ("minus_sqrt", "linear", "cosine", "exponential")),
     {"shape": "linear", "hold": 0.25},

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.config.compose import compose
 from autoexp.jobs.spec import JobSpec
 from autoexp.planning.plan import make_plan
@@ -114,6 +115,20 @@ def test_the_parser_takes_every_word_of_a_plan_but_those_of_the_script(
     assert [trunk[0], trunk[1], trunk[-1]] == ["/out/p/checkpoints", 400, own]
     name = "/out/p-cd200/checkpoints"
     assert branch == [name, 260, "warmup_stable_decay", decay, own]
+
+
+def test_a_schedule_of_a_trainings_own_is_the_one_that_the_trainer_makes() -> None:
+    schedule = "backend.args.lr_scheduler_type=cosine_with_min_lr"
+    settings = "backend.args.lr_scheduler_kwargs={min_lr_rate: 0.1}"
+    words = ["backend=huggingface", "project.name=p", schedule, settings, "cooldowns=[]"]
+    (job,) = make_plan(compose(None, words).experiment, Path("/out")).jobs
+    line = list(job.command[job.command.index("--output_dir") :])
+    (rates,) = asked(RESUMED_RATES, [[line, line, 0, 400]])
+    assert isinstance(rates, list)
+    assert isinstance(job.trainer, HuggingFaceBackend)
+    peak = job.trainer.args.learning_rate
+    assert max(rates) == pytest.approx(peak, rel=0.01)
+    assert rates[-1] == pytest.approx(0.1 * peak, rel=0.01)
 
 
 @pytest.mark.parametrize("shape", ["minus_sqrt", "linear", "cosine"])

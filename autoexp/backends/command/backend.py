@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 
@@ -26,8 +26,10 @@ from autoexp.backends.protocol import (
     may,
 )
 from autoexp.logs.linear import refuse_slow
+from autoexp.logs.patterns import groups_of
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.redaction import Variables
+from autoexp.rules.actions import Shape
 
 _CHANGES = {
     "variables": may(),
@@ -104,7 +106,8 @@ class CommandBackend(BackendBase):
     )
     shapes: dict[str, str] = Field(
         default_factory=lambda: {x: x for x in ("minus_sqrt", "linear", "cosine")},
-        description="decay shapes by the trainer's own names; others are refused",
+        description="decay shapes by the trainer's own names; others are refused. A curve that "
+        "none of them is goes by `points`: `{points: my-curve}`",
     )
     saves: Checkpoints = Field(description="its checkpoints")
     log_line: str = Field(
@@ -132,6 +135,14 @@ class CommandBackend(BackendBase):
         description="file at which it saves and ends, in place of a signal: an absolute path, or "
         "below `{save_dir}`; it is made at the warning and removed before the next attempt",
     )
+    save_signal: Literal["USR1", "USR2", "HUP"] | None = Field(
+        None, description="signal at which it saves at once and goes on, for `autoexp save`"
+    )
+    save_file: str | None = Field(
+        None,
+        description="file at which it does so, in place of a signal, and which it removes then: an "
+        "absolute path, or below `{save_dir}`",
+    )
     source: AbsolutePath | None = Field(None, description="its checkout, as seen by the job")
     python: str | None = Field(
         None,
@@ -152,11 +163,16 @@ class CommandBackend(BackendBase):
         if self.validation_line is not None:
             ValidationPattern(self.validation_line)
         if info.context == COMPOSING:
+            self._refuse_unknown_shapes()
             for pattern in (self.log_line, self.start_line, self.validation_line):
                 if pattern is not None:
                     refuse_slow(pattern)
-        if self.warn_file is not None and not self.warn_file.startswith(("/", "{save_dir}/")):
-            raise ValueError("`warn_file` has to be absolute, or to begin with `{save_dir}/`")
+        for name in ("warn_file", "save_file"):
+            file = getattr(self, name)
+            if file is not None and not file.startswith(("/", "{save_dir}/")):
+                raise ValueError(f"`{name}` has to be absolute, or to begin with `{{save_dir}}/`")
+        if self.save_signal is not None and self.save_signal == self.warn_signal:
+            raise ValueError(f"`save_signal`: at {self.warn_signal} it saves and ends")
         own = self._values(self.args.train_iters, Path())
         used = names_of(self.command, own, "command")
         branch = {**own, **_branch_values(_EXAMPLE, "linear")}
@@ -189,6 +205,14 @@ class CommandBackend(BackendBase):
         self._try(info)
         return self
 
+    def _refuse_unknown_shapes(self) -> None:
+        known = get_args(Shape)
+        for name in self.shapes.keys() - set(known):
+            raise ValueError(
+                f"`shapes.{name}`: no cooldown has this shape; there are {', '.join(known)}. A "
+                f"curve of your own is described by `points`: `shapes: {{points: {name}}}`"
+            )
+
     def _try(self, info: ValidationInfo) -> None:
         """Refuse arithmetic with what is no number while the configuration is composed."""
         if info.context == COMPOSING:
@@ -211,6 +235,11 @@ class CommandBackend(BackendBase):
     def seed_key(cls, values: Mapping[str, Any]) -> str | None:
         """`args.seed`, where the trainer is given one."""
         return "args.seed" if "seed" in (values.get("args") or {}) else None
+
+    @property
+    def logged(self) -> frozenset[str]:
+        found = frozenset(groups_of(self.log_line)) - {"iteration"}
+        return found if self.validation_line is None else found | {"validation_loss"}
 
     @property
     def final_lr(self) -> float:
@@ -366,6 +395,12 @@ class CommandBackend(BackendBase):
     @property
     def warning(self) -> LimitWarning:
         return LimitWarning(f"SIG{self.warn_signal}", self.warn_file)
+
+    @property
+    def save_now(self) -> LimitWarning | None:
+        if self.save_signal is None and self.save_file is None:
+            return None
+        return LimitWarning(f"SIG{self.save_signal}", self.save_file)
 
     @property
     def peak_lr(self) -> float | None:

@@ -33,13 +33,11 @@ OURS = {
     "output_dir": "each job has its own",
     "resume_from_checkpoint": _RESUMES,
     "overwrite_output_dir": _RESUMES,
-    "num_train_epochs": "give `max_steps`",
+    "num_train_epochs": "give `max_steps`: epochs times samples, divided by those of a step",
     "save_strategy": "steps, by `save_steps`",
     "logging_strategy": "steps, by `logging_steps`",
     "logging_nan_inf_filter": "off: a NaN would be averaged away",
     "save_only_model": "off: a branch needs the optimizer",
-    "lr_scheduler_type": "the training keeps its rate, and `cooldowns` says where it decays",
-    "lr_scheduler_kwargs": "`cooldowns` says how the rate decays",
 }
 """Arguments that autoexp sets itself, with the reason."""
 
@@ -56,8 +54,17 @@ class TrainerArgs(FrozenModel):
     save_total_limit: int | None = Field(
         None, gt=0, description="older checkpoints are deleted; not where cooldowns branch"
     )
-    learning_rate: float = Field(gt=0, description="peak learning rate, constant after warm-up")
+    learning_rate: float = Field(gt=0, description="peak learning rate")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    lr_scheduler_type: str | None = Field(
+        None,
+        min_length=1,
+        description="schedule of a training from which no cooldown branches, as `cosine` for a "
+        "fine-tuning; if unset its rate is constant behind the warm-up",
+    )
+    lr_scheduler_kwargs: dict[str, int | float | str | bool] | None = Field(
+        None, description="settings of that schedule, as `{min_lr_rate: 0.1}`"
+    )
     per_device_train_batch_size: int = Field(8, gt=0, description="samples on one device in a pass")
     gradient_accumulation_steps: int = Field(1, gt=0, description="passes of a step")
     log_level: str | None = Field(

@@ -64,6 +64,8 @@ _RESUME = (
     "os.execv(sys.executable,[sys.executable,*w])"
 )
 _MERGER = Path(__file__).parents[1] / "merge.py"
+_CONSTANT = "constant_with_warmup"
+_SCHEDULE = {"max_steps", "lr_scheduler_type", "lr_scheduler_kwargs"}  # each command has its own
 _SHAPES = {"minus_sqrt": "1-sqrt", "linear": "linear", "cosine": "cosine"}
 _DATA = may(
     "the Trainer skips as many batches of the new data as it has trained, unless "
@@ -82,6 +84,8 @@ _CHANGES = {
     "args.max_steps": fixed("a branch ends with its decay"),
     "args.learning_rate": _IN_STATE,
     "args.warmup_steps": fixed("the warm-up is over"),
+    "args.lr_scheduler_type": fixed("a branch decays as `decay` says"),
+    "args.lr_scheduler_kwargs": fixed("a branch decays as `decay` says"),
     "args.per_device_train_batch_size": fixed(
         "the Trainer takes it from trainer_state.json; change gradient_accumulation_steps"
     ),
@@ -103,6 +107,9 @@ class HuggingFaceBackend(BackendBase):
     LENGTH: ClassVar[str] = "args.max_steps"
     SEED: ClassVar[str | None] = "args.seed"
     SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
+    LOGS: ClassVar[frozenset[str]] = frozenset(
+        {"loss", "learning_rate", "grad_norm", "validation_loss"}
+    )
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
     DATA_SETS: ClassVar[tuple[str, ...]] = ("script_args.dataset_name", "script_args.train_file")
 
@@ -151,8 +158,23 @@ class HuggingFaceBackend(BackendBase):
         return Batches(size, self.tokens_per_sample)
 
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
-        return self._command(save_dir, {"max_steps": self.train_iters,
-                                        "lr_scheduler_type": "constant_with_warmup"})  # fmt: skip
+        own = self.args.lr_scheduler_kwargs
+        schedule = {
+            "max_steps": self.train_iters,
+            "lr_scheduler_type": self.args.lr_scheduler_type or _CONSTANT,
+            "lr_scheduler_kwargs": None if own is None else json.dumps(own),
+        }
+        return self._command(save_dir, schedule)
+
+    def refusals(self, branch: Branch) -> list[str]:
+        reasons = super().refusals(branch)
+        schedule = self.args.lr_scheduler_type or _CONSTANT
+        if schedule not in (_CONSTANT, "constant") and not branch.is_baseline:
+            reasons.append(
+                f"lr_scheduler_type {schedule}: the rate of this training falls by itself, and a "
+                "cooldown begins at its peak; leave it out where cooldowns branch"
+            )
+        return reasons
 
     def cooldown_command(self, branch: Branch, save_dir: Path) -> tuple[str, ...]:
         decay = {
@@ -171,7 +193,7 @@ class HuggingFaceBackend(BackendBase):
         values = {
             "output_dir": str(save_dir),
             **schedule,
-            **self.args.model_dump(exclude={"max_steps"}, exclude_none=True),
+            **self.args.model_dump(exclude=_SCHEDULE, exclude_none=True),
             "save_strategy": "steps",
             "logging_strategy": "steps",
             # A NaN would be averaged away.

@@ -37,6 +37,7 @@ class MegatronBackend(BackendBase):
     SHAPES: ClassVar[Mapping[str, str]] = {
         name: name for name in ("minus_sqrt", "linear", "cosine", "exponential")
     }
+    LOGS: ClassVar[frozenset[str]] = formats.LOGS
     HOLDS: ClassVar[bool] = True
     SEED: ClassVar[str | None] = "args.seed"
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = BRANCH_CHANGES
@@ -83,6 +84,10 @@ class MegatronBackend(BackendBase):
     @property
     def log_interval(self) -> int | None:
         return self.args.log_interval
+
+    @property
+    def logged(self) -> frozenset[str]:
+        return self.LOGS | {"tflops"} if self.args.log_throughput else self.LOGS
 
     @property
     def final_lr(self) -> float:

@@ -13,6 +13,8 @@ from autoexp.logs.numbers import number, whole
 
 PROGRESS_MARK = b"iteration"
 """In every iteration line, and in few others: a search in memory before a regular expression."""
+LOGS = frozenset({"loss", "learning_rate", "seconds", "grad_norm", "validation_loss"})
+"""Numbers in its lines, and `tflops` where it is told to measure them."""
 TRACKER = "latest_checkpointed_iteration.txt"
 _FOLDER = re.compile(r"iter_(?P<iteration>\d{7,})")
 

@@ -29,6 +29,7 @@ from autoexp.backends.protocol import (
 from autoexp.backends.torchtitan.arguments import OURS, SECTIONS, TorchtitanArgs
 from autoexp.backends.torchtitan.compatibility import NEW, OLD, Dialect, dialect
 from autoexp.backends.torchtitan.dialects import in_new_words, without_a_word
+from autoexp.logs.event_files import RateFiles
 from autoexp.logs.lines import without_escapes
 from autoexp.logs.numbers import finite, number
 from autoexp.model import COMPOSING
@@ -55,6 +56,9 @@ _VALIDATION = ValidationPattern(
 _VALIDATES = b"validate step:"
 # Source: torchtitan 0.2.2, train.py; main of August 2026 has the same line in trainer.py.
 _BEGINS = re.compile(rb"\bTraining starts at step (\d{1,18})\b")
+# Source: 0.2.2, train.py, train_step; main of August 2026, components/optimizer/lr_scheduler.py,
+# get_metrics. Both write them to TensorBoard alone, as their log line has no place for them.
+_RATE_TAG = re.compile(rb"lr(/.*)?")
 _SHAPES = {"minus_sqrt": "sqrt", "linear": "linear", "cosine": "cosine"}
 _DATA = may(
     "the dataloader's state goes on in it; `checkpoint.exclude_from_loading: [dataloader]` "
@@ -94,6 +98,9 @@ class TorchtitanBackend(BackendBase):
     LENGTH: ClassVar[str] = "args.training.steps"
     SEED: ClassVar[str | None] = "args.debug.seed"
     SHAPES: ClassVar[Mapping[str, str]] = _SHAPES
+    LOGS: ClassVar[frozenset[str]] = frozenset(
+        {"loss", "grad_norm", "tokens_per_s", "tflops", "mfu", "validation_loss"}
+    )
     BRANCH_CHANGES: ClassVar[Mapping[str, Change]] = _CHANGES
     DATA_SETS: ClassVar[tuple[str, ...]] = ("args.training.dataset", "args.training.dataset_path")
 
@@ -258,6 +265,26 @@ class TorchtitanBackend(BackendBase):
     @property
     def warmup(self) -> int:
         return self.args.lr_scheduler.warmup_steps
+
+    @property
+    def logged(self) -> frozenset[str]:
+        return self.LOGS | {"learning_rate"} if self._rates_in is not None else self.LOGS
+
+    @property
+    def _rates_in(self) -> str | None:
+        """The folder of its event files below its save directory; None where it has none."""
+        metrics = self.args.metrics.__pydantic_extra__
+        if metrics.get("enable_tensorboard") is not True:
+            return None
+        return str(metrics.get("save_tb_folder") or "tb")
+
+    def rate_files(self, save_dir: Path) -> RateFiles | None:
+        if self._rates_in is None:
+            return None
+        # Of all ranks, one is enough: they have the same rates.
+        ranks = self.args.metrics.__pydantic_extra__.get("save_for_all_ranks")
+        names = f"*/{'rank_0/' if ranks is True else ''}events.out.tfevents.*"
+        return RateFiles(save_dir / self._rates_in, names, _RATE_TAG)
 
     def progress(self, line: bytes) -> Progress | Unread | None:
         if _VALIDATES in line:

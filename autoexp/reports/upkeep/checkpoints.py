@@ -1,12 +1,18 @@
 """The checkpoints of a session: how large, kept why, deleted when."""
 
+from contextlib import suppress
+from pathlib import Path
+
 from pydantic import BaseModel
 from rich.table import Table
 
+from autoexp.jobs.record import JobRecord
 from autoexp.retention.decision import over_budget, used_bytes
 from autoexp.rules.durations import in_bytes
+from autoexp.rules.events import CheckpointComplete
 from autoexp.session.checkpoint_uses import checkpoints_of, situation_of
 from autoexp.session.session import Session
+from autoexp.storage import removal
 
 
 class CheckpointRow(BaseModel):
@@ -16,7 +22,7 @@ class CheckpointRow(BaseModel):
     iteration: int
     path: str
     bytes: int | None
-    """None: not measured; `retention` has the monitor do so."""
+    """None: it cannot be read."""
     kept: str
     """Why; empty when it may go."""
     until: str | None
@@ -43,12 +49,13 @@ def checkpoint_list(session: Session) -> CheckpointList:
     places = {name: place for place, name in enumerate(session.jobs)}
     found = checkpoints_of(session)
     found.sort(key=lambda each: (places[each.checkpoint.job], each.checkpoint.iteration))
+    jobs = _measured(session, [each.checkpoint for each in found])
     rows = [
         CheckpointRow(
             job=each.checkpoint.job,
             iteration=each.checkpoint.iteration,
             path=each.checkpoint.path,
-            bytes=session.jobs[each.checkpoint.job].sizes.get(each.checkpoint.iteration),
+            bytes=jobs[each.checkpoint.job].sizes.get(each.checkpoint.iteration),
             kept=each.why if retention else "no `retention`",
             until=each.until if retention else None,
         )
@@ -58,11 +65,27 @@ def checkpoint_list(session: Session) -> CheckpointList:
         session=session.id,
         checkpoints=rows,
         deleted={name: job.deleted for name, job in session.jobs.items() if job.deleted},
-        bytes=used_bytes(session.jobs),
+        bytes=used_bytes(jobs),
         budget=retention.budget if retention else None,
         dry_run=retention.dry_run if retention else False,
         warning=over_budget(situation_of(session, retention), found) if retention else None,
     )
+
+
+def _measured(session: Session, found: list[CheckpointComplete]) -> dict[str, JobRecord]:
+    """The jobs with all sizes: the monitor measures them for `retention` alone."""
+    sizes: dict[str, dict[int, int]] = {}
+    for event in found:
+        known = session.jobs[event.job].sizes.get(event.iteration)
+        if known is None:
+            with suppress(OSError):
+                known = removal.size_of(Path(event.path)) or None
+        if known is not None:
+            sizes.setdefault(event.job, {})[event.iteration] = known
+    return {
+        name: job.model_copy(update={"sizes": {**job.sizes, **sizes.get(name, {})}})
+        for name, job in session.jobs.items()
+    }
 
 
 def checkpoint_table(found: CheckpointList) -> Table:

@@ -3,10 +3,10 @@
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from autoexp import proxies
-from autoexp.errors import SchedulerUnavailable
+from autoexp import proxies, sinks
+from autoexp.errors import SchedulerError, SchedulerUnavailable
 
 # An outer job's variables would become options of the inner one (sbatch(1), INPUT ENVIRONMENT
 # VARIABLES), and a user's preferences would filter what squeue and sacct show. A cluster that is
@@ -99,3 +99,17 @@ def about(job_id: str, words: str) -> str:
     """scancel's message about a job: `Kill job error on job id 12: Invalid job id specified`."""
     named = re.compile(rf"job id {re.escape(job_id)}\b")
     return "; ".join(line for line in words.splitlines() if named.search(line))
+
+
+def signal_batch(run: Callable[[list[str]], str], job_id: str, name: str) -> str:
+    """Signal a job's batch script, and none of its steps; returns the answer.
+
+    Raises SchedulerError where SLURM refuses it, SchedulerUnavailable without an answer.
+    """
+    try:
+        run(["scancel", "--batch", f"--signal={name}", job_id])
+    except SlurmCommandFailed as error:
+        if NO_ANSWER.search(error.stderr):
+            raise SchedulerUnavailable(str(error)) from error
+        raise SchedulerError(sinks.line(error.stderr)) from error
+    return f"scancel --batch --signal={name} {job_id}: accepted"

@@ -1,8 +1,9 @@
 """Asks SLURM about a job that somebody else submitted, and for the cluster's name."""
 
 import re
+from functools import cache
 
-from autoexp.errors import BadInput
+from autoexp.errors import BadInput, SchedulerUnavailable
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm.commands import SlurmCommandFailed, at, run
 
@@ -44,3 +45,18 @@ def cluster_name(cluster: SlurmCluster) -> str:
         raise BadInput(f"SLURM does not name its cluster ({error.stderr}); try again") from error
     found = re.search(r"^ClusterName\s*=\s*(\S+)", answer, re.M)
     return found[1].lower() if found else ""
+
+
+def nodes_of_partition(cluster: SlurmCluster) -> int | None:
+    """Number of the partition's nodes, asked once; None where SLURM does not say it."""
+    which = ("-p", cluster.partition) if cluster.partition else ()
+    try:
+        return _count_nodes(cluster.at, which, cluster.query_timeout_s) or None
+    except (SlurmCommandFailed, SchedulerUnavailable):
+        return None
+
+
+@cache
+def _count_nodes(cluster: str | None, which: tuple[str, ...], timeout_s: float) -> int:
+    answer = run(at(cluster, ["sinfo", "-h", "-N", "-o", "%N", *which]), timeout_s)
+    return len(set(answer.split()))

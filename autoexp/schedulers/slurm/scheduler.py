@@ -14,7 +14,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from autoexp import payload, states
-from autoexp.errors import SchedulerUnavailable, SubmissionRefused, SubmitLimitReached
+from autoexp.errors import (
+    SchedulerError,
+    SchedulerUnavailable,
+    SubmissionRefused,
+    SubmitLimitReached,
+)
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
 from autoexp.model import now
@@ -405,18 +410,28 @@ class SlurmScheduler:
             if not commands.about(job_id, error.stderr):
                 raise SchedulerUnavailable(str(error)) from error
 
+    def tell(self, ref: AttemptRef, name: str) -> str:
+        """Signal the batch script alone: the payload tells the trainer in its own way."""
+        if ref.key not in self._own([ref], self._listed()):
+            raise SchedulerError(f"job {ref.job_id} is not in the queue, or another's by now")
+        return commands.signal_batch(self._run, str(ref.job_id), name)
+
     def avoid(self, refs: Sequence[AttemptRef], nodes: Sequence[str]) -> None:
         """Update all with one command; a job that has started meanwhile is no failure.
 
-        An id that is another job's by now is left alone.
+        An id that is another job's by now is left alone. Without nodes, what the user excluded
+        by an option is what is left.
         """
         own = self._own(refs, self._listed())
         ids = [str(ref.job_id) for ref in refs if ref.key in own]
         which = f"JobId={','.join(ids)}"
+        is_cleared = not nodes and bool(ids)
         nodes = self._by_name(nodes) if ids else ()
-        while nodes:
+        given = self._cluster.options.get("exclude")  # which this would replace
+        while nodes or is_cleared:
             try:
-                self._run(["scontrol", "update", which, f"ExcNodeList={','.join(nodes)}"])
+                listed = ",".join([*([str(given)] if given else []), *nodes])
+                self._run(["scontrol", "update", which, f"ExcNodeList={listed}"])
                 return
             except SlurmCommandFailed as error:
                 if _UNKNOWN_NODE in error.stderr:

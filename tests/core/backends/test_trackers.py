@@ -90,6 +90,19 @@ def test_no_checkpoint_is_moved_aside_because_of_an_unreadable_tracker(
     assert command.tracked(story.save_dir, 200).exists()
 
 
+def test_of_saves_that_were_killed_again_and_again_three_stay_aside(tmp_path: Path) -> None:
+    story = TrainerStory(command.TRACKED, tmp_path / "story")
+    story.trainer.save(story.save_dir, 100)
+    folder = story.save_dir / "models"
+    (folder / ".autoexp-torn-mine").mkdir()
+    for iteration in (200, 300, 1000, 400):
+        (folder / f"{iteration}").mkdir()
+        assert story.trunk.spec.trainer.clear_torn(story.save_dir) == [f"{iteration}"]
+    aside = {path.name.removeprefix(".autoexp-torn-") for path in folder.glob(".autoexp-torn-*")}
+    assert aside == {"300", "400", "1000", "mine"}
+    assert command.tracked(story.save_dir, 100).exists()
+
+
 def test_where_only_the_tracker_tells_nothing_is_moved_aside_while_it_is_unreadable(
     tmp_path: Path,
 ) -> None:

@@ -15,11 +15,14 @@ from autoexp.backends.huggingface.backend import HuggingFaceBackend
 from autoexp.config.compose import compose
 from autoexp.config.experiment import Experiment
 from autoexp.errors import BadInput
+from autoexp.model import COMPOSING
 from autoexp.planning.plan import Plan, make_plan
 from tests.core.backends.conformance.command import MARKED, TRACKED
 from tests.core.backends.conformance.huggingface import HUGGINGFACE
 from tests.core.backends.conformance.torchtitan import TORCHTITAN
 from tests.core.backends.conformance.trainer import Trainer, options
+
+LENGTHS = {"train_iters": 300, "save_interval": 100, "lr": 1e-3}
 
 
 def planned(trainer: Trainer, branching: dict[str, Any] | None = None, **backend: Any) -> Plan:
@@ -102,9 +105,23 @@ def test_the_trainers_branch_goes_on_with_a_decay_of_its_own() -> None:
     assert branch["--enable_jit_checkpoint"] == "true"
 
 
+def test_a_training_without_cooldowns_may_have_a_schedule_of_its_own() -> None:
+    words = ["backend=huggingface", "project.name=p", "backend.args.lr_scheduler_type=cosine"]
+    own = "backend.args.lr_scheduler_kwargs={num_cycles: 0.5}"
+    (job,) = make_plan(compose(None, [*words, own, "cooldowns=[]"]).experiment, Path("/out")).jobs
+    told = options(job.command)
+    assert told["--lr_scheduler_type"] == "cosine"
+    assert json.loads(told["--lr_scheduler_kwargs"]) == {"num_cycles": 0.5}
+    baseline = "baselines=[{totals: [300], decay: {fraction: 0.2, shape: linear}}]"
+    plan = make_plan(compose(None, [*words, "cooldowns=[]", baseline]).experiment, Path("/out"))
+    assert options(plan.jobs[1].command)["--lr_scheduler_type"] == "warmup_stable_decay"
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        ("backend.args.lr_scheduler_type=cosine", "leave it out where cooldowns branch"),
+        ("backend.args.num_train_epochs=3", "epochs times samples, divided by those of a step"),
         ("backend.args.save_total_limit=3", "save_total_limit 3 deletes its checkpoint"),
         ("backend.args.save_only_model=true", "a branch needs the optimizer"),
         ("backend.args.resume_from_checkpoint=/x", "the last checkpoint in the job's own folder"),
@@ -166,6 +183,20 @@ def test_a_cooldown_is_refused_without_a_word_on_it_or_with_a_shape_the_trainer_
         planned(MARKED, cooldown={})
     with pytest.raises(BadInput, match="no decay of the shape minus_sqrt; there are: linear"):
         planned(MARKED, shapes={"linear": "lin"})
+
+
+def test_a_shape_that_no_cooldown_has_is_refused_and_a_curve_of_ones_own_goes_by_points() -> None:
+    own = {**TRACKED.configuration, "defaults": ["_self_"]}
+    own["backend"] = {**TRACKED.backend, "shapes": {"wsd": "wsd"}}
+    with pytest.raises(ValidationError, match=r"described by `points`: `shapes: \{points: wsd\}`"):
+        Experiment.model_validate(own, context=COMPOSING)
+    curve = {"shape": "points", "points": [[0, 1], [0.5, 0.2], [1, 0]], "iterations": 50}
+    plan = planned(TRACKED, {"at": [100], "decay": curve}, shapes={"points": "wsd"}, args=LENGTHS)
+    (cooldown,) = plan.cooldowns
+    assert options(cooldown.command)["--schedule"] == "wsd"
+    assert cooldown.branch is not None
+    rates = [cooldown.trainer.planned_rate(cooldown.branch, at) for at in (100, 125, 150)]
+    assert rates == pytest.approx([1e-3, 2e-4, 0])
 
 
 @pytest.mark.parametrize("text", ["$(id)", "a b", "'; rm -rf /", "{train_iters}", "${oc.env:HOME}"])

@@ -74,6 +74,7 @@ def test_each_package_that_is_imported_is_asked_for() -> None:
         "pydantic_core": "pydantic",
     }
     named |= {"antlr4": "antlr4-python3-runtime", "prefect_shell": "prefect-shell"}
+    named |= {"mlflow": "mlflow-skinny"}
     for path in MODULES:
         for module in {module.split(".")[0] for module in imported(path)}:
             if module not in sys.stdlib_module_names and module not in ROOMS:

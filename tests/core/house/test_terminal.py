@@ -15,7 +15,7 @@ PLAIN = "ared\\x9b2J\\u202ec\\x0dd[bold]e[/bold]:smile:"
 # These print into the log of their own job, in a process of their own, or a constant.
 JOBS = {
     *("payload.py", "__main__.py", "demo/checkpoints.py", "demo/convert.py", "demo/evaluate.py"),
-    *("backends/merge.py", "demo/merge.py", "resources/copies.py"),
+    *("backends/merge.py", "demo/merge.py", "resources/copies.py", "nodes/check.py"),
 }
 
 

@@ -33,6 +33,15 @@ def test_a_plan_says_that_an_image_or_the_source_of_a_bind_is_not_there() -> Non
     ]
 
 
+@pytest.mark.parametrize("kind", ["pyxis", "edf"])
+def test_a_plan_says_so_of_the_image_of_a_plugin_where_it_is_a_path(kind: str) -> None:
+    own = (f"container={kind}", "slurm=local_cluster", "slurm.launcher=srun")
+    plan = make_plan(compose("demo", [*own, "container.image=/no/x"]).experiment, Path("/out"))
+    assert "container.image: /no/x is not there, as seen from here" in plan.notes
+    plan = make_plan(compose("demo", [*own, "container.image=ngc"]).experiment, Path("/out"))
+    assert not any("is not there" in note for note in plan.notes)
+
+
 def test_a_plan_says_that_a_variable_does_not_arrive() -> None:
     found = notes("container.image=/no/x.sif", "+slurm.environment.LD_LIBRARY_PATH=/lib")
     assert found[-1] == "$LD_LIBRARY_PATH stays outside: inside it is the image's own"

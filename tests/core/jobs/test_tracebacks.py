@@ -7,7 +7,7 @@ import pytest
 
 from autoexp.jobs.tracebacks import last_exception
 from autoexp.jobs.verdicts import has_begun, start_exception
-from tests.core.story import StoryOf
+from tests.core.story import StoryOf, go_on, say
 
 PLAIN = """ iteration 3/ 10 | lm loss: 2.1 |
 Traceback (most recent call last):
@@ -101,3 +101,38 @@ def test_without_an_exception_the_last_word_of_a_containers_runtime_counts(tmp_p
     log = tmp_path / "log"
     log.write_text("INFO:    Converting\nFATAL:   could not open image /x.sif: no such file\n")
     assert last_exception(log) == "FATAL: could not open image /x.sif: no such file"
+
+
+@pytest.mark.parametrize(
+    ("code", "iterations", "reason"),
+    [
+        (255, (), "its container did not start: FATAL: could not open image /x.sif"),
+        (1, (), "FAILED (exit code 1) before its first iteration: FATAL: could not open image"),
+        (255, (10,), "FAILED (exit code 255): FATAL: could not open image /x.sif"),
+    ],
+)
+def test_a_container_that_did_not_start_is_the_reason_and_not_its_exit_code(
+    code: int, iterations: tuple[int, ...], reason: str, story_of: StoryOf
+) -> None:
+    story = story_of()
+    for iteration in iterations:
+        story.log(iteration)
+    say(story, "FATAL:   could not open image /x.sif: no such file")
+    story.look(state="FAILED", exit_code=code)
+    assert str(story.job().reason).startswith(reason)
+
+
+def test_after_restarts_in_vain_the_reason_has_the_last_line_too(story_of: StoryOf) -> None:
+    again = {"again": {"to": ["FAILED"], "actions": [{"restart": {}}]}}
+    story = story_of(state_events=again)
+    for _ in range(2):
+        say(story, "FATAL:   no loop device")
+        story.look(state="FAILED", exit_code=255)
+        go_on(story)
+        story.session.record_submission(story.job(), story.job().attempts[-1], "id")
+        Path(story.job().attempts[-1].log).parent.mkdir(parents=True, exist_ok=True)
+    say(story, "FATAL:   no loop device")
+    story.look(state="FAILED", exit_code=255)
+    go_on(story)
+    reason = "restarted: rule again; 3 attempts in a row without a new iteration"
+    assert story.job().reason == f"{reason}: FATAL: no loop device"

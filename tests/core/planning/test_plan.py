@@ -240,3 +240,46 @@ def test_an_output_root_from_the_environment_is_never_resolved_again(
     composed = compose("demo", ["project.output_root=${oc.env:AUTOEXP_TEST_ROOT}"])
     path = create(composed, tmp_path / "root", session_id="s")
     assert saves_to(path) == f"{root}/s/demo/checkpoints"
+
+
+# Rules that can never fire
+
+
+def notes_of_a_described_trainer(line: str, **args: Any) -> tuple[str, ...]:
+    """Notes of a plan with a rule on the rate and one on the speed."""
+    backend = {
+        "kind": "command",
+        "command": ["train", "{save_dir}"],
+        "cooldown": {"--decay": "{decay_iterations}"},
+        "saves": {"name": "{iteration}", "must_exist": ["weights"]},
+        "log_line": line,
+        "args": {"train_iters": 1000, "save_interval": 100, **args},
+    }
+    rules = {"rate": {"off_schedule": {}}, "slow": {"throughput_below": {}}, "off": None}
+    content = {
+        "project": {"name": "p"},
+        "backend": backend,
+        "slurm": {"kind": "local"},
+        "cooldowns": [{"at": [500], "decay": FIFTY}],
+        "monitoring": {"metric_events": rules},
+    }
+    return make_plan(Experiment.model_validate(content), ROOT).notes
+
+
+SILENT = "rule {} never fires: "
+LOGS = "what this trainer logs has no "
+ALL = r"(?P<iteration>\d+) (?P<loss>\S+) (?P<learning_rate>\S+) (?P<seconds>\S+)"
+
+
+def test_a_plan_says_which_rules_can_never_fire_as_the_log_has_no_such_number() -> None:
+    assert notes_of_a_described_trainer(r"(?P<iteration>\d+) (?P<loss>\S+)", lr=1e-3) == (
+        SILENT.format("rate") + LOGS + "learning rate",
+        SILENT.format("slow") + LOGS + "seconds per iteration",
+    )
+    assert notes_of_a_described_trainer(ALL, lr=1e-3) == ()
+
+
+def test_a_plan_says_that_a_rate_is_compared_with_nothing_where_its_peak_is_unknown() -> None:
+    assert notes_of_a_described_trainer(ALL) == (
+        SILENT.format("rate") + "without `backend.args.lr` no rate is planned",
+    )

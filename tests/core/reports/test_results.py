@@ -2,13 +2,11 @@
 
 import csv
 import io
-import struct
 import sys
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
-from tensorboardX.proto.event_pb2 import Event
 
 from autoexp.config.compose import compose
 from autoexp.errors import BadInput
@@ -19,6 +17,7 @@ from autoexp.reports.tensorboard import write_events
 from autoexp.session.provenance import Provenance
 from autoexp.session.session import Session
 from tests.builders import TINY, create
+from tests.event_files import events
 
 
 @pytest.fixture
@@ -127,23 +126,16 @@ def test_curves_go_into_event_files_that_tensorboard_reads(
     for _ in range(2):  # the second time in place of the first
         folders = write_events([session], tmp_path / "tb")
     assert len(folders) == 6
-    found = events(tmp_path / "tb" / "s1" / "tiny-lr0.01")
+    found = scalars(tmp_path / "tb" / "s1" / "tiny-lr0.01")
     losses = [(step, value) for tag, step, value in found if tag == "loss"]
     assert losses == [(10, pytest.approx(2.9)), (20, pytest.approx(2.8)), (30, pytest.approx(2.7))]
-    scores = events(tmp_path / "tb" / "s1" / "tiny-lr0.01-cd100-score")
+    scores = scalars(tmp_path / "tb" / "s1" / "tiny-lr0.01-cd100-score")
     assert ("score/accuracy", 130, 0.5) in scores  # where the cooldown stands
 
 
-def events(folder: Path) -> list[tuple[str, int, float]]:
-    """Scalars of a folder's one event file: records of a length, its sum, data, its sum."""
-    (path,) = folder.glob("events.out.tfevents.*")
-    raw, place, found = path.read_bytes(), 0, []
-    while place < len(raw):
-        (length,) = struct.unpack_from("<Q", raw, place)
-        event = Event.FromString(raw[place + 12 : place + 12 + length])
-        found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
-        place += 16 + length
-    return found
+def scalars(folder: Path) -> list[tuple[str, int, float]]:
+    found = [(value, event.step) for event in events(folder) for value in event.summary.value]
+    return [(value.tag, step, value.simple_value) for value, step in found]
 
 
 def test_without_tensorboardx_the_message_says_what_to_install(

@@ -150,6 +150,10 @@ def test_image_and_binds_are_found_from_where_the_command_is_given(
     spec = in_an_image("container.image=images/x.sif", "container.binds=[data, 'other:/o:ro']")
     assert f"{tmp_path}/images/x.sif" in payload_spec(spec).command
     assert {f"{tmp_path}/data", f"{tmp_path}/other:/o:ro"} <= set(bound(spec))
+    images = {"./x.sqsh": f"{tmp_path}/x.sqsh", "nvidia/pytorch:25.08": "nvidia/pytorch:25.08"}
+    for written, image in images.items():
+        (words,) = on_a_cluster(*PYXIS, "cooldowns=[]", f"container.image='{written}'")
+        assert f"--container-image={image}" in words
 
 
 def test_python_is_the_images_wherever_it_stands() -> None:

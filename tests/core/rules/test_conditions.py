@@ -58,7 +58,10 @@ ANSWERS: list[tuple[dict[str, Any], str]] = [
     ({"any_of": [{"max_attempts": 3}, {"elapsed": "1m"}]}, "holds"),
     ({"any_of": [{"max_attempts": 3}, {"max_attempts": 2}]}, "never"),
     ({"none_of": [{"max_attempts": 3}, {"elapsed": "61s"}]}, "holds"),
-    ({"none_of": [{"max_attempts": 4}]}, "not yet"),
+    ({"none_of": [{"max_attempts": 4}]}, "never"),
+    ({"none_of": [{"max_attempts_without_progress": 2}]}, "never"),
+    ({"none_of": [{"died_at_start": False}]}, "never"),
+    ({"none_of": [{"job": {"name": "a", "state": ["RUNNING"]}}]}, "not yet"),
 ]
 
 

@@ -7,7 +7,7 @@ import pytest
 from autoexp.backends.demo import DemoBackend
 from autoexp.backends.protocol import Branch
 from autoexp.demo.model import Schedule
-from autoexp.rules.metrics import Expectation, Logged, alarm, window
+from autoexp.rules.metrics import Expectation, Logged, alarm, unfed, window
 from autoexp.rules.rules import MetricRule
 
 NOTHING = Expectation(logs_loss=True, planned_rate=lambda _: None, peak_rate=None)
@@ -101,3 +101,27 @@ def test_the_plan_is_what_the_demos_trainer_does(shape: str) -> None:
 def test_the_tail_is_as_long_as_the_longest_rule_needs() -> None:
     assert window(MetricRule(not_a_number={"logged": 3})) == 4  # type: ignore[arg-type]
     assert window(MetricRule(spike={"over": 50, "logged": 3})) == 53  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("written", "logs", "said"),
+    [
+        ({"off_schedule": {}}, {"loss"}, "has no learning rate"),
+        ({"off_schedule": {}}, {"loss", "learning_rate"}, None),
+        ({"throughput_below": {}}, {"loss"}, "has no seconds per iteration"),
+        ({"throughput_below": {}}, {"tflops", "mfu"}, "per iteration; `of: tflops` would"),
+        ({"throughput_below": {"of": "mfu"}}, {"loss", "mfu"}, None),
+        ({"loss_above": {"value": 3, "of": "validation_loss"}}, {"loss"}, "no validation loss"),
+        ({"spike": {"of": "grad_norm"}}, {"loss"}, "has no gradient norm"),
+        ({"not_a_number": {}}, {"grad_norm"}, "has no loss"),
+        ({"continuity": {}}, {"loss"}, None),
+    ],
+)
+def test_a_rule_on_a_number_that_the_trainer_does_not_log_is_said_to_be_silent(
+    written: dict[str, Any], logs: set[str], said: str | None
+) -> None:
+    sentences = unfed({"mine": MetricRule(**written), "off": None}, frozenset(logs))
+    assert len(sentences) == (said is not None)
+    for sentence in sentences:
+        assert sentence.startswith("rule mine never fires: what this trainer logs ")
+        assert sentence.endswith(said or "")

@@ -73,6 +73,25 @@ def test_what_a_launcher_mends_within_the_attempt_is_left_to_it(rule: str, tmp_p
     assert answers == [Answer.HOLDS, Answer.NEVER]
 
 
+@pytest.mark.parametrize(
+    ("container", "ran_s", "without", "answer"),
+    [
+        ("apptainer", "3", 2, Answer.HOLDS),
+        ("none", "3", 0, Answer.NEVER),
+        ("apptainer", "400", 0, Answer.NEVER),
+        ("apptainer", "", 0, Answer.NEVER),
+        ("apptainer", "3", 3, Answer.NEVER),
+    ],
+)
+def test_exit_code_255_in_the_first_minute_of_a_container_is_tried_again_with_a_bound(
+    container: str, ran_s: str, without: int, answer: Answer, tmp_path: Path
+) -> None:
+    (restart,) = rules_of("container")["container_exit"].actions
+    known = {"job.container": container, "job.ran_s": ran_s}
+    seen = facts(tmp_path, values=known, attempts=1, attempts_without_progress=without)
+    assert check_all(restart.when, seen).answer is answer
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_can_do_what_it_says(preset: str) -> None:
     experiment = experiment_with(preset)

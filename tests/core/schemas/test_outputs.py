@@ -22,6 +22,8 @@ COMMANDS: dict[str, list[str]] = {
     "budget": ["budget", "SESSION", "--json"],
     "checkpoints": ["checkpoints", "SESSION", "--json"],
     "goodput": ["goodput", "SESSION", "--json"],
+    "track": ["track", "SESSION", "tensorboard=runs", "--json"],
+    "nodes-list": ["nodes", "list", "--file", "nodes.jsonl", "--json"],
     "queue-list": ["queue", "SESSION", "list", "--json"],
     "sessions-show": ["sessions", "show", "SESSION", "--json"],
     "rules-test": ["rules", "test", "nccl", "FIRES", "--json"],

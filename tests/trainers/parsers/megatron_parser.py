@@ -8,10 +8,11 @@ import argparse
 import json
 import sys
 
-from stand_ins import without_triton
+from stand_ins import without_resiliency, without_triton
 
 if __name__ == "__main__":
     without_triton()
+    without_resiliency()
     sys.path.insert(0, sys.argv[1])
     from megatron.training.arguments import add_megatron_arguments
 

@@ -70,3 +70,8 @@ def without_triton():
     # Python 3.11 has none.
     vars(typing)["override"] = importlib.import_module("typing_extensions").override
     sys.meta_path.insert(0, Finder("triton"))
+
+
+def without_resiliency():
+    """Hide nvidia-resiliency-ext: Megatron-LM can do without it, and refuses one before 0.6."""
+    sys.modules["nvidia_resiliency_ext"] = None

@@ -11,23 +11,28 @@ import sys
 import torch
 from stand_ins import without_triton
 
+
+def schedule_of(config, rate=1.0):
+    """An optimizer, and the scheduler that torchtitan makes for it."""
+    optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)]
+    schedule, steps = config.lr_scheduler, config.training.steps
+    if hasattr(schedule, "build"):
+        return optimizers[0], schedule.build(optimizers=optimizers, training_steps=steps)
+    from torchtitan.components.lr_scheduler import build_lr_schedulers
+
+    return optimizers[0], build_lr_schedulers(optimizers, schedule, steps)
+
+
 if __name__ == "__main__":
     without_triton()
     from torchtitan.config.manager import ConfigManager
 
     for line in json.load(sys.stdin):
         config = ConfigManager().parse_args(line)
-        optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)]
-        schedule, steps = config.lr_scheduler, config.training.steps
-        if hasattr(schedule, "build"):
-            made = schedule.build(optimizers=optimizers, training_steps=steps)
-        else:
-            from torchtitan.components.lr_scheduler import build_lr_schedulers
-
-            made = build_lr_schedulers(optimizers, schedule, steps)
+        optimizer, made = schedule_of(config)
         factors = []
-        for _ in range(steps):
-            factors.append(optimizers[0].param_groups[0]["lr"])
-            optimizers[0].step()
+        for _ in range(config.training.steps):
+            factors.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
             made.step()
         print(json.dumps([dataclasses.asdict(config), factors], default=str))

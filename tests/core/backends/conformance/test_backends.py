@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from autoexp.backends.protocol import Progress
+from autoexp.monitor.job_watch import as_logged
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.core.backends.conformance.command import MARKED, TRACKED
@@ -263,3 +265,19 @@ def test_both_command_lines_name_their_own_directory_and_never_the_others(
 def test_a_record_of_the_backend_reads_back_as_it_was(story: TrainerStory) -> None:
     again = Session.load(story.session.path)
     assert again.jobs["t"].spec == story.trunk.spec
+
+
+def test_each_number_that_is_read_is_one_that_the_backend_says_it_logs(story: TrainerStory) -> None:
+    """Else a plan says of a rule that it never fires, and it does."""
+    trainer, save_dir = story.trunk.spec.trainer, Path(story.trunk.spec.save_dir)
+    if story.trainer.log_line is None:
+        story.trainer.save(save_dir, 100)
+        read = trainer.checkpoints(save_dir).progress[-1]
+    else:
+        line = trainer.progress(story.trainer.log_line(100, 2.5).encode())
+        assert isinstance(line, Progress)
+        read = line
+    numbers = as_logged(read)._asdict()
+    found = {name for name, value in numbers.items() if value is not None} - {"iteration"}
+    assert "loss" in found
+    assert found - trainer.logged == set()

@@ -10,17 +10,10 @@ import argparse
 import ast
 import json
 import sys
-import typing
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch._dynamo
-import torch._inductor.runtime.triton_compat
-import torch._inductor.runtime.triton_heuristics
-import torch.utils._triton
-import torch.utils.flop_counter
-import typing_extensions
-from stand_ins import Finder
+from stand_ins import without_resiliency, without_triton
 
 
 def out_of_source(checkout):
@@ -45,10 +38,8 @@ def run(tree, names):
 
 
 if __name__ == "__main__":
-    torch.utils._triton.has_triton_package()  # torch remembers that there is none
-    torch.utils._triton.has_triton()
-    typing.override = typing_extensions.override  # Python 3.11
-    sys.meta_path.insert(0, Finder("triton"))
+    without_triton()
+    without_resiliency()
     sys.path.insert(0, sys.argv[1])
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.training import arguments

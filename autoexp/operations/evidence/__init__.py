@@ -1,0 +1,1 @@
+"""Evidence of a hang, collected before its attempt is ended."""

@@ -1,0 +1,1 @@
+"""Sends the curves of a session to trackers: W&B, MLflow, TensorBoard."""
