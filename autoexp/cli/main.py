@@ -113,6 +113,14 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
             {"install": prefect.automations_install},
         ),
         "deploy": prefect.deploy,
+        "server": CommandGroup(
+            "Start or stop a group's Prefect server, on PostgreSQL.",
+            {
+                "start": prefect.server_start,
+                "stop": prefect.server_stop,
+                "status": prefect.server_status,
+            },
+        ),
         "worker": prefect.worker,
         "backend": CommandGroup(
             "Check a trainer's arguments, and what is read of its log.",

@@ -1,4 +1,4 @@
-"""The commands about a Prefect server: deploy, worker, blocks, automations."""
+"""The commands about a Prefect server: server, deploy, worker, blocks, automations."""
 
 import asyncio
 from typing import Annotated
@@ -67,10 +67,10 @@ def automations_install(
             "--silence",
             metavar="SECONDS",
             parser=seconds,
-            help="Seconds without a heartbeat until a session counts as crashed (default 360).",
+            help="Seconds without a heartbeat until a session counts as crashed (default 1080).",
             show_default=False,
         ),
-    ] = 360.0,
+    ] = 1080.0,
     notify: Annotated[
         str | None,
         options.option(
@@ -136,3 +136,44 @@ def worker(
     from autoexp.flows.deployment import deploy as deployment
 
     return deployment.worker(pool)
+
+
+def server_start() -> int:
+    """Start a Prefect server on PostgreSQL, for a group.
+
+    Both run as you, behind a login that `autoexp deploy` and `autoexp worker` find by themselves.
+    What is up stays up.
+
+    \b
+    Example:
+      autoexp server start
+    """
+    from autoexp.flows.deployment import group_server
+
+    group_server.start()
+    return 0
+
+
+def server_stop() -> int:
+    """Stop the server and its PostgreSQL; the database's files stay.
+
+    \b
+    Example:
+      autoexp server stop
+    """
+    from autoexp.flows.deployment import group_server
+
+    group_server.stop()
+    return 0
+
+
+def server_status() -> int:
+    """Show what of the server is up; exit code 0 if all of it answers.
+
+    \b
+    Example:
+      autoexp server status
+    """
+    from autoexp.flows.deployment import group_server
+
+    return 0 if group_server.status() else 1

@@ -300,12 +300,11 @@ def _watch_ration(path: Path, foreground: "Foreground") -> None:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Report what happens alone, so that an embedded server comes to rest in between."""
-    from prefect.events.worker import EventsWorker
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    from autoexp.flows.publishing.posted_events import PostedEvents
+    from autoexp.flows.publishing.posted_events import post_events
 
-    EventsWorker.set_client_override(PostedEvents)
+    post_events()
     # Heartbeats are for automations that resume a flow that died: such a server has none.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield

@@ -1,6 +1,7 @@
 """Prefect automations for sessions: resume those whose process died, notify people."""
 
 from datetime import timedelta
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 from uuid import UUID
 
@@ -9,13 +10,21 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-# The tag of the deployments in prefect.yaml: runs that a worker can resume.
-_OURS = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.autoexp"}
+# All runs of a session have the tag; a worker can resume those that are of a deployment, and no
+# subflow, nor what somebody runs in a terminal.
+_OURS = [
+    {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.autoexp"},
+    {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"},
+]
 _RUN = "prefect.flow-run"
-_ENDED = {f"{_RUN}.{state}" for state in ("Completed", "Failed", "Cancelled")}
-_ALIVE = {
-    f"{_RUN}.{state}" for state in ("Scheduled", "Pending", "Running", "Paused", "AwaitingRetry")
+_CRASHED = f"{_RUN}.Crashed"
+_ANY = f"{_RUN}.*"
+"""Heartbeats and states of all names, those of later versions too."""
+# An event is named after its state, and a pattern of Prefect's knows no exception but as a whole.
+_OTHER_STATES = {f"{_RUN}.{letter}*" for letter in ascii_uppercase if letter != "C"} | {
+    f"{_RUN}.C{letter}*" for letter in ascii_lowercase if letter != "r"
 }
+"""States of all names but those that begin as `Crashed` does; and no heartbeat."""
 # Prefect reports some crashes twice; what acts when nothing follows for a while acts once.
 _PAUSE_S = 30.0
 # Reports, some of which come twice and some of which a busy server loses: what dies at every start
@@ -32,7 +41,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
             description=f"Without a heartbeat for {silence_s:.0f} s its process is gone.",
             trigger=_of_each_run(
                 after={f"{_RUN}.heartbeat"},
-                expect={f"{_RUN}.heartbeat", f"{_RUN}.Crashed", *_ENDED},
+                expect={_ANY},
                 posture=Posture.Proactive,
                 threshold=1,
                 within=timedelta(seconds=silence_s),
@@ -48,9 +57,9 @@ def recovery(silence_s: float) -> list[AutomationCore]:
             name="autoexp: resume crashed sessions",
             description="The same flow run goes on, on any worker of its pool, with the same jobs.",
             trigger=_of_each_run(
-                after={f"{_RUN}.Crashed"},
+                after={_CRASHED},
                 # A run that was marked as crashed, and was alive, may end by itself first.
-                expect=_ALIVE | _ENDED,
+                expect=_OTHER_STATES,
                 posture=Posture.Proactive,
                 threshold=1,
                 within=timedelta(seconds=_PAUSE_S),
@@ -67,7 +76,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
             name="autoexp: give up sessions that keep crashing",
             description=f"After {_CRASHES} reports of a crash within an hour one more is no help.",
             trigger=_of_each_run(
-                expect={f"{_RUN}.Crashed"},
+                expect={_CRASHED},
                 posture=Posture.Reactive,
                 threshold=_CRASHES,
                 within=timedelta(hours=1),
@@ -89,7 +98,7 @@ def recovery(silence_s: float) -> list[AutomationCore]:
 
 def _of_each_run(**what: Any) -> EventTrigger:
     return EventTrigger(
-        match={"prefect.resource.id": f"{_RUN}.*"},
+        match={"prefect.resource.id": _ANY},
         match_related=_OURS,
         for_each={"prefect.resource.id"},
         **what,

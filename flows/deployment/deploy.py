@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -65,16 +65,16 @@ def deploy() -> None:
     """Server (where none answers), pool, blocks, deployments and automations, in one go."""
     url = _url()
     file, found = _deployments()
-    auth_string = _auth_string(url)
+    auth_string = known_auth_string(url)
     refuse_strangers(url)
     if is_local(url) and not sockets.listeners(port_of(url)) and not answers(url, auth_string):
         auth_string = auth_string or new_auth_string()
-        _save_profile(url, auth_string)
-        _start_server(url, auth_string)
+        save_profile(url, auth_string)
+        start_at(url, auth_string)
     _must_be_locked(url, auth_string)
     environment = _environment(url, auth_string)
     if auth_string:
-        _save_profile(url, auth_string)
+        save_profile(url, auth_string)
     for pool in sorted({entry.pool for entry in found}):
         if not _succeeds("work-pool", "inspect", pool, environment=environment):
             # One that exists stays as its owner has set it.
@@ -159,7 +159,7 @@ def _say_how_to_go_on(url: str, auth_string: str | None, found: Sequence[_Deploy
         f"  prefect deployment run {found[0].flow}/{found[0].name}    or in the UI: {address}"
     )
     if auth_string:
-        say(f"the UI's login, and the server's, is in {_profiles_path()} (for you alone)")
+        say(f"the UI's login, and the server's, is in {profiles_path()} (for you alone)")
         if sys.stdout.isatty() and is_local(url):
             say(f"opens it at once: {address}/#{auth_string}")
 
@@ -171,7 +171,7 @@ def worker(pool: str) -> int:
     string there. On a machine of many users that may be somebody else, once the server is gone.
     """
     url = _url()
-    auth_string = _auth_string(url)
+    auth_string = known_auth_string(url)
     refuse_strangers(url)
     if (wrong := problem(url, auth_string)) is not None:
         raise AutoexpError(f"Prefect's server at {wrong}; `autoexp deploy` starts one")
@@ -249,7 +249,7 @@ def _url() -> str:
     return PREFECT_API_URL.value() or f"http://{HOST}:{PREFECT_SERVER_API_PORT.value()}/api"
 
 
-def _auth_string(url: str) -> str | None:
+def known_auth_string(url: str) -> str | None:
     """The server's authentication string: from Prefect's settings, else from an earlier deploy."""
     if known := PREFECT_API_AUTH_STRING.value():
         return str(known)
@@ -259,13 +259,14 @@ def _auth_string(url: str) -> str | None:
     return str(settings.settings.get(PREFECT_API_AUTH_STRING) or "") or None
 
 
-def _profiles_path() -> Path:
+def profiles_path() -> Path:
+    """Where Prefect keeps its profiles, and with them the login."""
     return Path(PREFECT_PROFILES_PATH.value())
 
 
-def _save_profile(url: str, auth_string: str) -> None:
+def save_profile(url: str, auth_string: str) -> None:
     """Save the server's URL and authentication string as a Prefect profile."""
-    profiles, path = load_profiles(), _profiles_path()
+    profiles, path = load_profiles(), profiles_path()
     settings: dict[Any, Any] = {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: auth_string}
     if is_local(url):
         # For a server that is started by hand: `prefect server start` has the same lock.
@@ -304,11 +305,15 @@ def _must_be_locked(url: str, auth_string: str | None) -> None:
         wrong = problem(url, auth_string) or f"{url} does not take our string"
         raise AutoexpError(
             f"Prefect's server at {wrong} (PREFECT_API_URL, PREFECT_API_AUTH_STRING or the profile "
-            f"`{PROFILE}` in {_profiles_path()})"
+            f"`{PROFILE}` in {profiles_path()})"
         )
 
 
-def _start_server(url: str, auth_string: str) -> None:
+def start_at(url: str, auth_string: str, more: Mapping[str, str] | None = None) -> None:
+    """Start a server that outlives this process, with `more` variables; return once it answers.
+
+    Raises AutoexpError when the port is taken, or the server ends.
+    """
     say(f"starting a Prefect server at {url.removesuffix('/api')}, which takes some seconds …")
     home = Path(PREFECT_HOME.value())
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -318,7 +323,7 @@ def _start_server(url: str, auth_string: str) -> None:
     except OSError as error:
         raise AutoexpError(f"{url}: {error.strerror}; choose another port") from error
     with bound:
-        process = start_server(bound, auth_string, log)
+        process = start_server(bound, auth_string, log, more)
     # Where `prefect server stop` looks for it; that of a server that is gone is replaced.
     pid_file = home / "server.pid"
     write_private(pid_file, str(process.pid))

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -184,14 +184,19 @@ def open_log(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
-def start_server(bound: socket.socket, auth_string: str, log: Path) -> "subprocess.Popen[bytes]":
-    """Start a Prefect server behind a lock on a socket; its output goes to `log`."""
+def start_server(
+    bound: socket.socket, auth_string: str, log: Path, more: Mapping[str, str] | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start a Prefect server behind a lock on a socket; its output goes to `log`.
+
+    `more` are environment variables for it.
+    """
     host, port = bound.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     with os.fdopen(open_log(log), "ab") as file:
         return subprocess.Popen(
             [*COMMAND, str(bound.fileno())],
-            env={**os.environ, **settings(url, auth_string)},
+            env={**os.environ, **settings(url, auth_string), **(more or {})},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -19,6 +19,7 @@ from autoexp.flows.engine.approval import approved
 from autoexp.flows.engine.compose import compose
 from autoexp.flows.engine.session_run import SessionRun, failed_jobs
 from autoexp.flows.publishing import form, run_names
+from autoexp.flows.publishing.posted_events import post_events
 from autoexp.logs import engines
 from autoexp.monitor import monitor_starts
 from autoexp.operations import adopt
@@ -41,6 +42,8 @@ _SCHEDULERS = "autoexp.schedulers"
 # What a run logs is shown on terminals and in Prefect; the filter sits before any handler.
 for _log in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_log).addFilter(sinks.LINES)
+# Prefect's engine emits its first events before a flow's first line.
+post_events()
 
 
 def run_name() -> str:

@@ -34,6 +34,7 @@ from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.flows.publishing.heartbeat import Heartbeat
 from autoexp.flows.publishing.job_logs import JobLogs
 from autoexp.flows.publishing.log_lines import LogLines
+from autoexp.flows.publishing.posted_events import all_are_posted
 from autoexp.flows.publishing.trackers import Trackers
 from autoexp.monitor import steps
 from autoexp.monitor.job_watch import are_calm
@@ -58,6 +59,7 @@ _THREADS = 64
 _AT_ONCE = 4
 _LONGEST_TURN_S = 1.0
 _RETRY_S = 5.0
+_LAST_EVENTS_S = 10.0
 _REST = 0.25  # of the time of a look that left something to read
 _NOTHING = Work([], [], [], has_conditions=False, is_over=False)
 _NOTHING_FOUND = Found(Look([], [], set()), _NOTHING, [], None, is_calm=False)
@@ -138,7 +140,8 @@ class SessionRun:
             for left in await self._writer.run(left_behind, self.session):
                 self.log.warning("%s is left: it could neither be processed nor removed", left)
             is_interrupted = self.updates.interrupted is not None
-            await self._artifacts.close(is_interrupted=is_interrupted)
+            if await self._artifacts.close(is_interrupted=is_interrupted):
+                await all_are_posted(_LAST_EVENTS_S)
         finally:
             listening.cancel()
             self._visits.close()

@@ -110,13 +110,15 @@ class ArtifactPublisher:
         self._publishing = True
         children.spawn("publication", self._try_to_publish())
 
-    async def close(self, *, is_interrupted: bool) -> None:
+    async def close(self, *, is_interrupted: bool) -> bool:
         """Publish the end of the session, plot included; wait for a server that is away.
+
+        Returns False where that has taken too long.
 
         What is interrupted may have little CPU time left: others draw for it.
         """
         self._draws_here = not is_interrupted
-        await self._outbox.send_with_retry(_WHAT, self._publish_all)
+        return await self._outbox.send_with_retry(_WHAT, self._publish_all)
 
     async def _publish_all(self) -> None:
         self._is_ending = True

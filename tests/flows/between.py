@@ -2,9 +2,13 @@
 
 import http.client
 import http.server
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
+
+from prefect.settings import PREFECT_API_URL
 
 from tests.patience import PATIENCE_S
 
@@ -63,3 +67,13 @@ class _Pass(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+@contextmanager
+def standing_between() -> Iterator[Between]:
+    """A server in front of that of Prefect's settings."""
+    found = Between(str(PREFECT_API_URL.value()))
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield found
+    found.shutdown()
+    found.server_close()

@@ -4,6 +4,7 @@ PyPI cannot be had there: the environment sees the packages of the one that runs
 """
 
 import json
+import shlex
 import shutil
 import signal
 import site
@@ -129,3 +130,30 @@ def test_a_newcomers_trainer_is_trained_cooled_down_reported_and_deployed(
     listed = json.loads(newcomer.run("autoexp", "sessions", "list", "--json"))
     assert [session["state"] for session in listed] == ["finished", "finished"], said
     assert {session["session"] for session in listed} > {"first"}
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The commands that stand in a page, indented as code."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
+    return [shlex.split(line) for line in lines if line.startswith("    ")]
+
+
+def test_the_commands_of_the_page_for_clusters_run_as_they_stand(newcomer: Newcomer) -> None:
+    found = commands_of("hpc-tutorial.md")
+    worker = None
+    try:
+        for words in found:
+            match words:
+                case ["export", setting]:
+                    newcomer.environment.update([setting.split("=")])
+                case ["autoexp", "worker"]:
+                    worker = newcomer.start(*words)
+                case ["prefect", *arguments]:
+                    newcomer.run("python", "-m", "prefect", *arguments)
+                case _:
+                    said = newcomer.run(*words)
+    finally:
+        assert worker is not None
+        worker.send_signal(signal.SIGINT)
+        worker.communicate(timeout=PATIENCE_S)
+    assert len(found) == 5 and "demo-cd1600" in said and "finished" in said

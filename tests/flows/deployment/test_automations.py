@@ -3,15 +3,21 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from prefect import State, flow, get_client
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore
 from prefect.runner import Runner
+from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
+from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.states import Cancelled, Completed, Crashed, Failed, Scheduled
 
 from autoexp.flows.deployment import automations
@@ -46,6 +52,59 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
         await asyncio.sleep(0.5)
 
 
+# What Prefect and autoexp call the states of a session's run, and one that nobody knows yet.
+STATES = (
+    *("Scheduled", "Late", "Pending", "Running", "Retrying", "AwaitingRetry", "Resuming"),
+    *("Paused", "Suspended", "Completed", "Failed", "Cancelling", "Cancelled"),
+    *("Awaiting approval", "Catching up", "Zwischenstand"),
+)
+
+
+def happened(what: str, **about: str) -> ReceivedEvent:
+    """An event of a run as the server has it; `about` names what it is related to, by role."""
+    named = {"tag": "prefect.tag.autoexp", "deployment": "prefect.deployment.1", **about}
+    related = [
+        {"prefect.resource.role": role, "prefect.resource.id": name} for role, name in named.items()
+    ]
+    return ReceivedEvent(
+        occurred=datetime.now(UTC),
+        event=f"prefect.flow-run.{what}",
+        resource={"prefect.resource.id": "prefect.flow-run.1"},
+        related=related,
+        id=uuid4(),
+    )
+
+
+def as_the_server_has_it(automation: AutomationCore) -> ServerTrigger:
+    return ServerTrigger.model_validate(automation.trigger.model_dump())
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_state_of_whatever_name_is_a_sign_of_life(state: str) -> None:
+    silence, resumption, giving_up = map(as_the_server_has_it, automations.recovery(900.0))
+    for trigger in (silence, resumption):
+        assert trigger.covers(happened(state)) and trigger.expects(happened(state).event)
+        assert not trigger.starts_after(happened(state).event)
+    assert not giving_up.covers(happened(state))
+
+
+def test_a_crash_is_no_sign_of_life_and_a_late_heartbeat_is_no_resumption() -> None:
+    silence, resumption, _ = map(as_the_server_has_it, automations.recovery(900.0))
+    beat, crash = happened("heartbeat"), happened("Crashed")
+    assert silence.starts_after(beat.event) and silence.expects(beat.event)
+    assert silence.expects(crash.event) and not silence.starts_after(crash.event)
+    assert resumption.starts_after(crash.event)
+    assert not resumption.expects(crash.event) and not resumption.expects(beat.event)
+
+
+def test_runs_that_nobody_could_resume_are_left_alone() -> None:
+    for automation in automations.recovery(900.0):
+        trigger = as_the_server_has_it(automation)
+        assert trigger.covers(happened("Crashed"))
+        assert not trigger.covers(happened("Crashed", deployment="prefect.flow.1"))
+        assert not trigger.covers(happened("Crashed", tag="prefect.tag.other"))
+
+
 @pytest.mark.parametrize("end", [Completed, Failed, Cancelled])
 async def test_silence_leaves_alone_what_has_ended(end: Callable[..., State[object]]) -> None:
     """A heartbeat may come after the end of its run; six minutes later there is silence."""
@@ -73,7 +132,14 @@ async def test_what_dies_at_every_start_before_it_has_a_session_is_left_alone(
     await automations.install(installed)
     deaths = 0
     async with get_client() as client, Runner() as worker:
-        run = await client.create_flow_run(dies, tags=["autoexp"], state=Scheduled())
+        deployment = await client.create_deployment(await client.create_flow(dies), "dies")
+
+        async def new_run(state: State[Any]) -> FlowRun:
+            return await client.create_flow_run_from_deployment(
+                deployment, tags=["autoexp"], state=state
+            )
+
+        run = await new_run(Scheduled())
 
         async def is_left_alone() -> bool:
             nonlocal deaths
@@ -88,13 +154,16 @@ async def test_what_dies_at_every_start_before_it_has_a_session_is_left_alone(
         await until(is_left_alone, "the end of its starts")
         assert deaths >= 2
 
-        later = await client.create_flow_run(dies, tags=["autoexp"], state=Crashed())
+        # As subflows are, and what runs in a terminal: nobody could resume them.
+        other = await client.create_flow_run(dies, tags=["autoexp"], state=Crashed())
+        later = await new_run(Crashed())
 
         async def is_resumed() -> bool:
             return (await state_of(client, later.id)).startswith("SCHEDULED: resumed after a crash")
 
         await until(is_resumed, "the start after a later crash")
         assert (await state_of(client, run.id)).startswith("FAILED: its process died repeatedly")
+        assert (await state_of(client, other.id)).startswith("CRASHED")
         for automation in installed:
             for found in await client.read_automations_by_name(automation.name):
                 await client.delete_automation(found.id)

@@ -1,22 +1,16 @@
 """A session whose server, from its middle on, answers what no Prefect server should, or is gone."""
 
-import os
-import signal
-import sqlite3
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
-from prefect.settings import PREFECT_API_URL
 
-from autoexp.flows.deployment import server
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.between import Between
+from tests.flows.between import Between, standing_between
 from tests.flows.commands import autoexp, start_monitor, wait_until_running
+from tests.flows.own_server import Own
 from tests.flows.prefect_home import prefect_home
 from tests.flows.sessions import Make, hold_back
 from tests.patience import PATIENCE_S
@@ -38,42 +32,9 @@ OLDER = "Your Prefect server is running an older version of Prefect than your cl
 
 @pytest.fixture
 def between(monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
-    found = Between(str(PREFECT_API_URL.value()))
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("PREFECT_API_URL", found.url)
-    yield found
-    found.shutdown()
-    found.server_close()
-
-
-class Own:
-    """A Prefect server of the test's own, which it may end, or take the database from."""
-
-    def __init__(self, home: Path, patch: pytest.MonkeyPatch) -> None:
-        self.database = home / "prefect.db"
-        login = server.new_auth_string()
-        patch.setenv("PREFECT_HOME", str(home))
-        with server.bound_socket(0) as bound:
-            url = f"http://127.0.0.1:{bound.getsockname()[1]}/api"
-            patch.setenv("PREFECT_API_URL", url)
-            patch.setenv("PREFECT_API_AUTH_STRING", login)
-            self.process = server.start_server(bound, login, home / "log")
-        server.await_answer(lambda: None, url, login, "the server", home / "log")
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def wipe(self) -> None:
-        """Empty each table of the database, as somebody does who cleans up with SQL."""
-        with closing(sqlite3.connect(self.database, timeout=PATIENCE_S)) as database:
-            found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            for (table,) in found.fetchall():
-                if table != "alembic_version" and not table.startswith("sqlite_"):
-                    database.execute(f'DELETE FROM "{table}"')
-            database.commit()
-            assert database.execute("SELECT count(*) FROM flow_run").fetchone() == (0,)
+    with standing_between() as found:
+        monkeypatch.setenv("PREFECT_API_URL", found.url)
+        yield found
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_runs_of_a_deployment_find_configurations_and_sessions_where_it_was_depl
     for entry in entries:
         variables = entry["work_pool"]["job_variables"]
         assert variables["env"] == {
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "120",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "360",
             "AUTOEXP_CONFIGS": str(project / "mine"),
             "AUTOEXP_SESSIONS": "/scratch/sessions",
         }

@@ -70,7 +70,7 @@ def test_a_server_that_dies_as_it_starts_is_told_with_the_end_of_its_log_and_lea
         temporary_settings({PREFECT_HOME: tmp_path}),
         pytest.raises(AutoexpError) as died,
     ):
-        deploy._start_server(f"http://127.0.0.1:{port}/api", "a:b")
+        deploy.start_at(f"http://127.0.0.1:{port}/api", "a:b")
     said = str(died.value)
     assert "did not start (exit 1); its log ends:" in said
     assert "this server needs a lock" in said

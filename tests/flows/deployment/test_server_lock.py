@@ -100,7 +100,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         patch.setenv("PREFECT_HOME", str(home))
         before = os.umask(0)
         try:
-            deploy._start_server(f"{found.url}/api", found.auth_string)
+            deploy.start_at(f"{found.url}/api", found.auth_string)
             os.umask(before)
             yield found
         finally:

@@ -27,6 +27,7 @@ from autoexp.flows.publishing.posted_events import PostedEvents
 from autoexp.monitor.monitor import Look
 from autoexp.session.session import Session
 from tests.builders import create
+from tests.patience import PATIENCE_S
 
 LOG = logging.getLogger("test")
 MOVED = Look([], [], {"demo"})
@@ -186,9 +187,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def sent(client: Client, monkeypatch: pytest.MonkeyPatch, numbers: range) -> list[str]:
     monkeypatch.setattr(posted_events, "get_client", lambda: client)
-    async with PostedEvents() as events:
-        for number in numbers:
-            await events.emit(event(number))
+    events = PostedEvents()
+    for number in numbers:
+        events.put(("event", event(number)))
+    async with asyncio.timeout(PATIENCE_S):
+        while not events.is_empty:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     return [name for batch in client.taken for name in batch]
 
 

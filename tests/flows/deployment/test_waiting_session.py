@@ -142,6 +142,20 @@ def test_who_looks_at_a_waiting_session_sees_it_as_it_is_and_may_cancel_it(
     assert state(server) == ""
 
 
+def test_what_a_session_emits_reaches_its_own_server_task_runs_included(waiting: Waiting) -> None:
+    def names(of: str, key: str) -> set[str]:
+        found = waiting.post(f"/{of}/filter", {})
+        return {str(each[key]) for each in (found["events"] if of == "events" else found)}
+
+    until(lambda: "autoexp.job.submitted" in names("events", "event"), "the session's own events")
+    # Prefect's server knows of task runs by events alone.
+    until(
+        lambda: [name for name in names("task_runs", "name") if name.startswith("submit ")],
+        "the task run of the submission",
+    )
+    until(lambda: stands_still(waiting.server), "a server that stands still again")
+
+
 def test_a_killed_monitor_leaves_no_server_behind_that_stands_still(waiting: Waiting) -> None:
     server = waiting.server
     waiting.monitor.kill()
