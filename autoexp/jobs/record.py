@@ -34,6 +34,8 @@ class Attempt(BaseModel):
     reason: str | None = None
     intended_at: datetime
     submitted_at: datetime | None = None
+    expected_at: datetime | None = None
+    """When the scheduler expects to start it, within minutes; None: it does not say."""
     started_at: datetime | None = None
     ended_at: datetime | None = None
     exit_code: int | None = None
@@ -79,6 +81,8 @@ class Attempt(BaseModel):
     verdict: Verdict | None = None
     matches: dict[str, int] = Field(default_factory=dict)
     """Number of log lines that matched, by rule."""
+    repeats: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """Of rules with `times`: lines that matched since the job has come furthest, and how far."""
 
     @property
     def is_open(self) -> bool:

@@ -104,6 +104,16 @@ def start_was_seen(job: JobRecord, attempt: Attempt) -> bool:
     return _is_behind(job, attempt, required)
 
 
+def count_repeat(job: JobRecord, attempt: Attempt, rule: str) -> int:
+    """Count a line that tells of a restart within the attempt, since the job has come furthest."""
+    reached = max(job.iteration or 0, job.saved_iteration)
+    count, furthest = attempt.repeats.get(rule, (0, reached))
+    if reached > furthest:
+        count, furthest = 0, reached
+    attempt.repeats[rule] = (count + 1, furthest)
+    return count + 1
+
+
 def branch_was_seen(job: JobRecord) -> bool:
     """True if a branch is known to have begun at its branch point, so that its losses count."""
     # The checkpoints of a wrong one were set aside before the next one began.

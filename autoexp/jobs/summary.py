@@ -28,6 +28,8 @@ class AttemptStatus(BaseModel):
     job_id: str | None
     state: str
     submitted_at: datetime | None
+    expected_at: datetime | None = None
+    """When the scheduler expects to start it."""
     ended_at: datetime | None
     exit_code: int | None
 
@@ -236,7 +238,9 @@ def waits(job: "JobRecord", stopped: str | None = None) -> str | None:
     if attempt is None or attempt.reason is None:
         return job.warning
     hint = states.stuck(attempt.reason)
-    return f"{attempt.reason}: {hint}" if hint else attempt.reason
+    at = attempt.expected_at
+    expected = f"; expected to start {at.astimezone():%d %b %H:%M}" if at else ""
+    return (f"{attempt.reason}: {hint}" if hint else attempt.reason) + expected
 
 
 # Trainings, each before what branched from it

@@ -253,7 +253,11 @@ class JobWatch:
         seen = attempt.matches.get(hit.name, 0)
         attempt.matches[hit.name] = seen + 1
         self.dirty = True
-        if seen == 0 or rule.every:
+        if rule.times > 1:
+            is_due = starts.count_repeat(job, attempt, hit.name) == rule.times
+        else:
+            is_due = seen == 0 or rule.every
+        if is_due:
             yield log_matched(job, attempt, rule, hit)
 
     def _apply_progress(

@@ -86,9 +86,17 @@ class LogRule(RuleBase):
         "error", description="severity, shown to readers"
     )
     every: bool = Field(False, description="each line is an event of its own")
+    times: int = Field(
+        1,
+        gt=0,
+        description="the event is the line that comes so many times in an attempt without an "
+        "iteration further than ever before: restarts inside of a job",
+    )
 
     @model_validator(mode="after")
     def _one_pattern(self, info: ValidationInfo) -> Self:
+        if self.every and self.times > 1:
+            raise ValueError("`every` makes each line an event, `times` one of many: give one")
         if (self.pattern is None) == (self.substring is None):
             raise ValueError("give exactly one of `pattern` and `substring`")
         if self.pattern is not None:

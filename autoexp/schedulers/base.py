@@ -28,6 +28,7 @@ WITHDRAWN = "cancelled"
 NOT_OURS = "is another job by now: not cancelled"
 """How the answer to a cancellation ends, where the job id has been given to somebody else's job."""
 PATIENCE_S = 180.0
+_MOVED_S = 300.0
 
 
 class AttemptRef(NamedTuple):
@@ -64,6 +65,8 @@ class JobStatus(NamedTuple):
     """The job that runs the attempt, where it is not the recorded one."""
     sick_nodes: dict[str, str] = {}  # noqa: RUF012
     """Nodes for which it gave itself back before its trainer, each with the reason."""
+    expected_at: datetime | None = None
+    """When the scheduler expects to start it; None: it does not say."""
 
     def at_its_limit(self) -> Self:
         """The end of a command that did not survive our warning, as a TIMEOUT."""
@@ -326,6 +329,7 @@ def apply(job: str, attempt: Attempt, status: JobStatus) -> list[Event]:
     attempt.warned |= status.warned
     attempt.sick_nodes = status.sick_nodes or attempt.sick_nodes
     attempt.job_id = status.job_id or attempt.job_id
+    attempt.expected_at = _moved(attempt.expected_at, status.expected_at)
     old, attempt.reason = attempt.state, status.reason
     if status.state == old:
         return []
@@ -342,6 +346,13 @@ def apply(job: str, attempt: Attempt, status: JobStatus) -> list[Event]:
             exit_code=status.exit_code,
         )
     ]
+
+
+def _moved(known: datetime | None, expected: datetime | None) -> datetime | None:
+    """The expected start; one that moves by a little at each query is not written each time."""
+    if known is None or expected is None:
+        return expected
+    return expected if abs((expected - known).total_seconds()) > _MOVED_S else known
 
 
 def is_array(ref: AttemptRef) -> bool:

@@ -21,6 +21,7 @@ from prefect.artifacts import (
     acreate_image_artifact,
     acreate_markdown_artifact,
     acreate_progress_artifact,
+    acreate_table_artifact,
     aupdate_progress_artifact,
 )
 from prefect.client.schemas.actions import ArtifactUpdate
@@ -35,6 +36,7 @@ from autoexp.flows.publishing import page
 from autoexp.flows.publishing.events import EventEmitter
 from autoexp.monitor.monitor import Look
 from autoexp.reports.status import JobSummary, Status, status_of
+from autoexp.reports.upkeep.goodput import PARTS, goodput
 from autoexp.session.session import Session
 
 # Drawing takes two seconds of a core, in a process of its own: what it imports would stay here for
@@ -173,6 +175,8 @@ class ArtifactPublisher:
                 await self._publish_bar(job)
         if self._is_ending or self._is_plot_due:
             await self._publish_plot()
+        if self._is_ending and "goodput" not in self._artifacts:
+            await self._publish_goodput()
 
     @property
     def _is_plot_due(self) -> bool:
@@ -219,6 +223,14 @@ class ArtifactPublisher:
             await aupdate_progress_artifact(known[0], share, description=text)
             self._bars[job.name] = (known[0], share, text)
 
+    async def _publish_goodput(self) -> None:
+        rows = await self._writer.run(goodput_rows, self._session)
+        if rows:
+            key = _key(self._session.id, "goodput")
+            description = sinks.markdown(f"where the hours of {self._session.id} went")
+            made = await acreate_table_artifact(rows, key=key, description=description)
+            self._artifacts["goodput"] = _id(made)
+
     async def _publish_plot(self) -> None:
         try:
             # The last one may be drawn here: the process is about to end.
@@ -240,6 +252,21 @@ class ArtifactPublisher:
             key = _key(self._session.id, "plot")
             made = await acreate_image_artifact(url, key=key, description=description)
             self._artifacts["plot"] = _id(made)
+
+
+def goodput_rows(session: Session) -> list[dict[str, str | float | None]]:
+    """Where the hours of each job went, as rows of a table; without jobs that never started."""
+    return [
+        {
+            "job": row.job,
+            "unit": row.unit,
+            "hours": round(row.hours, 3),
+            **{part: round(getattr(row, part), 3) for part in PARTS},
+            "queued (hours)": round(row.queued_h, 3),
+            "new, of all": None if row.share is None else round(row.share, 3),
+        }
+        for row in goodput([session])
+    ]
 
 
 def share_done(job: JobSummary) -> float:

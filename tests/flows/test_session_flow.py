@@ -1,5 +1,6 @@
 """The session flow, end to end: real jobs, a real Prefect server."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from autoexp.flows.publishing import job_logs
 from autoexp.flows.train import train
 from autoexp.reports.curves import gains
+from autoexp.reports.upkeep.goodput import PARTS
 from autoexp.rules.events import AttemptJudged, CheckpointComplete
 from autoexp.session.session import Session
 from autoexp.states import Verdict
@@ -85,6 +87,10 @@ async def test_a_training_and_its_cooldowns_are_one_flow_run_with_all_it_shows(
     assert all(shown[f"{prefix}-{job}-progress"].data == 100.0 for job in session.jobs)
     assert str(shown[f"{prefix}-plot"].data).startswith("data:image/png;base64,")
     assert (session.path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    hours = json.loads(str(shown[f"{prefix}-goodput"].data))
+    assert [row["job"] for row in hours] == list(session.jobs)
+    for row in hours:
+        assert sum(row[part] for part in PARTS) == pytest.approx(row["hours"], abs=0.01)
 
 
 async def test_a_cooldown_starts_while_the_training_goes_on(make_session: Make) -> None:

@@ -1,5 +1,6 @@
 """A node that pretends to be sick: it is named, the job goes elsewhere, and others avoid it too."""
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from autoexp.nodes.avoid_list import AvoidList
 from autoexp.nodes.policy import NodePolicy
 from autoexp.operations import action_runs, phases
 from autoexp.operations.step_runs import begin_submission
+from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from tests.core.story import LOG
+from tests.flows.sessions import Make
 from tests.patience import until
 from tests.slurm.bench import FOR_EVER, Bench, slurm
+from tests.slurm.watching import run
 
 pytestmark = pytest.mark.slurm
 
@@ -112,3 +116,30 @@ def test_a_check_of_ones_own_that_hangs_on_a_node_is_bounded_and_names_it(bench:
     submit(bench, "job")
     bench.watch(lambda: bench.jobs["job"].attempts[0].verdict is not None, "the end of the check")
     assert bench.jobs["job"].attempts[0].sick_nodes == {"n1": "did not answer the check within 5 s"}
+
+
+@pytest.mark.prefect
+@pytest.mark.slow
+async def test_three_sessions_at_once_meet_a_sick_node_and_all_end_well_elsewhere(
+    make_session: Make, tmp_path: Path
+) -> None:
+    disks, listed = tmp_path / "disks", tmp_path / "nodes.jsonl"
+    for healthy in ("n2", "n3"):
+        (disks / healthy).mkdir(parents=True)
+    where = f"disks: ['{disks}/{{hostname}}'], avoid_file: {listed}"
+    policy = f"{{check: basic, {where}, slowest: 0.01}}"
+    small = ("slurm.gpus_per_node=1", "cooldowns=[]", f"nodes={policy}")
+    paths = [make_session(*small, f"project.name=p{number}") for number in range(3)]
+    ended = await asyncio.gather(*(run(path) for path in paths))
+    assert [state for state, _ in ended] == ["COMPLETED"] * 3, ended
+    for path in paths:
+        session = Session.load(path)
+        (job,) = session.jobs.values()
+        given_back = [attempt for attempt in job.attempts if attempt.sick_nodes]
+        assert {node for attempt in given_back for node in attempt.sick_nodes} <= {"n1"}
+        assert job.attempts[-1].nodes in ("n2", "n3")
+        assert job.attempts_without_progress == 0
+        assert {action.status for action in session.actions.values()} <= {"done"}
+    entries = AvoidList(listed).read()
+    assert entries and {entry.node for entry in entries} == {"n1"}
+    assert len({entry.id for entry in entries}) == len(listed.read_text().splitlines())

@@ -57,6 +57,7 @@ def read_squeue(text: str) -> list[Row]:
                     # Of a pending job SLURM shows when it expects to start it.
                     started_at=None if state == "PENDING" else _time(start),
                     ended_at=_time(end) if states.is_terminal(state) else None,
+                    expected_at=_time(start) if state == "PENDING" else None,
                 ),
             )
         )

@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from autoexp.rules.describe import describe
-from autoexp.rules.events import LoggingStopped, StateChanged
-from autoexp.rules.rules import StateRule
-from tests.core.story import Story, StoryOf, of
+from autoexp.rules.events import LoggingStopped, LogMatched, StateChanged
+from autoexp.rules.rules import LogRule, StateRule
+from tests.core.story import Story, StoryOf, of, say
 
 RULE = {"after": 100, "counts": "progress", "actions": [{"log": {}}]}
 
@@ -65,3 +65,26 @@ def test_the_exit_code_of_an_attempt_reaches_its_event(story_of: StoryOf) -> Non
     story = story_of()
     (event,) = of(story.look(state="FAILED", exit_code=93), StateChanged)
     assert event.exit_code == 93
+
+
+def test_so_many_restarts_inside_of_an_attempt_are_an_event_unless_it_comes_further(
+    story_of: StoryOf,
+) -> None:
+    again = {"substring": "restarts inside", "times": 3, "actions": [{"log": {}}]}
+    story = story_of(log_events={"again": again})
+
+    def told(*iterations: int) -> list[LogMatched]:
+        found = []
+        for iteration in iterations:
+            story.log(iteration)
+            say(story, "restarts inside")
+            found += of(story.look(state="RUNNING"), LogMatched)
+        return found
+
+    assert told(10, 20, 30, 40, 40) == []
+    story.open()  # another monitor goes on counting
+    (event,) = told(30)
+    assert (event.rule, event.iteration) == ("again", 30)
+    assert told(10, 20, 50, 50, 50, 50) == []  # once in an attempt
+    with pytest.raises(ValidationError, match="give one"):
+        LogRule.model_validate({**again, "every": True})

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +19,17 @@ from autoexp.errors import (
     SubmissionUncertain,
     SubmitLimitReached,
 )
+from autoexp.jobs.record import JobRecord
+from autoexp.jobs.summary import waits
 from autoexp.operations.cancel import cancel_directly
 from autoexp.resources.machines import SlurmCluster
-from autoexp.schedulers.base import AttemptRef, JobStatus, SubmitOptions
+from autoexp.schedulers.base import AttemptRef, JobStatus, SubmitOptions, apply
 from autoexp.schedulers.slurm.commands import run
 from autoexp.schedulers.slurm.parsing import read_limit, read_sacct, read_squeue
 from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from autoexp.schedulers.slurm.script import is_passing, read_answer
 from autoexp.session.session import Session
-from tests.builders import TINY, create
+from tests.builders import TINY, attempt_of, create, spec_of
 from tests.fakes.slurm import COMMANDS, Fakes
 
 REFUSED = (
@@ -675,3 +678,26 @@ def test_an_empty_claim_is_none(fakes: Fakes, ref: AttemptRef) -> None:
     (ref.directory / "claim").touch()
     fakes.says("squeue", listed(state="COMPLETED"))
     assert SlurmScheduler(SlurmCluster()).query([ref])[ref.key].state == "COMPLETED"
+
+
+def test_the_expected_start_of_a_pending_job_comes_with_the_row_that_is_asked_for_anyway() -> None:
+    rows = "41|PENDING|0|Priority|{start}|N/A||s1-j-a1|\n42|RUNNING|0|None|{start}|N/A|n1|s1-j-a1|"
+    pending, running = read_squeue(rows.format(start=1_790_000_000))
+    assert pending.status.expected_at == running.status.started_at
+    assert (pending.status.started_at, running.status.expected_at) == (None, None)
+    (unknown,) = read_squeue(rows.format(start="N/A").splitlines()[0])
+    assert unknown.status.expected_at is None
+
+
+def test_an_expected_start_is_written_when_it_moves_by_minutes_and_is_told() -> None:
+    job = JobRecord(spec=spec_of("true"), launched=True, attempts=[attempt_of(job_id="1")])
+    (attempt,) = job.attempts
+    at = datetime(2026, 11, 29, 12, tzinfo=UTC)
+    for seconds, expected in ((0, 0), (200, 0), (400, 400)):
+        moved = at + timedelta(seconds=seconds)
+        apply("job", attempt, JobStatus("PENDING", "Priority", expected_at=moved))
+        assert attempt.expected_at == at + timedelta(seconds=expected)
+    local = attempt.expected_at.astimezone()
+    assert waits(job) == f"Priority; expected to start {local:%d %b %H:%M}"
+    apply("job", attempt, JobStatus("RUNNING"))
+    assert attempt.expected_at is None
