@@ -295,11 +295,24 @@ _OF_THE_ATTEMPT = (MaxAttempts, MaxWithoutProgress, DiedAtStart)
 
 
 def _none_of(inner: Sequence[Condition], facts: Facts) -> Checked:
-    for condition in inner:
-        if check(condition, facts).answer is Answer.HOLDS:
-            text = ", ".join(type(condition).model_fields)
-            if isinstance(condition, _OF_THE_ATTEMPT):
-                # They change once the attempt is judged, which waits for this answer.
-                return Checked(Answer.NEVER, f"{text} holds")
-            return Checked(Answer.NOT_YET, f"waits until {text} does not hold")
-    return HOLDS
+    holding = [each for each in inner if check(each, facts).answer is Answer.HOLDS]
+    if not holding:
+        return HOLDS
+    for condition in holding:
+        if _is_of_the_attempt(condition, facts):
+            # It changes once the attempt is judged, which waits for this answer.
+            return Checked(Answer.NEVER, f"{_text(condition)} holds")
+    return Checked(Answer.NOT_YET, f"waits until {_text(holding[0])} does not hold")
+
+
+def _is_of_the_attempt(holding: Condition, facts: Facts) -> bool:
+    if isinstance(holding, AnyOf):
+        held = (each for each in holding.any_of if check(each, facts).answer is Answer.HOLDS)
+        return any(_is_of_the_attempt(each, facts) for each in held)
+    if isinstance(holding, NoneOf):
+        return all(_is_of_the_attempt(each, facts) for each in holding.none_of)
+    return isinstance(holding, _OF_THE_ATTEMPT)
+
+
+def _text(condition: Condition) -> str:
+    return ", ".join(type(condition).model_fields)

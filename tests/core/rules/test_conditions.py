@@ -61,6 +61,9 @@ ANSWERS: list[tuple[dict[str, Any], str]] = [
     ({"none_of": [{"max_attempts": 4}]}, "never"),
     ({"none_of": [{"max_attempts_without_progress": 2}]}, "never"),
     ({"none_of": [{"died_at_start": False}]}, "never"),
+    ({"none_of": [{"any_of": [{"max_attempts": 4}, {"elapsed": "61s"}]}]}, "never"),
+    ({"none_of": [{"none_of": [{"max_attempts": 3}]}]}, "never"),
+    ({"none_of": [{"job": {"name": "a", "state": ["RUNNING"]}}, {"max_attempts": 4}]}, "never"),
     ({"none_of": [{"job": {"name": "a", "state": ["RUNNING"]}}]}, "not yet"),
 ]
 
