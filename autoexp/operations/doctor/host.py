@@ -18,6 +18,7 @@ from autoexp import proxies
 from autoexp.config.experiment import Experiment
 from autoexp.errors import AutoexpError, SchedulerUnavailable
 from autoexp.jobs.spec import JobSpec
+from autoexp.operations.doctor.quota import Quota, Unknown, mount_of, quotas
 from autoexp.resources.containers import Edf, NoContainer, Pyxis
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.base import SubmitOptions
@@ -51,6 +52,7 @@ def examine(experiment: Experiment, trunk: JobSpec, root: Path) -> Iterator[Find
     yield _python()
     yield from _processor_time()
     yield from _sessions(root)
+    yield from _quotas(root, Path(trunk.save_dir))
     yield _proxy()
     yield from _image(experiment)
     if isinstance(machine, SlurmCluster):
@@ -97,6 +99,37 @@ def _sessions(root: Path) -> Iterator[Finding]:
         yield Finding("clock", "to mend", text)
     else:
         yield Finding("clock", "ok", "as the file server's")
+
+
+def _quotas(*folders: Path) -> Iterator[Finding]:
+    """What may still be written where sessions and checkpoints lie, by the filesystem's quotas."""
+    try:
+        table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+        there = [next(each for each in (x, *x.parents) if each.exists()) for x in folders]
+    except OSError as error:
+        yield Finding("quota", "not known", str(error))
+        return
+    mounts = {mount: each for each in reversed(there) if (mount := mount_of(each, table))}
+    for mount, folder in sorted(mounts.items()):
+        for each in quotas(folder, mount):
+            if isinstance(each, Unknown):
+                yield Finding("quota", "not known", each.text)
+            elif each.limit_bytes or each.limit_files:
+                yield _quota(mount.point, each)
+
+
+def _quota(where: str, quota: Quota) -> Finding:
+    parts: list[str] = []
+    verdict: Verdict = "ok"
+    if quota.limit_bytes is not None:
+        used, limit = quota.used_bytes / 2**30, quota.limit_bytes / 2**30
+        parts.append(f"{used:,.1f} of {limit:,.1f} GiB")
+        verdict = "to mend" if quota.limit_bytes - quota.used_bytes < _LEAST_FREE else verdict
+    if quota.limit_files is not None:
+        parts.append(f"{quota.used_files:,} of {quota.limit_files:,} files")
+        verdict = "to mend" if quota.limit_files - quota.used_files < _LEAST_FILES else verdict
+    text = f"{where}: {quota.owner}: {', '.join(parts)}"
+    return Finding("quota", verdict, text if verdict == "ok" else f"{text}: make room")
 
 
 def _proxy() -> Finding:
