@@ -31,6 +31,8 @@ class Batches(NamedTuple):
     ramp: Ramp | None = None
     stages: tuple[Stage, ...] = ()
     """Other sizes before, as by Megatron's `--step-batch-size-schedule`."""
+    per_epoch: int | None = None
+    """Iterations that see the data set once; None if its size is not known."""
 
     @property
     def grows(self) -> bool:

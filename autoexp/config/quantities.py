@@ -1,5 +1,6 @@
-"""Amounts of training as written in YAML: `6B`, `3M samples`, `1200 iterations`."""
+"""Amounts of training as written in YAML: `6B`, `3M samples`, `1200 iterations`, `3 epochs`."""
 
+import math
 from typing import Any
 
 from pydantic import Field
@@ -29,6 +30,10 @@ class Quantity(FrozenModel):
             return round(share * self.amount)
         if batches is None:
             raise ValueError(f"the backend does not say how many {self.unit} an iteration takes")
+        if self.unit == "epochs":
+            if batches.per_epoch is None:
+                raise ValueError("the backend does not say how many samples the data set has")
+            return math.ceil(share * self.amount * batches.per_epoch - 1e-6)
         samples = share * self.amount
         if self.unit == "tokens":
             if batches.tokens_per_sample is None:

@@ -32,11 +32,11 @@ def spoken(seconds: float) -> str:
 
 # Amounts of training
 
-Unit = Literal["tokens", "samples", "iterations"]
+Unit = Literal["tokens", "samples", "iterations", "epochs"]
 
 _AMOUNT = re.compile(
     r"(?P<number>[0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(?P<suffix>[KMBT]?)\s*"
-    r"(?P<unit>tokens|samples|iterations)?"
+    r"(?P<unit>tokens|samples|iterations|epochs)?"
 )
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 

@@ -13,7 +13,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.planning.plan import make_plan
 from autoexp.schedulers.launch import payload_spec
 from tests.sources import ROOT
-from tests.trainers.real import torch_python
+from tests.trainers.real import read_by, torch_python
 
 PARSE = """
 import json, sys
@@ -82,6 +82,29 @@ for trunk, branch, at, end in json.load(sys.stdin):
     print(json.dumps(rates + [stepped(optimizer, schedule, 1) for _ in range(at, end)]))
 """
 
+EPOCHS = """
+import json, sys, torch
+from transformers import Trainer, TrainingArguments
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return {"loss": (x * self.weight).sum()}
+
+for samples, epochs, settings in json.load(sys.stdin):
+    options = TrainingArguments(
+        "out", num_train_epochs=epochs, use_cpu=True, report_to="none", save_strategy="no",
+        disable_tqdm=True, logging_strategy="no", **settings,
+    )
+    data = [{"x": torch.ones(1)} for _ in range(samples)]
+    trainer = Trainer(Model(), options, train_dataset=data)
+    trainer.train()
+    print(json.dumps([trainer.state.global_step]))
+"""
+
 
 def asked(code: str, value: object) -> list[object]:
     python = torch_python("torch", "transformers", "accelerate")
@@ -115,6 +138,24 @@ def test_the_parser_takes_every_word_of_a_plan_but_those_of_the_script(
     assert [trunk[0], trunk[1], trunk[-1]] == ["/out/p/checkpoints", 400, own]
     name = "/out/p-cd200/checkpoints"
     assert branch == [name, 260, "warmup_stable_decay", decay, own]
+
+
+def test_lengths_in_epochs_are_as_many_steps_as_the_trainer_makes_of_them() -> None:
+    cases = [
+        (samples, 3, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": each, **own})
+        for samples in (5, 64, 100)
+        for each in (1, 3)
+        for own in ({}, {"dataloader_drop_last": True})
+        if samples >= 8 or not own  # the Trainer makes nothing of no whole pass
+    ]
+    words = ["project.name=p", "backend=huggingface", "cooldowns=[]", "backend.args.warmup_steps=0"]
+    planned = []
+    for samples, epochs, settings in cases:
+        args = [f"++backend.args.{key}={value}" for key, value in settings.items()]
+        length = [f"backend.samples={samples}", f"backend.args.max_steps={epochs} epochs"]
+        plan = make_plan(compose(None, [*words, *args, *length]).experiment, Path("/out"))
+        planned.append([plan.trunk.target_iteration])
+    assert planned == read_by([torch_python("torch", "transformers"), "-c", EPOCHS], cases)
 
 
 def test_a_schedule_of_a_trainings_own_is_the_one_that_the_trainer_makes() -> None:

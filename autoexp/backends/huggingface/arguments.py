@@ -9,7 +9,7 @@ from autoexp.model import FrozenModel
 _NAMES = """
 accelerator_config activation_checkpointing activation_checkpointing_kwargs adam_beta1 adam_beta2
 adam_epsilon auto_find_batch_size average_tokens_across_devices batch_eval_metrics bf16
-bf16_full_eval data_seed dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context
+bf16_full_eval data_seed dataloader_in_order dataloader_multiprocessing_context
 dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory
 dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb
 ddp_find_unused_parameters ddp_static_graph ddp_timeout debug deepspeed disable_tqdm do_eval
@@ -33,7 +33,7 @@ OURS = {
     "output_dir": "each job has its own",
     "resume_from_checkpoint": _RESUMES,
     "overwrite_output_dir": _RESUMES,
-    "num_train_epochs": "give `max_steps`: epochs times samples, divided by those of a step",
+    "num_train_epochs": "write `max_steps: 3 epochs`, and the data set's size as `samples`",
     "save_strategy": "steps, by `save_steps`",
     "logging_strategy": "steps, by `logging_steps`",
     "logging_nan_inf_filter": "off: a NaN would be averaged away",
@@ -67,6 +67,9 @@ class TrainerArgs(FrozenModel):
     )
     per_device_train_batch_size: int = Field(8, gt=0, description="samples on one device in a pass")
     gradient_accumulation_steps: int = Field(1, gt=0, description="passes of a step")
+    dataloader_drop_last: bool | None = Field(
+        None, description="leave out the last pass of an epoch if it is not full"
+    )
     log_level: str | None = Field(
         "info", description="at info the Trainer logs where it begins; null for the script's own"
     )

@@ -80,6 +80,7 @@ _CHANGES = {
     "python": may(),
     "script_args": _DATA,
     "tokens_per_sample": may(),
+    "samples": may(),
     "args": may(),
     "args.max_steps": fixed("a branch ends with its decay"),
     "args.learning_rate": _IN_STATE,
@@ -129,6 +130,9 @@ class HuggingFaceBackend(BackendBase):
         default_factory=dict, description="arguments of the script's own"
     )
     tokens_per_sample: int | None = Field(None, gt=0, description="for budgets in tokens")
+    samples: int | None = Field(
+        None, gt=0, description="samples of the data set, for lengths in epochs"
+    )
     variables: Variables = Field(default_factory=dict, description="variables that it needs")
     args: TrainerArgs
 
@@ -155,7 +159,15 @@ class HuggingFaceBackend(BackendBase):
     def batches(self, workers: int) -> Batches | None:
         args = self.args
         size = args.per_device_train_batch_size * args.gradient_accumulation_steps * workers
-        return Batches(size, self.tokens_per_sample)
+        return Batches(size, self.tokens_per_sample, per_epoch=self._steps_of_an_epoch(workers))
+
+    def _steps_of_an_epoch(self, workers: int) -> int | None:
+        """Steps that see the data set once. Source: trainer.py, set_initial_training_values."""
+        if self.samples is None:
+            return None
+        passes = self.samples / (self.args.per_device_train_batch_size * workers)
+        whole = math.floor(passes) if self.args.dataloader_drop_last else math.ceil(passes)
+        return max(1, math.ceil(whole / self.args.gradient_accumulation_steps))
 
     def trunk_command(self, save_dir: Path) -> tuple[str, ...]:
         own = self.args.lr_scheduler_kwargs

@@ -118,10 +118,37 @@ def test_a_training_without_cooldowns_may_have_a_schedule_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        # 1000 samples in passes of 32 on each of two workers are 16, the last not full.
+        (["backend.args.gradient_accumulation_steps=1"], 3 * 16),
+        (["backend.args.gradient_accumulation_steps=5"], 3 * 4),
+        (
+            [
+                "backend.args.gradient_accumulation_steps=5",
+                "+backend.args.dataloader_drop_last=true",
+            ],
+            3 * 3,
+        ),
+        (["backend.samples=1"], 3),
+    ],
+)
+def test_a_length_in_epochs_is_counted_as_the_trainer_counts(
+    overrides: list[str], steps: int
+) -> None:
+    words = ["backend=huggingface", "project.name=p", "cooldowns=[]", "backend.args.warmup_steps=0"]
+    words += ["slurm=local_cluster", "slurm.gpus_per_node=2", "slurm.launcher=torchrun"]
+    length = ["backend.samples=1000", "backend.args.max_steps=3 epochs"]
+    (job,) = make_plan(compose(None, [*words, *length, *overrides]).experiment, Path("/out")).jobs
+    assert options(job.command)["--max_steps"] == str(steps)
+
+
+@pytest.mark.parametrize(
     ("override", "expected"),
     [
         ("backend.args.lr_scheduler_type=cosine", "leave it out where cooldowns branch"),
-        ("backend.args.num_train_epochs=3", "epochs times samples, divided by those of a step"),
+        ("backend.args.num_train_epochs=3", "write `max_steps: 3 epochs`, and the data"),
+        ("backend.args.max_steps='3 epochs'", "how many samples the data set has"),
         ("backend.args.save_total_limit=3", "save_total_limit 3 deletes its checkpoint"),
         ("backend.args.save_only_model=true", "a branch needs the optimizer"),
         ("backend.args.resume_from_checkpoint=/x", "the last checkpoint in the job's own folder"),
