@@ -8,19 +8,9 @@ import pytest
 
 from autoexp.payload import processes_with_cookie
 from autoexp.schedulers.local import LocalScheduler
-from tests.containers.boxes import SETS_OF_OPTIONS, Image, box
+from tests.containers.boxes import COUNTS, SETS_OF_OPTIONS, Image, box
 from tests.patience import until
 
-COUNTS = """
-import json, signal, time
-got = []
-signal.signal(signal.SIGTERM, lambda *_: got.append(1))
-print("ready", flush=True)
-while not got:
-    time.sleep(0.01)
-time.sleep(1)  # what comes twice comes at once
-print(json.dumps(len(got)))
-"""
 STAYS = "import time; print('ready', flush=True); time.sleep(600)"
 OPTIONS = pytest.mark.parametrize("options", SETS_OF_OPTIONS, ids=" ".join)
 

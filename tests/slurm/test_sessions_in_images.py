@@ -16,7 +16,14 @@ from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from tests.builders import create
-from tests.containers.boxes import MISSING, SETS_OF_OPTIONS, Image, image_of_this_machine, runs_here
+from tests.containers.boxes import (
+    COUNTS,
+    MISSING,
+    SETS_OF_OPTIONS,
+    Image,
+    image_of_this_machine,
+    runs_here,
+)
 from tests.core.monitor.driver import Driver
 from tests.flows.commands import autoexp
 from tests.flows.sessions import SMALL
@@ -31,16 +38,6 @@ SESSION = "boxed"
 # The demo needs NumPy, which this environment has: its Python, in the image's place.
 ENVIRONMENT = (str(ROOT), sys.prefix, sys.base_prefix)
 SLOWLY = "backend.args.sleep_per_iteration_ms=60"
-SAVES = """
-import json, pathlib, signal, time
-got = []
-signal.signal(signal.SIGTERM, lambda *_: got.append(1))
-print("ready", flush=True)
-while not got:
-    time.sleep(0.01)
-time.sleep(1)  # what comes twice comes at once
-pathlib.Path("saved").write_text(json.dumps(len(got)))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +141,7 @@ def add(bench: Bench, image: Image, name: str, **settings: object) -> None:
     """Submit a training in the image that saves on a SIGTERM."""
     options = settings.pop("options", ())
     words = {"image": str(image.path), "binds": image.binds, "options": options}
-    job = bench.add(name, ("python3", "-c", SAVES), kind=Kind.TRAIN, **settings)
+    job = bench.add(name, ("python3", "-c", COUNTS), kind=Kind.TRAIN, **settings)
     container = Apptainer.model_validate(words)
     job.spec = job.spec.model_copy(update={"container": container, "target_iteration": None})
     bench.session.save_job(job)
