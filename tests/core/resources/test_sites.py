@@ -79,6 +79,17 @@ def test_a_stage_with_internet_on_leonardo_as_its_file_says_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("nodes", "most"), [(1, 120), (91, 120), (92, 360), (183, 360), (184, 720), (5000, 720)]
+)
+def test_the_longest_job_of_frontier_goes_by_its_nodes(nodes: int, most: int) -> None:
+    for minutes, told in ((most, []), (most + 1, [f"more than the {most} minutes"])):
+        sized = cluster("frontier", f"slurm.nodes={nodes}", f"slurm.time_limit_min={minutes}")
+        remarks = sized.remarks()
+        assert len(remarks) == len(told)
+        assert all(part in said for part, said in zip(told, remarks, strict=True))
+
+
+@pytest.mark.parametrize(
     ("host", "site"),
     [
         ("jpbl-s01-02", "jupiter"),
