@@ -28,11 +28,26 @@ _PLUGIN_OPTION = re.compile(r"[a-z][a-z0-9-]*")
 OptionValue = str | int | float | bool
 
 
+class SmallerJobs(FrozenModel):
+    """A shorter limit for jobs of few nodes, as at Frontier."""
+
+    nodes: int = Field(gt=0, description="the most nodes of such a job")
+    time_min: float = Field(gt=0, description="minutes of such a job")
+
+
 class KnownLimit(FrozenModel):
     """The most that a partition or QOS allows, as the site says."""
 
     time_min: float | None = Field(None, gt=0, description="minutes of a job")
     nodes: int | None = Field(None, gt=0, description="nodes of a job")
+    smaller: tuple[SmallerJobs, ...] = Field(
+        (), description="where jobs of fewer nodes get less time: `[{nodes: 91, time_min: 120}]`"
+    )
+
+    def minutes_for(self, nodes: int) -> float | None:
+        """Minutes of a job of so many nodes; None if no limit is known."""
+        fitting = [(size.nodes, size.time_min) for size in self.smaller if nodes <= size.nodes]
+        return min(fitting)[1] if fitting else self.time_min
 
 
 class SlurmCluster(Launching):
@@ -191,11 +206,13 @@ class SlurmCluster(Launching):
         known = self.known_limits.get(name or "", KnownLimit())
         limits = ("time_limit_min", "cooldown_time_limit_min")
         asked = {limit: getattr(self, limit) for limit in limits}
+        longest = known.minutes_for(self.nodes)
+        sized = " for so few nodes" if longest != known.time_min else ""
         found = [
-            f"`slurm.{limit}: {minutes:g}` is more than the {known.time_min:g} minutes that "
-            f"{name} allows by its site's pages: jobs get what SLURM says that it allows"
+            f"`slurm.{limit}: {minutes:g}` is more than the {longest:g} minutes that {name} allows"
+            f"{sized} by its site's pages: jobs get what SLURM says that it allows"
             for limit, minutes in asked.items()
-            if minutes is not None and known.time_min is not None and minutes > known.time_min
+            if minutes is not None and longest is not None and minutes > longest
         ]
         if self.spares:
             found.append(

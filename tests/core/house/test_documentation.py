@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from autoexp.cli.main import commands
@@ -89,3 +90,31 @@ def test_every_site_stands_in_the_readme_and_in_the_page_of_sites() -> None:
     of_ours = {"base", "block", "local", "local_cluster"}
     of_ours |= {site for site in sites if site.endswith("_debug")}  # beside their sites
     assert [site for site in sorted(sites - of_ours) for page in pages if site not in page] == []
+
+
+def test_what_is_not_verified_is_said_of_every_site() -> None:
+    page = (ROOT / "docs" / "slurm.md").read_text()
+    said = page.partition("### What is not verified")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", said, re.MULTILINE)
+    sites = {path.stem for path in (ROOT / "configs" / "slurm").glob("*.yaml")}
+    ours = {"base", "block", "local", "local_cluster"}
+    named = {site for site in sites - ours if not site.endswith("_debug")}
+    assert {site for site, _ in rows} == named
+
+
+def test_the_page_of_sites_says_which_have_a_file_for_short_tests_and_which_hosts_are_known() -> (
+    None
+):
+    page = (ROOT / "docs" / "slurm.md").read_text()
+    rows = {
+        cells[1].strip(" `"): (cells[5].strip(), cells[6].replace("\\", "").strip())
+        for line in page.splitlines()
+        if line.startswith("| `") and len(cells := line.split("|")) == 8
+    }
+    del rows["slurm="]
+    for site, (debug, hosts) in rows.items():
+        files = ROOT / "configs" / "slurm"
+        assert bool(debug) == (files / f"{site}_debug.yaml").exists(), site
+        own = yaml.safe_load((files / f"{site}.yaml").read_text()).get("hosts", [])
+        assert hosts.split(", ") == (own or [""]), site
+    assert "lumi" in rows

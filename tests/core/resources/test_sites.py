@@ -58,6 +58,37 @@ def test_a_plan_says_what_a_qos_does_not_allow_in_place_of_its_partition() -> No
     assert notes("leonardo", "slurm.qos=boost_qos_bprod", "slurm.nodes=100") == ""
 
 
+def test_a_stage_with_internet_on_leonardo_as_its_file_says_it() -> None:
+    lines = (SHIPPED / "slurm" / "leonardo.yaml").read_text().splitlines()
+    said = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#     "))
+    resources = said.removeprefix("slurm: ")
+    fetch = ["stages.fetch.command=[python, fetch.py]", f"stages.fetch.slurm={resources}"]
+    composed = compose("demo", ["slurm=leonardo", *fetch])
+    stage = next(
+        job for job in plan_study(composed, Path("/out")).jobs if job.name.endswith("-fetch")
+    )
+    machine = stage.machine
+    assert isinstance(machine, SlurmCluster)
+    assert machine.partition == "lrd_all_serial"
+    # A whole node is refused there, and so is more than four hours.
+    assert (machine.gpus_per_node, machine.options) == (0, {"exclusive": False})
+    assert machine.remarks() == []
+    offline = {name for name in machine.environment if "OFFLINE" in name}
+    assert {machine.environment[name] for name in offline} == {"0"}
+    assert machine.environment["WANDB_MODE"] == "online"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "most"), [(1, 120), (91, 120), (92, 360), (183, 360), (184, 720), (5000, 720)]
+)
+def test_the_longest_job_of_frontier_goes_by_its_nodes(nodes: int, most: int) -> None:
+    for minutes, told in ((most, []), (most + 1, [f"more than the {most} minutes"])):
+        sized = cluster("frontier", f"slurm.nodes={nodes}", f"slurm.time_limit_min={minutes}")
+        remarks = sized.remarks()
+        assert len(remarks) == len(told)
+        assert all(part in said for part, said in zip(told, remarks, strict=True))
+
+
 @pytest.mark.parametrize(
     ("host", "site"),
     [
@@ -68,6 +99,7 @@ def test_a_plan_says_what_a_qos_does_not_allow_in_place_of_its_partition() -> No
         ("alogin1", "marenostrum"),
         ("clariden-ln002", "clariden"),
         ("login1.vista.tacc.utexas.edu", "vista"),
+        ("int4.local.snellius.surf.nl", "snellius"),
     ],
 )
 def test_a_site_is_known_by_the_name_of_its_hosts(
@@ -86,7 +118,8 @@ def test_a_host_of_no_site_or_of_several_is_refused_with_what_to_say(
     with pytest.raises(BadInput, match=r"names this host, desk\.example\.org.*slurm=lumi"):
         compose("demo", ["slurm=auto"])
     monkeypatch.setattr(socket, "gethostname", lambda: "nid001234")
-    with pytest.raises(BadInput, match="may be one of clariden, lumi, perlmutter; say which"):
+    sites = "clariden, isambard, lumi, perlmutter"
+    with pytest.raises(BadInput, match=f"may be one of {sites}; say which"):
         compose("demo", ["slurm=auto"])
 
 

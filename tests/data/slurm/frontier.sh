@@ -18,7 +18,7 @@
 # command
 export SUBMITIT_EXECUTOR=slurm
 exec PYTHON -u /attempt/payload.py
-# runs: srun --kill-on-bad-exit=1 --cpus-per-task=7 --cpu-bind=mask_cpu:0xfe000000000000,0xfe00000000000000,0xfe0000,0xfe000000,0xfe,0xfe00,0xfe00000000,0xfe0000000000 sh -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"' sh PYTHON pretrain.py --lr 1e-3
+# runs: srun --kill-on-bad-exit=1 --cpus-per-task=7 --cpu-bind=mask_cpu:0xfe000000000000,0xfe00000000000000,0xfe0000,0xfe000000,0xfe,0xfe00,0xfe00000000,0xfe0000000000 sh -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"' sh PYTHON -c 'import os,runpy; runpy.run_path(os.path.join(os.environ['"'"'AUTOEXP_ATTEMPT'"'"'],'"'"'node.py'"'"'),run_name='"'"'__main__'"'"')' start PYTHON pretrain.py --lr 1e-3
 # with: TRITON_CACHE_DIR=/tmp/somebody/triton
 # with: TORCHINDUCTOR_CACHE_DIR=/tmp/somebody/inductor
 # with: NCCL_SOCKET_IFNAME=hsn0,hsn1,hsn2,hsn3
@@ -27,3 +27,4 @@ exec PYTHON -u /attempt/payload.py
 # with: NCCL_CROSS_NIC=1
 # with: MIOPEN_USER_DB_PATH=/tmp/somebody/miopen
 # with: MIOPEN_CUSTOM_CACHE_DIR=/tmp/somebody/miopen
+# meets by: {'address': True}
