@@ -172,15 +172,20 @@ class JobSpec(FrozenModel):
     @property
     def title(self) -> str:
         """Title for display: `train demo`, `cooldown demo @1000`."""
+        return f"{self.kind} {self.label}"
+
+    @property
+    def label(self) -> str:
+        """The title where the kind stands beside it: `demo`, `demo @1000`."""
         if self.merge is not None:
             count = len(self.merge.iterations)
-            return f"{self.kind} {self.parent} @{self.merge.at} ({count} {self.merge.shape})"
+            return f"{self.parent} @{self.merge.at} ({count} {self.merge.shape})"
         if self.baseline is not None:
-            return f"{self.kind} {self.name.removeprefix(f'{self.parent}-')}"
+            return self.name.removeprefix(f"{self.parent}-")
         if self.branch is None:
-            return f"{self.kind} {self.name}"
+            return self.name
         named = self.name.rpartition(f"-cd{self.branch.iteration}")[2].replace("-", " ", 1)
-        return f"{self.kind} {self.parent or self.name} @{self.branch.iteration}{named}"
+        return f"{self.parent or self.name} @{self.branch.iteration}{named}"
 
 
 def root_of(spec: JobSpec, specs: Mapping[str, JobSpec]) -> JobSpec:

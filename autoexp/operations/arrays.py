@@ -40,7 +40,8 @@ class Array(NamedTuple):
 
     @property
     def title(self) -> str:
-        return f"submit {self.name}"
+        more = f" and {len(self.tasks) - 1} more" if len(self.tasks) > 1 else ""
+        return f"submit {self.tasks[0].spec.name}{more} as an array"
 
     def run(self, scheduler: Scheduler) -> list[str]:
         """Submit the array once; returns the job ids of its tasks, in their order."""

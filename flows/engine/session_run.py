@@ -30,11 +30,11 @@ from autoexp.flows.engine.phase_runner import PhaseRunner
 from autoexp.flows.engine.poller import SchedulerPoller
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.engine.vigil import Found, Limits, Vigil
+from autoexp.flows.publishing import posted_events
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.flows.publishing.heartbeat import Heartbeat
 from autoexp.flows.publishing.job_logs import JobLogs
 from autoexp.flows.publishing.log_lines import LogLines
-from autoexp.flows.publishing.posted_events import all_are_posted
 from autoexp.flows.publishing.trackers import Trackers
 from autoexp.monitor import steps
 from autoexp.monitor.job_watch import are_calm
@@ -127,6 +127,7 @@ class SessionRun:
         sys.setswitchinterval(_SWITCH_S)
         memory.use_one_arena()
         self._visits.listen()
+        posted_events.begin()
         listening = asyncio.create_task(self._cancellations.listen())
         try:
             async with Children(self.log) as children:
@@ -141,7 +142,7 @@ class SessionRun:
                 self.log.warning("%s is left: it could neither be processed nor removed", left)
             is_interrupted = self.updates.interrupted is not None
             if await self._artifacts.close(is_interrupted=is_interrupted):
-                await all_are_posted(_LAST_EVENTS_S)
+                await posted_events.all_are_posted(_LAST_EVENTS_S)
         finally:
             listening.cancel()
             self._visits.close()

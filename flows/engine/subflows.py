@@ -192,7 +192,7 @@ class Subflows:
                 return final_state(job)
 
         job_subflow.__qualname__ = f"{spec.kind}.{spec.name}"
-        decorate = flow(name=str(spec.kind), flow_run_name=spec.title, validate_parameters=False)
+        decorate = flow(name=str(spec.kind), flow_run_name=spec.label, validate_parameters=False)
         return decorate(job_subflow)
 
     async def _origins(self, spec: JobSpec) -> list[State[Any]]:

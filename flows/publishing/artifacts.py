@@ -227,7 +227,11 @@ class ArtifactPublisher:
         rows = await self._writer.run(goodput_rows, self._session)
         if rows:
             key = _key(self._session.id, "goodput")
-            description = sinks.markdown(f"where the hours of {self._session.id} went")
+            units = {str(row["unit"]) for row in rows}
+            if len(units) == 1:  # else some of its jobs have GPUs, and some have none
+                rows = [{name: row[name] for name in row if name != "unit"} for row in rows]
+            unit = units.pop() if len(units) == 1 else "hours"
+            description = sinks.markdown(f"where the {unit} of {self._session.id} went")
             made = await acreate_table_artifact(rows, key=key, description=description)
             self._artifacts["goodput"] = _id(made)
 
@@ -262,7 +266,7 @@ def goodput_rows(session: Session) -> list[dict[str, str | float | None]]:
             "unit": row.unit,
             "hours": round(row.hours, 3),
             **{part: round(getattr(row, part), 3) for part in PARTS},
-            "queued (hours)": round(row.queued_h, 3),
+            "queued h": round(row.queued_h, 3),
             "new, of all": None if row.share is None else round(row.share, 3),
         }
         for row in goodput([session])

@@ -29,8 +29,9 @@ def session_page(session: Session, status: Status) -> str:
 
 
 def headline(status: Status) -> str:
-    """One line for lists of artifacts."""
-    return f"session {status.session}: {status.state}"
+    """One line for lists of artifacts, which stands above the page's own title, too."""
+    over = sum(job.verdict in (Verdict.FINISHED, Verdict.FAILED) for job in status.jobs)
+    return f"{status.state}, {over} of {len(status.jobs)} jobs are over"
 
 
 def _headline(session: Session, status: Status) -> str:
@@ -49,7 +50,11 @@ def _table(session: Session, status: Status) -> str:
         *("GPU hours", "planned", "job ids", "nodes"),
     )
     rows = [_row(job, session.jobs[job.name]) for job in status.jobs]
-    return _markdown_table(head, rows)
+    # A column that nobody has anything for is width without a word.
+    filled = [place for place in range(len(head)) if any(row[place] for row in rows)]
+    return _markdown_table(
+        [head[place] for place in filled], [[row[place] for place in filled] for row in rows]
+    )
 
 
 def _row(job: JobSummary, record: JobRecord) -> tuple[str, ...]:
@@ -62,8 +67,8 @@ def _row(job: JobSummary, record: JobRecord) -> tuple[str, ...]:
         "" if job.target_iteration is None else f"{job.iteration or 0} / {job.target_iteration}",
         _loss(job),
         "" if job.seconds_left is None else str(timedelta(seconds=round(job.seconds_left))),
-        f"{job.gpu_hours:.2f}",
-        "" if job.planned_gpu_hours is None else f"{job.planned_gpu_hours:.2f}",
+        f"{job.gpu_hours:.2f}" if job.gpu_hours else "",
+        f"{job.planned_gpu_hours:.2f}" if job.planned_gpu_hours else "",
         markdown(", ".join(ids)),
         markdown(nodes or ""),
     )

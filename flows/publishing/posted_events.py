@@ -75,6 +75,15 @@ def post_events() -> None:
         EventsWorker.set_client_override(ProcessPoolForwardingEventsClient, event_queue=_POSTED)
 
 
+def begin() -> None:
+    """Begin to send in the context of the caller, a flow run.
+
+    Prefect relates each event to what is around the first that a process emits, too: were that a
+    task run's, every checkpoint and every model would be of the first submission.
+    """
+    EventsWorker.instance()
+
+
 async def all_are_posted(within_s: float) -> bool:
     """Wait until what was emitted is taken by the server; False where that takes too long."""
     deadline = time.monotonic() + within_s

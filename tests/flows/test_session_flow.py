@@ -54,11 +54,11 @@ async def test_a_training_and_its_cooldowns_are_one_flow_run_with_all_it_shows(
     assert all(gain.gain > 0.05 for gain in found), found
 
     drawn = await subflows(session)
-    assert {run.name for run in drawn} == {"train demo", "cooldown demo @100", "cooldown demo @200"}
+    assert {run.name for run in drawn} == {"demo", "demo @100", "demo @200"}
     assert {run.state_type.value for run in drawn if run.state_type} == {"COMPLETED"}
 
     # The page of a cooldown tells its story alone.
-    (cooldown,) = [run for run in drawn if run.name == "cooldown demo @100"]
+    (cooldown,) = [run for run in drawn if run.name == "demo @100"]
     job_id = session.jobs["demo-cd100"].attempts[0].job_id
     story = [
         f"cooldown demo @100: submitted as job {job_id}",

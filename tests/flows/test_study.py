@@ -74,9 +74,9 @@ async def test_train_convert_evaluate_gives_a_score_and_a_failed_training_cancel
     assert sorted(file.name for file in kept.glob("[a-z]*")) == ["metadata.json", "said"]
     assert (kept / "said").read_text() == "$(touch x) `touch x`; touch x {}"
     assert await arrows(session.meta.flow_run_ids[0]) >= {
-        ("checkpoint 200", f"cooldown {GOOD} @200"),
-        (f"cooldown {GOOD} @200", f"command {GOOD}-cd200-convert"),
-        (f"command {GOOD}-cd200-convert", f"evaluate {GOOD}-cd200-evaluate"),
+        ("checkpoint 200", f"{GOOD} @200"),
+        (f"{GOOD} @200", f"{GOOD}-cd200-convert"),
+        (f"{GOOD}-cd200-convert", f"{GOOD}-cd200-evaluate"),
     }
     of = f"autoexp://{path.name}/"
     assets = await materialized(session, f"{of}{GOOD}-cd200-evaluate/scores")
@@ -120,8 +120,8 @@ async def test_a_training_behind_a_cooldown_is_watched_and_branched_from_like_th
     begun = path / "output" / "finetune-cd100" / "checkpoints" / "iter_0000150"
     assert f"loaded pretrained weights from {begun}, at iteration 0" in log.read_text()
     assert await arrows(session.meta.flow_run_ids[0]) >= {
-        ("cooldown finetune @100", "train finetune-cd100-tune"),
-        ("checkpoint 50", "cooldown finetune-cd100-tune @50"),
+        ("finetune @100", "finetune-cd100-tune"),
+        ("checkpoint 50", "finetune-cd100-tune @50"),
     }
 
 

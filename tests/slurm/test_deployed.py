@@ -167,7 +167,7 @@ def test_a_session_killed_under_the_worker_goes_on_in_the_same_flow_run(
     assert Session.load(path).meta.flow_run_ids == [flow_run_id]
     assert_each_job_ran_once(path)
     names = sorted(run["name"] for run in deployed.subflows(flow_run_id))
-    assert names == ["cooldown demo @100", "cooldown demo @200", "train demo"]
+    assert names == ["demo", "demo @100", "demo @200"]
     states = {run["name"]: run["state_type"] for run in deployed.subflows(flow_run_id)}
     assert set(states.values()) == {"COMPLETED"}, states
     assert ended["name"] == f"session {path.name}"
@@ -286,7 +286,7 @@ def test_a_server_that_is_away_for_a_minute_changes_nothing_about_the_end(
     assert ended["run_count"] == 1
     assert_each_job_ran_once(path)
     states = {run["name"]: run["state_type"] for run in deployed.subflows(flow_run_id)}
-    assert states["train demo"] == "COMPLETED"
+    assert states["demo"] == "COMPLETED"
     page = deployed.artifact(f"{path.name}-session")
     assert f"# {path.name}: finished" in page["data"]
     assert "demo-cd200 attempt 1: finished" in page["data"]

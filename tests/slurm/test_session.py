@@ -157,7 +157,7 @@ async def test_cancel_ends_what_runs_and_what_waits(make_session: Make) -> None:
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.2)
     # In Prefect it can be told from what runs.
-    wanted = {"train demo": "Running", "cooldown demo @100": "Pending in queue"}
+    wanted = {"demo": "Running", "demo @100": "Pending in queue"}
     while (shown := await state_names(path)) != wanted:
         assert asyncio.get_running_loop().time() < deadline, shown
         await asyncio.sleep(0.5)

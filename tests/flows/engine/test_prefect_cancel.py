@@ -63,7 +63,7 @@ async def test_cancelling_one_cooldowns_subflow_is_told_and_cancels_that_job_alo
     hold_back(path, "demo-cd100")  # it still runs when the training has ended
     run = asyncio.create_task(train(session=path.name, return_state=True))  # type: ignore[var-annotated, arg-type]
     deadline = time.monotonic() + PATIENCE_S
-    while not (drawn := [r for r in await subflows_of(path) if r.name == "cooldown demo @100"]):
+    while not (drawn := [r for r in await subflows_of(path) if r.name == "demo @100"]):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.5)
 
