@@ -26,9 +26,10 @@ deploy: setup  ## a Prefect server (if none answers), the work pool, deployments
 
 test: test-local test-slurm  ## every test that can run here
 
-# Files side by side, one more than there are cores (see tests/conftest.py).
+# Files side by side, one more than there are cores (see tests/conftest.py): first those of few long
+# tests, which would else begin last (xdist puts files of many tests first) and be waited for.
 test-local: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/core tests/flows tests/containers
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/flows tests/containers tests/core
 
 # A cluster is one: its tests go one by one.
 test-slurm: setup
