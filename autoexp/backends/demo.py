@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from autoexp.backends.base import BackendBase, StackSignal
+from autoexp.backends.base import AbsolutePath, BackendBase, StackSignal
 from autoexp.backends.batches import Batches
 from autoexp.backends.checkpoints import Layout
 from autoexp.backends.decay import DEFAULT_POWER
@@ -86,6 +86,11 @@ class DemoArgs(FrozenModel):
         0.0, ge=0, description="milliseconds to sleep in each iteration, to imitate a big model"
     )
     slow_save_s: float = Field(0.0, ge=0, description="additional seconds of a save, for tests")
+    hold: AbsolutePath | None = Field(
+        None,
+        description="a directory: it waits after iteration N, ten minutes at most, while a file N "
+        "is there, for drills",
+    )
     ignore_checkpoint: bool = Field(
         False, description="begin at 0 whatever checkpoint is there, for tests"
     )

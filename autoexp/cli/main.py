@@ -30,7 +30,7 @@ from autoexp.cli import (
     submit,
 )
 from autoexp.cli.project import configs, init
-from autoexp.cli.upkeep import checkpoints, digest, goodput, nodes, track
+from autoexp.cli.upkeep import checkpoints, digest, drill, goodput, nodes, track
 from autoexp.errors import AutoexpError
 
 _EPILOG = """\b
@@ -64,6 +64,7 @@ def commands() -> dict[str, CommandFunction | CommandGroup]:
         "run": run.run,
         "plan": plan.plan,
         "doctor": backend.doctor,
+        "drill": drill.drill,
         "submit": submit.submit,
         "adopt": submit.adopt,
         "resume": run.resume,

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 # Before NumPy is imported: more threads would cost time at these sizes, and the same last bits.
@@ -29,6 +30,10 @@ if not __package__:  # run by its path: its own folder is on sys.path, and not t
 from autoexp.demo import model as language
 from autoexp.demo.checkpoints import load_checkpoint, load_weights, now, save_checkpoint, say
 from autoexp.demo.model import Characters, Learner
+
+# Whoever holds it may have died: the node is somebody's.
+_LONGEST_HOLD_S = 600.0
+_HOLD_TICK_S = 0.1
 
 
 def schedule(args: Namespace) -> language.Schedule:
@@ -81,6 +86,22 @@ def train(
         if stopping:
             # Megatron says SIGTERM whichever signal it was.
             say(f"[exiting program after receiving SIGTERM.] datetime: {now()} ")
+            return
+        if args.hold:
+            paused = time.perf_counter()
+            wait_while_held(args.hold / str(run.iteration), lambda: bool(stop or save))
+            begun += time.perf_counter() - paused
+
+
+def wait_while_held(file: Path, is_signalled: Callable[[], bool]) -> None:
+    """Return once the file is gone, somebody signals, or it has taken too long."""
+    deadline = time.monotonic() + _LONGEST_HOLD_S
+    while time.monotonic() < deadline and not is_signalled():
+        try:
+            # Opened, and not looked for: NFS asks its server for a file that is opened.
+            with file.open("rb"):
+                time.sleep(_HOLD_TICK_S)
+        except OSError:
             return
 
 
@@ -155,6 +176,7 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     add("--write-in-place", action="store_true", help="save over an older save's files")
     add("--sleep-per-iteration-ms", type=_amount, default=0.0, help="train slower")
     add("--slow-save-s", type=_amount, default=0.0, help="sleep in a save, before the renaming")
+    add("--hold", type=Path, metavar="DIR", help="wait after iteration N while DIR/N is there")
     args = parser.parse_args(argv)
     args.lr_decay_iters = args.lr_decay_iters or args.train_iters
     if message := refusal(args):

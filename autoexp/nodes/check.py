@@ -23,16 +23,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+# The same lines stand in other files that run alone: before them there is nothing to import from.
 _IS_COPY = "." not in __name__
 if _IS_COPY:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 payload: Any = importlib.import_module("payload" if _IS_COPY else "autoexp.payload")
 
-STARTED = (
-    "import os,runpy; "
-    "runpy.run_path(os.path.join(os.environ['AUTOEXP_ATTEMPT'],'check.py'),run_name='__main__')"
-)
-"""Python's text that runs this file: where it lies is known only inside the job."""
 FOLDER = "check"
 _LONGEST = 200
 _BLOCK = bytes(range(256)) * 256

@@ -17,16 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# The same lines stand in other files that run alone: before them there is nothing to import from.
 _IS_COPY = "." not in __name__
 if _IS_COPY:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 payload: Any = importlib.import_module("payload" if _IS_COPY else "autoexp.payload")
 
-STARTED = (
-    "import os,runpy; "
-    "runpy.run_path(os.path.join(os.environ['AUTOEXP_ATTEMPT'],'node.py'),run_name='__main__')"
-)
-"""Python's text that runs this file: where it lies is known only inside the job."""
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 # What passes a signal on, or ends all of a step at one: srun, and the runtimes of containers. By
 # /proc/PID/comm; Singularity's and Apptainer's own process in a container of its own pids is the

@@ -7,11 +7,10 @@ from typing import Any
 
 from autoexp.jobs.images import bound_paths
 from autoexp.jobs.spec import JobSpec
-from autoexp.nodes.check import STARTED as STARTED_CHECK
+from autoexp.payload import CHECK_FILE, NODE_FILE
 from autoexp.resources.containers import Handing, NoContainer
 from autoexp.resources.launchers import torchrun_workers
 from autoexp.resources.machines import LocalMachine, SlurmCluster
-from autoexp.resources.node import STARTED
 from autoexp.schedulers.base import PayloadSpec
 from autoexp.schedulers.on_nodes import step_words
 
@@ -159,7 +158,7 @@ def _on_node(
     launched = _is_launched(machine, spec)
     each = _inside(machine, spec).get("each")
     if machine.node_environment or each or (_rule(machine) and launched):
-        return (python_of(machine), "-c", STARTED, "start", *inside)
+        return (python_of(machine), "-c", running(NODE_FILE), "start", *inside)
     return inside
 
 
@@ -191,7 +190,7 @@ def _node_check(machine: LocalMachine | SlurmCluster, spec: JobSpec) -> dict[str
     policy = spec.nodes
     if policy is None or not policy.checks or not _trains(spec):
         return {}
-    command: tuple[str, ...] = (python_of(machine), "-c", STARTED_CHECK)
+    command: tuple[str, ...] = (python_of(machine), "-c", running(CHECK_FILE))
     if isinstance(machine, SlurmCluster):
         # One that a node holds up is ended by SLURM, which counts whole minutes.
         bound = f"--time={math.ceil(policy.timeout / 60) + 1}"
@@ -214,6 +213,12 @@ def _rule(machine: LocalMachine | SlurmCluster) -> dict[str, str | bool]:
     if isinstance(machine, LocalMachine):
         return {}
     return machine.rendezvous.model_dump(exclude_defaults=True)
+
+
+def running(file: str) -> str:
+    """Python's text that runs a file of the attempt: where it lies is known only inside the job."""
+    path = f"os.path.join(os.environ['AUTOEXP_ATTEMPT'],'{file}')"
+    return f"import os,runpy; runpy.run_path({path},run_name='__main__')"
 
 
 def python_of(machine: LocalMachine | SlurmCluster) -> str:

@@ -1,6 +1,5 @@
 """Runs a command on each node of an attempt that is running, beside its trainer."""
 
-import subprocess
 from collections.abc import Sequence
 
 from autoexp.errors import SchedulerUnavailable
@@ -28,16 +27,4 @@ def run_on_nodes(
         return commands.run(asked, timeout_s)
     if not isinstance(machine, LocalMachine):
         raise SchedulerUnavailable("nobody knows how to run a command on this machine's nodes")
-    try:
-        ended = subprocess.run(
-            list(words),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            start_new_session=True,
-        )
-    except (subprocess.TimeoutExpired, OSError) as error:
-        raise SchedulerUnavailable(str(error)) from error
-    return ended.stdout
+    return commands.bounded(words, timeout_s).stdout

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from autoexp.backends.megatron.compatibility import Comparison
+from autoexp.operations.drill.judgement import Outcome
 from autoexp.planning.plan import Plan
 from autoexp.reports.status import Status
 from autoexp.reports.upkeep.checkpoints import CheckpointList
@@ -182,6 +183,7 @@ SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "compare": _of(list[Compared]),
     "budget": _of(Hours),
     "checkpoints": _of(CheckpointList),
+    "drill": _of(Outcome),
     "goodput": _of(list[Goodput]),
     "track": _of(list[Sent]),
     "nodes-list": _of(NodeList),

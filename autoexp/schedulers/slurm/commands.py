@@ -3,7 +3,7 @@
 import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from autoexp import proxies, sinks
 from autoexp.errors import SchedulerError, SchedulerUnavailable
@@ -64,15 +64,34 @@ def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] =
     """
     # Seconds since 1970: no time zone, and no change of the clock in autumn.
     clock = {"SLURM_TIME_FORMAT": "%s"} if arguments[0] in ("squeue", "sacct") else {}
+    answer = bounded(arguments, timeout_s, {**environment(), **clock}, pass_fds)
+    if answer.returncode < 0:
+        # It did not report what it had done already.
+        raise SchedulerUnavailable(f"{arguments[0]} was killed by signal {-answer.returncode}")
+    if answer.returncode != 0:
+        raise SlurmCommandFailed(arguments, answer.returncode, answer.stderr or answer.stdout)
+    return answer.stdout
+
+
+def bounded(
+    arguments: Sequence[str],
+    timeout_s: float,
+    variables: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end, however it ends; by default in this process's environment.
+
+    Raises SchedulerUnavailable when it does not end in time or cannot be started.
+    """
     try:
-        answer = subprocess.run(
+        return subprocess.run(
             list(arguments),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
             timeout=timeout_s,
-            env={**environment(), **clock},
+            env=variables,
             pass_fds=tuple(pass_fds),
             # Ctrl-C in the terminal is for the monitor: an sbatch that it ends may have submitted.
             start_new_session=True,
@@ -81,12 +100,6 @@ def run(arguments: Sequence[str], timeout_s: float, *, pass_fds: Sequence[int] =
         raise SchedulerUnavailable(f"{arguments[0]} gave no answer in {timeout_s:.0f} s") from error
     except OSError as error:
         raise SchedulerUnavailable(f"{arguments[0]} cannot be run: {error}") from error
-    if answer.returncode < 0:
-        # It did not report what it had done already.
-        raise SchedulerUnavailable(f"{arguments[0]} was killed by signal {-answer.returncode}")
-    if answer.returncode != 0:
-        raise SlurmCommandFailed(arguments, answer.returncode, answer.stderr or answer.stdout)
-    return answer.stdout
 
 
 def in_one_line(words: str) -> str:

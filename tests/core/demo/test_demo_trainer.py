@@ -288,6 +288,23 @@ def test_retention_deletes_older_checkpoints_but_never_a_symlink(tmp_path: Path)
     assert checkpoints(save) == kept and elsewhere.is_dir()
 
 
+def test_a_held_run_goes_on_once_its_file_is_gone_or_somebody_signals(tmp_path: Path) -> None:
+    file, looks = tmp_path / "3", []
+
+    def nobody() -> bool:
+        looks.append(file.exists())
+        if len(looks) == 3:
+            file.unlink()
+        return False
+
+    file.touch()
+    trainer.wait_while_held(file, nobody)
+    assert looks == [True, True, True]
+    file.touch()
+    trainer.wait_while_held(file, lambda: True)
+    assert file.exists()
+
+
 def test_a_torn_folder_beyond_the_tracker_is_ignored_and_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from autoexp import payload
 from autoexp.resources import node
 from autoexp.resources.launchers import NODE_VALUES
 from autoexp.resources.machines import LocalMachine, SlurmCluster
+from autoexp.schedulers import launch
 from autoexp.schedulers.base import SubmitOptions
 from autoexp.schedulers.launch import payload_spec
 from autoexp.schedulers.slurm.script import executor_for
@@ -248,7 +249,7 @@ def test_the_rule_of_the_rendezvous_reaches_every_node_and_the_first_one() -> No
     )
     found = payload_spec(machine, spec_of(*TRAINER), "key")
     assert found.rendezvous == {"suffix": "i"}
-    assert found.command[found.command.index("-c") + 1] == node.STARTED
+    assert found.command[found.command.index("-c") + 1] == launch.running(payload.NODE_FILE)
 
 
 def run(job: object, directory: Path, **environment: str) -> int:
