@@ -8,14 +8,14 @@ import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from autoexp import sinks
@@ -30,7 +30,7 @@ _RENEWALS = 3
 """How often a lease is renewed in its time."""
 _ANSWERS_WITHIN_S = 10.0
 _MOST_RETRIES = 4
-_FULL = (httpx.codes.LOCKED, httpx.codes.UNPROCESSABLE_ENTITY)
+_FULL = (HTTPStatus.LOCKED, HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
 class PrefectPool:
@@ -52,7 +52,7 @@ class PrefectPool:
                     lease_duration=LEASE_S,
                     holder=self._holder,
                 )
-            except httpx.HTTPStatusError as error:
+            except PrefectHTTPStatusError as error:
                 if error.response.status_code not in _FULL:
                     raise
                 known = client.read_global_concurrency_limit_by_name(wanted.pool)
@@ -68,8 +68,8 @@ class PrefectPool:
         with _asked() as client:
             try:
                 client.renew_concurrency_lease(UUID(held.lease), LEASE_S)
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code in (httpx.codes.GONE, httpx.codes.NOT_FOUND):
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code in (HTTPStatus.GONE, HTTPStatus.NOT_FOUND):
                     return False
                 raise
         return True
