@@ -9,6 +9,7 @@ from autoexp import states
 from autoexp.jobs.spec import JobSpec
 from autoexp.logs.tail import LogCursor
 from autoexp.model import FrozenModel
+from autoexp.resources.pools import HeldSlots, Wanted
 from autoexp.rules.metrics import Before, Logged
 from autoexp.states import Verdict
 from autoexp.storage import migrations
@@ -163,6 +164,10 @@ class JobRecord(BaseModel):
     restarted: dict[int, str] = Field(default_factory=dict)
     """Attempts that were replaced, with the action that requested it."""
     ending: Ending | None = None
+    slots: HeldSlots | None = None
+    """Slots of a pool that it holds: from before its first attempt until none is left."""
+    waits_for_slots: str | None = None
+    """Reason why it is not submitted: its pool has too few slots."""
     cancel_requested: str | None = None
     """Who requested the cancellation, and how; None if nobody has."""
     verdict: Verdict | None = None
@@ -233,6 +238,19 @@ class JobRecord(BaseModel):
         """True if a requested restart can go on: no attempt of the job is alive."""
         settled = all(a.verdict is not None for a in self.attempts) and not self.open_attempts
         return self.restart is not None and settled and not self.is_over
+
+    @property
+    def wanted_slots(self) -> Wanted | None:
+        """Slots of a pool that it lacks; None if it needs none, or holds them."""
+        pool, gpus = self.spec.machine.budget_pool, self.spec.machine.gpus
+        return None if pool is None or gpus == 0 or self.slots else Wanted(pool, gpus)
+
+    @property
+    def has_slots_left_over(self) -> bool:
+        """True if it holds slots, and goes on with no attempt."""
+        if self.slots is None or self.open_attempts or self.wants_attempt():
+            return False
+        return self.is_over or all(attempt.verdict is not None for attempt in self.attempts)
 
     def generation(self, iteration: int) -> int:
         """Number of times the job was rolled back to before an iteration."""

@@ -199,7 +199,7 @@ def activity_of(job: "JobRecord") -> Activity:
         rolls_back = job.restart.roll_back_to is not None
         return Activity.ROLLING_BACK if rolls_back else Activity.RESUBMITTING
     attempt = job.attempt
-    if attempt is None:
+    if attempt is None or (job.waits_for_slots is not None and not job.open_attempts):
         return Activity.WAITING
     if not attempt.is_open or attempt.job_id is None:
         return (
@@ -233,7 +233,11 @@ def waits(job: "JobRecord", stopped: str | None = None) -> str | None:
     if not job.launched and job.spec.starts_at is not None:
         return f"waits for checkpoint {job.spec.starts_at} of {job.spec.parent}"
     if job.wants_attempt():
-        return stopped or (_NEXT if job.spec.machine.max_jobs is None else _NO_ROOM)
+        return (
+            stopped
+            or job.waits_for_slots
+            or (_NEXT if job.spec.machine.max_jobs is None else _NO_ROOM)
+        )
     attempt = job.attempt
     if attempt is None or attempt.reason is None:
         return job.warning

@@ -62,6 +62,11 @@ class Monitor:
         # Jobs whose logs have more to read; the one that waited longest comes first.
         self._behind: deque[str] = deque()
 
+    @property
+    def session(self) -> Session:
+        """The session that is watched."""
+        return self._session
+
     def refs(self) -> list[AttemptRef]:
         """The attempts to ask the scheduler about, all in one query."""
         return [

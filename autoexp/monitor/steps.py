@@ -1,4 +1,4 @@
-"""The next step of a job, as a value: submit, withdraw, replace, cancel, or nothing.
+"""The next step of a job, as a value: submit, withdraw, replace, cancel, give back, or nothing.
 
 `next_step` is pure. The monitor asks it for every job that changed and hands the steps over as
 values; `autoexp.operations.step_runs.carry_out` does them.
@@ -39,7 +39,13 @@ class CancelAttempts(NamedTuple):
     jobs: tuple[str, ...]
 
 
-NextStep = Submit | Withdraw | Replace | CancelAttempts
+class GiveBack(NamedTuple):
+    """Give back the slots of a pool that a job needs no longer."""
+
+    jobs: tuple[str]
+
+
+NextStep = Submit | Withdraw | Replace | CancelAttempts | GiveBack
 
 
 def next_step(job: JobRecord, asked: Collection[str] = ()) -> NextStep | None:
@@ -52,6 +58,8 @@ def next_step(job: JobRecord, asked: Collection[str] = ()) -> NextStep | None:
         return CancelAttempts((name,))
     if job.may_be_replaced:
         return Replace((name,))
+    if job.has_slots_left_over:
+        return GiveBack((name,))
     attempt = job.unsubmitted
     if not job.launched:
         return None
@@ -135,7 +143,9 @@ def groups(jobs: Iterable[JobRecord], longest: int) -> list[JobGroup]:
 def can_join(job: JobRecord) -> bool:
     """True if a job can be a task of an array: it is submitted for the first time."""
     machine = job.spec.machine
-    return isinstance(machine, SlurmCluster) and machine.arrays and not job.attempts
+    if not isinstance(machine, SlurmCluster) or not machine.arrays or job.attempts:
+        return False
+    return job.wanted_slots is None  # each waits for its own
 
 
 def not_done(step: NextStep, reason: str) -> str:
@@ -145,5 +155,7 @@ def not_done(step: NextStep, reason: str) -> str:
             return f"not submitted yet: {reason}"
         case CancelAttempts():
             return f"not cancelled yet: {reason}"
+        case GiveBack():
+            return f"its slots are not given back yet: {reason}"
         case _:
             return f"not {type(step).__name__.lower()}n yet: {reason}"

@@ -15,6 +15,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.summary import activity_of
 from autoexp.monitor.recorder import Recorder
 from autoexp.monitor.steps import (
+    GiveBack,
     NextStep,
     Submit,
     intended_array,
@@ -22,6 +23,7 @@ from autoexp.monitor.steps import (
     not_done,
     together,
 )
+from autoexp.resources.pools import InUse, PoolUnavailable, Queue, SlotPool, Wanted, why_waiting
 from autoexp.rules.actions import Keep, Start
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.inbox import is_done
@@ -37,7 +39,7 @@ class JobView(NamedTuple):
     spec: JobSpec
     retries: int
     is_begun: bool
-    """True if it has been submitted, or is about to be."""
+    """True if it has been submitted, or is about to be, or waits for slots of its pool."""
     is_in_queue: bool
     """True if the scheduler has an attempt of it, or is about to get one: it needs no monitor."""
     activity: Activity
@@ -53,13 +55,13 @@ class JobView(NamedTuple):
         return cls(
             spec=job.spec,
             retries=job.retries,
-            is_begun=bool(job.attempts),
+            is_begun=bool(job.attempts) or job.waits_for_slots is not None,
             is_in_queue=bool(job.open_attempts),
             activity=activity_of(job),
             is_over=job.is_over,
             was_cancelled=job.was_cancelled,
             verdict=job.verdict,
-            reason=job.reason,
+            reason=job.reason or job.waits_for_slots,
             log=log,
         )
 
@@ -98,6 +100,8 @@ class Worklist:
         """Keys of the attempts whose cancellation was requested."""
         self.longest_array: int | None = None
         """Longest array in tasks; None: not yet queried."""
+        self.pool: SlotPool | None = None
+        """Who counts the slots of pools; None: nobody does here."""
         self._session = session
         self._recorder = recorder
         # Looked up at each call: a simulation has its own clock.
@@ -105,6 +109,8 @@ class Worklist:
         # Jobs to consider when the next steps are chosen, and work under way.
         self._candidates = set(session.jobs)
         self._waiting_for_room: set[str] = set()
+        self._slots = Queue()
+        self._pools_away: set[str] = set()
         self._under_way: set[str] = set()
         self._failures: dict[str, _Failure] = {}
         self._acting: set[str] = set()
@@ -120,7 +126,8 @@ class Worklist:
         """Seconds until a step is due; 0: it is chosen at the next call."""
         if self._candidates - self._under_way:
             return 0.0
-        return min((f.retry_at for f in self._failures.values()), default=inf) - self._clock()
+        failed_at = min((f.retry_at for f in self._failures.values()), default=inf)
+        return min(failed_at, self._slots.next_at()) - self._clock()
 
     def next_work(self, *, after_look: bool = True) -> Work:
         """Work to do that is not under way; cheap while nothing has changed.
@@ -146,6 +153,8 @@ class Worklist:
         self._candidates &= self._under_way
         chosen = self._with_whole_arrays(chosen)
         waiting = self._waiting_for_room - self._under_way
+        if self._slots.next_at() <= now:
+            chosen |= self._slots.waiting - self._under_way
         if not chosen and not waiting:
             return []
         places = self._session.room()
@@ -162,23 +171,58 @@ class Worklist:
                 continue
             if step is None:
                 self._failures.pop(name, None)  # what failed is not asked for any longer
+                self._slots.forget(name)
                 continue
             if not self._may_retry(name, step, now):
                 continue
             if wait and isinstance(step, Submit) and step.as_array:
                 self._candidates.add(name)
                 continue
-            if isinstance(step, Submit) and job.unsubmitted is None and places is not None:
-                if places <= 0:
+            if isinstance(step, Submit) and job.unsubmitted is None:
+                if places is not None and places <= 0:
                     self._waiting_for_room.add(name)
+                    if job.slots is not None and not job.open_attempts:
+                        found.append(GiveBack((name,)))  # others may have room for them
                     continue
-                places -= 1
+                if not self._may_take_slots(job, now):
+                    continue
+                places = None if places is None else places - 1
             found.append(step)
         # Until the longest array is known, they go as one step that asks for it.
         longest = self.longest_array or len(self._session.jobs)
         steps = together(found, self._session.jobs, longest)
         self._under_way |= {name for step in steps for name in step.jobs}
         return steps
+
+    def _may_take_slots(self, job: JobRecord, now: float) -> bool:
+        """True if a job needs no slots of a pool, or it is its turn to ask for them."""
+        wanted = job.wanted_slots
+        if wanted is None or job.open_attempts:
+            return True
+        answer = self._slots.may_ask(job.spec.name, wanted, now)
+        if answer is not None:
+            self._note_waiting(job, why_waiting(wanted, answer))
+        return answer is None
+
+    def _note_waiting(self, job: JobRecord, why: str) -> None:
+        if job.waits_for_slots != why:
+            name = job.spec.name
+            change = partial(self._session.change_job, job, waits_for_slots=why)
+            self._recorder.contain(f"{name}: cannot be saved", name, change)
+
+    def refuse_slots(self, name: str, wanted: Wanted, answer: InUse) -> str:
+        """Record that a pool has too few slots for a job, which asks again; returns the reason."""
+        tick = self._session.experiment.slurm.scheduler_tick_s
+        self._slots.refuse(name, wanted, answer, self._clock() + tick)
+        why = why_waiting(wanted, answer)
+        self._note_waiting(self._session.jobs[name], why)
+        return why
+
+    def note_pool(self, pool: str, error: PoolUnavailable | None) -> bool:
+        """Note whether a pool answers; True where that is new."""
+        was_away = pool in self._pools_away
+        (self._pools_away.discard if error is None else self._pools_away.add)(pool)
+        return was_away is (error is None)
 
     def _with_whole_arrays(self, names: set[str]) -> set[str]:
         """Add the other tasks of intended arrays; drop those of an array of which one is under way.
@@ -218,6 +262,7 @@ class Worklist:
         self._candidates.update(step.jobs)
         for name in step.jobs:
             self._failures.pop(name, None)
+            self._slots.answered(name)
 
     def fail_step(self, step: NextStep, reason: str) -> int:
         """Record a failed step as a warning of its jobs; returns the number of failures in a row.
@@ -225,6 +270,7 @@ class Worklist:
         It is retried after a while, or replaced by another step that is needed meanwhile.
         """
         for name in step.jobs:
+            self._slots.answered(name)
             job, warning = self._session.jobs[name], not_done(step, reason)
             if job.warning != warning:
                 change = partial(self._session.change_job, job, warning=warning)

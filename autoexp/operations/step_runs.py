@@ -16,11 +16,21 @@ from autoexp.jobs.record import Attempt, Ending, JobRecord, RestartRequest
 from autoexp.jobs.spec import JobSpec
 from autoexp.monitor.monitor import Monitor
 from autoexp.monitor.recorder import Recorder
-from autoexp.monitor.steps import CancelAttempts, NextStep, Replace, Submit, Withdraw, to_cancel
+from autoexp.monitor.steps import (
+    CancelAttempts,
+    GiveBack,
+    NextStep,
+    Replace,
+    Submit,
+    Withdraw,
+    to_cancel,
+)
 from autoexp.operations import actions, arrays
 from autoexp.operations.nodes.avoidance import ToAvoid, to_avoid
 from autoexp.operations.phases import OnSession, Phase, Phases
+from autoexp.operations.slots import holding
 from autoexp.payload import processes_with_cookie
+from autoexp.resources.pools import HeldSlots
 from autoexp.rules.describe import describe
 from autoexp.schedulers.base import (
     AttemptRef,
@@ -52,7 +62,7 @@ class Submission(NamedTuple):
 
     @property
     def title(self) -> str:
-        return f"submit {self.ref.key}"
+        return f"submit {self.spec.name} a{self.attempt.number}"
 
     def run(self, scheduler: Scheduler) -> str:
         """Submit once, whatever was killed in between; returns the scheduler's job id."""
@@ -120,11 +130,13 @@ class Cancellation(NamedTuple):
     """Attempts that the scheduler is to cancel."""
 
     refs: tuple[AttemptRef, ...]
+    first: str
+    """The first of them, in short."""
 
     @property
     def title(self) -> str:
         more = f" and {len(self.refs) - 1} more" if len(self.refs) > 1 else ""
-        return f"cancel {self.refs[0].key}{more}"
+        return f"cancel {self.first}{more}"
 
     def run(self, scheduler: Scheduler) -> dict[str, str]:
         """Cancel; returns the scheduler's answers by key."""
@@ -141,13 +153,15 @@ def carry_out(step: NextStep, monitor: Monitor, log: Logger) -> Phases:
             case Submit(as_array=True):
                 yield from _submit_array(step, monitor, log)
             case Submit():
-                yield from _submit(step.jobs[0], monitor.recorder, log)
+                yield from _submit(step.jobs[0], monitor, log)
             case Withdraw():
                 yield from _withdraw(step.jobs[0], monitor.recorder, log)
             case Replace():
                 yield from _replace(step.jobs[0], monitor.recorder, log)
             case CancelAttempts():
                 yield from _cancel(step, monitor, log)
+            case GiveBack():
+                yield from holding.give_back(step.jobs[0], monitor, log)
     except Exception as error:
         reason = (
             str(error) if isinstance(error, AutoexpError) else f"{type(error).__name__}: {error}"
@@ -163,12 +177,25 @@ def carry_out(step: NextStep, monitor: Monitor, log: Logger) -> Phases:
 def named(step: NextStep) -> str:
     """Name a step for the log."""
     more = f" and {len(step.jobs) - 1} more" if len(step.jobs) > 1 else ""
-    verb = "cancel" if isinstance(step, CancelAttempts) else type(step).__name__.lower()
+    match step:
+        case CancelAttempts():
+            verb = "cancel"
+        case GiveBack():
+            verb = "give back the slots of"
+        case _:
+            verb = type(step).__name__.lower()
     return f"{verb} {step.jobs[0]}{more}"
 
 
-def _submit(name: str, recorder: Recorder, log: Logger) -> Phases:
-    submission = yield OnSession(lambda: recorder.apply(begin_submission, name, log))
+def _submit(name: str, monitor: Monitor, log: Logger) -> Phases:
+    recorder = monitor.recorder
+    taken = yield from holding.taken(name, monitor, log)
+    if taken is False:
+        return  # it is considered again when its pool may have slots for it
+    slots = taken if isinstance(taken, HeldSlots) else None
+    submission = yield OnSession(lambda: recorder.apply(begin_submission, name, log, slots))
+    if slots is not None and (submission is None or not submission.fresh):
+        yield from holding.returned(slots, monitor, log)
     if submission is None:
         return  # it is wanted no longer, or has no room
     try:
@@ -182,8 +209,13 @@ def _submit(name: str, recorder: Recorder, log: Logger) -> Phases:
         log.info("%s: submitted as job %s", submission.spec.title, job_id)
 
 
-def begin_submission(session: Session, name: str, log: Logger) -> Submission | None:
-    """Record the intent of an attempt, unless there is one; move remains of a killed save."""
+def begin_submission(
+    session: Session, name: str, log: Logger, slots: HeldSlots | None = None
+) -> Submission | None:
+    """Record the intent of an attempt, unless there is one; move remains of a killed save.
+
+    With an attempt that is new, the `slots` that were taken for it are the job's.
+    """
     job = session.jobs[name]
     attempt, fresh = job.unsubmitted, False
     if attempt is None:
@@ -191,7 +223,7 @@ def begin_submission(session: Session, name: str, log: Logger) -> Submission | N
         if job.attempts and not job.open_attempts and job.wants_attempt():
             for torn in job.spec.trainer.clear_torn(Path(job.spec.save_dir)):
                 log.warning("%s: %s is torn, and was moved aside", job.spec.title, torn)
-        attempt = session.begin_attempt(job)
+        attempt = session.begin_attempt(job, slots)
     if attempt is None or job.is_ending:
         return None
     _look_at_image(session, job, attempt, log)
@@ -357,7 +389,8 @@ def _cancel(step: CancelAttempts, monitor: Monitor, log: Logger) -> Phases:
 
 
 def _ended(session: Session, names: Sequence[str], asked: Collection[str]) -> Cancellation | None:
-    refs = tuple(
-        session.ref(attempt) for name in names for attempt in to_cancel(session.jobs[name], asked)
-    )
-    return Cancellation(refs) if refs else None
+    found = [(name, a) for name in names for a in to_cancel(session.jobs[name], asked)]
+    if not found:
+        return None
+    name, first = found[0]
+    return Cancellation(tuple(session.ref(a) for _, a in found), f"{name} a{first.number}")

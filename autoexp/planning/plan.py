@@ -72,6 +72,7 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
         jobs=jobs,
         notes=(
             *limits,
+            *_pools(jobs),
             *image_notes(jobs),
             *own.notes,
             *merges.notes,
@@ -82,6 +83,20 @@ def make_plan(experiment: Experiment, output_root: Path, save_dir: Path | None =
         launches=tuple(launches_of(experiment, jobs)),
     )
     return plan.model_copy(update={"disk": disk_of(experiment, plan)})
+
+
+def _pools(jobs: Sequence[JobSpec]) -> Iterator[str]:
+    """A sentence for each pool whose slots jobs need."""
+    wanted: dict[str, set[int]] = {}
+    for job in jobs:
+        if (pool := job.machine.budget_pool) is not None and job.machine.gpus:
+            wanted.setdefault(pool, set()).add(job.machine.gpus)
+    for pool, gpus in wanted.items():
+        each = " or ".join(map(str, sorted(gpus)))
+        yield (
+            f"each job takes {each} GPUs of the pool {pool}, which sessions share, and waits while "
+            "they are in use (`slurm.budget_pool`)"
+        )
 
 
 def _silent(experiment: Experiment, jobs: Sequence[JobSpec]) -> Iterator[str]:

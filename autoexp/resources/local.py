@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoexp.resources.launchers import Launching, refuse_misfits, torchrun_workers
+from autoexp.resources.pools import POOL_FIELD
 
 
 class LocalMachine(Launching):
@@ -14,6 +15,7 @@ class LocalMachine(Launching):
     kind: Literal["local"] = "local"
     scheduler_tick_s: float = Field(1.0, gt=0, description="seconds between two looks at the jobs")
     max_jobs: int | None = Field(None, gt=0, description="jobs of a session at the same time")
+    budget_pool: str | None = POOL_FIELD
     time_limit_min: float | None = Field(None, gt=0, description="minutes an attempt may run")
     warn_before_limit_s: int = Field(
         30,

@@ -18,6 +18,7 @@ from autoexp.resources.launchers import (
 )
 from autoexp.resources.local import LocalMachine as LocalMachine
 from autoexp.resources.local import OwnMachine, refuse_early_warning
+from autoexp.resources.pools import POOL_FIELD
 from autoexp.resources.sbatch_options import OPTIONS, OURS
 
 _CHOOSES_CLUSTER = ("SBATCH_CLUSTERS", "SLURM_CLUSTERS")
@@ -57,6 +58,7 @@ class SlurmCluster(Launching):
     scheduler_tick_s: float = Field(15.0, gt=0, description="seconds between two queries")
     query_timeout_s: float = Field(30.0, gt=0, description="seconds a SLURM command may take")
     max_jobs: int | None = Field(None, gt=0, description="jobs of a session in the queue at once")
+    budget_pool: str | None = POOL_FIELD
     login_cpu_s: float | None = Field(
         None,
         gt=0,

@@ -19,6 +19,7 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.jobs.summary import in_order, place_of
 from autoexp.model import now
 from autoexp.planning.plan import Plan
+from autoexp.resources.pools import HeldSlots
 from autoexp.rules.events import AttemptRefused, CancelAnswered, CheckpointComplete, Event, JobReady
 from autoexp.rules.metrics import Before
 from autoexp.schedulers.base import AttemptRef
@@ -285,8 +286,11 @@ class Session:
                 "give the new one its own with project.name=NAME"
             )
 
-    def begin_attempt(self, job: JobRecord) -> Attempt | None:
-        """Record the intent of a new attempt; None while it is unwanted, or the queue is full."""
+    def begin_attempt(self, job: JobRecord, slots: HeldSlots | None = None) -> Attempt | None:
+        """Record the intent of a new attempt; None while it is unwanted, or the queue is full.
+
+        `slots` were taken for it, and are written down with it.
+        """
         if not job.wants_attempt(chain_length(job)):
             return None
         if self.room() == 0:
@@ -307,8 +311,13 @@ class Session:
             time_limit_min=time_limit(job, self.jobs.get(job.spec.parent or "")),
             after=ahead[-1].job_id if ahead else None,
         )
-        before = self.there_before(job)
-        self.change_job(job, attempts=[*job.attempts, attempt], there_before=before)
+        self.change_job(
+            job,
+            attempts=[*job.attempts, attempt],
+            there_before=self.there_before(job),
+            slots=slots or job.slots,
+            waits_for_slots=None,
+        )
         return attempt
 
     def there_before(self, job: JobRecord) -> list[int] | None:

@@ -26,6 +26,7 @@ from prefect.settings import (
     PREFECT_SERVER_API_AUTH_STRING,
     PREFECT_SERVER_API_KEEPALIVE_TIMEOUT,
     PREFECT_SERVER_API_PORT,
+    PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE,
     PREFECT_SERVER_LOGGING_LEVEL,
     temporary_settings,
 )
@@ -35,6 +36,7 @@ from autoexp.flows.deployment.dormancy import Dormancy
 from autoexp.flows.deployment.server import bound_socket, end_with_parent
 from autoexp.flows.deployment.server_lock import App, Lock
 
+_LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 # Parameters of runs, results, the key of what blocks keep secret, passwords.
 _PRIVATE = ("prefect.db", "prefect.db-wal", "prefect.db-shm", "profiles.toml", "storage")
 
@@ -64,7 +66,9 @@ def main(descriptor: int | None = None, starter: int | None = None) -> None:
         callback_notify=dormancy.stop_when_quiet if dormancy else None,
         timeout_notify=1,
     )
-    with temporary_settings({PREFECT_API_DATABASE_MIGRATE_ON_START: False}):
+    # In memory, Prefect's default, they are lost with the server: their slots would stay taken.
+    leases = {PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE: _LEASES}
+    with temporary_settings({PREFECT_API_DATABASE_MIGRATE_ON_START: False}, set_defaults=leases):
         uvicorn.Server(config).run(sockets=[bound])
 
 

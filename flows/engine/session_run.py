@@ -20,6 +20,7 @@ from autoexp.errors import SessionHeld
 from autoexp.flows.concurrency import memory
 from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.foreground import foreground
+from autoexp.flows.concurrency.gpu_pool import PrefectPool, SlotKeeper
 from autoexp.flows.concurrency.outbox import PrefectOutbox
 from autoexp.flows.concurrency.turns import Precedence, Turns
 from autoexp.flows.concurrency.visits import Visits
@@ -41,6 +42,7 @@ from autoexp.monitor.job_watch import are_calm
 from autoexp.monitor.monitor import Look, Monitor
 from autoexp.monitor.worklist import Work
 from autoexp.operations import action_runs, requests
+from autoexp.operations.slots import holding
 from autoexp.operations.step_runs import carry_out, named
 from autoexp.rules.actions import Delete, Measure, Start
 from autoexp.rules.describe import describe
@@ -77,6 +79,8 @@ class SessionRun:
         self._lease = lease
         self._writer = SessionWriter(session.path, self.updates, log)
         self._monitor = Monitor(session)
+        self._monitor.worklist.pool = PrefectPool(flow_run.id)
+        self._slots = SlotKeeper()
         outbox = PrefectOutbox(self.updates, log)
         outbox.outage.listen_to(logging.getLogger("prefect.flow_runs"))
         terminal = foreground()
@@ -177,10 +181,14 @@ class SessionRun:
         self._trackers.note(found.look.changed)
         self._attend_to_prefect(children)
         self._trackers.send_if_due(children)
+        self._slots.keep_if_due(children, lambda: self._keep_slots(children))
 
     def _attend_to_prefect(self, children: Children) -> None:
         self._artifacts.publish_if_due(children)
         self._cancellations.poll_if_due(children)
+
+    async def _keep_slots(self, children: Children) -> None:
+        await self._runner.run(children, holding.keep(self._monitor, self.log))
 
     async def _flush(self) -> None:
         try:
@@ -256,6 +264,7 @@ class SessionRun:
         if work.is_over:
             self.updates.end()
         self._subflows.start_new(children, work.jobs)
+        self._slots.note(work.jobs)
         self._families |= {job.spec.name: job.spec.parent or job.spec.name for job in work.jobs}
         for step in work.steps:
             children.spawn(named(step), self._run_step(children, step))
@@ -328,7 +337,10 @@ class SessionRun:
         is_well = self._write_failures == 0
         limits = Limits(
             may_look=is_well and not (self._poller.is_under_way or self._has_more),
-            until=min(self._cancellations.due_at, self._artifacts.due_at, self._trackers.due_at),
+            until=min(
+                *(self._cancellations.due_at, self._artifacts.due_at, self._trackers.due_at),
+                self._slots.due_at,
+            ),
             numbers_at=self._artifacts.numbers_at,
             poll_at=lambda is_calm: self._poller.due_at(is_calm=is_calm),
         )

@@ -9,7 +9,7 @@ from autoexp.cli.main import main
 from autoexp.errors import BadInput
 from autoexp.flows.deployment import deploy
 
-NAMES = ["train", "cooldown", "evaluate", "resume"]
+NAMES = ["train", "cooldown", "evaluate", "branch", "resume"]
 
 
 @pytest.fixture
