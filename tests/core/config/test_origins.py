@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,15 @@ def test_text_that_looks_like_an_interpolation_is_shown_as_it_is() -> None:
     assert parsed(composed.resolved)["project"]["description"] == "${x}"
 
 
-def problems(content: Any, group: str | None) -> Iterator[str]:
+@cache
+def validator_of(group: str | None) -> Draft7Validator:
     validator = Draft7Validator(json_schema(group))
     validator.check_schema(validator.schema)
-    for error in validator.iter_errors(content):
+    return validator
+
+
+def problems(content: Any, group: str | None) -> Iterator[str]:
+    for error in validator_of(group).iter_errors(content):
         yield from [error.message, *(inner.message for inner in error.context or ())]
 
 

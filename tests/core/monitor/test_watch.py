@@ -95,8 +95,11 @@ class Watching:
         return last
 
 
+_EVENT: TypeAdapter[Event] = TypeAdapter(Event)  # takes a millisecond to make
+
+
 def _back(event: Event) -> Event:
-    back = TypeAdapter(Event).validate_json(event.model_dump_json())
+    back = _EVENT.validate_json(event.model_dump_json())
     assert back == event
     return back
 

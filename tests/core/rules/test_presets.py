@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from autoexp.config.compose import compose
 from autoexp.config.experiment import Experiment
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.spec import JobSpec
+from autoexp.logs import matcher
 from autoexp.logs.tail import LookBudget
 from autoexp.model import now
 from autoexp.monitor.decide import RuleBook, decide
@@ -47,6 +49,18 @@ def experiment_with(preset: str) -> Experiment:
 
 def rules_of(preset: str) -> dict[str, RuleBase]:
     return dict(named(experiment_with(preset).monitoring))
+
+
+@functools.cache
+def jobs_of(preset: str) -> Sequence[JobSpec]:
+    return make_plan(experiment_with(preset), Path("/out")).jobs
+
+
+@functools.cache
+def book_of(preset: str, engine: type) -> RuleBook:
+    """The rules of a preset, whose patterns an engine compiles once for all jobs."""
+    assert engine is matcher.best_engine()
+    return RuleBook(experiment_with(preset).monitoring, jobs_of(preset))
 
 
 RULES = [(preset, name) for preset in PRESETS for name in rules_of(preset)]
@@ -167,8 +181,8 @@ def test_the_multi_preset_has_two_cooldowns_and_an_evaluation_alone() -> None:
 def fired(preset: str, rule: str, recorded: str, log: Path) -> bool:
     """Whether the rule acts on the recorded lines or events, or starts a cooldown."""
     experiment = experiment_with(preset)
-    jobs = make_plan(experiment, Path("/out")).jobs
-    book = RuleBook(experiment.monitoring, jobs)
+    jobs = jobs_of(preset)
+    book = book_of(preset, matcher.best_engine())
     on = dict(named(experiment.monitoring))[rule]
     kind = Kind.COOLDOWN if on.jobs and "train" not in on.jobs else Kind.TRAIN
     spec = next(job for job in jobs if job.kind is kind)
