@@ -61,12 +61,15 @@ def test_a_drill_that_is_interrupted_leaves_no_job_and_no_monitor(
     )
 
     def runs() -> bool:
+        assert drill.poll() is None, "the drill has ended by itself"
         found = [Session.load(each.path) for each in below(root)]
         return any(job.state == "RUNNING" for each in found for job in each.jobs.values())
 
-    until(runs, "a job of the drill")
-    drill.send_signal(number)
-    output, _ = drill.communicate(timeout=PATIENCE_S)
+    try:
+        until(runs, "a job of the drill", seconds=3 * PATIENCE_S)  # Prefect's database comes first
+    finally:
+        drill.send_signal(number)
+        output, _ = drill.communicate(timeout=PATIENCE_S)
     assert drill.returncode == 130, output
     (found,) = below(root)
     session = Session.load(found.path)

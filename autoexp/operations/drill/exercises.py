@@ -90,6 +90,8 @@ class _Drill:
         stopped = ""
         began = now()
         try:
+            self._notify("making a database for Prefect's server")
+            self._monitor.prepare()
             self._monitor.start()
             self._notify(f"session {self._path.name}; Ctrl-C ends it and cancels its jobs")
             for exercise in (
@@ -230,14 +232,15 @@ class _Drill:
         """Wait until a test says yes; raises Missed after a time, or once the monitor has ended."""
         patience_s = _QUEUE_PATIENCE_S if queued else _PATIENCE_S
         began = time.monotonic()
-        deadline, said = began + patience_s, False
+        deadline, is_told = began + patience_s, False
         while not (found := test()):
             if (code := self._monitor.exit_code) is not None:
-                raise Missed(f"the monitor ended (exit code {code}) before {what}")
+                said = self._monitor.last_words
+                raise Missed(f"the monitor ended (exit code {code}) before {what}: {said}")
             if time.monotonic() > deadline:
                 raise Missed(f"waited {patience_s:.0f} s for {what}")
-            if not said and time.monotonic() > began + _SILENT_S:
-                said = True
+            if not is_told and time.monotonic() > began + _SILENT_S:
+                is_told = True
                 self._notify(f"waiting for {what}")
             time.sleep(pause)
         return found

@@ -320,13 +320,13 @@ def test_a_node_is_called_sick_by_the_first_check_and_by_no_check_of_another_nod
 class EndsAtOnce:
     """A monitor that ends before it has done anything."""
 
-    exit_code, pid, prefect_has_all = 7, None, False
+    exit_code, pid, prefect_has_all, last_words = 7, None, False, "no server answers"
 
     def __init__(self, *_: object) -> None: ...
 
     def start(self) -> None: ...
 
-    stop = wait_for_server_to_end = start
+    prepare = stop = wait_for_server_to_end = start
 
 
 def test_a_drill_without_a_monitor_says_what_was_not_reached_and_leaves_no_job_that_may_start(
@@ -340,7 +340,8 @@ def test_a_drill_without_a_monitor_says_what_was_not_reached_and_leaves_no_job_t
     table = {
         line.exercise: line for line in lines(done.trials, blocked, done.records, done.stopped)
     }
-    why = "the drill had ended before: the monitor ended (exit code 7) before the first attempt"
+    ended = "the monitor ended (exit code 7) before the first attempt: no server answers"
+    why = f"the drill had ended before: {ended}"
     assert {line.result for line in table.values()} == {"not tried"}
     assert table[setting.MONITOR].seen == table[setting.WHOLE].seen == why
     assert not all_held(list(table.values()), blocked)
