@@ -58,7 +58,7 @@ def drill(overrides: _Overrides = None, as_json: options.AsJson = False) -> int:
     plan = plan_of(composed, name)
     setting.refuse_plan(plan)
     planning.ask_slurm(plan)
-    with _interrupted_by_signals(), tempfile.TemporaryDirectory(prefix="autoexp-drill-") as home:
+    with _interrupted_by_signals(), _prefect_home() as home:
         began = now()
         create(composed, plan, path.parent, session_id=name, provenance=provenance())
         done = conduct(path, Path(home), blocked, lambda text: say(text, error=True))
@@ -94,6 +94,11 @@ def _composed(words: list[str], path: Path, *, pretends: bool) -> "Composed":
         return setting.fill_in(blocks(values), path, pretends=pretends)
 
     return compose(setting.CONFIG, words, fill_in)
+
+
+def _prefect_home() -> "tempfile.TemporaryDirectory[str]":
+    """A directory on this host's own disk, where Prefect's database has its locks."""
+    return tempfile.TemporaryDirectory(prefix="autoexp-drill-", ignore_cleanup_errors=True)
 
 
 def drill_table(outcome: "Outcome") -> "Table":

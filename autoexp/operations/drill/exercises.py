@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from autoexp import states
-from autoexp.errors import AutoexpError, SchedulerError
+from autoexp.errors import AutoexpError
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.model import now
 from autoexp.nodes.avoid_list import AvoidList
@@ -28,6 +28,7 @@ from autoexp.storage import atomic, migrations
 BY = "autoexp drill"
 _TICK_S = 0.2
 _AT_ONCE_S = 0.005
+_SILENT_S = 10.0
 _PATIENCE_S = 300.0
 _QUEUE_PATIENCE_S = 1800.0
 _LEAST_GPU_HOURS = 1e-9
@@ -89,6 +90,8 @@ class _Drill:
         stopped = ""
         began = now()
         try:
+            self._notify("making a database for Prefect's server")
+            self._monitor.prepare()
             self._monitor.start()
             self._notify(f"session {self._path.name}; Ctrl-C ends it and cancels its jobs")
             for exercise in (
@@ -110,7 +113,7 @@ class _Drill:
     # The exercises
 
     def _sick_node(self) -> None:
-        self._wait_for("the training to begin", lambda: self._job().attempts, queued=True)
+        self._wait_for("the first attempt", lambda: self._job().attempts, queued=True)
         began = self._job().attempts[0].intended_at
         if setting.SICK_NODE in self._blocked:
             return
@@ -218,7 +221,7 @@ class _Drill:
             self._notify(f"{exercise}: {did}")
         try:
             yield tried
-        except (Missed, SchedulerError, AutoexpError) as error:
+        except (Missed, AutoexpError, OSError) as error:
             self._trials.append(trial._replace(ended=now(), missed=str(error)))
             raise Missed(f"{exercise}: {error}") from error
         self._trials.append(trial if given["ended"] else trial._replace(ended=now()))
@@ -228,12 +231,17 @@ class _Drill:
     ) -> T:
         """Wait until a test says yes; raises Missed after a time, or once the monitor has ended."""
         patience_s = _QUEUE_PATIENCE_S if queued else _PATIENCE_S
-        deadline = time.monotonic() + patience_s
+        began = time.monotonic()
+        deadline, is_told = began + patience_s, False
         while not (found := test()):
             if (code := self._monitor.exit_code) is not None:
-                raise Missed(f"the monitor ended (exit code {code}) before {what}")
+                said = self._monitor.last_words
+                raise Missed(f"the monitor ended (exit code {code}) before {what}: {said}")
             if time.monotonic() > deadline:
                 raise Missed(f"waited {patience_s:.0f} s for {what}")
+            if not is_told and time.monotonic() > began + _SILENT_S:
+                is_told = True
+                self._notify(f"waiting for {what}")
             time.sleep(pause)
         return found
 
@@ -285,10 +293,10 @@ class _Drill:
         self._let_go(*setting.HOLDS)
         self._monitor.stop()
         if not Session.load(self._path).is_over:
-            self._notify("cancelling its jobs")
-            outcome = cancel_directly(self._path, (), BY, notify=self._notify)
+            self._notify(f"cancelling its jobs, as `autoexp cancel {self._path.name}` does")
+            outcome = cancel_directly(self._path, (), BY)
             if outcome.problem:
-                self._notify(f"{outcome.problem}; see `autoexp cancel {self._path.name}`")
+                self._notify(outcome.problem)
         self._monitor.wait_for_server_to_end()
 
     def _records(self) -> Records:

@@ -18,6 +18,7 @@ _KEEPER = b"autoexp-keeper"
 _INCOMPLETE = "records of this run are incomplete"
 _ENDS_WITHIN_S = 30.0
 _BEGINS_WITHIN_S = 120.0
+_PREPARED_WITHIN_S = 900.0
 _ANSWERS_WITHIN_S = 10.0
 
 
@@ -31,16 +32,36 @@ class Monitor:
         self._session, self._home, self._log = session, home, log
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it; what it prints goes to its log."""
+    def prepare(self) -> None:
+        """Make Prefect's database, for which a server that starts has not the time on a busy host.
+
+        What fails here is left to the server, which says why.
+        """
+        command = ["prefect", "server", "database", "upgrade", "-y"]
+        with self._log.open("ab") as log, suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                [sys.executable, "-m", *command],
+                cwd=self._home,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=_PREPARED_WITHIN_S,
+            )
+
+    def _environment(self) -> dict[str, str]:
         # Whatever server Prefect's settings name, in variables or in files: it stays out of this.
         kept = {name: text for name, text in os.environ.items() if not name.startswith("PREFECT_")}
         own = {"PREFECT_HOME": str(self._home), "AUTOEXP_SESSIONS": str(self._session.parent)}
+        return {**kept, **own, "DO_NOT_TRACK": "1"}
+
+    def start(self) -> None:
+        """Start it; what it prints goes to its log."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "autoexp", "resume", str(self._session)],
                 cwd=self._home,
-                env={**kept, **own},
+                env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -55,6 +76,12 @@ class Monitor:
     def exit_code(self) -> int | None:
         """None while it runs."""
         return self._process.poll() if self._process else None
+
+    @property
+    def last_words(self) -> str:
+        """The last line that it has printed."""
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else ""
 
     @property
     def prefect_has_all(self) -> bool:

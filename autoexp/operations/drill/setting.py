@@ -78,7 +78,7 @@ def refuse_plan(plan: Plan) -> None:
     points = sorted(job.branch.iteration for job in plan.jobs if job.branch is not None)
     wanted = [MONITOR_AT, SERVER_AT, BUDGET_AT]
     ends = [job.target_iteration for job in trunks]
-    if len(trunks) != 1 or points != wanted or min(ends[0] or 0, 500) <= max(HOLDS.values()):
+    if len(trunks) != 1 or points != wanted or (ends[0] or 0) <= max(HOLDS.values()):
         raise BadInput(
             f"a drill needs its own training, of more than {max(HOLDS.values())} iterations with "
             f"cooldowns at {', '.join(map(str, wanted))}: leave out `cooldowns`, `sweep`, "

@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from autoexp.cli.main import main
 from autoexp.cli.upkeep.drill import drill_table
 from autoexp.config.compose import compose
 from autoexp.jobs.record import JobRecord
-from autoexp.operations.drill import setting
+from autoexp.operations.drill import exercises, setting
 from autoexp.operations.drill.judgement import Outcome, Records, Trial, all_held, lines
-from autoexp.planning.plan import make_plan
+from autoexp.planning.plan import Plan, make_plan
 from autoexp.reports.terminal import canvas
 from autoexp.resources.local import LocalMachine
 from autoexp.resources.machines import SlurmCluster
 from autoexp.session.find import below
+from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.builders import attempt_of
+from tests.builders import attempt_of, create
 from tests.sources import ROOT
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -39,10 +41,14 @@ def composed(*words: str, pretends: bool = False) -> Any:
     return compose(setting.CONFIG, words, fill_in)
 
 
+@cache
+def planned() -> Plan:
+    return make_plan(composed().experiment, Path("/s/drill-1"))
+
+
 def records() -> Records:
     """A drill in which everything held: sick node, kills at 10, 20, 30, 40 and 50 minutes."""
-    plan = make_plan(composed().experiment, Path("/s/drill-1"))
-    jobs = {spec.name: JobRecord(spec=spec, launched=True) for spec in plan.jobs}
+    jobs = {spec.name: JobRecord(spec=spec, launched=True) for spec in planned().jobs}
     trunk = jobs["drill"]
     ends = ("NODE_FAIL", "FAILED", "CANCELLED", "COMPLETED")
     for number, (state, start) in enumerate(zip(ends, (None, 0, 200, 300), strict=True), 1):
@@ -309,3 +315,35 @@ def test_a_node_is_called_sick_by_the_first_check_and_by_no_check_of_another_nod
 
     sick, well = (1, setting.REASON), (0, "")
     assert [check(node) for node in ("n2", "n1", "n2", "n3")] == [sick, well, sick, well]
+
+
+class EndsAtOnce:
+    """A monitor that ends before it has done anything."""
+
+    exit_code, pid, prefect_has_all, last_words = 7, None, False, "no server answers"
+
+    def __init__(self, *_: object) -> None: ...
+
+    def start(self) -> None: ...
+
+    prepare = stop = wait_for_server_to_end = start
+
+
+def test_a_drill_without_a_monitor_says_what_was_not_reached_and_leaves_no_job_that_may_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exercises, "Monitor", EndsAtOnce)
+    path = create(compose(setting.CONFIG, []), tmp_path / "sessions")
+    blocked = setting.not_possible(LocalMachine(), 1)
+    said: list[str] = []
+    done = exercises.conduct(path, tmp_path, blocked, said.append)
+    table = {
+        line.exercise: line for line in lines(done.trials, blocked, done.records, done.stopped)
+    }
+    ended = "the monitor ended (exit code 7) before the first attempt: no server answers"
+    why = f"the drill had ended before: {ended}"
+    assert {line.result for line in table.values()} == {"not tried"}
+    assert table[setting.MONITOR].seen == table[setting.WHOLE].seen == why
+    assert not all_held(list(table.values()), blocked)
+    assert Session.load(path).is_over and "cancelling its jobs" in said[-1]
+    assert not list(setting.holds_below(path).iterdir())
