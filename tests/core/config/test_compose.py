@@ -260,7 +260,8 @@ def test_an_unknown_choice_of_a_group_names_the_choices(own_configs: Path) -> No
 def test_an_unknown_configuration_suggests_the_nearest_and_names_all(own_configs: Path) -> None:
     message = refusal("dmeo")
     assert message.startswith("dmeo: no such configuration; did you mean `demo`?")
-    assert message.endswith("annealing, default, demo, finetune, huggingface, ladder, own, study")
+    everything = "annealing, default, demo, drill, finetune, huggingface, ladder, own, study"
+    assert message.endswith(everything)
 
 
 def test_a_path_to_nothing_is_refused() -> None:

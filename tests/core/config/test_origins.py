@@ -34,7 +34,7 @@ def origin(location: str, *overrides: str) -> str:
         ("backend.args.lr", [], "backend/demo.yaml, line 6"),
         ("backend.args.lr", ["backend.args.lr=1"], "override `backend.args.lr=1`"),
         ("backend.args.lr", ["backend.args={lr: 1}"], "override `backend.args={lr: 1}`"),
-        ("slurm.launcher", ["slurm=lumi"], "slurm/lumi.yaml, line 28, chosen by `slurm=lumi`"),
+        ("slurm.launcher", ["slurm=lumi"], "slurm/lumi.yaml, line 29, chosen by `slurm=lumi`"),
         ("slurm.kind", ["slurm=lumi"], "slurm/base.yaml, line 6, chosen by `slurm=lumi`"),
         ("slurm.nodes", ["slurm=lumi", "slurm.nodes=2"], "override `slurm.nodes=2`"),
         ("cooldowns", [], "demo.yaml, line 11"),
