@@ -290,13 +290,14 @@ class _Drill:
 
     def _end(self) -> None:
         """Let nothing of this be left: no hold, no monitor, no job, no server."""
-        self._let_go(*setting.HOLDS)
         self._monitor.stop()
         if not Session.load(self._path).is_over:
             self._notify(f"cancelling its jobs, as `autoexp cancel {self._path.name}` does")
             outcome = cancel_directly(self._path, (), BY)
             if outcome.problem:
                 self._notify(outcome.problem)
+        # Not before: a training that is let go would run on to its end meanwhile.
+        self._let_go(*setting.HOLDS)
         self._monitor.wait_for_server_to_end()
 
     def _records(self) -> Records:
