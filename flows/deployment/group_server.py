@@ -27,6 +27,7 @@ from autoexp.flows.deployment.server_checks import (
 )
 from autoexp.reports.terminal import say
 from autoexp.storage import locks
+from autoexp.storage.processes import identity
 
 _DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 # Below the kernel's own choice of ports, which begins at 32768.
@@ -159,16 +160,8 @@ def _end(pid: int) -> None:
     deadline = time.monotonic() + _STOPS_WITHIN_S
     signum = signal.SIGTERM
     with suppress(ProcessLookupError):
-        while _is_alive(pid):
+        while identity(pid):
             os.kill(pid, signum)
-            while _is_alive(pid) and time.monotonic() < deadline:
+            while identity(pid) and time.monotonic() < deadline:
                 time.sleep(0.1)
             signum, deadline = signal.SIGKILL, time.monotonic() + _STOPS_WITHIN_S
-
-
-def _is_alive(pid: int) -> bool:
-    """True while a process runs; one that nobody has waited for yet has ended."""
-    with suppress(OSError, IndexError):
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        return stat.rpartition(")")[2].split()[0] not in "ZX"
-    return False

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autoexp.errors import AutoexpError
+from autoexp.resources.node import read_proc
 
 _KEEPER = b"autoexp-keeper"
 """What `ps` shows of the server's parent; it is named in flows/deployment/keeper.py."""
@@ -126,8 +127,9 @@ class Monitor:
         deadline = time.monotonic() + _BEGINS_WITHIN_S
         while time.monotonic() < deadline:
             for keeper in self._own_processes():
-                if _read(keeper, "comm").strip() == _KEEPER and (below := children(keeper)):
-                    return keeper, below
+                below = read_proc(keeper, f"task/{keeper}/children").split()
+                if below and read_proc(keeper, "comm").strip() == _KEEPER:
+                    return keeper, [int(pid) for pid in below]
             time.sleep(0.2)
         raise AutoexpError(f"the monitor has no Prefect server of its own; see {self._log}")
 
@@ -155,17 +157,4 @@ class Monitor:
         """Processes with this Prefect directory in their environment: server and keeper."""
         mark = b"PREFECT_HOME=" + os.fsencode(self._home)
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        return [pid for pid in pids if mark in _read(pid, "environ").split(b"\0")]
-
-
-def children(pid: int) -> list[int]:
-    """The children of a process."""
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    above = {each: _read(each, "stat").rpartition(b")")[2].split() for each in pids}
-    return [each for each, fields in above.items() if fields[1:2] == [str(pid).encode()]]
-
-
-def _read(pid: int, file: str) -> bytes:
-    with suppress(OSError):  # another user's, or it has ended
-        return Path(f"/proc/{pid}/{file}").read_bytes()
-    return b""
+        return [pid for pid in pids if mark in read_proc(pid, "environ").split(b"\0")]
