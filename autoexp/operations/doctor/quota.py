@@ -7,10 +7,12 @@ Sources: `lfs-quota(1)` and `lfs-project(1)` of Lustre, `mmlsquota -Y` of Storag
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from autoexp.errors import SchedulerUnavailable
+from autoexp.schedulers.slurm.commands import bounded
 
 _PATIENCE_S = 10.0
 _GPFS = "/usr/lpp/mmfs/bin"
@@ -142,18 +144,9 @@ def _number(row: dict[str, str], name: str) -> int:
 
 def _answer(*command: str) -> str | Unknown:
     try:
-        ended = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PATIENCE_S,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except subprocess.TimeoutExpired:
-        return Unknown(f"{command[0]} did not answer within {_PATIENCE_S:.0f} s")
-    except OSError as error:
-        return Unknown(f"{command[0]}: {error.strerror}")
+        ended = bounded(command, _PATIENCE_S, {**os.environ, "LC_ALL": "C"})
+    except SchedulerUnavailable as error:
+        return Unknown(str(error))
     if ended.returncode and not ended.stdout:
         said = ended.stderr.strip().splitlines()
         return Unknown(f"{command[0]}: {said[-1] if said else f'exit code {ended.returncode}'}")
