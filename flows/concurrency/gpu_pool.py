@@ -79,33 +79,32 @@ class PrefectPool:
         with _asked() as client:
             client.release_concurrency_slots_with_lease(UUID(held.lease))
 
-    def refuse_misfit(self, session: Session) -> None:
-        """Raise BadInput for a pool that is not there, or too small for a job of the session.
 
-        Only before anything is submitted: what runs goes on without its pool.
-        """
-        if any(job.attempts for job in session.jobs.values()):
-            return
-        wanted = {
-            job.wanted_slots: name
-            for name, job in session.jobs.items()
-            if job.wanted_slots is not None
-        }
-        for each, name in wanted.items():
-            try:
-                with _asked() as client:
-                    limit = client.read_global_concurrency_limit_by_name(each.pool).limit
-            except _Missing as error:
-                raise BadInput(
-                    f"{_missing(each.pool)}, or go without (`slurm.budget_pool=null`)"
-                ) from error
-            except PoolUnavailable:
-                return  # jobs are submitted as ever, and that is said then
-            if limit < each.slots:
-                raise BadInput(
-                    f"{name} has {each.slots} GPUs, and the pool {each.pool} has {limit}: "
-                    f"`prefect gcl update {each.pool} --limit N`, or fewer GPUs"
-                )
+def refuse_misfit(session: Session) -> None:
+    """Raise BadInput for a pool that is not there, or too small for a job of the session.
+
+    Only before anything is submitted: what runs goes on without its pool.
+    """
+    if any(job.attempts for job in session.jobs.values()):
+        return
+    wanted = {
+        job.wanted_slots: name for name, job in session.jobs.items() if job.wanted_slots is not None
+    }
+    for each, name in wanted.items():
+        try:
+            with _asked() as client:
+                limit = client.read_global_concurrency_limit_by_name(each.pool).limit
+        except _Missing as error:
+            raise BadInput(
+                f"{_missing(each.pool)}, or go without (`slurm.budget_pool=null`)"
+            ) from error
+        except PoolUnavailable:
+            return  # jobs are submitted as ever, and that is said then
+        if limit < each.slots:
+            raise BadInput(
+                f"{name} has {each.slots} GPUs, and the pool {each.pool} has {limit}: "
+                f"`prefect gcl update {each.pool} --limit N`, or fewer GPUs"
+            )
 
 
 class _Missing(PoolUnavailable):

@@ -15,7 +15,7 @@ from autoexp import sinks
 from autoexp.config.compose import Composed
 from autoexp.errors import NotAgreed, SessionGivenUp
 from autoexp.flows.concurrency.foreground import foreground
-from autoexp.flows.concurrency.gpu_pool import PrefectPool
+from autoexp.flows.concurrency.gpu_pool import refuse_misfit
 from autoexp.flows.engine.approval import approved
 from autoexp.flows.engine.compose import compose
 from autoexp.flows.engine.session_run import SessionRun, failed_jobs
@@ -151,8 +151,7 @@ async def _watch(held: Session, lease: Lease, log: "logging.Logger | Any") -> St
     log.info("session %s in %s", held.id, held.path)
     if held.experiment.monitoring.log_events and (advice := engines.advice()):
         log.info(advice)
-    pool = PrefectPool(str(runtime.flow_run.id))
-    await asyncio.to_thread(pool.refuse_misfit, held)
+    await asyncio.to_thread(refuse_misfit, held)
     run = SessionRun(held, lease, scheduler_for(held.experiment), log)
     if terminal := foreground():
         terminal.listen(run.updates)
