@@ -13,7 +13,8 @@ from autoexp.resources.machines import LocalMachine
 from autoexp.session import create as creation
 from autoexp.session import find
 from autoexp.session.meta import new_id, output_root
-from autoexp.states import Kind
+from autoexp.session.session import Session
+from autoexp.states import Kind, Verdict
 
 # A trunk of 300 iterations with checkpoints at 100, 200 and 300, and two cooldowns of 50.
 TINY = (
@@ -31,6 +32,18 @@ def create(composed: Composed, root: Path, *, session_id: str | None = None, **o
     name = decided or session_id or new_id(composed.experiment.project.name)
     plan = plan_study(composed, output_root(composed.experiment, root / name))
     return creation.create(composed, plan, root, session_id=name, **others)
+
+
+def create_launched(composed: Composed, root: Path, *, session_id: str) -> Path:
+    """A new session whose training has finished, and whose cooldowns are all to be submitted."""
+    path = create(composed, root, session_id=session_id)
+    session = Session.load(path)
+    for job in session.jobs.values():
+        if job.spec.branch is None:
+            session.change_job(job, verdict=Verdict.FINISHED)
+        else:
+            session.change_job(job, launched=True)
+    return path
 
 
 def spec_of(*command: str, directory: Path = Path("/out"), **changes: Any) -> JobSpec:

@@ -15,8 +15,8 @@ from autoexp.planning.study import plan_study
 from autoexp.resources.machines import SlurmCluster
 from autoexp.session.inbox import CancelRequest, enqueue
 from autoexp.session.session import Session
-from autoexp.states import Activity, Verdict
-from tests.builders import TINY, create
+from autoexp.states import Activity
+from tests.builders import TINY, create_launched
 from tests.core.monitor.driver import LOG, Driver
 from tests.fakes.pools import FakePool
 from tests.fakes.scheduler import FakeScheduler, Fate
@@ -34,13 +34,7 @@ class Crowd:
         slurm = SlurmCluster(gpus_per_node=GPUS, budget_pool="group", **machine)
         changes = {"slurm": slurm, "cooldowns": (cooldown,)}
         changed = composed._replace(experiment=composed.experiment.model_copy(update=changes))
-        self.path = create(changed, root, session_id=name)
-        session = Session.load(self.path)
-        for job in session.jobs.values():
-            if job.spec.branch is None:
-                session.change_job(job, verdict=Verdict.FINISHED)
-            else:
-                session.change_job(job, launched=True)
+        self.path = create_launched(changed, root, session_id=name)
         self.pool, self.scheduler = pool, FakeScheduler()
         self.resume()
 

@@ -7,9 +7,7 @@ import pytest
 from autoexp.config.compose import Composed
 from autoexp.monitor.steps import NextStep, Submit, Withdraw
 from autoexp.resources.machines import SlurmCluster
-from autoexp.session.session import Session
-from autoexp.states import Verdict
-from tests.builders import create
+from tests.builders import create_launched
 from tests.core.monitor.driver import Driver
 from tests.fakes.scheduler import FakeScheduler, Fate
 
@@ -29,13 +27,7 @@ class Branches:
             "backend": backend.model_copy(update={"args": args}),
         }
         changed = composed._replace(experiment=composed.experiment.model_copy(update=changes))
-        self.path = create(changed, root, session_id="s1")
-        session = Session.load(self.path)
-        for job in session.jobs.values():
-            if job.spec.branch is None:
-                session.change_job(job, verdict=Verdict.FINISHED)
-            else:
-                session.change_job(job, launched=True)
+        self.path = create_launched(changed, root, session_id="s1")
         self.scheduler = FakeScheduler()
         self.scheduler.most = most
         self.driver = Driver(self.path, self.scheduler)
