@@ -7,16 +7,9 @@ from pathlib import Path
 import autoexp
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
-from autoexp.resources.containers import (
-    KEPT_BY_THE_RUNTIME,
-    Apptainer,
-    Bind,
-    Docker,
-    Edf,
-    NoContainer,
-    Pyxis,
-)
+from autoexp.resources.containers import Apptainer, Docker, Edf, NoContainer, Pyxis
 from autoexp.resources.machines import SlurmCluster
+from autoexp.resources.runtimes import KEPT_BY_THE_RUNTIME, Bind
 
 _PACKAGE = Path(autoexp.__file__).parent
 

@@ -8,9 +8,10 @@ from typing import Any
 from autoexp.jobs.images import bound_paths
 from autoexp.jobs.spec import JobSpec
 from autoexp.payload import CHECK_FILE, NODE_FILE
-from autoexp.resources.containers import Handing, NoContainer
+from autoexp.resources.containers import NoContainer
 from autoexp.resources.launchers import torchrun_workers
 from autoexp.resources.machines import LocalMachine, SlurmCluster
+from autoexp.resources.runtimes import Handing
 from autoexp.schedulers.base import PayloadSpec
 from autoexp.schedulers.on_nodes import step_words
 
