@@ -7,7 +7,7 @@ from pathlib import Path
 import autoexp
 from autoexp.errors import BadInput
 from autoexp.jobs.spec import JobSpec
-from autoexp.resources.containers import Apptainer, Docker, Edf, NoContainer, Pyxis
+from autoexp.resources.containers import Apptainer, Charliecloud, Docker, Edf, NoContainer, Pyxis
 from autoexp.resources.machines import SlurmCluster
 from autoexp.resources.runtimes import KEPT_BY_THE_RUNTIME, Bind
 
@@ -59,6 +59,8 @@ def _refuse_misfit(job: JobSpec) -> None:
                 "SLURM neither bounds nor ends it. Use apptainer, or insist by container.command"
             )
         return
+    if isinstance(container, Charliecloud):
+        _refuse_unmountable(container, mounts(job))
     if not isinstance(container, Pyxis | Edf):
         return
     if not isinstance(machine, SlurmCluster):
@@ -74,6 +76,34 @@ def _refuse_misfit(job: JobSpec) -> None:
         raise BadInput(
             f"container.kind: with {container.kind} everything behind srun is inside, and nothing "
             "on the node fills in `slurm.node_environment` or follows `slurm.rendezvous`"
+        )
+
+
+def _refuse_unmountable(container: Charliecloud, binds: Sequence[Bind]) -> None:
+    """Raise BadInput for what ch-run cannot mount, as far as it is seen from here."""
+    image = Path(container.image)
+    if image.is_file():
+        raise BadInput(
+            f"container.image: {image} is a file, which ch-run unmounts at its first SIGTERM, "
+            f"under a trainer that saves: unpack it, `ch-convert {image} DIRECTORY`"
+        )
+    if odd := next((b for b in binds if ":" in b.host or ":" in b.inside), None):
+        raise BadInput(f"container.binds: ch-run takes the colon in {odd.host} for its end")
+    if container.makes_places or not image.is_dir():
+        return
+    # Of the host's own, /tmp is its TMPDIR.
+    mounted = [Path(bind.inside) for bind in binds] + [Path("/tmp"), Path("/dev")]
+    lacking = [
+        bind.inside
+        for bind in binds
+        if not any(above in Path(bind.inside).parents for above in mounted)
+        and not Path(f"{image}{bind.inside}").exists()
+    ]
+    if lacking:
+        raise BadInput(
+            f"container.image: ch-run mounts where the image has a place, and {image} has no "
+            f"{', '.join(lacking)}: make them there, or have it make them, "
+            "`container.options: [--write]`"
         )
 
 

@@ -15,7 +15,9 @@ FATAL = "FATAL: "
 """How the last word of Apptainer and Singularity begins on a container that did not start."""
 NOT_STARTED = 255
 """The exit code of Apptainer and Singularity where they start nothing."""
-_FATAL = re.compile(r"FATAL:\s+(?P<words>\S.*)")
+CH_RUN = "ch-run: "
+"""How the last word of Charliecloud's is given; it is said before its process is the trainer's."""
+_FATAL = re.compile(r"(?:FATAL:\s+|(?P<ch_run>ch-run\[\d+\]: error: ))(?P<words>\S.*)")
 # torchrun's own, which says no more than that a process failed.
 _OF_LAUNCHERS = ("ChildFailedError", "SystemExit")
 
@@ -35,7 +37,7 @@ def last_exception(log: Path) -> str | None:
     for line in lines:
         text = _RANK.sub("", line.rstrip())
         if (said := _FATAL.fullmatch(text)) is not None:
-            fatal = f"{FATAL}{said['words']}"
+            fatal = f"{CH_RUN if said['ch_run'] else FATAL}{said['words']}"
         if text.endswith(_BEGIN):
             inside = True
         elif inside and text and not text[0].isspace():

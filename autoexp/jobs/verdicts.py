@@ -6,7 +6,7 @@ from typing import NamedTuple
 from autoexp import states
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.scores import NoScores, read_scores
-from autoexp.jobs.tracebacks import FATAL, NOT_STARTED, last_exception
+from autoexp.jobs.tracebacks import CH_RUN, FATAL, NOT_STARTED, last_exception
 from autoexp.states import ENDED_ON_WARNING, Fault, Reaction, StateFacts, Verdict
 
 _MOST_NAMES = 5
@@ -119,8 +119,8 @@ def with_exception(job: JobRecord, attempt: Attempt, judgement: Judgement) -> Ju
     exception = last_exception(Path(attempt.log))
     if exception is None:
         return judgement
-    unbegun = attempt.exit_code == NOT_STARTED and not has_begun(job)
-    if by_code and unbegun and exception.startswith(FATAL):
+    by_fatal = attempt.exit_code == NOT_STARTED and exception.startswith(FATAL)
+    if by_code and not has_begun(job) and (by_fatal or exception.startswith(CH_RUN)):
         return Judgement(judgement.verdict, f"its container did not start: {exception}")
     trains = job.spec.target_iteration is not None
     where = " before its first iteration" if by_code and trains and not has_begun(job) else ""

@@ -1,6 +1,8 @@
 """The image that a trainer runs in: submission stays outside, the training command goes inside."""
 
+import getpass
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -87,6 +89,9 @@ class Apptainer(Image):
         named = tuple(dict.fromkeys((*names, *self.passed)))
         return without_python({*named, *self.variables})._replace(
             prefixes=self._PREFIXES,
+            # To the shell that is built into it, mvdan/sh, they are the end of its input and an
+            # escaped end of line: with one of them it sets no variable at all.
+            unreadable="\x80\x81",
             names=tuple(name for name in named if name not in KEPT_BY_THE_RUNTIME),
         )
 
@@ -107,7 +112,7 @@ class Apptainer(Image):
         )
         return (
             *(
-                self.command or self.kind,
+                self.program,
                 "exec",
                 *gpus,
                 *binds,
@@ -123,11 +128,6 @@ class Docker(Image):
 
     kind: Literal["docker"] = "docker"
     _name: str = PrivateAttr("")
-
-    @property
-    def program(self) -> str:
-        """The program that is run."""
-        return self.command or self.kind
 
     def named(self, name: str) -> Self:
         """With a name for its container, unless the options have one: by it, it can be ended."""
@@ -184,6 +184,117 @@ class Docker(Image):
             *("--workdir", self.workdir or output_dir),
             *(*self.options, self.image, *self._command(command)),
         )
+
+
+class Charliecloud(Image):
+    """Charliecloud's ch-run, in an image that is a directory.
+
+    It becomes the command, in the job's own environment, so signals and exit codes are as without
+    it. Its options are those of 0.31, ch-run(1).
+    """
+
+    kind: Literal["charliecloud"] = "charliecloud"
+    gpus: Literal["none"] = Field(
+        "none", description="it has no flag: `ch-fromhost --nvidia IMAGE` puts a driver's in, once"
+    )
+
+    passes_signals = False
+    # `--set-env=NAME=$THIS_NAME` sets a variable to another's value, whatever is in it.
+    _PREFIX: ClassVar = "AUTOEXPENV_"
+    # Of an image that says nothing; a host's leads to its own programs, where they are mounted.
+    _PATH: ClassVar = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    _NEEDED: ClassVar = (
+        *("AUTOEXP", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PET_"),
+    )
+
+    @property
+    def program(self) -> str:
+        """The program that is run."""
+        return self.command or "ch-run"
+
+    @property
+    def makes_places(self) -> bool:
+        """True if its options let it make the directories that it mounts on."""
+        words = (word.partition("=")[0] for word in self.options)
+        return any(w.startswith("--w") or re.fullmatch("-[a-z]*[wW].*", w) for w in words)
+
+    @field_validator("image")
+    @classmethod
+    def _absolute_image(cls, image: str, info: ValidationInfo) -> str:
+        # Names are those of a storage of the user's, by default in /var/tmp of one node.
+        return absolute(image) if info.context == COMPOSING else image
+
+    @field_validator("binds")
+    @classmethod
+    def _writable(cls, binds: tuple[str, ...]) -> tuple[str, ...]:
+        if odd := next((text for text in binds if Bind.parse(text).mode), None):
+            raise ValueError(f"{odd!r}: ch-run mounts to be written alone; leave out what follows")
+        return binds
+
+    @field_validator("options")
+    @classmethod
+    def _leave_the_environment(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        for word, following in zip(options, (*options[1:], ""), strict=False):
+            name, _, glob = word.partition("=")
+            if name.startswith("--env") and "--env-no-expand".startswith(name):
+                raise ValueError(f"{word}: variables are handed in by what it turns off")
+            if not name.startswith("--unse") or not "--unset-env".startswith(name):
+                continue
+            plain = re.match(r"\w*", glob or following, re.ASCII)
+            begin = plain[0] if plain else ""
+            if any(need.startswith(begin) or begin.startswith(need) for need in cls._NEEDED):
+                raise ValueError(
+                    f"{word}: it could take out what the job needs, such as RANK and AUTOEXP_KEY; "
+                    "name what is to go, as --unset-env=SLURM*"
+                )
+        return options
+
+    def environment(self) -> dict[str, str]:
+        """Variables of the job that become variables inside."""
+        return {f"{self._PREFIX}{name}": value for name, value in self.variables.items()}
+
+    def handing(self, names: Iterable[str]) -> Handing:
+        """What counts above the image's own `--set-env`; all else of the job goes in by itself."""
+        named = tuple(dict.fromkeys(names))
+        return without_python({*named, *self.passed, *self.variables})._replace(
+            prefixes=(self._PREFIX,),
+            names=tuple(name for name in named if name not in KEPT_BY_THE_RUNTIME),
+            own={"USER": _user()},
+        )
+
+    def inside(
+        self,
+        command: tuple[str, ...],
+        output_dir: str,
+        names: Iterable[str],
+        paths: Sequence[str] = (),
+    ) -> tuple[str, ...]:
+        """The command to run on the node; no value of a variable stands on it."""
+        configured = [name for name in names if not name.startswith(self._PREFIX)]
+        defaults = self.handing(configured).defaults
+        own = (name for name in configured if name not in KEPT_BY_THE_RUNTIME)
+        last = dict.fromkeys((*own, *defaults, *self.variables))
+        kept = {"PATH": f"--set-env=PATH={self._PATH}"} | {
+            name: f"--unset-env={name}" for name in KEPT_BY_THE_RUNTIME if name != "PATH"
+        }
+        return (
+            self.program,
+            *(word for name, word in kept.items() if name not in self.passed),
+            *(f"--bind={bind.host}:{bind.inside}" for bind in self.mounts((output_dir, *paths))),
+            f"--cd={self.workdir or output_dir}",
+            *self.options,
+            *(f"--set-env={name}=${self._PREFIX}{name}" for name in last),
+            f"--unset-env={self._PREFIX}*",
+            *(self.image, "--", *self._command(command)),
+        )
+
+
+def _user() -> str:
+    """This user's name, without which ch-run does not start."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # of a number without a name
+        return str(os.getuid())
 
 
 class _OfSrun(Image):
@@ -267,4 +378,6 @@ class Edf(_OfSrun):
         return (f"--environment={self.image}", *self.options)
 
 
-Container = Annotated[NoContainer | Apptainer | Docker | Pyxis | Edf, Field(discriminator="kind")]
+Container = Annotated[
+    NoContainer | Apptainer | Docker | Charliecloud | Pyxis | Edf, Field(discriminator="kind")
+]

@@ -16,10 +16,6 @@ _OF_THE_JOB = re.compile(
     r"(AUTOEXP|SLURM|SLURMD|PET|PMI|PMI2|PMIX|MASTER|TORCHELASTIC)_\w+"
     r"|RANK|LOCAL_RANK|WORLD_SIZE|(CUDA|ROCR|HIP)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL"
 )
-# Two characters mean something else to the shell that is built into Apptainer: mvdan/sh marks the
-# end of its input and an escaped end of line by them. With one of them no variable at all is set.
-_UNREADABLE = re.compile("[\x80\x81]")
-
 _STOP_PATIENCE_S = 30.0
 
 
@@ -39,11 +35,12 @@ def for_runtime(spec: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str
     """
     inside = spec["inside"]
     known = {**inside["defaults"], **environ}
+    unreadable = set(inside["unreadable"])
     named = {*inside["names"], *inside["defaults"]}
     handed = {
         prefix + name: value
         for name, value in known.items()
-        if (name in named or _OF_THE_JOB.fullmatch(name)) and not _UNREADABLE.search(value)
+        if (name in named or _OF_THE_JOB.fullmatch(name)) and not unreadable & set(value)
         for prefix in inside["prefixes"]
     }
     kept = {name: value for name, value in environ.items() if name not in inside["without"]}
@@ -51,4 +48,4 @@ def for_runtime(spec: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str
     own = {name: value for name, value in kept.items() if name in spec["environment"]}
     # A plugin of SLURM's takes the job's environment in as it is.
     defaults = {} if inside["prefixes"] else inside["defaults"]
-    return {**defaults, **kept, **handed, **own}
+    return {**inside["own"], **defaults, **kept, **handed, **own}

@@ -4,9 +4,9 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationInfo, create_model, field_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 
 from autoexp.model import COMPOSING, FrozenModel
 from autoexp.redaction import Variables
@@ -15,6 +15,12 @@ KEPT_BY_THE_RUNTIME = ("PATH", "LD_LIBRARY_PATH")
 """Variables that are the image's own whatever is set outside: Apptainer writes them itself."""
 _OF_PYTHON = ("PYTHONPATH", "PYTHONHOME")
 _NO_USER_SITE = "PYTHONNOUSERSITE"
+# Programs whose options are those of one kind.
+_KINDS = {
+    **dict.fromkeys(("apptainer", "singularity"), ("apptainer", "singularity")),
+    **dict.fromkeys(("docker", "podman", "podman-hpc"), ("docker",)),
+    "ch-run": ("charliecloud",),
+}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLACEHOLDER = re.compile(r"\{(job|key|output_dir)\}")
 _PLAIN = re.compile(r"[^,:\"\n]+")
@@ -33,6 +39,10 @@ class Handing(NamedTuple):
     """Variables inside unless something else sets them."""
     without: tuple[str, ...] = ()
     """Variables of the host that are the image's own matter."""
+    unreadable: str = ""
+    """Characters that the runtime does not take: a value with one of them costs all others."""
+    own: dict[str, str] = {}  # noqa: RUF012
+    """Variables that the runtime itself asks for, where nothing sets them."""
 
 
 def without_python(asked: Collection[str]) -> Handing:
@@ -46,6 +56,9 @@ def without_python(asked: Collection[str]) -> Handing:
 
 class Runtime(FrozenModel):
     """What a job asks of where its command runs; as it is where nothing has to be handed in."""
+
+    passes_signals: ClassVar = False
+    """True if its own process passes signals on, so that a signal to its group comes twice."""
 
     def handing(self, names: Iterable[str]) -> Handing:
         """Nothing: the job's environment is the trainer's, or a command line names what goes in."""
@@ -90,6 +103,11 @@ else:
 class Image(_Passing):
     """Fields of all runtimes."""
 
+    if TYPE_CHECKING:
+        kind: str
+
+    passes_signals = True
+
     image: str = Field(min_length=1, description="the image, by the runtime's name for it")
     binds: tuple[str, ...] = Field(
         (),
@@ -130,6 +148,11 @@ class Image(_Passing):
         return Path(self.image) if self.image.startswith("/") else None
 
     @property
+    def program(self) -> str:
+        """The program that is run."""
+        return self.command or self.kind
+
+    @property
     def passed(self) -> tuple[str, ...]:
         """Names of variables that are passed on from the user's own environment."""
         found: tuple[str, ...] = getattr(self, "pass")
@@ -138,6 +161,17 @@ class Image(_Passing):
     def environment(self) -> dict[str, str]:
         """Variables of the job, the ones that are set inside among them."""
         return dict(self.variables)
+
+    @model_validator(mode="after")
+    def _of_this_kind(self) -> Self:
+        name, kind = Path(self.command or "").name, self.kind
+        kinds = _KINDS.get(name, (kind,))
+        if kind not in kinds:
+            raise ValueError(
+                f"{name} takes other options than {kind}: `container.kind: {kinds[0]}`, "
+                f"as container={kinds[0]} has it"
+            )
+        return self
 
     @field_validator("pass", check_fields=False)
     @classmethod

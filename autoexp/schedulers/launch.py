@@ -55,7 +55,7 @@ def payload_spec(machine: LocalMachine | SlurmCluster, spec: JobSpec, key: str) 
         node_environment=machine.node_environment,
         inside=_inside(machine, spec),
         check=_node_check(machine, spec),
-        signal_alone=not (has_steps or isinstance(spec.container, NoContainer)),
+        signal_alone=spec.container.passes_signals and not has_steps,
         rendezvous=_rule(machine),
         stop=spec.container.stop(),
     )

@@ -36,6 +36,17 @@ pathlib.Path("saved").write_text(json.dumps(len(got)))
 print(len(got))
 """
 """A trainer that saves how often it was signalled, and prints it."""
+SEEN = "import json, os; print(json.dumps(dict(os.environ)))"
+ODD = {
+    "QUOTES": 'it\'s "quoted"',
+    "EVALUATED": "$HOME ${HOME} `id` $(id) \\$x",
+    "BACKSLASHES": "\\ \\\\ \\n ends in one\\",
+    "LINES": "one\ntwo\n",
+    "COMMAS": "a,b=c:d;e",
+    "LONG": "x" * 10_000,
+    "EMPTY": "",
+    "UNICODE": "schön 漢字",
+}
 MISSING = "there is no apptainer here: tests/containers/apptainer.sh install"
 
 

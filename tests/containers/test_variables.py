@@ -6,19 +6,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.containers.boxes import SETS_OF_OPTIONS, Image, box
+from tests.containers.boxes import ODD, SEEN, SETS_OF_OPTIONS, Image, box
 
-SEEN = "import json, os; print(json.dumps(dict(os.environ)))"
-ODD = {
-    "QUOTES": 'it\'s "quoted"',
-    "EVALUATED": "$HOME ${HOME} `id` $(id) \\$x",
-    "BACKSLASHES": "\\ \\\\ \\n ends in one\\",
-    "LINES": "one\ntwo\n",
-    "COMMAS": "a,b=c:d;e",
-    "LONG": "x" * 10_000,
-    "EMPTY": "",
-    "UNICODE": "schön 漢字",
-}
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,12}", fullmatch=True).map(lambda name: f"T_{name}")
 VALUES = st.text(
     st.sampled_from([*"$`\"'\\\n,:;=(){}!%*? ab", "\t"]) | st.characters(codec="utf-8"), max_size=40

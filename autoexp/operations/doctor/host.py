@@ -153,7 +153,7 @@ def _image(experiment: Experiment) -> Iterator[Finding]:
             "container", "not known", f"{container.kind}: `srun --help` lists its options"
         )
         return
-    program = container.command or container.kind
+    program = container.program
     if shutil.which(program) is None:
         text = f"{program} is not on PATH here; on compute nodes a module may bring it"
         yield Finding("container", "not known", text)

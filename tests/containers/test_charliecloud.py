@@ -1,0 +1,45 @@
+"""Trainings in an image of Charliecloud's, by a real ch-run."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.containers.boxes import COUNTS, ODD, SEEN, Image, box
+from tests.patience import until
+
+pytestmark = pytest.mark.skipif(shutil.which("ch-run") is None, reason="there is no ch-run here")
+
+
+def in_ch_run(image: Image, *options: str) -> tuple[str, ...]:
+    """Overrides of a training in the image."""
+    (etc := image.path / "ch").mkdir(exist_ok=True)
+    (etc / "environment").write_text("OMP=of-the-image\nOF_THE_IMAGE=yes\n")
+    words = image.overrides(*options)
+    binds = [word.replace(":ro", "") for word in words if word.startswith("container.binds")]
+    own = ("container=charliecloud", f"container.image={image.path}", *binds)
+    return (*own, *(word for word in words if word.startswith("container.options")))
+
+
+@pytest.mark.parametrize("options", [(), ("--set-env",), ("--unset-env=SLURM*",)], ids=" ".join)
+def test_what_is_configured_arrives_above_what_the_image_says(
+    options: tuple[str, ...], image: Image, tmp_path: Path
+) -> None:
+    own = (*in_ch_run(image, *options), "+slurm.environment.OMP=7", "container.pass=[SECRET]")
+    made = box(tmp_path, SEEN, *own, **ODD)
+    seen = made.run(SECRET="mine", PYTHONPATH="/of/the/host", LD_LIBRARY_PATH="/of/the/host")
+    assert {name: seen.get(name) for name in ODD} == ODD
+    assert (seen["OMP"], seen["SECRET"], seen["AUTOEXP_KEY"]) == ("7", "mine", made.ref.key)
+    assert seen.get("OF_THE_IMAGE") == ("yes" if options == ("--set-env",) else None)
+    assert not {"PYTHONPATH", "LD_LIBRARY_PATH"} & seen.keys()
+    assert not any(name.startswith("AUTOEXPENV_") for name in seen)
+
+
+def test_the_trainer_gets_a_signal_once(image: Image, tmp_path: Path) -> None:
+    made = box(tmp_path, COUNTS, *in_ch_run(image))
+    payload = made.start()
+    until(lambda: "ready" in made.log, "the trainer")
+    payload.send_signal(signal.SIGTERM)
+    assert payload.wait(60) == 0, made.log
+    assert made.log.splitlines()[-1] == "1"
