@@ -69,3 +69,47 @@ def test_an_image_that_every_process_would_fetch_is_refused_on_a_cluster() -> No
     with pytest.raises(BadInput, match="apptainer pull"):
         notes(image, "slurm=local_cluster")
     assert notes(image)
+
+
+CH_RUN = ("container=charliecloud", "slurm=local")
+
+
+def charliecloud(*overrides: str, output: str = "/out") -> list[str]:
+    plan = make_plan(compose("demo", [*CH_RUN, *overrides]).experiment, Path(output))
+    return list(plan.notes)
+
+
+def test_what_ch_run_cannot_mount_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    image, file = tmp_path / "image", tmp_path / "x.sqfs"
+    image.mkdir()
+    file.touch()
+    with pytest.raises(BadInput, match="ch-convert"):
+        charliecloud(f"container.image={file}")
+    with pytest.raises(BadInput, match="has no /out: make them there"):
+        charliecloud(f"container.image={image}")
+    assert charliecloud(f"container.image={image}", "container.options=[--write]")
+    (image / "out").mkdir()
+    assert charliecloud(f"container.image={image}")
+    with pytest.raises(BadInput, match="colon in /a:b"):
+        charliecloud(f"container.image={image}", output="/a:b")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("container.options=[--env-no-expand]", "handed in by what it turns off"),
+        ("container.options=['--unset-env=*']", "what the job needs"),
+        ("container.options=[--unset-env, 'R*']", "what the job needs"),
+        ("container.binds=['/a:/b:ro']", "to be written alone"),
+        ("container.gpus=nv", "container.gpus"),
+        ("container.command=apptainer", "container=apptainer"),
+    ],
+)
+def test_what_would_break_a_training_in_ch_run_is_refused(words: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        charliecloud("container.image=/no/image", words)
+
+
+def test_ch_run_as_another_runtimes_command_is_told_its_kind() -> None:
+    with pytest.raises(BadInput, match="container=charliecloud"):
+        notes("container.image=/no/x.sif", "container.command=/usr/bin/ch-run")

@@ -136,3 +136,12 @@ def test_after_restarts_in_vain_the_reason_has_the_last_line_too(story_of: Story
     go_on(story)
     reason = "restarted: rule again; 3 attempts in a row without a new iteration"
     assert story.job().reason == f"{reason}: FATAL: no loop device"
+
+
+def test_what_ch_run_says_of_a_container_that_it_did_not_start_is_the_reason(
+    story_of: StoryOf,
+) -> None:
+    story = story_of()
+    say(story, "ch-run[42]: error: can't bind: source not found: /x (ch_core.c:104)")
+    story.look(state="FAILED", exit_code=1)
+    assert str(story.job().reason).startswith("its container did not start: ch-run: can't bind")
