@@ -27,9 +27,12 @@ class WriteSlot:
     def __init__(self, write_lock: asyncio.Lock) -> None:
         self._write_lock = write_lock
         self._is_held = False
+        self.asked_at = 0.0
+        """When it was asked for the last time, by the monotonic clock: nothing is sent before."""
 
     async def acquire(self, within_s: float | None = None) -> None:
         """Acquire the write lock; after `within_s` seconds go on without it."""
+        self.asked_at = time.monotonic()
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self._write_lock.acquire()
@@ -53,6 +56,7 @@ class Outage(logging.Filter):
         self._log = log
         self._failures = 0
         self._is_told = False
+        self._refused_at = 0.0
         # What Prefect has refused before while it took other things is not told again and again.
         self._refused: set[str] = set()
 
@@ -65,6 +69,7 @@ class Outage(logging.Filter):
     def note_refused(self, what: str, error: BaseException) -> None:
         """Note that Prefect did not take something, which is sent again where it can be."""
         self._failures += 1
+        self._refused_at = time.monotonic()
         if not (self._is_told or what in self._refused):
             self._is_told = True
             self._log.warning(
@@ -76,9 +81,14 @@ class Outage(logging.Filter):
             self._log.debug("Prefect did not take %s (%s)", what, error)
         self._refused.add(what)
 
-    def note_taken(self, what: str) -> None:
-        """Note that Prefect has taken something."""
+    def note_taken(self, what: str, sent_at: float) -> None:
+        """Note that Prefect has taken something, sent from `sent_at` on by the monotonic clock.
+
+        What was on its way when something else was refused says nothing about the time after.
+        """
         self._refused.discard(what)
+        if sent_at < self._refused_at:
+            return
         if self._is_told:
             self._log.warning("Prefect answers again, after %d failures", self._failures)
         self._failures, self._is_told = 0, False
@@ -112,6 +122,7 @@ class PrefectOutbox:
         """Call `send` until it succeeds; False once that has taken too long."""
         since = time.monotonic()
         while True:
+            sent_at = time.monotonic()
             try:
                 await send()
             except Exception as error:
@@ -121,12 +132,12 @@ class PrefectOutbox:
                     return False
                 await self._updates.pause(self._pause_s)
             else:
-                self.note_taken(what)
+                self.note_taken(what, sent_at)
                 return True
 
-    def note_taken(self, what: str) -> None:
+    def note_taken(self, what: str, sent_at: float) -> None:
         """Note that Prefect has accepted something: while it does, a terminal keeps waiting."""
-        self.outage.note_taken(what)
+        self.outage.note_taken(what, sent_at)
         if terminal := foreground():
             terminal.taken_at = time.monotonic()
 

@@ -156,7 +156,7 @@ class Subflows:
         def begin(flow_run_id: str | None) -> None:
             self._artifacts.add_progress_bar(name)
             if flow_run_id is not None:
-                self._outbox.outage.note_taken(f"`{job.spec.title}`")
+                self._outbox.outage.note_taken(f"`{job.spec.title}`", slot.asked_at)
                 self._flow_run_ids[name] = flow_run_id
                 self._job_logs.begin(name, flow_run_id)
                 self._begun[name].set()
@@ -168,7 +168,7 @@ class Subflows:
         with quiet, tags(*self._artifacts.tags):
             shown: Any = subflow(after=origins, return_state=True)
             await shown
-        self._outbox.note_taken(f"`{job.spec.title}`")
+        self._outbox.note_taken(f"`{job.spec.title}`", slot.asked_at)
 
     def _subflow_of(
         self, spec: JobSpec, slot: WriteSlot, begin: Callable[[str | None], None]

@@ -142,6 +142,7 @@ class ArtifactPublisher:
 
     async def _try_to_publish(self) -> None:
         await self._precedence.yield_to_work(time.monotonic())
+        sent_at = time.monotonic()
         try:
             await self._publish()
         except Exception as error:
@@ -149,7 +150,7 @@ class ArtifactPublisher:
             self._failures += 1
             self._outbox.outage.note_refused(_WHAT, error)
         else:
-            self._outbox.outage.note_taken(_WHAT)
+            self._outbox.outage.note_taken(_WHAT, sent_at)
             self._failures = 0
         finally:
             self._published_at = time.monotonic()

@@ -1,12 +1,14 @@
-"""An outage of the scheduler, however long, ends nothing."""
+"""An outage of the scheduler or of Prefect, however long, ends nothing and is told once."""
 
 import asyncio
 import logging
+import time
 
 import pytest
 
 from autoexp.errors import SchedulerUnavailable
 from autoexp.flows.concurrency.children import Children
+from autoexp.flows.concurrency.outbox import Outage
 from autoexp.flows.engine import poller
 from autoexp.schedulers.base import AttemptRef
 from autoexp.schedulers.local import LocalScheduler
@@ -43,6 +45,18 @@ async def test_two_thousand_missed_queries_in_a_row_are_backed_off_from_and_answ
     first, last = caplog.messages
     assert "no answer from the scheduler" in first
     assert "after 2000 misses" in last
+
+
+def test_what_was_on_its_way_when_something_was_refused_is_no_answer_after_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outage, sent_before = Outage(logging.getLogger("outage")), time.monotonic()
+    outage.note_refused("a log line", ConnectionError("refused"))
+    outage.note_taken("the artifacts", sent_before)
+    outage.note_refused("a state", ConnectionError("refused"))
+    assert len(caplog.records) == 1
+    outage.note_taken("the artifacts", time.monotonic())
+    assert caplog.messages[1:] == ["Prefect answers again, after 2 failures"]
 
 
 async def test_a_child_that_raises_ends_neither_its_siblings_nor_the_loop(
