@@ -48,6 +48,8 @@ class Situation(NamedTuple):
     """Jobs that a rule may set back to an earlier checkpoint."""
     requested: tuple[JobSpec, ...] = ()
     """Jobs of requests that the session is yet to take."""
+    retried: frozenset[str] = frozenset()
+    """Jobs that a request asks to try again, also one that was cancelled or has finished."""
 
 
 def roll_back_rules(rules: Rules) -> list[RuleBase]:
@@ -69,8 +71,9 @@ class Used(NamedTuple):
 def uses(situation: Situation) -> Iterator[Used]:
     """All that still needs a checkpoint, and for good what `keep` says of branches."""
     for job in situation.jobs.values():
-        yield from _of_branch(job.spec, situation, _start(job))
-        yield from _of_stage(job.spec, _start(job))
+        start = _start(job, is_retried=job.spec.name in situation.retried)
+        yield from _of_branch(job.spec, situation, start)
+        yield from _of_stage(job.spec, start)
     for spec in situation.requested:
         if spec.name not in situation.jobs:
             soon = Hold(f"{spec.name} was asked for", f"{spec.name} has started")
@@ -82,14 +85,19 @@ def uses(situation: Situation) -> Iterator[Used]:
             yield Used((event.job, event.iteration), Hold(f"rule {rule} acts on it", "it is done"))
 
 
-def _start(job: JobRecord) -> Hold | None:
+def _start(job: JobRecord, *, is_retried: bool) -> Hold | None:
     """Why a job that has not started needs what it starts from; None: it needs it no longer."""
     name = job.spec.name
-    if job.launched or job.was_cancelled or job.verdict is Verdict.FINISHED:
+    if job.launched or (not is_retried and _is_done(job)):
         return None
     if job.is_over:
         return Hold(f"{name} did not start, and can be retried", f"{name} is retried or cancelled")
     return Hold(f"{name} starts from it", f"{name} has its own copy")
+
+
+def _is_done(job: JobRecord) -> bool:
+    """True if a job needs nothing more, unless somebody asks for it again."""
+    return job.verdict is Verdict.FINISHED or job.was_cancelled
 
 
 def _of_branch(spec: JobSpec, situation: Situation, hold: Hold | None) -> Iterator[Used]:
@@ -119,7 +127,7 @@ def _named(situation: Situation) -> Iterator[Used]:
     records = {name: (job.spec, job) for name, job in situation.jobs.items()}
     waiting = {spec.name: (spec, None) for spec in situation.requested}
     for name, (spec, job) in {**waiting, **records}.items():
-        is_done = job is not None and (job.verdict is Verdict.FINISHED or job.was_cancelled)
+        is_done = job is not None and _is_done(job) and name not in situation.retried
         evaluates = kept and spec.kind is Kind.EVALUATE
         if is_done and not evaluates:
             continue

@@ -137,12 +137,15 @@ def waiting_jobs(session: Path) -> list[str]:
 
 def waiting_submissions(session: Path) -> list[SubmitRequest]:
     """Unprocessed requests to add jobs, as far as they can be read."""
+    return [each for each in waiting_requests(session) if isinstance(each, SubmitRequest)]
+
+
+def waiting_requests(session: Path) -> list[Request]:
+    """Unprocessed requests in their order, as far as they can be read."""
     found = []
     for path in _waiting(session):
         with suppress(BadInput, FileNotFoundError):  # the monitor says what is wrong with it
-            request = _read(path)
-            if isinstance(request, SubmitRequest):
-                found.append(request)
+            found.append(_read(path))
     return found
 
 

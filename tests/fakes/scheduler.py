@@ -59,6 +59,8 @@ class FakeJob:
         flags = dict(zip(self.spec["command"], self.spec["command"][1:], strict=False))
         self.target = int(flags.get("--train-iters", 0))
         self.saves = self.output / "checkpoints"
+        self.saves_soon = False
+        """True once it was told to save at once."""
         self.start()
 
     def start(self) -> None:
@@ -82,7 +84,8 @@ class FakeJob:
                 self.state = "COMPLETED"
                 return False
             begun = self.iteration
-            self.iteration = min(self.target, begun // 100 * 100 + 100)
+            step = 17 if self.saves_soon else 100 - begun % 100
+            self.iteration, self.saves_soon = min(self.target, begun + step), False
             with self.log.open("a") as log:  # so that a branch is seen to begin at its checkpoint
                 log.write(f" iteration {begun + 10:8d}/ {self.target} | lm loss: 2.6 |\n")
         self.unfinished = not self.unfinished and metadata is not None
@@ -170,6 +173,11 @@ class FakeScheduler:
         for job_id in {str(ref.job_id) for ref in refs} & set(self.alive):
             self.jobs[job_id].state = "CANCELLED"
         return {ref.key: "accepted" for ref in refs}
+
+    def tell(self, ref: AttemptRef, name: str) -> str:
+        self._answer()
+        self.jobs[str(ref.job_id)].saves_soon = True
+        return f"sent {name}"
 
     def _answer(self) -> None:
         if self.silent:

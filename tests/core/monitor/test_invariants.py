@@ -1,20 +1,14 @@
 """A session under everything at once: nothing is doubled and nothing lost, whatever dies when."""
 
-import itertools
-import os
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, seed, settings
-from hypothesis import Phase as Stage
 from hypothesis import stateful as hs
 
 from autoexp import states
@@ -30,8 +24,9 @@ from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from bench.world import sessions
 from tests.builders import create, spec_of
-from tests.core.monitor.driver import Driver
-from tests.fakes.scheduler import FakeJob, FakeScheduler, Fate, Killed
+from tests.core.monitor import playing
+from tests.core.monitor.playing import which
+from tests.fakes.scheduler import FakeScheduler, Fate, Killed
 
 REQUESTS: tuple[Request, ...] = (
     *(CancelRequest(jobs=(name,), by="ann") for name in ("nobody", "b1", "tiny-cd100")),
@@ -87,15 +82,13 @@ def user_rules(draw: st.DrawFn) -> dict[str, Any]:
 
 # What a job survives comes more often than what ends it for good.
 STATES = ("PENDING", "SUSPENDED", "NEW_IN_SLURM_99", "TIMEOUT", "NODE_FAIL") * 3
-which = st.integers(0, 9)
 _MOST_ASKED = 6
 
 
-class Play(hs.RuleBasedStateMachine):
+class Play(playing.Play):
     """One session, its trainers, its scheduler, and a monitor that dies again and again."""
 
-    composed: Composed
-    fate: Fate
+    composed: ClassVar[Composed]
 
     @hs.initialize(
         chain=st.integers(1, 2),
@@ -133,32 +126,6 @@ class Play(hs.RuleBasedStateMachine):
         self.asked = 0
         self.resume()
         self.all_goes_well(1)
-
-    def let(self, act: Callable[[], object]) -> None:
-        """Have the monitor do something; when it dies of that, another one takes over."""
-        if not self.fate.spares(act):
-            self.resume()
-
-    def resume(self) -> None:
-        self.driver = Driver(self.path, self.scheduler)
-
-    @hs.rule()
-    def restart(self) -> None:
-        self.let(self.resume)
-
-    @hs.rule()
-    def tick(self) -> None:
-        self.let(self.driver.tick)
-
-    @hs.precondition(lambda self: self.driver.work)
-    @hs.rule(which=which)
-    def one_goes_on(self, which: int) -> None:
-        waiting = list(self.driver.work)
-        self.let(lambda: self.driver.go_on([waiting[which % len(waiting)]]))
-
-    @hs.rule(step=st.integers(1, 30))
-    def will_die(self, step: int) -> None:
-        self.fate.steps_left = step
 
     @hs.rule(how=st.sampled_from(["answer lost", "outlives", "dies", "refused"]))
     def next_submission(self, how: str) -> None:
@@ -260,17 +227,6 @@ class Play(hs.RuleBasedStateMachine):
         if job is not None:
             job.state = state
 
-    def running(self, which: int) -> FakeJob | None:
-        """One of the jobs in the queue, which runs from now on if it may."""
-        alive = self.scheduler.alive
-        job = self.scheduler.jobs[alive[which % len(alive)]] if alive else None
-        if job is None or job.after in alive:
-            return None
-        if job.state == "PENDING":
-            job.start()
-        job.state = "RUNNING"
-        return job
-
     @hs.invariant()
     def everything_is_in_order(self) -> None:
         assert set(self.scheduler.submissions.values()) <= {1}
@@ -341,25 +297,4 @@ def _world(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_whatever_happens_nothing_is_doubled_and_nothing_is_lost() -> None:
-    # Hypothesis varies what it has played after ten plays: ten at a time are all different.
-    ten_plays = settings(
-        max_examples=10,
-        stateful_step_count=40,
-        deadline=None,
-        phases=[Stage.generate, Stage.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
-    first = int(os.environ.get("AUTOEXP_TEST_SEED", "0"))
-    plays, seconds = int(os.environ.get("AUTOEXP_TEST_PLAYS", "10")), os.environ.get("FUZZ_S")
-    begun = time.monotonic()
-    until = begun + float(seconds) if seconds else None
-    for number in itertools.count(first):
-        if until is None and number - first >= plays // 10:
-            break
-        played = number - first
-        # Another ten take as long as ten did: the time ends at the nearest ten.
-        ten_s = (time.monotonic() - begun) / max(1, played)
-        if until is not None and played and time.monotonic() + ten_s / 2 > until:
-            print(f"{played} times ten plays, from seed {first} on: no finding")
-            break
-        hs.run_state_machine_as_test(seed(number)(Play), settings=ten_plays)
+    playing.play(Play)

@@ -261,4 +261,4 @@ def test_nothing_that_a_later_action_needs_is_ever_deleted() -> None:
         deleted.append(play(data))
 
     plays()
-    assert sum(deleted) > 100, "what keeps everything would have passed, too"
+    assert sum(deleted) > MOST, "what keeps everything would have passed, too"
