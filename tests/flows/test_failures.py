@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from prefect import get_client
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 
 from autoexp.session.session import Session
 from autoexp.states import Verdict
@@ -65,7 +65,8 @@ async def test_a_session_that_failed_is_not_run_again_by_a_users_default_of_retr
     session = Session.load(root / "s")
     async with get_client() as client:
         run = await client.read_flow_run(UUID(session.meta.flow_run_ids[0]))
-    for each in (run, *await subflows(session), *await task_runs(session)):
+    runs: list[FlowRun | TaskRun] = [run, *await subflows(session), *await task_runs(session)]
+    for each in runs:
         final = StateType.COMPLETED if each.name.startswith("submit") else StateType.FAILED
         assert (each.run_count, each.state_type) == (1, final), each.name
     assert len(await subflows(session)) == 1
