@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo deploy slurm-demo test test-local test-slurm test-containers fuzz test-slow test-slow-machine test-newest test-trainers test-trackers bench check format docs docs-site docs-tools megatron-names clean
+.PHONY: help setup demo deploy slurm-demo test test-local test-slurm test-containers fuzz test-slow test-slow-machine test-newest test-prefect test-trainers test-trackers bench check format docs docs-site docs-tools megatron-names clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -80,6 +80,17 @@ test-newest:  ## tests without a cluster, with the newest packages that pyprojec
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager --no-build-isolation -e '.[dev,parquet,tensorboard]'
 	$(NEWEST)/bin/pip list --disable-pip-version-check | grep -iE '^(prefect|fastapi|pydantic|typer|rich|hydra-core) '
 	home=$$(mktemp -d) && PREFECT_HOME=$$home $(NEWEST)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(NEWEST_TESTS); \
+	  code=$$?; rm -rf "$$home"; exit $$code
+
+PREFECT ?= 3.8.0
+OF_PREFECT := .venv/prefect
+PREFECT_TESTS ?= tests/flows/engine tests/flows/publishing tests/flows/deployment
+test-prefect:  ## what rests on Prefect, with another version of it: PREFECT=3.8.0, the oldest that pyproject.toml takes (PREFECT_TESTS)
+	[ -x $(OF_PREFECT)/bin/python ] || $(PYTHON) -m venv $(OF_PREFECT)
+	$(OF_PREFECT)/bin/pip install --quiet --disable-pip-version-check 'hatchling>=1.27' editables setuptools
+	$(OF_PREFECT)/bin/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[dev]' 'prefect==$(PREFECT)'
+	$(OF_PREFECT)/bin/pip list --disable-pip-version-check | grep -i '^prefect '
+	home=$$(mktemp -d) && PREFECT_HOME=$$home $(OF_PREFECT)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PREFECT_TESTS); \
 	  code=$$?; rm -rf "$$home"; exit $$code
 
 bench: setup  ## measure what the monitor costs, and write bench/results/ (below ten minutes, on a quiet machine)

@@ -10,7 +10,7 @@ from autoexp.operations.on_request.branch import enqueue_save
 from autoexp.rules.actions import Decay, LaunchedCooldown
 
 
-@flow(name="autoexp-branch", validate_parameters=False)
+@flow(name="autoexp-branch", validate_parameters=False, retries=0)
 async def branch(
     session: str, decay: Decay, job: str | None = None, name: str = "now", restart: bool = False
 ) -> State[None]:

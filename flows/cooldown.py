@@ -26,6 +26,7 @@ from autoexp.session.create import new_id_of
     name="autoexp-cooldown",
     flow_run_name=run_name,
     validate_parameters=False,
+    retries=0,
     on_cancellation=[cancel_jobs],
 )
 async def cooldown(

@@ -20,6 +20,7 @@ from autoexp.storage.places import sessions_root
     name="autoexp-evaluate",
     flow_run_name=run_name,
     validate_parameters=False,
+    retries=0,
     on_cancellation=[cancel_jobs],
 )
 async def evaluate(

@@ -21,6 +21,7 @@ from autoexp.storage.places import sessions_root
     name="autoexp-train",
     flow_run_name=run_name,
     validate_parameters=False,
+    retries=0,
     on_cancellation=[cancel_jobs],
 )
 async def train(

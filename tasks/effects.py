@@ -37,10 +37,15 @@ def _title(parameters: dict[str, Any]) -> str:
 _TITLE: Any = _title  # Prefect accepts it, its types do not
 
 
-def _task(name: str, **options: Any) -> Task[..., Any]:
+# How often each is tried is said here, whatever PREFECT_TASKS_DEFAULT_RETRIES is for others.
+
+
+def _task(name: str, retries: int = 0, **options: Any) -> Task[..., Any]:
     """A task that runs an effect in a thread; its name is the effect's title."""
 
-    @task(name=name, task_run_name=_TITLE, cache_policy=NO_CACHE, **options)
+    options |= {"task_run_name": _TITLE, "cache_policy": NO_CACHE}
+
+    @task(name=name, retries=retries, **options)
     async def run(effect: Effect, scheduler: Scheduler) -> Any:
         with sinks.plain_errors():
             return await asyncio.to_thread(effect.run, scheduler)
@@ -58,7 +63,7 @@ def _shown(name: str) -> Task[..., Any]:
     """A task that shows an effect which is under way, or done; its name is the effect's title."""
 
     # Of a function Prefect visits no part: of an effect each word of its command, three times.
-    @task(name=name, task_run_name=_TITLE, cache_policy=NO_CACHE)
+    @task(name=name, task_run_name=_TITLE, cache_policy=NO_CACHE, retries=0)
     async def show(what: str, outcome: Callable[[], Awaitable[Any]]) -> Any:
         with sinks.plain_errors():
             return await outcome()
@@ -66,7 +71,7 @@ def _shown(name: str) -> Task[..., Any]:
     return show
 
 
-@task(name="request", task_run_name=_TITLE, cache_policy=NO_CACHE)
+@task(name="request", task_run_name=_TITLE, cache_policy=NO_CACHE, retries=0)
 async def request(what: str, write: Callable[[], Awaitable[str]]) -> str:
     """Record a rule's request in the session; the monitor processes it."""
     with sinks.plain_errors():

@@ -57,7 +57,7 @@ class Subflows:
         self._views: dict[str, JobView] = {}
         self._changes: dict[str, asyncio.Event] = {}
         self._flow_run_ids: dict[str, str] = {}
-        # By job: set once its subflow has begun, or Prefect did not accept it.
+        # By job: set once its subflow has begun, or will not begin.
         self._begun: dict[str, asyncio.Event] = {}
 
     def start_new(self, children: Children, changed: Sequence[JobView]) -> None:
@@ -122,10 +122,12 @@ class Subflows:
 
     async def _show(self, job: JobView) -> None:
         name = job.spec.name
+        begun = self._begun[name]
         try:
             while not await self._run(job) and not self._updates.is_over:
                 await self._updates.pause(_RETRY_S)
         finally:
+            begun.set()
             self._cancellations.forget(name)
 
     async def _run(self, job: JobView) -> bool:
@@ -144,7 +146,6 @@ class Subflows:
             return await self._close_run(job)
         finally:
             slot.release()
-            self._begun[job.spec.name].set()
             self._artifacts.add_progress_bar(job.spec.name)
         return True
 
@@ -192,7 +193,9 @@ class Subflows:
                 return final_state(job)
 
         job_subflow.__qualname__ = f"{spec.kind}.{spec.name}"
-        decorate = flow(name=str(spec.kind), flow_run_name=spec.label, validate_parameters=False)
+        # A second run would only say the job's verdict again, whatever this user's default is.
+        options: dict[str, Any] = {"validate_parameters": False, "retries": 0}
+        decorate = flow(name=str(spec.kind), flow_run_name=spec.label, **options)
         return decorate(job_subflow)
 
     async def _origins(self, spec: JobSpec) -> list[State[Any]]:
@@ -211,11 +214,12 @@ class Subflows:
         ]
 
     async def _begin_of(self, names: Sequence[str]) -> None:
-        """Wait a while until jobs that were started before are shown: arrows come from them."""
-        begun = [self._begun[name].wait() for name in names if name in self._begun]
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_RETRY_S):
-                await asyncio.gather(*begun)
+        """Wait until jobs that were started before are shown, or never will be.
+
+        Arrows come from them, and none can be drawn later, however late a server is: what is shown
+        holds up no job.
+        """
+        await asyncio.gather(*[self._begun[name].wait() for name in names if name in self._begun])
 
     async def _close_run(self, job: JobView) -> bool:
         """Send the final state of a subflow that could not itself; False: it has not begun."""

@@ -1,6 +1,7 @@
 """What Prefect keeps of a session's flow run."""
 
 import asyncio
+import time
 from typing import Any
 
 from prefect import get_client
@@ -62,6 +63,29 @@ def _asset(event: dict[str, Any]) -> tuple[str, tuple[str, set[str]]]:
         if related["prefect.resource.role"] == "asset"
     }
     return event["resource"]["prefect.resource.id"], (event["event"].rpartition(".")[2], of)
+
+
+async def arrows(session: Session, expected: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """The run graph's arrows, by the names at both ends, once the server has the `expected` ones.
+
+    It writes task runs down from their events, some time after these have been sent.
+    """
+    path = {"id": session.meta.flow_run_ids[0]}
+    deadline = time.monotonic() + PATIENCE_S
+    async with get_client() as client:
+        while True:
+            answer = await client.request("GET", "/flow_runs/{id}/graph-v2", path_params=path)
+            nodes = {node["id"]: node for _, node in answer.json()["nodes"]}
+            names = {key: node["label"].rpartition(" / ")[2] for key, node in nodes.items()}
+            found = {
+                (names[parent["id"]], names[key])
+                for key, node in nodes.items()
+                for parent in node["parents"]
+                if parent["id"] in names
+            }
+            if found >= expected or time.monotonic() > deadline:
+                return found
+            await asyncio.sleep(0.5)
 
 
 async def artifacts(session: Session) -> list[Artifact]:

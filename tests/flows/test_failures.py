@@ -1,16 +1,21 @@
 """What a user sees when a job or its submission fails: once, with the reason, nothing in vain."""
 
+import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from prefect import get_client
+from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.fakes.slurm import Fakes
 from tests.flows.commands import autoexp
+from tests.flows.runs import subflows, task_runs
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.prefect
@@ -44,6 +49,27 @@ def test_an_import_error_is_no_crash_to_restart_and_is_told_with_the_end_of_the_
     explained = autoexp("explain", "s", "own-trainer", root=root).stdout
     assert f"it died before its first iteration, of {exception}" in explained
     assert autoexp("status", "s", root=root).stdout.splitlines()[-1] == exception
+
+
+async def test_a_session_that_failed_is_not_run_again_by_a_users_default_of_retries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_FLOWS_DEFAULT_RETRIES", "2")
+    monkeypatch.setenv("PREFECT_TASKS_DEFAULT_RETRIES", "2")
+    root = tmp_path / "sessions"
+    # A thread of its own: the command waits for it.
+    answer = await asyncio.to_thread(
+        autoexp, "run", OWN, BROKEN, *ALONE, "--session", "s", root=root
+    )
+    assert answer.returncode == 1, answer.stdout + answer.stderr
+    session = Session.load(root / "s")
+    async with get_client() as client:
+        run = await client.read_flow_run(UUID(session.meta.flow_run_ids[0]))
+    runs: list[FlowRun | TaskRun] = [run, *await subflows(session), *await task_runs(session)]
+    for each in runs:
+        final = StateType.COMPLETED if each.name.startswith("submit") else StateType.FAILED
+        assert (each.run_count, each.state_type) == (1, final), each.name
+    assert len(await subflows(session)) == 1
 
 
 def test_a_refused_submission_is_told_once_in_sbatchs_words(tmp_path: Path) -> None:

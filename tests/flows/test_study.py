@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prefect import get_client
 
 from autoexp.config.compose import compose
 from autoexp.dotted import setting
@@ -16,7 +15,7 @@ from autoexp.session.inbox import RetryRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Verdict
 from tests.builders import create
-from tests.flows.runs import materialized
+from tests.flows.runs import arrows, materialized
 from tests.flows.sessions import SMALL, Make
 
 pytestmark = pytest.mark.prefect
@@ -73,11 +72,12 @@ async def test_train_convert_evaluate_gives_a_score_and_a_failed_training_cancel
     kept = path / "output" / f"{GOOD}-keep"
     assert sorted(file.name for file in kept.glob("[a-z]*")) == ["metadata.json", "said"]
     assert (kept / "said").read_text() == "$(touch x) `touch x`; touch x {}"
-    assert await arrows(session.meta.flow_run_ids[0]) >= {
+    expected = {
         ("checkpoint 200", f"{GOOD} @200"),
         (f"{GOOD} @200", f"{GOOD}-cd200-convert"),
         (f"{GOOD}-cd200-convert", f"{GOOD}-cd200-evaluate"),
     }
+    assert await arrows(session, expected) >= expected
     of = f"autoexp://{path.name}/"
     assets = await materialized(session, f"{of}{GOOD}-cd200-evaluate/scores")
     checkpoint, cooled = f"{of}{GOOD}/checkpoints/200", f"{of}{GOOD}-cd200/model"
@@ -119,25 +119,11 @@ async def test_a_training_behind_a_cooldown_is_watched_and_branched_from_like_th
     log = path / "attempts" / session.meta.key("finetune-cd100-tune", 1) / "job.log"
     begun = path / "output" / "finetune-cd100" / "checkpoints" / "iter_0000150"
     assert f"loaded pretrained weights from {begun}, at iteration 0" in log.read_text()
-    assert await arrows(session.meta.flow_run_ids[0]) >= {
+    expected = {
         ("finetune @100", "finetune-cd100-tune"),
         ("checkpoint 50", "finetune-cd100-tune @50"),
     }
-
-
-async def arrows(flow_run_id: str) -> set[tuple[str, str]]:
-    """The run graph's arrows, by the names at both ends."""
-    async with get_client() as client:
-        answer = await client.request(
-            "GET", "/flow_runs/{id}/graph-v2", path_params={"id": flow_run_id}
-        )
-    nodes = {node["id"]: node for _, node in answer.json()["nodes"]}
-    names = {key: node["label"].rpartition(" / ")[2] for key, node in nodes.items()}
-    return {
-        (names[parent["id"]], names[key])
-        for key, node in nodes.items()
-        for parent in node["parents"]
-    }
+    assert await arrows(session, expected) >= expected
 
 
 def verdict(path: Path, name: str) -> Verdict | None:

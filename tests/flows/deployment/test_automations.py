@@ -1,6 +1,7 @@
 """What the automations do with a flow run whose process dies."""
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -15,14 +16,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore
-from prefect.runner import Runner
 from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.states import Cancelled, Completed, Crashed, Failed, Scheduled
 
 from autoexp.flows.deployment import automations
 
-pytestmark = [pytest.mark.prefect, pytest.mark.filterwarnings("ignore:.*execute_flow_run")]
+pytestmark = pytest.mark.prefect
 
 DIES = """
 import os, signal
@@ -43,6 +43,13 @@ async def state_of(client: PrefectClient, flow_run_id: UUID) -> str:
     state = (await client.read_flow_run(flow_run_id)).state
     assert state is not None
     return f"{state.type.value}: {state.message}"
+
+
+async def execute(run: FlowRun) -> None:
+    """What a worker does: start the run's process, and report its death."""
+    command = (sys.executable, "-m", "prefect", "flow-run", "execute", str(run.id))
+    process = await asyncio.create_subprocess_exec(*command)
+    await process.wait()
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
@@ -131,8 +138,10 @@ async def test_what_dies_at_every_start_before_it_has_a_session_is_left_alone(
     installed = automations.recovery(3600.0)
     await automations.install(installed)
     deaths = 0
-    async with get_client() as client, Runner() as worker:
-        deployment = await client.create_deployment(await client.create_flow(dies), "dies")
+    async with get_client() as client:
+        deployment = await client.create_deployment(
+            await client.create_flow(dies), "dies", entrypoint=f"{file}:dies", path=str(tmp_path)
+        )
 
         async def new_run(state: State[Any]) -> FlowRun:
             return await client.create_flow_run_from_deployment(
@@ -145,8 +154,7 @@ async def test_what_dies_at_every_start_before_it_has_a_session_is_left_alone(
             nonlocal deaths
             state = await state_of(client, run.id)
             if state.startswith("SCHEDULED"):
-                # What a worker does: it starts the process, and reports its death.
-                await worker.execute_flow_run(run.id, entrypoint=f"{file}:dies")
+                await execute(run)
                 deaths += 1
             return state.startswith("FAILED: its process died repeatedly")
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from contextvars import copy_context
 from uuid import UUID
 
 import pytest
@@ -92,8 +93,10 @@ def test_a_subflow_that_the_server_writes_after_its_process_was_killed_is_closed
             session.meta.flow_run_ids.append(str(run.id))
             session.save_meta()
             session.begin_attempt(session.jobs["demo"])
-        # What a worker runs once it has killed the flow's process.
-        hook = threading.Thread(target=cancel_jobs, args=(train, run, run.state))
+        # What a worker runs once it has killed the flow's process; with this test's settings.
+        hook = threading.Thread(
+            target=copy_context().run, args=(cancel_jobs, train, run, run.state)
+        )
         hook.start()
         until(lambda: Session.load(path).is_over and lease.look(path) is None, "the end of the job")
         above = client.create_task_run(Task(lambda: None), run.id, dynamic_key="late")
