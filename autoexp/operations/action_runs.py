@@ -89,6 +89,10 @@ class Pin(NamedTuple):
     def title(self) -> str:
         return f"pin {self.spec.name}"
 
+    @property
+    def job(self) -> str:
+        return self.spec.name
+
     def run(self, scheduler: Scheduler) -> int:
         """Seed the branch; returns how many bytes were copied."""
         del scheduler

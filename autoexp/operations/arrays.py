@@ -39,6 +39,10 @@ class Array(NamedTuple):
     """Raises once the session is another monitor's: asked right before the submission."""
 
     @property
+    def job(self) -> None:
+        """It is the submission of several."""
+
+    @property
     def title(self) -> str:
         more = f" and {len(self.tasks) - 1} more" if len(self.tasks) > 1 else ""
         return f"submit {self.tasks[0].spec.name}{more} as an array"

@@ -41,6 +41,14 @@ class Effect(Protocol):
         """Do it and return the result."""
 
 
+class ShownEffect(Effect, Protocol):
+    """An effect that jobs wait for: it is done at once, and shown in the run graph beside that."""
+
+    @property
+    def job(self) -> str | None:
+        """The job in whose run it is shown; None: in the session's."""
+
+
 Phase = OnSession | ShownOnSession | Pause | Effect
 Phases = Generator[Phase, Any, None]
 

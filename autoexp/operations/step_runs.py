@@ -64,6 +64,10 @@ class Submission(NamedTuple):
     def title(self) -> str:
         return f"submit {self.spec.name} a{self.attempt.number}"
 
+    @property
+    def job(self) -> str:
+        return self.spec.name
+
     def run(self, scheduler: Scheduler) -> str:
         """Submit once, whatever was killed in between; returns the scheduler's job id."""
         prepare(self.ref, self.spec, self.attempt, scheduler.payload_spec(self.spec, self.attempt))
@@ -82,6 +86,7 @@ class Submission(NamedTuple):
 class Withdrawal(NamedTuple):
     """An attempt that may have been submitted, and is no longer wanted."""
 
+    job: str
     ref: AttemptRef
     attempt: Attempt
 
@@ -106,6 +111,10 @@ class Replacement(NamedTuple):
     def title(self) -> str:
         return f"replace {self.spec.name} attempt {self.asked.attempt}"
 
+    @property
+    def job(self) -> str:
+        return self.spec.name
+
     def run(self, scheduler: Scheduler) -> dict[str, Any]:
         """Set checkpoints aside, once no process of the job is alive; returns its changes."""
         del scheduler
@@ -129,6 +138,8 @@ class LongestArray(NamedTuple):
 class Cancellation(NamedTuple):
     """Attempts that the scheduler is to cancel."""
 
+    job: str | None
+    """The one job whose attempts they are; None: there are several."""
     refs: tuple[AttemptRef, ...]
     first: str
     """The first of them, in short."""
@@ -331,7 +342,7 @@ def _unwanted(session: Session, name: str) -> Withdrawal | None:
     attempt = session.jobs[name].unsubmitted
     if attempt is None:
         return None
-    return Withdrawal(session.submission_ref(attempt), attempt.model_copy())
+    return Withdrawal(name, session.submission_ref(attempt), attempt.model_copy())
 
 
 def _withdrawn(session: Session, name: str, key: str) -> str | None:
@@ -393,4 +404,5 @@ def _ended(session: Session, names: Sequence[str], asked: Collection[str]) -> Ca
     if not found:
         return None
     name, first = found[0]
-    return Cancellation(tuple(session.ref(a) for _, a in found), f"{name} a{first.number}")
+    job = name if {name for name, _ in found} == {name} else None
+    return Cancellation(job, tuple(session.ref(a) for _, a in found), f"{name} a{first.number}")

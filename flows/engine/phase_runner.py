@@ -5,11 +5,14 @@ task run than most effects do, and fifty of them at once would have every job wa
 """
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast
 
 from prefect import State, Task
+from prefect.context import TagsContext
 from prefect.exceptions import PrefectSignal
 
 from autoexp.flows.concurrency.children import Children, Updates
@@ -25,6 +28,7 @@ from autoexp.operations.phases import (
     Pause,
     Phase,
     Phases,
+    ShownEffect,
     ShownOnSession,
     TryAgain,
     advance,
@@ -33,6 +37,50 @@ from autoexp.schedulers.base import Scheduler
 from autoexp.tasks import effects
 
 Mark = asyncio.Future[State[Any] | None]
+
+_RUN_WITHIN_S = 60.0
+"""How long what is shown waits for a job's run to begin: no job waits for it."""
+
+
+class JobRuns:
+    """The runs of jobs in Prefect, each by the context in which its tasks lie inside of it."""
+
+    def __init__(self) -> None:
+        self._contexts: dict[str, contextvars.Context] = {}
+        self._begun: dict[str, asyncio.Event] = {}
+        self._is_over = False
+
+    def begin(self, job: str) -> None:
+        """Note that a job's run has begun: called inside of it."""
+        self._contexts[job] = contextvars.copy_context()
+        self._event(job).set()
+
+    def give_up(self, job: str) -> None:
+        """Note that a job's run has ended, or will not begin."""
+        self._event(job).set()
+
+    def forget(self, job: str) -> None:
+        """Forget a job's run: it gets another one."""
+        self._contexts.pop(job, None)
+        self._event(job).clear()
+
+    def stop(self) -> None:
+        """Wait for no run any longer: none begins from now on."""
+        self._is_over = True
+        for event in self._begun.values():
+            event.set()
+
+    async def context_of(self, job: str | None) -> contextvars.Context:
+        """Where a task of a job belongs: its run, or that of the session where it has none soon."""
+        if job is not None and not self._is_over:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_RUN_WITHIN_S):
+                    await self._event(job).wait()
+        # A copy: what one task run sets in its context is no other's.
+        return self._contexts.get(job or "", contextvars.copy_context()).copy()
+
+    def _event(self, job: str) -> asyncio.Event:
+        return self._begun.setdefault(job, asyncio.Event())
 
 
 class PhaseRunner:
@@ -45,6 +93,7 @@ class PhaseRunner:
         updates: Updates,
         precedence: Precedence,
         outage: Outage,
+        job_runs: JobRuns,
     ) -> None:
         self.marks: dict[str, Mark] = {}
         """The task run that stands for a job's checkpoint, by the job's name; None: not shown."""
@@ -53,6 +102,7 @@ class PhaseRunner:
         self._updates = updates
         self._precedence = precedence
         self._outage = outage
+        self._job_runs = job_runs
         # One task run begins at a time: the loop is left to others in between.
         self._show_lock = asyncio.Lock()
 
@@ -94,13 +144,24 @@ class PhaseRunner:
         return await self._run_effect(children, phase)
 
     async def _run_effect(self, children: Children, effect: Effect) -> Any:
-        kind = type(effect)
-        if (task := effects.TASKS.get(kind)) is not None:
+        if (task := effects.TASKS.get(type(effect))) is not None:
             return await task(effect, self._scheduler)
         under_way = asyncio.ensure_future(effects.in_thread(effect, self._scheduler))
-        if (shown := effects.SHOWN.get(kind)) is not None:  # else of no interest in the run graph
-            children.spawn(effect.title, self._show(shown, effect.title, under_way))
+        if (shown := effects.SHOWN.get(type(effect))) is not None:  # else nobody wants to see it
+            showing = self._show_in_its_run(shown, cast(ShownEffect, effect), under_way)
+            children.spawn(effect.title, showing)
         return await under_way
+
+    async def _show_in_its_run(
+        self, task: Task[..., Any], effect: ShownEffect, under_way: Awaitable[Any]
+    ) -> None:
+        async def show() -> None:
+            # Of each task run with tags Prefect asks its server for limits, twice.
+            with TagsContext(current_tags=set()):
+                await self._show(task, effect.title, under_way)
+
+        context = await self._job_runs.context_of(effect.job)
+        await asyncio.get_running_loop().create_task(show(), context=context)
 
     async def _mark(self, phase: CheckpointMark, mark: Mark) -> None:
         done: asyncio.Future[str] = asyncio.get_running_loop().create_future()

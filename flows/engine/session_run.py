@@ -27,7 +27,7 @@ from autoexp.flows.concurrency.visits import Visits
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.cancellation import CancellationWatcher
 from autoexp.flows.engine.condition_checker import ConditionChecker
-from autoexp.flows.engine.phase_runner import PhaseRunner
+from autoexp.flows.engine.phase_runner import JobRuns, PhaseRunner
 from autoexp.flows.engine.poller import SchedulerPoller
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.engine.vigil import Found, Limits, Vigil
@@ -92,7 +92,10 @@ class SessionRun:
             session, self._writer, outbox, self._visits, precedence, log
         )
         self._poller = SchedulerPoller(scheduler, session.experiment.slurm.scheduler_tick_s, log)
-        self._runner = PhaseRunner(scheduler, self._writer, self.updates, precedence, outbox.outage)
+        job_runs = JobRuns()
+        self._runner = PhaseRunner(
+            scheduler, self._writer, self.updates, precedence, outbox.outage, job_runs
+        )
         self._conditions = ConditionChecker(session, self._monitor, self._writer, self.updates, log)
         self._cancellations = CancellationWatcher(
             flow_run.id, self._visits, self._writer, self._monitor.recorder, log
@@ -111,6 +114,7 @@ class SessionRun:
             self._artifacts,
             self._cancellations,
             marks,
+            job_runs,
             precedence,
             self._job_logs,
         )

@@ -19,7 +19,7 @@ from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.outbox import PrefectOutbox, WriteSlot, is_prefect_error
 from autoexp.flows.concurrency.turns import Precedence
 from autoexp.flows.engine.cancellation import CancellationWatcher
-from autoexp.flows.engine.phase_runner import Mark
+from autoexp.flows.engine.phase_runner import JobRuns, Mark
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.flows.publishing.job_logs import JobLogs
 from autoexp.jobs.spec import JobSpec
@@ -42,11 +42,13 @@ class Subflows:
         artifacts: ArtifactPublisher,
         cancellations: CancellationWatcher,
         marks: Mapping[str, Mark],
+        job_runs: JobRuns,
         precedence: Precedence,
         job_logs: JobLogs,
     ) -> None:
         # By job, the task run of the checkpoint that launched it: an arrow in the run graph.
         self._marks = marks
+        self._job_runs = job_runs
         self._precedence = precedence
         self._updates = updates
         self._outbox = outbox
@@ -72,12 +74,15 @@ class Subflows:
                 self._started.add((name, job.retries))
                 self._flow_run_ids.pop(name, None)
                 self._job_logs.end(name)
+                self._job_runs.forget(name)
                 self._changes[name] = asyncio.Event()
                 self._begun[name] = asyncio.Event()
                 children.spawn(job.spec.title, self._show(job))
 
     def stop(self) -> None:
         """Let subflows end that wait for their job: nobody watches it any longer."""
+        if self._updates.interrupted is not None:
+            self._job_runs.stop()
         for change in self._changes.values():
             change.set()
 
@@ -128,6 +133,7 @@ class Subflows:
                 await self._updates.pause(_RETRY_S)
         finally:
             begun.set()
+            self._job_runs.give_up(name)
             self._cancellations.forget(name)
 
     async def _run(self, job: JobView) -> bool:
@@ -160,6 +166,7 @@ class Subflows:
                 self._outbox.outage.note_taken(f"`{job.spec.title}`", slot.asked_at)
                 self._flow_run_ids[name] = flow_run_id
                 self._job_logs.begin(name, flow_run_id)
+                self._job_runs.begin(name)
                 self._begun[name].set()
                 self._cancellations.add(flow_run_id, name)
 

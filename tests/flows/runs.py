@@ -3,6 +3,7 @@
 import asyncio
 import time
 from typing import Any
+from uuid import UUID
 
 from prefect import get_client
 from prefect.client.schemas.filters import (
@@ -30,11 +31,15 @@ async def subflows(session: Session) -> list[FlowRun]:
 
 
 async def task_runs(session: Session) -> list[TaskRun]:
-    parent = session.meta.flow_run_ids[-1]
+    """All of a session's: those in its own run, and those in its jobs'."""
+    jobs = [run.id for run in await subflows(session)]
+    return await task_runs_in(UUID(str(session.meta.flow_run_ids[-1])), *jobs)
+
+
+async def task_runs_in(*flow_run_ids: UUID) -> list[TaskRun]:
+    inside = TaskRunFilterFlowRunId(any_=list(flow_run_ids))
     async with get_client() as client:
-        return await client.read_task_runs(
-            task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[parent]))
-        )
+        return await client.read_task_runs(task_run_filter=TaskRunFilter(flow_run_id=inside))
 
 
 async def materialized(session: Session, key: str) -> dict[str, tuple[str, set[str]]]:

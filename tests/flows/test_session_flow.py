@@ -15,7 +15,7 @@ from autoexp.reports.upkeep.goodput import PARTS
 from autoexp.rules.events import AttemptJudged, CheckpointComplete
 from autoexp.session.session import Session
 from autoexp.states import Verdict
-from tests.flows.runs import artifacts, subflows, task_runs
+from tests.flows.runs import artifacts, subflows, task_runs, task_runs_in
 from tests.flows.sessions import LEARNS, Make, edit_job
 
 pytestmark = pytest.mark.prefect
@@ -72,6 +72,13 @@ async def test_a_training_and_its_cooldowns_are_one_flow_run_with_all_it_shows(
     names = Counter(run.name.split()[0] for run in await task_runs(session))
     effects = {k: v for k, v in names.items() if k in ("submit", "checkpoint", "pin", "cancel")}
     assert effects == {"submit": 3, "checkpoint": 2, "pin": 2}
+
+    # Each lies in the run of its job; where arrows begin, in the session's.
+    of_job = {run.name: {task.name for task in await task_runs_in(run.id)} for run in drawn}
+    assert of_job["demo"] == {"submit demo a1"}
+    assert of_job["demo @100"] == {"pin demo-cd100", "submit demo-cd100 a1"}
+    tagged = {task.name.split()[0] for task in await task_runs(session) if task.tags}
+    assert tagged.isdisjoint(effects)
 
     shown = {a.key: a for a in await artifacts(session)}
     prefix = session.id.lower()

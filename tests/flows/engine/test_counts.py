@@ -13,6 +13,7 @@ from prefect.client.orchestration import PrefectClient
 from autoexp.flows.train import train
 from autoexp.session.session import Session
 from autoexp.states import Verdict
+from tests.flows.runs import subflows
 from tests.flows.sessions import Make
 from tests.patience import PATIENCE_S
 from tests.sources import ROOT
@@ -70,8 +71,9 @@ async def test_a_week_of_a_session_with_twenty_cooldowns_makes_few_runs_and_even
     async with get_client() as client:
         tagged = {"tags": {"all_": ["autoexp", f"session:{session.id}"]}}
         flow_runs = await post(client, "/flow_runs/count", {"flow_runs": tagged})
-        parent = {"flow_run_id": {"any_": [session.meta.flow_run_ids[-1]]}}
-        task_runs = await post(client, "/task_runs/count", {"task_runs": parent})
+        own = [str(run.id) for run in await subflows(session)]
+        inside = {"flow_run_id": {"any_": [session.meta.flow_run_ids[-1], *own]}}
+        task_runs = await post(client, "/task_runs/count", {"task_runs": inside})
         found = await events_since(client, began)
     assert flow_runs == 1 + 1 + COOLDOWNS
     # A resubmission is one task run; of what is done again and again there is none.

@@ -13,7 +13,7 @@ from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.outbox import Outage
 from autoexp.flows.concurrency.turns import Precedence, Turns
 from autoexp.flows.concurrency.writer import SessionWriter
-from autoexp.flows.engine.phase_runner import PhaseRunner
+from autoexp.flows.engine.phase_runner import JobRuns, PhaseRunner
 from autoexp.operations.phases import OnSession, Phases
 from autoexp.schedulers.base import Scheduler
 from autoexp.tasks import effects
@@ -108,6 +108,7 @@ class Copy(NamedTuple):
 
     fails: bool = False
     title: str = "copy"
+    job: None = None
 
     def run(self, scheduler: Scheduler) -> str:
         del scheduler
@@ -152,7 +153,7 @@ async def test_what_jobs_wait_for_waits_for_no_task_run(
     monkeypatch.setitem(effects.SHOWN, Copy, shown)
     writer = SessionWriter(tmp_path, updates, LOG)
     scheduler: Any = None
-    runner = PhaseRunner(scheduler, writer, updates, Precedence(), Outage(LOG))
+    runner = PhaseRunner(scheduler, writer, updates, Precedence(), Outage(LOG), JobRuns())
     async with Children(LOG) as children:
         await runner.run(children, copying(found, fails))
         assert found == ["failed: no room" if fails else "copied"]
