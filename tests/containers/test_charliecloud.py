@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.boxes import COUNTS, ODD, SEEN, Image, box
+from tests.containers.boxes import COUNTS, ODD, SEEN, TEXTS, Image, any_name_and_value_arrives, box
 from tests.patience import until
 
 pytestmark = pytest.mark.skipif(shutil.which("ch-run") is None, reason="there is no ch-run here")
@@ -22,7 +22,12 @@ def in_ch_run(image: Image, *options: str) -> tuple[str, ...]:
     return (*own, *(word for word in words if word.startswith("container.options")))
 
 
-@pytest.mark.parametrize("options", [(), ("--set-env",), ("--unset-env=SLURM*",)], ids=" ".join)
+OPTIONS = pytest.mark.parametrize(
+    "options", [(), ("--set-env",), ("--unset-env=SLURM*",)], ids=" ".join
+)
+
+
+@OPTIONS
 def test_what_is_configured_arrives_above_what_the_image_says(
     options: tuple[str, ...], image: Image, tmp_path: Path
 ) -> None:
@@ -34,6 +39,22 @@ def test_what_is_configured_arrives_above_what_the_image_says(
     assert seen.get("OF_THE_IMAGE") == ("yes" if options == ("--set-env",) else None)
     assert not {"PYTHONPATH", "LD_LIBRARY_PATH"} & seen.keys()
     assert not any(name.startswith("AUTOEXPENV_") for name in seen)
+
+
+@OPTIONS
+def test_any_name_and_value_arrives(
+    options: tuple[str, ...], image: Image, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    any_name_and_value_arrives(in_ch_run(image, *options), tmp_path_factory, TEXTS)
+
+
+def test_a_variable_of_ch_runs_own_arrives_as_it_is_configured(
+    image: Image, tmp_path: Path
+) -> None:
+    names = ("HOME", "USER", "PATH", "LD_LIBRARY_PATH", "TMPDIR")
+    own = dict.fromkeys(names, "/usr/bin:$HOME:")
+    seen = box(tmp_path, SEEN, *in_ch_run(image, "--set-env"), **own).run()
+    assert {name: seen.get(name) for name in own} == own
 
 
 def test_the_trainer_gets_a_signal_once(image: Image, tmp_path: Path) -> None:
