@@ -77,6 +77,22 @@ class Image(NamedTuple):
             f"container.options={json.dumps(options)}",
         )
 
+    def in_ch_run(self, *options: str, binds: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Overrides of a training in this image by ch-run, which has places for the binds then.
+
+        What the image says of its environment, `--set-env` takes.
+        """
+        (own := self.path / "ch").mkdir(exist_ok=True)
+        (own / "environment").write_text("OMP=of-the-image\nOF_THE_IMAGE=yes\n")
+        folders = [bind.removesuffix(":ro") for bind in (*self.binds, *binds)]
+        for folder in folders:
+            Path(f"{self.path}{folder}").mkdir(parents=True, exist_ok=True)
+        return (
+            *("container=charliecloud", f"container.image={self.path}"),
+            f"container.binds={json.dumps(folders)}",
+            f"container.options={json.dumps(options)}",
+        )
+
 
 def image_of_this_machine(folder: Path) -> Image:
     """An image in a directory: a root of its own, whose programs are this machine's, bound."""
