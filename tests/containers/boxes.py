@@ -83,7 +83,8 @@ class Image(NamedTuple):
         What the image says of its environment, `--set-env` takes.
         """
         (own := self.path / "ch").mkdir(exist_ok=True)
-        (own / "environment").write_text("OMP=of-the-image\nOF_THE_IMAGE=yes\n")
+        said = ("OMP", "OF_THE_IMAGE", "RANK", "WORLD_SIZE", "MASTER_ADDR", "AUTOEXP_KEY")
+        (own / "environment").write_text("".join(f"{name}=of-the-image\n" for name in said))
         folders = [bind.removesuffix(":ro") for bind in (*self.binds, *binds)]
         for folder in folders:
             Path(f"{self.path}{folder}").mkdir(parents=True, exist_ok=True)

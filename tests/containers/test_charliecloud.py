@@ -26,7 +26,8 @@ def test_what_is_configured_arrives_above_what_the_image_says(
     seen = made.run(SECRET="mine", PYTHONPATH="/of/the/host", LD_LIBRARY_PATH="/of/the/host")
     assert {name: seen.get(name) for name in ODD} == ODD
     assert (seen["OMP"], seen["SECRET"], seen["AUTOEXP_KEY"]) == ("7", "mine", made.ref.key)
-    assert seen.get("OF_THE_IMAGE") == ("yes" if options == ("--set-env",) else None)
+    assert seen["MASTER_ADDR"] == "127.0.0.1"
+    assert seen.get("OF_THE_IMAGE") == ("of-the-image" if options == ("--set-env",) else None)
     assert not {"PYTHONPATH", "LD_LIBRARY_PATH"} & seen.keys()
     assert not any(name.startswith("AUTOEXPENV_") for name in seen)
 
