@@ -12,6 +12,7 @@ from autoexp.resources.machines import SlurmCluster
 from autoexp.resources.runtimes import KEPT_BY_THE_RUNTIME, Bind
 
 _PACKAGE = Path(autoexp.__file__).parent
+_OF_CH_RUN = "CH_RUNNING"
 
 
 def bound_paths(spec: JobSpec) -> tuple[str, ...]:
@@ -46,11 +47,24 @@ def image_notes(jobs: Sequence[JobSpec]) -> list[str]:
 
     Raises BadInput for an image that every process of a job would fetch by itself.
     """
-    return list(dict.fromkeys(note for job in jobs[:1] for note in _notes(job, jobs)))
+    notes = (note for group in _by_container(jobs) for note in _notes(group, group[0] is jobs[0]))
+    return list(dict.fromkeys(notes))
+
+
+def _by_container(jobs: Sequence[JobSpec]) -> list[list[JobSpec]]:
+    """The jobs with the settings of their container in common: those of the first job first."""
+    groups: list[list[JobSpec]] = []
+    for job in jobs:
+        own = next((group for group in groups if group[0].container == job.container), None)
+        if own is None:
+            groups.append([job])
+        else:
+            own.append(job)
+    return groups
 
 
 def _refuse_misfit(job: JobSpec) -> None:
-    """Raise BadInput where the machine cannot start what srun has to put into the image."""
+    """Raise BadInput for what the runtime, or the machine with it, cannot do."""
     container, machine = job.container, job.machine
     if isinstance(container, Docker) and isinstance(machine, SlurmCluster):
         if container.command is None:
@@ -59,8 +73,19 @@ def _refuse_misfit(job: JobSpec) -> None:
                 "SLURM neither bounds nor ends it. Use apptainer, or insist by container.command"
             )
         return
+    if isinstance(container, Apptainer) and "://" in container.image:
+        if isinstance(machine, SlurmCluster):
+            raise BadInput(
+                f"container.image: each process of a job would fetch {container.image}: fetch it "
+                f"once, `{container.kind} pull /path/to/image.sif {container.image}`, and give "
+                "that file"
+            )
+        return
     if isinstance(container, Charliecloud):
         _refuse_unmountable(container, mounts(job))
+        configured = {**job.environment, **machine.environment, **container.variables}
+        if _OF_CH_RUN in (*configured, *container.passed):
+            raise BadInput(f"{_OF_CH_RUN}: ch-run sets it itself, after all others; leave it out")
     if not isinstance(container, Pyxis | Edf):
         return
     if not isinstance(machine, SlurmCluster):
@@ -108,38 +133,48 @@ def _refuse_unmountable(container: Charliecloud, binds: Sequence[Bind]) -> None:
 
 
 def missing(jobs: Sequence[JobSpec]) -> list[str]:
-    """The image and sources of binds that are not there, a sentence each."""
-    container = jobs[0].container if jobs else NoContainer()
-    if isinstance(container, NoContainer):
-        return []
-    named = [("binds", Bind.parse(text).host) for text in container.binds]
-    if (image := container.image_file) is not None:
-        named.insert(0, ("image", str(image)))
+    """The images and sources of binds that are not there, a sentence each.
+
+    A job with a container of its own, as a stage may have, is named.
+    """
     return [
-        f"container.{key}: {path} is not there, as seen from here"
-        for key, path in named
-        if "{" not in path and not Path(path).exists()
+        ("" if group[0] is jobs[0] else f"{group[0].name}: ") + sentence
+        for group in _by_container(jobs)
+        for sentence in _missing(group[0])
     ]
 
 
-def _notes(first: JobSpec, jobs: Sequence[JobSpec]) -> Iterator[str]:
-    container = first.container
+def _missing(job: JobSpec) -> Iterator[str]:
+    container = job.container
     if isinstance(container, NoContainer):
         return
-    _refuse_misfit(first)
-    is_fetched = isinstance(container, Apptainer) and "://" in container.image
-    if is_fetched and isinstance(first.machine, SlurmCluster):
-        raise BadInput(
-            f"container.image: each process of a job would fetch {container.image}: fetch it once, "
-            f"`{container.kind} pull /path/to/image.sif {container.image}`, and give that file"
-        )
+    named = [("binds", Bind.parse(text).host) for text in container.binds]
+    if (image := container.image_file) is not None:
+        named.insert(0, ("image", str(image)))
+    for key, path in named:
+        if "{" not in path and not Path(path).exists():
+            yield f"container.{key}: {path} is not there, as seen from here"
+
+
+def _notes(jobs: Sequence[JobSpec], is_sessions: bool) -> Iterator[str]:
+    """Sentences on jobs of one container, which is the session's or that of a stage."""
+    container = jobs[0].container
+    if isinstance(container, NoContainer):
+        return
+    whose = "" if is_sessions else f"{jobs[0].name}: "
+    for job in jobs:
+        try:
+            _refuse_misfit(job)
+        except BadInput as error:
+            named = whose if job is jobs[0] else f"{job.name}: "
+            raise BadInput(f"{named}{error}") from error
     binds = dict.fromkeys(bind for job in jobs for bind in mounts(job))
     shown = ", ".join(bind.short for bind in binds)
     if shown:
         mounted = f"besides what {container.kind} mounts by itself: {shown}"
         yield f"in the image {container.image}, {mounted}"
-    yield from missing(jobs)
-    for name in {**first.environment, **first.machine.environment}:
+    yield from (f"{whose}{sentence}" for sentence in _missing(jobs[0]))
+    for name in (name for job in jobs for name in {**job.environment, **job.machine.environment}):
         if name in KEPT_BY_THE_RUNTIME:
             yield f"${name} stays outside: inside it is the image's own"
     for job in jobs:

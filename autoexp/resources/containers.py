@@ -203,6 +203,8 @@ class Charliecloud(Image):
     _PREFIX: ClassVar = "AUTOEXPENV_"
     # Of an image that says nothing; a host's leads to its own programs, where they are mounted.
     _PATH: ClassVar = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    # The payload sets them in every job, so they may count above the image's own.
+    _ALWAYS_SET: ClassVar = ("AUTOEXP_KEY", "AUTOEXP_ATTEMPT", "MASTER_ADDR", "MASTER_PORT")
     _NEEDED: ClassVar = (
         *("AUTOEXP", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PET_"),
     )
@@ -273,7 +275,7 @@ class Charliecloud(Image):
         configured = [name for name in names if not name.startswith(self._PREFIX)]
         defaults = self.handing(configured).defaults
         own = (name for name in configured if name not in KEPT_BY_THE_RUNTIME)
-        last = dict.fromkeys((*own, *defaults, *self.variables))
+        last = dict.fromkeys((*own, *defaults, *self.variables, *self._ALWAYS_SET))
         kept = {"PATH": f"--set-env=PATH={self._PATH}"} | {
             name: f"--unset-env={name}" for name in KEPT_BY_THE_RUNTIME if name != "PATH"
         }

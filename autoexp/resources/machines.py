@@ -265,8 +265,8 @@ class SlurmCluster(Launching):
             if spelled not in OPTIONS:
                 hint = nearest(spelled, OPTIONS)
                 raise ValueError(
-                    f"`{name}` is not an option of sbatch{hint}. One of a plugin of your site "
-                    "belongs in `plugin_options`, an image in `container: pyxis` or `edf`"
+                    f"`{name}` is not an option of sbatch{hint or '.'} One of a plugin of your "
+                    "site belongs in `plugin_options`, an image in `container: pyxis` or `edf`"
                 )
             if isinstance(options[name], str):
                 sinks.batch_option(str(options[name]))

@@ -18,6 +18,7 @@ from autoexp.schedulers.on_nodes import step_words
 # Of a process under srun, what torch.distributed asks for. The text is fixed: the command follows
 # as arguments of its own.
 _RANKS = 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"'
+_RANK_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 _MODULES = {
     "torchrun": "torch.distributed.run",
     # Of nvidia-resiliency-ext, which takes torchrun's options, and its variables PET_….
@@ -148,7 +149,9 @@ def _on_node(
     """The command of one task, on its node: variables of the node, NUMA binding, container."""
     names = (*_configured(machine, spec), *machine.node_environment)
     place = spec.trainer.working_directory if _trains(spec) else None
-    container, own = spec.container, dict.fromkeys((*names, *spec.container.environment()))
+    launched = _is_launched(machine, spec)
+    ranks = _RANK_NAMES if launched and machine.launcher == "srun" else ()
+    container, own = spec.container, dict.fromkeys((*names, *ranks, *spec.container.environment()))
     if place is not None and isinstance(container, NoContainer):
         command = ("env", f"--chdir={place}", *command)
     elif place is not None and not isinstance(container, NoContainer) and not container.workdir:
@@ -156,7 +159,6 @@ def _on_node(
     inside = container.inside(command, spec.output_dir, own, bound_paths(spec))
     if machine.numactl and _trains(spec):
         inside = ("numactl", *machine.numactl, *inside)
-    launched = _is_launched(machine, spec)
     each = _inside(machine, spec).get("each")
     if machine.node_environment or each or (_rule(machine) and launched):
         return (python_of(machine), "-c", running(NODE_FILE), "start", *inside)

@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
 from autoexp.config.compose import compose
 from autoexp.jobs.record import Attempt
 from autoexp.jobs.spec import JobSpec
@@ -47,6 +51,10 @@ ODD = {
     "EMPTY": "",
     "UNICODE": "schön 漢字",
 }
+NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,12}", fullmatch=True).map(lambda name: f"T_{name}")
+TEXTS = st.text(
+    st.sampled_from([*"$`\"'\\\n,:;=(){}!%*? ab", "\t"]) | st.characters(codec="utf-8"), max_size=40
+).filter(lambda text: "\0" not in text)
 MISSING = "there is no apptainer here: tests/containers/apptainer.sh install"
 
 
@@ -66,6 +74,23 @@ class Image(NamedTuple):
         return (
             *("container=apptainer", f"container.image={self.path}", "container.gpus=none"),
             f"container.binds={json.dumps([*self.binds, *binds])}",
+            f"container.options={json.dumps(options)}",
+        )
+
+    def in_ch_run(self, *options: str, binds: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Overrides of a training in this image by ch-run, which has places for the binds then.
+
+        What the image says of its environment, `--set-env` takes.
+        """
+        (own := self.path / "ch").mkdir(exist_ok=True)
+        said = ("OMP", "OF_THE_IMAGE", "RANK", "WORLD_SIZE", "MASTER_ADDR", "AUTOEXP_KEY")
+        (own / "environment").write_text("".join(f"{name}=of-the-image\n" for name in said))
+        folders = [bind.removesuffix(":ro") for bind in (*self.binds, *binds)]
+        for folder in folders:
+            Path(f"{self.path}{folder}").mkdir(parents=True, exist_ok=True)
+        return (
+            *("container=charliecloud", f"container.image={self.path}"),
+            f"container.binds={json.dumps(folders)}",
             f"container.options={json.dumps(options)}",
         )
 
@@ -127,3 +152,23 @@ def box(session: Path, program: str, *overrides: str, **variables: str) -> Box:
     ref = AttemptRef(key, session / "attempts" / key, key, "batch.sh")
     prepare(ref, spec, attempt, payload_spec(spec.machine, spec, key))
     return Box(ref, spec, attempt)
+
+
+def any_name_and_value_arrives(
+    overrides: tuple[str, ...], folders: pytest.TempPathFactory, values: st.SearchStrategy[str]
+) -> None:
+    """Raise AssertionError with a variable that a program in the image sees as another value."""
+
+    @settings(
+        max_examples=4,
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],  # a run takes a second
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.dictionaries(NAMES, values, min_size=20, max_size=40))
+    def arrives(variables: dict[str, str]) -> None:
+        seen = box(folders.mktemp("any"), SEEN, *overrides, **variables).run()
+        assert {name: seen.get(name) for name in variables} == variables
+
+    arrives()

@@ -1,11 +1,13 @@
 """Trainers that srun and torchrun start inside a real image."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from autoexp.resources.containers import Apptainer
+from autoexp.config.compose import compose
+from autoexp.resources.containers import Apptainer, Container
 from autoexp.states import Kind
 from tests.containers.boxes import MISSING, SETS_OF_OPTIONS, Image, image_of_this_machine, runs_here
 from tests.slurm.bench import Bench
@@ -14,7 +16,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not runs_here(), reason=MISS
 
 SEEN = (
     "import json, os; print(json.dumps({name: os.environ.get(name) for name in "
-    "('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'SLURM_PROCID', 'AUTOEXP_KEY', 'PET_RDZV_ENDPOINT')}))"
+    "('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'SLURM_PROCID', 'AUTOEXP_KEY', 'PET_RDZV_ENDPOINT', "
+    "'OMP')}))"
 )
 
 
@@ -29,7 +32,7 @@ def test_each_of_two_ranks_knows_its_own_number_whatever_the_options_are(
     options: tuple[str, ...], bench: Bench, image: Image
 ) -> None:
     settings = {"launcher": "srun", "tasks_per_node": 2}
-    seen = sorted(_seen(bench, image, options, **settings), key=lambda found: found["RANK"])
+    seen = _seen(bench, image, options, **settings)
     assert [found["RANK"] for found in seen] == ["0", "1"]
     assert [found["SLURM_PROCID"] for found in seen] == ["0", "1"]
     assert {found["WORLD_SIZE"] for found in seen} == {"2"}
@@ -54,6 +57,18 @@ def test_the_agents_on_two_nodes_are_told_the_same_endpoint(
     assert endpoints[0] is not None
 
 
+@pytest.mark.skipif(shutil.which("ch-run") is None, reason="there is no ch-run here")
+def test_each_of_two_ranks_in_ch_run_knows_its_own_number(bench: Bench, image: Image) -> None:
+    container = compose("demo", image.in_ch_run("--set-env")).experiment.container
+    container = container.model_copy(update={"variables": {"OMP": "$mine"}})
+    seen = _printed(bench, container, launcher="srun", tasks_per_node=1, nodes=2)
+    assert [(found["RANK"], found["LOCAL_RANK"]) for found in seen] == [("0", "0"), ("1", "0")]
+    assert [found["SLURM_PROCID"] for found in seen] == ["0", "1"]
+    assert {found["WORLD_SIZE"] for found in seen} == {"2"}
+    assert {found["AUTOEXP_KEY"] for found in seen} == {bench.attempt("box").key}
+    assert {found["OMP"] for found in seen} == {"$mine"}
+
+
 def _seen(
     bench: Bench,
     image: Image,
@@ -71,6 +86,10 @@ def _seen(
             "binds": [*image.binds, *words["binds"]],  # type: ignore[misc]
         }
     )
+    return _printed(bench, container, **settings)
+
+
+def _printed(bench: Bench, container: Container, **settings: object) -> list[dict[str, str]]:
     job = bench.add("box", ("python3", "-c", SEEN), kind=Kind.TRAIN, **settings)
     job.spec = job.spec.model_copy(update={"container": container})
     bench.session.save_job(job)
@@ -78,4 +97,4 @@ def _seen(
     bench.send("box", fresh=True)
     bench.wait("COMPLETED", "box")
     lines = (line for line in bench.log("box").splitlines() if line.startswith("{"))
-    return [json.loads(line) for line in lines]
+    return sorted(map(json.loads, lines), key=lambda found: found["RANK"] or "")

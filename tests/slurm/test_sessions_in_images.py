@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.config.compose import compose
-from autoexp.resources.containers import Apptainer
+from autoexp.resources.containers import Apptainer, Container
 from autoexp.rules.events import StateChanged
 from autoexp.schedulers.slurm.scheduler import SlurmScheduler
 from autoexp.session.session import Session
@@ -37,6 +38,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not runs_here(), reason=MISS
 SESSION = "boxed"
 # The demo needs NumPy, which this environment has: its Python, in the image's place.
 ENVIRONMENT = (str(ROOT), sys.prefix, sys.base_prefix)
+IN_CH_RUN = pytest.mark.skipif(shutil.which("ch-run") is None, reason="there is no ch-run here")
 SLOWLY = "backend.args.sleep_per_iteration_ms=60"
 
 
@@ -44,6 +46,12 @@ SLOWLY = "backend.args.sleep_per_iteration_ms=60"
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     """An image whose programs are this machine's."""
     return image_of_this_machine(tmp_path_factory.mktemp("image") / "root")
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Image:
+    """An image of ch-run's own: where it has a place, Apptainer makes none in its /tmp and home."""
+    return image_of_this_machine(tmp_path / "image")
 
 
 def demo_in(image: Image, *options: str) -> tuple[str, ...]:
@@ -110,6 +118,44 @@ def test_a_study_in_an_image_outlives_its_time_limit_and_its_monitor(
     assert commands.counts()["sbatch"] == sum(len(job.attempts) for job in session.jobs.values())
 
 
+@IN_CH_RUN
+def test_a_demo_behind_srun_is_trained_to_its_end_in_ch_run(
+    places: Image, commands: Commands, tmp_path: Path
+) -> None:
+    own = (
+        *(*SMALL, "slurm=local_cluster", "slurm.gpus_per_node=0", "slurm.launcher=srun"),
+        *("cooldowns=[]", "project.name=alone"),
+        *places.in_ch_run(binds=ENVIRONMENT),
+        f"container.python={sys.executable}",
+    )
+    path = create(compose("demo", own), tmp_path / "scratch", session_id=SESSION)
+    try:
+        session = watch_to_the_end(path)
+    finally:
+        clear_queue(SESSION)
+    (job,) = session.jobs.values()
+    assert (job.reason, len(job.attempts)) == ("reached iteration 300", 1)
+    assert (Path(job.spec.save_dir) / "iter_0000300").is_dir()
+    assert commands.counts()["sbatch"] == 1
+
+
+@IN_CH_RUN
+def test_a_payload_killed_over_ch_run_leaves_nothing_that_a_retry_could_meet(
+    places: Image, bench: Bench
+) -> None:
+    container = compose("demo", places.in_ch_run()).experiment.container
+    launchers = {"alone": "none", "stepped": "srun"}
+    for name, launcher in launchers.items():
+        add(bench, container, name, launcher=launcher)
+    bench.wait("RUNNING", *launchers)
+    until(lambda: all("ready" in bench.log(name) for name in launchers), "trainers")
+    assert all(bench.processes(name) for name in launchers)
+    for name in launchers:
+        kill_payload(bench, name)
+    bench.wait("FAILED", *launchers)
+    until(lambda: not bench.processes(), "processes of killed payloads")
+
+
 def test_what_is_cancelled_saves_once_and_of_what_is_killed_nothing_trains_on(
     image: Image, bench: Bench
 ) -> None:
@@ -117,17 +163,16 @@ def test_what_is_cancelled_saves_once_and_of_what_is_killed_nothing_trains_on(
     for number, options in enumerate(SETS_OF_OPTIONS):
         for what in ("cancelled", "killed"):
             launcher = ("none", "srun")[number % 2]
-            add(bench, image, f"{what}{number}", options=options, launcher=launcher)
+            add(bench, in_apptainer(image, options), f"{what}{number}", launcher=launcher)
     cancelled = [name for name in bench.jobs if name.startswith("cancelled")]
     killed = [name for name in bench.jobs if name.startswith("killed")]
-    add(bench, Image(Path(__file__)), "unstarted")
+    add(bench, in_apptainer(Image(Path(__file__))), "unstarted")
     bench.wait("RUNNING", *cancelled, *killed)
     until(lambda: all("ready" in bench.log(name) for name in (*cancelled, *killed)), "trainers")
 
     bench.scheduler.cancel(bench.refs(cancelled))
     for name in killed:
-        started = json.loads((bench.ref(name).directory / "started.json").read_text())
-        os.kill(started["pid"], signal.SIGKILL)
+        kill_payload(bench, name)
 
     bench.wait("CANCELLED", *cancelled)
     bench.wait("FAILED", *killed, "unstarted")
@@ -137,12 +182,21 @@ def test_what_is_cancelled_saves_once_and_of_what_is_killed_nothing_trains_on(
     assert str(bench.jobs["unstarted"].reason).startswith("its container did not start: FATAL: ")
 
 
-def add(bench: Bench, image: Image, name: str, **settings: object) -> None:
-    """Submit a training in the image that saves on a SIGTERM."""
-    options = settings.pop("options", ())
+def in_apptainer(image: Image, options: tuple[str, ...] = ()) -> Apptainer:
+    """The image as the container of a job."""
     words = {"image": str(image.path), "binds": image.binds, "options": options}
+    return Apptainer.model_validate(words)
+
+
+def kill_payload(bench: Bench, name: str) -> None:
+    """Kill the payload of a job, as the kernel does where memory runs out."""
+    started = json.loads((bench.ref(name).directory / "started.json").read_text())
+    os.kill(started["pid"], signal.SIGKILL)
+
+
+def add(bench: Bench, container: Container, name: str, **settings: object) -> None:
+    """Submit a training in the container that saves on a SIGTERM."""
     job = bench.add(name, ("python3", "-c", COUNTS), kind=Kind.TRAIN, **settings)
-    container = Apptainer.model_validate(words)
     job.spec = job.spec.model_copy(update={"container": container, "target_iteration": None})
     bench.session.save_job(job)
     bench.begin(name)

@@ -33,6 +33,42 @@ def test_a_plan_says_that_an_image_or_the_source_of_a_bind_is_not_there() -> Non
     ]
 
 
+def of_convert(container: str, *overrides: str) -> list[str]:
+    """The notes of a plan whose stage `convert` has a container of its own."""
+    return notes(f"+stages.convert.container={container}", *overrides, config="study")
+
+
+def test_a_plan_says_so_of_a_stage_with_a_container_of_its_own() -> None:
+    lacks = "/no/hf.sif is not there, as seen from here"
+    found = of_convert("{image: /no/hf.sif}", "container.image=/no/x.sif")
+    assert f"container.image: {lacks.replace('hf', 'x')}" in found
+    assert [note for note in found if "hf.sif is not" in note] == [
+        f"study-cd1000-convert: container.image: {lacks}"
+    ]
+    assert sum(note.startswith("in the image /no/hf.sif") for note in found) == 1
+
+
+def test_a_plan_says_so_of_a_stage_where_the_session_itself_has_no_container() -> None:
+    own = "+stages.convert.container={kind: apptainer, image: /no/hf.sif}"
+    found = make_plan(compose("study", [own]).experiment, Path("/out")).notes
+    lacks = "/no/hf.sif is not there, as seen from here"
+    assert f"study-cd1000-convert: container.image: {lacks}" in found
+
+
+def test_what_a_stages_own_container_cannot_do_is_refused_with_its_name() -> None:
+    image = "container.image=/no/x.sif"
+    with pytest.raises(BadInput, match=r"cd1000-convert: container\.kind: pyxis is a plugin"):
+        of_convert("{kind: pyxis, image: ngc}", image)
+    pyxis = ("container=pyxis", "container.image=ngc", "slurm=local_cluster", "slurm.launcher=srun")
+    with pytest.raises(BadInput, match=r"cd1000-convert: container\.kind: pyxis is a plugin"):
+        make_plan(
+            compose("study", [*pyxis, "+stages.convert.slurm={kind: local}"]).experiment,
+            Path("/out"),
+        )
+    with pytest.raises(BadInput, match=r"cd1000-convert: container\.image: each process"):
+        of_convert("{image: 'docker://python:3.12'}", image, "slurm=local_cluster")
+
+
 @pytest.mark.parametrize("kind", ["pyxis", "edf"])
 def test_a_plan_says_so_of_the_image_of_a_plugin_where_it_is_a_path(kind: str) -> None:
     own = (f"container={kind}", "slurm=local_cluster", "slurm.launcher=srun")
@@ -108,6 +144,12 @@ def test_what_ch_run_cannot_mount_is_refused_before_anything_is_made(tmp_path: P
 def test_what_would_break_a_training_in_ch_run_is_refused(words: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         charliecloud("container.image=/no/image", words)
+
+
+@pytest.mark.parametrize("where", ["container.variables", "slurm.environment"])
+def test_a_variable_that_ch_run_sets_after_all_others_is_refused(where: str) -> None:
+    with pytest.raises(BadInput, match="CH_RUNNING: ch-run sets it itself"):
+        charliecloud("container.image=/no/image", f"+{where}.CH_RUNNING=mine")
 
 
 def test_ch_run_as_another_runtimes_command_is_told_its_kind() -> None:

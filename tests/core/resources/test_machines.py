@@ -24,12 +24,12 @@ def test_an_unknown_sbatch_option_is_refused_by_name_with_the_nearest_one(
     name: str, near: str
 ) -> None:
     told = refusal(options={name: "x"})
-    assert f"`{name}` is not an option of sbatch; did you mean `{near}`?" in told
+    assert f"`{name}` is not an option of sbatch; did you mean `{near}`? One of a plugin" in told
 
 
 def test_an_option_far_from_any_other_is_refused_without_a_guess() -> None:
     told = refusal(options={"zzzzzzzz": 1})
-    assert "`zzzzzzzz` is not an option of sbatch" in told
+    assert "`zzzzzzzz` is not an option of sbatch. One of a plugin" in told
     assert "did you mean" not in told
 
 
