@@ -10,6 +10,9 @@ from autoexp.rules.durations import in_bytes
 from autoexp.rules.events import CheckpointComplete
 from autoexp.states import Verdict
 
+KEPT_ONLY_AS = "are kept only as"
+"""What a warning says of checkpoints that one reason alone keeps: without it, they would go."""
+
 
 class Standing(NamedTuple):
     """A checkpoint, and all reasons why it stays."""
@@ -145,7 +148,7 @@ def over_budget(situation: Situation, found: Iterable[Standing]) -> str | None:
         for hold in standing.holds[:1] if len(standing.holds) == 1 else ():
             by_reason[hold.why] = by_reason.get(hold.why, 0) + size
     most = sorted(by_reason.items(), key=lambda each: -each[1])[:3]
-    frees = ", ".join(f"{in_bytes(size)} are kept only as `{why}`" for why, size in most if size)
+    frees = ", ".join(f"{in_bytes(size)} {KEPT_ONLY_AS} `{why}`" for why, size in most if size)
     return (
         f"checkpoints take {in_bytes(used)}, above retention.budget ({in_bytes(budget)}); nothing "
         f"is deleted for that: {frees or 'each is kept for several reasons'}; "

@@ -47,8 +47,8 @@ def test_all_exercises_of_a_drill_hold_on_the_cluster(tmp_path: Path) -> None:
     assert queued(session.id) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
-def test_a_drill_that_is_interrupted_leaves_no_job_and_no_monitor(
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_a_drill_that_is_interrupted_or_killed_leaves_no_job_and_no_monitor(
     tmp_path: Path, number: int
 ) -> None:
     root = tmp_path / "sessions"
@@ -70,8 +70,10 @@ def test_a_drill_that_is_interrupted_leaves_no_job_and_no_monitor(
     finally:
         drill.send_signal(number)
         output, _ = drill.communicate(timeout=PATIENCE_S)
-    assert drill.returncode == 130, output
+    assert drill.returncode == (-9 if number == signal.SIGKILL else 130), output
     (found,) = below(root)
+    if number == signal.SIGKILL:
+        until(lambda: Session.load(found.path).is_over, "the end of its session")
     session = Session.load(found.path)
     assert session.is_over and queued(session.id) == []
     assert session.jobs["drill"].was_cancelled and live_holder(session) is None

@@ -31,8 +31,8 @@ def drill(overrides: _Overrides = None, as_json: options.AsJson = False) -> int:
     """Train the demo on a cluster, kill what can be killed, and show what held.
 
     Kills of the monitor, of the training's step and of its job, an outage of Prefect's server, a
-    full budget, a node that counts as sick. It takes some minutes of two nodes, in a session of its
-    own. The exit code is 0 only if all held that can be tried there.
+    full budget, a full disk, a node that counts as sick. It takes some minutes of two nodes, in a
+    session of its own. The exit code is 0 only if all held that can be tried there.
 
     \b
     Examples:

@@ -12,12 +12,12 @@ from autoexp.errors import AutoexpError
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.model import now
 from autoexp.nodes.avoid_list import AvoidList
-from autoexp.operations.cancel import cancel_directly
 from autoexp.operations.drill import cluster, setting
+from autoexp.operations.drill.guard import BY, Guard, end_jobs, let_go
 from autoexp.operations.drill.judgement import Records, Trial
 from autoexp.operations.drill.monitor import Monitor
 from autoexp.resources.machines import SlurmCluster
-from autoexp.rules.events import CheckpointComplete
+from autoexp.rules.events import CheckpointComplete, DiskBudgetPassed
 from autoexp.schedulers.base import AttemptRef
 from autoexp.session import find
 from autoexp.session.inbox import BudgetRequest, enqueue
@@ -25,7 +25,6 @@ from autoexp.session.session import Session
 from autoexp.states import Kind
 from autoexp.storage import atomic, migrations
 
-BY = "autoexp drill"
 _TICK_S = 0.2
 _AT_ONCE_S = 0.005
 _SILENT_S = 10.0
@@ -78,11 +77,12 @@ class _Drill:
             for name, job in session.jobs.items()
             if job.spec.branch is not None
         }
-        folder = setting.folder_of(path)
         atomic.make_directory(setting.holds_below(path))
         for at in setting.HOLDS.values():
             atomic.write(setting.holds_below(path) / str(at), "")
-        self._monitor = Monitor(path, home, folder / "monitor.log")
+        log = setting.log_of(path)
+        self._monitor = Monitor(path, home, log)
+        self._guard = Guard(path, home, log)
         self._trials: list[Trial] = []
 
     def run(self) -> Done:
@@ -103,6 +103,7 @@ class _Drill:
                 self._fill_budget,
             ):
                 exercise()
+            self._fill_disk(began)
             self._finish(began)
         except Missed as missed:
             stopped = f"the drill had ended before: {missed}"
@@ -143,7 +144,7 @@ class _Drill:
         with self._trying(setting.SERVER, did) as tried:
             with self._monitor.outage():
                 tried(began=now(), job=name)
-                self._let_go(setting.SERVER)
+                let_go(self._path, setting.SERVER)
                 submitted = f"checkpoint {at} and the submission of its cooldown"
                 self._wait_for(submitted, lambda: self._is_submitted(name))
                 tried(ended=now())
@@ -151,13 +152,13 @@ class _Drill:
 
     def _kill_step(self) -> None:
         self._kill(setting.STEP, lambda ref: cluster.kill_step(self._machine, ref))
-        self._let_go(setting.STEP)
+        let_go(self._path, setting.STEP)
 
     def _cancel_job(self) -> None:
         machine = self._machine
         if isinstance(machine, SlurmCluster):
             self._kill(setting.JOB, lambda ref: cluster.cancel_job(machine, ref))
-        self._let_go(setting.JOB)
+        let_go(self._path, setting.JOB)
 
     def _kill(self, exercise: str, kill: Callable[[AttemptRef], str]) -> None:
         """Kill the training where it waits, and see that the next attempt trains."""
@@ -179,7 +180,7 @@ class _Drill:
         with self._trying(setting.BUDGET, did) as tried:
             self._limit(_LEAST_GPU_HOURS)
             tried(began=now(), job=name)
-            self._let_go(setting.BUDGET)
+            let_go(self._path, setting.BUDGET)
             self._wait_for(f"checkpoint {at}", lambda: at in self._job().checkpoints)
             # Several looks, at each of which it could have been submitted.
             looks_s = max(_LEAST_LOOKS_S, 3 * self._look_s)
@@ -189,9 +190,23 @@ class _Drill:
             self._limit(None)
             self._wait_for(f"{name} to be submitted", lambda: self._is_submitted(name))
 
+    def _fill_disk(self, began: datetime) -> None:
+        """See that the checkpoints so far, too many for their budget, were warned of."""
+        did = "`retention.budget` below what two checkpoints take"
+        with self._trying(setting.DISK, did, began) as tried:
+            warned = self._wait_for("the warning of its checkpoints", self._disk_warning)
+            assert warned is not None
+            tried(ended=warned[0])
+
+    def _disk_warning(self) -> tuple[datetime, str] | None:
+        for entry in Session.load(self._path).journal.entries:
+            if isinstance(entry.event, DiskBudgetPassed):
+                return entry.time, entry.event.message
+        return None
+
     def _finish(self, began: datetime) -> None:
         """Wait for the end of the session and of its monitor."""
-        self._let_go(*setting.HOLDS)
+        let_go(self._path, *setting.HOLDS)
         with self._trying(setting.WHOLE, "everything above, in one session", began):
             until = time.monotonic() + _QUEUE_PATIENCE_S
             self._notify("waiting for all jobs to end")
@@ -271,11 +286,6 @@ class _Drill:
         holder = find.live_holder(Session.part(self._path, [], []))
         return holder is not None and holder.pid == self._monitor.pid
 
-    def _let_go(self, *exercises: str) -> None:
-        for exercise in exercises:
-            hold = setting.holds_below(self._path) / str(setting.HOLDS[exercise])
-            hold.unlink(missing_ok=True)
-
     def _limit(self, gpu_hours: float | None) -> None:
         """Have the monitor change the budget, and wait until it has."""
         enqueue(self._path, BudgetRequest(stop_above=gpu_hours, by=BY))
@@ -291,14 +301,9 @@ class _Drill:
     def _end(self) -> None:
         """Let nothing of this be left: no hold, no monitor, no job, no server."""
         self._monitor.stop()
-        if not Session.load(self._path).is_over:
-            self._notify(f"cancelling its jobs, as `autoexp cancel {self._path.name}` does")
-            outcome = cancel_directly(self._path, (), BY)
-            if outcome.problem:
-                self._notify(outcome.problem)
-        # Not before: a training that is let go would run on to its end meanwhile.
-        self._let_go(*setting.HOLDS)
+        end_jobs(self._path, self._notify)
         self._monitor.wait_for_server_to_end()
+        self._guard.dismiss()
 
     def _records(self) -> Records:
         session = Session.load(self._path)
@@ -308,6 +313,12 @@ class _Drill:
             for entry in session.journal.entries
             if isinstance(entry.event, CheckpointComplete)
         }
+        gone = [
+            (event.job, event.iteration)
+            for event in session.journal.checkpoints()
+            if not Path(event.path).is_dir()
+        ]
+        warning, retention = self._disk_warning(), session.experiment.retention
         avoided: list[str] = []
         with suppress(OSError):
             listed = AvoidList(setting.avoided_below(self._path)).current(now())
@@ -318,5 +329,8 @@ class _Drill:
             submitted=cluster.submitted(self._machine, [session.ref(a) for a in attempts]),
             nodes=cluster.node_names(self._machine, {a.key: a.nodes for a in attempts}),
             avoided=avoided,
+            kept_every=retention.every if retention else (),
+            gone=gone,
+            disk_warning=warning[1] if warning else "",
             prefect_has_all=self._monitor.prefect_has_all,
         )

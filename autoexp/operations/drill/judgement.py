@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from autoexp import states
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.operations.drill import setting
+from autoexp.retention.decision import KEPT_ONLY_AS
 from autoexp.states import Kind, Verdict
 
 Result = Literal["held", "did not hold", "not tried"]
@@ -70,6 +71,12 @@ class Records(NamedTuple):
     """By the key of each attempt: names of the nodes that it had."""
     avoided: Sequence[str]
     """The nodes in the drill's list."""
+    kept_every: Sequence[int]
+    """Checkpoints at multiples of these stay, as the newest of each job does."""
+    gone: Sequence[tuple[str, int]]
+    """Checkpoints that were complete and whose directory is not there, by job and iteration."""
+    disk_warning: str
+    """What the session said of checkpoints above their budget; empty if it said nothing."""
     prefect_has_all: bool
     """True if Prefect's server has got the last state."""
 
@@ -250,6 +257,27 @@ def _budget_words(trial: Trial, records: Records) -> str:
     return f"{trial.job} waited although its checkpoint was there; then it began from {start}"
 
 
+def _disk_problems(trial: Trial, records: Records) -> Found:
+    del trial
+    if not records.disk_warning:
+        yield "nothing was said of checkpoints above `retention.budget`"
+    elif KEPT_ONLY_AS not in records.disk_warning:
+        yield f"the warning does not say what would free space: {records.disk_warning}"
+    for name, iteration in records.gone:
+        newest = max(at for job, at in records.completed if job == name)
+        if iteration == newest or any(iteration % every == 0 for every in records.kept_every):
+            yield f"checkpoint {iteration} of {name}, which `retention.keep` keeps, is gone"
+
+
+def _disk_words(trial: Trial, records: Records) -> str:
+    del trial
+    stay = len(records.completed) - len(records.gone)
+    return (
+        f"warned, with what would free space; {stay} checkpoints that `retention.keep` keeps are "
+        f"there, {len(records.gone)} that it does not keep deleted"
+    )
+
+
 def _whole_problems(trial: Trial, records: Records) -> Found:
     del trial
     yield from _twice(records)
@@ -279,5 +307,6 @@ _CHECKS: dict[str, tuple[_Problems, _Words]] = {
     setting.STEP: (_killed_problems, _killed_words),
     setting.JOB: (_killed_problems, _killed_words),
     setting.BUDGET: (_budget_problems, _budget_words),
+    setting.DISK: (_disk_problems, _disk_words),
     setting.WHOLE: (_whole_problems, _whole_words),
 }

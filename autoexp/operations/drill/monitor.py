@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from autoexp.errors import AutoexpError
 from autoexp.resources.node import read_proc
+from autoexp.storage import processes
 
 _KEEPER = b"autoexp-keeper"
 """What `ps` shows of the server's parent; it is named in flows/deployment/keeper.py."""
@@ -105,6 +107,19 @@ class Monitor:
         except subprocess.TimeoutExpired:
             self.kill()
 
+    def end_left_over(self) -> None:
+        """End the monitor, and have the keeper go on, which another process has started.
+
+        Its keeper may stand still for an outage; it ends with the monitor, as its server does.
+        """
+        for pid in self._own_processes():
+            with suppress(ProcessLookupError):
+                if _is_keeper(pid):
+                    os.kill(pid, signal.SIGCONT)
+                elif read_proc(pid, "cmdline").endswith(b"\0%b\0" % os.fsencode(self._session)):
+                    os.kill(pid, signal.SIGKILL)
+                    _wait_for_end(partial(_has_ended, pid))
+
     @contextmanager
     def outage(self) -> Iterator[None]:
         """Kill the server, and keep its keeper from starting another one meanwhile.
@@ -128,7 +143,7 @@ class Monitor:
         while time.monotonic() < deadline:
             for keeper in self._own_processes():
                 below = read_proc(keeper, f"task/{keeper}/children").split()
-                if below and read_proc(keeper, "comm").strip() == _KEEPER:
+                if below and _is_keeper(keeper):
                     return keeper, [int(pid) for pid in below]
             time.sleep(0.2)
         raise AutoexpError(f"the monitor has no Prefect server of its own; see {self._log}")
@@ -149,12 +164,24 @@ class Monitor:
 
     def wait_for_server_to_end(self) -> None:
         """Wait until server and keeper have ended, so that their directory can be removed."""
-        deadline = time.monotonic() + _ENDS_WITHIN_S
-        while time.monotonic() < deadline and self._own_processes():
-            time.sleep(0.1)
+        _wait_for_end(lambda: not self._own_processes())
 
     def _own_processes(self) -> list[int]:
         """Processes with this Prefect directory in their environment: server and keeper."""
         mark = b"PREFECT_HOME=" + os.fsencode(self._home)
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
         return [pid for pid in pids if mark in read_proc(pid, "environ").split(b"\0")]
+
+
+def _is_keeper(pid: int) -> bool:
+    return read_proc(pid, "comm").strip() == _KEEPER
+
+
+def _has_ended(pid: int) -> bool:
+    return processes.identity(pid) is None
+
+
+def _wait_for_end(has_ended: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _ENDS_WITHIN_S
+    while time.monotonic() < deadline and not has_ended():
+        time.sleep(0.1)

@@ -10,8 +10,8 @@ from autoexp.states import Kind
 
 CONFIG = "drill"
 SICK_NODE, MONITOR, SERVER = "sick node", "monitor", "Prefect server"
-STEP, JOB, BUDGET, WHOLE = "step", "job", "full budget", "whole session"
-EXERCISES = (SICK_NODE, MONITOR, SERVER, STEP, JOB, BUDGET, WHOLE)
+STEP, JOB, BUDGET, DISK, WHOLE = "step", "job", "full budget", "full disk", "whole session"
+EXERCISES = (SICK_NODE, MONITOR, SERVER, STEP, JOB, BUDGET, DISK, WHOLE)
 """In their order."""
 
 MONITOR_AT, SERVER_AT, BUDGET_AT = 100, 200, 400
@@ -40,6 +40,11 @@ def folder_of(session: Path) -> Path:
 def holds_below(session: Path) -> Path:
     """The directory in which a file holds the training at the iteration of its name."""
     return folder_of(session) / "hold"
+
+
+def log_of(session: Path) -> Path:
+    """What the monitor of a drill prints."""
+    return folder_of(session) / "monitor.log"
 
 
 def avoided_below(session: Path) -> Path:

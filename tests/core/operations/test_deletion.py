@@ -17,7 +17,7 @@ from autoexp.rules.actions import Delete, Measure
 from autoexp.rules.events import CheckpointDeleted, DiskBudgetPassed
 from autoexp.session.action_records import ActionRecord, ActionStatus
 from autoexp.session.checkpoint_uses import checkpoints_of
-from autoexp.session.inbox import ActionRequest, SubmitRequest, enqueue
+from autoexp.session.inbox import ActionRequest, Request, RetryRequest, SubmitRequest, enqueue
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
 from tests.builders import TINY, create, spec_of
@@ -144,12 +144,106 @@ def test_a_branch_that_is_asked_for_meanwhile_keeps_its_start(tmp_path: Path) ->
     assert not story.folder(100).exists()
 
 
+def cooldown_at_100(tmp_path: Path) -> JobSpec:
+    """A cooldown of a training as the stories have it, from iteration 100; it is in no session."""
+    planned = create(compose("demo", TINY), tmp_path / "other", session_id="s2")
+    return Session.load(planned).jobs["tiny-cd100"].spec
+
+
+TRUNK_ENDS = {"job": "tiny"}
+TRUNK_AT_100 = {"job": "tiny", "checkpoint": 100}
+WAITS: dict[str, dict[str, Any]] = {
+    "after": {"awaits": (TRUNK_AT_100, TRUNK_ENDS)},
+    "in its command": {
+        "awaits": (TRUNK_ENDS,),
+        "draft": {
+            "command": ["convert", "{sibling.stable.checkpoint_path}"],
+            "values": {},
+            "late": {"stable": TRUNK_AT_100},
+        },
+    },
+}
+
+
+def stage(how: str) -> JobSpec:
+    """A stage that needs checkpoint 100 of the trunk and its end, and names no path of either."""
+    fields = spec_of("convert", name="stage", kind=Kind.COMMAND).model_dump()
+    return JobSpec.model_validate({**fields, **WAITS[how]})
+
+
+@pytest.mark.parametrize("how", WAITS)
+def test_a_stage_that_waits_for_more_keeps_the_checkpoint_that_it_waits_for(
+    tmp_path: Path, how: str
+) -> None:
+    story = story_with(tmp_path, LAST, "cooldowns=[]")
+    story.session.add_job(stage(how))
+    saves(story, 100, 200, 300)
+    act(story, Delete)
+    assert [story.folder(at).is_dir() for at in (100, 200, 300)] == [True, False, True]
+    story.session.settle(story.job("stage"), Verdict.FINISHED, "exit code 0")
+    saves(story, 400)
+    act(story, Delete)
+    assert not story.folder(100).exists()
+
+
+def keeps_100(story: Story, request: Request) -> bool:
+    """Whether a checkpoint whose deletion is decided stays, for a request that comes meanwhile."""
+    assert {100, 200} <= set(deletions(story.session))
+    enqueue(story.path, request)
+    act(story, Delete)
+    assert not story.folder(200).exists()
+    return story.folder(100).is_dir()
+
+
+@pytest.mark.parametrize("what", ["cooldown", *WAITS])
+def test_what_a_request_in_the_inbox_is_to_start_from_stays(tmp_path: Path, what: str) -> None:
+    story = story_with(tmp_path, LAST, "cooldowns=[]")
+    saves(story, 100, 200, 300)
+    asked = cooldown_at_100(tmp_path) if what == "cooldown" else stage(what)
+    assert keeps_100(story, SubmitRequest(jobs=(asked,), by="ann"))
+    assert str(deletions(story.session)[100].reason) == f"kept: {asked.name} was asked for"
+
+
+@pytest.mark.parametrize("what", ["reads", "cooldown", *WAITS])
+@pytest.mark.parametrize("ended", ["cancelled", "cancelled, all are retried", "finished"])
+def test_what_a_request_to_retry_a_job_that_needs_nothing_more_asks_for_stays(
+    tmp_path: Path, what: str, ended: str
+) -> None:
+    story = story_with(tmp_path, LAST, "cooldowns=[]")
+    saves(story, 100, 200, 300)
+    if what == "reads":
+        spec: JobSpec = spec_of(f"--load={story.folder(100)}", name="e", kind=Kind.COMMAND)
+    else:
+        spec = cooldown_at_100(tmp_path) if what == "cooldown" else stage(what)
+    story.session.add_job(spec)
+    if ended == "finished":
+        story.session.settle(story.job(spec.name), Verdict.FINISHED, "exit code 0")
+    else:
+        story.session.change_job(story.job(spec.name), cancel_requested="ann")
+        story.session.settle(story.job(spec.name), Verdict.FAILED, "cancelled by ann")
+    names = () if ended.endswith("all are retried") else (spec.name,)
+    assert keeps_100(story, RetryRequest(jobs=names, by="ann"))
+
+
+def test_what_a_dropped_action_is_about_stays_if_a_request_asks_for_it_again(
+    tmp_path: Path,
+) -> None:
+    ship = "{ship: {at: [100], actions: [{run_command: {run: [ship, '{checkpoint_path}']}}]}}"
+    story = story_with(tmp_path, LAST, "cooldowns=[]", f"monitoring.checkpoint_events={ship}")
+    saves(story, 100)
+    (shipped,) = [key for key, a in story.session.actions.items() if a.rule == "ship"]
+    enqueue(story.path, ActionRequest(key=shipped, verb="drop", by="ann"))
+    requests.process_requests(story.session)
+    saves(story, 200, 300)
+    assert keeps_100(story, ActionRequest(key=shipped, verb="retry", by="ann"))
+    assert str(deletions(story.session)[100].reason) == "kept: rule ship acts on it"
+
+
 def test_a_branch_from_a_deleted_checkpoint_fails_at_once_with_the_reason(tmp_path: Path) -> None:
     story = story_with(tmp_path, LAST, "cooldowns=[]")
     saves(story, 100, 200, 300)
     act(story)
-    planned = create(compose("demo", TINY), tmp_path / "other", session_id="s2")
-    late = Session.load(planned).jobs["tiny-cd100"].spec
+    late = cooldown_at_100(tmp_path)
     requests.add_jobs(story.session, SubmitRequest(jobs=(late,), by="ann"))
     for _ in range(2):
         story.look(state="RUNNING")

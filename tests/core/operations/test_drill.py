@@ -72,11 +72,15 @@ def records() -> Records:
         jobs=jobs,
         completed={
             **{("drill", iteration): at(iteration / 10) for iteration in (100, 200, 300)},
+            ("drill", 351): at(36),
             ("drill", 400): at(51),
         },
         submitted=dict.fromkeys(keys, ("1", "1")),
         nodes={**dict.fromkeys(keys, ("n2",)), "k1": ("n1",)},
         avoided=("n1",),
+        kept_every=(100,),
+        gone=(("drill", 351),),
+        disk_warning="checkpoints take 2 MB; 1 MB are kept only as `every: 100`",
         prefect_has_all=True,
     )
 
@@ -94,6 +98,7 @@ TRIALS = {
         trial(setting.STEP, 25, 30, attempt=2, saved=200),
         trial(setting.JOB, 35, 40, attempt=3, saved=300),
         trial(setting.BUDGET, 50, 52, job="drill-cd400"),
+        trial(setting.DISK, 0, 55),
         trial(setting.WHOLE, 0, 60),
     )
 }
@@ -114,7 +119,11 @@ def test_a_drill_in_which_all_held_says_so_line_by_line() -> None:
     assert [line.exercise for line in table] == list(setting.EXERCISES)
     assert {line.result for line in table} == {"held"}
     assert all_held(table, {})
-    assert [line.seconds for line in table] == [600, 60, 120, 300, 300, 120, 3600]
+    assert [line.seconds for line in table] == [600, 60, 120, 300, 300, 120, 3300, 3600]
+    assert table[-2].seen == (
+        "warned, with what would free space; 4 checkpoints that `retention.keep` keeps are there, "
+        "1 that it does not keep deleted"
+    )
     assert table[-1].seen == (
         "all 4 jobs finished, 3 cooldowns from exactly their checkpoints; 7 attempts, none "
         "submitted twice"
@@ -188,6 +197,20 @@ def of_job(job: str, **values: Any) -> Change:
             lambda r: r._replace(completed={("drill", 400): at(53)}),
             "no planned checkpoint was complete while the budget was full",
         ),
+        (setting.DISK, lambda r: r._replace(disk_warning=""), "nothing was said"),
+        (
+            setting.DISK,
+            lambda r: r._replace(disk_warning="checkpoints take 2 MB"),
+            "does not say what would free space",
+        ),
+        (setting.DISK, lambda r: r._replace(gone=(("drill", 200),)), "checkpoint 200 of drill"),
+        (
+            setting.DISK,
+            lambda r: r._replace(
+                gone=(("drill-cd200", 250),), completed={("drill-cd200", 250): at(30)}
+            ),
+            "checkpoint 250 of drill-cd200, which",
+        ),
         (setting.WHOLE, of_job("drill-cd200", verdict=None), "drill-cd200 is not finished"),
         (setting.WHOLE, of_attempt("drill-cd400", 1, started_from=None), "drill-cd400 never began"),
         (setting.WHOLE, of_attempt("drill", 4, wrong_start="began at 0"), "began at 0"),
@@ -218,7 +241,7 @@ def test_what_was_not_tried_is_never_held_and_counts_only_where_it_could_have_be
     assert all_held(table, blocked)
     # One that the drill did not come to is another matter.
     shorter = lines(tried[:2], blocked, records(), "the drill had ended before: no answer")
-    assert [line.result for line in shorter] == ["held", "held", *["not tried"] * 5]
+    assert [line.result for line in shorter] == ["held", "held", *["not tried"] * 6]
     assert shorter[-1].seen == "the drill had ended before: no answer"
     assert not all_held(shorter, blocked)
 
