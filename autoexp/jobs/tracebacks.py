@@ -15,9 +15,13 @@ FATAL = "FATAL: "
 """How the last word of Apptainer and Singularity begins on a container that did not start."""
 NOT_STARTED = 255
 """The exit code of Apptainer and Singularity where they start nothing."""
+DOCKER_NOT_STARTED = 125
+"""The exit code of Docker and Podman where they start nothing."""
 CH_RUN = "ch-run: "
 """How the last word of Charliecloud's is given; it is said before its process is the trainer's."""
 _FATAL = re.compile(r"(?:FATAL:\s+|(?P<ch_run>ch-run\[\d+\]: error: ))(?P<words>\S.*)")
+# Docker's own line, and Podman's: more may follow, such as where help is.
+_OF_DOCKER = re.compile(r"(?:docker|podman[\w-]*): \S.*|Error: \S.*")
 # torchrun's own, which says no more than that a process failed.
 _OF_LAUNCHERS = ("ChildFailedError", "SystemExit")
 
@@ -27,14 +31,8 @@ def last_exception(log: Path) -> str | None:
 
     Without a traceback a container's runtime may have said why it did not start.
     """
-    try:
-        with atomic.open_to_read(log) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
-            lines = file.read(_END).decode(errors="replace").splitlines()
-    except OSError:
-        return None
     found, inside, fatal = None, False, None
-    for line in lines:
+    for line in _last_lines(log):
         text = _RANK.sub("", line.rstrip())
         if (said := _FATAL.fullmatch(text)) is not None:
             fatal = f"{CH_RUN if said['ch_run'] else FATAL}{said['words']}"
@@ -47,3 +45,18 @@ def last_exception(log: Path) -> str | None:
                 found = text
     found = found or fatal
     return None if found is None else found[:_LONGEST]
+
+
+def last_of_docker(log: Path) -> str | None:
+    """The last line in which Docker or Podman says what is wrong; None without one."""
+    said = [line for line in _last_lines(log) if _OF_DOCKER.fullmatch(line)]
+    return said[-1][:_LONGEST] if said else None
+
+
+def _last_lines(log: Path) -> list[str]:
+    try:
+        with atomic.open_to_read(log) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
+            return file.read(_END).decode(errors="replace").splitlines()
+    except OSError:
+        return []

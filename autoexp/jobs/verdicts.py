@@ -6,7 +6,15 @@ from typing import NamedTuple
 from autoexp import states
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.jobs.scores import NoScores, read_scores
-from autoexp.jobs.tracebacks import CH_RUN, FATAL, NOT_STARTED, last_exception
+from autoexp.jobs.tracebacks import (
+    CH_RUN,
+    DOCKER_NOT_STARTED,
+    FATAL,
+    NOT_STARTED,
+    last_exception,
+    last_of_docker,
+)
+from autoexp.resources.containers import Docker
 from autoexp.states import ENDED_ON_WARNING, Fault, Reaction, StateFacts, Verdict
 
 _MOST_NAMES = 5
@@ -116,7 +124,12 @@ def with_exception(job: JobRecord, attempt: Attempt, judgement: Judgement) -> Ju
     in_vain = attempt.state == "FAILED" and judgement.reason.startswith(_RESTARTED)
     if judgement.verdict is not Verdict.FAILED or not (by_code or in_vain):
         return judgement
-    exception = last_exception(Path(attempt.log))
+    log = Path(attempt.log)
+    if by_code and not has_begun(job) and attempt.exit_code == DOCKER_NOT_STARTED:
+        said = last_of_docker(log) if isinstance(job.spec.container, Docker) else None
+        if said is not None:
+            return Judgement(judgement.verdict, f"its container did not start: {said}")
+    exception = last_exception(log)
     if exception is None:
         return judgement
     by_fatal = attempt.exit_code == NOT_STARTED and exception.startswith(FATAL)

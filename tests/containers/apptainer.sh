@@ -6,7 +6,7 @@ set -euo pipefail
 
 readonly usage="usage: install | image FILE.sif | image DIRECTORY/     (as root; a directory is faster to make)"
 readonly root=/opt/apptainer libraries=/opt/apptainer/usr/lib/x86_64-linux-gnu
-readonly needed=(curl xz-utils patchelf debootstrap squashfs-tools squashfuse fuse-overlayfs uidmap charliecloud-runtime)
+readonly needed=(curl xz-utils patchelf debootstrap squashfs-tools squashfuse fuse-overlayfs uidmap charliecloud-runtime podman catatonit crun)
 
 die() { echo "$*" >&2; exit 1; }
 

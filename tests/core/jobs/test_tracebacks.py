@@ -7,6 +7,7 @@ import pytest
 
 from autoexp.jobs.tracebacks import last_exception
 from autoexp.jobs.verdicts import has_begun, start_exception
+from autoexp.resources.containers import Docker, NoContainer
 from tests.core.story import StoryOf, go_on, say
 
 PLAIN = """ iteration 3/ 10 | lm loss: 2.1 |
@@ -145,3 +146,22 @@ def test_what_ch_run_says_of_a_container_that_it_did_not_start_is_the_reason(
     say(story, "ch-run[42]: error: can't bind: source not found: /x (ch_core.c:104)")
     story.look(state="FAILED", exit_code=1)
     assert str(story.job().reason).startswith("its container did not start: ch-run: can't bind")
+
+
+@pytest.mark.parametrize(
+    ("container", "reason"),
+    [
+        (Docker(image="x"), "its container did not start: docker: Error response: no such image"),
+        (NoContainer(), "FAILED (exit code 125)"),
+    ],
+    ids=["docker", "none"],
+)
+def test_what_docker_says_of_a_container_that_it_did_not_start_is_the_reason(
+    container: Docker | NoContainer, reason: str, story_of: StoryOf
+) -> None:
+    story = story_of()
+    job = story.job()
+    job.spec = job.spec.model_copy(update={"container": container})
+    say(story, "docker: Error response: no such image\nSee 'docker run --help'.")
+    story.look(state="FAILED", exit_code=125)
+    assert str(story.job().reason).startswith(reason)
