@@ -1,13 +1,16 @@
 """Which deployments `autoexp deploy` makes: the project's own, else those of autoexp."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 import yaml
+from prefect.server.schemas.schedules import CronSchedule
 
 from autoexp.cli.main import main
 from autoexp.errors import BadInput
 from autoexp.flows.deployment import deploy
+from tests.sources import ROOT
 
 NAMES = ["train", "cooldown", "evaluate", "branch", "resume"]
 
@@ -35,6 +38,15 @@ def test_elsewhere_those_of_autoexp_are_deployed(project: Path, content: str | N
         (project / "prefect.yaml").write_text(content)
     file, found = deploy._deployments()
     assert file == deploy._SHIPPED and [each.name for each in found] == NAMES
+
+
+def test_the_schedule_of_the_shipped_deployments_is_prefects_own_and_off() -> None:
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    (scheduled,) = [each for each in deployments if "schedules" in each]
+    (written,) = scheduled["schedules"]
+    assert (scheduled["name"], written.pop("active")) == ("train", False)
+    dates = asyncio.run(CronSchedule.model_validate(written).get_dates(2))
+    assert {(date.weekday(), date.hour) for date in dates} == {(0, 6)}
 
 
 @pytest.mark.parametrize(
