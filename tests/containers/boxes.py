@@ -137,6 +137,11 @@ class Box(NamedTuple):
         return path.read_text() if path.exists() else ""
 
 
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def box(session: Path, program: str, *overrides: str, **variables: str) -> Box:
     """A training of a session whose trainer is a program's text, in the image of the overrides."""
     asked = [*("cooldowns=[]", "project.name=boxed"), *overrides]

@@ -11,8 +11,16 @@ from typing import NamedTuple
 import pytest
 
 from autoexp.schedulers.local import LocalScheduler
-from tests.containers.boxes import COUNTS, ODD, SEEN, TEXTS, Image, any_name_and_value_arrives, box
-from tests.core.schedulers.test_docker import children
+from tests.containers.boxes import (
+    COUNTS,
+    ODD,
+    SEEN,
+    TEXTS,
+    Image,
+    any_name_and_value_arrives,
+    box,
+    children,
+)
 from tests.patience import until
 
 pytestmark = pytest.mark.skipif(
@@ -107,7 +115,7 @@ def test_a_client_that_is_killed_leaves_no_container(podman: Podman, tmp_path: P
     made = box(tmp_path, SLEEPS, *podman.overrides)
     payload = made.start()
     until(lambda: "ready" in made.log, "the trainer")
-    (client,) = map(int, children(payload.pid))
+    (client,) = children(payload.pid)
     os.kill(client, signal.SIGKILL)
     assert payload.wait(60) == 128 + signal.SIGKILL
     until(lambda: podman.containers == [], "the end of the container")

@@ -8,7 +8,7 @@ import pytest
 
 from autoexp.schedulers.launch import with_launcher
 from autoexp.schedulers.local import LocalScheduler
-from tests.containers.boxes import Box, box
+from tests.containers.boxes import Box, box, children
 from tests.patience import until
 
 # The container is no child of the client's, and knows nothing of the job: as behind a daemon. It is
@@ -55,7 +55,7 @@ def lives(pid: int) -> bool:
 def test_a_client_that_is_killed_leaves_no_container(made: Box, tmp_path: Path) -> None:
     payload = made.start()
     container = container_of(made, tmp_path)
-    (client,) = (int(pid) for pid in children(payload.pid))
+    (client,) = children(payload.pid)
     os.kill(client, signal.SIGKILL)
     assert payload.wait(60) == 128 + signal.SIGKILL
     assert not lives(container)
@@ -93,8 +93,3 @@ def test_processes_that_srun_starts_on_a_node_are_not_named_alike(made: Box) -> 
     insisted = (*own, "container.command=podman-hpc", "slurm.launcher=srun")
     spec = box(Path(made.ref.directory).parent / "other", "pass", *insisted).spec
     assert "--name" not in with_launcher(spec.machine, spec, "key")
-
-
-def children(pid: int) -> list[str]:
-    """Processes that a process has started."""
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
