@@ -77,11 +77,17 @@ class Image(NamedTuple):
             f"container.options={json.dumps(options)}",
         )
 
+    def need_directory(self) -> None:
+        """Skip the test where the image is one file, which Apptainer alone takes."""
+        if not self.path.is_dir():
+            pytest.skip(f"{self.path} is no directory")
+
     def in_ch_run(self, *options: str, binds: tuple[str, ...] = ()) -> tuple[str, ...]:
         """Overrides of a training in this image by ch-run, which has places for the binds then.
 
         What the image says of its environment, `--set-env` takes.
         """
+        self.need_directory()
         (own := self.path / "ch").mkdir(exist_ok=True)
         said = ("OMP", "OF_THE_IMAGE", "RANK", "WORLD_SIZE", "MASTER_ADDR", "AUTOEXP_KEY")
         (own / "environment").write_text("".join(f"{name}=of-the-image\n" for name in said))

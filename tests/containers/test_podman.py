@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,21 +68,25 @@ class Podman(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def podman(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Podman:
-    storage = tmp_path_factory.mktemp("podman")
-    command = storage / "podman"
-    command.write_text(PODMAN.format(storage=storage))
-    command.chmod(0o755)
-    made = Podman(command, image.binds)
-    packed = storage / "image.tar"
-    subprocess.run(["tar", "-C", image.path, "-cf", packed, "."], check=True)
-    said = ("--change", "ENV OMP=of-the-image", "--change", "ENV OF_THE_IMAGE=yes")
-    made("import", *said, str(packed), NAME)
-    try:
-        made("run", "--rm", *OPTIONS, *(f"--volume={bind}" for bind in image.binds), NAME, "true")
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"podman starts nothing here: {error.stderr}")
-    return made
+def podman(image: Image) -> Iterator[Podman]:
+    image.need_directory()
+    # Podman takes no path of more than 50 characters for what runs.
+    with tempfile.TemporaryDirectory(prefix="podman-", dir="/tmp") as folder:
+        storage = Path(folder)
+        command = storage / "podman"
+        command.write_text(PODMAN.format(storage=storage))
+        command.chmod(0o755)
+        made = Podman(command, image.binds)
+        packed = storage / "image.tar"
+        subprocess.run(["tar", "-C", image.path, "-cf", packed, "."], check=True)
+        said = ("--change", "ENV OMP=of-the-image", "--change", "ENV OF_THE_IMAGE=yes")
+        binds = [f"--volume={bind}" for bind in image.binds]
+        try:
+            made("import", *said, str(packed), NAME)
+            made("run", "--rm", *OPTIONS, *binds, NAME, "true")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"podman starts nothing here: {error.stderr}")
+        yield made
 
 
 def test_what_is_configured_arrives_above_what_the_image_says(
