@@ -7,7 +7,7 @@ task run than most effects do, and fifty of them at once would have every job wa
 import asyncio
 import contextvars
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -42,45 +42,66 @@ _RUN_WITHIN_S = 60.0
 """How long what is shown waits for a job's run to begin: no job waits for it."""
 
 
-class JobRuns:
-    """The runs of jobs in Prefect, each by the context in which its tasks lie inside of it."""
+class JobRun:
+    """A job's run in Prefect: whether it has begun, and the context in which its tasks lie."""
 
     def __init__(self) -> None:
-        self._contexts: dict[str, contextvars.Context] = {}
-        self._begun: dict[str, asyncio.Event] = {}
+        self.context: contextvars.Context | None = None
+        self._settled = asyncio.Event()
+
+    def begin(self) -> None:
+        """Note that it has begun: called inside of it."""
+        self.context = contextvars.copy_context()
+        self._settled.set()
+
+    def end(self) -> None:
+        """Note that it has ended, or will not begin."""
+        self._settled.set()
+
+    async def settled(self) -> None:
+        """Wait until it has begun, or never will."""
+        await self._settled.wait()
+
+
+class JobRuns:
+    """The runs of a session's jobs in Prefect."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, JobRun] = {}
+        self._started: set[str] = set()
         self._is_over = False
 
-    def begin(self, job: str) -> None:
-        """Note that a job's run has begun: called inside of it."""
-        self._contexts[job] = contextvars.copy_context()
-        self._event(job).set()
+    def start(self, job: str) -> JobRun:
+        """The run that a job gets now, another one than before where it is tried again."""
+        if job in self._started:
+            self._runs[job] = JobRun()
+        self._started.add(job)
+        return self._run_of(job)
 
-    def give_up(self, job: str) -> None:
-        """Note that a job's run has ended, or will not begin."""
-        self._event(job).set()
-
-    def forget(self, job: str) -> None:
-        """Forget a job's run: it gets another one."""
-        self._contexts.pop(job, None)
-        self._event(job).clear()
+    async def all_settled(self, jobs: Iterable[str]) -> None:
+        """Wait until the runs of those of these jobs that are started have begun, or never will."""
+        await asyncio.gather(*[self._runs[job].settled() for job in jobs if job in self._started])
 
     def stop(self) -> None:
         """Wait for no run any longer: none begins from now on."""
         self._is_over = True
-        for event in self._begun.values():
-            event.set()
+        for run in self._runs.values():
+            run.end()
 
     async def context_of(self, job: str | None) -> contextvars.Context:
         """Where a task of a job belongs: its run, or that of the session where it has none soon."""
-        if job is not None and not self._is_over:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_RUN_WITHIN_S):
-                    await self._event(job).wait()
+        context = None if job is None or self._is_over else await self._soon(self._run_of(job))
         # A copy: what one task run sets in its context is no other's.
-        return self._contexts.get(job or "", contextvars.copy_context()).copy()
+        return contextvars.copy_context() if context is None else context.copy()
 
-    def _event(self, job: str) -> asyncio.Event:
-        return self._begun.setdefault(job, asyncio.Event())
+    async def _soon(self, run: JobRun) -> contextvars.Context | None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_RUN_WITHIN_S):
+                await run.settled()
+        return run.context
+
+    def _run_of(self, job: str) -> JobRun:
+        return self._runs.setdefault(job, JobRun())
 
 
 class PhaseRunner:

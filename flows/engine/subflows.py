@@ -19,7 +19,7 @@ from autoexp.flows.concurrency.children import Children, Updates
 from autoexp.flows.concurrency.outbox import PrefectOutbox, WriteSlot, is_prefect_error
 from autoexp.flows.concurrency.turns import Precedence
 from autoexp.flows.engine.cancellation import CancellationWatcher
-from autoexp.flows.engine.phase_runner import JobRuns, Mark
+from autoexp.flows.engine.phase_runner import JobRun, JobRuns, Mark
 from autoexp.flows.publishing.artifacts import ArtifactPublisher
 from autoexp.flows.publishing.job_logs import JobLogs
 from autoexp.jobs.spec import JobSpec
@@ -59,8 +59,6 @@ class Subflows:
         self._views: dict[str, JobView] = {}
         self._changes: dict[str, asyncio.Event] = {}
         self._flow_run_ids: dict[str, str] = {}
-        # By job: set once its subflow has begun, or will not begin.
-        self._begun: dict[str, asyncio.Event] = {}
 
     def start_new(self, children: Children, changed: Sequence[JobView]) -> None:
         """Start the subflows of jobs that have been submitted, or are about to be; end others."""
@@ -74,10 +72,9 @@ class Subflows:
                 self._started.add((name, job.retries))
                 self._flow_run_ids.pop(name, None)
                 self._job_logs.end(name)
-                self._job_runs.forget(name)
                 self._changes[name] = asyncio.Event()
-                self._begun[name] = asyncio.Event()
-                children.spawn(job.spec.title, self._show(job))
+                run = self._job_runs.start(name)
+                children.spawn(job.spec.title, self._show(job, run))
 
     def stop(self) -> None:
         """Let subflows end that wait for their job: nobody watches it any longer."""
@@ -125,18 +122,15 @@ class Subflows:
             slot.release()
         return True
 
-    async def _show(self, job: JobView) -> None:
-        name = job.spec.name
-        begun = self._begun[name]
+    async def _show(self, job: JobView, run: JobRun) -> None:
         try:
-            while not await self._run(job) and not self._updates.is_over:
+            while not await self._run(job, run) and not self._updates.is_over:
                 await self._updates.pause(_RETRY_S)
         finally:
-            begun.set()
-            self._job_runs.give_up(name)
-            self._cancellations.forget(name)
+            run.end()
+            self._cancellations.forget(job.spec.name)
 
-    async def _run(self, job: JobView) -> bool:
+    async def _run(self, job: JobView, run: JobRun) -> bool:
         """Run the job's subflow to its end; False when Prefect did not accept it."""
         since = time.monotonic()
         origins = await self._origins(job.spec)
@@ -145,7 +139,7 @@ class Subflows:
         try:
             await self._precedence.yield_to_work(since)
             if self._updates.interrupted is None:
-                await self._run_subflow(job, origins, slot)
+                await self._run_subflow(job, run, origins, slot)
         except (Exception, PrefectSignal) as error:
             slot.release()
             self._outbox.outage.note_refused(f"`{job.spec.title}`", error)
@@ -156,7 +150,7 @@ class Subflows:
         return True
 
     async def _run_subflow(
-        self, job: JobView, origins: Sequence[State[Any]], slot: WriteSlot
+        self, job: JobView, run: JobRun, origins: Sequence[State[Any]], slot: WriteSlot
     ) -> None:
         name = job.spec.name
 
@@ -166,8 +160,7 @@ class Subflows:
                 self._outbox.outage.note_taken(f"`{job.spec.title}`", slot.asked_at)
                 self._flow_run_ids[name] = flow_run_id
                 self._job_logs.begin(name, flow_run_id)
-                self._job_runs.begin(name)
-                self._begun[name].set()
+                run.begin()
                 self._cancellations.add(flow_run_id, name)
 
         subflow = self._subflow_of(job.spec, slot, begin)
@@ -212,21 +205,15 @@ class Subflows:
         above = [awaited.job for awaited in spec.awaits]
         if not above and spec.parent is not None and spec.baseline is None:
             above = [spec.parent]
-        await self._begin_of(above)
+        # Arrows come from them, and none can be drawn later, however late a server is: what is
+        # shown holds up no job.
+        await self._job_runs.all_settled(above)
         shown = [(name, self._flow_run_ids[name]) for name in above if name in self._flow_run_ids]
         return [
             # The graph knows a subflow by its flow run's id, also where it has a task run's.
             Completed(data=name, state_details=StateDetails(task_run_id=UUID(flow_run_id)))
             for name, flow_run_id in shown
         ]
-
-    async def _begin_of(self, names: Sequence[str]) -> None:
-        """Wait until jobs that were started before are shown, or never will be.
-
-        Arrows come from them, and none can be drawn later, however late a server is: what is shown
-        holds up no job.
-        """
-        await asyncio.gather(*[self._begun[name].wait() for name in names if name in self._begun])
 
     async def _close_run(self, job: JobView) -> bool:
         """Send the final state of a subflow that could not itself; False: it has not begun."""
