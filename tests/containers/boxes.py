@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ from autoexp.jobs.spec import JobSpec
 from autoexp.planning.plan import make_plan
 from autoexp.schedulers.base import AttemptRef, prepare
 from autoexp.schedulers.launch import payload_spec
+from autoexp.schedulers.local import LocalScheduler
 from tests.builders import attempt_of
+from tests.patience import until
 
 SETS_OF_OPTIONS = (
     (),
@@ -146,6 +149,22 @@ class Box(NamedTuple):
 def children(pid: int) -> list[int]:
     """Processes that a process has started."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def container_ends_before_its_attempt(
+    made: Box, payload: "subprocess.Popen[bytes]", is_gone: Callable[[], bool]
+) -> None:
+    """Kill a payload; raise AssertionError unless its container ends before its attempt does."""
+    payload.kill()
+    payload.wait()
+    scheduler = LocalScheduler()
+
+    def state() -> str:
+        return scheduler.query([made.ref])[made.ref.key].state
+
+    assert state() == "RUNNING"  # it was there, and is ended
+    until(is_gone, "the end of the container")
+    until(lambda: state() == "FAILED", "the end of the attempt")
 
 
 def box(session: Path, program: str, *overrides: str, **variables: str) -> Box:

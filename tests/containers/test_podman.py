@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import pytest
 
-from autoexp.schedulers.local import LocalScheduler
 from tests.containers.boxes import (
     COUNTS,
     ODD,
@@ -22,6 +21,7 @@ from tests.containers.boxes import (
     any_name_and_value_arrives,
     box,
     children,
+    container_ends_before_its_attempt,
 )
 from tests.patience import until
 
@@ -133,13 +133,4 @@ def test_of_a_payload_that_is_killed_the_container_ends_before_the_attempt_count
     made = box(tmp_path, SLEEPS, *podman.overrides)
     payload = made.start()
     until(lambda: "ready" in made.log, "the trainer")
-    payload.kill()
-    payload.wait()
-    scheduler = LocalScheduler()
-
-    def state() -> str:
-        return scheduler.query([made.ref])[made.ref.key].state
-
-    assert state() == "RUNNING"  # it was there, and is ended
-    until(lambda: state() == "FAILED", "the end of the attempt")
-    until(lambda: podman.containers == [], "the end of the container")
+    container_ends_before_its_attempt(made, payload, lambda: podman.containers == [])

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +24,18 @@ class Play(hs.RuleBasedStateMachine):
     """One session, its trainers, its scheduler, and a monitor that dies again and again."""
 
     fate: ClassVar[Fate]
+    folder: "tempfile.TemporaryDirectory[str]"
     path: Path
     scheduler: FakeScheduler
+
+    def comes_to_its_end(self) -> None:
+        """Play what is left without further deaths, and check it."""
+        raise NotImplementedError
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is None and hasattr(self, "driver"):
+            self.comes_to_its_end()
+        self.folder.cleanup()
 
     def let(self, act: Callable[[], object]) -> None:
         """Have the monitor do something; when it dies of that, another one takes over."""

@@ -1,6 +1,5 @@
 """A session under everything at once: nothing is doubled and nothing lost, whatever dies when."""
 
-import sys
 import tempfile
 import threading
 from contextlib import suppress
@@ -267,11 +266,6 @@ class Play(playing.Play):
                 wanted |= {other.spec.starts_at} & {at for j, at in self.complete if j == name}
         gone = {at for at in wanted if not (folder / sessions.folder_name(at or 0)).is_dir()}
         assert not gone & {*job.deleted, *job.checkpoints}
-
-    def teardown(self) -> None:
-        if sys.exc_info()[0] is None and hasattr(self, "driver"):
-            self.comes_to_its_end()
-        self.folder.cleanup()
 
     def comes_to_its_end(self) -> None:
         self.fate.steps_left, self.scheduler.next_time = 0, None

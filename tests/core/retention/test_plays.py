@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -412,11 +411,6 @@ class Play(playing.Play):
                         sessions.folder_name(at) in w and f"/{name}/" in w for w in spec.command
                     ):
                         yield (name, at), "evaluated"
-
-    def teardown(self) -> None:
-        if sys.exc_info()[0] is None and hasattr(self, "driver"):
-            self.comes_to_its_end()
-        self.folder.cleanup()
 
     def comes_to_its_end(self) -> None:
         """What has failed is tried again: it finds what it needs, too."""

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoexp.schedulers.launch import with_launcher
-from autoexp.schedulers.local import LocalScheduler
-from tests.containers.boxes import Box, box, children
+from tests.containers.boxes import Box, box, children, container_ends_before_its_attempt
 from tests.patience import until
 
 # The container is no child of the client's, and knows nothing of the job: as behind a daemon. It is
@@ -66,16 +65,7 @@ def test_of_a_payload_that_is_killed_the_container_ends_before_the_attempt_count
 ) -> None:
     payload = made.start()
     container = container_of(made, tmp_path)
-    payload.kill()
-    payload.wait()
-    scheduler = LocalScheduler()
-
-    def state() -> str:
-        return scheduler.query([made.ref])[made.ref.key].state
-
-    assert state() == "RUNNING"  # it was there, and is ended
-    until(lambda: not lives(container), "the end of the container")
-    until(lambda: state() == "FAILED", "the end of the attempt")
+    container_ends_before_its_attempt(made, payload, lambda: not lives(container))
 
 
 def test_a_container_that_is_deaf_ends_after_the_grace_time(made: Box, tmp_path: Path) -> None:
