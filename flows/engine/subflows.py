@@ -59,6 +59,8 @@ class Subflows:
         self._views: dict[str, JobView] = {}
         self._changes: dict[str, asyncio.Event] = {}
         self._flow_run_ids: dict[str, str] = {}
+        # The next to begin gives way to work; ends meanwhile get the write lock.
+        self._next_lock = asyncio.Lock()
 
     def start_new(self, children: Children, changed: Sequence[JobView]) -> None:
         """Start the subflows of jobs that have been submitted, or are about to be; end others."""
@@ -135,9 +137,10 @@ class Subflows:
         since = time.monotonic()
         origins = await self._origins(job.spec)
         slot = WriteSlot(self._outbox.write_lock)
-        await slot.acquire()
         try:
-            await self._precedence.yield_to_work(since)
+            async with self._next_lock:
+                await self._precedence.yield_to_work(since)
+                await slot.acquire()
             if self._updates.interrupted is None:
                 await self._run_subflow(job, run, origins, slot)
         except (Exception, PrefectSignal) as error:
@@ -176,7 +179,8 @@ class Subflows:
     ) -> Flow[..., Any]:
         """The subflow of one job: waits for its verdict; `begin` is called once it has started.
 
-        It starts and ends under the write lock, which its caller holds at the start.
+        It starts and ends under the write lock, which its caller holds at the start. Its end goes
+        on without it where a server does not answer.
 
         Each job gets a flow object of its own. Prefect matches the subflows of a flow run that is
         run again by their name and the order of the calls, so with one shared function a call

@@ -6,14 +6,17 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock, patch
 
 import pytest
 
 from autoexp.flows.concurrency.children import Children, Updates
-from autoexp.flows.concurrency.outbox import Outage
+from autoexp.flows.concurrency.outbox import Outage, PrefectOutbox
 from autoexp.flows.concurrency.turns import Precedence, Turns
 from autoexp.flows.concurrency.writer import SessionWriter
-from autoexp.flows.engine.phase_runner import JobRuns, PhaseRunner
+from autoexp.flows.engine.phase_runner import JobRun, JobRuns, PhaseRunner
+from autoexp.flows.engine.subflows import Subflows
+from autoexp.monitor.worklist import JobView
 from autoexp.operations.phases import OnSession, Phases
 from autoexp.schedulers.base import Scheduler
 from autoexp.tasks import effects
@@ -101,6 +104,29 @@ async def test_what_has_waited_for_long_is_shown_beside_work_one_at_a_time() -> 
     order.append("work")  # it has left the loop to others once
     await task
     assert order == ["work", "show"]
+
+
+async def test_runs_that_give_way_to_work_before_they_begin_hold_up_the_end_of_no_other() -> None:
+    precedence, updates = Precedence(), Updates()
+    outbox = PrefectOutbox(updates, LOG)
+    job, unused = Mock(spec=JobView), Mock()
+    job.spec.name, job.spec.awaits, job.spec.parent = "cooldown", [], None
+    run, begun = JobRun(), list[bool]()
+
+    async def begin(*_: object) -> None:
+        begun.append(outbox.write_lock.locked())
+
+    subflows = Subflows(updates, outbox, unused, unused, {}, JobRuns(), precedence, unused)
+    with patch.object(subflows, "_run_subflow", begin):
+        precedence.note_work()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(subflows._run(job, run))
+            for _ in range(100):
+                precedence.note_work()
+                await asyncio.sleep(0)
+                assert not outbox.write_lock.locked()
+    assert begun == [True] * 3
 
 
 class Copy(NamedTuple):
