@@ -35,6 +35,8 @@ _BLOCK = bytes(range(256)) * 256
 _PRODUCTS, _ROWS, _NUMPY_ROWS = 5, 48, 384
 _MEMORY_IN_USE = 0.1
 _GPU_QUERY = "index,memory.used,memory.total,ecc.errors.uncorrected.volatile.total"
+_AMD = "0x1002"
+_UNCORRECTABLE = re.compile(r"^ue: (\d+)$", re.MULTILINE)
 _ASK_S = 30.0
 _XID = re.compile(r"\[\s*(?P<at>\d+)\.\d+\].*NVRM: Xid \((?P<where>[^)]*)\): (?P<number>\d+)")
 _XIDS = {48, 64, 74, 79, 95, 119, 120, 140}
@@ -129,9 +131,43 @@ def gpu_problems(expected: int) -> list[str]:
     """What is wrong with the GPUs of this node, as the driver and the kernel's log say."""
     asked = output_of(["nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader,nounits"])
     if asked is None:
-        there = len(list(Path("/dev/dri").glob("renderD*"))) if Path("/dev/kfd").exists() else 0
-        return [f"{there} of {expected} GPUs"] if there < expected else []
+        return amd_problems(expected)
     return [*read_gpus(asked, expected), *read_xids(output_of(["dmesg"]) or "", _uptime_s())]
+
+
+def amd_problems(expected: int, cards: Path = Path("/sys/class/drm")) -> list[str]:
+    """What is wrong with AMD's GPUs, by the files of their driver, amdgpu.
+
+    Memory is in bytes; the errors are those since the driver was loaded, of each block of the GPU
+    (https://docs.kernel.org/gpu/amdgpu/driver-misc.html and .../ras.html). All of the node's GPUs
+    are seen: what a job does not hold is another one's, and its memory and errors are its own.
+    """
+    devices = [path / "device" for path in cards.glob("card*") if path.name[4:].isdecimal()]
+    found = sorted(path for path in devices if _text(path / "vendor") == _AMD)
+    if len(found) != expected:
+        return [f"{len(found)} of {expected} GPUs"] if len(found) < expected else []
+    problems = []
+    for device in found:
+        name = device.resolve().name  # its PCI address, which rocm-smi shows as well
+        used, total = (_text(device / f"mem_info_vram_{word}") for word in ("used", "total"))
+        problems += memory_in_use(name, used, total, 1 << 30)
+        counts = [_UNCORRECTABLE.search(_text(path)) for path in device.glob("ras/*_err_count")]
+        if errors := sum(int(count[1]) for count in counts if count):
+            problems.append(f"GPU {name}: {errors} uncorrectable ECC errors")
+    return problems
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace").strip()
+    return ""
+
+
+def memory_in_use(name: str, used: str, total: str, gib: int) -> list[str]:
+    """A tenth of a GPU's memory or more in use, both in units of which a GiB has `gib`."""
+    if not (used.isdecimal() and total.isdecimal() and int(used) > _MEMORY_IN_USE * int(total)):
+        return []
+    return [f"GPU {name}: {int(used) / gib:.1f} GiB of its memory are in use"]
 
 
 def read_gpus(text: str, expected: int) -> list[str]:
@@ -139,8 +175,7 @@ def read_gpus(text: str, expected: int) -> list[str]:
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if "," in line]
     found = [f"{len(rows)} of {expected} GPUs"] if len(rows) < expected else []
     for index, used, total, errors, *_ in (row for row in rows if len(row) >= 4):
-        if used.isdecimal() and total.isdecimal() and int(used) > _MEMORY_IN_USE * int(total):
-            found.append(f"GPU {index}: {int(used) / 1024:.1f} GiB of its memory are in use")
+        found += memory_in_use(index, used, total, 1 << 10)
         if errors.isdecimal() and int(errors) > 0:
             found.append(f"GPU {index}: {errors} uncorrectable ECC errors")
     return found

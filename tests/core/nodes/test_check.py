@@ -95,6 +95,54 @@ def test_gpus_are_counted_and_their_errors_and_remains_are_seen() -> None:
     assert check.read_xids(log, 9100.0) == ["Xid 79 of PCI:0000:0c:00"]
 
 
+class Cards:
+    """Stands for the files of AMD's driver, as its documentation describes them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.root.mkdir()
+        (root / "version").write_text("drm 1.1.0 20060810\n")
+        (root / "card9-DP-1").mkdir()
+
+    def add(self, number: int, vendor: str = "0x1002", used: int = 0, errors: int = 0) -> None:
+        device = self.root / f"0000:c{number}:00.0"
+        (device / "ras").mkdir(parents=True)
+        (device / "vendor").write_text(f"{vendor}\n")
+        (device / "mem_info_vram_used").write_text(f"{used << 30}\n")
+        (device / "mem_info_vram_total").write_text(f"{64 << 30}\n")
+        (device / "ras" / "umc_err_count").write_text(f"ue: {errors}\nce: 7\nde: 9\n")
+        (device / "ras" / "gfx_err_count").write_text("ue: 0\nce: 0\n")
+        (device / "ras" / "features").write_text("feature mask: 0x5\n")
+        (self.root / f"card{number}").mkdir()
+        (self.root / f"card{number}" / "device").symlink_to(device)
+
+
+def test_gpus_of_amd_are_read_from_the_files_of_their_driver(tmp_path: Path) -> None:
+    cards = Cards(tmp_path / "drm")
+    cards.add(0, vendor="0x1a03")  # the screen of the node's management
+    cards.add(1)
+    cards.add(2, used=60)
+    cards.add(3, errors=2)
+    assert check.amd_problems(3, cards.root) == [
+        "GPU 0000:c2:00.0: 60.0 GiB of its memory are in use",
+        "GPU 0000:c3:00.0: 2 uncorrectable ECC errors",
+    ]
+    assert check.amd_problems(4, cards.root) == ["3 of 4 GPUs"]
+    # The others are another job's, whose memory is in use.
+    assert check.amd_problems(2, cards.root) == []
+    assert check.amd_problems(1, tmp_path / "nowhere") == ["0 of 1 GPUs"]
+
+
+def test_files_of_a_driver_that_are_unreadable_or_strange_are_no_problem(tmp_path: Path) -> None:
+    cards = Cards(tmp_path / "drm")
+    cards.add(1)
+    device = cards.root / "card1" / "device"
+    (device / "mem_info_vram_used").write_bytes(b"\xff\xb2\n")
+    (device / "mem_info_vram_total").unlink()
+    (device / "ras" / "umc_err_count").write_text("Query currently inaccessible\n")
+    assert check.amd_problems(1, cards.root) == []
+
+
 def test_matrices_are_multiplied_without_numpy() -> None:
     assert check.product([[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]) == [
         [19.0, 22.0],
