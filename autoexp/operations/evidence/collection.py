@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from autoexp import payload, sinks, states
 from autoexp.errors import SchedulerUnavailable
 from autoexp.monitor.recorder import Recorder
-from autoexp.operations.evidence import collector, stacks
+from autoexp.operations.evidence import collector, flight_recorder, stacks
 from autoexp.operations.phases import OnSession, Phase
 from autoexp.resources import node
 from autoexp.resources.machines import LocalMachine, SlurmCluster
@@ -96,7 +96,7 @@ class Collection(NamedTuple):
         except SchedulerUnavailable as error:
             problem = str(error)
         reports = read_reports(self.folder)
-        return Found(stacks.sentence(reports), problem or _lack(reports, self.machine))
+        return Found(sentence(reports), problem or _lack(reports, self.machine))
 
     def _keep_log_end(self) -> None:
         try:
@@ -105,6 +105,15 @@ class Collection(NamedTuple):
                 atomic.write(self.folder / "log-end.txt", file.read(_LOG_END))
         except OSError:
             pass  # there is none
+
+
+def sentence(reports: list[stacks.NodeReport]) -> str | None:
+    """What the reports of all nodes tell, in a sentence; None where they do not."""
+    processes = [process for report in reports for process in report.processes]
+    recorded = {each.rank: each.collectives for each in processes if each.rank is not None}
+    records = flight_recorder.sentence(recorded)
+    told = [stacks.sentence(reports), records and f"flight recorder: {records}"]
+    return "; ".join(text for text in told if text) or None
 
 
 def _lack(reports: list[stacks.NodeReport], machine: LocalMachine | SlurmCluster) -> str | None:

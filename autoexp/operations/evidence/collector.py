@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -35,6 +37,10 @@ _LONGEST_STACK = 64 << 10
 _LONGEST_TAIL = 16 << 10
 _LARGEST_RECORD = 64 << 20
 _QUIET_S = 0.3
+_SKEW_S = 60.0  # of a file server's clock
+_GROUPS = 64  # of a rank
+_LONGEST_NAME = 80
+_MOST = 2**63 - 1  # PyTorch counts in 64 bits
 _DUMP = b"most recent call first"
 _SMI = {
     "nvidia-smi": [
@@ -200,10 +206,14 @@ def turn(output: Path, seconds: float) -> Any:
             place.rmdir()
 
 
-def records_of(given: dict[str, str], rank: int | None, seconds: float) -> list[Path]:
-    """Files of the NCCL flight recorder of a process, which is asked for them where it listens."""
+def records_of(pid: int, given: dict[str, str], rank: int | None, seconds: float) -> list[Path]:
+    """Files of the NCCL flight recorder of a process, which is asked for them where it listens.
+
+    Those that are older than the process are of a job that ran on this node before.
+    """
     if rank is None or not any(given.get(name, "0") not in ("", "0") for name in _BUFFER):
         return []
+    since = started_at(pid) - _SKEW_S
     prefixes = [given[name] for name in _RECORDS if given.get(name)] or ["/tmp/nccl_trace_rank_"]
     files = [Path(f"{prefix}{rank}") for prefix in prefixes]
     pipes = [Path(f"{given[name]}{rank}.pipe") for name in _PIPES if given.get(name)]
@@ -218,6 +228,8 @@ def records_of(given: dict[str, str], rank: int | None, seconds: float) -> list[
             deadline = time.monotonic() + min(seconds, _PIPE_S)
             while time.monotonic() < deadline and not any(_is_newer(f, began) for f in files):
                 time.sleep(0.1)
+            time.sleep(_QUIET_S)  # it is written in one go
+    files = [path for path in files if _is_newer(path, since)]
     return [path for path in files if path.is_file() and path.stat().st_size <= _LARGEST_RECORD]
 
 
@@ -225,6 +237,63 @@ def _is_newer(path: Path, than: float) -> bool:
     with contextlib.suppress(OSError):
         return path.stat().st_mtime >= than - 1 and path.stat().st_size > 0
     return False
+
+
+def started_at(pid: int) -> float:
+    """When a process started, by this node's clock; 0 where it is not known."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        ticks = int(node.read_proc(pid, "stat").rpartition(b")")[2].split()[19])
+        uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads plain values, which is all that a record has: whatever names a class is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} in a record")
+
+
+def collectives(record: bytes, rank: int | None) -> list[dict[str, Any]]:
+    """What a rank has done in each process group, from its record: see `flight_recorder.py`.
+
+    The format is that of PyTorch's `FlightRecorder` (2.x); what has another one tells nothing.
+    """
+    try:
+        read = PlainUnpickler(io.BytesIO(record)).load()
+        found = {str(name): _of_group(str(name)) for name in _groups_with(read, rank)}
+        for entry in read["entries"]:
+            if not entry["is_p2p"]:
+                name, description = entry["process_group"]
+                of_group = found.setdefault(name, _of_group(name))
+                _note(of_group, description, entry)
+    except Exception:
+        return []
+    return list(found.values())[:_GROUPS]
+
+
+def _groups_with(record: dict[str, Any], rank: int | None) -> list[str]:
+    config = record.get("pg_config") or {}
+    return [name for name, group in config.items() if name and rank in json.loads(group["ranks"])]
+
+
+def _of_group(name: str) -> dict[str, Any]:
+    return {"group": _word(name), "last": 0, "waits": None}
+
+
+def _word(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_NAME])
+
+
+def _note(of_group: dict[str, Any], description: str, entry: dict[str, Any]) -> None:
+    number = min(int(entry["collective_seq_id"]), _MOST)
+    of_group["description"] = _word(description)
+    of_group["last"] = max(of_group["last"], number)
+    is_over = entry["retired"] or entry["state"] == "completed"
+    if not is_over and (of_group["waits"] is None or number < of_group["waits"]):
+        operation = _word(entry["profiling_name"].rpartition(":")[2])
+        of_group.update(waits=number, operation=operation, is_started=entry["state"] == "started")
 
 
 def tails_of(pid: int, seen: set[str]) -> bytes:
@@ -272,9 +341,14 @@ def collect(
         mine.write()
 
     for pid in pids:
-        for path in records_of(given[pid], found[pid]["rank"], mine.left_s / 3):
+        rank = found[pid]["rank"]
+        for path in records_of(pid, given[pid], rank, mine.left_s / 3):
             with contextlib.suppress(OSError):
-                mine.file(f"flight-recorder-{path.name}", path.read_bytes())
+                record = path.read_bytes()
+                mine.file(f"flight-recorder-{path.name}", record)
+                if known := collectives(record, rank):
+                    found[pid]["collectives"] = known
+    mine.write()
     seen: set[str] = set()
     if tails := b"".join(tails_of(pid, seen) for pid in pids):
         mine.file("log-ends.txt", tails)

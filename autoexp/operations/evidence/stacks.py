@@ -7,6 +7,9 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from autoexp.operations.evidence import naming
+from autoexp.operations.evidence.flight_recorder import Collectives
+
 _COLLECTIVE = re.compile(
     r"_*(?:monitored_)?(all_?reduce|all_?gather|reduce_?scatter|broadcast|barrier|all_?to_?all|gather"
     r"|scatter|reduce|batch_isend_irecv|isend|irecv|send|recv)(?:_\w+)?(?:_impl)?"
@@ -17,7 +20,6 @@ _DUMP_THREAD = re.compile(r"(?P<current>Current thread|Thread) 0x[0-9a-f]+")
 _DUMP_FRAME = re.compile(r'File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<function>\S+)')
 _PATTERNS = {"py-spy": (_SPY_THREAD, _SPY_FRAME), "faulthandler": (_DUMP_THREAD, _DUMP_FRAME)}
 _LONGEST = 80
-_SHOWN = 5
 
 
 class Process(BaseModel):
@@ -34,6 +36,7 @@ class Process(BaseModel):
     how: str
     """py-spy, faulthandler, or the kernel's words alone."""
     stack: str = ""
+    collectives: tuple[Collectives, ...] = ()
 
 
 class NodeReport(BaseModel):
@@ -134,7 +137,9 @@ def sentence(reports: Sequence[NodeReport]) -> str | None:
     # Of as many the ones outside of a collective are what the others wait for.
     odd = min(ordered, key=lambda item: (len(item[1]), item[0].is_collective))
     others = [item for item in reversed(ordered) if item is not odd]
-    waiting = ", ".join(f"{_others(ranks)} {_verb(ranks, place)}" for place, ranks in others[:2])
+    waiting = ", ".join(
+        f"{naming.others(len(ranks))} {_verb(ranks, place)}" for place, ranks in others[:2]
+    )
     if rest := sum(len(ranks) for _, ranks in others[2:]):
         waiting += f", {rest} elsewhere"
     return f"{_named(odd[1])} {_stands(odd[1])} in {odd[0]}, {waiting}{_and_absent(absent)}"
@@ -151,19 +156,13 @@ def _absent(reports: Iterable[NodeReport]) -> list[int]:
 def _and_absent(ranks: Sequence[int]) -> str:
     if not ranks:
         return ""
-    return f"; of {_listed(ranks)} there is no process"
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    shown = ", ".join(str(rank) for rank in sorted(ranks)[:_SHOWN])
-    more = f" and {len(ranks) - _SHOWN} more" if len(ranks) > _SHOWN else ""
-    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}{more}"
+    return f"; of {naming.ranks(ranks)} there is no process"
 
 
 def _named(standing: Sequence[Standing]) -> str:
     nodes = sorted({each.node for each in standing})
     where = nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes"
-    return f"{_listed([each.rank for each in standing])} on {where}"
+    return f"{naming.ranks(each.rank for each in standing)} on {where}"
 
 
 def _stands(standing: Sequence[Standing]) -> str:
@@ -174,10 +173,6 @@ def _all_of(standing: Sequence[Standing]) -> str:
     if len(standing) == 1:
         return f"{_named(standing)} stands"
     return f"all {len(standing)} ranks stand"
-
-
-def _others(standing: Sequence[Standing]) -> str:
-    return f"{len(standing)} other{'s' if len(standing) > 1 else ''}"
 
 
 def _verb(standing: Sequence[Standing], place: Place) -> str:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from autoexp.session.session import Session
 from tests.core.story import Story, StoryOf, go_on, perform, say
 from tests.killing import KilledAt
 from tests.patience import until
+
+DATA = Path(__file__).parents[2] / "data"
 
 HANGS = {"hang": {"substring": "it hangs", "actions": [{"restart": {"evidence": True}}]}}
 
@@ -196,12 +199,13 @@ def test_the_flight_recorder_is_asked_and_its_file_kept(
     hung: Callable[..., Hung], tmp_path: Path
 ) -> None:
     record, pipe = tmp_path / "trace_rank_", tmp_path / "pipe0.pipe"
+    real = (DATA / "flight_recorder" / "torch-2.13-gloo-rank0").read_bytes()
     os.mkfifo(pipe)
 
     def torch() -> None:
         with pipe.open() as asked:
             if asked.read(1) == "1":
-                Path(f"{record}0").write_bytes(b"the last collectives")
+                Path(f"{record}0").write_bytes(real)
 
     listening = threading.Thread(target=torch, daemon=True)
     listening.start()
@@ -212,9 +216,27 @@ def test_the_flight_recorder_is_asked_and_its_file_kept(
             "TORCH_NCCL_DEBUG_INFO_PIPE_FILE": str(tmp_path / "pipe"),
         }
     )
-    trainer.collect()
+    said = trainer.collect().sentence
     (kept,) = trainer.folder.glob("*-flight-recorder-trace_rank_0")
-    assert kept.read_bytes() == b"the last collectives"
+    assert kept.read_bytes() == real
+    assert said == "flight recorder: rank 0 is in all_reduce 4 of default_pg"
+
+
+def test_a_record_of_a_job_before_on_that_node_is_no_evidence(
+    hung: Callable[..., Hung], tmp_path: Path
+) -> None:
+    old = tmp_path / "trace_rank_0"
+    old.write_bytes((DATA / "flight_recorder" / "torch-2.13-gloo-rank0").read_bytes())
+    an_hour_ago = time.time() - 3600
+    os.utime(old, (an_hour_ago, an_hour_ago))
+    trainer = hung(
+        environment={
+            "TORCH_FR_BUFFER_SIZE": "2000",
+            "TORCH_FR_DUMP_TEMP_FILE": str(tmp_path / "trace_rank_"),
+        }
+    )
+    assert trainer.collect().sentence is None
+    assert not list(trainer.folder.glob("*flight-recorder*"))
 
 
 @pytest.mark.parametrize("ill", ["hangs", "fails", "is killed"])
