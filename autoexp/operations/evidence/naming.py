@@ -1,4 +1,4 @@
-"""How ranks are named in a sentence."""
+"""Names of ranks in a sentence."""
 
 from collections.abc import Iterable
 
