@@ -64,9 +64,8 @@ def compare(sessions: options.AnySessions = None, as_json: options.AsJson = Fals
     Example:
       autoexp compare study-1a2b
     """
-    from rich.table import Table
-
     from autoexp.reports import results
+    from autoexp.reports.tables import NumberTable
     from autoexp.reports.terminal import console, say_json
 
     found = results.compared(_opened(sessions or [None]))
@@ -78,14 +77,11 @@ def compare(sessions: options.AnySessions = None, as_json: options.AsJson = Fals
     columns = list(dict.fromkeys(key for row in found for key in row))
     if len(sessions or [None]) == 1:
         columns.remove("session")
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in columns:
-        table.add_column(name.removeprefix("backend.args."), no_wrap=True)
-    for row in found:
-        table.add_row(*(_cell(row.get(name)) for name in columns))
+    headings = [name.removeprefix("backend.args.") for name in columns]
+    rows = [[_cell(row.get(name)) for name in columns] for row in found]
     out = console()
     out.width = max(out.width, 400) if not out.is_terminal else out.width
-    out.print(table)
+    out.print(NumberTable(headings, rows, names=len(columns)))
     return 0
 
 

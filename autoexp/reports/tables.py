@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
@@ -51,6 +52,43 @@ _LAYOUTS = (
     _Layout(0, learning_rate=False, hours=False),
     _Layout(0, learning_rate=False, hours=False, validation=False),
 )
+
+
+class NumberTable:
+    """A line for each row; where the room is small, in several parts that repeat the first column.
+
+    A number that is cut says something else, so none is: a part may be as narrow as one of them.
+    """
+
+    def __init__(self, headings: Sequence[str], rows: Iterable[Sequence[str]], names: int) -> None:
+        """`names`: how many of the first columns are words, which stand on the left."""
+        self._columns = [list(column) for column in zip(headings, *rows, strict=True)]
+        self._names = names
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for number, part in enumerate(self._parts(options.max_width)):
+            if number:
+                yield Text()
+            table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+            for place in part:
+                justify = "left" if place < self._names else "right"
+                table.add_column(Text(self._columns[place][0]), justify=justify, no_wrap=True)  # type: ignore[arg-type]
+            for cells in zip(*(self._columns[place][1:] for place in part), strict=True):
+                table.add_row(*map(Text, cells))
+            yield table
+
+    def _parts(self, width: int) -> list[list[int]]:
+        parts = [[0]]
+        for place in range(1, len(self._columns)):
+            if self._width([*parts[-1], place]) > width and parts[-1] != [0]:
+                parts.append([0])
+            parts[-1].append(place)
+        return parts
+
+    def _width(self, part: Sequence[int]) -> int:
+        """Columns of the terminal that a part takes."""
+        widths = [max(map(cell_len, self._columns[place])) for place in part]
+        return sum(widths) + _GAP * (len(widths) - 1)
 
 
 class StatusTable:

@@ -28,4 +28,6 @@ def goodput(sessions: options.AnySessions = None, as_json: options.AsJson = Fals
     out = console()
     out.width = max(out.width, 160) if not out.is_terminal else out.width
     out.print(hours.goodput_table(rows))
+    if not hours.is_energy_known(rows):
+        say(hours.NOT_MEASURED)
     return 0

@@ -7,11 +7,11 @@ from statistics import median
 from typing import Any
 
 from pydantic import BaseModel
-from rich.table import Table
 
 from autoexp.jobs.limits import spent_gpu_hours
 from autoexp.jobs.record import Attempt, JobRecord
 from autoexp.model import now
+from autoexp.reports.tables import NumberTable
 from autoexp.resources.machines import SlurmCluster
 from autoexp.schedulers.slurm.energy import energy_kwh
 from autoexp.session.session import Session
@@ -21,7 +21,7 @@ from autoexp.storage.metrics_file import TimedRow
 SLOW = 0.7
 """Share of the run's median speed below which an iteration counts as slow."""
 PARTS = ("new", "twice", "slow", "startup", "saving", "ending", "other")
-NOT_MEASURED = "not measured here"
+NOT_MEASURED = "kWh: not measured here"
 _HOUR = 3600.0
 
 
@@ -206,24 +206,25 @@ def with_energy(session: Session, rows: Sequence[Goodput]) -> list[Goodput]:
     ]
 
 
-def goodput_table(rows: Sequence[Goodput]) -> Table:
-    """A line for each job, and the sum where there are several."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("job", no_wrap=True)
-    for name in ("hours", *PARTS, "queued", "kWh"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*_cells(row.job, row.model_dump(), row.hours))
+def goodput_table(rows: Sequence[Goodput]) -> NumberTable:
+    """A line for each job, and the sum where there are several; kWh where any is known."""
+    lines = [(row.job, row.model_dump(), row.hours) for row in rows]
     if len(rows) > 1:
         keys = ("hours", *PARTS, "queued_h")
         sums: dict[str, Any] = {key: sum(getattr(row, key) for row in rows) for key in keys}
-        energies = [row.kwh for row in rows if row.kwh is not None]
-        sums["kwh"] = sum(energies) if energies else None
-        table.add_row(*_cells("in all", sums, sums["hours"]))
-    return table
+        sums["kwh"] = sum(row.kwh for row in rows if row.kwh is not None)
+        lines.append(("in all", sums, sums["hours"]))
+    energy = ["kWh"] if is_energy_known(rows) else []
+    cells = [_cells(*line)[: 3 + len(PARTS) + len(energy)] for line in lines]
+    return NumberTable(["job", "hours", *PARTS, "queued", *energy], cells, names=1)
+
+
+def is_energy_known(rows: Sequence[Goodput]) -> bool:
+    """True if the cluster's accounting has the energy of one of these jobs."""
+    return any(row.kwh is not None for row in rows)
 
 
 def _cells(name: str, row: dict[str, Any], hours: float) -> list[str]:
     shares = [f"{row[part] / hours:.1%}" if hours else "" for part in PARTS]
-    energy = NOT_MEASURED if row["kwh"] is None else f"{row['kwh']:.4g}"
+    energy = "" if row["kwh"] is None else f"{row['kwh']:.4g}"
     return [name, f"{hours:.2f}", *shares, f"{row['queued_h']:.2f} h", energy]

@@ -3,11 +3,12 @@
 import io
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from autoexp.reports.curves import Gain
 from autoexp.reports.status import JobSummary, Status
-from autoexp.reports.tables import gains_lines, status_view
+from autoexp.reports.tables import NumberTable, gains_lines, status_view
 from autoexp.states import Kind, Verdict
 
 WAITS = "waits for checkpoint 1000 of demo"
@@ -103,3 +104,25 @@ def test_no_name_and_no_state_is_cut(width: int) -> None:
         ("demo-cd1600", "finished"),
     ):
         assert any(line.startswith(name) and state in line for line in lines)
+
+
+NUMBERS = [
+    ("demo", "0.7731", "7.1%", "[b]1[/b]"),
+    ("demo-cd1000", "1234567.89", "100.0%", "日本"),
+]
+
+
+@pytest.mark.parametrize("width", [24, 30, 41, 42, 80, 160])
+def test_no_cell_of_a_table_of_numbers_is_cut_at_any_width(width: int) -> None:
+    out = io.StringIO()
+    headings = ["job", "gpu_hours", "goodput", "queued"]
+    Console(file=out, width=width, highlight=False).print(NumberTable(headings, NUMBERS, names=1))
+    parts = [part.splitlines() for part in out.getvalue().split("\n\n")]
+    found: dict[str, list[str]] = {}
+    for lines in parts:
+        for line in lines:
+            name, *cells = line.split()
+            found.setdefault(name, []).extend(cells)
+    assert found == {name: cells for name, *cells in [headings, *map(list, NUMBERS)]}
+    assert max(cell_len(line) for lines in parts for line in lines) <= width
+    assert (len(parts) == 1) == (width >= 42)
