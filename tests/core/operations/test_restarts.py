@@ -149,6 +149,8 @@ def test_failing_a_job_overrules_restarting_it_in_either_order(
             perform(story, action)
             story.look()
         assert (story.job().verdict, story.job().reason) == (Verdict.FAILED, "rule oom")
+        # What was overruled is no error: nobody has to look at it.
+        assert {a.status for a in story.session.actions.values()} == {ActionStatus.DONE}
 
 
 def test_two_rules_that_restart_the_same_attempt_restart_it_once(

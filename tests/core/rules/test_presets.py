@@ -18,6 +18,7 @@ from autoexp.monitor.decide import RuleBook, decide
 from autoexp.monitor.job_watch import JobWatch
 from autoexp.planning.plan import make_plan
 from autoexp.planning.rule_checks import validate_rules
+from autoexp.rules.actions import ConditionalAction, Fail
 from autoexp.rules.condition_checks import Answer, check_all
 from autoexp.rules.events import (
     AttemptJudged,
@@ -74,6 +75,22 @@ def test_production_restarts_no_job_that_died_of_an_exception_before_its_first_i
     assert check_all(restart.when, once).answer is Answer.HOLDS
     at_start = once._replace(start_exception=lambda: "ImportError: torch")
     assert check_all(restart.when, at_start).answer is Answer.NEVER
+
+
+def gives_up(preset: str, rule: str) -> list[ConditionalAction]:
+    """The actions of a rule that fail a job after attempts without progress."""
+    actions = [each for each in rules_of(preset)[rule].actions if isinstance(each.action, Fail)]
+    return [each for each in actions if "max_attempts_without_progress" in str(each.when)]
+
+
+@pytest.mark.parametrize(("preset", "rule"), [each for each in RULES if gives_up(*each)])
+def test_a_rule_that_gives_up_says_its_cause_before_the_sessions_own_limit_ends_the_job(
+    preset: str, rule: str, tmp_path: Path
+) -> None:
+    most = experiment_with(preset).monitoring.max_attempts_without_progress
+    last = facts(tmp_path, attempts=most, attempts_without_progress=most - 1)
+    answers = [check_all(each.when, last).answer for each in gives_up(preset, rule)]
+    assert Answer.HOLDS in answers
 
 
 @pytest.mark.parametrize("rule", ["communication", "nccl_timeout", "nccl_error", "process_group"])
