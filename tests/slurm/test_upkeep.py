@@ -1,5 +1,6 @@
 """Retention, goodput, heartbeat and digest on the cluster, and a log that repeats itself."""
 
+import json
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ import pytest
 
 from autoexp.model import now
 from autoexp.reports.upkeep.digest import digest
-from autoexp.reports.upkeep.goodput import goodput
+from autoexp.reports.upkeep.goodput import NOT_MEASURED, goodput
 from autoexp.rules.events import CheckpointDeleted
+from tests.flows.commands import autoexp
 from tests.flows.sessions import Make, edit_job
 from tests.slurm.bench import slurm
 from tests.slurm.watching import run_to_the_end
@@ -75,6 +77,18 @@ async def test_what_nothing_needs_is_deleted_and_the_hours_are_those_of_accounti
         hours = int(told) / 3600 * (attempt.gpus or 1)
         assert parts == pytest.approx(row.hours) == pytest.approx(hours, rel=0.01)
     assert f"**{seen.session.id}**" in digest([seen.session], 3600.0, now())
+
+    # This cluster measures no energy (AcctGatherEnergyType), and that is what is said of it.
+    ids = ",".join(str(job.attempts[0].job_id) for job in seen.session.jobs.values())
+    joules = set(slurm("sacct", "-n", "-P", "-o", "ConsumedEnergyRaw", "-j", ids).split())
+    assert joules <= {"0"}, joules
+    told = autoexp("goodput", path.name, root=path.parent)
+    heading, *lines = told.stdout.splitlines()
+    assert heading.split()[-1] == "kWh"
+    assert [line.split()[0] for line in lines] == [*seen.session.jobs, "in"]
+    assert all(line.rstrip().endswith(NOT_MEASURED) for line in lines), told.stdout
+    as_json = json.loads(autoexp("goodput", path.name, "--json", root=path.parent).stdout)
+    assert [row["kwh"] for row in as_json] == [None, None]
 
 
 async def test_a_log_that_repeats_itself_ends_the_job_with_the_cause(make_session: Make) -> None:

@@ -1,10 +1,6 @@
 """Trackers as they are: an MLflow server, W&B's offline mode, TensorBoard's own reader."""
 
-import os
-import socket
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,7 @@ from autoexp.tracking.settings import Tracking
 from autoexp.tracking.tracker import Owner
 from tests.builders import TINY, create
 from tests.killing import killed_at
-from tests.patience import until
+from tests.trackers.mlflow_server import MlflowServer, mlflow_server
 
 OWNER = Owner("s1", "abcd", "tiny")
 
@@ -48,55 +44,14 @@ def send(path: Path, settings: dict[str, Any]) -> Sent:
 # MLflow
 
 
-class Server:
-    """An MLflow server on this machine, which can be away."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = int(free.getsockname()[1])
-        self._folder = folder
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        store = f"sqlite:///{self._folder / 'mlflow.db'}"
-        words = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, *words],
-            cwd=self._folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        until(self._answers, "the MLflow server answers")
-
-    def _answers(self) -> bool:
-        from urllib.request import urlopen
-
-        try:
-            with urlopen(f"{self.uri}/health") as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, 15)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    pytest.importorskip("mlflow", reason="mlflow is not installed: make test-trackers")
-    made = Server(tmp_path)
-    made.start()
-    yield made
-    made.stop()
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    with mlflow_server(tmp_path) as made:
+        yield made
 
 
 def test_mlflow_has_one_run_a_job_below_its_session_through_outages_and_kills(
-    path: Path, server: Server
+    path: Path, server: MlflowServer
 ) -> None:
     from mlflow import MlflowClient
 
