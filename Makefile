@@ -60,8 +60,8 @@ $(TRAINERS)/.installed: tests/trainers/requirements.txt
 	@touch $@
 
 TRACKERS := .venv-trackers
-test-trackers: $(TRACKERS)/.installed  ## an MLflow server on this machine, W&B's offline mode, TensorBoard's own reader
-	$(TRACKERS)/bin/python -m pytest -n0 -rs tests/trackers
+test-trackers: $(TRACKERS)/.installed  ## an MLflow server on this machine, W&B's offline mode, TensorBoard's own reader; a session on the cluster, where one answers
+	$(TRACKERS)/bin/python -m pytest -n0 -rs tests/trackers tests/slurm/test_tracking.py
 
 $(TRACKERS)/.installed: tests/trackers/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(TRACKERS)

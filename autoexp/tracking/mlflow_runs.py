@@ -10,9 +10,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from autoexp import redaction, sinks
 from autoexp.tracking.settings import Mlflow
-from autoexp.tracking.tracker import Batch, Kept, Owner, TrackedJob, TrackerAway
+from autoexp.tracking.tracker import Batch, Kept, Owner, TrackedJob, away
 
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """Instead of seven retries of two minutes: a server that is away is tried again by the next pass.
@@ -141,4 +140,4 @@ def _said() -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        raise TrackerAway(sinks.title(redaction.without_secrets(str(error)))) from error
+        raise away(error) from error

@@ -3,14 +3,28 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from autoexp import redaction, sinks
 from autoexp.tracking.curve import Point, Rewind, Step
 
 Kept = dict[str, str | int]
 """What a tracker wants to find again at the next batch of the same job."""
 
+_LONGEST = 300
+"""Of why a tracker is away, in characters."""
+
 
 class TrackerAway(Exception):
     """A tracker did not take a batch; the text says why, and it is sent again."""
+
+
+def away(error: Exception) -> TrackerAway:
+    """What a client's error says, its last cause first: the text itself begins with addresses."""
+    last: BaseException = error
+    while (cause := last.__cause__ or last.__context__) is not None:
+        last = cause
+    text = f"{error}" if last is error else f"{last} ({error})"
+    said = sinks.line(redaction.without_secrets(text))
+    return TrackerAway(said if len(said) <= _LONGEST else f"{said[: _LONGEST - 1]}…")
 
 
 class Owner(NamedTuple):

@@ -8,9 +8,8 @@ from typing import Any
 import wandb
 from wandb.errors import Error
 
-from autoexp import redaction, sinks
 from autoexp.tracking.settings import Wandb
-from autoexp.tracking.tracker import Batch, Kept, TrackedJob, TrackerAway
+from autoexp.tracking.tracker import Batch, Kept, TrackedJob, away
 
 _OFFLINE_REST_S = 6 * 3600.0
 """Each batch makes a directory, and nobody sees it before `wandb sync`."""
@@ -48,7 +47,7 @@ class WandbRuns:
                 run.summary[f"score/{name}"] = value
             run.finish(exit_code=0 if job.state in (None, "finished") else 1)
         except (Error, OSError, TimeoutError) as error:
-            raise TrackerAway(sinks.title(redaction.without_secrets(str(error)))) from error
+            raise away(error) from error
         return {"run": run.id}
 
     def close(self) -> None:

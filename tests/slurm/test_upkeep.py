@@ -82,11 +82,11 @@ async def test_what_nothing_needs_is_deleted_and_the_hours_are_those_of_accounti
     ids = ",".join(str(job.attempts[0].job_id) for job in seen.session.jobs.values())
     joules = set(slurm("sacct", "-n", "-P", "-o", "ConsumedEnergyRaw", "-j", ids).split())
     assert joules <= {"0"}, joules
-    told = autoexp("goodput", path.name, root=path.parent)
-    heading, *lines = told.stdout.splitlines()
+    shown = autoexp("goodput", path.name, root=path.parent)
+    heading, *lines = shown.stdout.splitlines()
     assert heading.split()[-1] == "kWh"
     assert [line.split()[0] for line in lines] == [*seen.session.jobs, "in"]
-    assert all(line.rstrip().endswith(NOT_MEASURED) for line in lines), told.stdout
+    assert all(line.rstrip().endswith(NOT_MEASURED) for line in lines), shown.stdout
     as_json = json.loads(autoexp("goodput", path.name, "--json", root=path.parent).stdout)
     assert [row["kwh"] for row in as_json] == [None, None]
 

@@ -18,7 +18,7 @@ from autoexp.tracking.cursor import Cursors
 from autoexp.tracking.curve import Point, Rewind, read_piece
 from autoexp.tracking.send import Sent, send_new, tracked
 from autoexp.tracking.settings import Tracking, chosen
-from autoexp.tracking.tracker import Owner
+from autoexp.tracking.tracker import Owner, away
 from tests.builders import TINY, create, spec_of
 from tests.event_files import events
 from tests.killing import KilledAt
@@ -177,6 +177,17 @@ def test_a_tracker_whose_package_is_missing_is_refused_before_anything_is_submit
     composed = compose("demo", [*TINY, "+tracking.mlflow.uri=http://127.0.0.1:1"])
     with pytest.raises(BadInput, match=r"tracking\.mlflow needs mlflow.*autoexp\[mlflow\]"):
         plan_study(composed, tmp_path)
+
+
+def test_why_a_tracker_is_away_begins_with_the_last_cause_and_names_no_secret() -> None:
+    address = "https://ann:hunter2@host/api/2.0/mlflow/experiments/get-by-name?experiment_name=lab"
+    error = RuntimeError(f"API request to {address} failed with {'x' * 1000}")
+    error.__context__ = ConnectionRefusedError(111, "Connection refused")
+    said = str(away(error))
+    assert said.startswith("[Errno 111] Connection refused (API request to https://")
+    assert "hunter2" not in said and "\n" not in said and len(said) < 400
+    plain = "API request to endpoint /api/2.0/mlflow/experiments/get-by-name failed with code 403"
+    assert str(away(RuntimeError(plain))) == plain
 
 
 @pytest.mark.parametrize(
