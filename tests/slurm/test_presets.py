@@ -19,6 +19,8 @@ RECORDED = ROOT / "tests" / "data" / "rules"
 SMALL = ("cooldowns=[]", "slurm.gpus_per_node=0")
 # A training dies behind its first checkpoint, and its last line says of what.
 DIES = '"$@" --fail-at-iteration 120; echo "{line}" >&2; exit 1'
+# As ft_launcher does where it gives up.
+ASKS_FOR_NO_RESTART = '"$@" --fail-at-iteration 120; exit 93'
 # As torchrun does: a worker that fails is begun again from the newest checkpoint, in the same job.
 COMES_BACK = """
 "$@" --fail-at-iteration 60; {says}
@@ -53,13 +55,14 @@ async def test_what_cannot_be_mended_fails_after_one_attempt_and_what_mends_itse
 ) -> None:
     """Two sessions beside each other, to take as long as one."""
     dying = make_session(
-        *SMALL, "monitoring=incurable", "project.name=dies", "backend.args.seed=1,2,3,4"
+        *SMALL, "monitoring=incurable", "project.name=dies", "backend.args.seed=1,2,3,4,5,6"
     )
     edit_job(dying, "dies-seed1", lambda command: [*command, "--no-such-flag", "3"])
-    for name, rule in (("dies-seed2", "quota"), ("dies-seed3", "corrupt_index")):
+    edit_job(dying, "dies-seed2", lambda _: [sys.executable, "-c", MISSING])
+    for number, rule in enumerate(("quota", "corrupt_index", "other_checkpoint"), 3):
         (line,) = lines(rule)
-        in_a_shell(dying, name, DIES.format(line=line))
-    edit_job(dying, "dies-seed4", lambda _: [sys.executable, "-c", MISSING])
+        in_a_shell(dying, f"dies-seed{number}", DIES.format(line=line))
+    in_a_shell(dying, "dies-seed6", ASKS_FOR_NO_RESTART)
 
     coming = make_session(
         *SMALL, "monitoring=in_job_restart", "project.name=comes", "backend.args.seed=1,2"
@@ -73,14 +76,17 @@ async def test_what_cannot_be_mended_fails_after_one_attempt_and_what_mends_itse
     dead, came = await asyncio.gather(run_to_the_end(dying), run_to_the_end(coming))
     assert reasons(dead) == {
         "dies-seed1": "the trainer does not know: --no-such-flag 3",
-        "dies-seed2": "a disk quota is exceeded: free space, then `autoexp retry`",
-        "dies-seed3": "the index of a data set is corrupt: /data/web_text_document.idx",
-        "dies-seed4": "there is no /nowhere/vocab.json",
+        "dies-seed2": "there is no /nowhere/vocab.json",
+        "dies-seed3": "a disk quota is exceeded: free space, then `autoexp retry`",
+        "dies-seed4": "the index of a data set is corrupt: /data/web_text_document.idx",
+        "dies-seed5": "its checkpoint was saved with tensor_model_parallel_size 4, "
+        "and 2 is asked for",
+        "dies-seed6": "exit code 93: its launcher asks for no restart",
     }
     assert {tuple(states(job)) for job in dead.session.jobs.values()} == {("FAILED",)}
     # Those that had come so far `production` alone would restart: that is overruled, and no error.
     crashes = {a.event.job: a for a in dead.session.actions.values() if a.rule == "crash"}
-    assert [crashes[f"dies-seed{n}"].status for n in (2, 3)] == [ActionStatus.DONE] * 2
+    assert [crashes[f"dies-seed{n}"].status for n in range(3, 7)] == [ActionStatus.DONE] * 4
 
     mended, stuck = came.session.jobs.values()
     assert (mended.verdict, mended.iteration) == (Verdict.FINISHED, 300), mended.reason

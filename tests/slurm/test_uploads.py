@@ -39,6 +39,7 @@ async def test_an_upload_needs_no_allocation(make_session: Make, tmp_path: Path)
     assert (tmp_path / "bucket" / "iter_0000100").is_dir()
 
 
+@pytest.mark.slow
 def test_an_upload_in_a_partition_of_its_own_outlives_its_monitor_and_retention_waits_for_it(
     make_session: Make, tmp_path: Path, commands: Commands
 ) -> None:
