@@ -1,8 +1,9 @@
-"""A sick node, deletions and evidence of a hang on the cluster, by monitors killed at each step."""
+"""Sick nodes, deletions and evidence of hangs on the cluster, by monitors killed at each step."""
 
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.core.monitor.driver import Driver
 from tests.flows.sessions import SMALL
 from tests.killing import die_at, killed_at
 from tests.patience import PATIENCE_S
+from tests.processes import exit_code, in_a_process
 from tests.slurm.bench import clear_queue, slurm
 from tests.slurm.commands import Commands
 
@@ -39,16 +41,17 @@ RULE = f"{{substring: '{HANGS}', actions: [{{restart: {{evidence: true}}}}]}}"
 
 
 @pytest.fixture
-def path(commands: Commands, tmp_path: Path) -> Iterator[Path]:
-    """A training whose first node is sick, and that hangs at iteration 100 once."""
+def paths(commands: Commands, tmp_path: Path) -> Iterator[list[Path]]:
+    """Three trainings whose first node is sick, and that hang at iteration 100 once."""
     del commands
-    (tmp_path / "hold").mkdir()
-    (tmp_path / "hold" / "100").touch()
     for healthy in ("n2", "n3"):
         (tmp_path / "disks" / healthy).mkdir(parents=True)
+    (tmp_path / "hold").mkdir()
+    (tmp_path / "hold" / "100").touch()
     where = f"disks: ['{tmp_path}/disks/{{hostname}}'], avoid_file: {tmp_path}/nodes.jsonl"
     words = (
         "slurm=local_cluster",
+        "slurm.gpus_per_node=1",
         "cooldowns=[]",
         "backend.args.save_interval=20",
         f"backend.args.hold={tmp_path}/hold",
@@ -56,9 +59,13 @@ def path(commands: Commands, tmp_path: Path) -> Iterator[Path]:
         f"nodes={{check: basic, {where}, slowest: 0.01}}",
         f"monitoring.log_events={{hang: {RULE}}}",
     )
-    made = create(compose("demo", [*SMALL, *words]), tmp_path / "sessions")
+    names = [f"project.name=p{number}" for number in range(3)]
+    made = [
+        create(compose("demo", [*SMALL, *words, name]), tmp_path / "sessions") for name in names
+    ]
     yield made
-    clear_queue(made.name)
+    for path in made:
+        clear_queue(path.name)
 
 
 class Doomed(Driver):
@@ -104,32 +111,49 @@ def deaths(met: Path) -> Counter[str]:
     return Counter(met.read_text().split() if met.exists() else ())
 
 
-def test_what_a_month_needs_is_done_once_however_often_its_monitor_is_killed(
-    path: Path, tmp_path: Path
-) -> None:
-    met = tmp_path / "met"
-    kills = 0
-    while killed_at(0, lambda: watch(path, met)):
+def walk(path: Path, met: Path) -> int:
+    """Be one monitor after the other until the session is over; 1 if one lived that was to die."""
+    kills, most = 0, sum(map(len, WALKS.values()))
+    while kills <= most and killed_at(0, lambda: watch(path, met)):
         kills += 1
-        assert kills <= sum(map(len, WALKS.values()))
-    # A walk is over before its end once what it is about is done. The last monitor may have been
-    # doomed, too, and have come to the end before.
-    assert all(deaths(met)[what] >= min(5, len(walk)) for what, walk in WALKS.items())
-    assert kills >= sum(deaths(met).values()) - 1
+    # The last monitor may have been doomed, too, and have come to the end before.
+    return 0 if deaths(met).total() - 1 <= kills <= most else 1
 
+
+def test_three_sessions_do_once_what_a_month_needs_however_often_their_monitors_are_killed(
+    paths: list[Path], tmp_path: Path
+) -> None:
+    """They write to one list of avoided nodes at the same time."""
+    met = {path: tmp_path / f"{path.name}.met" for path in paths}
+    walks = [in_a_process(partial(walk, path, met[path])) for path in paths]
+    assert [exit_code(each) for each in walks] == [0, 0, 0]
+
+    found = [see_through(path, deaths(met[path])) for path in paths]
+    told = [node for events in found for event in events for node in event.nodes]
+    listed = AvoidList(tmp_path / "nodes.jsonl")
+    assert told and set(told) == {"n1"}
+    assert [entry.node for entry in listed.read()] == told
+    assert len(listed.path.read_text().splitlines()) == len(told)
+
+
+def see_through(path: Path, died: Counter[str]) -> list[NodesFoundSick]:
+    """Check a session that is over; returns which nodes it has found sick."""
     session = Session.load(path)
     (job,) = session.jobs.values()
     assert (job.verdict, job.iteration) == (Verdict.FINISHED, 300), job.reason
-    assert [each.state for each in job.attempts] == ["NODE_FAIL", "CANCELLED", "COMPLETED"]
-    assert {action.status for action in session.actions.values()} == {ActionStatus.DONE}
     events = [entry.event for entry in session.journal.entries]
+    sick = [event for event in events if isinstance(event, NodesFoundSick)]
+    # One that was submitted later knows of the node from the others, and never meets it.
+    states = [each.state for each in job.attempts]
+    assert states == ["NODE_FAIL"] * len(sick) + ["CANCELLED", "COMPLETED"] and len(sick) < 2
+    assert [each.nodes == "n1" for each in job.attempts] == [True] * len(sick) + [False, False]
+    # A walk is over before its end once what it is about is done.
+    met = {what for what in WALKS if died[what] >= min(5, len(WALKS[what]))}
+    assert met >= WALKS.keys() - ({"avoid"} if not sick else set())
+
+    assert {action.status for action in session.actions.values()} == {ActionStatus.DONE}
     keys = [event.key for event in events]
     assert len(keys) == len(set(keys))
-
-    # One node, named once and listed once; SLURM was given one job for each attempt.
-    (sick,) = [event for event in events if isinstance(event, NodesFoundSick)]
-    assert [entry.node for entry in AvoidList(tmp_path / "nodes.jsonl").read()] == list(sick.nodes)
-    assert job.attempts[0].nodes == "n1" and job.attempts[1].nodes != "n1"
     queued = ("sacct", "-X", "-n", "-P", "-S", "now-1hour", "-o", "JobID", "--name")
     for attempt in job.attempts:
         assert slurm(*queued, attempt.key).split() == [str(attempt.job_id)]
@@ -140,3 +164,4 @@ def test_what_a_month_needs_is_done_once_however_often_its_monitor_is_killed(
     assert saved >= {*range(20, 301, 20)} and sorted(gone) == sorted(saved - {300})
     left = sorted(found.name for found in Path(job.spec.save_dir).iterdir())
     assert left == ["iter_0000300", "latest_checkpointed_iteration.txt"]
+    return sick
