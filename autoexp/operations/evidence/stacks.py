@@ -14,10 +14,17 @@ _COLLECTIVE = re.compile(
     r"_*(?:monitored_)?(all_?reduce|all_?gather|reduce_?scatter|broadcast|barrier|all_?to_?all|gather"
     r"|scatter|reduce|batch_isend_irecv|isend|irecv|send|recv)(?:_\w+)?(?:_impl)?"
 )
-_SPY_THREAD = re.compile(r'Thread (?:0x)?\w+ \((?P<doing>[^)]*)\)(?:: "(?P<name>[^"]*)")?')
+# As py-spy 0.4 prints them: `Thread 7 (idle+gil): "MainThread"`, without a name where the program
+# has not loaded `threading`; `Condition.wait (threading.py:327)`, with the class since Python 3.11.
+_SPY_THREAD = re.compile(r'Thread (?P<id>\w+) \([^)]*\)(?:: "(?P<name>[^"]*)")?')
 _SPY_FRAME = re.compile(r"^\s+(?P<function>\S[^(]*?) \((?P<file>[^()]+?)(?::(?P<line>\d+))?\)\s*$")
 _DUMP_THREAD = re.compile(r"(?P<current>Current thread|Thread) 0x[0-9a-f]+")
 _DUMP_FRAME = re.compile(r'File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<function>\S+)')
+# What waits on somebody's behalf: the frame that called it says for what. py-spy has bare names.
+_WAITING = re.compile(
+    r"(?:.*/python[0-9.]+/)?(?:threading|queue|selectors|socket|ssl|subprocess|multiprocessing/\w+"
+    r"|concurrent/futures/\w+|asyncio/\w+)\.py"
+)
 _PATTERNS = {"py-spy": (_SPY_THREAD, _SPY_FRAME), "faulthandler": (_DUMP_THREAD, _DUMP_FRAME)}
 _LONGEST = 80
 
@@ -66,6 +73,8 @@ class Frame(NamedTuple):
 
     function: str
     where: str
+    is_of_a_wait: bool = False
+    """True for one of Python's own library that waits on somebody's behalf."""
 
 
 def main_thread(process: Process) -> list[Frame]:
@@ -74,29 +83,33 @@ def main_thread(process: Process) -> list[Frame]:
     if patterns is None:
         return []
     thread, frame = patterns
-    threads: list[tuple[bool, list[Frame]]] = []
+    threads: list[tuple[bool, bool, list[Frame]]] = []
     for line in process.stack.splitlines():
         if begins := thread.search(line):
             named = begins.groupdict()
             is_main = named.get("name") == "MainThread" or named.get("current") == "Current thread"
-            threads.append((is_main, []))
+            # Linux gives the first thread the process's own number.
+            threads.append((is_main, named.get("id") == str(process.pid), []))
         elif threads and (found := frame.search(line)):
             place = found["file"].rpartition("/")[2]
             where = f"{place}:{found['line']}" if found["line"] else place
-            threads[-1][1].append(Frame(found["function"][:_LONGEST], where[:_LONGEST]))
-    chosen = [frames for is_main, frames in threads if is_main and frames]
-    rest = [frames for _, frames in threads if frames]
-    return next(iter(chosen or rest[-1:]), [])
+            waits = _WAITING.fullmatch(found["file"]) is not None
+            frames = threads[-1][-1]
+            frames.append(Frame(found["function"][:_LONGEST], where[:_LONGEST], waits))
+    known = [each for each in threads if each[-1]]
+    chosen = [each for each in known if each[0]] or [each for each in known if each[1]]
+    return next((frames for *_, frames in chosen or known[-1:]), [])
 
 
 def place_of(process: Process) -> Place | None:
-    """Where a process stands: the collective that it is in, else its innermost frame.
+    """Where a process stands: the collective that it is in, else its own innermost frame.
 
     Without a stack what it waits for in the kernel, where that is no mere sleep.
     """
     frames = main_thread(process)
+    frames = [frame for frame in frames if not frame.is_of_a_wait] or frames
     for frame in frames:
-        if found := _COLLECTIVE.fullmatch(frame.function):
+        if found := _COLLECTIVE.fullmatch(frame.function.rpartition(".")[2]):
             return Place(found[0].lstrip("_"), is_collective=True)
     if frames:
         return Place(frames[0].function, frames[0].where)

@@ -99,12 +99,44 @@ def test_the_rank_that_the_others_wait_for_is_named(
     assert sentence(reports) == expected
 
 
+SPY_OUTPUT = Path(__file__).parents[2] / "data" / "py_spy"
+"""What py-spy 0.4.3 has printed of hung processes, `PID-NAME.txt`."""
+
+
+def recorded(name: str, rank: int, world: int) -> Process:
+    (path,) = SPY_OUTPUT.glob(f"*-{name}.txt")
+    pid = int(path.name.partition("-")[0])
+    return Process(pid=pid, rank=rank, world=world, how="py-spy", stack=path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            ["gloo-rank0", "gloo-rank1"],
+            "rank 1 on n1 stands in load_batch (hangt.py:4), 1 other waits in all_reduce",
+        ),
+        # A method has its class's name before it.
+        (["method"], "rank 0 on n1 stands in recv"),
+        # What waits in Python's own library does so for somebody.
+        (["loader"], "rank 0 on n1 stands in Loader.next_batch (loader.py:9)"),
+        # Of a program that has not loaded `threading` no thread has a name.
+        (["nameless"], "rank 0 on n1 stands in Saver.save (<string>:5)"),
+    ],
+)
+def test_what_py_spy_really_prints_is_understood(names: list[str], expected: str) -> None:
+    processes = tuple(recorded(name, rank, len(names)) for rank, name in enumerate(names))
+    assert sentence([NodeReport(node="n1", processes=processes)]) == expected
+
+
 # A real process, as a hung trainer is one
 
 TRAINER = """
 import faulthandler, signal, sys, threading, time
 def all_reduce():
     threading.Event().wait()
+def load_batch():
+    time.sleep(1000)
 {register}
 print("ready", flush=True)
 all_reduce()
@@ -115,22 +147,29 @@ class Hung:
     """A trainer that hangs, under an attempt's key."""
 
     def __init__(
-        self, folder: Path, *, register: str = "", environment: dict[str, str] | None = None
+        self,
+        folder: Path,
+        *,
+        register: str = "",
+        environment: dict[str, str] | None = None,
+        ref: AttemptRef | None = None,
     ) -> None:
-        self.ref = AttemptRef("k1", folder / "attempts" / "k1", "k1", "batch.sh", "1")
-        self.ref.directory.mkdir(parents=True)
-        self.log = self.ref.directory / "job.log"
-        spec = {"key": "k1", "log": str(self.log)}
-        (self.ref.directory / "spec.json").write_text(json.dumps(spec))
-        own = {payload.COOKIE: "k1", payload.ATTEMPT: str(self.ref.directory), "RANK": "0"}
-        with self.log.open("w") as log:
+        self.ref = ref or AttemptRef("k1", folder / "attempts" / "k1", "k1", "batch.sh", "1")
+        key, directory = self.ref.key, self.ref.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self.log = directory / "job.log"
+        spec = {"key": key, "log": str(self.log)}
+        (directory / "spec.json").write_text(json.dumps(spec))
+        own = {payload.COOKIE: key, payload.ATTEMPT: str(directory), "RANK": "0"}
+        begun = self.log.read_text().count("ready") if self.log.exists() else 0
+        with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", TRAINER.format(register=register)],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **own, "WORLD_SIZE": "1", **(environment or {})},
             )
-        until(lambda: "ready" in self.log.read_text(), "the trainer")
+        until(lambda: self.log.read_text().count("ready") > begun, "the trainer")
 
     def collect(self, signal: str | None = None) -> collection.Found:
         own = collection.Collection(self.ref, LocalMachine(), self.log, signal)
@@ -159,10 +198,21 @@ def hung(tmp_path: Path) -> Iterator[Callable[..., Hung]]:
         each.process.wait()
 
 
+@pytest.fixture
+def not_allowed(tmp_path: Path) -> dict[str, str]:
+    """A trainer's environment with a py-spy that may not look at it."""
+    program = tmp_path / "not allowed" / "bin" / "py-spy"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho Permission Denied >&2\nexit 1\n")
+    program.chmod(0o755)
+    return {"VIRTUAL_ENV": str(program.parent.parent)}
+
+
 def test_a_trainer_that_registered_faulthandler_says_where_it_stands(
-    hung: Callable[..., Hung],
+    hung: Callable[..., Hung], not_allowed: dict[str, str]
 ) -> None:
-    trainer = hung(register="faulthandler.register(signal.SIGUSR2)")
+    register = "faulthandler.register(signal.SIGUSR2)"
+    trainer = hung(register=register, environment=not_allowed)
     assert trainer.collect("SIGUSR2") == (
         f"rank 0 on {collection.read_reports(trainer.folder)[0].node} stands in all_reduce",
         None,
@@ -172,8 +222,10 @@ def test_a_trainer_that_registered_faulthandler_says_where_it_stands(
     assert trainer.process.poll() is None
 
 
-def test_a_signal_that_the_trainer_does_not_catch_is_never_sent(hung: Callable[..., Hung]) -> None:
-    trainer = hung()
+def test_a_signal_that_the_trainer_does_not_catch_is_never_sent(
+    hung: Callable[..., Hung], not_allowed: dict[str, str]
+) -> None:
+    trainer = hung(environment=not_allowed)
     found = trainer.collect("SIGUSR2")
     assert (found.sentence, found.problem) == (None, None)
     seen = trainer.process_seen()
@@ -293,6 +345,51 @@ def test_a_restart_with_evidence_says_what_was_found_and_then_ends_the_attempt(
     assert last == (
         "Before attempt 1 was ended, where its ranks stood cannot be told (no process of the "
         f"trainer was found); evidence: {event.path}."
+    )
+
+
+@pytest.fixture
+def py_spy() -> str:
+    """The real py-spy; skips where there is none, or the kernel lets it look at nobody."""
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    program = shutil.which("py-spy", path=places)
+    if program is None:
+        pytest.skip("py-spy is not installed")
+    words = [sys.executable, "-c", "print('ready', flush=True); input()"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe) as looked_at:
+        assert looked_at.stdout is not None and looked_at.stdout.readline()
+        dump = [program, "dump", "--pid", str(looked_at.pid)]
+        asked = subprocess.run(dump, capture_output=True, text=True)
+        looked_at.communicate(b"\n")
+    if asked.returncode:
+        pytest.skip(f"py-spy may not look at processes here: {asked.stderr}")
+    return program
+
+
+def test_the_real_py_spy_finds_the_rank_that_the_others_wait_for(
+    story_of: StoryOf, hung: Callable[..., Hung], py_spy: str
+) -> None:
+    story = story_of(log_events=HANGS)
+    attempt = story.job().attempt
+    assert attempt is not None
+    own = {"WORLD_SIZE": "2", "PATH": f"{Path(py_spy).parent}{os.pathsep}{os.environ['PATH']}"}
+    for rank, hangs in enumerate(("", "all_reduce = load_batch")):
+        environment = {**own, "RANK": str(rank)}
+        hung(ref=story.session.ref(attempt), register=hangs, environment=environment)
+    say(story, "it hangs")
+    (action,) = story.look().actions
+    perform(story, action)
+    (event,) = collected(story.session)
+    (report,) = collection.read_reports(Path(event.path))
+    assert [(process.rank, process.how) for process in report.processes] == [
+        (0, "py-spy"),
+        (1, "py-spy"),
+    ]
+    *_, last = explain_job(story.path, "tiny").sentences
+    assert last == (
+        f"Before attempt 1 was ended, rank 1 on {report.node} stands in load_batch (<string>:6), "
+        f"1 other waits in all_reduce; evidence: {event.path}."
     )
 
 
