@@ -77,7 +77,8 @@ def begin(recorder: Recorder, key: str) -> Removal | None:
             return None
         kept = [at for at in job.checkpoints if at != event.iteration]
         session.change_job(job, checkpoints=kept, deleted=[*job.deleted, event.iteration])
-    # Here and not in a thread: a roll back would give other checkpoints the same name meanwhile.
+    # Here and not in a thread: a roll back would give other checkpoints the same name meanwhile. A
+    # look has to ask the same folder: where a rename hangs, so does that.
     if not target.exists() and source.exists():
         source.rename(target)
         atomic.sync_directory(target.parent)

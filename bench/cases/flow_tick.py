@@ -35,12 +35,12 @@ class Still(SessionRun):
 
 
 @contextmanager
-def watched(folder: Path, jobs: int) -> Iterator[tuple[Still, FakeCluster]]:
+def watched(folder: Path, jobs: int, *overrides: str) -> Iterator[tuple[Still, FakeCluster]]:
     """A session of running jobs on a fake cluster, and its flow's loop."""
     (folder / "bin").mkdir()
     cluster = FakeCluster(folder / "bin")
-    overrides = ("monitoring=production", "slurm.scheduler_tick_s=15")
-    path = sessions.build(folder / "sessions", jobs, *overrides)
+    words = ("slurm.scheduler_tick_s=15", *(overrides or ("monitoring=production",)))
+    path = sessions.build(folder / "sessions", jobs, *words)
     with Session.hold(path) as (session, lease), cluster.on_path():
         cluster.shows([(job.attempts[0], "RUNNING") for job in session.jobs.values()])
         yield Still(session, lease, SlurmScheduler(SlurmCluster())), cluster

@@ -20,7 +20,7 @@ from autoexp.flows.concurrency.outbox import Outage, WriteSlot, is_prefect_error
 from autoexp.flows.concurrency.turns import Precedence
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.operations.action_runs import CheckpointMark, CommandRun
-from autoexp.operations.deletion import Removal
+from autoexp.operations.deletion import Measuring, Removal
 from autoexp.operations.evidence.collection import Collection
 from autoexp.operations.phases import (
     Effect,
@@ -159,7 +159,7 @@ class PhaseRunner:
             case CommandRun():
                 command = effects.run_command.with_options(retries=phase.retries)
                 return await self._updates.unless_interrupted(command(phase))
-            case Removal() | Collection():
+            case Removal() | Measuring() | Collection():
                 part = effects.in_thread(phase, self._scheduler)
                 return await self._updates.unless_interrupted(part)
         return await self._run_effect(children, phase)

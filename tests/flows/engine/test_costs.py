@@ -1,6 +1,7 @@
 """What a tick of the session flow costs, in calls. The seconds are `make bench`."""
 
 import asyncio
+import collections
 import logging
 import math
 import threading
@@ -18,11 +19,15 @@ from autoexp.flows.engine.stillness import Stillness
 from autoexp.flows.engine.subflows import Subflows
 from autoexp.flows.train import train
 from autoexp.monitor.worklist import JobView
+from autoexp.rules.events import CheckpointDeleted
+from autoexp.storage import removal
+from autoexp.storage.removal import Part
 from bench.cases import flow_tick
 from bench.cases.reaction import set_tick
 from bench.world import sessions
+from bench.world.measure import counted_calls
 from tests.flows.sessions import Make
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 pytestmark = pytest.mark.prefect
 
@@ -56,6 +61,54 @@ def test_an_idle_tick_asks_prefect_nothing_and_wakes_nobody(
     with flow_tick.watched(tmp_path, jobs) as (run, _):
         assert not asyncio.run(watch(run))
     assert hops == ["_look_once"] * 3
+
+
+UPKEEP = (
+    "retention={keep: [branch_points, {last: 2}], budget: 15TB}",
+    "nodes={check: gpu, avoid_file: AVOIDED}",
+    "tracking={tensorboard: CURVES}",
+    "monitoring.heartbeat_url=http://127.0.0.1:9/alive",
+)
+
+
+def calls_at_rest(
+    folder: Path, jobs: int, *overrides: str
+) -> tuple[collections.Counter[str], collections.Counter[str]]:
+    """Calls of a tick of the session's thread at which nothing is new, and of a look at that."""
+
+    async def watch(run: flow_tick.Still) -> None:
+        async with Children(run.log) as children:
+            await flow_tick.settle(run, children)
+            for _ in range(3):  # the first ones find what to look at
+                run.vigil._look_at_all()
+            with counted_calls(python=True) as look:
+                run.vigil._look_at_all()
+            with counted_calls(python=True) as tick:
+                assert not run.vigil._has_news()
+            ticks.append((tick, look))
+            flow_tick.end(run)
+
+    ticks: list[tuple[collections.Counter[str], collections.Counter[str]]] = []
+    folder.mkdir()
+    still = "{still: {after: 6h, counts: progress, actions: [{log: {}}]}}"
+    words = ("monitoring=production", f"monitoring.inactivity_events={still}")
+    with flow_tick.watched(folder, jobs, *(words if overrides else words[:1]), *overrides) as found:
+        asyncio.run(watch(found[0]))
+    return ticks[0]
+
+
+def test_upkeep_costs_an_idle_tick_nothing_and_a_look_ten_calls_for_each_job_in_memory(
+    tmp_path: Path,
+) -> None:
+    words = [word.replace("AVOIDED", str(tmp_path / "nodes")) for word in UPKEEP]
+    words = [word.replace("CURVES", str(tmp_path / "curves")) for word in words]
+    for jobs in (2, 12):
+        tick, look = calls_at_rest(tmp_path / f"without{jobs}", jobs)
+        with_tick, with_look = calls_at_rest(tmp_path / f"with{jobs}", jobs, *words)
+        assert with_tick == tick and tick["stat"] == 2 * jobs
+        more = with_look - look
+        assert 0 < more.total() <= 10 * (1 + jobs)
+        assert not set(more) & {"stat", "open", "read", "pread", "scandir", "listdir", "write"}
 
 
 def test_what_one_job_does_reaches_those_alone_who_wait_for_it(
@@ -107,6 +160,52 @@ def test_effects_that_take_long_do_not_hold_up_the_schedulers_answers(tmp_path: 
 
     with flow_tick.watched(tmp_path, 2) as (run, _):
         assert len(asyncio.run(answered(run))) == 2
+
+
+def test_looks_go_on_while_a_checkpoint_of_ten_thousand_files_is_removed_or_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, parts = list[str](), list[Part]()
+
+    def after_looks(path: Path, most: int) -> Part:
+        # The filesystem does not answer the first part for long.
+        enough = len(looks) + (1 if parts else 20)
+        until(lambda: len(looks) >= enough, f"looks beside part {len(parts)} of a removal")
+        parts.append(remove_part(path, most))
+        return parts[-1]
+
+    async def watch(run: flow_tick.Still) -> None:
+        look_once = run._look_once
+        monkeypatch.setattr(
+            run, "_look_once", lambda *a, **k: looks.append("") or look_once(*a, **k)
+        )
+        async with Children(run.log) as children:
+            flow_tick.mute(run)
+            async with asyncio.timeout(PATIENCE_S):
+                while not (gone := deleted(run)):
+                    await run.tick(children)
+                    await asyncio.sleep(0.01)
+            flow_tick.end(run)
+        assert [event.iteration for event in gone] == [100]
+        assert gone[0].files == sum(part.files for part in parts) == 10_002
+
+    def deleted(run: flow_tick.Still) -> list[CheckpointDeleted]:
+        found = (entry.event for entry in run.session.journal.entries)
+        return [event for event in found if isinstance(event, CheckpointDeleted)]
+
+    remove_part = removal.remove_part
+    monkeypatch.setattr(removal, "remove_part", after_looks)
+    # Rules that roll back would have each checkpoint stay.
+    words = ("monitoring=basic", "retention={keep: [{last: 2}]}")
+    with flow_tick.watched(tmp_path, 1, *words) as (run, _):
+        (job,) = run.session.jobs.values()
+        job.there_before = []
+        saved = Path(job.spec.save_dir, sessions.folder_name(100))
+        for number in range(10_000):
+            (saved / f"{number}.distcp").touch()
+        asyncio.run(watch(run))
+    assert len(parts) > 10_000 / 500
+    assert not saved.exists() and not list(saved.parent.glob(".autoexp-*"))
 
 
 async def test_the_session_writes_to_its_server_in_turn(
