@@ -44,9 +44,12 @@ test-containers: setup  ## tests in a real image, of variables, binds and signal
 
 FUZZ_S ?= 600
 FUZZ_SEED ?= $(shell date +%s)
-fuzz: setup  ## random kills, raising children, log bytes and rules at a session, texts at what makes them safe, for FUZZ_S seconds (600)
-	FUZZ_S=$$(( $(FUZZ_S) / 4 )) AUTOEXP_TEST_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/core/house/test_promises.py -k any_text
-	FUZZ_S=$$(( $(FUZZ_S) * 3 / 4 )) AUTOEXP_TEST_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/core/monitor/test_invariants.py -k whatever_happens
+FUZZ = FUZZ_S=$$(( $(FUZZ_S) * $(1) / 8 )) AUTOEXP_TEST_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s
+fuzz: setup  ## random kills, raising children, log bytes and rules at a session, retention, months, texts at what makes them safe, for FUZZ_S seconds (600)
+	$(call FUZZ,1) tests/core/house/test_promises.py -k any_text
+	$(call FUZZ,4) tests/core/monitor/test_invariants.py -k whatever_happens
+	$(call FUZZ,2) tests/core/retention/test_plays.py
+	$(call FUZZ,1) tests/core/retention/test_month.py -m slow
 
 TRAINERS := .venv-trainers
 test-trainers: setup $(TRAINERS)/.installed  ## real trainers on this machine's CPU; clones by AUTOEXP_TEST_MEGATRON and others

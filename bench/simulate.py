@@ -39,7 +39,6 @@ FAMILY = 20
 TICK_S = 1800.0
 """Between two looks. A real monitor looks every 2 s; docs/scaling.md adds what that costs."""
 _USUAL = Rates()
-_KILLED_EVERY_S = DAY
 _EXPERIMENT = (
     "project.name=fam",
     "monitoring=basic",
@@ -63,6 +62,7 @@ class Simulation:
         seed: int,
         rates: Rates = _USUAL,
         overrides: Sequence[str] = (),
+        killed_every_s: float = DAY,
     ) -> None:
         dice = random.Random(seed)
         self.clock = Clock(time.time())
@@ -76,7 +76,8 @@ class Simulation:
         self._families = jobs // FAMILY
         self._folder = folder
         self._begun = self.clock.seconds
-        self._next_kill = self._begun + dice.expovariate(1 / _KILLED_EVERY_S)
+        self._killed_every_s = killed_every_s
+        self._next_kill = self._begun + dice.expovariate(1 / killed_every_s)
 
     def run(self) -> Session:
         """Simulate until all jobs have ended; returns the session as it is on disk then."""
@@ -88,10 +89,11 @@ class Simulation:
             self.cluster.advance()
             passed = (self.clock.seconds - self._begun) / (self._days * DAY)
             while brought < min(self._families, passed * self._families):
-                enqueue(path, SubmitRequest(jobs=self._family(path, brought), by="sim"))
+                with self.fate.spared():
+                    enqueue(path, SubmitRequest(jobs=self._family(path, brought), by="sim"))
                 brought += 1
             if self.clock.seconds >= self._next_kill:
-                self._next_kill += self._dice.expovariate(1 / _KILLED_EVERY_S)
+                self._next_kill += self._dice.expovariate(1 / self._killed_every_s)
                 self.fate.threaten()
             try:
                 self._counted(driver.tick)
@@ -141,6 +143,13 @@ class Simulation:
 
     def check(self, session: Session) -> None:
         """Raise AssertionError where a submission or a checkpoint's rules were lost or doubled."""
+        self.check_submissions(session)
+        ended_well = sum(job.verdict is Verdict.FINISHED for job in session.jobs.values())
+        assert ended_well > 0.9 * len(session.jobs), f"only {ended_well} finished"
+        self.check_starts(session)
+
+    def check_submissions(self, session: Session) -> None:
+        """Raise AssertionError where a submission or an event was lost or doubled."""
         doubled = {key: n for key, n in self.cluster.submissions.items() if n != 1}
         assert not doubled, f"submitted more than once: {doubled}"
         attempts = {a.key: a for job in session.jobs.values() for a in job.attempts}
@@ -154,11 +163,9 @@ class Simulation:
         assert len(keys) == len(set(keys)), "an event stands twice"
         elsewhere = [a.wrong_start for a in attempts.values() if a.wrong_start is not None]
         assert not elsewhere, f"{len(elsewhere)} blamed for nothing: {elsewhere[0]}"
-        ended_well = sum(job.verdict is Verdict.FINISHED for job in session.jobs.values())
-        assert ended_well > 0.9 * len(session.jobs), f"only {ended_well} finished"
-        self._check_starts(session)
 
-    def _check_starts(self, session: Session) -> None:
+    def check_starts(self, session: Session) -> None:
+        """Raise AssertionError where a branch did not start, or more than once."""
         seen = session.journal.checkpoints()  # those too that were deleted since
         complete = {(e.job, e.iteration) for e in seen if session.is_valid(e)}
         starts = Counter(
@@ -189,14 +196,19 @@ def virtual(clock: Clock, fate: Fate) -> Iterator[None]:
         yield
 
 
+def memory() -> Path | None:
+    """Where files lie in memory; None: as any temporary file does."""
+    place = Path("/dev/shm")
+    return place if place.is_dir() else None
+
+
 @contextmanager
 def simulated(
     jobs: int, days: float, seed: int, rates: Rates = _USUAL
 ) -> Iterator[tuple[Simulation, Session]]:
     """A simulation that has come to its end, and the session that it left."""
-    # In memory where there is room: it is the CPU that is measured, and the bytes.
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+    # It is the CPU that is measured, and the bytes.
+    with tempfile.TemporaryDirectory(dir=memory()) as folder:
         simulation = Simulation(Path(folder), jobs, days, seed, rates)
         with virtual(simulation.clock, simulation.fate):
             session = simulation.run()

@@ -1,8 +1,9 @@
 """The disk space that a plan's checkpoints take at most, however long its jobs queue. Pure.
 
 Checkpoints that stay add up to the end of a session, so the figure is the sum of what each job has
-at its end, and of what those that may run at once have besides: one that is written, one that is
-deleted, one that the attempt began from, those that a rule may roll back to.
+at its end; of what a job has besides until it has finished, which all that were interrupted or have
+failed may have at once: one that its last attempt began from, those that a rule may roll back to;
+and of what those that may run at once have besides: one that is written, one that is deleted.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ BYTES_PER_PARAMETER = 14
 """Of a checkpoint of mixed-precision Adam: weights in bf16, and in fp32 with two moments, as in
 ZeRO (Rajbhandari et al., arXiv 1910.02054, section 3.1), without gradients."""
 _MOVING = 2  # one that is being written, and one that is being deleted
-_ATTEMPT = 1  # the one that the running attempt began from
+_ATTEMPT = 1  # the one that the last attempt began from
 _BEFORE_TROUBLE = 4  # of a rule that rolls back, besides those in its window
 
 
@@ -59,11 +60,11 @@ def forecast(
     # Only what runs writes and deletes; the largest of them are taken to run at once.
     running = sorted(parts, key=lambda part: part.moving * (part.size or 1), reverse=True)[:most]
     sizes = [part.size for part in parts]
-    known = None if None in sizes else sum(p.bytes(p.stays + p.waiting) for p in parts) + sum(
+    known = None if None in sizes else sum(p.bytes(p.at_rest + p.waiting) for p in parts) + sum(
         part.bytes(part.moving) for part in running
     )  # fmt: skip
     return Forecast(
-        checkpoints=sum(part.stays for part in parts) + sum(part.moving for part in running),
+        checkpoints=sum(part.at_rest for part in parts) + sum(part.moving for part in running),
         waiting=sum(part.waiting for part in parts),
         bytes=known,
         size_source=_source(retention, known),
@@ -77,10 +78,17 @@ class _Part(NamedTuple):
 
     stays: int
     """At its end, with its own start."""
+    unfinished: int
+    """More than that until it has finished, at most, whether it runs or not."""
     moving: int
-    """More than that while it runs, at most."""
+    """More than both while it runs, at most."""
     waiting: int
     size: int | None
+
+    @property
+    def at_rest(self) -> int:
+        """At most while it does not run."""
+        return self.stays + self.unfinished
 
     def bytes(self, count: int) -> int:
         return count * (self.size or 0)
@@ -100,12 +108,14 @@ def _part(
     held |= {s.starts_at for s in specs if s.parent == spec.name and s.start_when}
     kept = _stay(spec, saved, specs, retention) | set(sorted(saved)[-retention.last :])
     stays = min(len(saved), len(kept) + launched * retention.evaluated)
-    moving = min(len(saved) - stays, _ATTEMPT + _MOVING + _rolled_back(spec, rules))
+    unfinished = min(len(saved) - stays, _ATTEMPT + _rolled_back(spec, rules))
+    moving = min(len(saved) - stays - unfinished, _MOVING)
     late = len(held & saved) + launched * (not retention.evaluated)
     return _Part(
         stays + _starts(spec, by_name, retention),
+        unfinished,
         moving,
-        min(len(saved) - stays - moving, late),
+        min(len(saved) - stays - unfinished - moving, late),
         _size(spec, retention),
     )
 

@@ -5,7 +5,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ class Rates(NamedTuple):
     node_failures_per_hour: float = 16 * 1.6e-4
     preemptions_per_hour: float = 1e-3
     user_failures_per_attempt: float = 0.005
+    fails_within_hours: float = 2.0
     answers_lost_per_submission: float = 0.01
     refused_for_now_per_submission: float = 0.01
     outages_per_day: float = 0.2
@@ -63,12 +64,16 @@ class Trainer:
         self.saves = Path(self.spec["cwd"]) / "checkpoints"
         self.log = Path(self.spec["log"])
         flags = dict(zip(self.spec["command"], self.spec["command"][1:], strict=False))
-        self.target = int(flags["--train-iters"])
-        self.interval = int(flags["--save-interval"])
+        self.target, self.interval = self.length(flags)
         self.state = "PENDING"
         self.iteration = 0
         self.started_at: float | None = None
         self.ended_at: float | None = None
+
+    @staticmethod
+    def length(flags: Mapping[str, str]) -> tuple[int, int]:
+        """The last iteration, and the iterations between two saves."""
+        return int(flags["--train-iters"]), int(flags["--save-interval"])
 
     @property
     def is_alive(self) -> bool:
@@ -103,6 +108,8 @@ class Cluster:
         self.submissions: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.checkpoints = 0
+        self.program: Callable[[str, Path], Trainer] = Trainer
+        """What a job runs, from its name and the attempt's directory."""
         self._dice = dice
         self._capacity = capacity
         self._alive: dict[str, Trainer] = {}
@@ -142,7 +149,8 @@ class Cluster:
             (at + self._until(rates.preemptions_per_hour / HOUR), "PREEMPTED"),
         ]
         if self._dice.random() < rates.user_failures_per_attempt:
-            ends.append((at + self._dice.random() * 2 * HOUR, "FAILED"))
+            within = rates.fails_within_hours * HOUR
+            ends.append((at + self._dice.random() * within, "FAILED"))
         end, state = min(ends)
         heapq.heappush(self._next, (end, job_id, state))
         self._plan_step(job_id, at)
@@ -187,7 +195,7 @@ class Cluster:
         if self._dice.random() < self.rates.refused_for_now_per_submission:
             raise errors.SubmissionPostponed("QOSMaxSubmitJobPerUserLimit")
         job_id = str(100_000 + len(self.jobs))
-        self.jobs[job_id] = self._alive[job_id] = Trainer(options.name, ref.directory)
+        self.jobs[job_id] = self._alive[job_id] = self.program(options.name, ref.directory)
         if not payload.claim(ref.directory, job_id):
             raise AssertionError(f"{options.name}: somebody else has claimed it")
         self.submissions[options.name] += 1

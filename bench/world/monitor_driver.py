@@ -2,7 +2,8 @@
 
 import logging
 import random
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from autoexp.errors import SchedulerError
@@ -33,6 +34,13 @@ class Fate:
     def threaten(self) -> None:
         """Let the monitor die within its next steps."""
         self._left = self._dice.randint(1, 60)
+
+    @contextmanager
+    def spared(self) -> Iterator[None]:
+        """What is done meanwhile is somebody else's than the monitor's."""
+        left, self._left = self._left, 0
+        yield
+        self._left = left
 
     def step(self) -> None:
         self._left -= 1

@@ -37,6 +37,7 @@ from autoexp.session.inbox import (
 )
 from autoexp.session.session import Session
 from autoexp.states import Kind, Verdict
+from bench import simulate
 from bench.world import sessions
 from tests.builders import attempt_of, create, spec_of
 from tests.core.monitor import playing
@@ -126,7 +127,7 @@ class Play(playing.Play):
         before: bool,
     ) -> None:
         self.fate.steps_left = 0
-        self.folder = tempfile.TemporaryDirectory()
+        self.folder = tempfile.TemporaryDirectory(dir=simulate.memory())
         old = self.composed.experiment
         decay = {"decay": {"iterations": 150}}
         cooldowns = {"at": at, "name": "c", **decay, "then": [decay] if then else []}
