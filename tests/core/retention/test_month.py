@@ -67,6 +67,8 @@ class Month(NamedTuple):
     killed_every_s: float
     days: float
     """In which its trainings are asked for."""
+    trouble: float = 0.0
+    """Of the lines of logs, so many call for a roll back."""
 
 
 def month_of(seed: int) -> Month:
@@ -100,7 +102,8 @@ def month_of(seed: int) -> Month:
         every = interval * dice.randint(1, 6)
         look = f"{{look: {{every: {every}, actions: [{launch}]}}}}"
         words.append(f"monitoring.checkpoint_events={look}")
-    if dice.random() < 0.3:
+    trouble = dice.choice([0.0, 0.0, 0.003, 0.03])
+    if trouble:
         rule = "{bad: {substring: it is wrong, actions: [{restart: {roll_back: true}}]}}"
         words.append(f"monitoring.log_events={rule}")
     rates = Rates(
@@ -112,15 +115,16 @@ def month_of(seed: int) -> Month:
         time_limit_hours=dice.choice([3.0, 24.0]),
     )
     killed_every_s, days = DAY / dice.randint(1, 8), dice.choice([2.0, 30.0])
-    return Month(seed, families, size, tuple(words), rates, killed_every_s, days)
+    return Month(seed, families, size, tuple(words), rates, killed_every_s, days, trouble)
 
 
 class Saving(Trainer):
     """A trainer whose checkpoints have a size, and which needs the one that it goes on from."""
 
-    def __init__(self, name: str, directory: Path, size: int) -> None:
+    def __init__(self, name: str, directory: Path, month: Month, dice: random.Random) -> None:
         super().__init__(name, directory)
-        self._size = size
+        self._month = month
+        self._dice = dice
 
     def begin(self, at: float) -> None:
         super().begin(at)
@@ -131,8 +135,15 @@ class Saving(Trainer):
         folder = self.saves / sessions.folder_name(self.iteration)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "data").open("wb") as file:
-            file.truncate(self._size - len("x{}"))
+            file.truncate(self._month.size - len("x{}"))
         super().save(at)
+
+    def log_line(self, at: float) -> None:
+        super().log_line(at)
+        if self._dice.random() < self._month.trouble:
+            with self.log.open("a") as file:
+                file.write("it is wrong\n")
+            os.utime(self.log, (at, at))
 
 
 class Reading(Trainer):
@@ -160,11 +171,11 @@ class Reading(Trainer):
         assert self._reads.is_dir(), f"{self.name} reads it"
 
 
-def program(size: int, name: str, directory: Path) -> Trainer:
+def program(month: Month, dice: random.Random, name: str, directory: Path) -> Trainer:
     spec = json.loads((directory / "spec.json").read_text())
     if spec["command"][0] == "score":
         return Reading(name, directory)
-    return Saving(name, directory, size)
+    return Saving(name, directory, month, dice)
 
 
 class Watched(simulate.Simulation):
@@ -174,7 +185,7 @@ class Watched(simulate.Simulation):
         jobs = month.families * simulate.FAMILY
         more = (month.rates, month.words, month.killed_every_s)
         super().__init__(folder, jobs, month.days, month.seed, *more)
-        self.cluster.program = partial(program, month.size)
+        self.cluster.program = partial(program, month, random.Random(month.seed))
         self.peak = 0
         self.output = folder / "none"
 
@@ -240,7 +251,8 @@ def play(month: Month) -> Ended:
         with simulate.virtual(played.clock, played.fate):
             session = played.run()
         played.check_submissions(session)
-        played.check_starts(session)
+        if not month.trouble:  # else what a branch began from may have been set aside since
+            played.check_starts(session)
         refuse_lost(session)
         said = said_by_the_plan(session)
         part = played.peak / (said.bytes or 1)
