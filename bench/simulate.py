@@ -131,7 +131,7 @@ class Simulation:
             name = spec.name.replace("fam", f"f{number:04d}", 1)
             changes: dict[str, Any] = {
                 "name": name,
-                "parent": spec.parent and f"f{number:04d}",
+                "parent": spec.parent and spec.parent.replace("fam", f"f{number:04d}", 1),
                 "output_dir": str(root / name),
                 "save_dir": str(root / name / "checkpoints"),
             }

@@ -86,7 +86,8 @@ def month_of(seed: int) -> Month:
     for number in range(kinds_of_branches):
         at = sorted(dice.sample(saves, dice.randint(1, 3)))
         tail = dice.randint(2, 20) * Cluster.LOGGED
-        branches.append(f"{{at: {at}, decay: {{iterations: {tail}}}, name: b{number}}}")
+        then = dice.choice(["", ", then: [{decay: {iterations: 240}}]"])
+        branches.append(f"{{at: {at}, decay: {{iterations: {tail}}}, name: b{number}{then}}}")
     budget = dice.choice(["", f", budget: {size * families * dice.randint(2, 30)}"])
     words = [
         f"backend.args.train_iters={LAST}",
@@ -294,7 +295,7 @@ def test_months_stay_within_the_disk_space_of_their_plans_and_come_near_it() -> 
     assert sum(each.kills for each in ended) > 10
     assert sum(each.deleted for each in ended) > 20
     # What a plan says is no mere bound that nobody ever comes near.
-    assert sum(each.part for each in ended) > 0.4 * len(ended), ended
+    assert sum(each.part for each in ended) > len(ended) / 3, ended
 
 
 @pytest.mark.slow
