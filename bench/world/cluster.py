@@ -166,6 +166,9 @@ class Cluster:
         if what != "step":
             self._end(job_id, what, at)
             return
+        if job.iteration == job.target:  # it began there, and has nothing to log
+            self._end(job_id, "COMPLETED", at)
+            return
         job.iteration = min(job.iteration // self.LOGGED * self.LOGGED + self.LOGGED, job.target)
         job.log_line(at)
         if job.iteration % job.interval == 0 or job.iteration == job.target:
