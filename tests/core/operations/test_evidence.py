@@ -248,7 +248,7 @@ def test_py_spy_is_asked_where_the_trainers_environment_has_it(
 
 
 def test_the_flight_recorder_is_asked_and_its_file_kept(
-    hung: Callable[..., Hung], tmp_path: Path
+    hung: Callable[..., Hung], not_allowed: dict[str, str], tmp_path: Path
 ) -> None:
     record, pipe = tmp_path / "trace_rank_", tmp_path / "pipe0.pipe"
     real = (DATA / "flight_recorder" / "torch-2.13-gloo-rank0").read_bytes()
@@ -263,6 +263,7 @@ def test_the_flight_recorder_is_asked_and_its_file_kept(
     listening.start()
     trainer = hung(
         environment={
+            **not_allowed,
             "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
             "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(record),
             "TORCH_NCCL_DEBUG_INFO_PIPE_FILE": str(tmp_path / "pipe"),
@@ -275,7 +276,7 @@ def test_the_flight_recorder_is_asked_and_its_file_kept(
 
 
 def test_a_record_of_a_job_before_on_that_node_is_no_evidence(
-    hung: Callable[..., Hung], tmp_path: Path
+    hung: Callable[..., Hung], not_allowed: dict[str, str], tmp_path: Path
 ) -> None:
     old = tmp_path / "trace_rank_0"
     old.write_bytes((DATA / "flight_recorder" / "torch-2.13-gloo-rank0").read_bytes())
@@ -283,6 +284,7 @@ def test_a_record_of_a_job_before_on_that_node_is_no_evidence(
     os.utime(old, (an_hour_ago, an_hour_ago))
     trainer = hung(
         environment={
+            **not_allowed,
             "TORCH_FR_BUFFER_SIZE": "2000",
             "TORCH_FR_DUMP_TEMP_FILE": str(tmp_path / "trace_rank_"),
         }
