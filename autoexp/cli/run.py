@@ -225,6 +225,7 @@ def _run_flow(path: Path, out: "Console", foreground: "Foreground") -> bool:
         run_in_thread,
         stopping_on_signals,
     )
+    from autoexp.flows.concurrency.memory import without_collections
     from autoexp.flows.concurrency.visits import OWN_HEADER
     from autoexp.flows.deployment.embedded import embedded_server
     from autoexp.flows.deployment.server_checks import (
@@ -251,9 +252,10 @@ def _run_flow(path: Path, out: "Console", foreground: "Foreground") -> bool:
         if server is not None:
             server.start_sharing_memory()
         # In which the server starts, too.
-        from prefect.exceptions import CrashedRun, FailedRun
+        with without_collections():
+            from prefect.exceptions import CrashedRun, FailedRun
 
-        from autoexp.flows.train import train
+            from autoexp.flows.train import train
 
         _quieten()
         url = _api_url()

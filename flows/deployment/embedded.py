@@ -185,7 +185,8 @@ class Server:
         """
         if self._opening is not None:
             with _in_environment(self._settings):
-                import_shared()
+                with memory.without_collections():
+                    import_shared()
                 if len(list(Path("/proc/self/task").iterdir())) == 1:
                     self._fork_server(self._opening)
         self.start()

@@ -17,24 +17,26 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-import uvicorn
-from prefect.server.api.server import create_app
-from prefect.server.database import provide_database_interface
-from prefect.settings import (
-    PREFECT_API_DATABASE_MIGRATE_ON_START,
-    PREFECT_HOME,
-    PREFECT_SERVER_API_AUTH_STRING,
-    PREFECT_SERVER_API_KEEPALIVE_TIMEOUT,
-    PREFECT_SERVER_API_PORT,
-    PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE,
-    PREFECT_SERVER_LOGGING_LEVEL,
-    temporary_settings,
-)
-
 from autoexp.flows.concurrency import memory
-from autoexp.flows.deployment.dormancy import Dormancy
-from autoexp.flows.deployment.server import bound_socket, end_with_parent
-from autoexp.flows.deployment.server_lock import App, Lock
+
+with memory.without_collections():
+    import uvicorn
+    from prefect.server.api.server import create_app
+    from prefect.server.database import provide_database_interface
+    from prefect.settings import (
+        PREFECT_API_DATABASE_MIGRATE_ON_START,
+        PREFECT_HOME,
+        PREFECT_SERVER_API_AUTH_STRING,
+        PREFECT_SERVER_API_KEEPALIVE_TIMEOUT,
+        PREFECT_SERVER_API_PORT,
+        PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE,
+        PREFECT_SERVER_LOGGING_LEVEL,
+        temporary_settings,
+    )
+
+    from autoexp.flows.deployment.dormancy import Dormancy
+    from autoexp.flows.deployment.server import bound_socket, end_with_parent
+    from autoexp.flows.deployment.server_lock import App, Lock
 
 _LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 # Parameters of runs, results, the key of what blocks keep secret, passwords.

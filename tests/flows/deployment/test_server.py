@@ -1,5 +1,6 @@
 """Which Prefect server is asked, past which proxies, and what is said of one that is none."""
 
+import gc
 import http.server
 import os
 import shutil
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from autoexp import proxies
 from autoexp.cli import run as terminal
 from autoexp.config.compose import compose
 from autoexp.errors import AutoexpError
-from autoexp.flows.concurrency import foreground
+from autoexp.flows.concurrency import foreground, memory
 from autoexp.flows.concurrency.foreground import Foreground, run_in_thread
 from autoexp.flows.deployment import deploy, embedded, server, server_checks
 from autoexp.schedulers.slurm import commands as slurm_commands
@@ -424,3 +425,27 @@ def test_a_server_that_refuses_the_end_of_a_session_does_not_make_it_a_failure(
     said = capsys.readouterr().out
     assert "its records of this run are incomplete" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_while_prefect_is_imported_nothing_is_collected_and_afterwards_it_is_as_before(
+    was_on: bool,
+) -> None:
+    begun: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        begun.append(info["generation"])
+
+    gc.callbacks.append(note)
+    try:
+        if not was_on:
+            gc.disable()
+        with suppress(ImportError), memory.without_collections():
+            begun.clear()
+            assert len([[] for _ in range(100_000)]) == 100_000
+            assert begun == []
+            raise ImportError("an import that fails")
+        assert gc.isenabled() is was_on
+    finally:
+        gc.callbacks.remove(note)
+        gc.enable()
