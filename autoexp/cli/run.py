@@ -225,7 +225,6 @@ def _run_flow(path: Path, out: "Console", foreground: "Foreground") -> bool:
         run_in_thread,
         stopping_on_signals,
     )
-    from autoexp.flows.concurrency.memory import without_collections
     from autoexp.flows.concurrency.visits import OWN_HEADER
     from autoexp.flows.deployment.embedded import embedded_server
     from autoexp.flows.deployment.server_checks import (
@@ -236,6 +235,7 @@ def _run_flow(path: Path, out: "Console", foreground: "Foreground") -> bool:
     )
     from autoexp.reports.live import LiveView
     from autoexp.reports.terminal import say
+    from autoexp.storage.processes import without_collections
 
     with stopping_on_signals(foreground):
         if (server := embedded_server(path)) is not None:

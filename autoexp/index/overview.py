@@ -1,8 +1,5 @@
 """A session's records as rows, for commands that show much of it: what has not changed is kept."""
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +10,7 @@ from autoexp.errors import BadInput
 from autoexp.index.files import FOLDER, FileIndex, json_files, stamp_of
 from autoexp.jobs.summary import JobRow, Place, in_order
 from autoexp.session import find
+from autoexp.storage.processes import without_collections
 
 if TYPE_CHECKING:
     from autoexp.session.meta import SessionMeta
@@ -52,18 +50,6 @@ class ActionRow(BaseModel):
     """The job that it starts."""
 
 
-@contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Have no garbage looked for while tens of thousands of objects are made that all stay."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 class Overview:
     """The rows of a session, as of the last `read`; reading needs no lease and takes none."""
 
@@ -79,7 +65,7 @@ class Overview:
 
     def read(self) -> "Overview":
         """Take in what has changed; raises SessionNotFound or SessionDamaged, as `Session.load`."""
-        with _nothing_collected():
+        with without_collections():
             return self._read()
 
     def _read(self) -> "Overview":

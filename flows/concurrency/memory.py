@@ -2,8 +2,7 @@
 
 import ctypes
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 _M_ARENA_MAX = -8
@@ -17,21 +16,6 @@ def use_one_arena() -> None:
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-
-
-@contextmanager
-def without_collections() -> Iterator[None]:
-    """Look for no garbage while Prefect is imported, which makes hardly any.
-
-    Each collection looks at all that is there: a tenth of the CPU time of the imports.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def give_back() -> None:

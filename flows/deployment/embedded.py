@@ -185,7 +185,7 @@ class Server:
         """
         if self._opening is not None:
             with _in_environment(self._settings):
-                with memory.without_collections():
+                with processes.without_collections():
                     import_shared()
                 if len(list(Path("/proc/self/task").iterdir())) == 1:
                     self._fork_server(self._opening)

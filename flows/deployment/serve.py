@@ -18,8 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from autoexp.flows.concurrency import memory
+from autoexp.storage import processes
 
-with memory.without_collections():
+with processes.without_collections():
     import uvicorn
     from prefect.server.api.server import create_app
     from prefect.server.database import provide_database_interface

@@ -22,12 +22,13 @@ from autoexp import proxies
 from autoexp.cli import run as terminal
 from autoexp.config.compose import compose
 from autoexp.errors import AutoexpError
-from autoexp.flows.concurrency import foreground, memory
+from autoexp.flows.concurrency import foreground
 from autoexp.flows.concurrency.foreground import Foreground, run_in_thread
 from autoexp.flows.deployment import deploy, embedded, server, server_checks
 from autoexp.schedulers.slurm import commands as slurm_commands
 from autoexp.session.session import Session
 from autoexp.states import Verdict
+from autoexp.storage import processes
 from tests.builders import create
 
 Serve = Callable[..., str]
@@ -440,7 +441,7 @@ def test_while_prefect_is_imported_nothing_is_collected_and_afterwards_it_is_as_
     try:
         if not was_on:
             gc.disable()
-        with suppress(ImportError), memory.without_collections():
+        with suppress(ImportError), processes.without_collections():
             begun.clear()
             assert len([[] for _ in range(100_000)]) == 100_000
             assert begun == []
