@@ -14,6 +14,7 @@ from autoexp.flows.concurrency.foreground import foreground
 _PAUSE_S = 10.0
 _FOREGROUND_S = 10.0
 _WORKER_S = 24 * 3600.0
+_LOST = frozenset({404, 409})
 _PREFECT_MODULES = frozenset({"prefect", "httpx", "httpcore", "websockets"})
 
 
@@ -59,6 +60,8 @@ class Outage(logging.Filter):
         self._refused_at = 0.0
         # What Prefect has refused before while it took other things is not told again and again.
         self._refused: set[str] = set()
+        # What was sent for a run that it does not know: a database that was emptied takes others.
+        self._lost: set[str] = set()
 
     def listen_to(self, engine: logging.Logger) -> None:
         """Filter what is logged there from now on, in place of the session before."""
@@ -80,14 +83,18 @@ class Outage(logging.Filter):
         else:
             self._log.debug("Prefect did not take %s (%s)", what, error)
         self._refused.add(what)
+        if _is_of_a_lost_run(error):
+            self._lost.add(what)
 
     def note_taken(self, what: str, sent_at: float) -> None:
         """Note that Prefect has taken something, sent from `sent_at` on by the monotonic clock.
 
-        What was on its way when something else was refused says nothing about the time after.
+        What was on its way when something else was refused says nothing about the time after; nor
+        does what a server takes that has lost a run.
         """
         self._refused.discard(what)
-        if sent_at < self._refused_at:
+        self._lost.discard(what)
+        if sent_at < self._refused_at or self._lost:
             return
         if self._is_told:
             self._log.warning("Prefect answers again, after %d failures", self._failures)
@@ -151,3 +158,9 @@ class PrefectOutbox:
 def is_prefect_error(error: BaseException) -> bool:
     """True for an error of the connection to Prefect, and not of the work itself."""
     return type(error).__module__.partition(".")[0] in _PREFECT_MODULES
+
+
+def _is_of_a_lost_run(error: BaseException) -> bool:
+    """True where Prefect answers that it does not know a run, or what that belongs to."""
+    found = [getattr(each, "response", None) for each in (error, error.__cause__)]
+    return any(each is not None and each.status_code in _LOST for each in found)

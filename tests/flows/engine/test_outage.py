@@ -4,7 +4,9 @@ import asyncio
 import logging
 import time
 
+import httpx
 import pytest
+from prefect.exceptions import ObjectNotFound
 
 from autoexp.errors import SchedulerUnavailable
 from autoexp.flows.concurrency.children import Children
@@ -56,6 +58,24 @@ def test_what_was_on_its_way_when_something_was_refused_is_no_answer_after_it(
     outage.note_refused("a state", ConnectionError("refused"))
     assert len(caplog.records) == 1
     outage.note_taken("the artifacts", time.monotonic())
+    assert caplog.messages[1:] == ["Prefect answers again, after 2 failures"]
+
+
+@pytest.mark.parametrize("status", [404, 409])
+def test_a_server_that_has_lost_a_run_does_not_answer_again_by_taking_something_else(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = httpx.Request("POST", "http://127.0.0.1/api/flow_runs/1/set_state")
+    answer = httpx.HTTPStatusError("", request=request, response=httpx.Response(status))
+    lost = ObjectNotFound(answer)
+    lost.__cause__ = answer
+    outage = Outage(logging.getLogger("outage"))
+    outage.note_refused("`demo`", lost)
+    outage.note_taken("the artifacts", time.monotonic())
+    outage.note_refused("`demo-cd100`", lost)
+    assert len(caplog.records) == 1
+    for what in ("`demo`", "`demo-cd100`"):
+        outage.note_taken(what, time.monotonic())
     assert caplog.messages[1:] == ["Prefect answers again, after 2 failures"]
 
 
