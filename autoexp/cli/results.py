@@ -81,7 +81,7 @@ def compare(sessions: options.AnySessions = None, as_json: options.AsJson = Fals
     rows = [[_cell(row.get(name)) for name in columns] for row in found]
     out = console()
     out.width = max(out.width, 400) if not out.is_terminal else out.width
-    out.print(NumberTable(headings, rows, names=len(columns)))
+    out.print(NumberTable(headings, rows, left=len(columns)))
     return 0
 
 

@@ -131,21 +131,24 @@ def gpu_problems(expected: int) -> list[str]:
     """What is wrong with the GPUs of this node, as the driver and the kernel's log say."""
     asked = output_of(["nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader,nounits"])
     if asked is None:
-        return amd_problems(expected)
+        devices = len(list(Path("/dev/dri").glob("renderD*"))) if Path("/dev/kfd").exists() else 0
+        return amd_problems(expected, devices)
     return [*read_gpus(asked, expected), *read_xids(output_of(["dmesg"]) or "", _uptime_s())]
 
 
-def amd_problems(expected: int, cards: Path = Path("/sys/class/drm")) -> list[str]:
+def amd_problems(expected: int, devices: int, cards: Path = Path("/sys/class/drm")) -> list[str]:
     """What is wrong with AMD's GPUs, by the files of their driver, amdgpu.
 
     Memory is in bytes; the errors are those since the driver was loaded, of each block of the GPU
     (https://docs.kernel.org/gpu/amdgpu/driver-misc.html and .../ras.html). All of the node's GPUs
-    are seen: what a job does not hold is another one's, and its memory and errors are its own.
+    are seen: what a job does not hold is another one's, and its memory and errors are its own. One
+    that is divided is several devices, and one card.
     """
-    devices = [path / "device" for path in cards.glob("card*") if path.name[4:].isdecimal()]
-    found = sorted(path for path in devices if _text(path / "vendor") == _AMD)
+    places = [path / "device" for path in cards.glob("card*") if path.name[4:].isdecimal()]
+    found = sorted(path for path in places if _text(path / "vendor") == _AMD)
     if len(found) != expected:
-        return [f"{len(found)} of {expected} GPUs"] if len(found) < expected else []
+        there = max(len(found), devices)
+        return [f"{there} of {expected} GPUs"] if there < expected else []
     problems = []
     for device in found:
         name = device.resolve().name  # its PCI address, which rocm-smi shows as well

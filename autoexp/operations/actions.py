@@ -110,7 +110,7 @@ def ask_restart(recorder: Recorder, action: ActionRecord) -> str:
     standing = job.restart if job.restart and job.restart.attempt == number else None
     if standing is None:
         if job.ending is not None:  # `fail` and `finish` overrule it, before and after they end it
-            return f"nothing: the job has {job.ending.verdict} ({job.ending.reason})"
+            return f"nothing: before, it was decided: {job.ending.verdict} ({job.ending.reason})"
         _refuse_if_settled(job, number)
     if asked.exclude_nodes == "blamed":
         _exclude(session, action, _named_nodes(session, action), 86400.0)

@@ -32,6 +32,7 @@ _SCORES = 3
 _NOTE = 25
 _GAP = 2
 _WIDE = 10_000
+_LEAST_NAME = 8
 _COLOURS = {"finished": "green", "failed": "red", "running": "cyan", "stopped": "yellow"}
 
 
@@ -57,38 +58,43 @@ _LAYOUTS = (
 class NumberTable:
     """A line for each row; where the room is small, in several parts that repeat the first column.
 
-    A number that is cut says something else, so none is: a part may be as narrow as one of them.
+    A number that is cut says something else: where one has no room beside a long name, that is
+    folded.
     """
 
-    def __init__(self, headings: Sequence[str], rows: Iterable[Sequence[str]], names: int) -> None:
-        """`names`: how many of the first columns are words, which stand on the left."""
+    def __init__(self, headings: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> None:
+        """`left`: how many of the first columns are adjusted to the left."""
         self._columns = [list(column) for column in zip(headings, *rows, strict=True)]
-        self._names = names
+        self._left = left
+        self._widths = [max(map(cell_len, column)) for column in self._columns]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for number, part in enumerate(self._parts(options.max_width)):
+        room = options.max_width - _GAP - max(self._widths[1:], default=0)
+        name = min(self._widths[0], max(_LEAST_NAME, room))
+        for number, part in enumerate(self._parts(options.max_width, name)):
             if number:
                 yield Text()
             table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
             for place in part:
-                justify = "left" if place < self._names else "right"
-                table.add_column(Text(self._columns[place][0]), justify=justify, no_wrap=True)  # type: ignore[arg-type]
+                heading = Text(self._columns[place][0])
+                if place == 0:
+                    table.add_column(heading, overflow="fold", width=name)
+                    continue
+                justify = "left" if place < self._left else "right"
+                table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
             for cells in zip(*(self._columns[place][1:] for place in part), strict=True):
                 table.add_row(*map(Text, cells))
             yield table
 
-    def _parts(self, width: int) -> list[list[int]]:
-        parts = [[0]]
+    def _parts(self, width: int, name: int) -> list[list[int]]:
+        parts, taken = [[0]], name
         for place in range(1, len(self._columns)):
-            if self._width([*parts[-1], place]) > width and parts[-1] != [0]:
+            if taken + _GAP + self._widths[place] > width and parts[-1] != [0]:
                 parts.append([0])
+                taken = name
             parts[-1].append(place)
+            taken += _GAP + self._widths[place]
         return parts
-
-    def _width(self, part: Sequence[int]) -> int:
-        """Columns of the terminal that a part takes."""
-        widths = [max(map(cell_len, self._columns[place])) for place in part]
-        return sum(widths) + _GAP * (len(widths) - 1)
 
 
 class StatusTable:

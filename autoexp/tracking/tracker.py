@@ -17,10 +17,15 @@ class TrackerAway(Exception):
     """A tracker did not take a batch; the text says why, and it is sent again."""
 
 
-def away(error: Exception) -> TrackerAway:
+def _cause(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def away(error: BaseException) -> TrackerAway:
     """What a client's error says, its last cause first: the text itself begins with addresses."""
-    last: BaseException = error
-    while (cause := last.__cause__ or last.__context__) is not None:
+    last, seen = error, {id(error)}
+    while (cause := _cause(last)) is not None and id(cause) not in seen:
+        seen.add(id(cause))
         last = cause
     text = f"{error}" if last is error else f"{last} ({error})"
     said = sinks.line(redaction.without_secrets(text))

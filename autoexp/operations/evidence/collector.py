@@ -37,7 +37,6 @@ _LONGEST_STACK = 64 << 10
 _LONGEST_TAIL = 16 << 10
 _LARGEST_RECORD = 64 << 20
 _QUIET_S = 0.3
-_SKEW_S = 60.0  # of a file server's clock
 _GROUPS = 64  # of a rank
 _LONGEST_NAME = 80
 _MOST = 2**63 - 1  # PyTorch counts in 64 bits
@@ -209,11 +208,12 @@ def turn(output: Path, seconds: float) -> Any:
 def records_of(pid: int, given: dict[str, str], rank: int | None, seconds: float) -> list[Path]:
     """Files of the NCCL flight recorder of a process, which is asked for them where it listens.
 
-    Those that are older than the process are of a job that ran on this node before.
+    Those that are older than the process are of one that ran on this node before, and those of
+    another user are another job's.
     """
     if rank is None or not any(given.get(name, "0") not in ("", "0") for name in _BUFFER):
         return []
-    since = started_at(pid) - _SKEW_S
+    since, owner = started_at(pid), Path(f"/proc/{pid}").stat().st_uid
     prefixes = [given[name] for name in _RECORDS if given.get(name)] or ["/tmp/nccl_trace_rank_"]
     files = [Path(f"{prefix}{rank}") for prefix in prefixes]
     pipes = [Path(f"{given[name]}{rank}.pipe") for name in _PIPES if given.get(name)]
@@ -229,8 +229,15 @@ def records_of(pid: int, given: dict[str, str], rank: int | None, seconds: float
             while time.monotonic() < deadline and not any(_is_newer(f, began) for f in files):
                 time.sleep(0.1)
             time.sleep(_QUIET_S)  # it is written in one go
-    files = [path for path in files if _is_newer(path, since)]
-    return [path for path in files if path.is_file() and path.stat().st_size <= _LARGEST_RECORD]
+    return [path for path in files if _is_newer(path, since) and _is_fit(path, owner)]
+
+
+def _is_fit(path: Path, owner: int) -> bool:
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        is_small = found.st_size <= _LARGEST_RECORD
+        return path.is_file() and is_small and found.st_uid == owner
+    return False
 
 
 def _is_newer(path: Path, than: float) -> bool:
@@ -262,7 +269,11 @@ def collectives(record: bytes, rank: int | None) -> list[dict[str, Any]]:
     """
     try:
         read = PlainUnpickler(io.BytesIO(record)).load()
-        found = {str(name): _of_group(str(name)) for name in _groups_with(read, rank)}
+        # Of a full record the oldest entries are gone: what a rank did in a group that it does not
+        # name is not known.
+        is_whole = not any(entry.get("record_id") for entry in read["entries"][:1])
+        names = _groups_with(read, rank) if is_whole else []
+        found = {str(name): _of_group(str(name)) for name in names}
         for entry in read["entries"]:
             if not entry["is_p2p"]:
                 name, description = entry["process_group"]
@@ -283,11 +294,11 @@ def _of_group(name: str) -> dict[str, Any]:
 
 
 def _word(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_NAME])
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text)[:_LONGEST_NAME])
 
 
 def _note(of_group: dict[str, Any], description: str, entry: dict[str, Any]) -> None:
-    number = min(int(entry["collective_seq_id"]), _MOST)
+    number = max(0, min(int(entry["collective_seq_id"]), _MOST))
     of_group["description"] = _word(description)
     of_group["last"] = max(of_group["last"], number)
     is_over = entry["retired"] or entry["state"] == "completed"

@@ -101,10 +101,10 @@ def _told(hang: _Hang) -> str:
         have = "has" if len(absent) == 1 else "have"
         return f"{naming.ranks(absent)} {have} not called {what}, {_wait(len(hang.waiting))} in it"
     if others:
-        odd = [(rank, e.operation) for rank, e in hang.waiting.items() if e.operation != operation]
-        named = naming.ranks(rank for rank, _ in odd)
+        other, _ = others[-1]
+        odd = [rank for rank, each in hang.waiting.items() if each.operation == other]
         are = "is" if len(odd) == 1 else "are"
-        return f"{named} {are} in {odd[0][1]} where {naming.others(count)} wait in {what}"
+        return f"{naming.ranks(odd)} {are} in {other} where {_wait(count)} in {what}"
     if hang.queued:
         have = "has" if len(hang.queued) == 1 else "have"
         waiting = _wait(len(hang.waiting) - len(hang.queued))

@@ -216,7 +216,7 @@ def goodput_table(rows: Sequence[Goodput]) -> NumberTable:
         lines.append(("in all", sums, sums["hours"]))
     energy = ["kWh"] if is_energy_known(rows) else []
     cells = [_cells(*line)[: 3 + len(PARTS) + len(energy)] for line in lines]
-    return NumberTable(["job", "hours", *PARTS, "queued", *energy], cells, names=1)
+    return NumberTable(["job", "hours", *PARTS, "queued", *energy], cells, left=1)
 
 
 def is_energy_known(rows: Sequence[Goodput]) -> bool:

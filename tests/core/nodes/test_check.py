@@ -123,14 +123,17 @@ def test_gpus_of_amd_are_read_from_the_files_of_their_driver(tmp_path: Path) -> 
     cards.add(1)
     cards.add(2, used=60)
     cards.add(3, errors=2)
-    assert check.amd_problems(3, cards.root) == [
+    assert check.amd_problems(3, 0, cards.root) == [
         "GPU 0000:c2:00.0: 60.0 GiB of its memory are in use",
         "GPU 0000:c3:00.0: 2 uncorrectable ECC errors",
     ]
-    assert check.amd_problems(4, cards.root) == ["3 of 4 GPUs"]
+    assert check.amd_problems(4, 0, cards.root) == ["3 of 4 GPUs"]
     # The others are another job's, whose memory is in use.
-    assert check.amd_problems(2, cards.root) == []
-    assert check.amd_problems(1, tmp_path / "nowhere") == ["0 of 1 GPUs"]
+    assert check.amd_problems(2, 0, cards.root) == []
+    # Each of them divided in two.
+    assert check.amd_problems(6, 6, cards.root) == []
+    assert check.amd_problems(6, 5, cards.root) == ["5 of 6 GPUs"]
+    assert check.amd_problems(1, 0, tmp_path / "nowhere") == ["0 of 1 GPUs"]
 
 
 def test_files_of_a_driver_that_are_unreadable_or_strange_are_no_problem(tmp_path: Path) -> None:
@@ -140,7 +143,7 @@ def test_files_of_a_driver_that_are_unreadable_or_strange_are_no_problem(tmp_pat
     (device / "mem_info_vram_used").write_bytes(b"\xff\xb2\n")
     (device / "mem_info_vram_total").unlink()
     (device / "ras" / "umc_err_count").write_text("Query currently inaccessible\n")
-    assert check.amd_problems(1, cards.root) == []
+    assert check.amd_problems(1, 0, cards.root) == []
 
 
 def test_matrices_are_multiplied_without_numpy() -> None:

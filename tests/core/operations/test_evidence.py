@@ -280,8 +280,8 @@ def test_a_record_of_a_job_before_on_that_node_is_no_evidence(
 ) -> None:
     old = tmp_path / "trace_rank_0"
     old.write_bytes((DATA / "flight_recorder" / "torch-2.13-gloo-rank0").read_bytes())
-    an_hour_ago = time.time() - 3600
-    os.utime(old, (an_hour_ago, an_hour_ago))
+    before = time.time() - 20  # of a rank that was begun again within the job
+    os.utime(old, (before, before))
     trainer = hung(
         environment={
             **not_allowed,

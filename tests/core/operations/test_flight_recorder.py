@@ -60,6 +60,14 @@ def test_the_rank_that_has_not_come_to_a_collective_is_named() -> None:
             "rank 1 is in all_gather where 2 others wait in all_reduce 7 of group 0",
         ),
         (
+            {0: [waits(7)], 1: [waits(7, "all_gather")]},
+            "rank 1 is in all_gather where 1 other waits in all_reduce 7 of group 0",
+        ),
+        (
+            {0: [waits(7)], 1: [waits(7, "gather")], 2: [waits(7, "scatter")], 3: [waits(7)]},
+            "rank 2 is in scatter where 2 others wait in all_reduce 7 of group 0",
+        ),
+        (
             {0: [waits(7, is_started=True)], 1: [waits(7)]},
             "rank 1 has called all_reduce 7 of group 0 and not started it, 1 other waits in it",
         ),
@@ -89,6 +97,11 @@ def test_a_rank_that_has_called_nothing_in_a_group_of_its_own_is_behind_in_it() 
         "is_p2p": False,
     }
     config = {"5": {"name": "5", "desc": "undefined", "ranks": "[0, 1]"}}
+    full = pickle.dumps({"pg_config": config, "entries": [dict(entry, record_id=9)]})
+    assert [each.group for each in read(full, 0)] == ["5"]
+    evicted = dict(entry, record_id=9, process_group=("6", "undefined"))
+    beside = pickle.dumps({"pg_config": config, "entries": [evicted]})
+    assert [each.group for each in read(beside, 1)] == ["6"]  # of "5" nothing is known
     peer = dict(entry, is_p2p=True, process_group=("6", "p2p"))
     first = pickle.dumps({"pg_config": config, "entries": [peer, entry]})
     second = pickle.dumps({"pg_config": config, "entries": []})
@@ -126,11 +139,12 @@ def test_a_record_that_is_cut_short_or_garbled_tells_nothing_or_something_and_ne
         read_back(collector.collectives(bytes(garbled), 0))
 
 
+@pytest.mark.parametrize("number", [10**40, -(10**5000), True], ids=["large", "low", "true"])
 @pytest.mark.parametrize("odd", ["\ud800", "\x1b[31m", "\n" * 1000])
-def test_odd_names_of_a_record_cost_no_report(odd: str) -> None:
+def test_odd_names_of_a_record_cost_no_report(odd: str, number: int) -> None:
     entry = {
         "process_group": (odd, odd),
-        "collective_seq_id": 10**40,
+        "collective_seq_id": number,
         "profiling_name": odd,
         "state": odd,
         "retired": None,
@@ -140,6 +154,19 @@ def test_odd_names_of_a_record_cost_no_report(odd: str) -> None:
     assert (
         each.group == each.operation == "".join("?" if c < " " or c > "~" else c for c in odd)[:80]
     )
+
+
+def test_a_name_that_is_no_text_costs_no_report() -> None:
+    entry = {
+        "process_group": (("y" * 1000,), ["y" * 1000]),
+        "collective_seq_id": 1,
+        "profiling_name": "gloo:gather",
+        "state": "started",
+        "retired": False,
+        "is_p2p": False,
+    }
+    (each,) = read_back(collector.collectives(pickle.dumps({"entries": [entry]}), 0))
+    assert len(each.group) == len(each.description) == 80
 
 
 def read_back(found: list[dict[str, Any]]) -> tuple[Collectives, ...]:

@@ -116,7 +116,7 @@ NUMBERS = [
 def test_no_cell_of_a_table_of_numbers_is_cut_at_any_width(width: int) -> None:
     out = io.StringIO()
     headings = ["job", "gpu_hours", "goodput", "queued"]
-    Console(file=out, width=width, highlight=False).print(NumberTable(headings, NUMBERS, names=1))
+    Console(file=out, width=width, highlight=False).print(NumberTable(headings, NUMBERS, left=1))
     parts = [part.splitlines() for part in out.getvalue().split("\n\n")]
     found: dict[str, list[str]] = {}
     for lines in parts:
@@ -126,3 +126,14 @@ def test_no_cell_of_a_table_of_numbers_is_cut_at_any_width(width: int) -> None:
     assert found == {name: cells for name, *cells in [headings, *map(list, NUMBERS)]}
     assert max(cell_len(line) for lines in parts for line in lines) <= width
     assert (len(parts) == 1) == (width >= 42)
+
+
+@pytest.mark.parametrize("width", [20, 80])
+def test_a_name_that_is_too_long_is_folded_and_no_number_is_cut(width: int) -> None:
+    out = io.StringIO()
+    rows = [("a-training-with-a-long-name-" * 3, "1234567.89", "0.5")]
+    table = NumberTable(["job", "gpu_hours", "goodput"], rows, left=1)
+    Console(file=out, width=width, highlight=False).print(table)
+    shown = out.getvalue()
+    assert "1234567.89" in shown and "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width

@@ -179,6 +179,15 @@ def test_a_tracker_whose_package_is_missing_is_refused_before_anything_is_submit
         plan_study(composed, tmp_path)
 
 
+def test_why_a_tracker_is_away_is_said_where_causes_go_in_a_circle_or_are_hidden() -> None:
+    first, second = RuntimeError("first"), RuntimeError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert str(away(first)) == "second (first)"
+    hidden = RuntimeError("server said 403")
+    hidden.__context__, hidden.__suppress_context__ = KeyError("key"), True
+    assert str(away(hidden)) == "server said 403"
+
+
 def test_why_a_tracker_is_away_begins_with_the_last_cause_and_names_no_secret() -> None:
     address = "https://ann:hunter2@host/api/2.0/mlflow/experiments/get-by-name?experiment_name=lab"
     error = RuntimeError(f"API request to {address} failed with {'x' * 1000}")
