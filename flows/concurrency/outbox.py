@@ -71,6 +71,11 @@ class Outage(logging.Filter):
 
     def note_refused(self, what: str, error: BaseException) -> None:
         """Note that Prefect did not take something, which is sent again where it can be."""
+        if _is_of_a_lost_run(error):
+            self._lost.add(what)
+        elif self._lost:  # all that was told is the loss, which stays: this is something else
+            self._lost.clear()
+            self._failures, self._is_told = 0, False
         self._failures += 1
         self._refused_at = time.monotonic()
         if not (self._is_told or what in self._refused):
@@ -83,8 +88,6 @@ class Outage(logging.Filter):
         else:
             self._log.debug("Prefect did not take %s (%s)", what, error)
         self._refused.add(what)
-        if _is_of_a_lost_run(error):
-            self._lost.add(what)
 
     def note_taken(self, what: str, sent_at: float) -> None:
         """Note that Prefect has taken something, sent from `sent_at` on by the monotonic clock.

@@ -61,14 +61,20 @@ def test_what_was_on_its_way_when_something_was_refused_is_no_answer_after_it(
     assert caplog.messages[1:] == ["Prefect answers again, after 2 failures"]
 
 
-@pytest.mark.parametrize("status", [404, 409])
-def test_a_server_that_has_lost_a_run_does_not_answer_again_by_taking_something_else(
-    status: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def lost_run(status: int) -> Exception:
+    """What Prefect's client raises of a run that its server does not know."""
     request = httpx.Request("POST", "http://127.0.0.1/api/flow_runs/1/set_state")
     answer = httpx.HTTPStatusError("", request=request, response=httpx.Response(status))
     lost = ObjectNotFound(answer)
     lost.__cause__ = answer
+    return lost
+
+
+@pytest.mark.parametrize("status", [404, 409])
+def test_a_server_that_has_lost_a_run_does_not_answer_again_by_taking_something_else(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = lost_run(status)
     outage = Outage(logging.getLogger("outage"))
     outage.note_refused("`demo`", lost)
     outage.note_taken("the artifacts", time.monotonic())
@@ -77,6 +83,19 @@ def test_a_server_that_has_lost_a_run_does_not_answer_again_by_taking_something_
     for what in ("`demo`", "`demo-cd100`"):
         outage.note_taken(what, time.monotonic())
     assert caplog.messages[1:] == ["Prefect answers again, after 2 failures"]
+
+
+def test_an_outage_after_a_loss_is_told_though_what_was_lost_is_never_sent_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outage = Outage(logging.getLogger("outage"))
+    outage.note_refused("`demo`", lost_run(404))
+    outage.note_taken("the artifacts", time.monotonic())
+    outage.note_refused("the artifacts", ConnectionError("refused"))
+    outage.note_taken("the artifacts", time.monotonic())
+    loss, away, back = caplog.messages
+    assert "did not take `demo`" in loss and "did not take the artifacts" in away
+    assert back == "Prefect answers again, after 1 failures"
 
 
 async def test_a_child_that_raises_ends_neither_its_siblings_nor_the_loop(
