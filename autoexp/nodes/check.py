@@ -153,10 +153,9 @@ def amd_problems(expected: int, devices: int, cards: Path = Path("/sys/class/drm
     for device in found:
         name = device.resolve().name  # its PCI address, which rocm-smi shows as well
         used, total = (_text(device / f"mem_info_vram_{word}") for word in ("used", "total"))
-        problems += memory_in_use(name, used, total, 1 << 30)
         counts = [_UNCORRECTABLE.search(_text(path)) for path in device.glob("ras/*_err_count")]
-        if errors := sum(int(count[1]) for count in counts if count):
-            problems.append(f"GPU {name}: {errors} uncorrectable ECC errors")
+        errors = sum(int(count[1]) for count in counts if count)
+        problems += problems_of_gpu(name, used, total, 1 << 30, errors)
     return problems
 
 
@@ -166,11 +165,14 @@ def _text(path: Path) -> str:
     return ""
 
 
-def memory_in_use(name: str, used: str, total: str, gib: int) -> list[str]:
-    """A tenth of a GPU's memory or more in use, both in units of which a GiB has `gib`."""
-    if not (used.isdecimal() and total.isdecimal() and int(used) > _MEMORY_IN_USE * int(total)):
-        return []
-    return [f"GPU {name}: {int(used) / gib:.1f} GiB of its memory are in use"]
+def problems_of_gpu(name: str, used: str, total: str, gib: int, errors: int) -> list[str]:
+    """Memory in use, in units of which a GiB has `gib`, and uncorrectable errors of one GPU."""
+    found = []
+    if used.isdecimal() and total.isdecimal() and int(used) > _MEMORY_IN_USE * int(total):
+        found.append(f"GPU {name}: {int(used) / gib:.1f} GiB of its memory are in use")
+    if errors:
+        found.append(f"GPU {name}: {errors} uncorrectable ECC errors")
+    return found
 
 
 def read_gpus(text: str, expected: int) -> list[str]:
@@ -178,9 +180,8 @@ def read_gpus(text: str, expected: int) -> list[str]:
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if "," in line]
     found = [f"{len(rows)} of {expected} GPUs"] if len(rows) < expected else []
     for index, used, total, errors, *_ in (row for row in rows if len(row) >= 4):
-        found += memory_in_use(index, used, total, 1 << 10)
-        if errors.isdecimal() and int(errors) > 0:
-            found.append(f"GPU {index}: {errors} uncorrectable ECC errors")
+        count = int(errors) if errors.isdecimal() else 0
+        found += problems_of_gpu(index, used, total, 1 << 10, count)
     return found
 
 

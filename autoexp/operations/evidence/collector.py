@@ -269,12 +269,13 @@ def collectives(record: bytes, rank: int | None) -> list[dict[str, Any]]:
     """
     try:
         read = PlainUnpickler(io.BytesIO(record)).load()
+        entries = read["entries"]
         # Of a full record the oldest entries are gone: what a rank did in a group that it does not
         # name is not known.
-        is_whole = not any(entry.get("record_id") for entry in read["entries"][:1])
+        is_whole = not entries or not entries[0].get("record_id")
         names = _groups_with(read, rank) if is_whole else []
         found = {str(name): _of_group(str(name)) for name in names}
-        for entry in read["entries"]:
+        for entry in entries:
             if not entry["is_p2p"]:
                 name, description = entry["process_group"]
                 of_group = found.setdefault(name, _of_group(name))

@@ -5,8 +5,8 @@ within a process group collectives are numbered alike on all of its ranks, so a 
 has a lower number than the one that others wait in has not come to it.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence, Set
 from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -69,28 +69,29 @@ def sentence(records: Mapping[int, Sequence[Collectives]]) -> str | None:
     Of several process groups it is the one that tells most: one that lacks a rank which waits for
     nobody, before one whose absent ranks wait in another group.
     """
-    hangs = [hang for group in _groups(records.values()) if (hang := _hang(records, group))]
+    groups: dict[str, dict[int, Collectives]] = defaultdict(dict)
+    busy = set[int]()
+    for rank, found in records.items():
+        for each in found:
+            groups[each.group][rank] = each
+            if each.waits is not None:
+                busy.add(rank)
+    hangs = [hang for members in groups.values() if (hang := _hang(members, busy))]
     return _told(min(hangs, key=lambda hang: hang.weight)) if hangs else None
 
 
-def _groups(found: Iterable[Sequence[Collectives]]) -> list[str]:
-    return list(dict.fromkeys(each.group for of_rank in found for each in of_rank))
-
-
-def _hang(records: Mapping[int, Sequence[Collectives]], group: str) -> _Hang | None:
-    members = {
-        rank: each for rank, found in records.items() for each in found if each.group == group
-    }
+def _hang(members: Mapping[int, Collectives], busy: Set[int]) -> _Hang | None:
+    """What the ranks of one group wait in; `busy`: those that wait in any."""
     numbers = [each.waits for each in members.values() if each.waits is not None]
     if not numbers:
         return None
     number = min(numbers)
     waiting = {rank: each for rank, each in members.items() if each.waits == number}
     lacking = {rank: each for rank, each in members.items() if each.last < number}
-    waits = {rank for rank, found in records.items() if any(e.waits is not None for e in found)}
-    guilty = sorted(lacking.keys() - waits)
-    name = next((e.description for e in members.values() if e.description not in _NAMELESS), "")
-    return _Hang(name or f"group {group}", number, waiting, lacking, guilty)
+    guilty = sorted(lacking.keys() - busy)
+    names = [f"group {each.group}" for each in members.values()]
+    names = [e.description for e in members.values() if e.description not in _NAMELESS] or names
+    return _Hang(names[0], number, waiting, lacking, guilty)
 
 
 def _told(hang: _Hang) -> str:

@@ -99,7 +99,7 @@ def test_the_rank_that_the_others_wait_for_is_named(
     assert sentence(reports) == expected
 
 
-SPY_OUTPUT = Path(__file__).parents[2] / "data" / "py_spy"
+SPY_OUTPUT = DATA / "py_spy"
 """What py-spy 0.4.3 has printed of hung processes, `PID-NAME.txt`."""
 
 

@@ -16,10 +16,12 @@ from autoexp.flows.concurrency.turns import Precedence, Turns
 from autoexp.flows.concurrency.writer import SessionWriter
 from autoexp.flows.engine.phase_runner import JobRun, JobRuns, PhaseRunner
 from autoexp.flows.engine.subflows import Subflows
+from autoexp.jobs.record import JobRecord
 from autoexp.monitor.worklist import JobView
 from autoexp.operations.phases import OnSession, Phases
 from autoexp.schedulers.base import Scheduler
 from autoexp.tasks import effects
+from tests.builders import spec_of
 
 LOG = logging.getLogger("turns")
 FOR_EVER = 3600.0
@@ -109,8 +111,7 @@ async def test_what_has_waited_for_long_is_shown_beside_work_one_at_a_time() -> 
 async def test_runs_that_give_way_to_work_before_they_begin_hold_up_the_end_of_no_other() -> None:
     precedence, updates = Precedence(), Updates()
     outbox = PrefectOutbox(updates, LOG)
-    job, unused = Mock(spec=JobView), Mock()
-    job.spec.name, job.spec.awaits, job.spec.parent = "cooldown", [], None
+    job, unused = JobView.of(JobRecord(spec=spec_of("train"))), Mock()
     run, begun = JobRun(), list[bool]()
 
     async def begin(*_: object) -> None:
