@@ -275,13 +275,30 @@ def test_the_flight_recorder_is_asked_and_its_file_kept(
     assert said == "flight recorder: rank 0 is in all_reduce 4 of default_pg"
 
 
-def test_a_record_of_a_job_before_on_that_node_is_no_evidence(
-    hung: Callable[..., Hung], not_allowed: dict[str, str], tmp_path: Path
+def of_a_life_before(record: Path) -> None:
+    """As of a rank that was begun again within its job."""
+    before = time.time() - 20
+    os.utime(record, (before, before))
+
+
+def of_another_user(record: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give a file to somebody else")
+    in_a_while = time.time() + 3600
+    os.utime(record, (in_a_while, in_a_while))
+    os.chown(record, 12345, -1)
+
+
+@pytest.mark.parametrize("whose", [of_a_life_before, of_another_user])
+def test_a_record_of_another_process_on_that_node_is_no_evidence(
+    hung: Callable[..., Hung],
+    not_allowed: dict[str, str],
+    tmp_path: Path,
+    whose: Callable[[Path], None],
 ) -> None:
-    old = tmp_path / "trace_rank_0"
-    old.write_bytes((DATA / "flight_recorder" / "torch-2.13-gloo-rank0").read_bytes())
-    before = time.time() - 20  # of a rank that was begun again within the job
-    os.utime(old, (before, before))
+    record = tmp_path / "trace_rank_0"
+    record.write_bytes((DATA / "flight_recorder" / "torch-2.13-gloo-rank0").read_bytes())
+    whose(record)
     trainer = hung(
         environment={
             **not_allowed,
